@@ -1,0 +1,128 @@
+//! Memory layouts shared by the kernels, the host and the tests.
+//!
+//! Everything is a `const fn` on plain integers, proven in the tests below;
+//! no kernel and no host function computes one of these addresses by other means.
+//!
+//! # Quantized K and V: blocks of [`KV_BLOCK`] keys
+//!
+//! A block is what one iteration of the attention loop consumes, and it is contiguous in global memory in exactly
+//! the bytes that shared memory holds, so that a tile is one linear copy (`cp.async` on sm_80, one `cp.async.bulk`
+//! on sm_90). Rows are [`ROW_BYTES`] = 32 bytes, one k-step of `mma.m16n8k32`:
+//!
+//! ```text
+//! K block  [head_dim/32 panels][128 keys      ][32 dims]     K row = the dims of a panel, in order
+//! V block  [4 panels          ][head_dim dims ][32 keys]     V row = the keys of a panel, permuted (key_slot)
+//! ```
+//!
+//! Inside a panel the 16-byte half of a row is exchanged where bit 2 of the row is set ([`swizzle`]): eight
+//! consecutive rows then cover all 32 banks once, and the pattern is the 32-byte swizzle of `wgmma` descriptors
+//! (PTX ISA, "Shared Memory Matrix Layout").
+
+/// Keys in one K or V block; the unit of P's scale (the block maximum) and of the attention loop.
+pub const KV_BLOCK: usize = 128;
+/// Bytes in one row of a panel: the k extent of `mma.m16n8k32`.
+pub const ROW_BYTES: usize = 32;
+/// Panels of a V block.
+pub const V_PANELS: usize = KV_BLOCK / ROW_BYTES;
+/// Tokens that one partial result of the K/V statistics covers.
+pub const STATS_CHUNK: usize = 512;
+/// Interleaved accumulators of a statistics chunk: token `t` of a chunk is added to accumulator `t % STATS_LANES`.
+pub const STATS_LANES: usize = 8;
+/// Head dims that have kernels.
+pub const HEAD_DIMS: [usize; 5] = [32, 64, 96, 128, 256];
+
+/// Bytes of one K or V block.
+#[must_use]
+pub const fn block_bytes(head_dim: usize) -> usize {
+    KV_BLOCK * head_dim
+}
+
+/// Blocks that hold `seqlen_kv` keys; the last one is padded with zeros.
+#[must_use]
+pub const fn kv_blocks(seqlen_kv: usize) -> usize {
+    seqlen_kv.div_ceil(KV_BLOCK)
+}
+
+/// Byte of `(row, byte)` in a panel of 32-byte rows: the 16-byte halves swap where bit 2 of `row` is set.
+#[inline(always)]
+#[must_use]
+pub const fn swizzle(row: usize, byte: usize) -> usize {
+    (row * ROW_BYTES + byte) ^ ((row & 4) << 2)
+}
+
+/// Byte of `(key, dim)` in a K block.
+#[inline(always)]
+#[must_use]
+pub const fn k_offset(key: usize, dim: usize) -> usize {
+    dim / ROW_BYTES * (KV_BLOCK * ROW_BYTES) + swizzle(key, dim % ROW_BYTES)
+}
+
+/// Byte of `(key, dim)` in a V block.
+#[inline(always)]
+#[must_use]
+pub const fn v_offset(key: usize, dim: usize, head_dim: usize) -> usize {
+    key / ROW_BYTES * (head_dim * ROW_BYTES) + swizzle(dim, key_slot(key % ROW_BYTES))
+}
+
+/// Where key `key` (0..32) of a panel stands in a row of V.
+///
+/// The accumulator of `mma.m16n8k32` leaves lane `t` of a quad with the scores of keys `8j+2t` and `8j+2t+1`
+/// (`j` the n8 tile); its A operand wants k indices `4t..4t+4` and `16+4t..16+4t+4` in that lane. Numbering V's keys
+/// so makes one the other without a shuffle: slot = `16*(j/2) + 4*t + 2*(j%2) + key%2`.
+///
+/// ```text
+/// key   0  1  2  3  4  5  6  7   8  9 10 11 12 13 14 15   (and the same again, +16)
+/// slot  0  1  4  5  8  9 12 13   2  3  6  7 10 11 14 15
+/// ```
+#[inline(always)]
+#[must_use]
+pub const fn key_slot(key: usize) -> usize {
+    let (half, tile, pair, odd) = (key / 16, key / 8 % 2, key / 2 % 4, key % 2);
+    16 * half + 4 * pair + 2 * tile + odd
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_slot_is_a_permutation_that_matches_accumulator_and_operand() {
+        let mut seen = [false; 32];
+        for n8 in 0..4 {
+            for t in 0..4 {
+                for odd in 0..2 {
+                    let slot = key_slot(8 * n8 + 2 * t + odd);
+                    assert!(!core::mem::replace(&mut seen[slot], true));
+                    // A operand (PTX ISA, mma.m16n8k32 .s8): lane t holds k = 4t..4t+4 in a0, 16+4t..16+4t+4 in a2
+                    assert_eq!(slot % 16 / 4, t);
+                    assert_eq!(slot / 16, n8 / 2);
+                }
+            }
+        }
+        assert!(seen.iter().all(|&s| s));
+    }
+
+    #[test]
+    fn blocks_are_covered_once() {
+        for head_dim in HEAD_DIMS {
+            let (mut k, mut v) = ([false; 128 * 256], [false; 128 * 256]);
+            for key in 0..KV_BLOCK {
+                for dim in 0..head_dim {
+                    assert!(!core::mem::replace(&mut k[k_offset(key, dim)], true));
+                    assert!(!core::mem::replace(&mut v[v_offset(key, dim, head_dim)], true));
+                }
+            }
+            assert!(k[..block_bytes(head_dim)].iter().all(|&s| s) && v[..block_bytes(head_dim)].iter().all(|&s| s));
+        }
+    }
+
+    #[test]
+    fn eight_rows_of_one_half_cover_all_banks() {
+        for half in 0..2 {
+            let mut banks = [false; 8];
+            for row in 0..8 {
+                assert!(!core::mem::replace(&mut banks[swizzle(row, 16 * half) / 16 % 8], true));
+            }
+        }
+    }
+}
