@@ -1,0 +1,139 @@
+//! The forward pass of INT-FlashAttention (arXiv 2409.16997, algorithm 1) on `mma.sync` (sm_80 and newer).
+//!
+//! One CTA owns `16 * MT * WARPS` query rows of one head; each warp owns `16 * MT` of them and never speaks to another but
+//! through the K and V tiles. Per block of 128 keys:
+//!
+//! ```text
+//! pipeline.next_k          K block lands in shared memory, the next one is requested
+//! scores::block            S = Q K^T                int8 tensor cores, straight to the softmax's working unit
+//! softmax.step             m, P                     exponentials, P to bytes in registers
+//! pipeline.next_v          V block lands
+//! output::update           O += w * (P V)           int8 tensor cores, float sums
+//! ```
+
+mod entry;
+mod epilogue;
+mod mask;
+mod output;
+mod pipeline;
+mod scores;
+mod softmax;
+
+use crate::layout::KV_BLOCK;
+use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, tid_x};
+use epilogue::Out;
+use mask::Mask;
+use output::Accumulator;
+use pipeline::Pipeline;
+use scores::{KeyScales, Query};
+use softmax::Softmax;
+
+/// n8 tiles in a block of keys.
+const KEY_TILES: usize = KV_BLOCK / 8;
+/// k steps of P.V in a block of keys.
+const KEY_STEPS: usize = KV_BLOCK / 32;
+
+/// What the host passes; docs/kernel-abi.md has the shapes.
+#[derive(Clone, Copy)]
+pub(crate) struct Args {
+    pub q: *const u8,
+    pub k: *const u8,
+    pub v: *const u8,
+    pub q_scale: *const f32,
+    pub q_bias: *const f32,
+    pub k_scale: *const f32,
+    pub k_scale_max: *const f32,
+    pub v_scale: *const f32,
+    pub v_mean: *const f32,
+    pub out: Out,
+    pub seqlen_q: u32,
+    pub seqlen_kv: u32,
+    pub group: u32,
+    pub softmax_scale: f32,
+}
+
+/// The place of a lane in its warp's fragments, and of the warp in the grid.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// `lane / 4`: the row of a fragment.
+    pub group: u32,
+    /// `lane % 4`: the column pair of a fragment.
+    pub quad: u32,
+    /// First query row of the warp.
+    pub row: u32,
+    /// `batch * heads_q + head`.
+    pub head: u64,
+    /// Batch and query head.
+    pub batch: u32,
+    pub head_q: u32,
+    /// `batch * heads_kv + head / group`.
+    pub head_kv: u64,
+}
+
+/// One CTA of the attention kernel.
+#[inline(always)]
+pub(crate) unsafe fn attention<S: Softmax<D, MT>, const D: usize, const MT: usize, const WARPS: usize, const SLOTS: usize, const CAUSAL: bool>(
+    args: Args,
+) {
+    unsafe {
+        let tile_m = (16 * MT * WARPS) as u32;
+        // The longest rows first, so that the last CTAs of a causal grid are the short ones.
+        let m_block = if CAUSAL { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
+        let place = place(&args, m_block * tile_m, (16 * MT) as u32);
+        let mask = Mask::new::<CAUSAL>(&args, m_block * tile_m, tile_m);
+
+        let mut softmax = S::new(&args, &place);
+        let scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D, softmax.key_factor());
+        let mut pipeline = Pipeline::<D, WARPS, SLOTS>::new(&args, &place, mask.blocks);
+        let query = Query::<MT>::load::<D>(&args, &place);
+        let mut acc = Accumulator::<MT>::zero();
+
+        let mut block = 0;
+        scales.publish(0, scales.fetch(0));
+        while block < mask.full_blocks {
+            step::<S, D, MT, WARPS, SLOTS, false>(block, &place, &mask, &query, &scales, &mut pipeline, &mut softmax, &mut acc);
+            block += 1;
+        }
+        while block < mask.blocks {
+            step::<S, D, MT, WARPS, SLOTS, true>(block, &place, &mask, &query, &scales, &mut pipeline, &mut softmax, &mut acc);
+            block += 1;
+        }
+        epilogue::store::<S, D, MT>(&args, &place, &softmax, &acc);
+    }
+}
+
+/// One block of keys.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn step<S: Softmax<D, MT>, const D: usize, const MT: usize, const WARPS: usize, const SLOTS: usize, const MASKED: bool>(
+    block: u32,
+    place: &Place,
+    mask: &Mask,
+    query: &Query<MT>,
+    scales: &KeyScales,
+    pipeline: &mut Pipeline<D, WARPS, SLOTS>,
+    softmax: &mut S,
+    acc: &mut Accumulator<MT>,
+) {
+    unsafe {
+        let next_scale = scales.fetch(block + 1);
+        let k = pipeline.next_k();
+        let s = scores::block::<S, D, MT, MASKED>(query, k, scales, softmax, block, place, mask);
+        let (p, row) = softmax.step(s, acc);
+        let v = pipeline.next_v();
+        scales.publish(block + 1, next_scale);
+        output::update::<S, D, MT>(acc, &p, v, &row);
+    }
+}
+
+#[inline(always)]
+fn place(args: &Args, cta_row: u32, warp_rows: u32) -> Place {
+    let (lane, warp) = (tid_x() % 32, tid_x() / 32);
+    let (head_q, batch) = (ctaid_y(), ctaid_z());
+    let heads_q = nctaid_y();
+    // SAFETY: the host's plan rejects a group of zero; the panic of a checked division has no place on the device.
+    unsafe { core::hint::assert_unchecked(args.group != 0) };
+    let head = u64::from(batch) * u64::from(heads_q) + u64::from(head_q);
+    let head_kv = u64::from(batch) * u64::from(heads_q / args.group) + u64::from(head_q / args.group);
+    Place { group: lane / 4, quad: lane % 4, row: cta_row + warp * warp_rows, head, batch, head_q, head_kv }
+}

@@ -1,0 +1,73 @@
+//! O += w * (P V) on the int8 tensor cores, with float sums across blocks.
+
+use super::scores::{MAGIC, MAGIC_BITS, panel_row};
+use super::{KEY_STEPS, Softmax};
+use crate::layout::ROW_BYTES;
+use crate::ptx::ldmatrix::ldmatrix_x4;
+use crate::ptx::math::{add_rn_f32, fma_rn_f32};
+
+/// n8 tiles of the widest head.
+const MAX_TILES: usize = 32;
+
+/// The output rows of a warp in accumulator fragments, not yet divided by the row sum.
+pub(crate) struct Accumulator<const MT: usize> {
+    pub o: [[[f32; 4]; MAX_TILES]; MT],
+}
+
+impl<const MT: usize> Accumulator<MT> {
+    #[inline(always)]
+    pub(crate) fn zero() -> Self {
+        Self { o: [[[0.0; 4]; MAX_TILES]; MT] }
+    }
+
+    /// Multiplies each row of the `D` dims in use: `factor[mt][half]`.
+    #[inline(always)]
+    pub(crate) fn scale<const D: usize>(&mut self, factor: &[[f32; 2]; MT]) {
+        for mt in 0..MT {
+            for tile in 0..D / 8 {
+                for i in 0..4 {
+                    self.o[mt][tile][i] *= factor[mt][i / 2];
+                }
+            }
+        }
+    }
+}
+
+/// P as A fragments: `[mt][step of 32 keys][register]`, four keys a register in the order of `layout::key_slot`.
+pub(crate) type Probabilities<const MT: usize> = [[[u32; 4]; KEY_STEPS]; MT];
+
+/// Adds the block at shared address `v`.
+#[inline(always)]
+pub(crate) unsafe fn update<S: Softmax<D, MT>, const D: usize, const MT: usize>(
+    acc: &mut Accumulator<MT>,
+    p: &Probabilities<MT>,
+    v: u32,
+    row: &S::Row,
+) {
+    let address = panel_row(v);
+    for pair in 0..D / 16 {
+        let mut pv = [[[MAGIC_BITS; 4]; 2]; MT];
+        for step in 0..KEY_STEPS {
+            let b = unsafe { ldmatrix_x4(address + (step * D * ROW_BYTES + pair * 16 * ROW_BYTES) as u32) };
+            for mt in 0..MT {
+                pv[mt][0] = unsafe { S::mma(p[mt][step], [b[0], b[1]], pv[mt][0]) };
+                pv[mt][1] = unsafe { S::mma(p[mt][step], [b[2], b[3]], pv[mt][1]) };
+            }
+        }
+        for mt in 0..MT {
+            for n in 0..2 {
+                for i in 0..4 {
+                    let product = add_rn_f32(f32::from_bits(pv[mt][n][i] as u32), -MAGIC);
+                    let o = &mut acc.o[mt][2 * pair + n][i];
+                    *o = S::accumulate(*o, product, row, mt, i / 2);
+                }
+            }
+        }
+    }
+}
+
+/// `o + w * product`.
+#[inline(always)]
+pub(crate) fn weighted(o: f32, product: f32, w: f32) -> f32 {
+    fma_rn_f32(w, product, o)
+}

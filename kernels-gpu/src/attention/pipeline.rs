@@ -1,0 +1,96 @@
+//! The ring of K and V blocks in shared memory, filled by `cp.async` while earlier blocks are in use.
+
+use super::{Args, Place};
+use crate::layout::block_bytes;
+use crate::ptx::cp_async::{commit_group, cp_async_16, wait_group};
+use crate::ptx::special::{bar_sync, tid_x};
+use crate::smem;
+
+/// Blocks arrive in the order K0, V0, K1, V1, ...; `SLOTS - 1` of them are under way while one is in use.
+pub(crate) struct Pipeline<const D: usize, const WARPS: usize, const SLOTS: usize> {
+    /// Where this thread's part of the next K and V block lies in global memory.
+    k: *const u8,
+    v: *const u8,
+    /// This thread's part of slot 0.
+    shared: u32,
+    /// Slot that is read next, and slot that is filled next, in bytes.
+    read: u32,
+    write: u32,
+    /// Blocks not yet requested, K and V counted apart.
+    left: u32,
+}
+
+impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, SLOTS> {
+    const BLOCK: u32 = block_bytes(D) as u32;
+    const STRIDE: u32 = 16 * 32 * WARPS as u32;
+
+    /// Requests the first blocks.
+    #[inline(always)]
+    pub(crate) unsafe fn new(args: &Args, place: &Place, blocks: u32) -> Self {
+        let nb = u64::from(args.seqlen_kv).div_ceil(crate::layout::KV_BLOCK as u64);
+        let start = place.head_kv * nb * u64::from(Self::BLOCK) + u64::from(16 * tid_x());
+        let mut pipeline = unsafe {
+            Self { k: args.k.add(start as usize), v: args.v.add(start as usize), shared: smem::base() + 16 * tid_x(), read: 0, write: 0, left: 2 * blocks }
+        };
+        for ahead in 0..SLOTS - 1 {
+            unsafe { pipeline.request(ahead % 2 == 0) };
+        }
+        pipeline
+    }
+
+    /// Requests the next block, if there is one; commits a group in any case, so that groups count blocks.
+    #[inline(always)]
+    unsafe fn request(&mut self, is_k: bool) {
+        unsafe {
+            if self.left > 0 {
+                let source = if is_k { &mut self.k } else { &mut self.v };
+                for i in 0..Self::BLOCK.div_ceil(Self::STRIDE) {
+                    let offset = i * Self::STRIDE;
+                    if offset + Self::STRIDE <= Self::BLOCK || offset + 16 * tid_x() < Self::BLOCK {
+                        cp_async_16(self.shared + self.write + offset, source.add(offset as usize));
+                    }
+                }
+                *source = source.add(Self::BLOCK as usize);
+                self.left -= 1;
+                self.write = Self::advance(self.write);
+            }
+            commit_group();
+        }
+    }
+
+    /// The next K block: its shared address, see [`Self::next`].
+    #[inline(always)]
+    pub(crate) unsafe fn next_k(&mut self) -> u32 {
+        unsafe { self.next(SLOTS % 2 == 1) }
+    }
+
+    /// The next V block: its shared address, see [`Self::next`].
+    #[inline(always)]
+    pub(crate) unsafe fn next_v(&mut self) -> u32 {
+        unsafe { self.next(SLOTS.is_multiple_of(2)) }
+    }
+
+    /// The shared address of the next block, landed and visible to the CTA; the slot of the block before it is refilled.
+    #[inline(always)]
+    unsafe fn next(&mut self, request_k: bool) -> u32 {
+        unsafe {
+            match SLOTS {
+                2 => wait_group::<0>(),
+                3 => wait_group::<1>(),
+                4 => wait_group::<2>(),
+                _ => wait_group::<3>(),
+            }
+            bar_sync();
+            self.request(request_k);
+        }
+        let slot = smem::base() + self.read;
+        self.read = Self::advance(self.read);
+        slot
+    }
+
+    #[inline(always)]
+    fn advance(slot: u32) -> u32 {
+        let next = slot + Self::BLOCK;
+        if next == SLOTS as u32 * Self::BLOCK { 0 } else { next }
+    }
+}

@@ -1,0 +1,139 @@
+//! S = Q K^T on the int8 tensor cores.
+
+use super::{Args, KEY_TILES, Mask, Place, Softmax};
+use crate::layout::{KV_BLOCK, ROW_BYTES, swizzle};
+use crate::ptx::ldmatrix::ldmatrix_x4;
+use crate::ptx::memory::{ld_shared_v4_f32, st_shared_v2_f32};
+use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
+use crate::ptx::special::tid_x;
+use crate::smem;
+
+/// 2^23 + 2^22 as bits. An int32 sum that starts here and moves by less than 2^22 is, read as a float, 12582912 + sum.
+pub(crate) const MAGIC_BITS: i32 = 0x4b40_0000;
+/// The same as a float.
+pub(crate) const MAGIC: f32 = 12_582_912.0;
+
+/// k steps of the widest head.
+const MAX_STEPS: usize = 8;
+
+/// The warp's query rows as A fragments, resident for the whole kernel.
+pub(crate) struct Query<const MT: usize> {
+    fragment: [[[u32; 4]; MAX_STEPS]; MT],
+}
+
+impl<const MT: usize> Query<MT> {
+    /// Rows past the end are zero.
+    #[inline(always)]
+    pub(crate) unsafe fn load<const D: usize>(args: &Args, place: &Place) -> Self {
+        let mut fragment = [[[0; 4]; MAX_STEPS]; MT];
+        for mt in 0..MT {
+            for half in 0..2 {
+                let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
+                let index = place.head * u64::from(args.seqlen_q) + u64::from(row);
+                for step in 0..D / ROW_BYTES {
+                    for upper in 0..2 {
+                        if row < args.seqlen_q {
+                            let offset = index * D as u64 + (ROW_BYTES * step + 16 * upper) as u64 + u64::from(4 * place.quad);
+                            fragment[mt][step][half + 2 * upper] = unsafe { *args.q.add(offset as usize).cast::<u32>() };
+                        }
+                    }
+                }
+            }
+        }
+        Self { fragment }
+    }
+}
+
+/// The key scales of two blocks in shared memory, each as the pair (factor, -MAGIC * factor) that turns an accumulator
+/// into a score with one fused multiply-add.
+pub(crate) struct KeyScales {
+    global: *const f32,
+    keys: u32,
+    factor: f32,
+    shared: u32,
+}
+
+impl KeyScales {
+    #[inline(always)]
+    pub(crate) unsafe fn new(args: &Args, place: &Place, offset: usize, factor: f32) -> Self {
+        let keys = args.seqlen_kv.div_ceil(KV_BLOCK as u32) * KV_BLOCK as u32;
+        let global = unsafe { args.k_scale.add((place.head_kv * u64::from(keys)) as usize) };
+        Self { global, keys, factor, shared: smem::base() + offset as u32 }
+    }
+
+    /// This thread's key of a block, read early; past the last block any value will do.
+    #[inline(always)]
+    pub(crate) unsafe fn fetch(&self, block: u32) -> f32 {
+        let key = block * KV_BLOCK as u32 + tid_x();
+        if key < self.keys { unsafe { *self.global.add(key as usize) } } else { 0.0 }
+    }
+
+    /// Stores a fetched scale; visible after the next barrier.
+    #[inline(always)]
+    pub(crate) unsafe fn publish(&self, block: u32, scale: f32) {
+        if tid_x() < KV_BLOCK as u32 {
+            let kf = scale * self.factor;
+            unsafe { st_shared_v2_f32(self.shared + (block % 2 * KV_BLOCK as u32 + tid_x()) * 8, [kf, -MAGIC * kf]) };
+        }
+    }
+
+    /// (factor, bias) of this lane's two keys of n8 tile `tile`.
+    #[inline(always)]
+    unsafe fn pair(&self, block: u32, tile: usize, place: &Place) -> [f32; 4] {
+        unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 8) + place.quad * 16 + tile as u32 * 64) }
+    }
+}
+
+/// Shared address of this lane's row for `ldmatrix.x4` at the start of a panel: matrices are (rows 0-7, low half),
+/// (rows 0-7, high half), (rows 8-15, low), (rows 8-15, high), so that the four registers are the B fragments of two n8 tiles.
+#[inline(always)]
+pub(crate) fn panel_row(base: u32) -> u32 {
+    let lane = tid_x() % 32;
+    let (matrix, row) = (lane / 8, lane % 8);
+    base + swizzle((8 * (matrix / 2) + row) as usize, (16 * (matrix % 2)) as usize) as u32
+}
+
+/// The scores of the warp's rows against the 128 keys of the block at shared address `k`, in the softmax's working unit.
+#[inline(always)]
+pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize, const MASKED: bool>(
+    query: &Query<MT>,
+    k: u32,
+    scales: &KeyScales,
+    softmax: &S,
+    block: u32,
+    place: &Place,
+    mask: &Mask,
+) -> S::Scores {
+    let mut scores = S::empty();
+    let row = panel_row(k);
+    for pair in 0..KEY_TILES / 2 {
+        let mut acc = [[[MAGIC_BITS; 4]; 2]; MT];
+        for step in 0..D / ROW_BYTES {
+            let offset = (step * KV_BLOCK * ROW_BYTES + pair * 16 * ROW_BYTES) as u32;
+            let b = unsafe { ldmatrix_x4(row + offset) };
+            for mt in 0..MT {
+                let a = query.fragment[mt][step];
+                acc[mt][0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], acc[mt][0]) };
+                acc[mt][1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], acc[mt][1]) };
+            }
+        }
+        for n in 0..2 {
+            let tile = 2 * pair + n;
+            let key = unsafe { scales.pair(block, tile, place) };
+            for mt in 0..MT {
+                for half in 0..2 {
+                    let sums = [f32::from_bits(acc[mt][n][2 * half] as u32), f32::from_bits(acc[mt][n][2 * half + 1] as u32)];
+                    let visible = if MASKED {
+                        let keys = mask.keys(place.row + (16 * mt + 8 * half) as u32 + place.group, block);
+                        let first = (8 * tile) as i32 + 2 * place.quad as i32;
+                        [first < keys, first + 1 < keys]
+                    } else {
+                        [true; 2]
+                    };
+                    softmax.put(&mut scores, mt, half, tile, sums, key, visible);
+                }
+            }
+        }
+    }
+    scores
+}

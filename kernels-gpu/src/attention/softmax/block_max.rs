@@ -1,0 +1,189 @@
+//! The default scheme: P in u8, scaled by the row's maximum inside the block; float16 exponentials; integer row sums.
+
+use super::super::output::{Accumulator, Probabilities, weighted};
+use super::super::scores::{MAGIC, MAGIC_BITS};
+use super::super::{Args, KEY_STEPS, KEY_TILES, Place};
+use super::Softmax;
+use crate::ptx::math::{
+    add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rp_f16_f32, ex2_approx_f16x2, ex2_approx_ftz_f32, fma_rn_f16x2,
+    fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt, rcp_approx_ftz_f32,
+};
+use crate::ptx::mma::mma_m16n8k32_s32_u8_s8;
+use crate::ptx::special::{shfl_bfly, vote_any};
+
+/// 255 and 1024 as pairs of float16: `255 e + 1024` has the rounded code of P in its low byte.
+const CODES: u32 = 0x5bf8_5bf8;
+const HALF_MAGIC: u32 = 0x6400_6400;
+/// Minus infinity in both halves.
+const NEG_INFINITY: u32 = 0xfc00_fc00;
+/// The reference exponent of a row moves only when a block's maximum exceeds it by this: float32 has the range,
+/// and the rescale of the whole output almost never runs.
+const SLACK: f32 = 32.0;
+
+pub(crate) struct BlockMax<const MT: usize> {
+    /// softmax_scale * log2(e) * kappa.
+    key_factor: f32,
+    /// The rows' scales over kappa, as pairs of equal float16.
+    row_scale: [[u32; 2]; MT],
+    /// Reference exponents and row sums.
+    reference: [[f32; 2]; MT],
+    row_sum: [[f32; 2]; MT],
+}
+
+impl<const MT: usize> BlockMax<MT> {
+    /// The row's maximum over the quad's four lanes, for two rows at once: (row g, row g+8) in the halves.
+    #[inline(always)]
+    unsafe fn row_max(scores: &[[u32; KEY_TILES]; 2]) -> u32 {
+        let mut max = [NEG_INFINITY; 2];
+        for half in 0..2 {
+            let mut four = [scores[half][0], scores[half][1], scores[half][2], scores[half][3]];
+            for tile in 4..KEY_TILES {
+                four[tile % 4] = max_f16x2(four[tile % 4], scores[half][tile]);
+            }
+            max[half] = max_f16x2(max_f16x2(four[0], four[1]), max_f16x2(four[2], four[3]));
+        }
+        let mut both = max_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
+        unsafe {
+            both = max_f16x2(both, shfl_bfly::<1>(both));
+            max_f16x2(both, shfl_bfly::<2>(both))
+        }
+    }
+}
+
+/// Two to the unbiased exponent's complement: `2^(14 - exponent(bound))`, so that `bound * kappa` is in [2^14, 2^15).
+#[inline(always)]
+fn kappa(bound: f32) -> f32 {
+    let exponent = 14 - ((bound.to_bits() >> 23) as i32 - 127);
+    let exponent = if exponent > 100 { 100 } else { exponent };
+    let exponent = if exponent < -100 { -100 } else { exponent };
+    if bound == 0.0 { 1.0 } else { f32::from_bits(((exponent + 127) as u32) << 23) }
+}
+
+impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
+    type Scores = [[[u32; KEY_TILES]; 2]; MT];
+    /// The block's weight against the reference exponent.
+    type Row = [[f32; 2]; MT];
+
+    #[inline(always)]
+    unsafe fn new(args: &Args, place: &Place) -> Self {
+        let c = mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E);
+        let magnitude = f32::from_bits(c.to_bits() & 0x7fff_ffff);
+        let k_scale_max = unsafe { *args.k_scale_max.add(place.head_kv as usize) };
+        let kappa = kappa(mul_rn_f32(mul_rn_f32((16129 * D) as f32, k_scale_max), magnitude));
+        // 2^-100 <= kappa <= 2^100, so its reciprocal is exact.
+        let inverse = f32::from_bits((254 << 23) - kappa.to_bits());
+        let mut row_scale = [[0; 2]; MT];
+        for mt in 0..MT {
+            for half in 0..2 {
+                let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
+                let mut value = 1.0;
+                if row < args.seqlen_q {
+                    let index = place.head * u64::from(args.seqlen_q) + u64::from(row);
+                    value = mul_rn_f32(unsafe { *args.q_scale.add(index as usize) }, inverse);
+                }
+                let value = if value > 1.0 { 1.0 } else { value };
+                // The smallest float16: zero times minus infinity would not be a number.
+                let value = if value < 5.960_464_5e-8 { 5.960_464_5e-8 } else { value };
+                row_scale[mt][half] = cvt_rn_f16x2_f32(value, value);
+            }
+        }
+        Self { key_factor: mul_rn_f32(c, kappa), row_scale, reference: [[f32::NEG_INFINITY; 2]; MT], row_sum: [[0.0; 2]; MT] }
+    }
+
+    #[inline(always)]
+    fn key_factor(&self) -> f32 {
+        self.key_factor
+    }
+
+    #[inline(always)]
+    fn empty() -> Self::Scores {
+        [[[0; KEY_TILES]; 2]; MT]
+    }
+
+    #[inline(always)]
+    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4], visible: [bool; 2]) {
+        let low = fma_rn_f32(sums[0], key[0], key[1]);
+        let high = fma_rn_f32(sums[1], key[2], key[3]);
+        let low = if visible[0] { low } else { f32::NEG_INFINITY };
+        let high = if visible[1] { high } else { f32::NEG_INFINITY };
+        scores[mt][half][tile] = cvt_rn_f16x2_f32(high, low);
+    }
+
+    #[inline(always)]
+    unsafe fn step(&mut self, scores: Self::Scores, acc: &mut Accumulator<MT>) -> (Probabilities<MT>, Self::Row) {
+        let mut p = [[[0; 4]; KEY_STEPS]; MT];
+        let mut max = [[0.0; 2]; MT];
+        let mut sums = [[0.0; 2]; MT];
+        let mut moved = false;
+        for mt in 0..MT {
+            let both = unsafe { Self::row_max(&scores[mt]) };
+            let row_max = [cvt_f32_f16_low(both), cvt_f32_f16_high(both)];
+            for half in 0..2 {
+                let qs = self.row_scale[mt][half];
+                // A row that sees no key of the block has minus infinity here; any finite exponent serves it.
+                let t = if row_max[half] < -65504.0 { -65504.0 } else { row_max[half] };
+                let m = cvt_rp_f16_f32(mul_rn_f32(t, cvt_f32_f16_low(qs)));
+                max[mt][half] = cvt_f32_f16_low(m);
+                moved |= max[mt][half] > self.reference[mt][half] + SLACK;
+                let minus_m = m ^ 0x8000_8000;
+                let code = |tile: usize| {
+                    let e = ex2_approx_f16x2(fma_rn_f16x2(scores[mt][half][tile], qs, minus_m));
+                    fma_rn_f16x2(e, CODES, HALF_MAGIC)
+                };
+                for step in 0..KEY_STEPS {
+                    for upper in 0..2 {
+                        let tile = 4 * step + 2 * upper;
+                        p[mt][step][half + 2 * upper] = prmt(code(tile), code(tile + 1), 0x6420);
+                    }
+                }
+            }
+            let mut sum = [MAGIC_BITS; 4];
+            for step in 0..KEY_STEPS {
+                // Ones for B: every column of the product is the row sum.
+                sum = unsafe { mma_m16n8k32_s32_u8_s8(p[mt][step], [0x0101_0101; 2], sum) };
+            }
+            sums[mt] = [add_rn_f32(f32::from_bits(sum[0] as u32), -MAGIC), add_rn_f32(f32::from_bits(sum[2] as u32), -MAGIC)];
+        }
+        if unsafe { vote_any(moved) } {
+            let mut factor = [[1.0; 2]; MT];
+            for mt in 0..MT {
+                for half in 0..2 {
+                    if max[mt][half] > self.reference[mt][half] + SLACK {
+                        factor[mt][half] = ex2_approx_ftz_f32(self.reference[mt][half] - max[mt][half]);
+                        self.reference[mt][half] = max[mt][half];
+                        self.row_sum[mt][half] *= factor[mt][half];
+                    }
+                }
+            }
+            acc.scale::<D>(&factor);
+        }
+        let mut weight = [[0.0; 2]; MT];
+        for mt in 0..MT {
+            for half in 0..2 {
+                weight[mt][half] = ex2_approx_ftz_f32(max[mt][half] - self.reference[mt][half]);
+                self.row_sum[mt][half] = fma_rn_f32(weight[mt][half], sums[mt][half], self.row_sum[mt][half]);
+            }
+        }
+        (p, weight)
+    }
+
+    #[inline(always)]
+    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4] {
+        unsafe { mma_m16n8k32_s32_u8_s8(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn accumulate(o: f32, product: f32, row: &Self::Row, mt: usize, half: usize) -> f32 {
+        weighted(o, product, row[mt][half])
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&self, mt: usize, half: usize) -> Option<(f32, f32)> {
+        let sum = self.row_sum[mt][half];
+        if sum > 0.0 {
+            Some((rcp_approx_ftz_f32(sum), self.reference[mt][half] + lg2_approx_ftz_f32(mul_rn_f32(sum, 1.0 / 255.0))))
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The two numeric schemes of the online softmax (docs/kernel-abi.md has the arithmetic).
+
+mod block_max;
+mod paper;
+
+pub(crate) use block_max::BlockMax;
+pub(crate) use paper::Paper;
+
+use super::output::{Accumulator, Probabilities};
+use super::{Args, Place};
+
+/// What the attention loop asks of a scheme; `D` the head dim, `MT` the m16 tiles of a warp.
+pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
+    /// The scores of one block in registers.
+    type Scores;
+    /// What the output update needs of each row.
+    type Row;
+
+    unsafe fn new(args: &Args, place: &Place) -> Self;
+
+    /// What a key's scale is multiplied with before it meets the accumulator.
+    fn key_factor(&self) -> f32;
+
+    fn empty() -> Self::Scores;
+
+    /// Takes the scores of two neighbouring keys of row `(mt, half)`: accumulators read as floats, still `MAGIC` too large,
+    /// with the keys' `[factor, bias, factor, bias]`.
+    #[allow(clippy::too_many_arguments)]
+    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4], visible: [bool; 2]);
+
+    /// Exponentials of a block: P, and the state moved on. Rescales the output when its reference exponent moves.
+    unsafe fn step(&mut self, scores: Self::Scores, acc: &mut Accumulator<MT>) -> (Probabilities<MT>, Self::Row);
+
+    /// P times V: P is unsigned in one scheme and signed in the other.
+    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4];
+
+    /// The output element after a block.
+    fn accumulate(o: f32, product: f32, row: &Self::Row, mt: usize, half: usize) -> f32;
+
+    /// Of row `(mt, half)`: what the output is multiplied with, and the log-sum-exp in base 2. `None` for a row without keys.
+    unsafe fn finish(&self, mt: usize, half: usize) -> Option<(f32, f32)>;
+}

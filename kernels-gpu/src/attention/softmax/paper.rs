@@ -1,0 +1,120 @@
+//! The paper's scheme (arXiv 2409.16997, algorithm 1): int8 P scaled by the running maximum, float32 softmax.
+
+use super::super::output::{Accumulator, Probabilities};
+use super::super::scores::MAGIC;
+use super::super::{Args, KEY_STEPS, KEY_TILES, Place};
+use super::Softmax;
+use crate::ptx::math::{add_rn_f32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt, rcp_approx_ftz_f32};
+use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
+use crate::ptx::special::shfl_bfly;
+
+/// R, the largest int8 code.
+const R: f32 = 127.0;
+
+pub(crate) struct Paper<const MT: usize> {
+    /// q_scale * softmax_scale * log2(e).
+    row_scale: [[f32; 2]; MT],
+    row_max: [[f32; 2]; MT],
+    /// This lane's share of the row sum (the quad's four are added at the end).
+    row_sum: [[f32; 2]; MT],
+}
+
+impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
+    type Scores = [[[[f32; 2]; KEY_TILES]; 2]; MT];
+    /// `2^(old maximum - new maximum)`.
+    type Row = [[f32; 2]; MT];
+
+    #[inline(always)]
+    unsafe fn new(args: &Args, place: &Place) -> Self {
+        let c = mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E);
+        let mut row_scale = [[0.0; 2]; MT];
+        for mt in 0..MT {
+            for half in 0..2 {
+                let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
+                if row < args.seqlen_q {
+                    let index = place.head * u64::from(args.seqlen_q) + u64::from(row);
+                    row_scale[mt][half] = mul_rn_f32(unsafe { *args.q_scale.add(index as usize) }, c);
+                }
+            }
+        }
+        Self { row_scale, row_max: [[f32::NEG_INFINITY; 2]; MT], row_sum: [[0.0; 2]; MT] }
+    }
+
+    #[inline(always)]
+    fn key_factor(&self) -> f32 {
+        1.0
+    }
+
+    #[inline(always)]
+    fn empty() -> Self::Scores {
+        [[[[0.0; 2]; KEY_TILES]; 2]; MT]
+    }
+
+    #[inline(always)]
+    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4], visible: [bool; 2]) {
+        for i in 0..2 {
+            let s = mul_rn_f32(add_rn_f32(sums[i], -MAGIC), mul_rn_f32(self.row_scale[mt][half], key[2 * i]));
+            scores[mt][half][tile][i] = if visible[i] { s } else { f32::NEG_INFINITY };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step(&mut self, scores: Self::Scores, _acc: &mut Accumulator<MT>) -> (Probabilities<MT>, Self::Row) {
+        let mut p = [[[0; 4]; KEY_STEPS]; MT];
+        let mut alpha = [[0.0; 2]; MT];
+        for mt in 0..MT {
+            for half in 0..2 {
+                let mut max = self.row_max[mt][half];
+                for tile in 0..KEY_TILES {
+                    max = max_f32(max, max_f32(scores[mt][half][tile][0], scores[mt][half][tile][1]));
+                }
+                unsafe {
+                    max = max_f32(max, f32::from_bits(shfl_bfly::<1>(max.to_bits())));
+                    max = max_f32(max, f32::from_bits(shfl_bfly::<2>(max.to_bits())));
+                }
+                // No key seen yet: a finite reference keeps the differences from being no numbers.
+                let reference = max_f32(max, -1e30);
+                alpha[mt][half] = ex2_approx_ftz_f32(max_f32(self.row_max[mt][half], -1e30) - reference);
+                self.row_max[mt][half] = max;
+                let mut sum = 0.0;
+                let mut codes = [[0; 2]; KEY_TILES];
+                for tile in 0..KEY_TILES {
+                    for i in 0..2 {
+                        let e = ex2_approx_ftz_f32(scores[mt][half][tile][i] - reference);
+                        sum += e;
+                        codes[tile][i] = fma_rn_f32(e, R, MAGIC).to_bits();
+                    }
+                }
+                self.row_sum[mt][half] = fma_rn_f32(self.row_sum[mt][half], alpha[mt][half], sum);
+                for step in 0..KEY_STEPS {
+                    for upper in 0..2 {
+                        let tile = 4 * step + 2 * upper;
+                        let (low, high) = (codes[tile], codes[tile + 1]);
+                        p[mt][step][half + 2 * upper] = prmt(prmt(low[0], low[1], 0x0040), prmt(high[0], high[1], 0x0040), 0x5410);
+                    }
+                }
+            }
+        }
+        (p, alpha)
+    }
+
+    #[inline(always)]
+    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4] {
+        unsafe { mma_m16n8k32_s32_s8_s8(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn accumulate(o: f32, product: f32, row: &Self::Row, mt: usize, half: usize) -> f32 {
+        fma_rn_f32(o, row[mt][half], product)
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&self, mt: usize, half: usize) -> Option<(f32, f32)> {
+        let mut sum = self.row_sum[mt][half];
+        unsafe {
+            sum += f32::from_bits(shfl_bfly::<1>(sum.to_bits()));
+            sum += f32::from_bits(shfl_bfly::<2>(sum.to_bits()));
+        }
+        if sum > 0.0 { Some((rcp_approx_ftz_f32(R * sum), self.row_max[mt][half] + lg2_approx_ftz_f32(sum))) } else { None }
+    }
+}

@@ -1,0 +1,101 @@
+//! Every kernel variant, as data: the device's entry points and the host's launches are generated from one table.
+
+use crate::layout::{KV_BLOCK, block_bytes};
+
+/// The numeric scheme of the softmax and of P.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// u8 P scaled by the block's row maximum, integer row sums, float16 softmax (docs/kernel-abi.md).
+    Default,
+    /// arXiv 2409.16997: int8 P scaled by the running maximum, float32 softmax.
+    Paper,
+}
+
+/// One INT8 attention kernel and how it is launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionVariant {
+    /// Entry point in the module's PTX.
+    pub entry: &'static str,
+    /// Head dimension.
+    pub head_dim: usize,
+    /// Whether the causal mask is applied.
+    pub causal: bool,
+    /// Numeric scheme.
+    pub scheme: Scheme,
+    /// Query rows of one CTA.
+    pub tile_m: usize,
+    /// Threads of one CTA.
+    pub threads: usize,
+    /// Dynamic shared memory of one CTA.
+    pub shared_bytes: usize,
+    /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
+    pub min_ctas: usize,
+}
+
+/// A PTX module: the name of its file and of its `--cfg kernels` value, and the target it is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// File stem in `host/ptx`.
+    pub name: &'static str,
+    /// `-Ctarget-cpu`.
+    pub target: &'static str,
+}
+
+/// Shared memory of an attention CTA: a ring of `slots` K or V blocks and two tiles of key scales (two floats a key).
+#[must_use]
+pub const fn attention_shared_bytes(head_dim: usize, slots: usize) -> usize {
+    slots * block_bytes(head_dim) + 2 * KV_BLOCK * 8
+}
+
+/// The table. A row: module, head_dim, scheme, m16 tiles a warp, warps, ring slots, CTAs an SM, entry, causal entry.
+#[macro_export]
+macro_rules! attention_table {
+    ($emit:ident) => {
+        $emit! {
+            "attention_d32", 32, Default, 2, 4, 4, 3, attention_int8_default_d32, attention_int8_default_d32_causal;
+            "attention_d32", 32, Paper, 1, 4, 4, 3, attention_int8_paper_d32, attention_int8_paper_d32_causal;
+            "attention_d64", 64, Default, 2, 4, 3, 3, attention_int8_default_d64, attention_int8_default_d64_causal;
+            "attention_d64", 64, Paper, 1, 4, 3, 3, attention_int8_paper_d64, attention_int8_paper_d64_causal;
+            "attention_d96", 96, Default, 2, 4, 3, 2, attention_int8_default_d96, attention_int8_default_d96_causal;
+            "attention_d96", 96, Paper, 1, 4, 3, 2, attention_int8_paper_d96, attention_int8_paper_d96_causal;
+            "attention_d128", 128, Default, 2, 4, 3, 2, attention_int8_default_d128, attention_int8_default_d128_causal;
+            "attention_d128", 128, Paper, 1, 4, 3, 2, attention_int8_paper_d128, attention_int8_paper_d128_causal;
+            "attention_d256", 256, Default, 1, 4, 3, 2, attention_int8_default_d256, attention_int8_default_d256_causal;
+            "attention_d256", 256, Paper, 1, 4, 3, 1, attention_int8_paper_d256, attention_int8_paper_d256_causal;
+        }
+    };
+}
+
+macro_rules! variants {
+    ($($module:literal, $d:literal, $scheme:ident, $mt:literal, $warps:literal, $slots:literal, $ctas:literal, $plain:ident, $causal:ident;)*) => {
+        &[$(
+            AttentionVariant {
+                entry: stringify!($plain), head_dim: $d, causal: false, scheme: Scheme::$scheme, tile_m: 16 * $mt * $warps,
+                threads: 32 * $warps, shared_bytes: attention_shared_bytes($d, $slots), min_ctas: $ctas,
+            },
+            AttentionVariant {
+                entry: stringify!($causal), head_dim: $d, causal: true, scheme: Scheme::$scheme, tile_m: 16 * $mt * $warps,
+                threads: 32 * $warps, shared_bytes: attention_shared_bytes($d, $slots), min_ctas: $ctas,
+            },
+        )*]
+    };
+}
+
+/// All INT8 attention kernels.
+pub const ATTENTION: &[AttentionVariant] = attention_table!(variants);
+
+/// All PTX modules that `xtask build` writes.
+pub const MODULES: &[Module] = &[
+    Module { name: "quantize", target: "sm_80" },
+    Module { name: "attention_d32", target: "sm_80" },
+    Module { name: "attention_d64", target: "sm_80" },
+    Module { name: "attention_d96", target: "sm_80" },
+    Module { name: "attention_d128", target: "sm_80" },
+    Module { name: "attention_d256", target: "sm_80" },
+];
+
+/// The INT8 attention kernel for a head dim, mask and scheme.
+#[must_use]
+pub fn attention(head_dim: usize, causal: bool, scheme: Scheme) -> Option<&'static AttentionVariant> {
+    ATTENTION.iter().find(|v| v.head_dim == head_dim && v.causal == causal && v.scheme == scheme)
+}

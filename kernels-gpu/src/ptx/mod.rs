@@ -1,0 +1,13 @@
+//! One function an instruction: the only place with inline PTX.
+//!
+//! Section numbers are those of the PTX ISA 8.8. Every function is `unsafe`: the caller runs it in a converged warp where the
+//! instruction says `.aligned` or `.sync`, with addresses that are valid and aligned for it.
+
+pub mod cp_async;
+pub mod global;
+pub mod ldmatrix;
+pub mod math;
+pub mod memory;
+pub mod mma;
+pub mod shared;
+pub mod special;

@@ -1,0 +1,64 @@
+//! Special registers, barriers and warp exchange (PTX ISA 10, 9.7.13.1, 9.7.9.6, 9.7.13.5).
+
+use core::arch::asm;
+
+macro_rules! special_register {
+    ($($name:ident = $ptx:literal, $doc:literal;)*) => {$(
+        #[doc = $doc]
+        #[inline(always)]
+        #[must_use]
+        pub fn $name() -> u32 {
+            let value;
+            // SAFETY: reads a special register that every target has.
+            unsafe { asm!(concat!("mov.u32 {}, ", $ptx, ";"), out(reg32) value, options(pure, nomem, nostack)) }
+            value
+        }
+    )*};
+}
+
+special_register! {
+    tid_x = "%tid.x", "Thread index in the CTA.";
+    ctaid_x = "%ctaid.x", "CTA index, x.";
+    ctaid_y = "%ctaid.y", "CTA index, y.";
+    ctaid_z = "%ctaid.z", "CTA index, z.";
+    nctaid_x = "%nctaid.x", "CTAs in the grid, x.";
+    nctaid_y = "%nctaid.y", "CTAs in the grid, y.";
+}
+
+/// `bar.sync 0`: all threads of the CTA arrive, and see each other's earlier memory accesses.
+///
+/// # Safety
+/// Every thread of the CTA reaches it.
+#[inline(always)]
+pub unsafe fn bar_sync() {
+    unsafe { asm!("bar.sync 0;", options(nostack)) }
+}
+
+/// The value of lane `lane ^ MASK` (`shfl.sync.bfly`).
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+pub unsafe fn shfl_bfly<const MASK: u32>(value: u32) -> u32 {
+    let d;
+    unsafe {
+        asm!("shfl.sync.bfly.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, const MASK, options(pure, nomem, nostack));
+    }
+    d
+}
+
+/// Whether `predicate` holds in any lane (`vote.sync.any`).
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+pub unsafe fn vote_any(predicate: bool) -> bool {
+    let d: u32;
+    unsafe {
+        asm!(
+            "{{ .reg .pred p, q; setp.ne.u32 p, {1}, 0; vote.sync.any.pred q, p, -1; selp.u32 {0}, 1, 0, q; }}",
+            out(reg32) d, in(reg32) u32::from(predicate), options(pure, nomem, nostack)
+        );
+    }
+    d != 0
+}
