@@ -1,0 +1,77 @@
+//! Code generator `llvm`: rustc's own NVPTX backend. Needs nothing but the toolchain that `rust-toolchain.toml` names.
+
+use super::{CodeGenerator, Module};
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+const TARGET: &str = "nvptx64-nvidia-cuda";
+
+/// rustc with `--emit asm`; there is no link step.
+pub struct Llvm {
+    toolchain: String,
+    work: PathBuf,
+}
+
+impl Llvm {
+    /// Reads which toolchain the repository pins.
+    pub fn new() -> Result<Self> {
+        let file = workspace::root().join("rust-toolchain.toml");
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let channel =
+            text.lines().find_map(|line| line.trim().strip_prefix("channel")?.split('"').nth(1).map(str::to_owned));
+        let toolchain = channel.context("rust-toolchain.toml names no channel")?;
+        Ok(Self { toolchain, work: workspace::target().join("ptx") })
+    }
+
+    /// The pinned rustc, whatever toolchain this program was started with.
+    fn rustc(&self) -> Command {
+        let mut command = Command::new("rustc");
+        command.env("RUSTUP_TOOLCHAIN", &self.toolchain).current_dir(workspace::root());
+        command
+    }
+}
+
+impl CodeGenerator for Llvm {
+    fn name(&self) -> &'static str {
+        "llvm"
+    }
+
+    fn preflight(&self) -> Result<()> {
+        let missing = format!(
+            "toolchain {} with target {TARGET} is not installed; run `rustup toolchain install` in the repository",
+            self.toolchain
+        );
+        let output = workspace::capture(self.rustc().args(["--print", "target-libdir", "--target", TARGET]))
+            .context(missing.clone())?;
+        let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        let has_core = fs::read_dir(&folder)
+            .is_ok_and(|dir| dir.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-")));
+        if !has_core {
+            bail!(missing);
+        }
+        fs::create_dir_all(&self.work).with_context(|| format!("cannot create {}", self.work.display()))
+    }
+
+    fn compile(&self, module: &Module) -> Result<String> {
+        let out = self.work.join(format!("{}.raw.ptx", module.name));
+        let remap = format!("--remap-path-prefix={}=.", workspace::root().display());
+        let cpu = format!("-Ctarget-cpu={}", module.target);
+        let mut command = self.rustc();
+        command.args(["--edition", "2024", "--crate-name", "kernels", "--crate-type", "cdylib", "--target", TARGET]);
+        command.args([cpu.as_str(), "-Copt-level=3", "-Clto=fat", "-Ccodegen-units=1", "-Cpanic=abort"]);
+        // without these, LLVM leaves tile loops rolled and keeps register tiles in local memory
+        command.args(["-Cllvm-args=-unroll-threshold=100000", "-Cllvm-args=-unroll-full-max-count=64"]);
+        command.args([remap.as_str(), "--cfg", &format!("kernels=\"{}\"", module.name)]);
+        command.arg("--emit").arg(format!("asm={}", out.display())).arg("kernels-gpu/src/lib.rs");
+        let output =
+            workspace::capture(&mut command).with_context(|| format!("module {} does not compile", module.name))?;
+        let warnings = String::from_utf8_lossy(&output.stderr);
+        if !warnings.trim().is_empty() {
+            eprint!("module {}:\n{warnings}", module.name);
+        }
+        fs::read_to_string(&out).with_context(|| format!("rustc wrote no {}", out.display()))
+    }
+}

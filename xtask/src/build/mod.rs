@@ -1,0 +1,145 @@
+//! `cargo xtask build`: the kernels' Rust source to the PTX in `host/ptx/`.
+//!
+//! A [`CodeGenerator`] turns one module into raw PTX; everything else (launch bounds, normal form, comparing with what
+//! is committed) is the same for all of them.
+
+mod llvm;
+pub mod ptx_text;
+mod table;
+
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use int_flash_attention_kernels::config;
+use rayon::prelude::*;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// One PTX file: the kernels that `--cfg kernels="NAME"` selects, for one target.
+pub struct Module {
+    /// File name without `.ptx`.
+    pub name: &'static str,
+    /// `sm_80`, ...
+    pub target: &'static str,
+}
+
+/// The modules of the variant table.
+pub fn modules() -> Vec<Module> {
+    config::MODULES.iter().map(|m| Module { name: m.name, target: m.target }).collect()
+}
+
+/// A way from Rust to PTX.
+pub trait CodeGenerator: Sync {
+    /// As on the command line.
+    fn name(&self) -> &'static str;
+    /// Finds out what is missing before anything is compiled, and says in one message what to install or set.
+    fn preflight(&self) -> Result<()>;
+    /// The module's raw PTX.
+    fn compile(&self, module: &Module) -> Result<String>;
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Codegen {
+    /// rustc's own NVPTX backend
+    Llvm,
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Code generator
+    #[arg(long, value_enum, default_value = "llvm")]
+    codegen: Codegen,
+    /// Write nothing; fail where the committed PTX is not what the source gives
+    #[arg(long)]
+    check: bool,
+    /// Build these modules only
+    #[arg(long = "module", value_name = "NAME")]
+    only: Vec<String>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let generator: Box<dyn CodeGenerator> = match args.codegen {
+        Codegen::Llvm => Box::new(llvm::Llvm::new()?),
+    };
+    generator.preflight()?;
+    let modules = selected(&args.only)?;
+    let outcome: Vec<Result<String>> =
+        modules.par_iter().map(|module| build_one(generator.as_ref(), module, args.check)).collect();
+    let mut failed = 0;
+    for line in outcome {
+        match line {
+            Ok(line) => println!("{line}"),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                failed += 1;
+            }
+        }
+    }
+    let strays = if args.check && args.only.is_empty() { strays(&modules)? } else { Vec::new() };
+    for stray in &strays {
+        eprintln!("error: {stray} belongs to no module of the variant table");
+    }
+    if failed + strays.len() > 0 {
+        bail!("{} of {} modules failed", failed + strays.len(), modules.len());
+    }
+    Ok(())
+}
+
+fn selected(only: &[String]) -> Result<Vec<Module>> {
+    let mut modules = modules();
+    if let Some(unknown) = only.iter().find(|name| !modules.iter().any(|m| m.name == **name)) {
+        let known: Vec<_> = modules.iter().map(|m| m.name).collect();
+        bail!("there is no module {unknown}; the modules are {}", known.join(", "));
+    }
+    modules.retain(|m| only.is_empty() || only.iter().any(|name| name == m.name));
+    Ok(modules)
+}
+
+fn build_one(generator: &dyn CodeGenerator, module: &Module, check: bool) -> Result<String> {
+    let ptx = ptx_text::normalise(&generator.compile(module)?, module.name, table::launch_bounds)?;
+    let missing: Vec<_> = table::expected_entries(module.name)
+        .into_iter()
+        .filter(|name| !ptx_text::entries(&ptx).any(|entry| entry == *name))
+        .collect();
+    if !missing.is_empty() {
+        bail!("module {} lacks the kernels {}", module.name, missing.join(", "));
+    }
+    let path = workspace::ptx_dir().join(format!("{}.ptx", module.name));
+    let (kernels, lines) = (ptx_text::entries(&ptx).count(), ptx.lines().count());
+    if check {
+        compare(&path, &ptx)?;
+    } else if fs::read_to_string(&path).is_ok_and(|old| old == ptx) {
+        return Ok(format!("{:<18} {kernels:3} kernels {lines:7} lines  unchanged", module.name));
+    } else {
+        fs::create_dir_all(workspace::ptx_dir())?;
+        workspace::write_atomically(&path, ptx.as_bytes())?;
+    }
+    let done = if check { "as committed" } else { "written" };
+    Ok(format!("{:<18} {kernels:3} kernels {lines:7} lines  {done}", module.name))
+}
+
+fn compare(path: &Path, built: &str) -> Result<()> {
+    let shown = workspace::shown(path);
+    let committed = fs::read_to_string(path).with_context(|| format!("{shown} is missing; run `cargo xtask build`"))?;
+    match ptx_text::first_difference(&committed, built) {
+        None => Ok(()),
+        Some((line, has, gives)) => {
+            bail!(
+                "{shown} is not what the source gives (run `cargo xtask build`); line {line} has {has}, the build gives {gives}"
+            )
+        }
+    }
+}
+
+/// Committed PTX files that no module accounts for.
+fn strays(modules: &[Module]) -> Result<Vec<String>> {
+    let mut strays = Vec::new();
+    for file in fs::read_dir(workspace::ptx_dir())? {
+        let path: PathBuf = file?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if path.extension().is_some_and(|e| e == "ptx") && !modules.iter().any(|m| m.name == name) {
+            strays.push(workspace::shown(&path));
+        }
+    }
+    Ok(strays)
+}
