@@ -23,7 +23,7 @@ impl Llvm {
         let channel =
             text.lines().find_map(|line| line.trim().strip_prefix("channel")?.split('"').nth(1).map(str::to_owned));
         let toolchain = channel.context("rust-toolchain.toml names no channel")?;
-        Ok(Self { toolchain, work: workspace::target().join("ptx") })
+        Ok(Self { toolchain, work: workspace::target().join("ptx").join(std::process::id().to_string()) })
     }
 
     /// The pinned rustc, whatever toolchain this program was started with.
@@ -35,10 +35,6 @@ impl Llvm {
 }
 
 impl CodeGenerator for Llvm {
-    fn name(&self) -> &'static str {
-        "llvm"
-    }
-
     fn preflight(&self) -> Result<()> {
         let missing = format!(
             "toolchain {} with target {TARGET} is not installed; run `rustup toolchain install` in the repository",
@@ -52,11 +48,14 @@ impl CodeGenerator for Llvm {
         if !has_core {
             bail!(missing);
         }
-        fs::create_dir_all(&self.work).with_context(|| format!("cannot create {}", self.work.display()))
+        Ok(())
     }
 
     fn compile(&self, module: &Module) -> Result<String> {
-        let out = self.work.join(format!("{}.raw.ptx", module.name));
+        // a folder each: rustc's intermediate files carry the crate's name, which all modules share
+        let folder = self.work.join(module.name);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let out = folder.join("kernels.s");
         let remap = format!("--remap-path-prefix={}=.", workspace::root().display());
         let cpu = format!("-Ctarget-cpu={}", module.target);
         let mut command = self.rustc();
@@ -65,13 +64,15 @@ impl CodeGenerator for Llvm {
         // without these, LLVM leaves tile loops rolled and keeps register tiles in local memory
         command.args(["-Cllvm-args=-unroll-threshold=100000", "-Cllvm-args=-unroll-full-max-count=64"]);
         command.args([remap.as_str(), "--cfg", &format!("kernels=\"{}\"", module.name)]);
-        command.arg("--emit").arg(format!("asm={}", out.display())).arg("kernels-gpu/src/lib.rs");
+        command.args(["--emit", "asm", "--out-dir"]).arg(&folder).arg("kernels-gpu/src/lib.rs");
         let output =
             workspace::capture(&mut command).with_context(|| format!("module {} does not compile", module.name))?;
         let warnings = String::from_utf8_lossy(&output.stderr);
         if !warnings.trim().is_empty() {
             eprint!("module {}:\n{warnings}", module.name);
         }
-        fs::read_to_string(&out).with_context(|| format!("rustc wrote no {}", out.display()))
+        let ptx = fs::read_to_string(&out).with_context(|| format!("rustc wrote no {}", out.display()))?;
+        fs::remove_dir_all(&folder)?;
+        Ok(ptx)
     }
 }

@@ -30,8 +30,6 @@ pub fn modules() -> Vec<Module> {
 
 /// A way from Rust to PTX.
 pub trait CodeGenerator: Sync {
-    /// As on the command line.
-    fn name(&self) -> &'static str;
     /// Finds out what is missing before anything is compiled, and says in one message what to install or set.
     fn preflight(&self) -> Result<()>;
     /// The module's raw PTX.
