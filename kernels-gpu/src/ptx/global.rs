@@ -81,50 +81,35 @@ pub unsafe fn ld_global_nc_u16(address: *const u8) -> u32 {
     u32::from(d)
 }
 
-/// `st.global.v4.u32`
-///
-/// # Safety
-/// `address` is 16-byte aligned global memory of 16 bytes that this thread alone accesses.
-#[inline(always)]
-pub unsafe fn st_global_v4_u32(address: *mut u8, value: [u32; 4]) {
-    unsafe {
-        asm!("st.global.v4.u32 [{}], {{{}, {}, {}, {}}};", in(reg64) address,
-            in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3], options(nostack));
-    }
+macro_rules! store {
+    ($($(#[$doc:meta])* $name:ident, $ptx:literal, $pointee:ty, $value:ty, $operands:literal, $($class:ident $at:literal),*;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// Predicated rather than branched around, so that independent stores stay in one basic block.
+        ///
+        /// # Safety
+        /// Where `predicate`, `address` is global memory of the value's size, aligned to it, that this thread alone accesses.
+        #[inline(always)]
+        pub unsafe fn $name(predicate: bool, address: *mut $pointee, value: $value) {
+            unsafe {
+                asm!(
+                    concat!("{{ .reg .pred p; setp.ne.u32 p, {0}, 0; @p ", $ptx, " [{1}], ", $operands, "; }}"),
+                    in(reg32) u32::from(predicate), in(reg64) address, $(in($class) value[$at],)* options(nostack)
+                );
+            }
+        }
+    )*};
 }
 
-/// `st.global.v2.u32`
-///
-/// # Safety
-/// As [`st_global_v4_u32`], with 8 bytes.
-#[inline(always)]
-pub unsafe fn st_global_v2_u32(address: *mut u8, value: [u32; 2]) {
-    unsafe { asm!("st.global.v2.u32 [{}], {{{}, {}}};", in(reg64) address, in(reg32) value[0], in(reg32) value[1], options(nostack)) }
-}
-
-/// `st.global.u32`
-///
-/// # Safety
-/// As [`st_global_v4_u32`], with 4 bytes.
-#[inline(always)]
-pub unsafe fn st_global_u32(address: *mut u8, value: u32) {
-    unsafe { asm!("st.global.u32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack)) }
-}
-
-/// `st.global.u16` of the low half of `value`.
-///
-/// # Safety
-/// As [`st_global_v4_u32`], with 2 bytes.
-#[inline(always)]
-pub unsafe fn st_global_u16(address: *mut u8, value: u32) {
-    unsafe { asm!("st.global.u16 [{}], {};", in(reg64) address, in(reg16) value as u16, options(nostack)) }
-}
-
-/// `st.global.f32`
-///
-/// # Safety
-/// As [`st_global_v4_u32`], with 4 bytes.
-#[inline(always)]
-pub unsafe fn st_global_f32(address: *mut f32, value: f32) {
-    unsafe { asm!("st.global.f32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack)) }
+store! {
+    /// `st.global.v4.u32`
+    st_global_v4_u32, "st.global.v4.u32", u8, [u32; 4], "{{{2}, {3}, {4}, {5}}}", reg32 0, reg32 1, reg32 2, reg32 3;
+    /// `st.global.v2.u32`
+    st_global_v2_u32, "st.global.v2.u32", u8, [u32; 2], "{{{2}, {3}}}", reg32 0, reg32 1;
+    /// `st.global.u32`
+    st_global_u32, "st.global.u32", u8, [u32; 1], "{2}", reg32 0;
+    /// `st.global.u16`
+    st_global_u16, "st.global.u16", u8, [u16; 1], "{2}", reg16 0;
+    /// `st.global.f32`
+    st_global_f32, "st.global.f32", f32, [f32; 1], "{2}", reg32 0;
 }

@@ -9,5 +9,8 @@ pub mod ldmatrix;
 pub mod math;
 pub mod memory;
 pub mod mma;
+pub mod opaque;
+pub mod select;
 pub mod shared;
+pub mod shuffle;
 pub mod special;

@@ -55,13 +55,16 @@ pub unsafe fn st_shared_v4_u32(address: u32, value: [u32; 4]) {
     }
 }
 
-/// `st.shared.v2.u32`
+/// `st.shared.v2.u32` where `predicate`.
 ///
 /// # Safety
-/// As [`st_shared_v4_u32`], with 8 bytes.
+/// Where `predicate`, as [`st_shared_v4_u32`] with 8 bytes.
 #[inline(always)]
-pub unsafe fn st_shared_v2_u32(address: u32, value: [u32; 2]) {
-    unsafe { asm!("st.shared.v2.u32 [{}], {{{}, {}}};", in(reg32) address, in(reg32) value[0], in(reg32) value[1], options(nostack)) }
+pub unsafe fn st_shared_v2_u32(predicate: bool, address: u32, value: [u32; 2]) {
+    unsafe {
+        asm!("{{ .reg .pred p; setp.ne.u32 p, {}, 0; @p st.shared.v2.u32 [{}], {{{}, {}}}; }}",
+            in(reg32) u32::from(predicate), in(reg32) address, in(reg32) value[0], in(reg32) value[1], options(nostack));
+    }
 }
 
 /// `st.shared.f32`

@@ -1,0 +1,144 @@
+//! The element types of the caller's tensors (float16, bfloat16, float32), and strided rows of them.
+//!
+//! A lane moves 16 bytes at a time, a [`Vector`]: eight halves or four floats, lowest address first.
+
+use crate::ptx::global::{ld_global_nc_u16, ld_global_nc_u32, ld_global_nc_v4_u32, st_global_u16, st_global_u32, st_global_v4_u32};
+use crate::ptx::math::{cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32};
+
+/// 16 bytes of elements.
+pub(crate) type Vector = [u32; 4];
+
+/// A float type in global memory.
+pub(crate) trait Element {
+    /// Bytes of an element.
+    const BYTES: usize;
+    /// Elements of a [`Vector`].
+    const LANES: usize = 16 / Self::BYTES;
+
+    /// Element `i` of a vector, exactly, in float32.
+    fn get(vector: &Vector, i: usize) -> f32;
+
+    /// A vector of the first [`LANES`](Self::LANES) of `values`, rounded to nearest even.
+    fn pack(values: &[f32; 8]) -> Vector;
+}
+
+/// IEEE binary16.
+pub(crate) struct F16;
+/// bfloat16, the upper half of a float32.
+pub(crate) struct Bf16;
+/// IEEE binary32.
+pub(crate) struct F32;
+
+impl Element for F16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn get(vector: &Vector, i: usize) -> f32 {
+        if i % 2 == 0 { cvt_f32_f16_low(vector[i / 2]) } else { cvt_f32_f16_high(vector[i / 2]) }
+    }
+
+    #[inline(always)]
+    fn pack(x: &[f32; 8]) -> Vector {
+        [cvt_rn_f16x2_f32(x[1], x[0]), cvt_rn_f16x2_f32(x[3], x[2]), cvt_rn_f16x2_f32(x[5], x[4]), cvt_rn_f16x2_f32(x[7], x[6])]
+    }
+}
+
+impl Element for Bf16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn get(vector: &Vector, i: usize) -> f32 {
+        f32::from_bits(if i % 2 == 0 { vector[i / 2] << 16 } else { vector[i / 2] & 0xffff_0000 })
+    }
+
+    #[inline(always)]
+    fn pack(x: &[f32; 8]) -> Vector {
+        [cvt_rn_bf16x2_f32(x[1], x[0]), cvt_rn_bf16x2_f32(x[3], x[2]), cvt_rn_bf16x2_f32(x[5], x[4]), cvt_rn_bf16x2_f32(x[7], x[6])]
+    }
+}
+
+impl Element for F32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    fn get(vector: &Vector, i: usize) -> f32 {
+        f32::from_bits(vector[i])
+    }
+
+    #[inline(always)]
+    fn pack(x: &[f32; 8]) -> Vector {
+        [x[0].to_bits(), x[1].to_bits(), x[2].to_bits(), x[3].to_bits()]
+    }
+}
+
+/// Where a head's rows lie: token `i` starts `i * stride` bytes after `base`, its dims are contiguous.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    base: *mut u8,
+    stride: i64,
+    /// Whether every row starts at a multiple of 16 bytes, so that vectors are one instruction.
+    pub aligned: bool,
+}
+
+impl Rows {
+    /// The rows of one head; `stride_*` in elements.
+    #[inline(always)]
+    pub fn new<E: Element>(tensor: *mut u8, batch: u32, stride_b: i64, head: u32, stride_h: i64, stride_n: i64) -> Self {
+        let offset = i64::from(batch).wrapping_mul(stride_b).wrapping_add(i64::from(head).wrapping_mul(stride_h));
+        let base = tensor.wrapping_offset(offset.wrapping_mul(E::BYTES as i64) as isize);
+        let stride = stride_n.wrapping_mul(E::BYTES as i64);
+        Self { base, stride, aligned: (base as usize | stride as usize) % 16 == 0 }
+    }
+
+    /// The address of vector `vector` of row `row`.
+    #[inline(always)]
+    pub fn at(&self, row: u32, vector: u32) -> *mut u8 {
+        let offset = i64::from(row).wrapping_mul(self.stride).wrapping_add(i64::from(vector * 16));
+        self.base.wrapping_offset(offset as isize)
+    }
+}
+
+/// Loads the vector at `address`, in one instruction where `aligned`.
+///
+/// # Safety
+/// 16 readable bytes that the grid does not write, aligned to an element, or to 16 bytes where `aligned`.
+#[inline(always)]
+pub(crate) unsafe fn load<E: Element>(address: *const u8, aligned: bool) -> Vector {
+    unsafe {
+        if aligned {
+            return ld_global_nc_v4_u32(address);
+        }
+        let mut vector = [0; 4];
+        let mut word = 0;
+        while word < 4 {
+            let at = address.wrapping_add(4 * word);
+            vector[word] = if E::BYTES == 4 { ld_global_nc_u32(at) } else { ld_global_nc_u16(at) | ld_global_nc_u16(at.wrapping_add(2)) << 16 };
+            word += 1;
+        }
+        vector
+    }
+}
+
+/// Stores a vector at `address` where `predicate`, in one instruction where `aligned`.
+///
+/// # Safety
+/// 16 bytes that this thread alone accesses, aligned to an element, or to 16 bytes where `aligned`.
+#[inline(always)]
+pub(crate) unsafe fn store<E: Element>(predicate: bool, address: *mut u8, vector: Vector, aligned: bool) {
+    unsafe {
+        if aligned {
+            return st_global_v4_u32(predicate, address, vector);
+        }
+        let mut word = 0;
+        while word < 4 {
+            let at = address.wrapping_add(4 * word);
+            if E::BYTES == 4 {
+                st_global_u32(predicate, at, [vector[word]]);
+            } else {
+                st_global_u16(predicate, at, [vector[word] as u16]);
+                st_global_u16(predicate, at.wrapping_add(2), [(vector[word] >> 16) as u16]);
+            }
+            word += 1;
+        }
+    }
+}

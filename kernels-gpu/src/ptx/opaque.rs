@@ -1,0 +1,15 @@
+//! A fence for the optimizer.
+
+use core::arch::asm;
+
+/// `value`, of which the compiler forgets where it comes from (`mov.b32`, PTX ISA 9.7.9.1).
+///
+/// What is computed from it in a loop stays there, instead of in registers across the whole loop.
+#[inline(always)]
+#[must_use]
+pub fn opaque(value: u32) -> u32 {
+    let d;
+    // SAFETY: copies a register.
+    unsafe { asm!("mov.b32 {}, {};", out(reg32) d, in(reg32) value, options(nomem, nostack)) }
+    d
+}

@@ -1,0 +1,92 @@
+//! A scale from the largest magnitude (docs/kernel-abi.md, "Quantization"): `min(max(amax / 127, 2^-120), 2^120)`.
+
+/// 2^-120: the reciprocal of a scale stays a normal number.
+pub(crate) const SCALE_MIN: f32 = f32::from_bits((127 - 120) << 23);
+/// 2^120.
+pub(crate) const SCALE_MAX: f32 = f32::from_bits((127 + 120) << 23);
+
+/// `scale(amax)`, with the correctly rounded quotient; `fma` is `a * b + c` with one rounding.
+///
+/// The quotient by a constant takes three instructions instead of a division's twenty: the product with 1/127, corrected
+/// by its exact remainder. The tests show it equal to the division for every significand; scaling by a power of two changes
+/// nothing while the remainder is exact, which it is wherever the result is above `SCALE_MIN`.
+#[inline(always)]
+pub(crate) fn scale(amax: f32, fma: impl Fn(f32, f32, f32) -> f32) -> f32 {
+    const INVERSE: f32 = 1.0 / 127.0;
+    let amax = amax.min(f32::MAX);
+    let estimate = amax * INVERSE;
+    let quotient = fma(fma(-127.0, estimate, amax), INVERSE, estimate);
+    quotient.max(SCALE_MIN).min(SCALE_MAX)
+}
+
+/// `1 / scale`, correctly rounded, of a scale from [`scale`]; `approximate` is within one unit in the last place.
+///
+/// One Newton step with an exact residual. It is what `rcp.rn.f32` does, without that instruction's branch for numbers
+/// whose reciprocal is not normal.
+#[inline(always)]
+pub(crate) fn reciprocal(scale: f32, approximate: impl Fn(f32) -> f32, fma: impl Fn(f32, f32, f32) -> f32) -> f32 {
+    let estimate = approximate(scale);
+    fma(estimate, fma(-scale, estimate, 1.0), estimate)
+}
+
+/// The bits of a float's fraction that [`round_up`] clears to leave 10.
+pub(crate) const BEYOND_10_BITS: u32 = 0x1fff;
+
+/// The next float up without the low bits `beyond`: with a fraction of 10 bits a scale is exact in float16 once a power of
+/// two is taken out.
+#[inline(always)]
+pub(crate) fn round_up(scale: f32, beyond: u32) -> f32 {
+    f32::from_bits((scale.to_bits() + beyond) & !beyond)
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+
+    fn by_division(amax: f32) -> f32 {
+        (amax / 127.0).max(SCALE_MIN).min(SCALE_MAX)
+    }
+
+    #[test]
+    fn quotient_is_the_division_for_every_significand() {
+        for exponent in [127, 14, 253] {
+            for significand in 0..1 << 23 {
+                let amax = f32::from_bits(exponent << 23 | significand);
+                assert_eq!(scale(amax, f32::mul_add).to_bits(), by_division(amax).to_bits(), "{amax:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn quotient_is_the_division_for_every_exponent() {
+        for exponent in 0..255 {
+            for significand in (0..1 << 23).step_by(10007).chain([0, 1, 0x7e_0000, 0x7e_0001, (1 << 23) - 1]) {
+                let amax = f32::from_bits(exponent << 23 | significand);
+                assert_eq!(scale(amax, f32::mul_add).to_bits(), by_division(amax).to_bits(), "{amax:e}");
+            }
+        }
+        assert_eq!(scale(f32::INFINITY, f32::mul_add), SCALE_MAX);
+        assert_eq!(scale(0.0, f32::mul_add), SCALE_MIN);
+    }
+
+    #[test]
+    fn reciprocal_is_the_division_for_every_significand_and_estimate() {
+        for significand in 0..1_u32 << 23 {
+            let scale = f32::from_bits(127 << 23 | significand);
+            for ulp in [0xffff_ffff, 0, 1] {
+                let approximate = |x: f32| f32::from_bits((1.0 / x).to_bits().wrapping_add(ulp));
+                assert_eq!(reciprocal(scale, approximate, f32::mul_add), 1.0 / scale, "{scale:e}, {ulp}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_up_leaves_10_bits() {
+        for bits in (SCALE_MIN.to_bits()..=SCALE_MAX.to_bits()).step_by(4099) {
+            let (x, up) = (f32::from_bits(bits), round_up(f32::from_bits(bits), BEYOND_10_BITS));
+            assert!(up >= x && up.to_bits() - bits < 0x2000 && up.to_bits() & 0x1fff == 0);
+            assert_eq!(round_up(x, 0), x);
+        }
+    }
+}
