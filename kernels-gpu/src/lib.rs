@@ -7,24 +7,27 @@
 
 pub mod config;
 pub mod layout;
+pub mod quantize;
 
 #[cfg(target_arch = "nvptx64")]
-#[macro_use]
-mod device {
-    #[panic_handler]
-    fn panic(_: &core::panic::PanicInfo) -> ! {
-        loop {}
-    }
-}
-
+mod ptx;
 #[cfg(target_arch = "nvptx64")]
-pub mod ptx;
+mod smem;
 
-#[cfg(target_arch = "nvptx64")]
-pub mod smem;
+#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+mod dequantize;
+#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+mod element;
 
 #[cfg(all(
     target_arch = "nvptx64",
     any(kernels = "attention_d32", kernels = "attention_d64", kernels = "attention_d96", kernels = "attention_d128", kernels = "attention_d256")
 ))]
 mod attention;
+
+/// The kernels have no panicking path (their PTX calls nothing); the language asks for a handler all the same.
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
