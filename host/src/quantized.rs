@@ -1,0 +1,154 @@
+//! Quantized operands: the arrays of docs/kernel-abi.md, "Quantized operands", on the host, on the device, or as views.
+
+use crate::error::{Error, Result};
+use crate::problem::check_head_dim;
+use crate::shape::Shape;
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
+
+/// Q in INT8, one scale a token. `I` is an array of `i8`, `F` one of `f32`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedQ<I, F> {
+    /// Shape of Q.
+    pub shape: Shape,
+    /// `[batch][heads_q][seqlen_q][head_dim]`.
+    pub data: I,
+    /// `[batch][heads_q][seqlen_q]`.
+    pub scale: F,
+    /// `q . k_mean`, `[batch][heads_q][seqlen_q]`, for the log-sum-exp; `None` where K is not smoothed.
+    pub bias: Option<F>,
+}
+
+/// K in INT8, one scale a token, packed in blocks of 128 tokens (`int_flash_attention_kernels::layout::k_offset`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedK<I, F> {
+    /// Shape of K.
+    pub shape: Shape,
+    /// `[batch][heads_kv][blocks][128 * head_dim]`, padding zero.
+    pub data: I,
+    /// `[batch][heads_kv][blocks * 128]`, padding zero.
+    pub scale: F,
+    /// `[batch][heads_kv][head_dim]`: what was taken out of every token; zero where K is not smoothed.
+    pub mean: F,
+    /// `[batch][heads_kv]`: an upper bound of the head's scales.
+    pub scale_max: F,
+}
+
+/// V in INT8, one scale a channel (in the paper's scheme the same for all channels of a head), packed and transposed in
+/// blocks of 128 tokens (`int_flash_attention_kernels::layout::v_offset`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedV<I, F> {
+    /// Shape of V.
+    pub shape: Shape,
+    /// `[batch][heads_kv][blocks][128 * head_dim]`, padding zero.
+    pub data: I,
+    /// `[batch][heads_kv][head_dim]`.
+    pub scale: F,
+    /// `[batch][heads_kv][head_dim]`: `V = v * scale + mean`.
+    pub mean: F,
+}
+
+/// All operands of an attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantized<I, F> {
+    /// Queries.
+    pub q: QuantizedQ<I, F>,
+    /// Keys.
+    pub k: QuantizedK<I, F>,
+    /// Values.
+    pub v: QuantizedV<I, F>,
+}
+
+/// Quantized queries in the host's memory.
+pub type HostQ = QuantizedQ<Vec<i8>, Vec<f32>>;
+/// Quantized keys in the host's memory.
+pub type HostK = QuantizedK<Vec<i8>, Vec<f32>>;
+/// Quantized values in the host's memory.
+pub type HostV = QuantizedV<Vec<i8>, Vec<f32>>;
+/// Quantized operands in the host's memory.
+pub type HostQuantized = Quantized<Vec<i8>, Vec<f32>>;
+
+/// How many elements each array of the operands of a shape has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lengths {
+    /// Bytes of Q.
+    pub q_data: usize,
+    /// Bytes of K or V.
+    pub kv_data: usize,
+    /// Scales of Q: one a token.
+    pub q_scale: usize,
+    /// Scales of K: one a token, padding included.
+    pub k_scale: usize,
+    /// Scales of V, means of K and V: one a channel of each head.
+    pub channels: usize,
+    /// Heads of all sequences.
+    pub heads: usize,
+}
+
+impl Lengths {
+    /// For an operand of this shape.
+    pub(crate) fn of(shape: Shape) -> Result<Self> {
+        Shape::new(shape.batch, shape.heads, shape.seqlen, shape.head_dim)?;
+        check_head_dim(shape.head_dim)?;
+        let heads = shape.batch * shape.heads;
+        let blocks = kv_blocks(shape.seqlen);
+        let overflow = || Error::Overflow { what: "the packed blocks", shape: shape.to_string() };
+        let all_blocks = heads.checked_mul(blocks).ok_or_else(overflow)?;
+        let kv_data = all_blocks.checked_mul(block_bytes(shape.head_dim)).ok_or_else(overflow)?;
+        if i64::try_from(kv_data).is_err() {
+            return Err(overflow());
+        }
+        Ok(Self {
+            q_data: shape.elements(),
+            kv_data,
+            q_scale: shape.rows(),
+            k_scale: all_blocks * KV_BLOCK,
+            channels: heads * shape.head_dim,
+            heads,
+        })
+    }
+}
+
+/// The length of an array, given against needed.
+pub(crate) fn check_len(name: &'static str, given: usize, expected: usize) -> Result<()> {
+    if given == expected { Ok(()) } else { Err(Error::Length { name, given, expected }) }
+}
+
+impl HostQ {
+    /// Whether every array has the length that the shape asks.
+    ///
+    /// # Errors
+    /// A wrong shape or length.
+    pub fn check(&self) -> Result<()> {
+        let lengths = Lengths::of(self.shape)?;
+        check_len("q", self.data.len(), lengths.q_data)?;
+        check_len("q_scale", self.scale.len(), lengths.q_scale)?;
+        self.bias.as_ref().map_or(Ok(()), |bias| check_len("q_bias", bias.len(), lengths.q_scale))
+    }
+}
+
+impl HostK {
+    /// Whether every array has the length that the shape asks.
+    ///
+    /// # Errors
+    /// A wrong shape or length.
+    pub fn check(&self) -> Result<()> {
+        let lengths = Lengths::of(self.shape)?;
+        check_len("k", self.data.len(), lengths.kv_data)?;
+        check_len("k_scale", self.scale.len(), lengths.k_scale)?;
+        check_len("k_mean", self.mean.len(), lengths.channels)?;
+        check_len("k_scale_max", self.scale_max.len(), lengths.heads)
+    }
+}
+
+impl HostV {
+    /// Whether every array has the length that the shape asks.
+    ///
+    /// # Errors
+    /// A wrong shape or length.
+    pub fn check(&self) -> Result<()> {
+        let lengths = Lengths::of(self.shape)?;
+        check_len("v", self.data.len(), lengths.kv_data)?;
+        check_len("v_scale", self.scale.len(), lengths.channels)?;
+        check_len("v_mean", self.mean.len(), lengths.channels)
+    }
+}

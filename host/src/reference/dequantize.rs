@@ -1,0 +1,60 @@
+//! INT8 and scales back to floats: `code * scale (+ mean)` in float32.
+
+use crate::error::Result;
+use crate::quantized::{HostK, HostQ, HostV};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_offset};
+use rayon::prelude::*;
+
+/// Q, `[batch][heads_q][seqlen_q][head_dim]`.
+///
+/// # Errors
+/// Arrays of wrong lengths.
+pub fn dequantize_q(q: &HostQ) -> Result<Vec<f32>> {
+    q.check()?;
+    let mut out = vec![0.0; q.data.len()];
+    let d = q.shape.head_dim;
+    out.par_chunks_mut(d).zip(q.data.par_chunks(d)).zip(&q.scale).for_each(|((out, codes), &scale)| {
+        for (x, &code) in out.iter_mut().zip(codes) {
+            *x = f32::from(code) * scale;
+        }
+    });
+    Ok(out)
+}
+
+/// K with its mean added back, `[batch][heads_kv][seqlen_kv][head_dim]`.
+///
+/// # Errors
+/// Arrays of wrong lengths.
+pub fn dequantize_k(k: &HostK) -> Result<Vec<f32>> {
+    k.check()?;
+    let (d, n, blocks) = (k.shape.head_dim, k.shape.seqlen, kv_blocks(k.shape.seqlen));
+    let mut out = vec![0.0; k.shape.elements()];
+    out.par_chunks_mut(d).enumerate().for_each(|(row, out)| {
+        let (head, key) = (row / n, row % n);
+        let block = &k.data[(head * blocks + key / KV_BLOCK) * block_bytes(d)..];
+        let scale = k.scale[head * blocks * KV_BLOCK + key];
+        for (dim, x) in out.iter_mut().enumerate() {
+            *x = f32::from(block[k_offset(key % KV_BLOCK, dim)]) * scale + k.mean[head * d + dim];
+        }
+    });
+    Ok(out)
+}
+
+/// V with its mean added back, `[batch][heads_kv][seqlen_kv][head_dim]`.
+///
+/// # Errors
+/// Arrays of wrong lengths.
+pub fn dequantize_v(v: &HostV) -> Result<Vec<f32>> {
+    v.check()?;
+    let (d, n, blocks) = (v.shape.head_dim, v.shape.seqlen, kv_blocks(v.shape.seqlen));
+    let mut out = vec![0.0; v.shape.elements()];
+    out.par_chunks_mut(d).enumerate().for_each(|(row, out)| {
+        let (head, key) = (row / n, row % n);
+        let block = &v.data[(head * blocks + key / KV_BLOCK) * block_bytes(d)..];
+        for (dim, x) in out.iter_mut().enumerate() {
+            let channel = head * d + dim;
+            *x = f32::from(block[v_offset(key % KV_BLOCK, dim, d)]) * v.scale[channel] + v.mean[channel];
+        }
+    });
+    Ok(out)
+}

@@ -1,0 +1,91 @@
+//! How far a GPU may be from [`int8`](super::int8), derived from the arithmetic.
+//!
+//! Scores, `t`, `m` and `x` of docs/kernel-abi.md are single operations with defined rounding, the same on every machine.
+//! What is left:
+//!
+//! 1. **The codes.** `ex2.approx.f16` is within a factor `1 ± 2^-9.9` of `2^x` (PTX ISA), the reference's exponential is the
+//!    float16 next to `2^x`. From that a table has, for each `x`, the least and the most that a GPU's code `p` can be; it is
+//!    off by 1 at most. (Paper: `ex2.approx.f32`, `1 ± 2^-22`; a code differs only where `127 e` is next to a tie.) With codes
+//!    `p + δ`, weights `w` of the blocks and `o` in units of V's scale,
+//!
+//!    ```text
+//!    o' - o = Σ w δ (v - o) / Σ w (p + δ)      so      |o' - o| <= (Σ w |δ| |v| + |o| Σ w |δ|) / Σ w p_low
+//!    ```
+//!
+//!    and the log-sum-exp moves by at most the logarithm of `Σ w p_high / Σ w p` or of `Σ w p / Σ w p_low`. In the paper's
+//!    scheme the row sum is taken before the codes, so that `|o' - o| <= Σ w |δ| |v| / (127 l)`.
+//! 2. **float32 sums over blocks.** Each block enters through a product with `ex2.approx.ftz.f32` of a rounded difference
+//!    (relative error `2^-22 + ln 2 * 2^-24 * |difference|`; blocks further than 150 below the largest have no weight) and an
+//!    addition, and the row may be rescaled at each block. Over `n` blocks that is less than
+//!    `γ = 2^-17 + (n + 8) 2^-21` relative to `Σ w p |v|` and to the row sum.
+//! 3. **The end.** `rcp.approx`, a product and a sum: `2^-21` of the result and of V's mean; then half a step of the output's
+//!    type. For the log-sum-exp: `lg2.approx` (`2^-22`), and roundings of each term.
+
+use super::Bounds;
+use super::head::Head;
+use super::int8::{Int8, Row, run};
+use super::rows::Rows;
+use super::softmax::Softmax;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::problem::AttentionProblem;
+use crate::quantized::HostQuantized;
+
+/// [`int8`](super::int8), and how far a GPU's output in `dtype` and its log-sum-exp may be from it.
+///
+/// # Errors
+/// As [`int8`](super::int8).
+pub fn gpu_bounds(problem: &AttentionProblem, operands: &HostQuantized, dtype: DType) -> Result<(Int8, Bounds)> {
+    with_rows(problem, operands, dtype, Rows::all(problem))
+}
+
+/// [`gpu_bounds`] for these query positions of every head.
+///
+/// # Errors
+/// As there, and a position past the end.
+pub fn gpu_bounds_rows(
+    problem: &AttentionProblem,
+    operands: &HostQuantized,
+    dtype: DType,
+    rows: &[usize],
+) -> Result<(Int8, Bounds)> {
+    with_rows(problem, operands, dtype, Rows::some(problem, rows)?)
+}
+
+fn with_rows(p: &AttentionProblem, x: &HostQuantized, dtype: DType, rows: Rows<'_>) -> Result<(Int8, Bounds)> {
+    let mut out = run::<true>(p, x, rows, None)?;
+    for (bound, &o) in out.bounds.o.iter_mut().zip(&out.result.o) {
+        *bound += dtype.half_step(o.abs() + *bound);
+    }
+    Ok((out.result, out.bounds))
+}
+
+impl<S: Softmax> Row<S> {
+    /// Appends the row's bounds; its results are the last in `result`. The output's rounding comes later.
+    pub(super) fn bounds(&self, head: &Head<'_>, result: &Int8, bounds: &mut Bounds) {
+        if self.sum <= 0.0 {
+            bounds.o.extend(std::iter::repeat_n(0.0, head.d));
+            bounds.lse.push(0.0);
+            return;
+        }
+        let tiny = (-21_f64).exp2();
+        let blocks = self.keys.div_ceil(int_flash_attention_kernels::layout::KV_BLOCK) as f64;
+        let gamma = (-17_f64).exp2() + (blocks + 8.0) * tiny;
+        let one = S::ONE.0;
+        let slack = &self.slack;
+        let o = &result.o[result.o.len() - head.d..];
+        for (dim, &o) in o.iter().enumerate() {
+            let (scale, mean) = (f64::from(head.v_scale[dim]), f64::from(head.v_mean[dim]));
+            // In units of the scale.
+            let unit = ((o - mean) / scale).abs();
+            let shared = if S::NORMALIZED { unit * slack.codes } else { 0.0 };
+            let codes = (slack.values[dim] + shared) / (one * slack.low);
+            let sums = gamma * (slack.magnitude[dim] / (one * slack.low) + unit);
+            let end = tiny * (o.abs() + mean.abs());
+            bounds.o.push((codes + sums) * scale * (1.0 + 2.0 * gamma) + end);
+        }
+        let codes = (slack.high / self.sum).ln().max((self.sum / slack.low).ln());
+        let terms = 1.0 + self.reference.abs() + self.sum.log2().abs() + self.bias(head).abs();
+        bounds.lse.push(codes + gamma + tiny * terms);
+    }
+}

@@ -1,0 +1,246 @@
+//! The INT8 attention of docs/kernel-abi.md: the same blocks, integers and roundings as the kernels.
+
+use super::head::Head;
+use super::rows::Rows;
+use super::simd::{Kernel, dispatch, dot};
+use super::softmax::{BlockMax, BlockSums, Codes, RunningMax, Softmax};
+use super::Bounds;
+use crate::error::Result;
+use crate::problem::{AttentionProblem, Scheme};
+use crate::progress::{ProgressFn, Ticker};
+use crate::quantized::HostQuantized;
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes};
+use rayon::prelude::*;
+
+/// Output and log-sum-exp of the INT8 algorithm, before the output is rounded.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Int8 {
+    /// `[batch][heads_q][rows][head_dim]`; 0 for a row that sees no key.
+    pub o: Vec<f64>,
+    /// `[batch][heads_q][rows]`; `-inf` for a row that sees no key.
+    pub lse: Vec<f64>,
+}
+
+/// The INT8 attention on quantized operands, in the problem's scheme.
+///
+/// Scores, P and everything before them are bit for bit what docs/kernel-abi.md says, with a correctly rounded exponential;
+/// the sums over blocks, which the kernels keep in float32, are float64.
+///
+/// # Errors
+/// A wrong problem, or operands of other shapes than it says.
+pub fn int8(problem: &AttentionProblem, operands: &HostQuantized) -> Result<Int8> {
+    int8_with_progress(problem, operands, None)
+}
+
+/// [`int8`] for these query positions of every head.
+///
+/// # Errors
+/// As there, and a position past the end.
+pub fn int8_rows(problem: &AttentionProblem, operands: &HostQuantized, rows: &[usize]) -> Result<Int8> {
+    plain(problem, operands, Rows::some(problem, rows)?, None)
+}
+
+pub(crate) fn int8_with_progress(
+    problem: &AttentionProblem,
+    operands: &HostQuantized,
+    progress: Option<ProgressFn<'_>>,
+) -> Result<Int8> {
+    plain(problem, operands, Rows::all(problem), progress)
+}
+
+fn plain(p: &AttentionProblem, x: &HostQuantized, rows: Rows<'_>, progress: Option<ProgressFn<'_>>) -> Result<Int8> {
+    Ok(run::<false>(p, x, rows, progress)?.result)
+}
+
+/// Results, and with `BOUNDS` how far a GPU's float32 result may be from them.
+#[derive(Default)]
+pub(super) struct Output {
+    pub(super) result: Int8,
+    pub(super) bounds: Bounds,
+}
+
+/// Rows that share a pass over K and V, so that a block is used from the cache.
+const TILE: usize = 16;
+
+pub(super) fn run<const BOUNDS: bool>(
+    problem: &AttentionProblem,
+    x: &HostQuantized,
+    rows: Rows<'_>,
+    progress: Option<ProgressFn<'_>>,
+) -> Result<Output> {
+    problem.check()?;
+    check_operands(problem, x)?;
+    match problem.scheme {
+        Scheme::Default => Ok(heads::<BlockMax, BOUNDS>(problem, x, rows, progress)),
+        Scheme::Paper => Ok(heads::<RunningMax, BOUNDS>(problem, x, rows, progress)),
+    }
+}
+
+fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> Result<()> {
+    x.q.check()?;
+    x.k.check()?;
+    x.v.check()?;
+    AttentionProblem::check_shape("q", x.q.shape, problem.q_shape())?;
+    AttentionProblem::check_shape("k", x.k.shape, problem.kv_shape())?;
+    AttentionProblem::check_shape("v", x.v.shape, problem.kv_shape())
+}
+
+fn heads<S: Softmax + Send, const BOUNDS: bool>(
+    problem: &AttentionProblem,
+    x: &HostQuantized,
+    rows: Rows<'_>,
+    progress: Option<ProgressFn<'_>>,
+) -> Output {
+    let ticker = Ticker::new(progress, problem.batch * problem.heads_q * rows.len());
+    let tiles = |head: usize| {
+        let head = Head::new(problem, x, head);
+        let tile = |first: usize| {
+            let positions: Vec<usize> = (first..rows.len().min(first + TILE)).map(|index| rows.at(index)).collect();
+            let out = tile::<S, BOUNDS>(problem, &head, &positions);
+            ticker.add(positions.len());
+            out
+        };
+        (0..rows.len().div_ceil(TILE)).into_par_iter().map(|index| tile(index * TILE)).collect::<Vec<_>>()
+    };
+    let parts: Vec<Vec<Output>> = (0..problem.batch * problem.heads_q).into_par_iter().map(tiles).collect();
+    let mut all = Output::default();
+    for part in parts.into_iter().flatten() {
+        all.result.o.extend(part.result.o);
+        all.result.lse.extend(part.result.lse);
+        all.bounds.o.extend(part.bounds.o);
+        all.bounds.lse.extend(part.bounds.lse);
+    }
+    all
+}
+
+fn tile<S: Softmax, const BOUNDS: bool>(problem: &AttentionProblem, head: &Head<'_>, rows: &[usize]) -> Output {
+    let mut states: Vec<Row<S>> = rows.iter().map(|&row| Row::new(head, row, problem.visible_keys(row))).collect();
+    dispatch(TileKernel::<S, BOUNDS> { head, rows: &mut states });
+    let mut out = Output::default();
+    for row in &states {
+        row.finish(head, &mut out.result);
+        if BOUNDS {
+            row.bounds(head, &out.result, &mut out.bounds);
+        }
+    }
+    out
+}
+
+/// The blocks of a tile of rows.
+struct TileKernel<'a, S, const BOUNDS: bool> {
+    head: &'a Head<'a>,
+    rows: &'a mut [Row<S>],
+}
+
+impl<S: Softmax, const BOUNDS: bool> Kernel for TileKernel<'_, S, BOUNDS> {
+    #[inline(always)]
+    fn run(self) {
+        let d = self.head.d;
+        let mut codes = Codes { p: [0; KV_BLOCK], slack: [0; KV_BLOCK] };
+        let mut scores = [0; KV_BLOCK];
+        for (block, v) in self.head.v.chunks_exact(block_bytes(d)).enumerate() {
+            let k = &self.head.k[block * block_bytes(d)..][..block_bytes(d)];
+            for row in &mut *self.rows {
+                let keys = row.keys.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
+                if keys == 0 {
+                    continue;
+                }
+                for (score, k) in scores.iter_mut().zip(k.chunks_exact(d)) {
+                    *score = dot(&row.q, k);
+                }
+                let sums = row.softmax.block::<BOUNDS>(self.head, block, &scores, keys, &mut codes);
+                row.add::<BOUNDS>(&sums, &codes, v);
+            }
+        }
+    }
+}
+
+/// A query row on its way through the blocks. Sums are in units of `2^reference`.
+pub(super) struct Row<S> {
+    softmax: S,
+    q: Vec<i16>,
+    index: usize,
+    pub(super) keys: usize,
+    pub(super) reference: f64,
+    pub(super) sum: f64,
+    acc: Vec<f64>,
+    pub(super) slack: Slack,
+}
+
+/// What the bounds are made of, in the same units.
+#[derive(Default)]
+pub(super) struct Slack {
+    /// The least and the most that the row sum may be.
+    pub(super) low: f64,
+    pub(super) high: f64,
+    /// Sum of the codes' slack, and of its products with `|v|` per channel.
+    pub(super) codes: f64,
+    pub(super) values: Vec<f64>,
+    /// Sum of `p |v|` per channel, which float32 rounding errors are relative to.
+    pub(super) magnitude: Vec<f64>,
+}
+
+impl<S: Softmax> Row<S> {
+    fn new(head: &Head<'_>, index: usize, keys: usize) -> Self {
+        Self {
+            softmax: S::new(head, index),
+            q: head.q[index * head.d..][..head.d].iter().map(|&q| q.into()).collect(),
+            index,
+            keys: keys.min(head.seqlen_kv),
+            reference: f64::NEG_INFINITY,
+            sum: 0.0,
+            acc: vec![0.0; head.d],
+            slack: Slack { values: vec![0.0; head.d], magnitude: vec![0.0; head.d], ..Slack::default() },
+        }
+    }
+
+    /// Adds a block, of which `v` is `[dim][key]`.
+    #[inline(always)]
+    fn add<const BOUNDS: bool>(&mut self, sums: &BlockSums, codes: &Codes, v: &[i8]) {
+        let reference = self.reference.max(sums.exponent);
+        // A block whose scores left float16's range has no weight.
+        let power = |exponent: f64| if exponent.is_nan() { 0.0 } else { exponent.exp2() };
+        let (old, new) = (power(self.reference - reference), power(sums.exponent - reference));
+        self.reference = reference;
+        self.sum = old * self.sum + new * sums.sum;
+        for (acc, v) in self.acc.iter_mut().zip(v.chunks_exact(KV_BLOCK)) {
+            *acc = old * *acc + new * f64::from(dot(&codes.p, v));
+        }
+        if BOUNDS {
+            let slack = &mut self.slack;
+            slack.low = old * slack.low + new * sums.low;
+            slack.high = old * slack.high + new * sums.high;
+            slack.codes = old * slack.codes + new * codes.slack.iter().map(|&s| f64::from(s)).sum::<f64>();
+            let channels = slack.values.iter_mut().zip(&mut slack.magnitude);
+            for ((values, magnitude), v) in channels.zip(v.chunks_exact(KV_BLOCK)) {
+                let mut absolute = [0_i8; KV_BLOCK];
+                for (a, v) in absolute.iter_mut().zip(v) {
+                    *a = v.abs();
+                }
+                *values = old * *values + new * f64::from(dot(&codes.slack, &absolute));
+                *magnitude = old * *magnitude + new * f64::from(dot(&codes.p, &absolute));
+            }
+        }
+    }
+
+    /// Appends the row's output and log-sum-exp.
+    fn finish(&self, head: &Head<'_>, out: &mut Int8) {
+        if self.sum <= 0.0 {
+            out.o.extend(std::iter::repeat_n(0.0, head.d));
+            out.lse.push(f64::NEG_INFINITY);
+            return;
+        }
+        let (one, sum_one) = S::ONE;
+        let channels = self.acc.iter().zip(head.v_scale.iter().zip(head.v_mean));
+        out.o.extend(
+            channels.map(|(acc, (&scale, &mean))| acc / (one * self.sum) * f64::from(scale) + f64::from(mean)),
+        );
+        let lse = std::f64::consts::LN_2 * (self.reference + (self.sum / sum_one).log2());
+        out.lse.push(lse + self.bias(head));
+    }
+
+    /// The log-sum-exp's share of the mean that was taken out of K.
+    pub(super) fn bias(&self, head: &Head<'_>) -> f64 {
+        head.q_bias.map_or(0.0, |bias| f64::from(head.softmax_scale) * f64::from(bias[self.index]))
+    }
+}

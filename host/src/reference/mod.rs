@@ -1,0 +1,40 @@
+//! Attention on the CPU: the exact answer, and the INT8 algorithm bit by bit.
+//!
+//! * [`exact`] is softmax attention in float64.
+//! * [`quantize`] and [`int8`] are what the kernels do, block by block with the same roundings (docs/kernel-abi.md). It is
+//!   also what [`Device::Cpu`](crate::Device::Cpu) runs.
+//! * [`gpu_bounds`] says how far a GPU may be from [`int8`], [`exact_bounds`] how far [`int8`] may be from [`exact`]; both
+//!   are derived from the arithmetic, row by row, not measured.
+//!
+//! Every function works on all cores.
+
+mod compare;
+mod dequantize;
+mod exact;
+mod exact_bounds;
+mod gpu_bounds;
+mod head;
+mod int8;
+mod quantize;
+mod rows;
+mod simd;
+mod softmax;
+mod stats;
+
+pub use compare::{Excess, Figures, compare, first_excess};
+pub use dequantize::{dequantize_k, dequantize_q, dequantize_v};
+pub use exact::{Exact, exact, exact_rows};
+pub use exact_bounds::{exact_bounds, exact_bounds_rows};
+pub use gpu_bounds::{gpu_bounds, gpu_bounds_rows};
+pub use int8::{Int8, int8, int8_rows};
+pub(crate) use int8::int8_with_progress;
+pub use quantize::{quantize, quantize_k, quantize_q, quantize_v};
+
+/// How far each element may be from a reference, absolutely.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Bounds {
+    /// Of the output, `[batch][heads_q][rows][head_dim]`.
+    pub o: Vec<f64>,
+    /// Of the log-sum-exp, `[batch][heads_q][rows]`.
+    pub lse: Vec<f64>,
+}
