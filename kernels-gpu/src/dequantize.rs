@@ -4,7 +4,9 @@
 
 use crate::element::{Bf16, Element, F16, F32, Rows, store};
 use crate::layout::{KV_BLOCK, block_bytes, k_offset};
-use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32, ld_global_nc_v2_u32, ld_global_nc_v4_f32, ld_global_nc_v4_u32};
+use crate::ptx::global::{
+    ld_global_nc_f32, ld_global_nc_u32, ld_global_nc_v2_u32, ld_global_nc_v4_f32, ld_global_nc_v4_u32,
+};
 use crate::ptx::math::{add_rn_f32, mul_rn_f32};
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{bar_sync, ctaid_x, tid_x};
@@ -69,7 +71,12 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
                     j += 1;
                 }
                 let here = place.has(piece) & (place.row(batch, (i / pieces) as u32) < block.count);
-                store::<E>(here, block.rows.at(block.first + row(i), place.vector(piece)), E::pack(&y), block.rows.aligned);
+                store::<E>(
+                    here,
+                    block.rows.at(block.first + row(i), place.vector(piece)),
+                    E::pack(&y),
+                    block.rows.aligned,
+                );
                 i += 1;
             }
             batch += 1;
@@ -102,7 +109,12 @@ unsafe fn values<E: Element>(block: &Block) {
             let mut i = 0;
             while i < 8 {
                 let here = place.has() & (place.key(i) < block.count);
-                store::<E>(here, block.rows.at(block.first + place.key(i), place.vector()), E::pack(&keys[i]), block.rows.aligned);
+                store::<E>(
+                    here,
+                    block.rows.at(block.first + place.key(i), place.vector()),
+                    E::pack(&keys[i]),
+                    block.rows.aligned,
+                );
                 i += 1;
             }
             pass += 1;
@@ -115,7 +127,9 @@ unsafe fn values<E: Element>(block: &Block) {
 unsafe fn load_block<E: Element>(block: &Block) {
     let mut at = 16 * tid_x();
     while at < shared_bytes(block.head_dim as usize) as u32 {
-        unsafe { st_shared_v4_u32(smem::base() + spread::<E>(at), ld_global_nc_v4_u32(block.data.wrapping_add(at as usize))) }
+        unsafe {
+            st_shared_v4_u32(smem::base() + spread::<E>(at), ld_global_nc_v4_u32(block.data.wrapping_add(at as usize)))
+        }
         at += 16 * threads(block.head_dim as usize) as u32;
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! A lane moves 16 bytes at a time, a [`Vector`]: eight halves or four floats, lowest address first.
 
-use crate::ptx::global::{ld_global_nc_u16, ld_global_nc_u32, ld_global_nc_v4_u32, st_global_u16, st_global_u32, st_global_v4_u32};
+use crate::ptx::global::{
+    ld_global_nc_u16, ld_global_nc_u32, ld_global_nc_v4_u32, st_global_u16, st_global_u32, st_global_v4_u32,
+};
 use crate::ptx::math::{cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32};
 
 /// 16 bytes of elements.
@@ -39,7 +41,12 @@ impl Element for F16 {
 
     #[inline(always)]
     fn pack(x: &[f32; 8]) -> Vector {
-        [cvt_rn_f16x2_f32(x[1], x[0]), cvt_rn_f16x2_f32(x[3], x[2]), cvt_rn_f16x2_f32(x[5], x[4]), cvt_rn_f16x2_f32(x[7], x[6])]
+        [
+            cvt_rn_f16x2_f32(x[1], x[0]),
+            cvt_rn_f16x2_f32(x[3], x[2]),
+            cvt_rn_f16x2_f32(x[5], x[4]),
+            cvt_rn_f16x2_f32(x[7], x[6]),
+        ]
     }
 }
 
@@ -53,7 +60,12 @@ impl Element for Bf16 {
 
     #[inline(always)]
     fn pack(x: &[f32; 8]) -> Vector {
-        [cvt_rn_bf16x2_f32(x[1], x[0]), cvt_rn_bf16x2_f32(x[3], x[2]), cvt_rn_bf16x2_f32(x[5], x[4]), cvt_rn_bf16x2_f32(x[7], x[6])]
+        [
+            cvt_rn_bf16x2_f32(x[1], x[0]),
+            cvt_rn_bf16x2_f32(x[3], x[2]),
+            cvt_rn_bf16x2_f32(x[5], x[4]),
+            cvt_rn_bf16x2_f32(x[7], x[6]),
+        ]
     }
 }
 
@@ -83,7 +95,14 @@ pub(crate) struct Rows {
 impl Rows {
     /// The rows of one head; `stride_*` in elements.
     #[inline(always)]
-    pub fn new<E: Element>(tensor: *mut u8, batch: u32, stride_b: i64, head: u32, stride_h: i64, stride_n: i64) -> Self {
+    pub fn new<E: Element>(
+        tensor: *mut u8,
+        batch: u32,
+        stride_b: i64,
+        head: u32,
+        stride_h: i64,
+        stride_n: i64,
+    ) -> Self {
         let offset = i64::from(batch).wrapping_mul(stride_b).wrapping_add(i64::from(head).wrapping_mul(stride_h));
         let base = tensor.wrapping_offset(offset.wrapping_mul(E::BYTES as i64) as isize);
         let stride = stride_n.wrapping_mul(E::BYTES as i64);
@@ -112,7 +131,11 @@ pub(crate) unsafe fn load<E: Element>(address: *const u8, aligned: bool) -> Vect
         let mut word = 0;
         while word < 4 {
             let at = address.wrapping_add(4 * word);
-            vector[word] = if E::BYTES == 4 { ld_global_nc_u32(at) } else { ld_global_nc_u16(at) | ld_global_nc_u16(at.wrapping_add(2)) << 16 };
+            vector[word] = if E::BYTES == 4 {
+                ld_global_nc_u32(at)
+            } else {
+                ld_global_nc_u16(at) | ld_global_nc_u16(at.wrapping_add(2)) << 16
+            };
             word += 1;
         }
         vector

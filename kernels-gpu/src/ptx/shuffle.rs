@@ -28,6 +28,8 @@ pub unsafe fn shfl_sync_bfly_add_f32(value: f32, mask: u32, width: u32) -> f32 {
 #[inline(always)]
 pub unsafe fn shfl_sync_bfly_b32(value: u32, mask: u32) -> u32 {
     let d;
-    unsafe { asm!("shfl.sync.bfly.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, in(reg32) mask, options(nomem, nostack)) }
+    unsafe {
+        asm!("shfl.sync.bfly.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, in(reg32) mask, options(nomem, nostack))
+    }
     d
 }

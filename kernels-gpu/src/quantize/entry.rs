@@ -263,8 +263,26 @@ macro_rules! entries {
             let k = Tensor { data: k, stride_b: k_stride_b, stride_h: k_stride_h, stride_n: k_stride_n };
             let v = Tensor { data: v, stride_b: v_stride_b, stride_h: v_stride_h, stride_n: v_stride_n };
             let args = Quantize {
-                q, k, v, k_mean, v_mean, v_scale, q_out, q_scale, q_bias, k_out, k_scale, v_out,
-                seqlen_q, seqlen_kv, heads_q, heads_kv, head_dim, q_blocks, kv_blocks, flags,
+                q,
+                k,
+                v,
+                k_mean,
+                v_mean,
+                v_scale,
+                q_out,
+                q_scale,
+                q_bias,
+                k_out,
+                k_scale,
+                v_out,
+                seqlen_q,
+                seqlen_kv,
+                heads_q,
+                heads_kv,
+                head_dim,
+                q_blocks,
+                kv_blocks,
+                flags,
             };
             unsafe { quantize::<$element>(&args) }
         }

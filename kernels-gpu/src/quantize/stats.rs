@@ -98,12 +98,22 @@ unsafe fn load_batch<E: Element>(rows: &Rows, token: u32, last: u32, vector: u32
 
 /// Adds up the eight accumulators of each channel: `((a0+a1)+(a2+a3))+((a4+a5)+(a6+a7))`.
 #[inline(always)]
-unsafe fn combine<E: Element>(mine: &[f32; 8], lane: u32, vector: u32, head_dim: u32, out: *mut f32, op: impl Fn(f32, f32) -> f32) {
+unsafe fn combine<E: Element>(
+    mine: &[f32; 8],
+    lane: u32,
+    vector: u32,
+    head_dim: u32,
+    out: *mut f32,
+    op: impl Fn(f32, f32) -> f32,
+) {
     unsafe {
         let at = smem::base() + 4 * (lane * head_dim + vector * E::LANES as u32);
         let mut i = 0;
         while i < E::LANES {
-            st_shared_v4_u32(at + 4 * i as u32, [mine[i].to_bits(), mine[i + 1].to_bits(), mine[i + 2].to_bits(), mine[i + 3].to_bits()]);
+            st_shared_v4_u32(
+                at + 4 * i as u32,
+                [mine[i].to_bits(), mine[i + 1].to_bits(), mine[i + 2].to_bits(), mine[i + 3].to_bits()],
+            );
             i += 4;
         }
         bar_sync();

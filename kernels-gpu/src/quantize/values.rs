@@ -112,7 +112,9 @@ unsafe fn store_block<E: Element>(block: &Block) {
     let out = block.out.wrapping_add(opaque(block.index) as usize * shared_bytes(block.head_dim as usize));
     let mut at = 16 * tid_x();
     while at < shared_bytes(block.head_dim as usize) as u32 {
-        unsafe { st_global_v4_u32(true, out.wrapping_add(at as usize), ld_shared_v4_u32(smem::base() + spread::<E>(at))) }
+        unsafe {
+            st_global_v4_u32(true, out.wrapping_add(at as usize), ld_shared_v4_u32(smem::base() + spread::<E>(at)))
+        }
         at += 16 * threads(block.head_dim as usize) as u32;
     }
 }
