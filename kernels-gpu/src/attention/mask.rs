@@ -1,6 +1,6 @@
 //! Which keys a row sees: the end of the sequence, and the causal diagonal aligned to the bottom right.
 
-use super::Args;
+use super::{Args, KEY_TILES, Place, Softmax};
 use crate::layout::KV_BLOCK;
 
 /// The mask of one CTA.
@@ -31,6 +31,19 @@ impl Mask {
         // Not `div_ceil(last + 127)`: lengths near 2^32 must not wrap.
         let blocks = last / block + u32::from(!last.is_multiple_of(block));
         Self { blocks, full_blocks: first / block, seqlen_kv: args.seqlen_kv, first_row_keys: if CAUSAL { first_row_keys } else { i64::MAX / 2 } }
+    }
+
+    /// Hides the scores of block `block` that their rows do not see.
+    #[inline(always)]
+    pub(crate) fn apply<S: Softmax<D, MT>, const D: usize, const MT: usize>(&self, scores: &mut S::Scores, block: u32, place: &Place) {
+        for mt in 0..MT {
+            for half in 0..2 {
+                let keys = self.keys(place.row + (16 * mt + 8 * half) as u32 + place.group, block) - 2 * place.quad as i32;
+                for tile in 0..KEY_TILES {
+                    S::hide(scores, mt, half, tile, keys - (8 * tile) as i32);
+                }
+            }
+        }
     }
 
     /// Keys of block `block` that row `row` sees, counted from the block's first.

@@ -90,12 +90,8 @@ pub(crate) unsafe fn attention<S: Softmax<D, MT>, const D: usize, const MT: usiz
 
         let mut block = 0;
         scales.publish(0, scales.fetch(0));
-        while block < mask.full_blocks {
-            step::<S, D, MT, WARPS, SLOTS, false>(block, &place, &mask, &query, &scales, &mut pipeline, &mut softmax, &mut acc);
-            block += 1;
-        }
         while block < mask.blocks {
-            step::<S, D, MT, WARPS, SLOTS, true>(block, &place, &mask, &query, &scales, &mut pipeline, &mut softmax, &mut acc);
+            step::<S, D, MT, WARPS, SLOTS>(block, &place, &mask, &query, &scales, &mut pipeline, &mut softmax, &mut acc);
             block += 1;
         }
         epilogue::store::<S, D, MT>(&args, &place, &softmax, &acc);
@@ -105,7 +101,7 @@ pub(crate) unsafe fn attention<S: Softmax<D, MT>, const D: usize, const MT: usiz
 /// One block of keys.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn step<S: Softmax<D, MT>, const D: usize, const MT: usize, const WARPS: usize, const SLOTS: usize, const MASKED: bool>(
+unsafe fn step<S: Softmax<D, MT>, const D: usize, const MT: usize, const WARPS: usize, const SLOTS: usize>(
     block: u32,
     place: &Place,
     mask: &Mask,
@@ -118,7 +114,10 @@ unsafe fn step<S: Softmax<D, MT>, const D: usize, const MT: usize, const WARPS: 
     unsafe {
         let next_scale = scales.fetch(block + 1);
         let k = pipeline.next_k();
-        let s = scores::block::<S, D, MT, MASKED>(query, k, scales, softmax, block, place, mask);
+        let mut s = scores::block::<S, D, MT>(query, k, scales, softmax, block, place);
+        if block >= mask.full_blocks {
+            mask.apply::<S, D, MT>(&mut s, block, place);
+        }
         let (p, row) = softmax.step(s, acc);
         let v = pipeline.next_v();
         scales.publish(block + 1, next_scale);

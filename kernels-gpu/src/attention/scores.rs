@@ -1,6 +1,6 @@
 //! S = Q K^T on the int8 tensor cores.
 
-use super::{Args, KEY_TILES, Mask, Place, Softmax};
+use super::{Args, KEY_TILES, Place, Softmax};
 use crate::layout::{KV_BLOCK, ROW_BYTES, swizzle};
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::memory::{ld_shared_v4_f32, st_shared_v2_f32};
@@ -95,14 +95,13 @@ pub(crate) fn panel_row(base: u32) -> u32 {
 
 /// The scores of the warp's rows against the 128 keys of the block at shared address `k`, in the softmax's working unit.
 #[inline(always)]
-pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize, const MASKED: bool>(
+pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize>(
     query: &Query<MT>,
     k: u32,
     scales: &KeyScales,
     softmax: &S,
     block: u32,
     place: &Place,
-    mask: &Mask,
 ) -> S::Scores {
     let mut scores = S::empty();
     let row = panel_row(k);
@@ -123,14 +122,7 @@ pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize, c
             for mt in 0..MT {
                 for half in 0..2 {
                     let sums = [f32::from_bits(acc[mt][n][2 * half] as u32), f32::from_bits(acc[mt][n][2 * half + 1] as u32)];
-                    let visible = if MASKED {
-                        let keys = mask.keys(place.row + (16 * mt + 8 * half) as u32 + place.group, block);
-                        let first = (8 * tile) as i32 + 2 * place.quad as i32;
-                        [first < keys, first + 1 < keys]
-                    } else {
-                        [true; 2]
-                    };
-                    softmax.put(&mut scores, mt, half, tile, sums, key, visible);
+                    softmax.put(&mut scores, mt, half, tile, sums, key);
                 }
             }
         }

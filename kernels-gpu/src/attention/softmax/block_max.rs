@@ -9,6 +9,7 @@ use crate::ptx::math::{
     fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt, rcp_approx_ftz_f32,
 };
 use crate::ptx::mma::mma_m16n8k32_s32_u8_s8;
+use crate::ptx::select::selp_b32;
 use crate::ptx::special::{shfl_bfly, vote_any};
 
 /// 255 and 1024 as pairs of float16: `255 e + 1024` has the rounded code of P in its low byte.
@@ -101,12 +102,17 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
     }
 
     #[inline(always)]
-    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4], visible: [bool; 2]) {
+    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4]) {
         let low = fma_rn_f32(sums[0], key[0], key[1]);
         let high = fma_rn_f32(sums[1], key[2], key[3]);
-        let low = if visible[0] { low } else { f32::NEG_INFINITY };
-        let high = if visible[1] { high } else { f32::NEG_INFINITY };
         scores[mt][half][tile] = cvt_rn_f16x2_f32(high, low);
+    }
+
+    #[inline(always)]
+    fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, keys: i32) {
+        // prmt takes the visible halves from the scores and the others from minus infinity.
+        let selector = selp_b32(keys > 1, 0x3210, selp_b32(keys > 0, 0x7610, 0x7654));
+        scores[mt][half][tile] = prmt(scores[mt][half][tile], NEG_INFINITY, selector);
     }
 
     #[inline(always)]

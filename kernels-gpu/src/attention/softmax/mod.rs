@@ -25,8 +25,10 @@ pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
 
     /// Takes the scores of two neighbouring keys of row `(mt, half)`: accumulators read as floats, still `MAGIC` too large,
     /// with the keys' `[factor, bias, factor, bias]`.
-    #[allow(clippy::too_many_arguments)]
-    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4], visible: [bool; 2]);
+    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4]);
+
+    /// Leaves `keys` (0, 1, 2 or out of that range) of two neighbouring keys, and makes the scores of the others minus infinity.
+    fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, keys: i32);
 
     /// Exponentials of a block: P, and the state moved on. Rescales the output when its reference exponent moves.
     unsafe fn step(&mut self, scores: Self::Scores, acc: &mut Accumulator<MT>) -> (Probabilities<MT>, Self::Row);

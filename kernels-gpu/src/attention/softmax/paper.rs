@@ -6,6 +6,7 @@ use super::super::{Args, KEY_STEPS, KEY_TILES, Place};
 use super::Softmax;
 use crate::ptx::math::{add_rn_f32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt, rcp_approx_ftz_f32};
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
+use crate::ptx::select::selp_b32;
 use crate::ptx::special::shfl_bfly;
 
 /// R, the largest int8 code.
@@ -51,10 +52,17 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4], visible: [bool; 2]) {
+    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4]) {
         for i in 0..2 {
-            let s = mul_rn_f32(add_rn_f32(sums[i], -MAGIC), mul_rn_f32(self.row_scale[mt][half], key[2 * i]));
-            scores[mt][half][tile][i] = if visible[i] { s } else { f32::NEG_INFINITY };
+            scores[mt][half][tile][i] = mul_rn_f32(add_rn_f32(sums[i], -MAGIC), mul_rn_f32(self.row_scale[mt][half], key[2 * i]));
+        }
+    }
+
+    #[inline(always)]
+    fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, keys: i32) {
+        for i in 0..2 {
+            let s = scores[mt][half][tile][i];
+            scores[mt][half][tile][i] = f32::from_bits(selp_b32(keys > i as i32, s.to_bits(), f32::NEG_INFINITY.to_bits()));
         }
     }
 
