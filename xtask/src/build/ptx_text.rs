@@ -10,9 +10,9 @@ use std::fmt::Write;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaunchBounds {
     /// Threads of a block (`.maxntid`).
-    pub threads: u32,
+    pub threads: usize,
     /// Blocks that a multiprocessor should hold at once (`.minnctapersm`); 0 leaves it to ptxas.
-    pub min_ctas: u32,
+    pub min_ctas: usize,
 }
 
 /// Normalises `ptx` and gives each entry the bounds that `bounds` returns for its name.
