@@ -2,7 +2,7 @@
 //!
 //! A CTA takes one block of 128 tokens and walks it as the quantizers do (`quantize::place`), the other way round.
 
-use crate::element::{Bf16, Element, F16, F32, Rows, store};
+use crate::element::{BATCH, Bf16, Element, F16, F32, Rows, store_batch};
 use crate::layout::{KV_BLOCK, block_bytes, k_offset};
 use crate::ptx::global::{
     ld_global_nc_f32, ld_global_nc_u32, ld_global_nc_v2_u32, ld_global_nc_v4_f32, ld_global_nc_v4_u32,
@@ -12,7 +12,7 @@ use crate::ptx::shared::{ld_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{bar_sync, ctaid_x, tid_x};
 use crate::quantize::launch::{TOKENS, shared_bytes, threads};
 use crate::quantize::pack::dequantize4;
-use crate::quantize::place::{BATCH, ByChannel, ByToken, div_rem, spread};
+use crate::quantize::place::{ByChannel, ByToken, div_rem, spread};
 use crate::smem;
 
 /// `operand`: row-major, one scale a token.
@@ -60,25 +60,25 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
                 scales[i] = ld_global_nc_f32(block.scale.wrapping_add(row));
                 i += 1;
             }
+            let mut vectors = [[0; 4]; BATCH];
             i = 0;
             while i < BATCH {
-                let piece = i % pieces;
-                let (x, mean) = (floats(bytes[i]), &means[piece]);
+                let (x, mean) = (floats(bytes[i]), &means[i % pieces]);
                 let mut y = [0.0; 8];
                 let mut j = 0;
                 while j < E::LANES {
                     y[j] = add_rn_f32(mul_rn_f32(x[j], scales[i]), mean[j]);
                     j += 1;
                 }
-                let here = place.has(piece) & (place.row(batch, (i / pieces) as u32) < block.count);
-                store::<E>(
-                    here,
-                    block.rows.at(block.first + row(i), place.vector(piece)),
-                    E::pack(&y),
-                    block.rows.aligned,
-                );
+                vectors[i] = E::pack(&y);
                 i += 1;
             }
+            store_batch::<E>(
+                &vectors,
+                block.rows.aligned,
+                |i| place.has(i % pieces) & (place.row(batch, (i / pieces) as u32) < block.count),
+                |i| block.rows.at(block.first + row(i), place.vector(i % pieces)),
+            );
             batch += 1;
         }
     }
@@ -106,17 +106,18 @@ unsafe fn values<E: Element>(block: &Block) {
                 }
                 dim += 1;
             }
+            let mut vectors = [[0; 4]; BATCH];
             let mut i = 0;
-            while i < 8 {
-                let here = place.has() & (place.key(i) < block.count);
-                store::<E>(
-                    here,
-                    block.rows.at(block.first + place.key(i), place.vector()),
-                    E::pack(&keys[i]),
-                    block.rows.aligned,
-                );
+            while i < BATCH {
+                vectors[i] = E::pack(&keys[i]);
                 i += 1;
             }
+            store_batch::<E>(
+                &vectors,
+                block.rows.aligned,
+                |i| place.has() & (place.key(i) < block.count),
+                |i| block.rows.at(block.first + place.key(i), place.vector()),
+            );
             pass += 1;
         }
     }
@@ -125,12 +126,25 @@ unsafe fn values<E: Element>(block: &Block) {
 /// Copies a packed block of V to shared memory.
 #[inline(always)]
 unsafe fn load_block<E: Element>(block: &Block) {
-    let mut at = 16 * tid_x();
-    while at < shared_bytes(block.head_dim as usize) as u32 {
-        unsafe {
-            st_shared_v4_u32(smem::base() + spread::<E>(at), ld_global_nc_v4_u32(block.data.wrapping_add(at as usize)))
+    /// Loads of a thread under way at once.
+    const BATCH: usize = 4;
+    let bytes = shared_bytes(block.head_dim as usize) as u32;
+    let step = 16 * threads(block.head_dim as usize) as u32;
+    let mut first = 16 * tid_x();
+    while first < bytes {
+        let at = |i: usize| first + i as u32 * step;
+        let mut vectors = [[0; 4]; BATCH];
+        let mut i = 0;
+        while i < BATCH {
+            vectors[i] = unsafe { ld_global_nc_v4_u32(block.data.wrapping_add(at(i).min(bytes - 16) as usize)) };
+            i += 1;
         }
-        at += 16 * threads(block.head_dim as usize) as u32;
+        i = 0;
+        while i < BATCH {
+            unsafe { st_shared_v4_u32(at(i) < bytes, smem::base() + spread::<E>(at(i)), vectors[i]) };
+            i += 1;
+        }
+        first += BATCH as u32 * step;
     }
 }
 

@@ -9,6 +9,8 @@ use crate::ptx::math::{cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt
 
 /// 16 bytes of elements.
 pub(crate) type Vector = [u32; 4];
+/// Vectors that a thread has under way at once.
+pub(crate) const BATCH: usize = 8;
 
 /// A float type in global memory.
 pub(crate) trait Element {
@@ -117,51 +119,86 @@ impl Rows {
     }
 }
 
-/// Loads the vector at `address`, in one instruction where `aligned`.
+/// Loads the vectors at `address(0)`, `address(1)`, ..., all before the first is used.
 ///
 /// # Safety
-/// 16 readable bytes that the grid does not write, aligned to an element, or to 16 bytes where `aligned`.
+/// 16 readable bytes each that the grid does not write, aligned to an element, or to 16 bytes where `aligned`.
 #[inline(always)]
-pub(crate) unsafe fn load<E: Element>(address: *const u8, aligned: bool) -> Vector {
-    unsafe {
-        if aligned {
-            return ld_global_nc_v4_u32(address);
+pub(crate) unsafe fn load_batch<E: Element>(aligned: bool, address: impl Fn(usize) -> *const u8) -> [Vector; BATCH] {
+    let mut vectors = [[0; 4]; BATCH];
+    let mut i = 0;
+    if aligned {
+        while i < BATCH {
+            vectors[i] = unsafe { ld_global_nc_v4_u32(address(i)) };
+            i += 1;
         }
-        let mut vector = [0; 4];
-        let mut word = 0;
-        while word < 4 {
-            let at = address.wrapping_add(4 * word);
-            vector[word] = if E::BYTES == 4 {
-                ld_global_nc_u32(at)
-            } else {
-                ld_global_nc_u16(at) | ld_global_nc_u16(at.wrapping_add(2)) << 16
-            };
-            word += 1;
+    } else {
+        while i < BATCH {
+            vectors[i] = unsafe { load_elements::<E>(address(i)) };
+            i += 1;
         }
-        vector
+    }
+    vectors
+}
+
+/// Stores vector `i` at `address(i)` where `predicate(i)`.
+///
+/// # Safety
+/// 16 bytes each that this thread alone accesses, aligned to an element, or to 16 bytes where `aligned`.
+#[inline(always)]
+pub(crate) unsafe fn store_batch<E: Element>(
+    vectors: &[Vector; BATCH],
+    aligned: bool,
+    predicate: impl Fn(usize) -> bool,
+    address: impl Fn(usize) -> *mut u8,
+) {
+    let mut i = 0;
+    if aligned {
+        while i < BATCH {
+            unsafe { st_global_v4_u32(predicate(i), address(i), vectors[i]) };
+            i += 1;
+        }
+    } else {
+        while i < BATCH {
+            unsafe { store_elements::<E>(predicate(i), address(i), &vectors[i]) };
+            i += 1;
+        }
     }
 }
 
-/// Stores a vector at `address` where `predicate`, in one instruction where `aligned`.
-///
-/// # Safety
-/// 16 bytes that this thread alone accesses, aligned to an element, or to 16 bytes where `aligned`.
+/// A vector, element by element.
 #[inline(always)]
-pub(crate) unsafe fn store<E: Element>(predicate: bool, address: *mut u8, vector: Vector, aligned: bool) {
-    unsafe {
-        if aligned {
-            return st_global_v4_u32(predicate, address, vector);
-        }
-        let mut word = 0;
-        while word < 4 {
-            let at = address.wrapping_add(4 * word);
+unsafe fn load_elements<E: Element>(address: *const u8) -> Vector {
+    let mut vector = [0; 4];
+    let mut word = 0;
+    while word < 4 {
+        let at = address.wrapping_add(4 * word);
+        vector[word] = unsafe {
+            if E::BYTES == 4 {
+                ld_global_nc_u32(at)
+            } else {
+                ld_global_nc_u16(at) | ld_global_nc_u16(at.wrapping_add(2)) << 16
+            }
+        };
+        word += 1;
+    }
+    vector
+}
+
+/// A vector, element by element.
+#[inline(always)]
+unsafe fn store_elements<E: Element>(predicate: bool, address: *mut u8, vector: &Vector) {
+    let mut word = 0;
+    while word < 4 {
+        let at = address.wrapping_add(4 * word);
+        unsafe {
             if E::BYTES == 4 {
                 st_global_u32(predicate, at, [vector[word]]);
             } else {
                 st_global_u16(predicate, at, [vector[word] as u16]);
                 st_global_u16(predicate, at.wrapping_add(2), [(vector[word] >> 16) as u16]);
             }
-            word += 1;
         }
+        word += 1;
     }
 }

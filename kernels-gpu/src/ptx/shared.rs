@@ -43,15 +43,16 @@ pub unsafe fn ld_shared_f32(address: u32) -> f32 {
     d
 }
 
-/// `st.shared.v4.u32`
+/// `st.shared.v4.u32` where `predicate`.
 ///
 /// # Safety
-/// `address` is a 16-byte aligned shared address of 16 bytes that no other thread touches before the next barrier.
+/// Where `predicate`, `address` is a 16-byte aligned shared address of 16 bytes that no other thread touches before the
+/// next barrier.
 #[inline(always)]
-pub unsafe fn st_shared_v4_u32(address: u32, value: [u32; 4]) {
+pub unsafe fn st_shared_v4_u32(predicate: bool, address: u32, value: [u32; 4]) {
     unsafe {
-        asm!("st.shared.v4.u32 [{}], {{{}, {}, {}, {}}};", in(reg32) address,
-            in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3], options(nostack));
+        asm!("{{ .reg .pred p; setp.ne.u32 p, {}, 0; @p st.shared.v4.u32 [{}], {{{}, {}, {}, {}}}; }}",
+            in(reg32) u32::from(predicate), in(reg32) address, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3], options(nostack));
     }
 }
 

@@ -4,17 +4,13 @@
 //! of which the last quarter is idle.
 
 use super::launch::{TOKENS, threads};
-use crate::element::{Element, Vector};
+use crate::element::{BATCH, Element};
 use crate::layout::{ROW_BYTES, key_slot, swizzle};
 use crate::ptx::opaque::opaque;
 use crate::ptx::shuffle::{shfl_sync_bfly_add_f32, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x;
 use core::marker::PhantomData;
 
-/// Vectors that a thread loads before it uses the first.
-pub(crate) const BATCH: usize = 8;
-/// `vectors[i]` of a batch, nothing yet.
-pub(crate) const EMPTY: [Vector; BATCH] = [[0; 4]; BATCH];
 /// Dims of a row that a lane holds.
 const DIMS: usize = 8;
 

@@ -6,7 +6,7 @@
 
 use super::place::div_rem;
 use super::scale::scale;
-use crate::element::{Element, Rows, Vector, load};
+use crate::element::{BATCH, Element, Rows, Vector, load_batch};
 use crate::layout::{STATS_CHUNK, STATS_LANES};
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32};
 use crate::ptx::math::fma_rn_f32;
@@ -17,8 +17,6 @@ use crate::smem;
 
 /// Statistics kept for each channel.
 const KINDS: usize = 3;
-/// Tokens of a thread under way at once.
-const BATCH: usize = 8;
 
 /// A thread's accumulators.
 struct Columns {
@@ -52,7 +50,7 @@ pub(crate) unsafe fn chunk<E: Element>(rows: &Rows, first: u32, count: u32, head
         let stride = (BATCH * STATS_LANES) as u32;
         // the bound is that of the block's last lane: the branch is uniform
         while token - lane + stride <= count {
-            let batch = load_batch::<E>(rows, first + token, first + STATS_CHUNK as u32, vector);
+            let batch = load_tokens::<E>(rows, first + token, first + STATS_CHUNK as u32, vector);
             let mut i = 0;
             while i < BATCH {
                 columns.add::<E>(&batch[i]);
@@ -61,7 +59,7 @@ pub(crate) unsafe fn chunk<E: Element>(rows: &Rows, first: u32, count: u32, head
             token += stride;
         }
         if token - lane < count {
-            let batch = load_batch::<E>(rows, first + token, first + count - 1, vector);
+            let batch = load_tokens::<E>(rows, first + token, first + count - 1, vector);
             let mut i = 0;
             while i < BATCH {
                 if token + ((i * STATS_LANES) as u32) < count {
@@ -78,22 +76,9 @@ pub(crate) unsafe fn chunk<E: Element>(rows: &Rows, first: u32, count: u32, head
 
 /// The thread's next eight tokens; one past `last` is read as `last`, and not used.
 #[inline(always)]
-unsafe fn load_batch<E: Element>(rows: &Rows, token: u32, last: u32, vector: u32) -> [Vector; BATCH] {
-    let address = |i: usize| rows.at((token + (i * STATS_LANES) as u32).min(last), vector);
-    let mut batch = [[0; 4]; BATCH];
-    let mut i = 0;
-    if rows.aligned {
-        while i < BATCH {
-            batch[i] = unsafe { load::<E>(address(i), true) };
-            i += 1;
-        }
-    } else {
-        while i < BATCH {
-            batch[i] = unsafe { load::<E>(address(i), false) };
-            i += 1;
-        }
-    }
-    batch
+unsafe fn load_tokens<E: Element>(rows: &Rows, token: u32, last: u32, vector: u32) -> [Vector; BATCH] {
+    let address = |i: usize| rows.at((token + (i * STATS_LANES) as u32).min(last), vector).cast_const();
+    unsafe { load_batch::<E>(rows.aligned, address) }
 }
 
 /// Adds up the eight accumulators of each channel: `((a0+a1)+(a2+a3))+((a4+a5)+(a6+a7))`.
@@ -111,6 +96,7 @@ unsafe fn combine<E: Element>(
         let mut i = 0;
         while i < E::LANES {
             st_shared_v4_u32(
+                true,
                 at + 4 * i as u32,
                 [mine[i].to_bits(), mine[i + 1].to_bits(), mine[i + 2].to_bits(), mine[i + 3].to_bits()],
             );

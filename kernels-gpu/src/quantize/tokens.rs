@@ -4,9 +4,9 @@
 //! maximum and its bytes.
 
 use super::pack::quantize4;
-use super::place::{BATCH, ByToken, EMPTY};
+use super::place::ByToken;
 use super::scale::{reciprocal, round_up, scale};
-use crate::element::{Element, Rows, load};
+use crate::element::{self, BATCH, Element, Rows, Vector};
 use crate::layout::{KV_BLOCK, k_offset};
 use crate::ptx::global::{ld_global_nc_v4_f32, st_global_f32, st_global_u32, st_global_v2_u32};
 use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
@@ -69,26 +69,13 @@ unsafe fn lane_mean<E: Element, const KEYS: bool>(place: &ByToken<E>, mean: *con
 
 /// All loads of a batch; a row past the end is read as the last one, and its result dropped.
 #[inline(always)]
-unsafe fn load_batch<E: Element>(place: &ByToken<E>, block: &Block, batch: u32) -> [[u32; 4]; BATCH] {
+unsafe fn load_batch<E: Element>(place: &ByToken<E>, block: &Block, batch: u32) -> [Vector; BATCH] {
     let pieces = ByToken::<E>::PIECES;
     let address = |i: usize| {
         let row = place.row(batch, (i / pieces) as u32).min(block.count - 1);
-        block.rows.at(block.first + row, place.vector(i % pieces))
+        block.rows.at(block.first + row, place.vector(i % pieces)).cast_const()
     };
-    let mut vectors = EMPTY;
-    let mut i = 0;
-    if block.rows.aligned {
-        while i < BATCH {
-            vectors[i] = unsafe { load::<E>(address(i), true) };
-            i += 1;
-        }
-    } else {
-        while i < BATCH {
-            vectors[i] = unsafe { load::<E>(address(i), false) };
-            i += 1;
-        }
-    }
-    vectors
+    unsafe { element::load_batch::<E>(block.rows.aligned, address) }
 }
 
 #[inline(always)]
@@ -96,7 +83,7 @@ unsafe fn quantize_batch<E: Element, const KEYS: bool>(
     place: &ByToken<E>,
     block: &Block,
     batch: u32,
-    vectors: &[[u32; 4]; BATCH],
+    vectors: &[Vector; BATCH],
     mean: &[f32; 8],
 ) {
     unsafe {
@@ -125,7 +112,7 @@ unsafe fn quantize_batch<E: Element, const KEYS: bool>(
 
 /// The lane's values of a row, K's less their means.
 #[inline(always)]
-fn centred_row<E: Element, const KEYS: bool>(vectors: &[[u32; 4]; BATCH], step: usize, mean: &[f32; 8]) -> [f32; 8] {
+fn centred_row<E: Element, const KEYS: bool>(vectors: &[Vector; BATCH], step: usize, mean: &[f32; 8]) -> [f32; 8] {
     let pieces = ByToken::<E>::PIECES;
     let mut x = [0.0; 8];
     let mut i = 0;

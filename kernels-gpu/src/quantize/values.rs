@@ -5,9 +5,9 @@
 
 use super::launch::{shared_bytes, threads};
 use super::pack::quantize4;
-use super::place::{ByChannel, EMPTY, spread};
+use super::place::{ByChannel, spread};
 use super::scale::reciprocal;
-use crate::element::{Element, Rows, load};
+use crate::element::{BATCH, Element, Rows, Vector, load_batch};
 use crate::ptx::global::{ld_global_nc_v4_f32, st_global_v4_u32};
 use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::opaque::opaque;
@@ -64,22 +64,12 @@ pub(crate) unsafe fn quantize<E: Element>(block: &Block) {
 
 /// The lane's vectors of its eight keys; a key past the end is read as the last one, and masked later.
 #[inline(always)]
-unsafe fn load_keys<E: Element>(place: &ByChannel<E>, block: &Block) -> [[u32; 4]; 8] {
-    let address = |i: usize| block.rows.at(block.first + place.key(i).min(block.count - 1), place.vector());
-    let mut keys = EMPTY;
-    let mut i = 0;
-    if block.rows.aligned {
-        while i < 8 {
-            keys[i] = unsafe { load::<E>(address(i), true) };
-            i += 1;
-        }
-    } else {
-        while i < 8 {
-            keys[i] = unsafe { load::<E>(address(i), false) };
-            i += 1;
-        }
-    }
-    keys
+unsafe fn load_keys<E: Element>(place: &ByChannel<E>, block: &Block) -> [Vector; BATCH] {
+    let address = |i: usize| {
+        let row = block.first + place.key(i).min(block.count - 1);
+        block.rows.at(row, place.vector()).cast_const()
+    };
+    unsafe { load_batch::<E>(block.rows.aligned, address) }
 }
 
 /// One float for each dim of a vector.
@@ -109,12 +99,14 @@ fn masks<E: Element>(place: &ByChannel<E>, count: u32) -> [u32; 2] {
 /// Copies the block from shared memory, 16 bytes a lane, in order.
 #[inline(always)]
 unsafe fn store_block<E: Element>(block: &Block) {
-    let out = block.out.wrapping_add(opaque(block.index) as usize * shared_bytes(block.head_dim as usize));
+    let bytes = shared_bytes(block.head_dim as usize) as u32;
+    let step = 16 * threads(block.head_dim as usize) as u32;
+    let out = block.out.wrapping_add(opaque(block.index) as usize * bytes as usize);
     let mut at = 16 * tid_x();
-    while at < shared_bytes(block.head_dim as usize) as u32 {
+    while at < bytes {
         unsafe {
             st_global_v4_u32(true, out.wrapping_add(at as usize), ld_shared_v4_u32(smem::base() + spread::<E>(at)))
         }
-        at += 16 * threads(block.head_dim as usize) as u32;
+        at += step;
     }
 }
