@@ -1,0 +1,98 @@
+//! `ldmatrix` and `mma`.
+
+use super::context::{Context, Modifiers, Width, operands};
+use crate::isa::{Matrix, MmaInt, MmaRegs};
+use crate::parse::{Failure, Instruction, Operand};
+use crate::registers::Slot;
+
+pub(super) fn decode<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) -> Result<Matrix, Failure> {
+    let mut modifiers = Modifiers::of(instruction);
+    if !modifiers.take("sync") || !modifiers.take("aligned") {
+        return cx.syntax("the instruction needs `.sync.aligned`");
+    }
+    if instruction.name == "ldmatrix" { load(cx, instruction, modifiers) } else { mma(cx, instruction, modifiers) }
+}
+
+fn slots<'a>(cx: &mut Context<'a>, operand: &Operand<'a>, count: usize, target: bool) -> Result<Vec<Slot>, Failure> {
+    let parts = match operand {
+        Operand::List(parts) => parts.clone(),
+        single => vec![single.clone()],
+    };
+    if parts.len() != count {
+        return cx.syntax(format!("a fragment has {} registers where it needs {count}", parts.len()));
+    }
+    let slot = |part| if target { cx.target(part, Width::Word) } else { cx.source(part, Width::Word) };
+    parts.iter().map(slot).collect()
+}
+
+fn load<'a>(
+    cx: &mut Context<'a>,
+    instruction: &Instruction<'a>,
+    mut modifiers: Modifiers<'a>,
+) -> Result<Matrix, Failure> {
+    let count = modifiers.take_one(&[("x1", 1), ("x2", 2), ("x4", 4)]);
+    let trans = modifiers.take("trans");
+    let known =
+        modifiers.take("m8n8") && (modifiers.take("shared") || modifiers.take("shared::cta")) && modifiers.take("b16");
+    modifiers.finish()?;
+    let (Some(count), true) = (count, known) else {
+        return cx.unsupported("`ldmatrix` of this form");
+    };
+    let [d, address] = operands(instruction)?;
+    let d = slots(cx, d, count, true)?;
+    Ok(Matrix::Load { trans, d, address: cx.address(address)?.0 })
+}
+
+fn mma<'a>(
+    cx: &mut Context<'a>,
+    instruction: &Instruction<'a>,
+    mut modifiers: Modifiers<'a>,
+) -> Result<Matrix, Failure> {
+    if !modifiers.take("row") || !modifiers.take("col") {
+        return cx.unsupported("`mma` of other layouts than row by column");
+    }
+    let int = |word: &str| match word {
+        "s8" => Some(MmaInt { bits: 8, signed: true }),
+        "u8" => Some(MmaInt { bits: 8, signed: false }),
+        "s4" => Some(MmaInt { bits: 4, signed: true }),
+        "u4" => Some(MmaInt { bits: 4, signed: false }),
+        _ => None,
+    };
+    let depths = [("m16n8k8", 8), ("m16n8k16", 16), ("m16n8k32", 32), ("m16n8k64", 64)];
+    let Some(k) = modifiers.take_one(&depths) else {
+        return cx.unsupported("`mma` of this shape");
+    };
+    let words: Vec<&str> = instruction.modifiers.iter().copied().rev().take(4).collect();
+    let (matrix_bits, kind): (usize, Box<dyn Fn(Box<MmaRegs>) -> Matrix>) = match words.as_slice() {
+        ["s32", b, a, "s32"] => match (int(a), int(b)) {
+            (Some(a_ty), Some(b_ty)) if a_ty.bits == b_ty.bits => {
+                (a_ty.bits as usize, Box::new(move |regs| Matrix::MmaInt { k, a_ty, b_ty, regs }))
+            }
+            _ => return cx.unsupported("`mma` on these types"),
+        },
+        ["f32", b @ ("f16" | "bf16"), a, "f32"] if a == b => {
+            let bf16 = *a == "bf16";
+            (16, Box::new(move |regs| Matrix::MmaFloat { k, bf16, regs }))
+        }
+        _ => return cx.unsupported("`mma` on these types"),
+    };
+    for word in words {
+        modifiers.take(word);
+    }
+    modifiers.finish()?;
+    // Rows of A are 128 or 256 bits, so that each lane holds one or two registers of each of its two rows.
+    let halves = match k * matrix_bits {
+        128 => 1,
+        256 => 2,
+        _ => return cx.unsupported("`mma` of this shape on these types"),
+    };
+    let [d, a, b, c] = operands(instruction)?;
+    let four = |slots: Vec<Slot>| [slots[0], slots[1], slots[2], slots[3]];
+    let regs = MmaRegs {
+        d: four(slots(cx, d, 4, true)?),
+        a: slots(cx, a, 2 * halves, false)?,
+        b: slots(cx, b, halves, false)?,
+        c: four(slots(cx, c, 4, false)?),
+    };
+    Ok(kind(Box::new(regs)))
+}

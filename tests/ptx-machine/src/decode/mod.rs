@@ -1,0 +1,196 @@
+//! From parsed statements to [`Inst`]s: names become slots, modifiers become fields, once.
+
+mod compare;
+mod context;
+mod control;
+mod convert;
+mod float;
+mod integer;
+mod layout;
+mod matrix;
+mod memory;
+mod warp;
+
+use crate::cfg;
+use crate::isa::{Control, Guard, Inst, Op};
+use crate::memory::Space;
+use crate::parse::{Failure, Function, Instruction, Kernel, Param, Statement};
+use crate::registers::{Registers, Slot};
+use crate::ty::Ty;
+use context::{Binding, Context, Width};
+use std::collections::HashMap;
+
+pub(crate) use context::Special;
+pub(crate) use layout::module_variables;
+
+/// A kernel, ready to run.
+#[derive(Clone)]
+pub(crate) struct Program {
+    pub(crate) name: String,
+    pub(crate) code: std::sync::Arc<[Inst]>,
+    pub(crate) registers: Registers,
+    pub(crate) specials: Vec<(Special, Slot)>,
+    pub(crate) params: Vec<ParamPlace>,
+    pub(crate) param_bytes: u32,
+    pub(crate) local_bytes: u32,
+    /// Where dynamic shared memory begins, after the static.
+    pub(crate) static_shared: u32,
+    pub(crate) required_block: Option<[u32; 3]>,
+    pub(crate) max_threads: Option<u32>,
+}
+
+/// A parameter, and where it lies in parameter memory.
+#[derive(Clone, Debug)]
+pub(crate) struct ParamPlace {
+    pub(crate) offset: u32,
+    pub(crate) bytes: u32,
+    pub(crate) ty: Ty,
+    pub(crate) align: u32,
+    pub(crate) pointer: bool,
+    pub(crate) array: bool,
+}
+
+/// Decodes one kernel; `globals` are the module's variables that have addresses of their own.
+pub(crate) fn kernel<'a>(
+    kernel: &Kernel<'a>,
+    module: &[crate::parse::Variable<'a>],
+    functions: &[Function<'a>],
+    globals: &HashMap<String, Binding>,
+) -> Result<Program, Failure> {
+    let mut symbols = globals.clone();
+    let static_shared = layout::shared_variables(kernel, module, &mut symbols);
+    let (params, param_bytes) = params(&kernel.params, &mut symbols);
+    let mut returns: HashMap<&str, bool> = HashMap::new();
+    for function in functions {
+        *returns.entry(function.name).or_insert(true) &= function.returns;
+    }
+    let mut cx = Context::new(symbols, returns);
+    let labels = labels(&kernel.body)?;
+    let mut local_bytes = 0;
+    let mut code = Vec::new();
+    let mut scopes = vec![0];
+    let mut next_scope = 1;
+    for statement in &kernel.body {
+        match statement {
+            Statement::Label { .. } => {}
+            Statement::Open => {
+                scopes.push(next_scope);
+                next_scope += 1;
+                cx.scopes.push(HashMap::new());
+            }
+            Statement::Close => {
+                scopes.pop();
+                cx.scopes.pop();
+            }
+            Statement::Registers { ty, name, count } => declare(&mut cx, *ty, name, *count),
+            Statement::Variable(variable) => match variable.space {
+                Space::Local => {
+                    let address = layout::place(&mut local_bytes, variable.align, variable.bytes);
+                    cx.bind(variable.name.into(), Binding::Symbol { space: Space::Local, address });
+                }
+                Space::Param => cx.bind(variable.name.into(), Binding::CallParam),
+                Space::Shared => {}
+                _ => return Err(Failure::unsupported(variable.line, "a global variable inside a kernel")),
+            },
+            Statement::Instruction(instruction) => {
+                cx.line = instruction.line;
+                let find = |name: &str| scopes.iter().rev().find_map(|s| labels.get(&(*s, name)).copied());
+                code.push(inst(&mut cx, instruction, &find)?);
+            }
+        }
+    }
+    code.push(Inst { op: Op::Control(Control::Exit), guard: None, line: cx.line.max(kernel.line) });
+    cfg::set_reconvergence(&mut code);
+    let (words, specials) = cx.finish();
+    Ok(Program {
+        name: kernel.name.into(),
+        code: code.into(),
+        registers: Registers::new(words),
+        specials,
+        params,
+        param_bytes,
+        local_bytes: local_bytes as u32,
+        static_shared,
+        required_block: kernel.required_block,
+        max_threads: kernel.max_threads,
+    })
+}
+
+fn params(params: &[Param<'_>], symbols: &mut HashMap<String, Binding>) -> (Vec<ParamPlace>, u32) {
+    let mut end = 0;
+    let mut out = Vec::new();
+    for param in params {
+        let bytes = param.array.unwrap_or(param.ty.bytes());
+        let align = if param.pointer { param.ty.bytes() } else { param.align };
+        let offset = layout::place(&mut end, align, bytes.into());
+        symbols.insert(param.name.into(), Binding::Symbol { space: Space::Param, address: offset });
+        let (offset, array) = (offset as u32, param.array.is_some());
+        out.push(ParamPlace { offset, bytes, ty: param.ty, align: param.align, pointer: param.pointer, array });
+    }
+    (out, end as u32)
+}
+
+/// The instruction that each label stands before, by scope.
+fn labels<'a>(body: &[Statement<'a>]) -> Result<HashMap<(usize, &'a str), u32>, Failure> {
+    let mut out = HashMap::new();
+    let mut scopes = vec![0];
+    let (mut next_scope, mut index) = (1, 0);
+    for statement in body {
+        match statement {
+            Statement::Open => {
+                scopes.push(next_scope);
+                next_scope += 1;
+            }
+            Statement::Close => {
+                scopes.pop();
+            }
+            Statement::Instruction(_) => index += 1,
+            Statement::Label { name, line } => {
+                let scope = scopes.last().copied().unwrap_or(0);
+                if out.insert((scope, *name), index).is_some() {
+                    return Err(Failure::syntax(*line, format!("label `{name}` stands twice")));
+                }
+            }
+            Statement::Registers { .. } | Statement::Variable(_) => {}
+        }
+    }
+    Ok(out)
+}
+
+fn declare(cx: &mut Context<'_>, ty: Ty, name: &str, count: Option<u32>) {
+    let width = Width::of(ty);
+    let names = match count {
+        None => vec![name.to_owned()],
+        Some(count) => (0..count).map(|i| format!("{name}{i}")).collect(),
+    };
+    for name in names {
+        let slot = cx.allocate(width);
+        cx.bind(name, Binding::Register { ty, slot });
+    }
+}
+
+fn inst<'a>(
+    cx: &mut Context<'a>,
+    instruction: &Instruction<'a>,
+    labels: &dyn Fn(&str) -> Option<u32>,
+) -> Result<Inst, Failure> {
+    let guard = match instruction.guard {
+        Some((name, negated)) => Some(Guard { predicate: cx.register_of(name, Width::Predicate)?, negated }),
+        None => None,
+    };
+    let op = match instruction.name {
+        "bra" | "call" | "ret" | "exit" | "trap" | "brkpt" => control::decode(cx, instruction, labels)?,
+        "mov" | "selp" => control::data(cx, instruction)?,
+        "setp" | "set" | "slct" => Op::Compare(compare::decode(cx, instruction)?),
+        "cvt" => Op::Convert(convert::decode(cx, instruction)?),
+        "ld" | "ldu" | "st" | "atom" | "red" | "cvta" => memory::decode(cx, instruction)?,
+        "cp" => Op::Async(memory::asynchronous(cx, instruction)?),
+        "ldmatrix" | "mma" => Op::Matrix(matrix::decode(cx, instruction)?),
+        "shfl" | "vote" | "activemask" => Op::Warp(warp::decode(cx, instruction)?),
+        "bar" | "barrier" | "membar" | "fence" => warp::barrier(cx, instruction)?,
+        "and" | "or" | "xor" | "not" if instruction.modifiers == ["pred"] => control::predicate_logic(cx, instruction)?,
+        _ if float::is_float(instruction) => Op::Float(float::decode(cx, instruction)?),
+        _ => Op::Integer(integer::decode(cx, instruction)?),
+    };
+    Ok(Inst { op, guard, line: instruction.line })
+}

@@ -1,0 +1,89 @@
+//! `bar.sync`, `bar.arrive`, and what warps learn of each other there.
+
+use super::cta::{Cta, State, Warp};
+use crate::isa::Barrier;
+use crate::report::Fault;
+
+/// A barrier that some warps have reached.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Meeting {
+    /// Warps to come, in all; zero while nobody is here.
+    expected: u32,
+    arrived: u32,
+    /// Warps that wait, as bits.
+    waiting: u32,
+    /// For each warp, the latest of its times that somebody here has seen.
+    seen: [u32; 32],
+    line: u32,
+}
+
+/// Executes a barrier; true when the warp must wait for others.
+pub(super) fn execute(op: &Barrier, warp: &Warp, cta: &mut Cta<'_>, mask: u32, line: u32) -> bool {
+    let Barrier::Meet { wait, barrier, threads } = op else {
+        return false;
+    };
+    let lane = mask.trailing_zeros() as usize;
+    cta.require_lanes(warp, line, warp.present, mask);
+    let number = warp.registers.narrow(*barrier)[lane];
+    let all = cta.env.warps();
+    let threads = threads.map_or(all * 32, |slot| warp.registers.narrow(slot)[lane]);
+    let expected = threads / 32;
+    let Some(meeting) = cta.meetings.get_mut(number as usize) else {
+        cta.fatal(warp.id, lane, line, Fault::BarrierCount { barrier: number, threads });
+        return false;
+    };
+    if threads % 32 != 0
+        || expected == 0
+        || expected > all
+        || !matches!(meeting.expected, 0) && meeting.expected != expected
+    {
+        cta.fatal(warp.id, lane, line, Fault::BarrierCount { barrier: number, threads });
+        return false;
+    }
+    meeting.expected = expected;
+    meeting.arrived += 1;
+    meeting.line = line;
+    let party = &mut cta.parties[warp.id];
+    for (known, seen) in meeting.seen.iter_mut().zip(party.seen) {
+        *known = seen.max(*known);
+    }
+    meeting.seen[warp.id] = party.time;
+    if *wait {
+        meeting.waiting |= 1 << warp.id;
+        cta.states[warp.id] = State::Waiting;
+    } else {
+        // What this warp does from here on is not ordered by the barrier.
+        party.time = cta.shared.tick();
+    }
+    if meeting.arrived < expected {
+        return *wait;
+    }
+    let meeting = std::mem::take(meeting);
+    let time = cta.shared.tick();
+    for (id, party) in cta.parties.iter_mut().enumerate() {
+        if meeting.waiting >> id & 1 == 1 {
+            party.seen = meeting.seen;
+            party.time = time;
+            cta.states[id] = State::Ready;
+        }
+    }
+    if meeting.waiting.count_ones() == all {
+        cta.shared.all_met();
+    }
+    // Others may have to run first, so the warp gives up its turn even now.
+    *wait
+}
+
+/// Reports barriers at which warps still wait when none can run.
+pub(super) fn report_stuck(cta: &mut Cta<'_>, warps: &[Warp]) {
+    for barrier in 0..cta.meetings.len() {
+        let Meeting { expected, arrived, waiting, line, .. } = cta.meetings[barrier];
+        if waiting == 0 {
+            continue;
+        }
+        let id = waiting.trailing_zeros() as usize;
+        let present = warps.get(id).map_or(1, |warp| warp.present & !warp.exited);
+        let fault = Fault::BarrierNotReached { barrier: barrier as u32, arrived, expected };
+        cta.fault(id, present.trailing_zeros() as usize, line, fault);
+    }
+}

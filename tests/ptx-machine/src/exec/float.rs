@@ -1,0 +1,216 @@
+//! Floating-point arithmetic.
+//!
+//! `add`, `sub`, `mul`, `fma` and the `.rn` forms of `div`, `sqrt` and `rcp` round correctly, as on a device. The
+//! approximate operations are computed to the last bit or nearly, where PTX only promises a bound: 2 ulp for
+//! `div.approx`, `div.full`, 1 ulp for `rcp.approx`, 2^-22 relative for `ex2.approx.f32` (subnormal results
+//! included), 2^-22 absolute for `lg2.approx`, 2^-22.9 relative for `rsqrt.approx`, 2^-20.5 absolute for
+//! `sin.approx` and `cos.approx`, 2^-11 relative for `tanh.approx.f32`, 2^-9.9 for `ex2.approx.f16`, 2^-7 for
+//! `ex2.approx.ftz.bf16`. Results may differ from a device's by that much.
+
+use crate::isa::{Float, FloatOp, FloatTy, Rounding};
+use crate::numeric::{BF16, F16, Format, NAN_F32, exp2};
+use crate::registers::{LANES, Lane, Registers, Slot};
+
+pub(super) fn execute(op: &Float, registers: &mut Registers, mask: u32) {
+    match op.ty {
+        FloatTy::F32 => single(op, registers, mask),
+        FloatTy::F64 => double(op, registers, mask),
+        FloatTy::F16 | FloatTy::Bf16 => short(op, registers, mask, 1),
+        FloatTy::F16x2 | FloatTy::Bf16x2 => short(op, registers, mask, 2),
+    }
+}
+
+/// Replaces a subnormal by a zero of its sign.
+#[inline(always)]
+pub(super) fn flush(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE { 0_f32.copysign(x) } else { x }
+}
+
+#[inline(always)]
+fn canonical(x: f32) -> f32 {
+    if x.is_nan() { NAN_F32 } else { x }
+}
+
+#[inline(always)]
+fn clamp(x: f32) -> f32 {
+    if x > 0.0 { x.min(1.0) } else { 0.0 }
+}
+
+/// The smaller; of the zeros, the negative one is.
+#[inline(always)]
+fn smaller(a: f32, b: f32, nan: bool) -> f32 {
+    let ordered = if a < b { a } else { b };
+    let ordered = if a == b { f32::from_bits(a.to_bits() | b.to_bits()) } else { ordered };
+    pick_nan(a, b, nan, ordered)
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32, nan: bool) -> f32 {
+    let ordered = if a > b { a } else { b };
+    let ordered = if a == b { f32::from_bits(a.to_bits() & b.to_bits()) } else { ordered };
+    pick_nan(a, b, nan, ordered)
+}
+
+#[inline(always)]
+fn pick_nan(a: f32, b: f32, nan: bool, ordered: f32) -> f32 {
+    match (a.is_nan(), b.is_nan()) {
+        (false, false) => ordered,
+        (true, true) => NAN_F32,
+        _ if nan => NAN_F32,
+        (true, false) => b,
+        (false, true) => a,
+    }
+}
+
+fn single(op: &Float, registers: &mut Registers, mask: u32) {
+    let Float { d, abc, .. } = *op;
+    let [a, b, _] = abc;
+    // `f` rounds its result; what is left is flushing, clamping and the one NaN that arithmetic returns.
+    macro_rules! one {
+        ($f:expr) => {{
+            let f = $f;
+            match (op.ftz, op.sat) {
+                (false, false) => registers.map(mask, d, a, |a: f32| canonical(f(a))),
+                (true, false) => registers.map(mask, d, a, |a: f32| canonical(flush(f(flush(a))))),
+                (ftz, true) => registers.map(mask, d, a, |a: f32| clamp(f(if ftz { flush(a) } else { a }))),
+            }
+        }};
+    }
+    macro_rules! two {
+        ($f:expr) => {{
+            let f = $f;
+            match (op.ftz, op.sat) {
+                (false, false) => registers.zip(mask, d, [a, b], |a: f32, b: f32| canonical(f(a, b))),
+                (true, false) => {
+                    registers.zip(mask, d, [a, b], |a: f32, b: f32| canonical(flush(f(flush(a), flush(b)))));
+                }
+                (false, true) => registers.zip(mask, d, [a, b], |a: f32, b: f32| clamp(f(a, b))),
+                (true, true) => registers.zip(mask, d, [a, b], |a: f32, b: f32| clamp(flush(f(flush(a), flush(b))))),
+            }
+        }};
+    }
+    macro_rules! three {
+        ($f:expr) => {{
+            let f = $f;
+            match (op.ftz, op.sat) {
+                (false, false) => registers.zip3(mask, d, abc, |a: f32, b: f32, c: f32| canonical(f(a, b, c))),
+                (ftz, sat) => registers.zip3(mask, d, abc, |a: f32, b: f32, c: f32| {
+                    let r = if ftz { flush(f(flush(a), flush(b), flush(c))) } else { f(a, b, c) };
+                    if sat { clamp(r) } else { canonical(r) }
+                }),
+            }
+        }};
+    }
+    match op.op {
+        FloatOp::Add => two!(|a: f32, b: f32| a + b),
+        FloatOp::Sub => two!(|a: f32, b: f32| a - b),
+        FloatOp::Mul => two!(|a: f32, b: f32| a * b),
+        FloatOp::Div => two!(|a: f32, b: f32| a / b),
+        FloatOp::Min { nan } => two!(|a, b| smaller(a, b, nan)),
+        FloatOp::Max { nan } => two!(|a, b| larger(a, b, nan)),
+        // The manual has the sign come first.
+        FloatOp::CopySign => registers.zip(mask, d, [a, b], |sign: f32, magnitude: f32| magnitude.copysign(sign)),
+        FloatOp::Fma => three!(f32::mul_add),
+        FloatOp::FmaRelu => three!(|a: f32, b: f32, c: f32| relu(f64::from(a.mul_add(b, c))) as f32),
+        FloatOp::Neg if op.ftz => registers.map(mask, d, a, |a: f32| -flush(a)),
+        FloatOp::Neg => registers.map(mask, d, a, |a: f32| -a),
+        FloatOp::Abs if op.ftz => registers.map(mask, d, a, |a: f32| flush(a).abs()),
+        FloatOp::Abs => registers.map(mask, d, a, |a: f32| a.abs()),
+        FloatOp::Sqrt => one!(f32::sqrt),
+        FloatOp::Rcp => one!(|a: f32| 1.0 / a),
+        FloatOp::Ex2 => one!(|a: f32| exp2(a.into()) as f32),
+        FloatOp::Rsqrt => one!(|a: f32| (1.0 / f64::from(a).sqrt()) as f32),
+        FloatOp::Lg2 => one!(|a: f32| f64::from(a).log2() as f32),
+        FloatOp::Sin => one!(|a: f32| f64::from(a).sin() as f32),
+        FloatOp::Cos => one!(|a: f32| f64::from(a).cos() as f32),
+        FloatOp::Tanh => one!(|a: f32| f64::from(a).tanh() as f32),
+    }
+}
+
+fn relu(x: f64) -> f64 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+fn double(op: &Float, registers: &mut Registers, mask: u32) {
+    let Float { d, abc, .. } = *op;
+    let [a, b, c] = abc.map(|slot| f64::read(registers, slot));
+    let out: [f64; LANES] = std::array::from_fn(|i| operate(op.op, a[i], b[i], c[i], f64::mul_add));
+    f64::write(registers, d, mask, &out);
+}
+
+/// One operation on doubles, with `fma` to stand in for a fused multiply-add.
+fn operate(op: FloatOp, a: f64, b: f64, c: f64, fma: impl Fn(f64, f64, f64) -> f64) -> f64 {
+    let extreme = |nan: bool, ordered: f64| match (a.is_nan(), b.is_nan()) {
+        (false, false) => ordered,
+        (true, false) if !nan => b,
+        (false, true) if !nan => a,
+        _ => f64::NAN,
+    };
+    let below = a < b || (a == b && a.is_sign_negative());
+    match op {
+        FloatOp::Add => a + b,
+        FloatOp::Sub => a - b,
+        FloatOp::Mul => a * b,
+        FloatOp::Div => a / b,
+        FloatOp::Min { nan } => extreme(nan, if below { a } else { b }),
+        FloatOp::Max { nan } => extreme(nan, if below { b } else { a }),
+        FloatOp::CopySign => b.copysign(a),
+        FloatOp::Fma => fma(a, b, c),
+        FloatOp::FmaRelu => relu(fma(a, b, c)),
+        FloatOp::Neg => -a,
+        FloatOp::Abs => a.abs(),
+        FloatOp::Sqrt => a.sqrt(),
+        FloatOp::Rsqrt => 1.0 / a.sqrt(),
+        FloatOp::Rcp => 1.0 / a,
+        FloatOp::Ex2 => exp2(a),
+        FloatOp::Lg2 => a.log2(),
+        FloatOp::Sin => a.sin(),
+        FloatOp::Cos => a.cos(),
+        FloatOp::Tanh => a.tanh(),
+    }
+}
+
+fn format(ty: FloatTy) -> Format {
+    if matches!(ty, FloatTy::F16 | FloatTy::F16x2) { F16 } else { BF16 }
+}
+
+/// 16-bit formats, by way of doubles, which hold every sum and product of them closely enough to round once.
+fn short(op: &Float, registers: &mut Registers, mask: u32, parts: u32) {
+    let format = format(op.ty);
+    let words = op.abc.map(|slot| *registers.narrow(slot));
+    let one = |word: [u32; 3]| {
+        if let FloatOp::Neg | FloatOp::Abs = op.op {
+            let sign = word[0] & 0x8000;
+            return if matches!(op.op, FloatOp::Neg) { word[0] ^ 0x8000 } else { word[0] ^ sign };
+        }
+        let [a, b, c] = word.map(|bits| {
+            let value = format.decode(bits);
+            if op.ftz && bits & 0x7fff < smallest_normal(op.ty) { 0_f64.copysign(value) } else { value }
+        });
+        let result = operate(op.op, a, b, c, |a, b, c| a * b + c);
+        let result = if op.sat { f64::from(clamp(result as f32)) } else { result };
+        let bits = format.encode(result, Rounding::Rn);
+        if op.ftz && bits & 0x7fff < smallest_normal(op.ty) { bits & 0x8000 } else { bits }
+    };
+    let mut out = [0; LANES];
+    for (i, out) in out.iter_mut().enumerate() {
+        for part in 0..parts {
+            let bits = one(words.map(|word| word[i] >> (16 * part) & 0xffff));
+            *out |= bits << (16 * part);
+        }
+    }
+    u32::write(registers, op.d, mask, &out);
+}
+
+fn smallest_normal(ty: FloatTy) -> u32 {
+    if matches!(ty, FloatTy::F16 | FloatTy::F16x2) { 1 << 10 } else { 1 << 7 }
+}
+
+/// A register's values as doubles; packed types give their lower part.
+pub(super) fn wide_values(registers: &Registers, ty: FloatTy, slot: Slot) -> [f64; LANES] {
+    match ty {
+        FloatTy::F64 => f64::read(registers, slot),
+        FloatTy::F32 => f32::read(registers, slot).map(f64::from),
+        _ => registers.narrow(slot).map(|bits| format(ty).decode(bits & 0xffff)),
+    }
+}

@@ -1,0 +1,17 @@
+//! Runs decoded kernels: one module for each class of instruction, one for the CTA they run in.
+
+mod async_copy;
+mod barrier;
+mod compare;
+mod convert;
+mod cta;
+mod data;
+mod float;
+mod integer;
+mod matrix;
+mod memory;
+mod schedule;
+mod warp;
+
+pub(crate) use cta::Environment;
+pub(crate) use schedule::Worker;

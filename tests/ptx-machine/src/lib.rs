@@ -1,0 +1,67 @@
+//! Runs PTX kernels on the CPU, and reports what they must not do.
+//!
+//! A [`Module`] is loaded from the PTX text that ships; [`Module::launch`] runs one of its kernels on a [`Memory`].
+//! Warps execute in lock step and meet again after a divergent branch; CTAs run in parallel on all cores. What is
+//! not known about an instruction, a type or a modifier is an error that names the line. Crates that parse PTX exist
+//! (`ptx-parser`, `ptx-90-parser`, `ptx-ir`); none was found that executes it.
+//!
+//! While a kernel runs, the machine looks for stray and misaligned accesses, reads of memory that nothing has
+//! written, shared-memory races, `cp.async` data used before its wait, barriers that some warps miss, and warp-wide
+//! instructions that lack lanes. A launch that does any of it fails with a [`Report`].
+//!
+//! ```
+//! use ptx_machine::{Launch, Memory, Module};
+//!
+//! let module = Module::load(
+//!     ".version 7.0
+//!      .target sm_80
+//!      .address_size 64
+//!      .visible .entry double(.param .u64 .ptr .align 4 values)
+//!      {
+//!          .reg .b32 %r<2>;
+//!          .reg .b64 %rd<3>;
+//!          ld.param.b64 %rd0, [values];
+//!          mov.u32 %r0, %tid.x;
+//!          mul.wide.u32 %rd1, %r0, 4;
+//!          add.s64 %rd2, %rd0, %rd1;
+//!          ld.global.b32 %r1, [%rd2];
+//!          shl.b32 %r1, %r1, 1;
+//!          st.global.b32 [%rd2], %r1;
+//!          ret;
+//!      }",
+//! )?;
+//! let mut memory = Memory::new();
+//! let values = memory.alloc_from(&[1_u32, 2, 3, 4]);
+//! let launch = Launch { kernel: "double", grid: [1, 1, 1], block: [4, 1, 1], shared_bytes: 0 };
+//! let stats = module.launch(&launch, &[values.into()], &memory)?;
+//! assert_eq!(memory.read::<u32>(values, 4)?, [2, 4, 6, 8]);
+//! assert_eq!(stats.warp_instructions, 8);
+//! # Ok::<(), ptx_machine::Error>(())
+//! ```
+//!
+//! # What the checker does not see
+//!
+//! Threads of one warp are ordered by the lock step, so that a missing `__syncwarp` goes unnoticed. Races in global
+//! memory are not looked for. Local memory is checked for bounds and first writes, registers for nothing.
+//!
+//! # Finding an instruction
+//!
+//! Its class is an enum in `isa`, made by the file of the same name in `decode` and run by the one in `exec`.
+
+mod cfg;
+mod decode;
+mod error;
+mod exec;
+mod isa;
+mod memory;
+mod module;
+mod numeric;
+mod parse;
+mod registers;
+mod report;
+mod ty;
+
+pub use error::Error;
+pub use memory::{DevPtr, Memory, Space};
+pub use module::{Arg, Launch, Module};
+pub use report::{Fault, Finding, RaceKind, Report, Stats};

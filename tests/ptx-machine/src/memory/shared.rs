@@ -1,0 +1,251 @@
+//! Shared memory, with a shadow for each byte: who wrote it last, who read it since, and at what time.
+//!
+//! Time in a CTA is a counter that every barrier advances. An access is ordered before another when its warp's
+//! time is one that the other warp has learnt of at a barrier; [`Party`] carries what a warp has learnt. Threads of
+//! one warp run in lock step, so they are ordered by the instructions themselves.
+
+use super::{Packet, Refusal};
+use crate::report::{Fault, RaceKind};
+use bytemuck::bytes_of;
+
+const WARP: u32 = 0x1f;
+const ATOMIC: u32 = 0x40;
+const PENDING: u32 = 0x80;
+const TIME_SHIFT: u32 = 8;
+/// Times from here on do not fit the shadow.
+const TIME_LIMIT: u32 = 1 << 24;
+
+/// What one warp knows of the others' pasts.
+#[derive(Clone, Debug)]
+pub(crate) struct Party {
+    pub(crate) warp: u32,
+    /// The time that this warp's accesses carry.
+    pub(crate) time: u32,
+    /// For each warp, the latest of its times that is ordered before this warp's next access.
+    pub(crate) seen: [u32; 32],
+}
+
+impl Party {
+    fn stamp(&self) -> u32 {
+        self.time << TIME_SHIFT | self.warp
+    }
+
+    fn is_after(&self, warp: u32, time: u32) -> bool {
+        warp == self.warp || time <= self.seen[warp as usize]
+    }
+}
+
+/// The last reads of a byte.
+#[derive(Clone, Copy, Default)]
+struct Readers {
+    time: u32,
+    warps: u32,
+}
+
+/// The shared memory of one CTA.
+#[derive(Default)]
+pub(crate) struct SharedMemory {
+    bytes: Vec<u8>,
+    /// Time, flags and warp of the last write of each byte.
+    writes: Vec<u32>,
+    write_lines: Vec<u32>,
+    reads: Vec<Readers>,
+    /// The time now, of the CTA as a whole.
+    pub(crate) now: u32,
+    /// The time at which the CTA began; older writes are another CTA's.
+    start: u32,
+    /// Everything before this time is ordered before everything from now on.
+    floor: u32,
+}
+
+impl SharedMemory {
+    /// Prepares for the next CTA: nothing is written, whatever the bytes hold.
+    pub(crate) fn begin(&mut self, bytes: usize) {
+        if self.bytes.len() != bytes || self.now > TIME_LIMIT / 2 {
+            *self = Self {
+                bytes: vec![0; bytes],
+                writes: vec![0; bytes],
+                write_lines: vec![0; bytes],
+                reads: vec![Readers::default(); bytes],
+                ..Self::default()
+            };
+        }
+        self.now += 1;
+        self.start = self.now;
+        self.floor = self.now;
+    }
+
+    /// Moves time on, and says what it is now.
+    pub(crate) fn tick(&mut self) -> u32 {
+        self.now += 1;
+        assert!(self.now < TIME_LIMIT, "a CTA passes fewer than eight million barriers");
+        self.now
+    }
+
+    /// Notes that every warp has met every other.
+    pub(crate) fn all_met(&mut self) {
+        self.floor = self.now;
+    }
+
+    #[inline(always)]
+    fn place(&self, address: u64, bytes: u32) -> Result<std::ops::Range<usize>, Refusal> {
+        let length = u64::from(bytes);
+        if address >= self.bytes.len() as u64 || length > self.bytes.len() as u64 - address {
+            return Err(Refusal::OutOfBounds);
+        }
+        if address & (length - 1) != 0 {
+            return Err(Refusal::Misaligned);
+        }
+        Ok(address as usize..(address + length) as usize)
+    }
+
+    /// Loads up to 16 bytes; a fault comes with the bytes as they are.
+    #[inline(always)]
+    pub(crate) fn load(&mut self, address: u64, bytes: u32, party: &Party) -> Result<(Packet, Option<Fault>), Refusal> {
+        let range = self.place(address, bytes)?;
+        let (start, floor) = (self.start << TIME_SHIFT, self.floor << TIME_SHIFT);
+        let mut suspicious = false;
+        for write in &self.writes[range.clone()] {
+            suspicious |= *write < start || *write & PENDING != 0 || (*write >= floor && *write & WARP != party.warp);
+        }
+        let fault = if suspicious { self.judge_load(range.clone(), party)? } else { None };
+        let me = Readers { time: party.time, warps: 1 << party.warp };
+        for readers in &mut self.reads[range.clone()] {
+            let others = if readers.time >= self.floor { readers.warps } else { 0 };
+            *readers = Readers { time: me.time.max(readers.time), warps: others | me.warps };
+        }
+        let mut packet = [0; 4];
+        bytemuck::bytes_of_mut(&mut packet)[..range.len()].copy_from_slice(&self.bytes[range]);
+        Ok((packet, fault))
+    }
+
+    #[cold]
+    fn judge_load(&self, range: std::ops::Range<usize>, party: &Party) -> Result<Option<Fault>, Refusal> {
+        for byte in range {
+            let write = self.writes[byte];
+            if write >> TIME_SHIFT < self.start {
+                return Err(Refusal::Uninitialised);
+            }
+            if let Some(fault) = self.judge_write(byte, party, RaceKind::ReadAfterWrite, false) {
+                return Ok(Some(fault));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Compares an access with the last write of the byte.
+    fn judge_write(&self, byte: usize, party: &Party, kind: RaceKind, atomic: bool) -> Option<Fault> {
+        let write = self.writes[byte];
+        if write >> TIME_SHIFT < self.start {
+            return None;
+        }
+        let address = byte as u64;
+        if write & PENDING != 0 {
+            return Some(Fault::AsyncPending { address });
+        }
+        let other = write & WARP;
+        let both_atomic = atomic && write & ATOMIC != 0;
+        let race = !both_atomic && !party.is_after(other, write >> TIME_SHIFT);
+        race.then_some(Fault::Race { kind, address, other_warp: other, other_line: Some(self.write_lines[byte]) })
+    }
+
+    /// Checks a write, and enters it into the shadow with the given flags.
+    #[inline(always)]
+    fn shadow_write(&mut self, range: std::ops::Range<usize>, party: &Party, line: u32, flags: u32) -> Option<Fault> {
+        let (start, floor) = (self.start << TIME_SHIFT, self.floor << TIME_SHIFT);
+        let mut suspicious = false;
+        for write in &self.writes[range.clone()] {
+            suspicious |=
+                *write >= start && (*write & PENDING != 0 || (*write >= floor && *write & WARP != party.warp));
+        }
+        let me = 1 << party.warp;
+        for readers in &self.reads[range.clone()] {
+            suspicious |= readers.time >= self.floor && readers.warps & !me != 0;
+        }
+        let fault = if suspicious { self.judge_store(range.clone(), party, flags & ATOMIC != 0) } else { None };
+        self.writes[range.clone()].fill(party.stamp() | flags);
+        self.write_lines[range].fill(line);
+        fault
+    }
+
+    #[cold]
+    fn judge_store(&self, range: std::ops::Range<usize>, party: &Party, atomic: bool) -> Option<Fault> {
+        for byte in range {
+            if let Some(fault) = self.judge_write(byte, party, RaceKind::WriteAfterWrite, atomic) {
+                return Some(fault);
+            }
+            let readers = self.reads[byte];
+            let current = readers.time >= self.floor;
+            let racing = (0..32).find(|w| current && readers.warps >> w & 1 == 1 && !party.is_after(*w, readers.time));
+            if let Some(other_warp) = racing {
+                let kind = RaceKind::WriteAfterRead;
+                return Some(Fault::Race { kind, address: byte as u64, other_warp, other_line: None });
+            }
+        }
+        None
+    }
+
+    /// Stores up to 16 bytes.
+    #[inline(always)]
+    pub(crate) fn store(
+        &mut self,
+        address: u64,
+        bytes: u32,
+        packet: Packet,
+        party: &Party,
+        line: u32,
+    ) -> Result<Option<Fault>, Refusal> {
+        let range = self.place(address, bytes)?;
+        self.bytes[range.clone()].copy_from_slice(&bytes_of(&packet)[..bytes as usize]);
+        Ok(self.shadow_write(range, party, line, 0))
+    }
+
+    /// The bytes as they are, unchecked, at a place where a store has just succeeded.
+    pub(crate) fn peek(&self, address: u64, bytes: u32) -> Packet {
+        let mut packet = [0; 4];
+        let start = address as usize;
+        bytemuck::bytes_of_mut(&mut packet)[..bytes as usize]
+            .copy_from_slice(&self.bytes[start..start + bytes as usize]);
+        packet
+    }
+
+    /// Replaces a value of 4 or 8 bytes by `f` of it.
+    pub(crate) fn atomic(
+        &mut self,
+        address: u64,
+        bytes: u32,
+        party: &Party,
+        line: u32,
+        f: impl Fn(u64) -> u64,
+    ) -> Result<(u64, Option<Fault>), Refusal> {
+        let range = self.place(address, bytes)?;
+        if self.writes[range.clone()].iter().any(|w| w >> TIME_SHIFT < self.start) {
+            return Err(Refusal::Uninitialised);
+        }
+        let fault = self.shadow_write(range.clone(), party, line, ATOMIC);
+        let mut old = 0_u64;
+        bytemuck::bytes_of_mut(&mut old)[..range.len()].copy_from_slice(&self.bytes[range.clone()]);
+        let length = range.len();
+        self.bytes[range].copy_from_slice(&f(old).to_le_bytes()[..length]);
+        Ok((old, fault))
+    }
+
+    /// Marks bytes as being filled by a `cp.async`; to other accesses it counts as a write that is not over.
+    pub(crate) fn expect(
+        &mut self,
+        address: u64,
+        bytes: u32,
+        party: &Party,
+        line: u32,
+    ) -> Result<Option<Fault>, Refusal> {
+        let range = self.place(address, bytes)?;
+        Ok(self.shadow_write(range, party, line, PENDING))
+    }
+
+    /// Completes a `cp.async`: the bytes arrive, written by the warp that waited.
+    pub(crate) fn land(&mut self, address: u64, bytes: u32, packet: Packet, party: &Party) {
+        let range = address as usize..address as usize + bytes as usize;
+        self.writes[range.clone()].fill(party.stamp());
+        self.bytes[range].copy_from_slice(&bytes_of(&packet)[..bytes as usize]);
+    }
+}

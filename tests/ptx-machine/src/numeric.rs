@@ -1,0 +1,119 @@
+//! Floating-point formats that Rust does not have, roundings that hardware keeps to itself, and `2^x`.
+
+use crate::isa::Rounding;
+
+/// The NaN that PTX arithmetic on `f32` returns.
+pub(crate) const NAN_F32: f32 = f32::from_bits(0x7fff_ffff);
+
+/// A binary floating-point format of up to 32 bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Format {
+    exponent_bits: u32,
+    mantissa_bits: u32,
+}
+
+/// `.f16`.
+pub(crate) const F16: Format = Format { exponent_bits: 5, mantissa_bits: 10 };
+/// `.bf16`.
+pub(crate) const BF16: Format = Format { exponent_bits: 8, mantissa_bits: 7 };
+/// `.f32`.
+pub(crate) const F32: Format = Format { exponent_bits: 8, mantissa_bits: 23 };
+
+impl Format {
+    fn bias(self) -> i32 {
+        (1 << (self.exponent_bits - 1)) - 1
+    }
+
+    fn sign(self) -> u32 {
+        1 << (self.exponent_bits + self.mantissa_bits)
+    }
+
+    fn infinity(self) -> u32 {
+        self.sign() - (1 << self.mantissa_bits)
+    }
+
+    /// The value of the given bits.
+    pub(crate) fn decode(self, bits: u32) -> f64 {
+        let mantissa = f64::from(bits & ((1 << self.mantissa_bits) - 1));
+        let exponent = bits >> self.mantissa_bits & ((1 << self.exponent_bits) - 1);
+        let scale = |power: i32| f64::from_bits(((1023 + power) as u64) << 52);
+        let magnitude = if exponent == (1 << self.exponent_bits) - 1 {
+            if mantissa == 0.0 { f64::INFINITY } else { f64::NAN }
+        } else {
+            let hidden = if exponent == 0 { 0.0 } else { f64::from(1_u32 << self.mantissa_bits) };
+            let power = exponent.max(1) as i32 - self.bias() - self.mantissa_bits as i32;
+            (hidden + mantissa) * scale(power)
+        };
+        if bits & self.sign() != 0 { -magnitude } else { magnitude }
+    }
+
+    /// The bits of the value, rounded once.
+    pub(crate) fn encode(self, value: f64, rounding: Rounding) -> u32 {
+        if value.is_nan() {
+            return self.sign() - 1;
+        }
+        let sign = if value.is_sign_negative() { self.sign() } else { 0 };
+        let magnitude = value.abs();
+        if magnitude.is_infinite() {
+            return sign | self.infinity();
+        }
+        let away = match rounding {
+            Rounding::Rp => sign == 0,
+            Rounding::Rm => sign != 0,
+            _ => false,
+        };
+        let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(1 - self.bias());
+        let nearest = !matches!(rounding, Rounding::Rz | Rounding::Rm | Rounding::Rp);
+        if exponent > self.bias() {
+            return sign | (self.infinity() - u32::from(!nearest && !away));
+        }
+        let quantum = exponent - self.mantissa_bits as i32;
+        let scaled = magnitude * f64::from_bits(((1023 - quantum) as u64) << 52);
+        let whole = scaled as u32;
+        let rest = scaled - f64::from(whole);
+        let up = if nearest { rest > 0.5 || (rest == 0.5 && whole & 1 == 1) } else { away && rest > 0.0 };
+        // A carry out of the mantissa moves into the exponent, as it should.
+        let steps = ((exponent + self.bias() - 1) as u32) << self.mantissa_bits;
+        let bits = steps + whole + u32::from(up);
+        let overflow = bits >= self.infinity() && !nearest && !away;
+        sign | if overflow { self.infinity() - 1 } else { bits.min(self.infinity()) }
+    }
+}
+
+/// To the nearest integer, ties to even.
+#[inline(always)]
+pub(crate) fn round_even(x: f64) -> f64 {
+    const SHIFT: f64 = (1_u64 << 52) as f64;
+    let rounded = (x.abs() + SHIFT) - SHIFT;
+    if x.abs() < SHIFT { rounded.copysign(x) } else { x }
+}
+
+/// `2^x`, within one part in 2^50 for every `f32`, so that rounding it to `f32` is almost always correct rounding.
+#[inline(always)]
+pub(crate) fn exp2(x: f64) -> f64 {
+    // ln(2)^k / k!
+    const TERMS: [f64; 14] = [
+        1.3691488853904128e-12,
+        2.5678435993488206e-11,
+        4.4455382718708116e-10,
+        7.054911620801123e-09,
+        1.01780860092397e-07,
+        1.321548679014431e-06,
+        1.5252733804059841e-05,
+        0.0001540353039338161,
+        0.0013333558146428443,
+        0.009618129107628477,
+        0.05550410866482158,
+        0.24022650695910072,
+        std::f64::consts::LN_2,
+        1.0,
+    ];
+    const SHIFT: f64 = (3_u64 << 51) as f64;
+    let clamped = x.clamp(-1000.0, 1000.0);
+    let shifted = clamped + SHIFT;
+    let rest = clamped - (shifted - SHIFT);
+    let power = shifted.to_bits().wrapping_sub(SHIFT.to_bits());
+    let mantissa = TERMS.iter().fold(0.0, |sum, term| sum * rest + term);
+    let scaled = f64::from_bits(mantissa.to_bits().wrapping_add(power << 52));
+    if x.is_nan() { x } else { scaled }
+}
