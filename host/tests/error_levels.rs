@@ -9,7 +9,7 @@ fn error(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTen
     let got = int8_rows(problem, &quantize(problem, q, k, v).unwrap(), rows).unwrap();
     let want = exact_rows(problem, q, k, v, rows).unwrap();
     let lse = compare(&got.lse, &want.lse);
-    assert!(lse.max_abs < 0.05, "{lse:?}");
+    assert!(lse.relative_l2 < 1e-2, "{lse:?}");
     compare(&got.o, &want.o)
 }
 
@@ -89,17 +89,21 @@ fn uniform() {
     assert_within("uniform N4096 d128, paper", paper, 0.9 * 4.4e-3, 1.1 * 4.4e-3);
 }
 
-/// Four channels of K have a large mean and four times the spread: what smoothing of K is for.
+/// Four channels of K are far from zero, and so is V: what smoothing and integer row sums are for.
 #[test]
 fn outlier_channels() {
     let value = |noise: &mut Noise, tensor, dim: usize| {
-        let x = noise.normal();
-        if tensor == 1 && dim % 32 == 5 { 10.0 * x + 20.0 } else { x }
+        noise.normal()
+            + match tensor {
+                1 if dim % 32 == 5 => 20.0,
+                2 => 5.0,
+                _ => 0.0,
+            }
     };
     let mut noise = Noise(3);
     let default = synthetic(4096, 128, Scheme::Default, |i, dim| value(&mut noise, i, dim));
     let mut noise = Noise(3);
     let paper = synthetic(4096, 128, Scheme::Paper, |i, dim| value(&mut noise, i, dim));
     assert_within("outlier channels N4096 d128, default", default, 0.0, 3.0e-3);
-    assert!(paper > 5.0 * default, "paper {paper:.3e}, default {default:.3e}");
+    assert_within("outlier channels N4096 d128, paper", paper, 10.0 * default, 1.0);
 }

@@ -1,0 +1,155 @@
+//! Memory of the current context.
+
+use crate::types::{DevicePtr, StreamHandle};
+use crate::{Driver, Result};
+use std::ffi::c_void;
+
+impl Driver {
+    /// Free and total bytes of the GPU's memory.
+    ///
+    /// # Errors
+    /// What `cuMemGetInfo` says.
+    pub fn memory_info(self) -> Result<(usize, usize)> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the function stores two integers.
+        self.check("cuMemGetInfo", unsafe { (self.0.mem_get_info)(&mut free, &mut total) })?;
+        Ok((free, total))
+    }
+
+    /// Allocates `bytes` (at least one), uninitialized, at a multiple of 256 bytes.
+    ///
+    /// # Errors
+    /// What `cuMemAlloc` says, for instance that there is not so much memory.
+    pub fn alloc(self, bytes: usize) -> Result<DevicePtr> {
+        let mut pointer = 0;
+        // SAFETY: the function stores one address.
+        self.check("cuMemAlloc", unsafe { (self.0.mem_alloc)(&mut pointer, bytes.max(1)) })?;
+        Ok(pointer)
+    }
+
+    /// Frees an allocation, after the work that was given to the GPU before.
+    ///
+    /// # Safety
+    /// `pointer` is from [`alloc`](Self::alloc) in this context, and not used any more.
+    ///
+    /// # Errors
+    /// What `cuMemFree` says.
+    pub unsafe fn free(self, pointer: DevicePtr) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check("cuMemFree", unsafe { (self.0.mem_free)(pointer) })
+    }
+
+    /// Copies to the GPU, and waits.
+    ///
+    /// # Safety
+    /// `to` has room for `from`, and nothing on the GPU uses it meanwhile.
+    ///
+    /// # Errors
+    /// What `cuMemcpyHtoD` says.
+    pub unsafe fn copy_to_device(self, to: DevicePtr, from: &[u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check("cuMemcpyHtoD", unsafe { (self.0.memcpy_htod)(to, from.as_ptr().cast(), from.len()) })
+    }
+
+    /// Copies from the GPU, and waits.
+    ///
+    /// # Safety
+    /// `from` has as many bytes as `to`, and nothing on the GPU writes them meanwhile.
+    ///
+    /// # Errors
+    /// What `cuMemcpyDtoH` says.
+    pub unsafe fn copy_to_host(self, to: &mut [u8], from: DevicePtr) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check("cuMemcpyDtoH", unsafe { (self.0.memcpy_dtoh)(to.as_mut_ptr().cast(), from, to.len()) })
+    }
+
+    /// Copies between places on the GPU.
+    ///
+    /// # Safety
+    /// Both have `bytes` bytes and do not overlap, and nothing else uses them meanwhile.
+    ///
+    /// # Errors
+    /// What `cuMemcpyDtoD` says.
+    pub unsafe fn copy_on_device(self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check("cuMemcpyDtoD", unsafe { (self.0.memcpy_dtod)(to, from, bytes) })
+    }
+
+    /// Copies to the GPU in the stream's order.
+    ///
+    /// # Safety
+    /// As [`copy_to_device`](Self::copy_to_device), with `bytes` readable bytes at `from` until the stream has come there.
+    ///
+    /// # Errors
+    /// What `cuMemcpyHtoDAsync` says.
+    pub unsafe fn copy_to_device_async(
+        self,
+        to: DevicePtr,
+        from: *const c_void,
+        bytes: usize,
+        stream: StreamHandle,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check("cuMemcpyHtoDAsync", unsafe { (self.0.memcpy_htod_async)(to, from, bytes, stream) })
+    }
+
+    /// Copies from the GPU in the stream's order.
+    ///
+    /// # Safety
+    /// As [`copy_to_host`](Self::copy_to_host), with `bytes` writable bytes at `to` until the stream has come there.
+    ///
+    /// # Errors
+    /// What `cuMemcpyDtoHAsync` says.
+    pub unsafe fn copy_to_host_async(
+        self,
+        to: *mut c_void,
+        from: DevicePtr,
+        bytes: usize,
+        stream: StreamHandle,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check("cuMemcpyDtoHAsync", unsafe { (self.0.memcpy_dtoh_async)(to, from, bytes, stream) })
+    }
+
+    /// Copies between places on the GPU in the stream's order.
+    ///
+    /// # Safety
+    /// As [`copy_on_device`](Self::copy_on_device), until the stream has come there.
+    ///
+    /// # Errors
+    /// What `cuMemcpyDtoDAsync` says.
+    pub unsafe fn copy_on_device_async(
+        self,
+        to: DevicePtr,
+        from: DevicePtr,
+        bytes: usize,
+        stream: StreamHandle,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check("cuMemcpyDtoDAsync", unsafe { (self.0.memcpy_dtod_async)(to, from, bytes, stream) })
+    }
+
+    /// Fills with a byte.
+    ///
+    /// # Safety
+    /// `to` has `bytes` bytes that nothing else uses meanwhile.
+    ///
+    /// # Errors
+    /// What `cuMemsetD8` says.
+    pub unsafe fn fill(self, to: DevicePtr, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check("cuMemsetD8", unsafe { (self.0.memset_d8)(to, byte, bytes) })
+    }
+
+    /// Fills with a byte in the stream's order.
+    ///
+    /// # Safety
+    /// As [`fill`](Self::fill), until the stream has come there.
+    ///
+    /// # Errors
+    /// What `cuMemsetD8Async` says.
+    pub unsafe fn fill_async(self, to: DevicePtr, byte: u8, bytes: usize, stream: StreamHandle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check("cuMemsetD8Async", unsafe { (self.0.memset_d8_async)(to, byte, bytes, stream) })
+    }
+}

@@ -1,0 +1,128 @@
+//! The driver's types and constants (cuda.h), as far as this crate uses them.
+
+use std::ffi::c_void;
+
+/// `CUdevice`: an ordinal.
+pub type DeviceOrdinal = i32;
+/// `CUdeviceptr`: an address in a GPU's memory.
+pub type DevicePtr = u64;
+
+macro_rules! handles {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[repr(transparent)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub struct $name(pub *mut c_void);
+
+        // SAFETY: the driver's handles may be used from any thread.
+        unsafe impl Send for $name {}
+        // SAFETY: as above; the driver locks.
+        unsafe impl Sync for $name {}
+
+        impl $name {
+            /// No object (for a stream: the default stream).
+            pub const NULL: Self = Self(std::ptr::null_mut());
+
+            /// Whether this is no object.
+            #[must_use]
+            pub const fn is_null(self) -> bool {
+                self.0.is_null()
+            }
+        }
+    )*};
+}
+
+handles! {
+    /// `CUcontext`.
+    Context;
+    /// `CUmodule`.
+    Module;
+    /// `CUfunction`.
+    Function;
+    /// `CUstream`.
+    StreamHandle;
+    /// `CUevent`.
+    EventHandle;
+    /// `CUgraph`.
+    Graph;
+    /// `CUgraphExec`.
+    GraphExec;
+}
+
+/// `CUdevice_attribute`: the numbers of cuda.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum DeviceAttribute {
+    /// Shared memory of a block without asking for more, in bytes.
+    MaxSharedMemoryPerBlock = 8,
+    /// Clock in kHz.
+    ClockRate = 13,
+    /// Streaming multiprocessors.
+    MultiprocessorCount = 16,
+    /// Clock of the memory in kHz.
+    MemoryClockRate = 36,
+    /// Width of the memory bus in bits.
+    GlobalMemoryBusWidth = 37,
+    /// Size of the L2 cache in bytes.
+    L2CacheSize = 38,
+    /// Major compute capability.
+    ComputeCapabilityMajor = 75,
+    /// Minor compute capability.
+    ComputeCapabilityMinor = 76,
+    /// Shared memory of a multiprocessor, in bytes.
+    MaxSharedMemoryPerMultiprocessor = 81,
+    /// Shared memory that a block may ask for, in bytes.
+    MaxSharedMemoryPerBlockOptin = 97,
+}
+
+/// `CUfunction_attribute`: the numbers of cuda.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum FunctionAttribute {
+    /// Most threads of a block.
+    MaxThreadsPerBlock = 0,
+    /// Static shared memory in bytes.
+    SharedSizeBytes = 1,
+    /// Local memory of a thread in bytes (spills).
+    LocalSizeBytes = 3,
+    /// Registers of a thread.
+    NumRegs = 4,
+    /// Most dynamic shared memory a launch may ask for, in bytes.
+    MaxDynamicSharedSizeBytes = 8,
+}
+
+/// What a stream being recorded forbids elsewhere (`CUstreamCaptureMode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum CaptureMode {
+    /// Unsafe calls in any thread.
+    Global = 0,
+    /// Unsafe calls in this thread.
+    ThreadLocal = 1,
+    /// Nothing.
+    Relaxed = 2,
+}
+
+/// `CU_STREAM_NON_BLOCKING`: the stream does not wait for the default stream.
+pub(crate) const STREAM_NON_BLOCKING: u32 = 1;
+/// `CU_EVENT_DEFAULT`.
+pub(crate) const EVENT_DEFAULT: u32 = 0;
+
+/// Options of `cuModuleLoadDataEx` (`CUjit_option`).
+pub(crate) mod jit {
+    pub(crate) const INFO_LOG_BUFFER: i32 = 3;
+    pub(crate) const INFO_LOG_BUFFER_SIZE_BYTES: i32 = 4;
+    pub(crate) const ERROR_LOG_BUFFER: i32 = 5;
+    pub(crate) const ERROR_LOG_BUFFER_SIZE_BYTES: i32 = 6;
+}
+
+/// Blocks and threads of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchShape {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_bytes: u32,
+}
