@@ -52,7 +52,7 @@ pub const fn attention_shared_bytes(head_dim: usize, slots: usize) -> usize {
 macro_rules! attention_table {
     ($emit:ident) => {
         $emit! {
-            "attention_d32", 32, Default, 1, 4, 4, 4, attention_int8_default_d32, attention_int8_default_d32_causal;
+            "attention_d32", 32, Default, 1, 4, 4, 3, attention_int8_default_d32, attention_int8_default_d32_causal;
             "attention_d32", 32, Paper, 1, 4, 4, 3, attention_int8_paper_d32, attention_int8_paper_d32_causal;
             "attention_d64", 64, Default, 1, 4, 3, 4, attention_int8_default_d64, attention_int8_default_d64_causal;
             "attention_d64", 64, Paper, 1, 4, 3, 2, attention_int8_paper_d64, attention_int8_paper_d64_causal;
