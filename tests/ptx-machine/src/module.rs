@@ -16,6 +16,7 @@ pub struct Module {
     ptx: String,
     kernels: HashMap<String, Program>,
     variables: Memory,
+    instruction_limit: u64,
 }
 
 /// Which kernel to run, and on how many threads.
@@ -51,7 +52,13 @@ impl Module {
             let program = decode::kernel(kernel, &source.variables, &source.functions, &symbols).map_err(attach)?;
             kernels.insert(program.name.clone(), program);
         }
-        Ok(Self { ptx: ptx.to_owned(), kernels, variables })
+        Ok(Self { ptx: ptx.to_owned(), kernels, variables, instruction_limit: INSTRUCTION_LIMIT })
+    }
+
+    /// Changes how many warp instructions a CTA may execute before it counts as an endless loop; 2^30 if not called.
+    #[must_use]
+    pub fn with_instruction_limit(self, instruction_limit: u64) -> Self {
+        Self { instruction_limit, ..self }
     }
 
     /// The names of the kernels, in alphabetical order.
@@ -81,7 +88,7 @@ impl Module {
             grid: launch.grid,
             block: launch.block,
             dynamic_shared: launch.shared_bytes,
-            limit: INSTRUCTION_LIMIT,
+            limit: self.instruction_limit,
             ptx: &self.ptx,
         };
         let ctas = launch.grid.iter().map(|n| u64::from(*n)).product::<u64>();

@@ -2,8 +2,8 @@
 
 use crate::isa::Rounding;
 
-/// The NaN that PTX arithmetic on `f32` returns.
-pub(crate) const NAN_F32: f32 = f32::from_bits(0x7fff_ffff);
+/// The NaN that PTX arithmetic on `f32` returns, as bits: Rust keeps no promise about those of an `f32` NaN.
+pub(crate) const NAN_F32: u32 = 0x7fff_ffff;
 
 /// A binary floating-point format of up to 32 bits.
 #[derive(Clone, Copy, Debug)]

@@ -26,9 +26,11 @@ pub(super) fn flush(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { 0_f32.copysign(x) } else { x }
 }
 
+/// The bits of a result, with the one NaN that arithmetic returns.
 #[inline(always)]
-fn canonical(x: f32) -> f32 {
-    if x.is_nan() { NAN_F32 } else { x }
+fn canonical(x: f32) -> u32 {
+    let bits = x.to_bits();
+    if bits & 0x7fff_ffff > 0x7f80_0000 { NAN_F32 } else { bits }
 }
 
 #[inline(always)]
@@ -55,8 +57,8 @@ fn larger(a: f32, b: f32, nan: bool) -> f32 {
 fn pick_nan(a: f32, b: f32, nan: bool, ordered: f32) -> f32 {
     match (a.is_nan(), b.is_nan()) {
         (false, false) => ordered,
-        (true, true) => NAN_F32,
-        _ if nan => NAN_F32,
+        (true, true) => f32::NAN,
+        _ if nan => f32::NAN,
         (true, false) => b,
         (false, true) => a,
     }
@@ -96,7 +98,7 @@ fn single(op: &Float, registers: &mut Registers, mask: u32) {
                 (false, false) => registers.zip3(mask, d, abc, |a: f32, b: f32, c: f32| canonical(f(a, b, c))),
                 (ftz, sat) => registers.zip3(mask, d, abc, |a: f32, b: f32, c: f32| {
                     let r = if ftz { flush(f(flush(a), flush(b), flush(c))) } else { f(a, b, c) };
-                    if sat { clamp(r) } else { canonical(r) }
+                    if sat { clamp(r).to_bits() } else { canonical(r) }
                 }),
             }
         }};

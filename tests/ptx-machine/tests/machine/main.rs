@@ -1,0 +1,14 @@
+//! The machine against plain Rust, instruction by instruction, and against kernels that do what they must not.
+
+mod async_copy;
+mod control;
+mod convert;
+mod crimes;
+mod float;
+mod harness;
+mod integer;
+mod matrix;
+mod memory;
+mod refusals;
+mod shipped;
+mod warp;

@@ -1,0 +1,93 @@
+//! Loads, stores, address spaces and atomics.
+
+use crate::harness::{check, mixed, run};
+use ptx_machine::{Error, Launch, Memory, Module};
+
+#[test]
+fn vectors_and_narrow_elements() {
+    let place = "mov.u32 %r0, tile; shl.b32 %r1, %t, 4; add.s32 %r0, %r0, %r1;";
+    let inputs = [mixed(1), mixed(2), mixed(3)];
+    let body = format!(
+        "{place} st.shared.v4.b32 [%r0], {{%a, %b, %c, 0}};
+         ld.shared.v2.b64 {{%l0, %l1}}, [%r0]; mov.b64 {{_, %r2}}, %l0; cvt.u32.u64 %r3, %l1;
+         ld.shared.s8 %r4, [%r0+1]; ld.shared.v2.u16 {{%h0, %h1}}, [%r0+4]; cvt.u32.u16 %r5, %h1;
+         xor.b32 %d, %r2, %r3; xor.b32 %d, %d, %r4; xor.b32 %d, %d, %r5;"
+    );
+    check(&body, inputs, |a, b, c| b ^ c ^ (a >> 8) as i8 as u32 ^ b >> 16);
+    let bytes = format!(
+        "{place} st.shared.b32 [%r0], 0; cvt.u16.u32 %h0, %a; st.shared.b8 [%r0+2], %h0; st.shared.b16 [%r0], %h0;
+         ld.shared.b32 %d, [%r0];"
+    );
+    check(&bytes, inputs, |a, _, _| a & 0xffff | (a & 0xff) << 16);
+}
+
+#[test]
+fn generic_addresses_find_their_space() {
+    let body = "mov.u64 %l0, tile; cvta.shared.u64 %l1, %l0; mul.wide.u32 %l2, %t, 4; add.s64 %l1, %l1, %l2;
+                st.b32 [%l1], %a; ld.b32 %r0, [%l1];
+                cvta.to.shared.u64 %l3, %l1; cvt.u32.u64 %r1, %l3; ld.shared.b32 %r2, [%r1];
+                ld.b32 %r3, [%in+128]; add.s32 %d, %r0, %r2; add.s32 %d, %d, %r3;";
+    check(body, [mixed(1), mixed(2), mixed(3)], |a, b, _| a.wrapping_mul(2).wrapping_add(b));
+    let local = "{ .local .align 8 .b8 depot[16]; mov.b64 %l0, depot; cvta.local.u64 %l1, %l0;
+                 st.local.b32 [%l0+4], %a; ld.b32 %d, [%l1+4]; }";
+    check(local, [mixed(1); 3], |a, _, _| a);
+}
+
+#[test]
+fn atomics_count_every_lane() {
+    let body = "mov.u32 %r0, tile; mov.b32 %r1, 0; setp.eq.b32 %p0, %t, 0; @%p0 st.shared.b32 [%r0], %r1;
+                atom.shared.add.u32 %r2, [%r0], 2; ld.shared.b32 %r3, [%r0]; add.s32 %d, %r2, %r3;";
+    assert_eq!(run(body, [[0; 32]; 3]), std::array::from_fn(|lane| 2 * lane as u32 + 64));
+}
+
+const GLOBAL: &str = ".version 7.0
+.target sm_80
+.address_size 64
+.global .align 4 .b8 table[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+.const .align 4 .f32 factor = 0f40000000;
+.global .align 8 .u64 pointer = generic(table);
+.visible .entry count(.param .u64 .ptr .align 4 sums, .param .align 4 .b8 pair[8], .param .u32 n)
+{
+    .reg .b32 %r<8>;
+    .reg .b64 %rd<8>;
+    ld.param.b64 %rd0, [sums];
+    ld.param.b32 %r0, [pair+4];
+    ld.param.u32 %r1, [n];
+    ld.const.f32 %r2, [factor];
+    ld.global.b64 %rd1, [pointer];
+    ld.u8 %r3, [%rd1+6];
+    red.global.add.u32 [%rd0], %r0;
+    atom.global.add.f32 %r4, [%rd0+4], %r2;
+    atom.global.max.u32 %r5, [%rd0+8], %r3;
+    atom.global.add.u64 %rd2, [%rd0+16], 4294967297;
+    red.global.inc.u32 [%rd0+12], %r1;
+    ret;
+}";
+
+#[test]
+fn ctas_share_global_memory() -> Result<(), Error> {
+    let module = Module::load(GLOBAL)?;
+    let mut memory = Memory::new();
+    let sums = memory.alloc_from(&[0_u32; 6]);
+    let launch = Launch { kernel: "count", grid: [5, 3, 2], block: [40, 2, 1], shared_bytes: 0 };
+    let pair: Vec<u8> = [[9, 0, 0, 0], [3, 0, 0, 0]].concat();
+    let stats = module.launch(&launch, &[sums.into(), pair.into(), 1000_u32.into()], &memory)?;
+    let threads = 30 * 80;
+    let wide = [threads, threads];
+    let expected = [3 * threads, (2.0 * threads as f32).to_bits(), 7, threads % 1001, wide[0], wide[1]];
+    assert_eq!(memory.read::<u32>(sums, 6)?, expected);
+    assert_eq!((stats.ctas, stats.lane_instructions), (30, 12 * u64::from(threads)));
+    Ok(())
+}
+
+#[test]
+fn the_host_is_checked_too() -> Result<(), Error> {
+    let mut memory = Memory::new();
+    let ptr = memory.alloc(10, 2);
+    assert_eq!((ptr.0 % 2, ptr.0 % 4), (0, 2));
+    memory.write(ptr.offset(4), &[1_u16, 2])?;
+    assert_eq!(memory.read::<u16>(ptr.offset(4), 2)?, [1, 2]);
+    assert!(matches!(memory.read::<u8>(ptr, 10), Err(Error::HostUninitialised { address }) if address == ptr.0));
+    assert!(matches!(memory.write(ptr.offset(8), &[0_u32]), Err(Error::HostOutOfBounds { bytes: 4, .. })));
+    Ok(())
+}
