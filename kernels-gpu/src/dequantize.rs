@@ -75,9 +75,9 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
             }
             store_batch::<E>(
                 &vectors,
-                block.rows.aligned,
+                &block.rows,
                 |i| place.has(i % pieces) & (place.row(batch, (i / pieces) as u32) < block.count),
-                |i| block.rows.at(block.first + row(i), place.vector(i % pieces)),
+                |i| (block.first + row(i), place.vector(i % pieces)),
             );
             batch += 1;
         }
@@ -114,9 +114,9 @@ unsafe fn values<E: Element>(block: &Block) {
             }
             store_batch::<E>(
                 &vectors,
-                block.rows.aligned,
+                &block.rows,
                 |i| place.has() & (place.key(i) < block.count),
-                |i| block.rows.at(block.first + place.key(i), place.vector()),
+                |i| (block.first + place.key(i), place.vector()),
             );
             pass += 1;
         }

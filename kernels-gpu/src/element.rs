@@ -6,6 +6,7 @@ use crate::ptx::global::{
     ld_global_nc_u16, ld_global_nc_u32, ld_global_nc_v4_u32, st_global_u16, st_global_u32, st_global_v4_u32,
 };
 use crate::ptx::math::{cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32};
+use crate::ptx::opaque::opaque;
 
 /// 16 bytes of elements.
 pub(crate) type Vector = [u32; 4];
@@ -90,8 +91,8 @@ impl Element for F32 {
 pub(crate) struct Rows {
     base: *mut u8,
     stride: i64,
-    /// Whether every row starts at a multiple of 16 bytes, so that vectors are one instruction.
-    pub aligned: bool,
+    /// Whether every row starts at a multiple of 16 bytes, so that a vector is one instruction.
+    aligned: bool,
 }
 
 impl Rows {
@@ -111,56 +112,63 @@ impl Rows {
         Self { base, stride, aligned: (base as usize | stride as usize) % 16 == 0 }
     }
 
-    /// The address of vector `vector` of row `row`.
+    /// The address of a vector of a row.
     #[inline(always)]
-    pub fn at(&self, row: u32, vector: u32) -> *mut u8 {
+    fn at(&self, (row, vector): (u32, u32)) -> *mut u8 {
         let offset = i64::from(row).wrapping_mul(self.stride).wrapping_add(i64::from(vector * 16));
         self.base.wrapping_offset(offset as isize)
     }
 }
 
-/// Loads the vectors at `address(0)`, `address(1)`, ..., all before the first is used.
+/// Loads the vectors that `place` names by row and vector of the row, all before the first is used.
 ///
 /// # Safety
-/// 16 readable bytes each that the grid does not write, aligned to an element, or to 16 bytes where `aligned`.
+/// They are in the tensor, and the grid does not write them.
 #[inline(always)]
-pub(crate) unsafe fn load_batch<E: Element>(aligned: bool, address: impl Fn(usize) -> *const u8) -> [Vector; BATCH] {
+pub(crate) unsafe fn load_batch<E: Element>(rows: &Rows, place: impl Fn(usize) -> (u32, u32)) -> [Vector; BATCH] {
     let mut vectors = [[0; 4]; BATCH];
     let mut i = 0;
-    if aligned {
+    if rows.aligned {
         while i < BATCH {
-            vectors[i] = unsafe { ld_global_nc_v4_u32(address(i)) };
+            vectors[i] = unsafe { ld_global_nc_v4_u32(rows.at(place(i))) };
             i += 1;
         }
     } else {
-        while i < BATCH {
-            vectors[i] = unsafe { load_elements::<E>(address(i)) };
-            i += 1;
+        // in two rounds, which the compiler must not unroll: all elements at once would take more registers than there are
+        let (mut round, rounds) = (0, opaque(2) as usize);
+        while round < rounds {
+            i = 0;
+            while i < BATCH / 2 {
+                vectors[i] = vectors[BATCH / 2 + i];
+                vectors[BATCH / 2 + i] = unsafe { load_elements::<E>(rows.at(place(round * (BATCH / 2) + i))) };
+                i += 1;
+            }
+            round += 1;
         }
     }
     vectors
 }
 
-/// Stores vector `i` at `address(i)` where `predicate(i)`.
+/// Stores vector `i` where `place(i)` says by row and vector of the row, if `predicate(i)`.
 ///
 /// # Safety
-/// 16 bytes each that this thread alone accesses, aligned to an element, or to 16 bytes where `aligned`.
+/// Where the predicate holds, that is in the tensor, and this thread alone accesses it.
 #[inline(always)]
 pub(crate) unsafe fn store_batch<E: Element>(
     vectors: &[Vector; BATCH],
-    aligned: bool,
+    rows: &Rows,
     predicate: impl Fn(usize) -> bool,
-    address: impl Fn(usize) -> *mut u8,
+    place: impl Fn(usize) -> (u32, u32),
 ) {
     let mut i = 0;
-    if aligned {
+    if rows.aligned {
         while i < BATCH {
-            unsafe { st_global_v4_u32(predicate(i), address(i), vectors[i]) };
+            unsafe { st_global_v4_u32(predicate(i), rows.at(place(i)), vectors[i]) };
             i += 1;
         }
     } else {
         while i < BATCH {
-            unsafe { store_elements::<E>(predicate(i), address(i), &vectors[i]) };
+            unsafe { store_elements::<E>(predicate(i), rows.at(place(i)), &vectors[i]) };
             i += 1;
         }
     }

@@ -4,7 +4,7 @@ use core::arch::asm;
 
 /// `value`, of which the compiler forgets where it comes from (`mov.b32`, PTX ISA 9.7.9.1).
 ///
-/// What is computed from it in a loop stays there, instead of in registers across the whole loop.
+/// What is computed from it in a loop or a branch stays there, instead of in registers across the whole of it.
 #[inline(always)]
 #[must_use]
 pub fn opaque(value: u32) -> u32 {

@@ -2,18 +2,19 @@
 
 use core::arch::asm;
 
-/// `value + (the value of lane `lane ^ mask`)` where that lane is in the same group of `width` lanes, else `value`
-/// (`shfl.sync.bfly.b32` with a predicate, and `add.rn.f32` under it).
+/// `value + (the value of lane `lane ^ mask`)`, or `value` where `mask` is 0 (`shfl.sync.bfly.b32`, then `add.rn.f32`
+/// under a predicate): one step of a sum over a group of lanes.
 ///
 /// # Safety
-/// All 32 lanes of a converged warp call it; `mask` is below 32, `width` a power of two up to 32.
+/// All 32 lanes of a converged warp call it; `mask` is below 32.
 #[inline(always)]
-pub unsafe fn shfl_sync_bfly_add_f32(value: f32, mask: u32, width: u32) -> f32 {
+pub unsafe fn shfl_sync_bfly_add_f32(value: f32, mask: u32) -> f32 {
     let d;
     unsafe {
         asm!(
-            "{{ .reg .pred p; .reg .f32 t; mov.f32 {0}, {1}; shfl.sync.bfly.b32 t|p, {1}, {2}, {3}, -1; @p add.rn.f32 {0}, {1}, t; }}",
-            out(reg32) d, in(reg32) value, in(reg32) mask, in(reg32) (32 - width) << 8 | 31, options(nomem, nostack)
+            "{{ .reg .pred p; .reg .f32 t; setp.ne.u32 p, {2}, 0; mov.f32 {0}, {1};",
+            "shfl.sync.bfly.b32 t, {1}, {2}, 31, -1; @p add.rn.f32 {0}, {1}, t; }}",
+            out(reg32) d, in(reg32) value, in(reg32) mask, options(nomem, nostack)
         );
     }
     d

@@ -20,7 +20,10 @@
 //! All kernels are bound by memory: each float is read once by the statistics and once by the quantizer, each byte written
 //! once. A CTA of `quantize` is one block of 128 tokens of Q, K or V, and every thread of it has eight 16-byte loads
 //! under way before it uses the first. The blocks run in the reverse order of `kv_stats`, so that what the statistics
-//! read last is taken from L2.
+//! read last is taken from L2. Which lane takes which elements is in `place.rs`, for both directions.
+//!
+//! The compiler does not know that a shuffle must stay one instruction for the whole warp. Around shuffles there is
+//! therefore no condition that differs between lanes: values are chosen by `selp_b32`, stores are predicated.
 //!
 //! # Safety
 //! The entries trust their arguments: contiguous arrays are 16-byte aligned and sized as docs/kernel-abi.md says, strides

@@ -95,12 +95,12 @@ impl<E: Element> ByToken<E> {
     /// The largest of a value over the lanes that share a row; all of them get it.
     #[inline(always)]
     pub unsafe fn max_of_row(&self, mut value: f32) -> f32 {
-        let mut step = 16;
-        while step > 0 {
-            // a step as wide as the row's lanes is none: the lane meets itself
-            let mask = if step < self.lanes { step } else { 0 };
+        let mut step = 1;
+        while step <= 5 {
+            // halves of the row's lanes, and in the end none: the lane meets itself
+            let mask = self.lanes >> step;
             value = value.max(f32::from_bits(unsafe { shfl_sync_bfly_b32(value.to_bits(), mask) }));
-            step /= 2;
+            step += 1;
         }
         value
     }
@@ -108,40 +108,26 @@ impl<E: Element> ByToken<E> {
     /// The sum of a value over the lanes that share a row; all of them get it.
     #[inline(always)]
     pub unsafe fn sum_of_row(&self, mut value: f32) -> f32 {
-        let mut step = 16;
-        while step > 0 {
-            value = unsafe { shfl_sync_bfly_add_f32(value, step, self.lanes) };
-            step /= 2;
+        let mut step = 1;
+        while step <= 5 {
+            value = unsafe { shfl_sync_bfly_add_f32(value, self.lanes >> step) };
+            step += 1;
         }
         value
     }
 }
 
-/// Keys of the first eight slots of a panel of V; slots 8, 16 and 24 begin the same pattern 4, 16 and 20 keys further.
-pub(crate) const SLOT_KEYS: [u32; 8] = {
-    let mut keys = [0; 8];
-    let mut key = 0;
-    while key < ROW_BYTES {
-        let slot = key_slot(key);
-        if slot < 8 {
-            keys[slot] = key as u32;
-        }
-        key += 1;
-    }
-    keys
-};
-
-/// First key of the eight slots from `8 * octet` in a panel of V.
+/// Key of slot `8 * octet + i` of a panel of V, the inverse of [`key_slot`]: `i` in bits is (pair, tile, odd).
 #[inline(always)]
-pub(crate) const fn octet_key(octet: u32) -> u32 {
-    octet / 2 * 16 + octet % 2 * 4
+pub(crate) const fn slot_key(octet: u32, i: usize) -> u32 {
+    let (pair, tile, odd) = (i as u32 / 4, i as u32 / 2 % 2, i as u32 % 2);
+    octet / 2 * 16 + octet % 2 * 4 + 8 * tile + 2 * pair + odd
 }
 
 const _: () = {
     let mut slot = 0;
     while slot < ROW_BYTES {
-        let key = octet_key(slot as u32 / 8) + SLOT_KEYS[slot % 8];
-        assert!(key_slot(key as usize) == slot);
+        assert!(key_slot(slot_key(slot as u32 / 8, slot % 8) as usize) == slot);
         slot += 1;
     }
 };
@@ -199,7 +185,7 @@ impl<E: Element> ByChannel<E> {
     /// Key of the block in the lane's slot number `i` of eight.
     #[inline(always)]
     pub fn key(&self, i: usize) -> u32 {
-        self.panel * ROW_BYTES as u32 + octet_key(self.octet) + SLOT_KEYS[i]
+        self.panel * ROW_BYTES as u32 + slot_key(self.octet, i)
     }
 
     /// Byte in shared memory of the lane's eight slots of dim `dim() + i`.

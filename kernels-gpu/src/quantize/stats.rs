@@ -77,8 +77,7 @@ pub(crate) unsafe fn chunk<E: Element>(rows: &Rows, first: u32, count: u32, head
 /// The thread's next eight tokens; one past `last` is read as `last`, and not used.
 #[inline(always)]
 unsafe fn load_tokens<E: Element>(rows: &Rows, token: u32, last: u32, vector: u32) -> [Vector; BATCH] {
-    let address = |i: usize| rows.at((token + (i * STATS_LANES) as u32).min(last), vector).cast_const();
-    unsafe { load_batch::<E>(rows.aligned, address) }
+    unsafe { load_batch::<E>(rows, |i| ((token + (i * STATS_LANES) as u32).min(last), vector)) }
 }
 
 /// Adds up the eight accumulators of each channel: `((a0+a1)+(a2+a3))+((a4+a5)+(a6+a7))`.

@@ -71,11 +71,11 @@ unsafe fn lane_mean<E: Element, const KEYS: bool>(place: &ByToken<E>, mean: *con
 #[inline(always)]
 unsafe fn load_batch<E: Element>(place: &ByToken<E>, block: &Block, batch: u32) -> [Vector; BATCH] {
     let pieces = ByToken::<E>::PIECES;
-    let address = |i: usize| {
+    let at = |i: usize| {
         let row = place.row(batch, (i / pieces) as u32).min(block.count - 1);
-        block.rows.at(block.first + row, place.vector(i % pieces)).cast_const()
+        (block.first + row, place.vector(i % pieces))
     };
-    unsafe { element::load_batch::<E>(block.rows.aligned, address) }
+    unsafe { element::load_batch::<E>(&block.rows, at) }
 }
 
 #[inline(always)]

@@ -65,11 +65,8 @@ pub(crate) unsafe fn quantize<E: Element>(block: &Block) {
 /// The lane's vectors of its eight keys; a key past the end is read as the last one, and masked later.
 #[inline(always)]
 unsafe fn load_keys<E: Element>(place: &ByChannel<E>, block: &Block) -> [Vector; BATCH] {
-    let address = |i: usize| {
-        let row = block.first + place.key(i).min(block.count - 1);
-        block.rows.at(row, place.vector()).cast_const()
-    };
-    unsafe { load_batch::<E>(block.rows.aligned, address) }
+    let at = |i: usize| (block.first + place.key(i).min(block.count - 1), place.vector());
+    unsafe { load_batch::<E>(&block.rows, at) }
 }
 
 /// One float for each dim of a vector.
