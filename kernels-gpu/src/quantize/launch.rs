@@ -130,11 +130,11 @@ mod tests {
         let bound = |entry| BOUNDS.iter().find(|b| b.entry == entry).unwrap().threads;
         for d in HEAD_DIMS {
             for (bytes, stats) in [(2, "kv_stats_f16"), (4, "kv_stats_f32")] {
-                assert_eq!(stats_threads(d, bytes) % 32, 0);
+                assert!(stats_threads(d, bytes).is_multiple_of(32));
                 assert!(stats_threads(d, bytes) >= d && stats_threads(d, bytes) <= bound(stats));
             }
-            assert!(threads(d) % 32 == 0 && threads(d) <= bound("quantize_f16"));
-            assert!(finish_threads(d) % 32 == 0 && finish_threads(d) / 8 <= FINISH_SHARED_BYTES);
+            assert!(threads(d).is_multiple_of(32) && threads(d) <= bound("quantize_f16"));
+            assert!(finish_threads(d).is_multiple_of(32) && finish_threads(d) / 8 <= FINISH_SHARED_BYTES);
         }
     }
 

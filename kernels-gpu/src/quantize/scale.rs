@@ -11,6 +11,7 @@ pub(crate) const SCALE_MAX: f32 = f32::from_bits((127 + 120) << 23);
 /// by its exact remainder. The tests show it equal to the division for every significand; scaling by a power of two changes
 /// nothing while the remainder is exact, which it is wherever the result is above `SCALE_MIN`.
 #[inline(always)]
+#[allow(clippy::manual_clamp)] // `clamp` asserts its bounds, and a kernel has no panic
 pub(crate) fn scale(amax: f32, fma: impl Fn(f32, f32, f32) -> f32) -> f32 {
     const INVERSE: f32 = 1.0 / 127.0;
     let amax = amax.min(f32::MAX);
@@ -45,6 +46,7 @@ mod tests {
     extern crate std;
     use super::*;
 
+    #[allow(clippy::manual_clamp)]
     fn by_division(amax: f32) -> f32 {
         (amax / 127.0).max(SCALE_MIN).min(SCALE_MAX)
     }
