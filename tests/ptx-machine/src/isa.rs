@@ -429,13 +429,13 @@ pub(crate) enum AtomicOp {
 #[derive(Debug)]
 pub(crate) enum Matrix {
     Load { trans: bool, d: Vec<Slot>, address: Address },
-    MmaInt { k: usize, a_ty: MmaInt, b_ty: MmaInt, regs: Box<MmaRegs> },
+    MmaInt { k: usize, a_ty: MmaElement, b_ty: MmaElement, regs: Box<MmaRegs> },
     MmaFloat { k: usize, bf16: bool, regs: Box<MmaRegs> },
 }
 
 /// The element type of an integer operand.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct MmaInt {
+pub(crate) struct MmaElement {
     pub(crate) bits: u32,
     pub(crate) signed: bool,
 }

@@ -1,7 +1,7 @@
 //! `ldmatrix` and `mma`.
 
 use super::context::{Context, Modifiers, Width, operands};
-use crate::isa::{Matrix, MmaInt, MmaRegs};
+use crate::isa::{Matrix, MmaElement, MmaRegs};
 use crate::parse::{Failure, Instruction, Operand};
 use crate::registers::Slot;
 
@@ -52,10 +52,10 @@ fn mma<'a>(
         return cx.unsupported("`mma` of other layouts than row by column");
     }
     let int = |word: &str| match word {
-        "s8" => Some(MmaInt { bits: 8, signed: true }),
-        "u8" => Some(MmaInt { bits: 8, signed: false }),
-        "s4" => Some(MmaInt { bits: 4, signed: true }),
-        "u4" => Some(MmaInt { bits: 4, signed: false }),
+        "s8" => Some(MmaElement { bits: 8, signed: true }),
+        "u8" => Some(MmaElement { bits: 8, signed: false }),
+        "s4" => Some(MmaElement { bits: 4, signed: true }),
+        "u4" => Some(MmaElement { bits: 4, signed: false }),
         _ => None,
     };
     let depths = [("m16n8k8", 8), ("m16n8k16", 16), ("m16n8k32", 32), ("m16n8k64", 64)];
@@ -63,25 +63,20 @@ fn mma<'a>(
         return cx.unsupported("`mma` of this shape");
     };
     let words: Vec<&str> = instruction.modifiers.iter().copied().rev().take(4).collect();
-    let (matrix_bits, kind): (usize, Box<dyn Fn(Box<MmaRegs>) -> Matrix>) = match words.as_slice() {
-        ["s32", b, a, "s32"] => match (int(a), int(b)) {
-            (Some(a_ty), Some(b_ty)) if a_ty.bits == b_ty.bits => {
-                (a_ty.bits as usize, Box::new(move |regs| Matrix::MmaInt { k, a_ty, b_ty, regs }))
-            }
-            _ => return cx.unsupported("`mma` on these types"),
-        },
-        ["f32", b @ ("f16" | "bf16"), a, "f32"] if a == b => {
-            let bf16 = *a == "bf16";
-            (16, Box::new(move |regs| Matrix::MmaFloat { k, bf16, regs }))
-        }
-        _ => return cx.unsupported("`mma` on these types"),
+    let kind = match words.as_slice() {
+        ["s32", b, a, "s32"] => int(a).zip(int(b)).filter(|(a, b)| a.bits == b.bits).map(|(a, b)| Kind::Int(a, b)),
+        ["f32", "f16", "f16", "f32"] => Some(Kind::Float { bf16: false }),
+        ["f32", "bf16", "bf16", "f32"] => Some(Kind::Float { bf16: true }),
+        _ => None,
     };
+    let Some(kind) = kind else { return cx.unsupported("`mma` on these types") };
     for word in words {
         modifiers.take(word);
     }
     modifiers.finish()?;
+    let bits = if let Kind::Int(a, _) = kind { a.bits as usize } else { 16 };
     // Rows of A are 128 or 256 bits, so that each lane holds one or two registers of each of its two rows.
-    let halves = match k * matrix_bits {
+    let halves = match k * bits {
         128 => 1,
         256 => 2,
         _ => return cx.unsupported("`mma` of this shape on these types"),
@@ -94,5 +89,15 @@ fn mma<'a>(
         b: slots(cx, b, halves, false)?,
         c: four(slots(cx, c, 4, false)?),
     };
-    Ok(kind(Box::new(regs)))
+    let regs = Box::new(regs);
+    Ok(match kind {
+        Kind::Int(a_ty, b_ty) => Matrix::MmaInt { k, a_ty, b_ty, regs },
+        Kind::Float { bf16 } => Matrix::MmaFloat { k, bf16, regs },
+    })
+}
+
+/// The element types of A and B.
+enum Kind {
+    Int(MmaElement, MmaElement),
+    Float { bf16: bool },
 }

@@ -10,7 +10,7 @@
 
 use super::cta::{Cta, Warp};
 use super::memory::{addresses, load};
-use crate::isa::{Matrix, MmaInt, MmaRegs};
+use crate::isa::{Matrix, MmaElement, MmaRegs};
 use crate::memory::Space;
 use crate::numeric::{BF16, F16};
 use crate::registers::{LANES, Lane, Registers, Slot};
@@ -84,8 +84,8 @@ fn accumulate<T: Lane>(registers: &mut Registers, regs: &MmaRegs, mask: u32, dot
     }
 }
 
-fn mma_int<const K: usize>(a_ty: MmaInt, b_ty: MmaInt, regs: &MmaRegs, registers: &mut Registers, mask: u32) {
-    let element = |ty: MmaInt| {
+fn mma_int<const K: usize>(a_ty: MmaElement, b_ty: MmaElement, regs: &MmaRegs, registers: &mut Registers, mask: u32) {
+    let element = |ty: MmaElement| {
         move |word: u32| {
             let unused = 32 - ty.bits;
             (if ty.signed { (word << unused) as i32 >> unused } else { (word << unused >> unused) as i32 }) as i16

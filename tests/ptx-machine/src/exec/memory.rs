@@ -36,13 +36,10 @@ pub(super) fn execute(op: &Access, warp: &mut Warp, cta: &mut Cta<'_>, mask: u32
             let bytes = element.bytes * *count as u32;
             let mut packets = [Packet::default(); LANES];
             for (place, a) in a.iter().take(*count).enumerate() {
-                for lane in 0..LANES {
-                    let value = if element.wide {
-                        warp.registers.wide(*a)[lane]
-                    } else {
-                        warp.registers.narrow(*a)[lane].into()
-                    };
-                    put_element(&mut packets[lane], place, *element, value);
+                let wide = |lane: usize| warp.registers.wide(*a)[lane];
+                let narrow = |lane: usize| warp.registers.narrow(*a)[lane].into();
+                for (lane, packet) in packets.iter_mut().enumerate() {
+                    put_element(packet, place, *element, if element.wide { wide(lane) } else { narrow(lane) });
                 }
             }
             store(warp, cta, mask, line, *space, &to, bytes, &packets);

@@ -80,6 +80,6 @@ pub fn mixed(seed: u32) -> Lanes {
         let mut x = (lane + 1).wrapping_mul(0x9e37_79b9) ^ seed.wrapping_mul(0x85eb_ca6b);
         x = (x ^ x >> 15).wrapping_mul(0x2c1b_3c6d);
         x = (x ^ x >> 12).wrapping_mul(0x297a_2d39) ^ x >> 15;
-        if (lane + seed) % 4 == 0 { CORNERS[((lane + seed) / 4 % 8) as usize] } else { x >> (x % 29) }
+        if (lane + seed).is_multiple_of(4) { CORNERS[((lane + seed) / 4 % 8) as usize] } else { x >> (x % 29) }
     })
 }

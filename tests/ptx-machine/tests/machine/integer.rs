@@ -11,8 +11,8 @@ fn arithmetic() {
     check("add.s32 %d, %a, %b;", inputs(), |a, b, _| a.wrapping_add(b));
     check("sub.s32 %d, %a, %b;", inputs(), |a, b, _| a.wrapping_sub(b));
     check("mul.lo.s32 %d, %a, %b;", inputs(), |a, b, _| a.wrapping_mul(b));
-    check("mul.hi.u32 %d, %a, %b;", inputs(), |a, b, _| (u64::from(a) * u64::from(b) >> 32) as u32);
-    let high = |a: u32, b: u32| (i64::from(a as i32) * i64::from(b as i32) >> 32) as u32;
+    check("mul.hi.u32 %d, %a, %b;", inputs(), |a, b, _| ((u64::from(a) * u64::from(b)) >> 32) as u32);
+    let high = |a: u32, b: u32| ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32;
     check("mul.hi.s32 %d, %a, %b;", inputs(), |a, b, _| high(a, b));
     check("mad.lo.s32 %d, %a, %b, %c;", inputs(), |a, b, c| a.wrapping_mul(b).wrapping_add(c));
     check("mad.hi.s32 %d, %a, %b, %c;", inputs(), |a, b, c| high(a, b).wrapping_add(c));
@@ -57,7 +57,7 @@ fn sixty_four_bits() {
     };
     case("add.s64 %l2, %l0, %l1;", &|x, y| x.wrapping_add(y));
     case("mul.lo.s64 %l2, %l0, %l1;", &|x, y| x.wrapping_mul(y));
-    case("mul.hi.u64 %l2, %l0, %l1;", &|x, y| (u128::from(x) * u128::from(y) >> 64) as u64);
+    case("mul.hi.u64 %l2, %l0, %l1;", &|x, y| ((u128::from(x) * u128::from(y)) >> 64) as u64);
     case("div.s64 %l2, %l0, %l1;", &|x, y| if y == 0 { u64::MAX } else { (x as i64).wrapping_div(y as i64) as u64 });
     case("min.s64 %l2, %l0, %l1;", &|x, y| (x as i64).min(y as i64) as u64);
     case("shr.u64 %l2, %l0, %c;", &|x, y| x.checked_shr((y >> 32) as u32).unwrap_or(0));
