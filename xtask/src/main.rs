@@ -2,6 +2,7 @@
 
 mod build;
 mod check;
+mod test;
 mod tools;
 mod workspace;
 
@@ -25,12 +26,15 @@ enum Command {
     Build(build::Args),
     /// Assemble the PTX for every architecture; fail on spills, stack frames and missing IMMA
     Check(check::Args),
+    /// Format, lints, docs, PTX, tests, stable compiler: everything
+    Test(test::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Build(args) => build::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Test(args) => test::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -63,7 +63,8 @@ impl CodeGenerator for Llvm {
         command.args([cpu.as_str(), "-Copt-level=3", "-Clto=fat", "-Ccodegen-units=1", "-Cpanic=abort"]);
         // without these, LLVM leaves tile loops rolled and keeps register tiles in local memory
         command.args(["-Cllvm-args=-unroll-threshold=100000", "-Cllvm-args=-unroll-full-max-count=64"]);
-        command.args([remap.as_str(), "--cfg", &format!("kernels=\"{}\"", module.name)]);
+        // a module is a part of the crate; what the others use is dead in it
+        command.args([remap.as_str(), "-Adead_code", "--cfg", &format!("kernels=\"{}\"", module.name)]);
         command.args(["--emit", "asm", "--out-dir"]).arg(&folder).arg("kernels-gpu/src/lib.rs");
         let output =
             workspace::capture(&mut command).with_context(|| format!("module {} does not compile", module.name))?;

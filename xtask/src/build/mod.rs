@@ -53,6 +53,9 @@ pub struct Args {
     /// Build these modules only
     #[arg(long = "module", value_name = "NAME")]
     only: Vec<String>,
+    /// Write to (or, with --check, compare with) this folder instead of host/ptx
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -61,8 +64,10 @@ pub fn run(args: &Args) -> Result<()> {
     };
     generator.preflight()?;
     let modules = selected(&args.only)?;
+    let folder = args.out.clone().unwrap_or_else(workspace::ptx_dir);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let outcome: Vec<Result<String>> =
-        modules.par_iter().map(|module| build_one(generator.as_ref(), module, args.check)).collect();
+        modules.par_iter().map(|module| build_one(generator.as_ref(), module, &folder, args.check)).collect();
     let mut failed = 0;
     for line in outcome {
         match line {
@@ -73,7 +78,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    let strays = if args.check && args.only.is_empty() { strays(&modules)? } else { Vec::new() };
+    let strays = if args.check && args.only.is_empty() { strays(&folder, &modules)? } else { Vec::new() };
     for stray in &strays {
         eprintln!("error: {stray} belongs to no module of the variant table");
     }
@@ -93,7 +98,7 @@ fn selected(only: &[String]) -> Result<Vec<Module>> {
     Ok(modules)
 }
 
-fn build_one(generator: &dyn CodeGenerator, module: &Module, check: bool) -> Result<String> {
+fn build_one(generator: &dyn CodeGenerator, module: &Module, folder: &Path, check: bool) -> Result<String> {
     let ptx = ptx_text::normalise(&generator.compile(module)?, module.name, table::launch_bounds)?;
     let missing: Vec<_> = table::expected_entries(module.name)
         .into_iter()
@@ -102,14 +107,13 @@ fn build_one(generator: &dyn CodeGenerator, module: &Module, check: bool) -> Res
     if !missing.is_empty() {
         bail!("module {} lacks the kernels {}", module.name, missing.join(", "));
     }
-    let path = workspace::ptx_dir().join(format!("{}.ptx", module.name));
+    let path = folder.join(format!("{}.ptx", module.name));
     let (kernels, lines) = (ptx_text::entries(&ptx).count(), ptx.lines().count());
     if check {
         compare(&path, &ptx)?;
     } else if fs::read_to_string(&path).is_ok_and(|old| old == ptx) {
         return Ok(format!("{:<18} {kernels:3} kernels {lines:7} lines  unchanged", module.name));
     } else {
-        fs::create_dir_all(workspace::ptx_dir())?;
         workspace::write_atomically(&path, ptx.as_bytes())?;
     }
     let done = if check { "as committed" } else { "written" };
@@ -130,9 +134,9 @@ fn compare(path: &Path, built: &str) -> Result<()> {
 }
 
 /// Committed PTX files that no module accounts for.
-fn strays(modules: &[Module]) -> Result<Vec<String>> {
+fn strays(folder: &Path, modules: &[Module]) -> Result<Vec<String>> {
     let mut strays = Vec::new();
-    for file in fs::read_dir(workspace::ptx_dir())? {
+    for file in fs::read_dir(folder)? {
         let path: PathBuf = file?.path();
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if path.extension().is_some_and(|e| e == "ptx") && !modules.iter().any(|m| m.name == name) {

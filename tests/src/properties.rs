@@ -1,0 +1,239 @@
+//! What must hold of the kernels, whatever runs them: a GPU, or the PTX machine.
+
+use crate::case::Case;
+use anyhow::{Result, ensure};
+use int_flash_attention::reference;
+use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, TensorLayout};
+
+/// One of the operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+}
+
+/// Something that runs the kernels.
+///
+/// Implementations surround every output with guard bytes and fail where one of them, or a gap between rows, changed.
+pub trait Kernels {
+    /// `kv_stats`, `kv_stats_finish`, `quantize`.
+    ///
+    /// # Errors
+    ///
+    /// When a launch fails.
+    fn quantize(
+        &self,
+        problem: &AttentionProblem,
+        q: &HostTensor,
+        k: &HostTensor,
+        v: &HostTensor,
+    ) -> Result<HostQuantized>;
+
+    /// `attention_int8`: O, and the log-sum-exp where it is asked for.
+    ///
+    /// # Errors
+    ///
+    /// When a launch fails.
+    fn attention(
+        &self,
+        problem: &AttentionProblem,
+        operands: &HostQuantized,
+        out: &TensorLayout,
+        dtype: DType,
+        lse: bool,
+    ) -> Result<(HostTensor, Option<Vec<f32>>)>;
+
+    /// `dequantize`.
+    ///
+    /// # Errors
+    ///
+    /// When a launch fails.
+    fn dequantize(
+        &self,
+        problem: &AttentionProblem,
+        operands: &HostQuantized,
+        operand: Operand,
+        out: &TensorLayout,
+        dtype: DType,
+    ) -> Result<HostTensor>;
+}
+
+/// All properties of one case.
+///
+/// # Errors
+///
+/// The first that does not hold.
+pub fn all(kernels: &impl Kernels, case: &Case) -> Result<()> {
+    let [q, k, v] = case.tensors()?;
+    let want = reference::quantize(&case.problem, &q, &k, &v)?;
+    let got = kernels.quantize(&case.problem, &q, &k, &v)?;
+    same_operands(&case.problem, &got, &want, &q)?;
+    attention(kernels, case, &want)?;
+    for operand in [Operand::Q, Operand::K, Operand::V] {
+        dequantize(kernels, case, &want, operand)?;
+    }
+    Ok(())
+}
+
+/// The quantization kernels' output against the reference, bit for bit; `q_bias`, whose order of summation is free,
+/// within the error of a float32 sum.
+///
+/// # Errors
+///
+/// Names the array and the place.
+pub fn same_operands(
+    problem: &AttentionProblem,
+    got: &HostQuantized,
+    want: &HostQuantized,
+    q: &HostTensor,
+) -> Result<()> {
+    same_bits("k_mean", &got.k.mean, &want.k.mean)?;
+    same_bits("v_mean", &got.v.mean, &want.v.mean)?;
+    same_bits("v_scale", &got.v.scale, &want.v.scale)?;
+    same_bits("k_scale_max", &got.k.scale_max, &want.k.scale_max)?;
+    same_bits("q_scale", &got.q.scale, &want.q.scale)?;
+    same_bits("k_scale", &got.k.scale, &want.k.scale)?;
+    same_bytes("q", &got.q.data, &want.q.data)?;
+    same_bytes("k", &got.k.data, &want.k.data)?;
+    same_bytes("v", &got.v.data, &want.v.data)?;
+    ensure!(got.q.bias.is_some() == want.q.bias.is_some(), "q_bias is there in one of them only");
+    if let Some(bias) = &got.q.bias {
+        bias_within_rounding(problem, bias, &want.k.mean, q)?;
+    }
+    Ok(())
+}
+
+/// `q_bias` against the sum in float64: n float32 additions of products err by at most n+1 roundings of the absolute sum.
+fn bias_within_rounding(problem: &AttentionProblem, got: &[f32], k_mean: &[f32], q: &HostTensor) -> Result<()> {
+    let (shape, d) = (problem.q_shape(), problem.head_dim);
+    ensure!(got.len() == shape.rows(), "q_bias has {} elements, should have {}", got.len(), shape.rows());
+    for (row, &got) in got.iter().enumerate() {
+        let (head, n) = (row / shape.seqlen, row % shape.seqlen);
+        let (b, h) = (head / shape.heads, head % shape.heads);
+        let mean = &k_mean[(b * problem.heads_kv + h / problem.group()) * d..][..d];
+        let products = || (0..d).map(|i| f64::from(q.get(b, h, n, i)) * f64::from(mean[i]));
+        let (sum, magnitude) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
+        let bound = (d + 1) as f64 * (magnitude * f64::from(f32::EPSILON) / 2.0 + 2f64.powi(-149));
+        let overflows = magnitude >= f64::from(f32::MAX);
+        ensure!(
+            overflows || (f64::from(got) - sum).abs() <= bound,
+            "q_bias[{b},{h},{n}] is {got}, should be {sum} within {bound:e}"
+        );
+    }
+    Ok(())
+}
+
+fn same_bits(name: &str, got: &[f32], want: &[f32]) -> Result<()> {
+    ensure!(got.len() == want.len(), "{name} has {} elements, should have {}", got.len(), want.len());
+    let differs = got.iter().zip(want).position(|(g, w)| g.to_bits() != w.to_bits());
+    ensure!(
+        differs.is_none(),
+        "{name}{}",
+        differs.map_or(String::new(), |i| format!("[{i}] is {:e}, should be {:e}", got[i], want[i]))
+    );
+    Ok(())
+}
+
+fn same_bytes(name: &str, got: &[i8], want: &[i8]) -> Result<()> {
+    ensure!(got.len() == want.len(), "{name} has {} bytes, should have {}", got.len(), want.len());
+    let differs = got.iter().zip(want).position(|(g, w)| g != w);
+    ensure!(
+        differs.is_none(),
+        "{name}{}",
+        differs.map_or(String::new(), |i| format!("[{i}] is {}, should be {}", got[i], want[i]))
+    );
+    Ok(())
+}
+
+/// The attention kernel's output and log-sum-exp against the reference on the same operands, within the derived bound.
+///
+/// # Errors
+///
+/// Names the element.
+pub fn attention(kernels: &impl Kernels, case: &Case, operands: &HostQuantized) -> Result<()> {
+    let (o, lse) = kernels.attention(&case.problem, operands, &case.output()?, case.out_dtype, case.lse)?;
+    let (want, bounds) = reference::gpu_bounds(&case.problem, operands, case.out_dtype)?;
+    within("o", &o.dense_f64(), &want.o, &bounds.o, case.problem.head_dim)?;
+    ensure!(lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
+    if let Some(lse) = lse {
+        let lse: Vec<f64> = lse.into_iter().map(f64::from).collect();
+        within("lse", &lse, &want.lse, &bounds.lse, 1)?;
+    }
+    Ok(())
+}
+
+/// Every element within its bound, and a number.
+///
+/// # Errors
+///
+/// Names the first that is not.
+pub fn within(name: &str, got: &[f64], want: &[f64], bound: &[f64], columns: usize) -> Result<()> {
+    ensure!(got.len() == want.len(), "{name} has {} elements, should have {}", got.len(), want.len());
+    if let Some(i) = reference::first_excess(got, want, bound).map(|excess| excess.index) {
+        let (row, column) = (i / columns, i % columns);
+        anyhow::bail!(
+            "{name}, row {row}, column {column}: {:e}, should be {:e} within {:e}",
+            got[i],
+            want[i],
+            bound[i]
+        );
+    }
+    Ok(())
+}
+
+/// The dequantize kernel's output: the reference's float32, rounded to the output's dtype.
+///
+/// # Errors
+///
+/// Names the element.
+pub fn dequantize(kernels: &impl Kernels, case: &Case, operands: &HostQuantized, operand: Operand) -> Result<()> {
+    let (shape, want) = match operand {
+        Operand::Q => (case.problem.q_shape(), reference::dequantize_q(&operands.q)?),
+        Operand::K => (case.problem.kv_shape(), reference::dequantize_k(&operands.k)?),
+        Operand::V => (case.problem.kv_shape(), reference::dequantize_v(&operands.v)?),
+    };
+    let layout = case.placement[3].layout(shape)?;
+    let got = kernels.dequantize(&case.problem, operands, operand, &layout, case.out_dtype)?.dense_f64();
+    ensure!(got.len() == want.len(), "{operand:?} has {} elements, should have {}", got.len(), want.len());
+    for (i, (&got, &want)) in got.iter().zip(&want).enumerate() {
+        let want = case.out_dtype.round(f64::from(want));
+        ensure!(got == want, "dequantized {operand:?}[{i}] is {got:e}, should be {want:e}");
+    }
+    Ok(())
+}
+
+/// Guard elements around an output that a test hands to a kernel.
+pub const GUARD: usize = 256;
+/// What guards and gaps are filled with; no kernel writes 4 of them in a row.
+pub const POISON: u8 = 0xa5;
+
+/// The elements of an output buffer that lie outside every row: guards must still be poison, and so must gaps.
+///
+/// `bytes` is the buffer with [`GUARD`] bytes before and after it.
+///
+/// # Errors
+///
+/// Names the first byte that was written.
+pub fn untouched(name: &str, bytes: &[u8], layout: &TensorLayout, element: usize) -> Result<()> {
+    let shape = layout.shape();
+    let mut inside = vec![false; bytes.len()];
+    for (b, h, n) in rows(shape) {
+        let start = GUARD + layout.offset(b, h, n) * element;
+        inside[start..start + shape.head_dim * element].fill(true);
+    }
+    let written = (0..bytes.len()).find(|&i| !inside[i] && bytes[i] != POISON);
+    ensure!(
+        written.is_none(),
+        "{name} was written outside its rows, {} bytes from its start",
+        written.unwrap_or_default() as i64 - GUARD as i64
+    );
+    Ok(())
+}
+
+fn rows(shape: int_flash_attention::Shape) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..shape.batch).flat_map(move |b| (0..shape.heads).flat_map(move |h| (0..shape.seqlen).map(move |n| (b, h, n))))
+}

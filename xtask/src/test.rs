@@ -1,0 +1,192 @@
+//! `cargo xtask test`: everything that can be known without looking at a figure.
+
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run these steps only (fmt, clippy, device-clippy, doc, build, check, tests, stable)
+    #[arg(long = "only", value_name = "STEP")]
+    only: Vec<String>,
+}
+
+/// What happened: steps and, in the step `tests`, each test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+type Step = fn() -> Result<Tally>;
+
+const STEPS: [(&str, Step); 8] = [
+    ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
+    ("clippy", || {
+        cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "-D", "warnings"], &[])
+    }),
+    ("device-clippy", device_clippy),
+    ("doc", || cargo(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])),
+    ("build", || xtask(&["build", "--check"])),
+    ("check", || xtask(&["check"])),
+    ("tests", tests),
+    ("stable", stable),
+];
+
+pub fn run(args: &Args) -> Result<()> {
+    let names: Vec<_> = STEPS.iter().map(|(name, _)| *name).collect();
+    if let Some(unknown) = args.only.iter().find(|name| !names.contains(&name.as_str())) {
+        bail!("there is no step {unknown}; the steps are {}", names.join(", "));
+    }
+    let mut total = Tally::default();
+    let mut failed = Vec::new();
+    for (name, step) in STEPS {
+        if !args.only.is_empty() && !args.only.iter().any(|only| only == name) {
+            continue;
+        }
+        println!("==> {name}");
+        let start = Instant::now();
+        let tally = step().unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            Tally { failed: 1, ..Tally::default() }
+        });
+        println!("<== {name}: {} in {:.0} s", shown(tally), start.elapsed().as_secs_f64());
+        if tally.failed > 0 {
+            failed.push(name);
+        }
+        total.add(tally);
+    }
+    if !failed.is_empty() {
+        eprintln!("error: these steps failed: {}", failed.join(", "));
+    }
+    println!("{}", shown(total));
+    if total.failed > 0 {
+        bail!("not all passed");
+    }
+    Ok(())
+}
+
+fn shown(tally: Tally) -> String {
+    format!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped)
+}
+
+const PASSED: Tally = Tally { passed: 1, failed: 0, skipped: 0 };
+
+fn cargo_command() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace::root());
+    command
+}
+
+/// One cargo command that passes or fails.
+fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<Tally> {
+    succeed(cargo_command().args(args).envs(env.iter().copied()))
+}
+
+/// One command of this program.
+fn xtask(args: &[&str]) -> Result<Tally> {
+    succeed(Command::new(std::env::current_exe()?).args(args).current_dir(workspace::root()))
+}
+
+fn succeed(command: &mut Command) -> Result<Tally> {
+    let status = command.status().with_context(|| format!("cannot start {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(PASSED)
+}
+
+/// Lints of the device code, which the host build does not see.
+///
+/// Allowed: what another module uses is dead in this one; entry points take the ABI's arguments; loops over register
+/// tiles index several arrays and must unroll, which iterators hide.
+fn device_clippy() -> Result<Tally> {
+    let target = workspace::target().join("device-clippy");
+    for module in crate::build::modules() {
+        let flags = format!("-Ctarget-cpu={} --cfg kernels=\"{}\"", module.target, module.name);
+        let mut command = cargo_command();
+        command.args([
+            "clippy",
+            "--quiet",
+            "--package",
+            "int-flash-attention-kernels",
+            "--lib",
+            "--target",
+            "nvptx64-nvidia-cuda",
+        ]);
+        command.args(["--", "-D", "warnings", "-A", "dead_code", "-A", "clippy::too_many_arguments"]);
+        command.args(["-A", "clippy::needless_range_loop"]).env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", &target);
+        succeed(&mut command).with_context(|| format!("module {}", module.name))?;
+    }
+    Ok(PASSED)
+}
+
+/// All tests of the workspace; a GPU test without a GPU reports itself ignored, which counts as skipped.
+fn tests() -> Result<Tally> {
+    let mut command = cargo_command();
+    command.args(["test", "--workspace", "--all-features", "--no-fail-fast"]);
+    command.env("INT_FLASH_XTASK", std::env::current_exe()?).stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot start cargo test")?;
+    let mut tally = Tally::default();
+    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+        let line = line?;
+        println!("{line}");
+        if let Some(found) = parse_result(&line) {
+            tally.add(found);
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() && tally.failed == 0 {
+        bail!("cargo test ended with {status}");
+    }
+    Ok(tally)
+}
+
+/// `test result: ok. 8 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; ...`
+fn parse_result(line: &str) -> Option<Tally> {
+    let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+    let count = |what: &str| {
+        let part = counts.split(';').find(|part| part.trim_end().ends_with(what))?;
+        part.split_whitespace().next()?.parse().ok()
+    };
+    Some(Tally { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
+}
+
+/// The library must build on the stable compiler; where none is installed this says so and counts as skipped.
+fn stable() -> Result<Tally> {
+    let installed = Command::new("rustup").args(["run", "stable", "rustc", "--version"]).output();
+    if !installed.is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: no stable toolchain is installed, so whether the library builds on it is not known");
+        return Ok(Tally { skipped: 1, ..Tally::default() });
+    }
+    let mut command = Command::new("rustup");
+    command.args(["run", "stable", "cargo", "check", "--quiet", "--package", "int-flash-attention", "--all-features"]);
+    command
+        .env("CARGO_TARGET_DIR", workspace::target().join("stable"))
+        .env_remove("CARGO")
+        .env_remove("RUSTUP_TOOLCHAIN");
+    succeed(command.current_dir(workspace::root()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_counted() {
+        let line = "test result: FAILED. 8 passed; 2 failed; 3 ignored; 0 measured; 1 filtered out; finished in 0.00s";
+        assert_eq!(parse_result(line), Some(Tally { passed: 8, failed: 2, skipped: 3 }));
+        assert_eq!(parse_result("test a ... ok"), None);
+    }
+}
