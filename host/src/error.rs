@@ -38,7 +38,9 @@ pub enum Error {
     },
 
     /// A tensor file's dimensions that are not four.
-    #[error("a tensor has the dimensions {given:?}; four are needed, [batch, heads, tokens, head_dim] (bhnd) or [batch, tokens, heads, head_dim] (bnhd)")]
+    #[error(
+        "a tensor has the dimensions {given:?}; four are needed, [batch, heads, tokens, head_dim] (bhnd) or [batch, tokens, heads, head_dim] (bnhd)"
+    )]
     Rank {
         /// The dimensions given.
         given: Vec<usize>,
@@ -56,7 +58,9 @@ pub enum Error {
     },
 
     /// An output layout in which two elements share an address.
-    #[error("strides {strides:?} (batch, head, token) put two elements of {shape} at one address; an output needs an address for each")]
+    #[error(
+        "strides {strides:?} (batch, head, token) put two elements of {shape} at one address; an output needs an address for each"
+    )]
     Overlap {
         /// The strides given, in elements.
         strides: [i64; 3],
@@ -76,7 +80,9 @@ pub enum Error {
     },
 
     /// Query heads that are not a multiple of the key/value heads.
-    #[error("{heads_q} query heads for {heads_kv} key/value heads; the query heads have to be a multiple of the key/value heads")]
+    #[error(
+        "{heads_q} query heads for {heads_kv} key/value heads; the query heads have to be a multiple of the key/value heads"
+    )]
     HeadGroups {
         /// Query heads.
         heads_q: usize,
@@ -143,7 +149,9 @@ pub enum Error {
     },
 
     /// A NaN or an infinity.
-    #[error("{name} holds {value} at [batch {batch}, head {head}, token {token}, dim {dim}]; all values have to be finite")]
+    #[error(
+        "{name} holds {value} at [batch {batch}, head {head}, token {token}, dim {dim}]; all values have to be finite"
+    )]
     NotFinite {
         /// Which tensor.
         name: &'static str,
@@ -233,14 +241,21 @@ pub enum Error {
     },
 
     /// PTX that the driver could not assemble.
-    #[error("the driver cannot load module {module}: {source}{}", if .log.is_empty() { String::new() } else { format!("; its log: {log}", log = .log) })]
+    #[error("the driver cannot load module {module}: {source}")]
     ModuleLoad {
         /// The PTX module.
         module: &'static str,
-        /// The driver's error.
+        /// The driver's error, with its log.
         source: DriverError,
-        /// What the driver's assembler said.
-        log: String,
+    },
+
+    /// More blocks than a CUDA grid has.
+    #[error("{kernel} on {shape} needs more than 2147483647 blocks")]
+    Grid {
+        /// What was to be launched.
+        kernel: &'static str,
+        /// The shape.
+        shape: String,
     },
 
     /// No driver, or a call that it refused.

@@ -1,8 +1,36 @@
-//! INT8 FlashAttention.
+//! INT8 FlashAttention (arXiv 2409.16997) in pure Rust, on NVIDIA GPUs (Ampere and later) and on the CPU.
+//!
+//! [`attention`] does the whole job on host tensors:
+//!
+//! ```
+//! use int_flash_attention::{DType, Device, HostTensor, Options, Shape, TensorLayout, attention};
+//! let layout = TensorLayout::bhnd(Shape::new(1, 4, 256, 64)?); // batch, heads, tokens, head_dim
+//! let x = HostTensor::from_fn(DType::F16, layout, |_, h, n, d| ((h + n * d) as f32).cos())?;
+//! let (device, why_not_a_gpu) = Device::auto();
+//! let output = attention(device, &x, &x, &x, &Options::default())?;
+//! println!("on {device}: {:?} {:?}", output.o.shape(), why_not_a_gpu);
+//! # Ok::<(), int_flash_attention::Error>(())
+//! ```
+//!
+//! On tensors that are on the GPU already, [`Gpu`] makes plans once and launches them without allocating or waiting; the
+//! memory may be this crate's, `cust`'s (feature `cust`) or any other library's (raw addresses). The steps are
+//! an [`AttentionProblem`] (plain data), a plan (everything checked), a launch.
+//!
+//! [`reference`] has the exact answer and the INT8 algorithm bit by bit, with bounds for how far apart results may be.
+//!
+//! The kernels are Rust compiled to PTX, which is part of this crate: neither a CUDA toolkit nor a nightly compiler is
+//! needed to use it, and the NVIDIA driver is looked for when a GPU is asked for, not when the program starts.
+//!
+//! Words: a *scheme* is how P and V are scaled ([`Scheme`]); a *layout* is where a tensor's elements lie ([`TensorLayout`]);
+//! *smoothing* takes the mean over the tokens out of K and V. Shapes are written `[batch][head][token][dim]`.
 #![deny(missing_docs)]
 
+#[cfg(feature = "cust")]
+mod cust_interop;
+mod device;
 mod dtype;
 mod error;
+pub mod gpu;
 mod problem;
 mod progress;
 mod quantized;
@@ -11,8 +39,16 @@ mod round;
 mod shape;
 mod tensor;
 
+pub use device::{Device, Options, Output, attention};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
+pub use gpu::{
+    AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DequantizePlan, DeviceBuffer, DeviceK, DeviceOperands,
+    DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Gpu, Graph, Operand, QuantizeKvPlan, QuantizeLayouts,
+    QuantizePlan, QuantizeQPlan, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
+    ViewQ, ViewV,
+};
+pub use int_flash_attention_driver::{self as driver, DriverError};
 pub use problem::{AttentionProblem, Scheme};
 pub use progress::{Progress, ProgressFn};
 pub use quantized::{HostK, HostQ, HostQuantized, HostV, Quantized, QuantizedK, QuantizedQ, QuantizedV};

@@ -160,7 +160,10 @@ impl AttentionProblem {
     /// Query heads of one key/value head.
     #[must_use]
     pub const fn group(&self) -> usize {
-        if self.heads_kv == 0 { 0 } else { self.heads_q / self.heads_kv }
+        match self.heads_q.checked_div(self.heads_kv) {
+            Some(group) => group,
+            None => 0,
+        }
     }
 
     /// Shape of Q and of the output.
@@ -210,7 +213,7 @@ impl AttentionProblem {
         let (q, kv) = (self.q_shape(), self.kv_shape());
         Shape::new(q.batch, q.heads, q.seqlen, q.head_dim)?;
         Shape::new(kv.batch, kv.heads, kv.seqlen, kv.head_dim)?;
-        if self.heads_q % self.heads_kv != 0 {
+        if !self.heads_q.is_multiple_of(self.heads_kv) {
             return Err(Error::HeadGroups { heads_q: self.heads_q, heads_kv: self.heads_kv });
         }
         match self.softmax_scale {
@@ -276,9 +279,6 @@ mod tests {
         let wrong = AttentionProblem::of(shape(8, 5), shape(2, 9), shape(2, 8));
         assert!(matches!(wrong, Err(Error::ShapeMismatch { name: "v", .. })));
         let other = Shape::new(1, 2, 9, 64).unwrap();
-        assert!(matches!(
-            AttentionProblem::of(shape(8, 5), other, other),
-            Err(Error::ShapeMismatch { name: "k", .. })
-        ));
+        assert!(matches!(AttentionProblem::of(shape(8, 5), other, other), Err(Error::ShapeMismatch { name: "k", .. })));
     }
 }

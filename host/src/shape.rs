@@ -23,7 +23,9 @@ impl Shape {
     /// A size of zero, or elements (of four bytes) that do not fit a 63-bit address.
     pub fn new(batch: usize, heads: usize, seqlen: usize, head_dim: usize) -> Result<Self> {
         let shape = Self { batch, heads, seqlen, head_dim };
-        for (name, size) in [("batch", batch), ("heads", heads), ("the number of tokens", seqlen), ("head_dim", head_dim)] {
+        for (name, size) in
+            [("batch", batch), ("heads", heads), ("the number of tokens", seqlen), ("head_dim", head_dim)]
+        {
             if size == 0 {
                 return Err(Error::ZeroSize { name });
             }

@@ -145,7 +145,7 @@ impl HostTensor {
     /// # Errors
     /// Bytes that are not whole elements, or not as many as the layout spans.
     pub fn from_bytes(dtype: DType, bytes: &[u8], layout: TensorLayout) -> Result<Self> {
-        if bytes.len() % dtype.size() != 0 {
+        if !bytes.len().is_multiple_of(dtype.size()) {
             return Err(Error::PartialElement { given: bytes.len(), dtype });
         }
         let len = bytes.len() / dtype.size();

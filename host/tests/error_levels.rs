@@ -1,6 +1,5 @@
 //! The error of both schemes against float64 on real and synthetic data, pinned.
 
-use half::f16;
 use int_flash_attention::reference::{Figures, compare, exact_rows, int8_rows, quantize};
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Order, Scheme, Shape, TensorLayout};
 

@@ -1,8 +1,6 @@
 //! Streams, events and graphs.
 
-use crate::types::{
-    CaptureMode, EVENT_DEFAULT, EventHandle, Graph, GraphExec, STREAM_NON_BLOCKING, StreamHandle,
-};
+use crate::types::{CaptureMode, EVENT_DEFAULT, EventHandle, Graph, GraphExec, STREAM_NON_BLOCKING, StreamHandle};
 use crate::{Driver, Result};
 
 impl Driver {

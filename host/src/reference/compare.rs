@@ -57,7 +57,10 @@ pub struct Excess {
 pub fn first_excess(got: &[f64], want: &[f64], bound: &[f64]) -> Option<Excess> {
     assert!(got.len() == want.len() && want.len() == bound.len(), "slices of different lengths are compared");
     let within = |got: f64, want: f64, bound: f64| got == want || (got - want).abs() <= bound;
-    (0..got.len())
-        .find(|&i| !within(got[i], want[i], bound[i]))
-        .map(|index| Excess { index, got: got[index], want: want[index], bound: bound[index] })
+    (0..got.len()).find(|&i| !within(got[i], want[i], bound[i])).map(|index| Excess {
+        index,
+        got: got[index],
+        want: want[index],
+        bound: bound[index],
+    })
 }

@@ -143,7 +143,8 @@ mod tests {
     #[test]
     fn agrees_with_the_definition() {
         for (seqlen_q, seqlen_kv, causal) in [(5, 9, true), (9, 5, true), (7, 11, false), (1, 1, true)] {
-            let p = AttentionProblem::new(2, 4, 2, seqlen_q, seqlen_kv, 20).with_causal(causal).with_softmax_scale(0.31);
+            let p =
+                AttentionProblem::new(2, 4, 2, seqlen_q, seqlen_kv, 20).with_causal(causal).with_softmax_scale(0.31);
             let value = |b, h, n, d| ((b * 5 + h * 7 + n * 11 + d * 13) as f32 * 0.7).sin();
             let tensor = |s: Shape, m: f32| {
                 HostTensor::from_fn(DType::F32, TensorLayout::bnhd(s), |b, h, n, d| m * value(b, h, n, d)).unwrap()

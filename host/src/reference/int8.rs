@@ -1,10 +1,10 @@
 //! The INT8 attention of docs/kernel-abi.md: the same blocks, integers and roundings as the kernels.
 
+use super::Bounds;
 use super::head::Head;
 use super::rows::Rows;
 use super::simd::{Kernel, dispatch, dot};
 use super::softmax::{BlockMax, BlockSums, Codes, RunningMax, Softmax};
-use super::Bounds;
 use crate::error::Result;
 use crate::problem::{AttentionProblem, Scheme};
 use crate::progress::{ProgressFn, Ticker};
@@ -232,9 +232,8 @@ impl<S: Softmax> Row<S> {
         }
         let (one, sum_one) = S::ONE;
         let channels = self.acc.iter().zip(head.v_scale.iter().zip(head.v_mean));
-        out.o.extend(
-            channels.map(|(acc, (&scale, &mean))| acc / (one * self.sum) * f64::from(scale) + f64::from(mean)),
-        );
+        out.o
+            .extend(channels.map(|(acc, (&scale, &mean))| acc / (one * self.sum) * f64::from(scale) + f64::from(mean)));
         let lse = std::f64::consts::LN_2 * (self.reference + (self.sum / sum_one).log2());
         out.lse.push(lse + self.bias(head));
     }

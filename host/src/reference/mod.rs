@@ -26,8 +26,8 @@ pub use dequantize::{dequantize_k, dequantize_q, dequantize_v};
 pub use exact::{Exact, exact, exact_rows};
 pub use exact_bounds::{exact_bounds, exact_bounds_rows};
 pub use gpu_bounds::{gpu_bounds, gpu_bounds_rows};
-pub use int8::{Int8, int8, int8_rows};
 pub(crate) use int8::int8_with_progress;
+pub use int8::{Int8, int8, int8_rows};
 pub use quantize::{quantize, quantize_k, quantize_q, quantize_v};
 
 /// How far each element may be from a reference, absolutely.

@@ -21,7 +21,7 @@ pub fn quantize_q(scheme: Scheme, q: &HostTensor, k_mean: Option<&[f32]>) -> Res
     let d = shape.head_dim;
     let group = k_mean.map_or(Ok(1), |mean| {
         let heads_kv = mean.len() / (shape.batch * d);
-        if mean.len() % (shape.batch * d) != 0 || heads_kv == 0 || shape.heads % heads_kv != 0 {
+        if !mean.len().is_multiple_of(shape.batch * d) || heads_kv == 0 || !shape.heads.is_multiple_of(heads_kv) {
             return Err(Error::HeadGroups { heads_q: shape.heads, heads_kv });
         }
         Ok(shape.heads / heads_kv)
@@ -171,7 +171,8 @@ mod tests {
                 quantize_k(scheme, &x).unwrap(),
                 quantize_v(scheme, &x).unwrap(),
             );
-            let (q_back, k_back, v_back) = (dequantize_q(&q).unwrap(), dequantize_k(&k).unwrap(), dequantize_v(&v).unwrap());
+            let (q_back, k_back, v_back) =
+                (dequantize_q(&q).unwrap(), dequantize_k(&k).unwrap(), dequantize_v(&v).unwrap());
             for (i, &want) in want.iter().enumerate() {
                 let (row, dim) = (i / 64, i % 64);
                 let (head, token) = (row / 131, row % 131);

@@ -1,7 +1,9 @@
 //! The softmax of one row and one block of keys, in both schemes (docs/kernel-abi.md has the arithmetic).
 
 use super::head::Head;
-use crate::round::{f16_bits_rn, f16_bits_rp, f16_from_f64, f16_magnitude_bits_coarse, f32_from_f16_bits, round_ties_even};
+use crate::round::{
+    f16_bits_rn, f16_bits_rp, f16_from_f64, f16_magnitude_bits_coarse, f32_from_f16_bits, round_ties_even,
+};
 use half::f16;
 use int_flash_attention_kernels::layout::KV_BLOCK;
 use std::sync::OnceLock;
@@ -88,10 +90,10 @@ impl Softmax for BlockMax {
         let m = f64::from(f32_from_f16_bits(f16_bits_rp(max * self.qs)));
 
         let mut index = [0_u16; KV_BLOCK];
-        for j in 0..KV_BLOCK {
+        for (index, &t) in index.iter_mut().zip(&t) {
             // Exact in float64 where the sum is above -16, and P is 0 below.
-            let x = f64::from(t[j]) * f64::from(self.qs) - m;
-            index[j] = f16_magnitude_bits_coarse(x).min(Tables::LAST);
+            let x = f64::from(t) * f64::from(self.qs) - m;
+            *index = f16_magnitude_bits_coarse(x).min(Tables::LAST);
         }
         let (mut sum, mut low, mut high) = (0, 0, 0);
         for j in 0..KV_BLOCK {
@@ -176,8 +178,8 @@ impl Softmax for RunningMax {
             self.max = self.max.max(s[j]);
         }
         let mut sum = 0.0;
-        for j in 0..KV_BLOCK {
-            let e = if j < keys { f64::from(f64::from(s[j] - self.max).exp2() as f32) } else { 0.0 };
+        for (j, &s) in s.iter().enumerate() {
+            let e = if j < keys { f64::from(f64::from(s - self.max).exp2() as f32) } else { 0.0 };
             let p = round_ties_even(127.0 * e);
             codes.p[j] = p as i16;
             sum += e;

@@ -78,5 +78,5 @@ pub(super) fn round_up_to_10_bits(scale: f32) -> f32 {
 pub(super) fn code(x: f32, inverse: f32) -> i8 {
     // 1.5 * 2^23 rounds to nearest even, as the kernels do it; the clamp first keeps the sum in its range.
     const ROUNDER: f32 = 12_582_912.0;
-    (((x * inverse).max(-R).min(R) + ROUNDER) - ROUNDER) as i8
+    (((x * inverse).clamp(-R, R) + ROUNDER) - ROUNDER) as i8
 }

@@ -1,0 +1,205 @@
+//! The whole job on host tensors: quantize, attend, round.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gpu::{AttentionOutput, DeviceOperands, Gpu, QuantizeLayouts};
+use crate::problem::{AttentionProblem, Scheme};
+use crate::progress::ProgressFn;
+use crate::reference;
+use crate::shape::{Order, TensorLayout};
+use crate::tensor::HostTensor;
+use std::fmt;
+
+/// Where the job runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// All cores of this machine.
+    Cpu,
+    /// The NVIDIA GPU with this number.
+    Cuda(usize),
+}
+
+impl Device {
+    /// The first GPU if there is one that works, else the CPU, and the reason.
+    ///
+    /// ```
+    /// use int_flash_attention::Device;
+    /// let (device, reason) = Device::auto();
+    /// if let Some(reason) = reason {
+    ///     assert_eq!(device, Device::Cpu);
+    ///     println!("on the CPU: {reason}");
+    /// }
+    /// ```
+    #[must_use]
+    pub fn auto() -> (Self, Option<Error>) {
+        match Gpu::new(0) {
+            Ok(_) => (Self::Cuda(0), None),
+            Err(error) => (Self::Cpu, Some(error)),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Device {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let error = || Error::Parse { what: "device", given: s.into(), allowed: "cpu, cuda, cuda:N" };
+        match s.to_ascii_lowercase().as_str() {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            other => {
+                let ordinal = other.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+                ordinal.map(Self::Cuda).ok_or_else(error)
+            }
+        }
+    }
+}
+
+/// How [`attention`] is done.
+#[derive(Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// With the causal mask, its diagonal aligned to the bottom right.
+    pub causal: bool,
+    /// Numeric scheme.
+    pub scheme: Scheme,
+    /// Factor of the scores; `None` is `1 / sqrt(head_dim)`.
+    pub softmax_scale: Option<f32>,
+    /// Whether the log-sum-exp is wanted.
+    pub lse: bool,
+    /// Element type of the output; `None` is Q's.
+    pub output_dtype: Option<DType>,
+    /// Called as rows are done (on the CPU; a GPU is done at once).
+    pub progress: Option<ProgressFn<'a>>,
+}
+
+impl fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("causal", &self.causal)
+            .field("scheme", &self.scheme)
+            .field("softmax_scale", &self.softmax_scale)
+            .field("lse", &self.lse)
+            .field("output_dtype", &self.output_dtype)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Options<'_> {
+    /// The problem that these options pose on these tensors.
+    ///
+    /// # Errors
+    /// Shapes that do not go together, or without kernels.
+    pub fn problem(&self, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<AttentionProblem> {
+        let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape())?;
+        let problem = AttentionProblem { softmax_scale: self.softmax_scale, ..problem };
+        let problem = problem.with_causal(self.causal).with_scheme(self.scheme);
+        problem.check()?;
+        Ok(problem)
+    }
+}
+
+/// What [`attention`] returns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// The output, contiguous in Q's order (`bhnd` where Q is not contiguous).
+    pub o: HostTensor,
+    /// The log-sum-exp, `[batch][heads_q][seqlen_q]`, if it was wanted.
+    pub lse: Option<Vec<f32>>,
+}
+
+/// INT8 attention on host tensors: quantizes Q, K and V, runs the forward pass (arXiv 2409.16997, or the more accurate
+/// default scheme), and rounds the output.
+///
+/// `q` is `[batch, heads_q, seqlen_q, head_dim]`, `k` and `v` `[batch, heads_kv, seqlen_kv, head_dim]`, in any layout, of
+/// one element type. For tensors that are on a GPU already, see [`Gpu`].
+///
+/// ```
+/// use int_flash_attention::{DType, Device, HostTensor, Options, Shape, TensorLayout, attention};
+/// let layout = TensorLayout::bhnd(Shape::new(1, 2, 100, 64)?);
+/// let x = HostTensor::from_fn(DType::F32, layout, |_, h, n, d| ((h + 3 * n + 7 * d) as f32).sin())?;
+/// let output = attention(Device::Cpu, &x, &x, &x, &Options { causal: true, ..Options::default() })?;
+/// assert_eq!(output.o.shape(), x.shape());
+/// // the first row sees one key: its output is that key's value
+/// assert!((output.o.get(0, 0, 0, 5) - x.get(0, 0, 0, 5)).abs() < 0.01);
+/// # Ok::<(), int_flash_attention::Error>(())
+/// ```
+///
+/// # Errors
+/// Shapes that do not go together or have no kernels, tensors of different types, values that are not finite, and
+/// everything about the GPU.
+pub fn attention(
+    device: Device,
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+    options: &Options<'_>,
+) -> Result<Output> {
+    let problem = options.problem(q, k, v)?;
+    for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+        if tensor.dtype() != q.dtype() {
+            return Err(Error::DTypeMismatch { name, given: tensor.dtype(), expected: q.dtype() });
+        }
+        tensor.check_finite(name)?;
+    }
+    let layout = TensorLayout::new(q.shape(), q.layout().order().unwrap_or(Order::Bhnd));
+    let output = AttentionOutput { layout, dtype: options.output_dtype.unwrap_or(q.dtype()), lse: options.lse };
+    match device {
+        Device::Cpu => on_cpu(&problem, q, k, v, &output, options.progress),
+        Device::Cuda(ordinal) => on_gpu(&Gpu::new(ordinal)?, &problem, q, k, v, &output),
+    }
+}
+
+fn on_cpu(
+    problem: &AttentionProblem,
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+    output: &AttentionOutput,
+    progress: Option<ProgressFn<'_>>,
+) -> Result<Output> {
+    let operands = reference::quantize(problem, q, k, v)?;
+    let result = reference::int8_with_progress(problem, &operands, progress)?;
+    Ok(Output {
+        o: HostTensor::from_dense(output.dtype, output.layout, &result.o)?,
+        lse: output.lse.then(|| result.lse.iter().map(|&lse| lse as f32).collect()),
+    })
+}
+
+fn on_gpu(
+    gpu: &Gpu,
+    problem: &AttentionProblem,
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+    output: &AttentionOutput,
+) -> Result<Output> {
+    use crate::gpu::{AnySlice, AnySliceMut};
+    let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
+    let quantize = gpu.plan_quantize(problem, &layouts)?;
+    let attend = gpu.plan_attention(problem, output)?;
+    let mut operands = DeviceOperands::alloc(gpu, problem)?;
+    let mut workspace = gpu.alloc::<f32>(quantize.workspace_len())?;
+    let [q_device, k_device, v_device] = [gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?];
+    let mut o = gpu.alloc::<u8>(output.layout.span() * output.dtype.size())?;
+    let mut lse = output.lse.then(|| gpu.alloc::<f32>(problem.q_shape().rows())).transpose()?;
+
+    let stream = gpu.stream()?;
+    let [q, k, v] = [&q_device, &k_device, &v_device].map(|bytes| AnySlice::from_bytes(bytes.slice(), layouts.dtype));
+    quantize.launch(&stream, q, k, v, workspace.slice_mut(), &mut operands.view_mut())?;
+    let o_view = AnySliceMut::from_bytes(o.slice_mut(), output.dtype);
+    attend.launch(&stream, &operands.view(), o_view, lse.as_mut().map(|lse| lse.slice_mut()))?;
+    stream.synchronize()?;
+    Ok(Output {
+        o: HostTensor::from_bytes(output.dtype, &o.to_vec()?, output.layout)?,
+        lse: lse.map(|lse| lse.to_vec()).transpose()?,
+    })
+}

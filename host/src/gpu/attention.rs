@@ -1,0 +1,136 @@
+//! The attention forward pass.
+
+use super::kernel::{Kernel, module_of};
+use super::memory::Checked;
+use super::operands::{Addresses, ViewOperands, check_bias};
+use super::quantize::strides;
+use super::{AnySliceMut, DeviceSliceMut, Gpu, StreamRef};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::problem::AttentionProblem;
+use crate::quantized::Lengths;
+use crate::shape::TensorLayout;
+use int_flash_attention_kernels::config::{ATTENTION, AttentionVariant};
+
+/// What an [`AttentionPlan`] writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionOutput {
+    /// Where the elements of the output go; its shape is that of Q.
+    pub layout: TensorLayout,
+    /// Element type of the output.
+    pub dtype: DType,
+    /// Whether the log-sum-exp of each row is written as well.
+    pub lse: bool,
+}
+
+/// An attention, checked and ready to be launched.
+#[derive(Clone, Debug)]
+pub struct AttentionPlan {
+    gpu: Gpu,
+    kernel: Kernel,
+    problem: AttentionProblem,
+    output: AttentionOutput,
+    q_lengths: Lengths,
+    kv_lengths: Lengths,
+    o_strides: [u64; 3],
+    /// The parameters after the addresses.
+    sizes: [u64; 5],
+}
+
+impl Gpu {
+    /// The forward pass of a problem on quantized operands.
+    ///
+    /// # Errors
+    /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU.
+    pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
+        problem.check()?;
+        AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
+        output.layout.check_disjoint()?;
+        let variant = self.variant(problem)?;
+        let tiles = problem.seqlen_q.div_ceil(variant.tile_m) as u32;
+        let grid = [tiles, problem.heads_q as u32, problem.batch as u32];
+        let kernel = self.kernel(module_of(variant), variant.entry, grid, variant.threads, variant.shared_bytes)?;
+        Ok(AttentionPlan {
+            gpu: self.clone(),
+            kernel,
+            problem: *problem,
+            output: *output,
+            q_lengths: Lengths::of(problem.q_shape())?,
+            kv_lengths: Lengths::of(problem.kv_shape())?,
+            o_strides: strides(&output.layout),
+            sizes: [
+                problem.seqlen_q as u64,
+                problem.seqlen_kv as u64,
+                problem.group() as u64,
+                output.dtype.index() as u64,
+                problem.scale().to_bits().into(),
+            ],
+        })
+    }
+
+    /// The first variant of the table that fits this GPU's shared memory.
+    fn variant(&self, p: &AttentionProblem) -> Result<&'static AttentionVariant> {
+        let serves =
+            |v: &&AttentionVariant| v.head_dim == p.head_dim && v.causal == p.causal && v.scheme == p.scheme.kernels();
+        let fits = |v: &&AttentionVariant| v.shared_bytes <= self.0.shared_bytes;
+        let mut candidates = ATTENTION.iter().filter(serves);
+        if let Some(variant) = candidates.clone().find(fits) {
+            return Ok(variant);
+        }
+        Err(match candidates.next() {
+            Some(variant) => Error::SharedMemory {
+                kernel: variant.entry,
+                needed: variant.shared_bytes,
+                available: self.0.shared_bytes,
+                device: self.name().to_owned(),
+            },
+            None => Error::HeadDim { given: p.head_dim, allowed: &int_flash_attention_kernels::layout::HEAD_DIMS },
+        })
+    }
+}
+
+impl AttentionPlan {
+    /// The kernel's name.
+    #[must_use]
+    pub fn kernel(&self) -> &'static str {
+        self.kernel.entry
+    }
+
+    /// Gives the kernel to the stream: no allocation, no waiting, capturable. `o` in the plan's layout; `lse`
+    /// `[batch][heads_q][seqlen_q]`, exactly where the plan was made with it.
+    ///
+    /// # Errors
+    /// Operands of other shapes; a buffer of another type, too short, or not aligned (16 bytes, `o` by its element);
+    /// `lse` there or not, against the plan; the driver's.
+    #[inline]
+    pub fn launch<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        operands: &ViewOperands<'_>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        let p = &self.problem;
+        check_bias(p.scheme, &operands.q.bias)?;
+        let [q, q_scale, q_bias] = operands.q.addresses(p.q_shape(), &self.q_lengths)?;
+        let [k, k_scale, _, k_scale_max] = operands.k.addresses(p.kv_shape(), &self.kv_lengths)?;
+        let [v, v_scale, v_mean] = operands.v.addresses(p.kv_shape(), &self.kv_lengths)?;
+        let o = o.checked("o", self.output.dtype, self.output.layout.span())?;
+        let lse = match (lse, self.output.lse) {
+            (Some(lse), true) => lse.checked("lse", self.q_lengths.q_scale)?,
+            (None, false) => 0,
+            (Some(_), false) => return Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
+            (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
+        };
+        let ([ob, oh, on], [seqlen_q, seqlen_kv, group, dtype, scale]) = (self.o_strides, self.sizes);
+        #[rustfmt::skip]
+        let arguments = [
+            q, k, v, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean,
+            o, ob, oh, on, lse,
+            seqlen_q, seqlen_kv, group, dtype, scale,
+        ];
+        // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points"; all lengths have been checked; grid,
+        // block and shared memory are those of the kernel's variant.
+        unsafe { self.gpu.launch(&self.kernel, stream.into(), arguments) }
+    }
+}

@@ -1,0 +1,189 @@
+//! PTX modules, loaded when first needed, and launches.
+
+use super::{Gpu, StreamRef};
+use crate::error::{Error, Result};
+use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
+use int_flash_attention_kernels::config::{self, AttentionVariant};
+use int_flash_attention_kernels::quantize::launch;
+use std::ffi::c_void;
+use std::ptr::null_mut;
+use std::sync::{Mutex, PoisonError};
+
+/// A module's name and its PTX, which `cargo xtask build` makes.
+struct Source {
+    name: &'static str,
+    ptx: &'static str,
+}
+
+macro_rules! sources {
+    ($($name:literal)*) => {
+        &[$(Source { name: $name, ptx: include_str!(concat!("../../ptx/", $name, ".ptx")) }),*]
+    };
+}
+
+const SOURCES: &[Source] =
+    sources!("quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256");
+
+/// The module of the quantization kernels.
+pub(super) const QUANTIZE: &str = "quantize";
+
+/// Shared memory that a block has without asking.
+const SHARED_BYTES_UNASKED: usize = 48 << 10;
+
+/// The modules loaded so far.
+#[derive(Default)]
+pub(super) struct Modules(Mutex<Vec<Loaded>>);
+
+struct Loaded {
+    name: &'static str,
+    module: Module,
+    functions: Vec<(&'static str, Function)>,
+}
+
+impl Modules {
+    /// # Safety
+    /// No function of a module is used any more; the context is current.
+    pub(super) unsafe fn unload(&mut self, driver: Driver) {
+        for loaded in self.0.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // SAFETY: the caller's promise. An error means that the context went before.
+            let _ = unsafe { driver.unload_module(loaded.module) };
+        }
+    }
+}
+
+/// The entry points that a module should have.
+fn entries(module: &str) -> Vec<&'static str> {
+    if module == QUANTIZE {
+        return launch::BOUNDS.iter().map(|bounds| bounds.entry).collect();
+    }
+    config::ATTENTION.iter().filter(|variant| module_of(variant) == module).map(|variant| variant.entry).collect()
+}
+
+/// The module of a variant.
+pub(super) fn module_of(variant: &AttentionVariant) -> &'static str {
+    let name = format!("attention_d{}", variant.head_dim);
+    SOURCES.iter().map(|source| source.name).find(|&source| source == name).unwrap_or("")
+}
+
+/// A kernel and the blocks and threads of its launches.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernel {
+    pub(super) entry: &'static str,
+    function: Function,
+    shape: LaunchShape,
+}
+
+impl Gpu {
+    /// A kernel ready for launches of this grid, block and shared memory.
+    pub(super) fn kernel(
+        &self,
+        module: &'static str,
+        entry: &'static str,
+        grid: [u32; 3],
+        threads: usize,
+        shared_bytes: usize,
+    ) -> Result<Kernel> {
+        if shared_bytes > self.0.shared_bytes {
+            return Err(Error::SharedMemory {
+                kernel: entry,
+                needed: shared_bytes,
+                available: self.0.shared_bytes,
+                device: self.name().to_owned(),
+            });
+        }
+        let function = self.function(module, entry)?;
+        if shared_bytes > SHARED_BYTES_UNASKED {
+            let attribute = FunctionAttribute::MaxDynamicSharedSizeBytes;
+            // SAFETY: the module stays loaded as long as this object lives.
+            unsafe { self.bind()?.set_function_attribute(function, attribute, shared_bytes as i32) }?;
+        }
+        let shape = LaunchShape { grid, block: [threads as u32, 1, 1], shared_bytes: shared_bytes as u32 };
+        Ok(Kernel { entry, function, shape })
+    }
+
+    /// A function, after loading its module where that has not been done.
+    fn function(&self, module: &'static str, entry: &'static str) -> Result<Function> {
+        let mut modules = self.0.modules.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = match modules.iter().position(|loaded| loaded.name == module) {
+            Some(at) => at,
+            None => {
+                modules.push(self.load(module)?);
+                modules.len() - 1
+            }
+        };
+        let found = modules[at].functions.iter().find(|(name, _)| *name == entry);
+        found.map(|&(_, function)| function).ok_or(Error::MissingKernel { module, kernel: entry })
+    }
+
+    /// Loads a module and looks all its kernels up.
+    fn load(&self, name: &'static str) -> Result<Loaded> {
+        let source = SOURCES.iter().find(|source| source.name == name);
+        let source = source.ok_or(Error::MissingKernel { module: name, kernel: "" })?;
+        let driver = self.bind()?;
+        let (module, _notes) =
+            driver.load_module(source.ptx).map_err(|source| Error::ModuleLoad { module: name, source })?;
+        let mut functions = Vec::new();
+        for entry in entries(name) {
+            // SAFETY: the module has just been loaded.
+            match unsafe { driver.function(module, entry) } {
+                Ok(function) => functions.push((entry, function)),
+                Err(error) => {
+                    // SAFETY: as above, and no function of it is in use.
+                    let _ = unsafe { driver.unload_module(module) };
+                    return Err(match error {
+                        // CUDA_ERROR_NOT_FOUND
+                        DriverError::Call { code: 500, .. } => Error::MissingKernel { module: name, kernel: entry },
+                        other => other.into(),
+                    });
+                }
+            }
+        }
+        Ok(Loaded { name, module, functions })
+    }
+
+    /// Launches a kernel. `arguments` holds one slot for each parameter, its value in the lowest bytes.
+    ///
+    /// # Safety
+    /// The values are the kernel's parameters, in order, and its pointers have the sizes that docs/kernel-abi.md says.
+    #[inline]
+    pub(super) unsafe fn launch<const N: usize>(
+        &self,
+        kernel: &Kernel,
+        stream: StreamRef<'_>,
+        mut arguments: [u64; N],
+    ) -> Result<()> {
+        let mut pointers = [null_mut::<c_void>(); N];
+        for (pointer, argument) in pointers.iter_mut().zip(&mut arguments) {
+            *pointer = std::ptr::from_mut(argument).cast();
+        }
+        // SAFETY: the caller's promise; a parameter is read from the lowest bytes of its slot (the machine is little
+        // endian, as CUDA's hosts are).
+        unsafe { self.bind()?.launch(kernel.function, kernel.shape, stream.handle(), &mut pointers) }?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_has_a_module() {
+        for variant in config::ATTENTION {
+            assert!(entries(module_of(variant)).contains(&variant.entry));
+        }
+        for module in config::MODULES.iter().filter(|module| !module.name.contains("baseline")) {
+            assert!(SOURCES.iter().any(|source| source.name == module.name), "{}", module.name);
+        }
+    }
+
+    #[test]
+    fn every_kernel_is_in_the_ptx() {
+        for source in SOURCES {
+            for entry in entries(source.name) {
+                let declared = source.ptx.contains(&format!(".entry {entry}("));
+                assert!(declared, "host/ptx/{}.ptx has no {entry}: run `cargo xtask build`", source.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Quantized operands in a GPU's memory.
+
+use super::memory::Checked;
+use super::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu};
+use crate::error::{Error, Result};
+use crate::problem::{AttentionProblem, Scheme};
+use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, Quantized, QuantizedK, QuantizedQ, QuantizedV};
+use crate::shape::Shape;
+
+/// Quantized queries that own their memory.
+pub type DeviceQ = QuantizedQ<DeviceBuffer<i8>, DeviceBuffer<f32>>;
+/// Quantized keys that own their memory.
+pub type DeviceK = QuantizedK<DeviceBuffer<i8>, DeviceBuffer<f32>>;
+/// Quantized values that own their memory.
+pub type DeviceV = QuantizedV<DeviceBuffer<i8>, DeviceBuffer<f32>>;
+/// Quantized operands that own their memory.
+pub type DeviceOperands = Quantized<DeviceBuffer<i8>, DeviceBuffer<f32>>;
+
+/// Quantized queries to be read.
+pub type ViewQ<'a> = QuantizedQ<DeviceSlice<'a, i8>, DeviceSlice<'a, f32>>;
+/// Quantized keys to be read.
+pub type ViewK<'a> = QuantizedK<DeviceSlice<'a, i8>, DeviceSlice<'a, f32>>;
+/// Quantized values to be read.
+pub type ViewV<'a> = QuantizedV<DeviceSlice<'a, i8>, DeviceSlice<'a, f32>>;
+/// Quantized operands to be read.
+pub type ViewOperands<'a> = Quantized<DeviceSlice<'a, i8>, DeviceSlice<'a, f32>>;
+
+/// Quantized queries to be written.
+pub type ViewMutQ<'a> = QuantizedQ<DeviceSliceMut<'a, i8>, DeviceSliceMut<'a, f32>>;
+/// Quantized keys to be written.
+pub type ViewMutK<'a> = QuantizedK<DeviceSliceMut<'a, i8>, DeviceSliceMut<'a, f32>>;
+/// Quantized values to be written.
+pub type ViewMutV<'a> = QuantizedV<DeviceSliceMut<'a, i8>, DeviceSliceMut<'a, f32>>;
+/// Quantized operands to be written.
+pub type ViewMutOperands<'a> = Quantized<DeviceSliceMut<'a, i8>, DeviceSliceMut<'a, f32>>;
+
+/// One operand's conversions between owner, views and the host. `$field` are arrays; `$optional` may be missing.
+macro_rules! operand {
+    ($owner:ident, $host:ident, $view:ident, $view_mut:ident, $base:ident; $($field:ident),*; $($optional:ident),*) => {
+        impl $owner {
+            /// To be read by a kernel.
+            #[must_use]
+            pub fn view(&self) -> $view<'_> {
+                $base {
+                    shape: self.shape,
+                    $($field: self.$field.slice(),)*
+                    $($optional: self.$optional.as_ref().map(DeviceBuffer::slice),)*
+                }
+            }
+
+            /// To be written by a kernel.
+            #[must_use]
+            pub fn view_mut(&mut self) -> $view_mut<'_> {
+                $base {
+                    shape: self.shape,
+                    $($field: self.$field.slice_mut(),)*
+                    $($optional: self.$optional.as_mut().map(DeviceBuffer::slice_mut),)*
+                }
+            }
+
+            /// A copy in the host's memory, after everything that the GPU was given.
+            ///
+            /// # Errors
+            /// What the driver says.
+            pub fn to_host(&self) -> Result<$host> {
+                Ok($base {
+                    shape: self.shape,
+                    $($field: self.$field.to_vec()?,)*
+                    $($optional: self.$optional.as_ref().map(DeviceBuffer::to_vec).transpose()?,)*
+                })
+            }
+        }
+
+        impl $host {
+            /// A copy in a GPU's memory.
+            ///
+            /// # Errors
+            /// Arrays of wrong lengths, or what the driver says.
+            pub fn to_device(&self, gpu: &Gpu) -> Result<$owner> {
+                self.check()?;
+                Ok($base {
+                    shape: self.shape,
+                    $($field: gpu.upload(&self.$field)?,)*
+                    $($optional: self.$optional.as_ref().map(|values| gpu.upload(values)).transpose()?,)*
+                })
+            }
+        }
+    };
+}
+
+operand!(DeviceQ, HostQ, ViewQ, ViewMutQ, QuantizedQ; data, scale; bias);
+operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; data, scale, mean, scale_max;);
+operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; data, scale, mean;);
+
+impl DeviceQ {
+    /// Room for the queries of a problem.
+    ///
+    /// # Errors
+    /// A wrong problem, or what the driver says.
+    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
+        problem.check()?;
+        let lengths = Lengths::of(problem.q_shape())?;
+        Ok(Self {
+            shape: problem.q_shape(),
+            data: gpu.alloc(lengths.q_data)?,
+            scale: gpu.alloc(lengths.q_scale)?,
+            bias: (problem.scheme == Scheme::Default).then(|| gpu.alloc(lengths.q_scale)).transpose()?,
+        })
+    }
+}
+
+impl DeviceK {
+    /// Room for the keys of a problem.
+    ///
+    /// # Errors
+    /// A wrong problem, or what the driver says.
+    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
+        problem.check()?;
+        let lengths = Lengths::of(problem.kv_shape())?;
+        Ok(Self {
+            shape: problem.kv_shape(),
+            data: gpu.alloc(lengths.kv_data)?,
+            scale: gpu.alloc(lengths.k_scale)?,
+            mean: gpu.alloc(lengths.channels)?,
+            scale_max: gpu.alloc(lengths.heads)?,
+        })
+    }
+}
+
+impl DeviceV {
+    /// Room for the values of a problem.
+    ///
+    /// # Errors
+    /// A wrong problem, or what the driver says.
+    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
+        problem.check()?;
+        let lengths = Lengths::of(problem.kv_shape())?;
+        Ok(Self {
+            shape: problem.kv_shape(),
+            data: gpu.alloc(lengths.kv_data)?,
+            scale: gpu.alloc(lengths.channels)?,
+            mean: gpu.alloc(lengths.channels)?,
+        })
+    }
+}
+
+impl DeviceOperands {
+    /// Room for all operands of a problem.
+    ///
+    /// # Errors
+    /// A wrong problem, or what the driver says.
+    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
+        Ok(Self {
+            q: DeviceQ::alloc(gpu, problem)?,
+            k: DeviceK::alloc(gpu, problem)?,
+            v: DeviceV::alloc(gpu, problem)?,
+        })
+    }
+
+    /// To be read by a kernel.
+    #[must_use]
+    pub fn view(&self) -> ViewOperands<'_> {
+        Quantized { q: self.q.view(), k: self.k.view(), v: self.v.view() }
+    }
+
+    /// To be written by a kernel.
+    #[must_use]
+    pub fn view_mut(&mut self) -> ViewMutOperands<'_> {
+        Quantized { q: self.q.view_mut(), k: self.k.view_mut(), v: self.v.view_mut() }
+    }
+
+    /// A copy in the host's memory, after everything that the GPU was given.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn to_host(&self) -> Result<HostQuantized> {
+        Ok(Quantized { q: self.q.to_host()?, k: self.k.to_host()?, v: self.v.to_host()? })
+    }
+}
+
+impl HostQuantized {
+    /// A copy in a GPU's memory.
+    ///
+    /// # Errors
+    /// Arrays of wrong lengths, or what the driver says.
+    pub fn to_device(&self, gpu: &Gpu) -> Result<DeviceOperands> {
+        Ok(Quantized { q: self.q.to_device(gpu)?, k: self.k.to_device(gpu)?, v: self.v.to_device(gpu)? })
+    }
+}
+
+/// The addresses of an operand's arrays, in the order of its fields.
+pub(super) trait Addresses<const N: usize> {
+    /// After shape, lengths and alignment have been checked.
+    fn addresses(&self, shape: Shape, lengths: &Lengths) -> Result<[u64; N]>;
+}
+
+#[inline]
+fn same_shape(name: &'static str, given: Shape, expected: Shape) -> Result<()> {
+    AttentionProblem::check_shape(name, given, expected)
+}
+
+/// `data`, `scale`, `bias` (0 where it is not there).
+impl<I: Checked, F: Checked> Addresses<3> for QuantizedQ<I, F> {
+    #[inline]
+    fn addresses(&self, shape: Shape, lengths: &Lengths) -> Result<[u64; 3]> {
+        same_shape("q", self.shape, shape)?;
+        let bias = self.bias.as_ref().map_or(Ok(0), |bias| bias.checked("q_bias", lengths.q_scale))?;
+        Ok([self.data.checked("q", lengths.q_data)?, self.scale.checked("q_scale", lengths.q_scale)?, bias])
+    }
+}
+
+/// `data`, `scale`, `mean`, `scale_max`.
+impl<I: Checked, F: Checked> Addresses<4> for QuantizedK<I, F> {
+    #[inline]
+    fn addresses(&self, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
+        same_shape("k", self.shape, shape)?;
+        Ok([
+            self.data.checked("k", lengths.kv_data)?,
+            self.scale.checked("k_scale", lengths.k_scale)?,
+            self.mean.checked("k_mean", lengths.channels)?,
+            self.scale_max.checked("k_scale_max", lengths.heads)?,
+        ])
+    }
+}
+
+/// `data`, `scale`, `mean`.
+impl<I: Checked, F: Checked> Addresses<3> for QuantizedV<I, F> {
+    #[inline]
+    fn addresses(&self, shape: Shape, lengths: &Lengths) -> Result<[u64; 3]> {
+        same_shape("v", self.shape, shape)?;
+        Ok([
+            self.data.checked("v", lengths.kv_data)?,
+            self.scale.checked("v_scale", lengths.channels)?,
+            self.mean.checked("v_mean", lengths.channels)?,
+        ])
+    }
+}
+
+/// Whether the queries' `bias` is there exactly where the scheme has one.
+#[inline]
+pub(super) fn check_bias<F>(scheme: Scheme, bias: &Option<F>) -> Result<()> {
+    let (given, planned) = match (scheme, bias) {
+        (Scheme::Default, None) => ("not given", "with"),
+        (Scheme::Paper, Some(_)) => ("given", "without"),
+        _ => return Ok(()),
+    };
+    Err(Error::Optional { name: "q_bias", given, planned })
+}

@@ -1,0 +1,381 @@
+//! Quantization (arXiv 2409.16997, section 3.2): statistics of K and V, then all three operands.
+
+use super::kernel::{Kernel, QUANTIZE};
+use super::memory::Checked;
+use super::operands::{Addresses, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, check_bias};
+use super::{AnySlice, DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::problem::{AttentionProblem, Scheme};
+use crate::quantized::Lengths;
+use crate::shape::TensorLayout;
+use int_flash_attention_kernels::quantize::launch;
+
+/// Entry points by element type, [`DType::index`].
+const STATS: [&str; 3] = ["kv_stats_f16", "kv_stats_bf16", "kv_stats_f32"];
+const QUANTIZE_ENTRIES: [&str; 3] = ["quantize_f16", "quantize_bf16", "quantize_f32"];
+
+/// The tensors that a [`QuantizePlan`] reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuantizeLayouts {
+    /// Where the elements of Q lie.
+    pub q: TensorLayout,
+    /// Where the elements of K lie.
+    pub k: TensorLayout,
+    /// Where the elements of V lie.
+    pub v: TensorLayout,
+    /// Element type of all three.
+    pub dtype: DType,
+}
+
+impl Gpu {
+    /// Quantization of all three operands of a problem.
+    ///
+    /// # Errors
+    /// A wrong problem, layouts of other shapes, or more blocks than a grid has.
+    pub fn plan_quantize(&self, problem: &AttentionProblem, layouts: &QuantizeLayouts) -> Result<QuantizePlan> {
+        let pass = Pass::new(self, problem, layouts.dtype, Some(layouts.q), Some((layouts.k, layouts.v)))?;
+        let stats = Stats::new(self, problem, layouts.dtype, layouts.k, layouts.v)?;
+        Ok(QuantizePlan { gpu: self.clone(), stats, pass })
+    }
+
+    /// Quantization of K and V alone, for instance of a cache that several queries will use. Only `batch`, `heads_kv`,
+    /// `seqlen_kv`, `head_dim` and `scheme` of the problem matter.
+    ///
+    /// # Errors
+    /// As [`plan_quantize`](Self::plan_quantize).
+    pub fn plan_quantize_kv(
+        &self,
+        problem: &AttentionProblem,
+        k: TensorLayout,
+        v: TensorLayout,
+        dtype: DType,
+    ) -> Result<QuantizeKvPlan> {
+        let pass = Pass::new(self, problem, dtype, None, Some((k, v)))?;
+        Ok(QuantizeKvPlan { gpu: self.clone(), stats: Stats::new(self, problem, dtype, k, v)?, pass })
+    }
+
+    /// Quantization of Q alone, with K already quantized.
+    ///
+    /// # Errors
+    /// As [`plan_quantize`](Self::plan_quantize).
+    pub fn plan_quantize_q(&self, problem: &AttentionProblem, q: TensorLayout, dtype: DType) -> Result<QuantizeQPlan> {
+        Ok(QuantizeQPlan { gpu: self.clone(), pass: Pass::new(self, problem, dtype, Some(q), None)? })
+    }
+}
+
+/// Quantization of Q, K and V, checked and ready to be launched.
+#[derive(Clone, Debug)]
+pub struct QuantizePlan {
+    gpu: Gpu,
+    stats: Stats,
+    pass: Pass,
+}
+
+impl QuantizePlan {
+    /// Elements of the workspace. It may be used for something else as soon as the launch is done.
+    #[must_use]
+    pub fn workspace_len(&self) -> usize {
+        self.stats.workspace
+    }
+
+    /// Gives the three kernels to the stream: no allocation, no waiting, capturable.
+    ///
+    /// # Errors
+    /// A buffer of another type, too short, or not aligned (16 bytes for the operands and the workspace); the driver's.
+    pub fn launch<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        q: AnySlice<'_>,
+        k: AnySlice<'_>,
+        v: AnySlice<'_>,
+        workspace: DeviceSliceMut<'_, f32>,
+        out: &mut ViewMutOperands<'_>,
+    ) -> Result<()> {
+        let stream = stream.into();
+        let [k_in, v_in] = self.pass.kv_in(k, v)?;
+        let kv = self.pass.kv_out(&out.k, &out.v)?;
+        let q_in = self.pass.q_in(q)?;
+        check_bias(self.pass.scheme, &out.q.bias)?;
+        let q_out = out.q.addresses(self.pass.problem.q_shape(), &self.pass.q_lengths)?;
+        self.stats.launch(&self.gpu, stream, [k_in, v_in], workspace, &kv)?;
+        self.pass.launch(&self.gpu, stream, q_in, [k_in, v_in], q_out, &kv)
+    }
+}
+
+/// Quantization of K and V, checked and ready to be launched.
+#[derive(Clone, Debug)]
+pub struct QuantizeKvPlan {
+    gpu: Gpu,
+    stats: Stats,
+    pass: Pass,
+}
+
+impl QuantizeKvPlan {
+    /// Elements of the workspace. It may be used for something else as soon as the launch is done.
+    #[must_use]
+    pub fn workspace_len(&self) -> usize {
+        self.stats.workspace
+    }
+
+    /// Gives the three kernels to the stream: no allocation, no waiting, capturable.
+    ///
+    /// # Errors
+    /// As [`QuantizePlan::launch`].
+    pub fn launch<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        k: AnySlice<'_>,
+        v: AnySlice<'_>,
+        workspace: DeviceSliceMut<'_, f32>,
+        k_out: &mut ViewMutK<'_>,
+        v_out: &mut ViewMutV<'_>,
+    ) -> Result<()> {
+        let stream = stream.into();
+        let kv_in = self.pass.kv_in(k, v)?;
+        let kv = self.pass.kv_out(k_out, v_out)?;
+        self.stats.launch(&self.gpu, stream, kv_in, workspace, &kv)?;
+        self.pass.launch(&self.gpu, stream, 0, kv_in, [0; 3], &kv)
+    }
+}
+
+/// Quantization of Q, checked and ready to be launched.
+#[derive(Clone, Debug)]
+pub struct QuantizeQPlan {
+    gpu: Gpu,
+    pass: Pass,
+}
+
+impl QuantizeQPlan {
+    /// Gives the kernel to the stream: no allocation, no waiting, capturable. `k_mean` is that of the quantized keys.
+    ///
+    /// # Errors
+    /// As [`QuantizePlan::launch`].
+    pub fn launch<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        q: AnySlice<'_>,
+        k_mean: DeviceSlice<'_, f32>,
+        out: &mut ViewMutQ<'_>,
+    ) -> Result<()> {
+        let q_in = self.pass.q_in(q)?;
+        check_bias(self.pass.scheme, &out.bias)?;
+        let q_out = out.addresses(self.pass.problem.q_shape(), &self.pass.q_lengths)?;
+        let kv = KvOut { k_mean: k_mean.checked("k_mean", self.pass.kv_lengths.channels)?, ..KvOut::default() };
+        self.pass.launch(&self.gpu, stream.into(), q_in, [0; 2], q_out, &kv)
+    }
+}
+
+/// Addresses of K's and V's arrays.
+#[derive(Clone, Copy, Debug, Default)]
+struct KvOut {
+    k: u64,
+    k_scale: u64,
+    k_mean: u64,
+    k_scale_max: u64,
+    v: u64,
+    v_scale: u64,
+    v_mean: u64,
+}
+
+/// `flags` of the kernels.
+const fn flags(scheme: Scheme) -> u64 {
+    const SMOOTH_K: u64 = 1;
+    const SMOOTH_V: u64 = 2;
+    const V_SCALE_PER_HEAD: u64 = 4;
+    const SHORT_Q_SCALE: u64 = 8;
+    match scheme {
+        Scheme::Default => SMOOTH_K | SMOOTH_V | SHORT_Q_SCALE,
+        Scheme::Paper => V_SCALE_PER_HEAD,
+    }
+}
+
+/// A layout's strides as kernel parameters.
+pub(super) fn strides(layout: &TensorLayout) -> [u64; 3] {
+    layout.strides().map(|stride| stride as u64)
+}
+
+fn grid_error(kernel: &'static str, problem: &AttentionProblem) -> Error {
+    Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
+}
+
+/// `kv_stats` and `kv_stats_finish`.
+#[derive(Clone, Debug)]
+struct Stats {
+    collect: Kernel,
+    finish: Kernel,
+    workspace: usize,
+    k_strides: [u64; 3],
+    v_strides: [u64; 3],
+    seqlen_kv: u64,
+    heads_kv: u64,
+    head_dim: u64,
+    flags: u64,
+}
+
+impl Stats {
+    fn new(gpu: &Gpu, problem: &AttentionProblem, dtype: DType, k: TensorLayout, v: TensorLayout) -> Result<Self> {
+        let AttentionProblem { batch, heads_kv, seqlen_kv, head_dim: d, .. } = *problem;
+        let entry = STATS[dtype.index()];
+        let blocks = launch::stats_grid(batch, heads_kv, seqlen_kv).ok_or_else(|| grid_error(entry, problem))?;
+        let workspace = launch::stats_partial_len(batch, heads_kv, seqlen_kv, d);
+        let heads = u32::try_from(batch * heads_kv).map_err(|_| grid_error(entry, problem))?;
+        let (threads, shared) = (launch::stats_threads(d, dtype.size()), launch::stats_shared_bytes(d));
+        let finish_threads = launch::finish_threads(d);
+        Ok(Self {
+            collect: gpu.kernel(QUANTIZE, entry, [blocks, 2, 1], threads, shared)?,
+            finish: gpu.kernel(
+                QUANTIZE,
+                "kv_stats_finish",
+                [heads, 2, 1],
+                finish_threads,
+                launch::FINISH_SHARED_BYTES,
+            )?,
+            workspace: workspace.ok_or_else(|| grid_error(entry, problem))?,
+            k_strides: strides(&k),
+            v_strides: strides(&v),
+            seqlen_kv: seqlen_kv as u64,
+            heads_kv: heads_kv as u64,
+            head_dim: d as u64,
+            flags: flags(problem.scheme),
+        })
+    }
+
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        stream: StreamRef<'_>,
+        [k, v]: [u64; 2],
+        workspace: DeviceSliceMut<'_, f32>,
+        out: &KvOut,
+    ) -> Result<()> {
+        let partial = workspace.checked("the workspace", self.workspace)?;
+        let ([kb, kh, kn], [vb, vh, vn]) = (self.k_strides, self.v_strides);
+        let sizes = [self.seqlen_kv, self.heads_kv, self.head_dim];
+        let collect = [k, kb, kh, kn, v, vb, vh, vn, partial, sizes[0], sizes[1], sizes[2]];
+        let (mean, scale) = ([out.k_mean, out.v_mean], [out.v_scale, out.k_scale_max]);
+        let finish = [partial, mean[0], mean[1], scale[0], scale[1], self.seqlen_kv, self.head_dim, self.flags];
+        // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points". The tensors' spans and the arrays'
+        // lengths have been checked; grid, block and shared memory are those of `launch` in the kernels crate.
+        unsafe {
+            gpu.launch(&self.collect, stream, collect)?;
+            gpu.launch(&self.finish, stream, finish)
+        }
+    }
+}
+
+/// `quantize` of Q, of K and V, or of all three.
+#[derive(Clone, Debug)]
+struct Pass {
+    kernel: Kernel,
+    problem: AttentionProblem,
+    scheme: Scheme,
+    dtype: DType,
+    q_lengths: Lengths,
+    kv_lengths: Lengths,
+    /// Elements that each tensor spans.
+    spans: [usize; 3],
+    q_strides: [u64; 3],
+    k_strides: [u64; 3],
+    v_strides: [u64; 3],
+    /// The parameters after the addresses.
+    sizes: [u64; 8],
+}
+
+impl Pass {
+    fn new(
+        gpu: &Gpu,
+        problem: &AttentionProblem,
+        dtype: DType,
+        q: Option<TensorLayout>,
+        kv: Option<(TensorLayout, TensorLayout)>,
+    ) -> Result<Self> {
+        problem.check()?;
+        let AttentionProblem { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim: d, .. } = *problem;
+        if let Some(q) = q {
+            AttentionProblem::check_shape("q", q.shape(), problem.q_shape())?;
+        }
+        if let Some((k, v)) = kv {
+            AttentionProblem::check_shape("k", k.shape(), problem.kv_shape())?;
+            AttentionProblem::check_shape("v", v.shape(), problem.kv_shape())?;
+        }
+        let entry = QUANTIZE_ENTRIES[dtype.index()];
+        let overflow = || grid_error(entry, problem);
+        let q_blocks = match q {
+            Some(_) => launch::token_blocks(batch, heads_q, seqlen_q).ok_or_else(overflow)?,
+            None => 0,
+        };
+        let kv_blocks = match kv {
+            Some(_) => launch::token_blocks(batch, heads_kv, seqlen_kv).ok_or_else(overflow)?,
+            None => 0,
+        };
+        let grid = launch::quantize_grid(q_blocks, kv_blocks).ok_or_else(overflow)?;
+        let kernel = gpu.kernel(QUANTIZE, entry, [grid, 1, 1], launch::threads(d), launch::shared_bytes(d))?;
+        let sizes = [seqlen_q, seqlen_kv, heads_q, heads_kv, d].map(|size| size as u64);
+        let unused = TensorLayout::bhnd(problem.q_shape());
+        let (q, (k, v)) = (q.unwrap_or(unused), kv.unwrap_or((unused, unused)));
+        Ok(Self {
+            kernel,
+            problem: *problem,
+            scheme: problem.scheme,
+            dtype,
+            q_lengths: Lengths::of(problem.q_shape())?,
+            kv_lengths: Lengths::of(problem.kv_shape())?,
+            spans: [q.span(), k.span(), v.span()],
+            q_strides: strides(&q),
+            k_strides: strides(&k),
+            v_strides: strides(&v),
+            sizes: [
+                sizes[0],
+                sizes[1],
+                sizes[2],
+                sizes[3],
+                sizes[4],
+                q_blocks.into(),
+                kv_blocks.into(),
+                flags(problem.scheme),
+            ],
+        })
+    }
+
+    #[inline]
+    fn q_in(&self, q: AnySlice<'_>) -> Result<u64> {
+        q.checked("q", self.dtype, self.spans[0])
+    }
+
+    #[inline]
+    fn kv_in(&self, k: AnySlice<'_>, v: AnySlice<'_>) -> Result<[u64; 2]> {
+        Ok([k.checked("k", self.dtype, self.spans[1])?, v.checked("v", self.dtype, self.spans[2])?])
+    }
+
+    #[inline]
+    fn kv_out(&self, k: &ViewMutK<'_>, v: &ViewMutV<'_>) -> Result<KvOut> {
+        let shape = self.problem.kv_shape();
+        let [k, k_scale, k_mean, k_scale_max] = k.addresses(shape, &self.kv_lengths)?;
+        let [v, v_scale, v_mean] = v.addresses(shape, &self.kv_lengths)?;
+        Ok(KvOut { k, k_scale, k_mean, k_scale_max, v, v_scale, v_mean })
+    }
+
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        stream: StreamRef<'_>,
+        q: u64,
+        [k, v]: [u64; 2],
+        [q_out, q_scale, q_bias]: [u64; 3],
+        kv: &KvOut,
+    ) -> Result<()> {
+        let ([qb, qh, qn], [kb, kh, kn], [vb, vh, vn]) = (self.q_strides, self.k_strides, self.v_strides);
+        let [seqlen_q, seqlen_kv, heads_q, heads_kv, head_dim, q_blocks, kv_blocks, flags] = self.sizes;
+        #[rustfmt::skip]
+        let arguments = [
+            q, qb, qh, qn, k, kb, kh, kn, v, vb, vh, vn,
+            kv.k_mean, kv.v_mean, kv.v_scale,
+            q_out, q_scale, q_bias, kv.k, kv.k_scale, kv.v,
+            seqlen_q, seqlen_kv, heads_q, heads_kv, head_dim, q_blocks, kv_blocks, flags,
+        ];
+        // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points". The tensors' spans and the arrays'
+        // lengths have been checked; an operand without blocks is not touched.
+        unsafe { gpu.launch(&self.kernel, stream, arguments) }
+    }
+}
