@@ -42,7 +42,7 @@ pub unsafe fn bar_sync() {
 pub unsafe fn shfl_bfly<const MASK: u32>(value: u32) -> u32 {
     let d;
     unsafe {
-        asm!("shfl.sync.bfly.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, const MASK, options(pure, nomem, nostack));
+        asm!("shfl.sync.bfly.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, const MASK, options(nomem, nostack));
     }
     d
 }
@@ -57,7 +57,7 @@ pub unsafe fn vote_any(predicate: bool) -> bool {
     unsafe {
         asm!(
             "{{ .reg .pred p, q; setp.ne.u32 p, {1}, 0; vote.sync.any.pred q, p, -1; selp.u32 {0}, 1, 0, q; }}",
-            out(reg32) d, in(reg32) u32::from(predicate), options(pure, nomem, nostack)
+            out(reg32) d, in(reg32) u32::from(predicate), options(nomem, nostack)
         );
     }
     d != 0
