@@ -10,6 +10,7 @@ pub mod layout;
 pub mod quantize;
 
 #[cfg(target_arch = "nvptx64")]
+#[allow(dead_code, reason = "every module uses its own part of the instructions")]
 mod ptx;
 #[cfg(target_arch = "nvptx64")]
 mod smem;
