@@ -429,8 +429,8 @@ pub(crate) enum AtomicOp {
 #[derive(Debug)]
 pub(crate) enum Matrix {
     Load { trans: bool, d: Vec<Slot>, address: Address },
-    MmaInt { k: usize, a_ty: MmaElement, b_ty: MmaElement, regs: Box<MmaRegs> },
-    MmaFloat { k: usize, bf16: bool, regs: Box<MmaRegs> },
+    MmaInt { a_ty: MmaElement, b_ty: MmaElement, regs: Box<MmaRegs> },
+    MmaFloat { bf16: bool, regs: Box<MmaRegs> },
 }
 
 /// The element type of an integer operand.

@@ -32,6 +32,11 @@ impl Format {
         self.sign() - (1 << self.mantissa_bits)
     }
 
+    /// The bits of the smallest number that is not subnormal.
+    pub(crate) fn smallest_normal(self) -> u32 {
+        1 << self.mantissa_bits
+    }
+
     /// The value of the given bits.
     pub(crate) fn decode(self, bits: u32) -> f64 {
         let mantissa = f64::from(bits & ((1 << self.mantissa_bits) - 1));
@@ -80,6 +85,42 @@ impl Format {
     }
 }
 
+/// The value of an `f16`; as [`Format::decode`], for all lanes at once.
+#[inline(always)]
+pub(crate) fn f16_to_f32(bits: u32) -> f32 {
+    // Scaling by 2^112 moves the exponent from one bias to the other, subnormals included.
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
+}
+
+/// The `f16` nearest to a value; as [`Format::encode`], for all lanes at once.
+#[inline(always)]
+pub(crate) fn f32_to_f16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
+    // Adding one half makes the last bit of the sum worth 2^-24, an `f16`'s smallest step.
+    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let odd = magnitude >> 13 & 1;
+    let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + odd) >> 13;
+    let finite = if magnitude < 113 << 23 { small } else { normal };
+    let rounded = if magnitude < 143 << 23 { finite } else { 0x7c00 };
+    if magnitude > 0x7f80_0000 { 0x7fff } else { sign | rounded }
+}
+
+/// `a + b`, rounded to odd: what is not exact gets a last bit of one, so that rounding again goes the right way.
+#[inline(always)]
+pub(crate) fn add_odd(a: f32, b: f32) -> f32 {
+    let sum = a + b;
+    let b_part = sum - a;
+    let error = (a - (sum - b_part)) + (b - b_part);
+    let bits = sum.to_bits();
+    let even = bits & 1 == 0;
+    let outward = even & if bits >> 31 == 1 { error < 0.0 } else { error > 0.0 };
+    let inward = even & if bits >> 31 == 1 { error > 0.0 } else { error < 0.0 };
+    f32::from_bits(bits.wrapping_add(outward.into()).wrapping_sub(inward.into()))
+}
+
 /// To the nearest integer, ties to even.
 #[inline(always)]
 pub(crate) fn round_even(x: f64) -> f64 {
@@ -116,4 +157,45 @@ pub(crate) fn exp2(x: f64) -> f64 {
     let mantissa = TERMS.iter().fold(0.0, |sum, term| sum * rest + term);
     let scaled = f64::from_bits(mantissa.to_bits().wrapping_add(power << 52));
     if x.is_nan() { x } else { scaled }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All 65536 halves, and their neighbourhoods in `f32`.
+    #[test]
+    fn the_quick_conversions_are_the_plain_ones() {
+        for bits in 0..=0xffff {
+            let (quick, plain) = (f16_to_f32(bits), F16.decode(bits));
+            assert!(f64::from(quick) == plain || quick.is_nan() && plain.is_nan(), "{bits:#x}");
+            for step in [-1, 0, 1, 0xfff, 0x1000, 0x1001, 0x1800] {
+                let x = f32::from_bits(quick.to_bits().wrapping_add_signed(step));
+                assert_eq!(f32_to_f16(x), F16.encode(x.into(), Rounding::Rn), "{x}");
+            }
+        }
+    }
+
+    #[test]
+    fn sums_rounded_to_odd_round_again_as_exact_ones() {
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f16_to_f32(state >> 16 & 0xbfff)
+        };
+        for _ in 0..200_000 {
+            let (product, c) = (next() * next(), next());
+            let exact = f64::from(product) + f64::from(c);
+            assert_eq!(f32_to_f16(add_odd(product, c)), F16.encode(exact, Rounding::Rn), "{product} + {c}");
+        }
+    }
+
+    #[test]
+    fn powers_of_two_are_as_good_as_the_library_s() {
+        for i in -20_000..20_000 {
+            let x = f64::from(i as f32 * 0.0077);
+            let (own, libm) = (exp2(x), x.exp2());
+            assert!((own - libm).abs() <= libm * 2_f64.powi(-50), "{x}");
+        }
+    }
 }

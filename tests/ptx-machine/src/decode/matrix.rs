@@ -91,8 +91,8 @@ fn mma<'a>(
     };
     let regs = Box::new(regs);
     Ok(match kind {
-        Kind::Int(a_ty, b_ty) => Matrix::MmaInt { k, a_ty, b_ty, regs },
-        Kind::Float { bf16 } => Matrix::MmaFloat { k, bf16, regs },
+        Kind::Int(a_ty, b_ty) => Matrix::MmaInt { a_ty, b_ty, regs },
+        Kind::Float { bf16 } => Matrix::MmaFloat { bf16, regs },
     })
 }
 

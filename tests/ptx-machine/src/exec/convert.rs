@@ -2,7 +2,7 @@
 
 use super::float::flush;
 use crate::isa::{Convert, Rounding};
-use crate::numeric::{BF16, F16, F32, round_even};
+use crate::numeric::{BF16, F16, F32, f32_to_f16, round_even};
 use crate::registers::{LANES, Lane, Registers, Slot};
 use crate::ty::Ty;
 
@@ -23,8 +23,12 @@ pub(super) fn execute(op: &Convert, registers: &mut Registers, mask: u32) {
         }
         Convert::Pair { to, rounding, relu, d, ab: [high, low] } => {
             let (high, low) = (f32::read(registers, high), f32::read(registers, low));
-            let half = |x: f32| encode(to, clamp_below(x.into(), relu), rounding) as u32;
-            let out = std::array::from_fn(|i| half(high[i]) << 16 | half(low[i]));
+            let out = if to == Ty::F16x2 && rounding == Rounding::Rn && !relu {
+                std::array::from_fn(|i| f32_to_f16(high[i]) << 16 | f32_to_f16(low[i]))
+            } else {
+                let half = |x: f32| encode(to, clamp_below(x.into(), relu), rounding) as u32;
+                std::array::from_fn(|i| half(high[i]) << 16 | half(low[i]))
+            };
             u32::write(registers, d, mask, &out);
         }
         Convert::Pack { to, d, ab: [high, low], c } => {

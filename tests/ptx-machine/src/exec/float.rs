@@ -7,16 +7,16 @@
 //! `sin.approx` and `cos.approx`, 2^-11 relative for `tanh.approx.f32`, 2^-9.9 for `ex2.approx.f16`, 2^-7 for
 //! `ex2.approx.ftz.bf16`. Results may differ from a device's by that much.
 
-use crate::isa::{Float, FloatOp, FloatTy, Rounding};
-use crate::numeric::{BF16, F16, Format, NAN_F32, exp2};
+use super::half;
+use crate::isa::{Float, FloatOp, FloatTy};
+use crate::numeric::{NAN_F32, exp2};
 use crate::registers::{LANES, Lane, Registers, Slot};
 
 pub(super) fn execute(op: &Float, registers: &mut Registers, mask: u32) {
     match op.ty {
         FloatTy::F32 => single(op, registers, mask),
         FloatTy::F64 => double(op, registers, mask),
-        FloatTy::F16 | FloatTy::Bf16 => short(op, registers, mask, 1),
-        FloatTy::F16x2 | FloatTy::Bf16x2 => short(op, registers, mask, 2),
+        FloatTy::F16 | FloatTy::Bf16 | FloatTy::F16x2 | FloatTy::Bf16x2 => half::execute(op, registers, mask),
     }
 }
 
@@ -34,20 +34,20 @@ fn canonical(x: f32) -> u32 {
 }
 
 #[inline(always)]
-fn clamp(x: f32) -> f32 {
+pub(super) fn clamp(x: f32) -> f32 {
     if x > 0.0 { x.min(1.0) } else { 0.0 }
 }
 
 /// The smaller; of the zeros, the negative one is.
 #[inline(always)]
-fn smaller(a: f32, b: f32, nan: bool) -> f32 {
+pub(super) fn smaller(a: f32, b: f32, nan: bool) -> f32 {
     let ordered = if a < b { a } else { b };
     let ordered = if a == b { f32::from_bits(a.to_bits() | b.to_bits()) } else { ordered };
     pick_nan(a, b, nan, ordered)
 }
 
 #[inline(always)]
-fn larger(a: f32, b: f32, nan: bool) -> f32 {
+pub(super) fn larger(a: f32, b: f32, nan: bool) -> f32 {
     let ordered = if a > b { a } else { b };
     let ordered = if a == b { f32::from_bits(a.to_bits() & b.to_bits()) } else { ordered };
     pick_nan(a, b, nan, ordered)
@@ -141,7 +141,7 @@ fn double(op: &Float, registers: &mut Registers, mask: u32) {
 }
 
 /// One operation on doubles, with `fma` to stand in for a fused multiply-add.
-fn operate(op: FloatOp, a: f64, b: f64, c: f64, fma: impl Fn(f64, f64, f64) -> f64) -> f64 {
+pub(super) fn operate(op: FloatOp, a: f64, b: f64, c: f64, fma: impl Fn(f64, f64, f64) -> f64) -> f64 {
     let extreme = |nan: bool, ordered: f64| match (a.is_nan(), b.is_nan()) {
         (false, false) => ordered,
         (true, false) if !nan => b,
@@ -172,47 +172,11 @@ fn operate(op: FloatOp, a: f64, b: f64, c: f64, fma: impl Fn(f64, f64, f64) -> f
     }
 }
 
-fn format(ty: FloatTy) -> Format {
-    if matches!(ty, FloatTy::F16 | FloatTy::F16x2) { F16 } else { BF16 }
-}
-
-/// 16-bit formats, by way of doubles, which hold every sum and product of them closely enough to round once.
-fn short(op: &Float, registers: &mut Registers, mask: u32, parts: u32) {
-    let format = format(op.ty);
-    let words = op.abc.map(|slot| *registers.narrow(slot));
-    let one = |word: [u32; 3]| {
-        if let FloatOp::Neg | FloatOp::Abs = op.op {
-            let sign = word[0] & 0x8000;
-            return if matches!(op.op, FloatOp::Neg) { word[0] ^ 0x8000 } else { word[0] ^ sign };
-        }
-        let [a, b, c] = word.map(|bits| {
-            let value = format.decode(bits);
-            if op.ftz && bits & 0x7fff < smallest_normal(op.ty) { 0_f64.copysign(value) } else { value }
-        });
-        let result = operate(op.op, a, b, c, |a, b, c| a * b + c);
-        let result = if op.sat { f64::from(clamp(result as f32)) } else { result };
-        let bits = format.encode(result, Rounding::Rn);
-        if op.ftz && bits & 0x7fff < smallest_normal(op.ty) { bits & 0x8000 } else { bits }
-    };
-    let mut out = [0; LANES];
-    for (i, out) in out.iter_mut().enumerate() {
-        for part in 0..parts {
-            let bits = one(words.map(|word| word[i] >> (16 * part) & 0xffff));
-            *out |= bits << (16 * part);
-        }
-    }
-    u32::write(registers, op.d, mask, &out);
-}
-
-fn smallest_normal(ty: FloatTy) -> u32 {
-    if matches!(ty, FloatTy::F16 | FloatTy::F16x2) { 1 << 10 } else { 1 << 7 }
-}
-
 /// A register's values as doubles; packed types give their lower part.
 pub(super) fn wide_values(registers: &Registers, ty: FloatTy, slot: Slot) -> [f64; LANES] {
     match ty {
         FloatTy::F64 => f64::read(registers, slot),
         FloatTy::F32 => f32::read(registers, slot).map(f64::from),
-        _ => registers.narrow(slot).map(|bits| format(ty).decode(bits & 0xffff)),
+        _ => registers.narrow(slot).map(|bits| half::format(ty).decode(bits & 0xffff)),
     }
 }

@@ -38,35 +38,43 @@ pub(super) fn execute(op: &Matrix, warp: &mut Warp, cta: &mut Cta<'_>, mask: u32
                 u32::write(&mut warp.registers, *d, mask, &values);
             }
         }
-        Matrix::MmaInt { k: 16, a_ty, b_ty, regs } => mma_int::<16>(*a_ty, *b_ty, regs, &mut warp.registers, mask),
-        Matrix::MmaInt { k: 32, a_ty, b_ty, regs } => mma_int::<32>(*a_ty, *b_ty, regs, &mut warp.registers, mask),
-        Matrix::MmaInt { a_ty, b_ty, regs, .. } => mma_int::<64>(*a_ty, *b_ty, regs, &mut warp.registers, mask),
-        Matrix::MmaFloat { k: 8, bf16, regs } => mma_float::<8>(*bf16, regs, &mut warp.registers, mask),
-        Matrix::MmaFloat { bf16, regs, .. } => mma_float::<16>(*bf16, regs, &mut warp.registers, mask),
+        Matrix::MmaInt { a_ty, b_ty, regs } => {
+            let registers = &mut warp.registers;
+            match (regs.b.len(), a_ty.bits) {
+                (1, 8) => mma_int::<4, 4>(*a_ty, *b_ty, regs, registers, mask),
+                (1, _) => mma_int::<4, 8>(*a_ty, *b_ty, regs, registers, mask),
+                (_, 8) => mma_int::<8, 4>(*a_ty, *b_ty, regs, registers, mask),
+                _ => mma_int::<8, 8>(*a_ty, *b_ty, regs, registers, mask),
+            }
+        }
+        Matrix::MmaFloat { bf16, regs } if regs.b.len() == 1 => mma_float::<4>(*bf16, regs, &mut warp.registers, mask),
+        Matrix::MmaFloat { bf16, regs } => mma_float::<8>(*bf16, regs, &mut warp.registers, mask),
     }
 }
 
-/// Collects a fragment of `ROWS` rows of `K` elements; `rows` is how many registers lie across row groups.
+/// Collects a fragment as `ROWS` rows of `WORDS` registers each.
 #[inline(always)]
-fn gather<T: Copy + Default, const ROWS: usize, const K: usize>(
-    registers: &Registers,
-    fragment: &[Slot],
-    bits: usize,
-    element: impl Fn(u32) -> T,
-) -> [[T; K]; ROWS] {
-    let mut out = [[T::default(); K]; ROWS];
-    let (each, groups) = (32 / bits, ROWS / 8);
+fn gather<const ROWS: usize, const WORDS: usize>(registers: &Registers, fragment: &[Slot]) -> [[u32; WORDS]; ROWS] {
+    let mut out = [[0; WORDS]; ROWS];
+    let groups = ROWS / 8;
     for (r, slot) in fragment.iter().enumerate() {
-        let words = registers.narrow(*slot);
-        for (lane, word) in words.iter().enumerate() {
-            let row = &mut out[lane / 4 + 8 * (r % groups)];
-            let start = (r / groups * 4 + lane % 4) * each;
-            for (i, place) in row[start..start + each].iter_mut().enumerate() {
-                *place = element(word >> (i * bits));
-            }
+        for (lane, word) in registers.narrow(*slot).iter().enumerate() {
+            out[lane / 4 + 8 * (r % groups)][r / groups * 4 + lane % 4] = *word;
         }
     }
     out
+}
+
+/// Takes the elements of a row out of their registers.
+#[inline(always)]
+fn elements<const WORDS: usize, const EACH: usize>(row: [u32; WORDS], signed: bool) -> [[i16; EACH]; WORDS] {
+    let bits = 32 / EACH;
+    row.map(|word| {
+        std::array::from_fn(|i| {
+            let high = (word << (32 - bits * (i + 1))) as i32;
+            (if signed { high >> (32 - bits) } else { (high as u32 >> (32 - bits)) as i32 }) as i16
+        })
+    })
 }
 
 /// Adds `dot(row, column)` to each accumulator.
@@ -84,26 +92,28 @@ fn accumulate<T: Lane>(registers: &mut Registers, regs: &MmaRegs, mask: u32, dot
     }
 }
 
-fn mma_int<const K: usize>(a_ty: MmaElement, b_ty: MmaElement, regs: &MmaRegs, registers: &mut Registers, mask: u32) {
-    let element = |ty: MmaElement| {
-        move |word: u32| {
-            let unused = 32 - ty.bits;
-            (if ty.signed { (word << unused) as i32 >> unused } else { (word << unused >> unused) as i32 }) as i16
-        }
-    };
-    let a: [[i16; K]; 16] = gather(registers, &regs.a, a_ty.bits as usize, element(a_ty));
-    let b: [[i16; K]; 8] = gather(registers, &regs.b, b_ty.bits as usize, element(b_ty));
+fn mma_int<const WORDS: usize, const EACH: usize>(
+    a_ty: MmaElement,
+    b_ty: MmaElement,
+    regs: &MmaRegs,
+    registers: &mut Registers,
+    mask: u32,
+) {
+    let a = gather::<16, WORDS>(registers, &regs.a).map(|row| elements::<WORDS, EACH>(row, a_ty.signed));
+    let b = gather::<8, WORDS>(registers, &regs.b).map(|row| elements::<WORDS, EACH>(row, b_ty.signed));
     accumulate(registers, regs, mask, |row, column, c: i32| {
-        let products = a[row].iter().zip(&b[column]).map(|(a, b)| i32::from(*a) * i32::from(*b));
-        c.wrapping_add(products.sum::<i32>())
+        let pairs = a[row].as_flattened().iter().zip(b[column].as_flattened());
+        c.wrapping_add(pairs.map(|(a, b)| i32::from(*a) * i32::from(*b)).sum())
     });
 }
 
-fn mma_float<const K: usize>(bf16: bool, regs: &MmaRegs, registers: &mut Registers, mask: u32) {
+fn mma_float<const WORDS: usize>(bf16: bool, regs: &MmaRegs, registers: &mut Registers, mask: u32) {
     let format = if bf16 { BF16 } else { F16 };
-    let a: [[f64; K]; 16] = gather(registers, &regs.a, 16, |word| format.decode(word & 0xffff));
-    let b: [[f64; K]; 8] = gather(registers, &regs.b, 16, |word| format.decode(word & 0xffff));
+    let pair = |word: u32| [format.decode(word & 0xffff), format.decode(word >> 16)];
+    let a = gather::<16, WORDS>(registers, &regs.a).map(|row| row.map(pair));
+    let b = gather::<8, WORDS>(registers, &regs.b).map(|row| row.map(pair));
     accumulate(registers, regs, mask, |row, column, c: f32| {
-        a[row].iter().zip(&b[column]).fold(f64::from(c), |sum, (a, b)| sum + a * b) as f32
+        let pairs = a[row].as_flattened().iter().zip(b[column].as_flattened());
+        pairs.fold(f64::from(c), |sum, (a, b)| sum + a * b) as f32
     });
 }

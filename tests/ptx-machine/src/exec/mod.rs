@@ -7,6 +7,7 @@ mod convert;
 mod cta;
 mod data;
 mod float;
+mod half;
 mod integer;
 mod matrix;
 mod memory;
