@@ -65,16 +65,21 @@ fn gather<const ROWS: usize, const WORDS: usize>(registers: &Registers, fragment
     out
 }
 
-/// Takes the elements of a row out of their registers.
+/// Takes the elements out of their registers.
 #[inline(always)]
-fn elements<const WORDS: usize, const EACH: usize>(row: [u32; WORDS], signed: bool) -> [[i16; EACH]; WORDS] {
+fn elements<const ROWS: usize, const WORDS: usize, const EACH: usize>(
+    rows: &[[u32; WORDS]; ROWS],
+    signed: bool,
+) -> [[[i16; EACH]; WORDS]; ROWS] {
     let bits = 32 / EACH;
-    row.map(|word| {
-        std::array::from_fn(|i| {
+    let mut out = [[[0; EACH]; WORDS]; ROWS];
+    for (word, out) in rows.as_flattened().iter().zip(out.as_flattened_mut()) {
+        for (i, element) in out.iter_mut().enumerate() {
             let high = (word << (32 - bits * (i + 1))) as i32;
-            (if signed { high >> (32 - bits) } else { (high as u32 >> (32 - bits)) as i32 }) as i16
-        })
-    })
+            *element = (if signed { high >> (32 - bits) } else { (high as u32 >> (32 - bits)) as i32 }) as i16;
+        }
+    }
+    out
 }
 
 /// Adds `dot(row, column)` to each accumulator.
@@ -99,8 +104,8 @@ fn mma_int<const WORDS: usize, const EACH: usize>(
     registers: &mut Registers,
     mask: u32,
 ) {
-    let a = gather::<16, WORDS>(registers, &regs.a).map(|row| elements::<WORDS, EACH>(row, a_ty.signed));
-    let b = gather::<8, WORDS>(registers, &regs.b).map(|row| elements::<WORDS, EACH>(row, b_ty.signed));
+    let a = elements::<16, WORDS, EACH>(&gather(registers, &regs.a), a_ty.signed);
+    let b = elements::<8, WORDS, EACH>(&gather(registers, &regs.b), b_ty.signed);
     accumulate(registers, regs, mask, |row, column, c: i32| {
         let pairs = a[row].as_flattened().iter().zip(b[column].as_flattened());
         c.wrapping_add(pairs.map(|(a, b)| i32::from(*a) * i32::from(*b)).sum())

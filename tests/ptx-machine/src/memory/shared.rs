@@ -6,7 +6,6 @@
 
 use super::{Packet, Refusal};
 use crate::report::{Fault, RaceKind};
-use bytemuck::bytes_of;
 
 const WARP: u32 = 0x1f;
 const ATOMIC: u32 = 0x40;
@@ -114,9 +113,7 @@ impl SharedMemory {
             let others = if readers.time >= self.floor { readers.warps } else { 0 };
             *readers = Readers { time: me.time.max(readers.time), warps: others | me.warps };
         }
-        let mut packet = [0; 4];
-        bytemuck::bytes_of_mut(&mut packet)[..range.len()].copy_from_slice(&self.bytes[range]);
-        Ok((packet, fault))
+        Ok((read_packet(&self.bytes[range]), fault))
     }
 
     #[cold]
@@ -196,17 +193,13 @@ impl SharedMemory {
         line: u32,
     ) -> Result<Option<Fault>, Refusal> {
         let range = self.place(address, bytes)?;
-        self.bytes[range.clone()].copy_from_slice(&bytes_of(&packet)[..bytes as usize]);
+        write_packet(&mut self.bytes[range.clone()], packet);
         Ok(self.shadow_write(range, party, line, 0))
     }
 
     /// The bytes as they are, unchecked, at a place where a store has just succeeded.
     pub(crate) fn peek(&self, address: u64, bytes: u32) -> Packet {
-        let mut packet = [0; 4];
-        let start = address as usize;
-        bytemuck::bytes_of_mut(&mut packet)[..bytes as usize]
-            .copy_from_slice(&self.bytes[start..start + bytes as usize]);
-        packet
+        read_packet(&self.bytes[address as usize..address as usize + bytes as usize])
     }
 
     /// Replaces a value of 4 or 8 bytes by `f` of it.
@@ -246,6 +239,30 @@ impl SharedMemory {
     pub(crate) fn land(&mut self, address: u64, bytes: u32, packet: Packet, party: &Party) {
         let range = address as usize..address as usize + bytes as usize;
         self.writes[range.clone()].fill(party.stamp());
-        self.bytes[range].copy_from_slice(&bytes_of(&packet)[..bytes as usize]);
+        write_packet(&mut self.bytes[range], packet);
+    }
+}
+
+/// Up to 16 bytes as a packet; sizes that are powers of two are single moves.
+#[inline(always)]
+fn read_packet(bytes: &[u8]) -> Packet {
+    let word = |at: usize| bytes[at..].first_chunk().map_or(0, |chunk| u32::from_le_bytes(*chunk));
+    match bytes.len() {
+        16 => [word(0), word(4), word(8), word(12)],
+        8 => [word(0), word(4), 0, 0],
+        4 => [word(0), 0, 0, 0],
+        2 => [u16::from_le_bytes([bytes[0], bytes[1]]).into(), 0, 0, 0],
+        _ => [bytes[0].into(), 0, 0, 0],
+    }
+}
+
+#[inline(always)]
+fn write_packet(bytes: &mut [u8], packet: Packet) {
+    let source: &[u8; 16] = bytemuck::cast_ref(&packet);
+    match bytes.len() {
+        16 => bytes.copy_from_slice(source),
+        8 => bytes.copy_from_slice(&source[..8]),
+        4 => bytes.copy_from_slice(&source[..4]),
+        length => bytes.copy_from_slice(&source[..length]),
     }
 }
