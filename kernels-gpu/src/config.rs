@@ -32,6 +32,25 @@ pub struct AttentionVariant {
     pub min_ctas: usize,
 }
 
+/// One float16 attention kernel (the yardstick) and how it is launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BaselineVariant {
+    /// Entry point in the module's PTX.
+    pub entry: &'static str,
+    /// Head dimension.
+    pub head_dim: usize,
+    /// Whether the causal mask is applied.
+    pub causal: bool,
+    /// Query rows of one CTA.
+    pub tile_m: usize,
+    /// Threads of one CTA.
+    pub threads: usize,
+    /// Dynamic shared memory of one CTA.
+    pub shared_bytes: usize,
+    /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
+    pub min_ctas: usize,
+}
+
 /// A PTX module: the name of its file and of its `--cfg kernels` value, and the target it is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Module {
@@ -47,7 +66,28 @@ pub const fn attention_shared_bytes(head_dim: usize, slots: usize) -> usize {
     slots * block_bytes(head_dim) + 2 * KV_BLOCK * 8
 }
 
-/// The table. A row: module, head_dim, scheme, m16 tiles a warp, warps, ring slots, CTAs an SM, entry, causal entry.
+/// Shared memory of a float16 attention CTA: the query tile and a ring of `stages` pairs of tiles of `keys` K and V rows.
+#[must_use]
+pub const fn baseline_shared_bytes(head_dim: usize, tile_m: usize, keys: usize, stages: usize) -> usize {
+    2 * head_dim * (tile_m + 2 * stages * keys)
+}
+
+/// The float16 table. A row: head_dim, m16 tiles a warp, warps, keys a tile, ring stages, whether Q stays in registers,
+/// CTAs an SM, entry, causal entry.
+#[macro_export]
+macro_rules! baseline_table {
+    ($emit:ident) => {
+        $emit! {
+            32, 2, 4, 32, 3, true, 4, attention_f16_d32, attention_f16_d32_causal;
+            64, 2, 4, 64, 2, true, 2, attention_f16_d64, attention_f16_d64_causal;
+            96, 2, 4, 64, 2, false, 2, attention_f16_d96, attention_f16_d96_causal;
+            128, 2, 4, 48, 2, false, 2, attention_f16_d128, attention_f16_d128_causal;
+            256, 1, 4, 32, 2, false, 2, attention_f16_d256, attention_f16_d256_causal;
+        }
+    };
+}
+
+/// The INT8 table. A row: module, head_dim, scheme, m16 tiles a warp, warps, ring slots, CTAs an SM, entry, causal entry.
 #[macro_export]
 macro_rules! attention_table {
     ($emit:ident) => {
@@ -84,6 +124,24 @@ macro_rules! variants {
 /// All INT8 attention kernels.
 pub const ATTENTION: &[AttentionVariant] = attention_table!(variants);
 
+macro_rules! baseline_variants {
+    ($($d:literal, $mt:literal, $warps:literal, $keys:literal, $stages:literal, $resident:literal, $ctas:literal, $plain:ident, $causal:ident;)*) => {
+        &[$(
+            BaselineVariant {
+                entry: stringify!($plain), head_dim: $d, causal: false, tile_m: 16 * $mt * $warps, threads: 32 * $warps,
+                shared_bytes: baseline_shared_bytes($d, 16 * $mt * $warps, $keys, $stages), min_ctas: $ctas,
+            },
+            BaselineVariant {
+                entry: stringify!($causal), head_dim: $d, causal: true, tile_m: 16 * $mt * $warps, threads: 32 * $warps,
+                shared_bytes: baseline_shared_bytes($d, 16 * $mt * $warps, $keys, $stages), min_ctas: $ctas,
+            },
+        )*]
+    };
+}
+
+/// All float16 attention kernels.
+pub const BASELINE: &[BaselineVariant] = baseline_table!(baseline_variants);
+
 /// All PTX modules that `xtask build` writes.
 pub const MODULES: &[Module] = &[
     Module { name: "quantize", target: "sm_80" },
@@ -92,10 +150,17 @@ pub const MODULES: &[Module] = &[
     Module { name: "attention_d96", target: "sm_80" },
     Module { name: "attention_d128", target: "sm_80" },
     Module { name: "attention_d256", target: "sm_80" },
+    Module { name: "baseline_f16", target: "sm_80" },
 ];
 
 /// The INT8 attention kernel for a head dim, mask and scheme.
 #[must_use]
 pub fn attention(head_dim: usize, causal: bool, scheme: Scheme) -> Option<&'static AttentionVariant> {
     ATTENTION.iter().find(|v| v.head_dim == head_dim && v.causal == causal && v.scheme == scheme)
+}
+
+/// The float16 attention kernel for a head dim and mask.
+#[must_use]
+pub fn baseline(head_dim: usize, causal: bool) -> Option<&'static BaselineVariant> {
+    BASELINE.iter().find(|v| v.head_dim == head_dim && v.causal == causal)
 }

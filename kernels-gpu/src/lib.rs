@@ -26,6 +26,9 @@ mod element;
 ))]
 mod attention;
 
+#[cfg(all(target_arch = "nvptx64", kernels = "baseline_f16"))]
+mod baseline;
+
 /// The kernels have no panicking path (their PTX calls nothing); the language asks for a handler all the same.
 #[cfg(target_arch = "nvptx64")]
 #[panic_handler]

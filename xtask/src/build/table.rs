@@ -7,15 +7,21 @@ use int_flash_attention_kernels::quantize::launch::BOUNDS;
 /// The launch bounds of an entry, or nothing where no table has it.
 pub fn launch_bounds(entry: &str) -> Option<LaunchBounds> {
     let attention = config::ATTENTION.iter().map(|v| (v.entry, v.threads, v.min_ctas));
+    let baseline = config::BASELINE.iter().map(|v| (v.entry, v.threads, v.min_ctas));
     let quantize = BOUNDS.iter().map(|b| (b.entry, b.threads, b.min_ctas));
-    let (_, threads, min_ctas) = attention.chain(quantize).find(|(name, ..)| *name == entry)?;
+    let (_, threads, min_ctas) = attention.chain(baseline).chain(quantize).find(|(name, ..)| *name == entry)?;
     Some(LaunchBounds { threads, min_ctas })
 }
 
 /// The entries that a module must have.
 pub fn expected_entries(module: &str) -> Vec<&'static str> {
-    if module == "quantize" {
-        return BOUNDS.iter().map(|b| b.entry).collect();
+    match module {
+        "quantize" => BOUNDS.iter().map(|b| b.entry).collect(),
+        "baseline_f16" => config::BASELINE.iter().map(|v| v.entry).collect(),
+        _ => config::ATTENTION
+            .iter()
+            .filter(|v| format!("attention_d{}", v.head_dim) == module)
+            .map(|v| v.entry)
+            .collect(),
     }
-    config::ATTENTION.iter().filter(|v| format!("attention_d{}", v.head_dim) == module).map(|v| v.entry).collect()
 }

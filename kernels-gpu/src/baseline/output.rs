@@ -1,0 +1,59 @@
+//! O += P V on the float16 tensor cores.
+
+use super::scores::Scores;
+use super::softmax::Softmax;
+use super::tile::{LaneRow, row_bytes};
+use crate::ptx::ldmatrix::ldmatrix_x4_trans;
+use crate::ptx::mma::mma_m16n8k16_f32_f16;
+
+/// n8 tiles of the widest head.
+const MAX_TILES: usize = 32;
+
+/// The output rows of a warp in accumulator fragments, not yet divided by the row sum.
+pub(crate) struct Accumulator<const MT: usize> {
+    pub o: [[[f32; 4]; MAX_TILES]; MT],
+}
+
+impl<const MT: usize> Accumulator<MT> {
+    #[inline(always)]
+    pub(crate) fn zero() -> Self {
+        Self { o: [[[0.0; 4]; MAX_TILES]; MT] }
+    }
+
+    /// Multiplies each row of the `D` dims in use: `factor[mt][half]`.
+    #[inline(always)]
+    pub(crate) fn scale<const D: usize>(&mut self, factor: &[[f32; 2]; MT]) {
+        for mt in 0..MT {
+            for tile in 0..D / 8 {
+                for i in 0..4 {
+                    self.o[mt][tile][i] *= factor[mt][i / 2];
+                }
+            }
+        }
+    }
+}
+
+/// Adds the tile at shared address `v`, 16 keys at a time: their exponentials, then their products. The assembler moves the
+/// exponentials of the next 16 keys between the products of these.
+#[inline(always)]
+pub(crate) unsafe fn update<const D: usize, const MT: usize, const KEYS: usize>(
+    acc: &mut Accumulator<MT>,
+    softmax: &mut Softmax<MT>,
+    s: &Scores<MT>,
+    scale: f32,
+    v: u32,
+) {
+    let lane = LaneRow::rows_first::<D>();
+    for step in 0..KEYS / 16 {
+        let p = softmax.probabilities(s, scale, step);
+        for pair in 0..D / 16 {
+            let b = unsafe { ldmatrix_x4_trans(lane.address(v, pair) + 16 * step as u32 * row_bytes(D)) };
+            for mt in 0..MT {
+                for n in 0..2 {
+                    let o = &mut acc.o[mt][2 * pair + n];
+                    *o = unsafe { mma_m16n8k16_f32_f16(p[mt], [b[2 * n], b[2 * n + 1]], *o) };
+                }
+            }
+        }
+    }
+}
