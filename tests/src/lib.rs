@@ -11,6 +11,14 @@ pub fn cases(usual: u32) -> u32 {
     std::env::var("INT_FLASH_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 
+/// The seed of the generated cases: `INT_FLASH_SEED` where it is set, else always the same, so that a run can be repeated.
+fn seed() -> [u8; 32] {
+    let number: u64 = std::env::var("INT_FLASH_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&number.to_le_bytes());
+    seed
+}
+
 /// Runs `property` on generated cases; the error shows the smallest case that was found to fail.
 ///
 /// # Errors
@@ -21,11 +29,10 @@ pub fn check_cases<S: proptest::strategy::Strategy>(
     strategy: &S,
     property: impl Fn(&S::Value) -> anyhow::Result<()>,
 ) -> Result<(), String> {
-    let config =
-        proptest::test_runner::Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Default::default() };
-    let mut runner = proptest::test_runner::TestRunner::new(config);
-    let result = runner.run(strategy, |value| {
-        property(&value).map_err(|error| proptest::test_runner::TestCaseError::fail(format!("{error:#}")))
-    });
+    use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed()));
+    let result =
+        runner.run(strategy, |value| property(&value).map_err(|error| TestCaseError::fail(format!("{error:#}"))));
     result.map_err(|error| error.to_string())
 }

@@ -1,7 +1,12 @@
 //! `cargo xtask`: everything that is done with this repository, one module a command.
 
+mod accuracy;
+mod attention;
 mod build;
 mod check;
+mod demo;
+mod progress;
+mod tensors;
 mod test;
 mod tools;
 mod workspace;
@@ -26,6 +31,10 @@ enum Command {
     Build(build::Args),
     /// Assemble the PTX for every architecture; fail on spills, stack frames and missing IMMA
     Check(check::Args),
+    /// Q, K, V from a safetensors file through INT8 attention into another
+    Attention(attention::Args),
+    /// The job on real activations, both schemes
+    Demo(demo::Args),
     /// Format, lints, docs, PTX, tests, stable compiler: everything
     Test(test::Args),
 }
@@ -34,6 +43,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Build(args) => build::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Attention(args) => attention::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
     };
     match result {

@@ -1,0 +1,182 @@
+//! `cargo xtask attention`: the job. Q, K, V from a file, quantized, attended, written, and how far off it is.
+
+use crate::accuracy::{self, Accuracy};
+use crate::progress::LateBar;
+use crate::tensors::{self, Inputs};
+use anyhow::{Result, bail};
+use int_flash_attention::{Device, Options, Order, Output, Scheme};
+use int_flash_attention_tests::sim::Simulator;
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// safetensors file with the tensors q, k and v (f16, bf16 or f32, four dimensions)
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// safetensors file to write: o in the input's dtype, and lse with --lse
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// auto, cpu, cuda, cuda:N, or sim: the GPU's kernels on an interpreter
+    #[arg(long, default_value = "auto")]
+    device: Target,
+    /// default: most accurate; paper: exactly arXiv 2409.16997
+    #[arg(long, default_value = "default")]
+    scheme: Scheme,
+    /// Keep key j for query i where j <= i + seqlen_kv - seqlen_q
+    #[arg(long)]
+    causal: bool,
+    /// Factor of Q.K before the softmax [default: 1/sqrt(head_dim)]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    softmax_scale: Option<f32>,
+    /// Order of the file's dimensions: bhnd or bnhd
+    #[arg(long, default_value = "bhnd")]
+    layout: Order,
+    /// Also write the log-sum-exp of each row, float32 [batch, heads, seqlen_q]
+    #[arg(long)]
+    lse: bool,
+    /// Compare with float64 attention
+    #[arg(long)]
+    check: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where the job runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A GPU if there is one, else the CPU.
+    Auto,
+    /// This device.
+    On(Device),
+    /// The PTX machine of the tests.
+    Sim,
+}
+
+impl std::str::FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "sim" => Ok(Self::Sim),
+            other => {
+                other.parse().map(Self::On).map_err(|_| format!("`{other}` is none of auto, cpu, cuda, cuda:N, sim"))
+            }
+        }
+    }
+}
+
+impl Target {
+    /// The device to use, its name, and why it is not a GPU where `auto` found none.
+    pub fn resolve(self) -> (Self, Option<String>) {
+        match self {
+            Self::Auto => {
+                let (device, why) = Device::auto();
+                (Self::On(device), why.map(|error| error.to_string()))
+            }
+            other => (other, None),
+        }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::On(device) => device.fmt(f),
+            Self::Sim => f.write_str("sim"),
+        }
+    }
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if args.softmax_scale.is_some_and(|scale| !scale.is_finite()) {
+        bail!("--softmax-scale must be a finite number");
+    }
+    let inputs = tensors::read(&args.input, args.layout)?;
+    let (target, why_not_gpu) = args.device.resolve();
+    let options = Options {
+        causal: args.causal,
+        scheme: args.scheme,
+        softmax_scale: args.softmax_scale,
+        lse: args.lse,
+        ..Options::default()
+    };
+    let (output, time) = job(target, &inputs, &options)?;
+    let checked = if args.check {
+        let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
+        Some(accuracy::measure(&problem, &inputs, &output.o)?)
+    } else {
+        None
+    };
+    tensors::write(&args.output, &output, args.layout)?;
+    if args.json {
+        print_json(args, target, &output, time, checked.as_ref());
+    } else {
+        if let Some(why) = why_not_gpu {
+            println!("no GPU: {why}");
+        }
+        print_text(args, target, &inputs, time, checked.as_ref());
+    }
+    Ok(())
+}
+
+/// Runs the job on `target` behind a progress bar; the time includes copies to and from a device.
+pub fn job(target: Target, inputs: &Inputs, options: &Options<'_>) -> Result<(Output, Duration)> {
+    let bar = LateBar::new("attention");
+    let progress = |p: int_flash_attention::Progress| bar.update(p.done, p.total);
+    let options = Options { progress: Some(&progress), ..*options };
+    let start = Instant::now();
+    let output = match target {
+        Target::On(device) => int_flash_attention::attention(device, &inputs.q, &inputs.k, &inputs.v, &options)?,
+        Target::Sim => {
+            let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
+            let (o, lse) = Simulator::new().job(&problem, [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
+            Output { o, lse }
+        }
+        Target::Auto => bail!("the device was not chosen"),
+    };
+    Ok((output, start.elapsed()))
+}
+
+fn print_text(args: &Args, target: Target, inputs: &Inputs, time: Duration, checked: Option<&Accuracy>) {
+    let (q, k) = (inputs.q.shape(), inputs.k.shape());
+    println!(
+        "batch {} heads {}/{} seqlen {}/{} head_dim {} {} {}{}: {:.1} ms on {target}",
+        q.batch,
+        q.heads,
+        k.heads,
+        q.seqlen,
+        k.seqlen,
+        q.head_dim,
+        inputs.q.dtype(),
+        args.scheme,
+        if args.causal { " causal" } else { "" },
+        time.as_secs_f64() * 1e3
+    );
+    if let Some(Accuracy { figures, rows, rows_of }) = checked {
+        println!("against float64 ({rows} of {rows_of} query positions of every head):");
+        println!(
+            "  relative L2  {:.3e}\n  max abs      {:.3e}\n  cosine       {:.9}",
+            figures.relative_l2, figures.max_abs, figures.cosine
+        );
+    }
+    println!("wrote {}", args.output.display());
+}
+
+fn print_json(args: &Args, target: Target, output: &Output, time: Duration, checked: Option<&Accuracy>) {
+    let shape = output.o.shape();
+    let check = checked.map(|c| {
+        json!({ "relative_l2": c.figures.relative_l2, "max_abs": c.figures.max_abs, "cosine": c.figures.cosine,
+                "rows": c.rows, "rows_of": c.rows_of })
+    });
+    let report = json!({
+        "device": target.to_string(), "scheme": args.scheme.to_string(), "causal": args.causal, "dtype": output.o.dtype().to_string(),
+        "batch": shape.batch, "heads": shape.heads, "seqlen_q": shape.seqlen, "head_dim": shape.head_dim,
+        "ms": time.as_secs_f64() * 1e3, "check": check, "output": args.output.display().to_string(),
+    });
+    println!("{report}");
+}
