@@ -1,27 +1,361 @@
-//! x
-use super::{Bounds, Exact};
+//! How far [`int8`](super::int8) may be from float64, derived from the roundings of the scheme.
+//!
+//! With exact weights `w` (they add to one), output `o` and scores `S`, the INT8 algorithm has
+//!
+//! ```text
+//! A_j = w_j exp(ε_j) + δ_j U / R          o' = Σ A_j v_j / Σ A_j,   so   o' - o = Σ (A_j - w_j) (v_j - o) / Σ A_j
+//! ```
+//!
+//! because `Σ w_j (v_j - o) = 0`: errors of the weights matter only as far as the values differ. `U` is the weight of a key
+//! at the block's maximum (paper: at the running maximum) and `R` the largest code. Bounded are, per key:
+//!
+//! * `|ε_j|`, the error of a score. Q and K are off by half a step in each channel:
+//!   `|scale| (sq/2 |k_j|₁ + sk_j/2 (|q|₁ + d sq/2))`, with K less its mean. The default scheme adds, with `S` less the mean's
+//!   share: `3/4 sq sk_j |scale|` for the rounding of `kb`, `2^-11 |S_j|` for `t`, what the row's scale lost in float16, and
+//!   `2^-11` of the distance to the block's maximum for `x`.
+//! * `|δ_j|`, the error of a code: half a step, and in the default scheme `255 * 2^-12` for the exponential's float16.
+//!
+//! Then `|o' - o| <= Σ (w_j (exp |ε_j| - 1) + |δ_j| U/R) |v_j - o| / Σ max(0, w_j exp -|ε_j| - |δ_j| U/R)`, and half a step of V.
+//! In the paper's scheme the row sum has the exponentials and not the codes, so the weights do not add to one and the part
+//! of `δ` meets `|v_j|`. The log-sum-exp moves by the logarithm of `Σ A_j`.
+//!
+//! These are worst cases: all roundings in the worst direction at once. On random data the true error is smaller by about
+//! the square root of the number of terms.
+
+use super::Bounds;
+use super::dequantize::{dequantize_q, dequantize_v};
+use super::exact::{Exact, HeadF64, dot};
+use super::quantize::quantize;
+use super::rows::Rows;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, Scheme};
+use crate::quantized::HostQuantized;
+use crate::round::f16_from_f64;
 use crate::tensor::HostTensor;
-/// x
+use int_flash_attention_kernels::layout::{KV_BLOCK, kv_blocks};
+use rayon::prelude::*;
+
+/// Half a step, and the float32 roundings on the way to it.
+const HALF: f64 = 0.500_1;
+
+/// [`exact`](super::exact()), and how far [`int8`](super::int8()) on the quantized tensors, rounded to `dtype`, may be from it.
+///
+/// # Errors
+/// As [`quantize`](super::quantize()).
 pub fn exact_bounds(
-    _p: &AttentionProblem,
-    _q: &HostTensor,
-    _k: &HostTensor,
-    _v: &HostTensor,
-    _d: DType,
+    problem: &AttentionProblem,
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+    dtype: DType,
 ) -> Result<(Exact, Bounds)> {
-    todo!()
+    let operands = quantize(problem, q, k, v)?;
+    let head = |head| Head::of_tensors(problem, &operands, HeadF64::read(problem, q, k, v, head), head);
+    Ok(run(problem, dtype, Rows::all(problem), head))
 }
-/// x
+
+/// [`exact_bounds`] for these query positions of every head.
+///
+/// # Errors
+/// As there, and a position past the end.
 pub fn exact_bounds_rows(
-    _p: &AttentionProblem,
-    _q: &HostTensor,
-    _k: &HostTensor,
-    _v: &HostTensor,
-    _d: DType,
-    _r: &[usize],
+    problem: &AttentionProblem,
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+    dtype: DType,
+    rows: &[usize],
 ) -> Result<(Exact, Bounds)> {
-    todo!()
+    let operands = quantize(problem, q, k, v)?;
+    let head = |head| Head::of_tensors(problem, &operands, HeadF64::read(problem, q, k, v, head), head);
+    Ok(run(problem, dtype, Rows::some(problem, rows)?, head))
+}
+
+/// Float64 attention on the dequantized operands, and how far [`int8`](super::int8()) on them, rounded to `dtype`, may be from
+/// it: the share of P and of float16, without that of Q, K and V. (That of V and of the scores is half a step each, which
+/// dequantization shows.)
+///
+/// # Errors
+/// As [`int8`](super::int8()).
+pub fn dequantized_bounds(
+    problem: &AttentionProblem,
+    operands: &HostQuantized,
+    dtype: DType,
+) -> Result<(Exact, Bounds)> {
+    problem.check()?;
+    super::int8::check_operands(problem, operands)?;
+    let smoothed = crate::HostK { mean: vec![0.0; operands.k.mean.len()], ..operands.k.clone() };
+    let q = dequantize_q(&operands.q)?;
+    let k = super::dequantize_k(&smoothed)?;
+    let v = dequantize_v(&operands.v)?;
+    let head = |head| Head::of_codes(problem, operands, [&q, &k, &v], head);
+    Ok(run(problem, dtype, Rows::all(problem), head))
+}
+
+/// A query head in float64, K less its mean, and the steps of its quantization.
+struct Head {
+    x: HeadF64,
+    /// `softmax_scale * q . k_mean` of each query, and a bound of its float32 error.
+    bias: Vec<[f64; 2]>,
+    q_scale: Vec<f64>,
+    k_scale: Vec<f64>,
+    /// The steps of V, as far as V is off by half of one.
+    v_step: Vec<f64>,
+    kappa: f64,
+    /// Half a step, or 0 where Q and K are what their codes say.
+    half: f64,
+    /// `|k_j|₁`.
+    k_norm: Vec<f64>,
+}
+
+impl Head {
+    fn of_tensors(p: &AttentionProblem, operands: &HostQuantized, mut x: HeadF64, head: usize) -> Self {
+        let (d, kv) = (p.head_dim, kv_head(p, head));
+        let mean: Vec<f64> = operands.k.mean[kv * d..][..d].iter().map(|&mean| mean.into()).collect();
+        for row in x.k.chunks_exact_mut(d) {
+            for (k, mean) in row.iter_mut().zip(&mean) {
+                *k -= mean;
+            }
+        }
+        let scale = f64::from(p.scale());
+        let bias = x.q.chunks_exact(d).map(|q| {
+            let magnitude: f64 = q.iter().zip(&mean).map(|(q, mean)| (q * mean).abs()).sum();
+            [scale * dot(q, &mean), scale.abs() * magnitude * (-18_f64).exp2()]
+        });
+        let bias = bias.collect();
+        let v_step = operands.v.scale[kv * d..][..d].iter().map(|&step| step.into()).collect();
+        Self::new(p, operands, x, head, bias, v_step, HALF)
+    }
+
+    fn of_codes(p: &AttentionProblem, operands: &HostQuantized, [q, k, v]: [&[f32]; 3], head: usize) -> Self {
+        let (d, kv) = (p.head_dim, kv_head(p, head));
+        let take = |x: &[f32], head: usize, n: usize| x[head * n * d..][..n * d].iter().map(|&x| x.into()).collect();
+        let (n, n_kv) = (p.seqlen_q, p.seqlen_kv);
+        let x = HeadF64 { q: take(q, head, n), k: take(k, kv, n_kv), v: take(v, kv, n_kv) };
+        let bias = (0..n).map(|row| operands.q.bias.as_ref().map_or(0.0, |bias| bias[head * n + row].into()));
+        let bias = bias.map(|bias: f64| [bias * f64::from(p.scale()), 0.0]).collect();
+        Self::new(p, operands, x, head, bias, vec![0.0; d], 0.0)
+    }
+
+    fn new(
+        p: &AttentionProblem,
+        operands: &HostQuantized,
+        x: HeadF64,
+        head: usize,
+        bias: Vec<[f64; 2]>,
+        v_step: Vec<f64>,
+        half: f64,
+    ) -> Self {
+        let kv = kv_head(p, head);
+        let k_scale = &operands.k.scale[kv * kv_blocks(p.seqlen_kv) * KV_BLOCK..][..p.seqlen_kv];
+        let k_norm = x.k.chunks_exact(p.head_dim).map(|k| k.iter().map(|k| k.abs()).sum()).collect();
+        Self {
+            x,
+            bias,
+            q_scale: operands.q.scale[head * p.seqlen_q..][..p.seqlen_q].iter().map(|&scale| scale.into()).collect(),
+            k_scale: k_scale.iter().map(|&scale| scale.into()).collect(),
+            v_step,
+            kappa: super::head::kappa_of(p, operands.k.scale_max[kv]).into(),
+            half,
+            k_norm,
+        }
+    }
+}
+
+fn kv_head(p: &AttentionProblem, head: usize) -> usize {
+    head / p.heads_q * p.heads_kv + head % p.heads_q / p.group()
+}
+
+fn run(p: &AttentionProblem, dtype: DType, rows: Rows<'_>, head: impl Fn(usize) -> Head + Sync) -> (Exact, Bounds) {
+    let one_head = |index: usize| {
+        let head = head(index);
+        let row = |index| Row::new(p, &head, rows.at(index)).bound(p, &head, dtype);
+        (0..rows.len()).into_par_iter().map(row).collect::<Vec<_>>()
+    };
+    let parts: Vec<_> = (0..p.batch * p.heads_q).into_par_iter().map(one_head).collect();
+    let (mut exact, mut bounds) = (Exact { o: vec![], lse: vec![] }, Bounds::default());
+    for row in parts.into_iter().flatten() {
+        exact.o.extend(row.o);
+        exact.lse.push(row.lse);
+        bounds.o.extend(row.o_bound);
+        bounds.lse.push(row.lse_bound);
+    }
+    (exact, bounds)
+}
+
+/// A row on its way to its bounds.
+struct Row {
+    index: usize,
+    weights: Vec<f64>,
+    /// Less the mean's share.
+    scores: Vec<f64>,
+    /// Of each key: the error of its score; the error of its code times the weight of a code.
+    score_error: Vec<f64>,
+    code_error: Vec<f64>,
+    o: Vec<f64>,
+    lse: f64,
+}
+
+struct RowBound {
+    o: Vec<f64>,
+    lse: f64,
+    o_bound: Vec<f64>,
+    lse_bound: f64,
+}
+
+impl Row {
+    fn new(p: &AttentionProblem, head: &Head, index: usize) -> Self {
+        let mut row = Self {
+            index,
+            weights: Vec::new(),
+            scores: Vec::new(),
+            score_error: Vec::new(),
+            code_error: Vec::new(),
+            o: vec![0.0; p.head_dim],
+            lse: 0.0,
+        };
+        row.lse = head.x.row(p, index, &mut row.weights, &mut row.o);
+        let (d, scale) = (p.head_dim, f64::from(p.scale()));
+        let q = &head.x.q[index * d..][..d];
+        row.scores = head.x.k.chunks_exact(d).take(row.weights.len()).map(|k| scale * dot(q, k)).collect();
+        row.score_errors(p, head);
+        row.code_errors(p);
+        row
+    }
+
+    fn score_errors(&mut self, p: &AttentionProblem, head: &Head) {
+        let (d, scale) = (p.head_dim, f64::from(p.scale()).abs());
+        let sq = head.q_scale[self.index];
+        let q_norm: f64 = head.x.q[self.index * d..][..d].iter().map(|q| q.abs()).sum();
+        let scores = &self.scores;
+        let steps = |j: usize| {
+            let sk: f64 = head.k_scale[j];
+            scale * head.half * (sq * head.k_norm[j] + sk * (q_norm + d as f64 * sq * head.half))
+        };
+        match p.scheme {
+            Scheme::Paper => {
+                let float = (-21_f64).exp2();
+                self.score_error = (0..scores.len()).map(|j| steps(j) + float * (scores[j].abs() + 1.0)).collect();
+            }
+            Scheme::Default => {
+                let eleven_bits = 1.001 * (-11_f64).exp2();
+                let qs = sq / head.kappa;
+                let lost = (f64::from(f16_from_f64(qs.clamp((-24_f64).exp2(), 1.0))) - qs).abs() / qs;
+                for block in scores.chunks(KV_BLOCK) {
+                    let first = self.score_error.len();
+                    let before_x: Vec<f64> = (block.iter().enumerate())
+                        .map(|(j, score)| {
+                            let steps = steps(first + j);
+                            let bias = 0.75 * sq * head.k_scale[first + j] * scale;
+                            steps + bias + (eleven_bits + lost) * (score.abs() + steps + bias) + (-24_f64).exp2()
+                        })
+                        .collect();
+                    let max = block.iter().zip(&before_x).map(|(s, e)| s + e).fold(f64::NEG_INFINITY, f64::max);
+                    let max = max + 2.0 * eleven_bits * max.abs();
+                    let errors = block.iter().zip(&before_x).map(|(s, e)| e + eleven_bits * (max - s + e));
+                    self.score_error.extend(errors);
+                }
+            }
+        }
+    }
+
+    fn code_errors(&mut self, p: &AttentionProblem) {
+        let mut running: f64 = 0.0;
+        for (block, weights) in self.weights.chunks(KV_BLOCK).enumerate() {
+            let errors = &self.score_error[block * KV_BLOCK..];
+            let max = weights.iter().zip(errors).map(|(w, e)| w * e.exp()).fold(0.0, f64::max);
+            let (unit, error) = match p.scheme {
+                Scheme::Default => {
+                    // The block's maximum is rounded up to 11 bits.
+                    let block = self.scores[block * KV_BLOCK..].iter().take(KV_BLOCK).zip(errors);
+                    let largest = block.map(|(s, e)| s.abs() + e).fold(0.0, f64::max);
+                    (max * (largest * (-10_f64).exp2()).exp() / 255.0, 0.5 + 255.0 * (-12_f64).exp2())
+                }
+                Scheme::Paper => {
+                    running = running.max(max);
+                    (running / 127.0, HALF)
+                }
+            };
+            self.code_error.extend(std::iter::repeat_n(unit * error, weights.len()));
+        }
+    }
+
+    fn bound(self, p: &AttentionProblem, head: &Head, dtype: DType) -> RowBound {
+        let d = p.head_dim;
+        let [bias, bias_error] = head.bias[self.index];
+        if self.weights.is_empty() {
+            let zeros = vec![0.0; d];
+            return RowBound { o: self.o, lse: self.lse, o_bound: zeros, lse_bound: 0.0 };
+        }
+        let (mut low, mut high, mut codes) = (0.0, 0.0, 0.0);
+        let (mut around_o, mut around_zero) = (vec![0.0; d], vec![0.0; d]);
+        let errors = self.score_error.iter().zip(&self.code_error);
+        for ((&w, (&score, &code)), v) in self.weights.iter().zip(errors).zip(head.x.v.chunks_exact(d)) {
+            let weight_error = w * score.exp_m1();
+            let (shared, alone) = match p.scheme {
+                Scheme::Default => (weight_error + code, 0.0),
+                Scheme::Paper => (weight_error, code),
+            };
+            low += (w * (-score).exp() - (shared - weight_error)).max(0.0);
+            high += w + shared;
+            codes += alone;
+            for ((a, z), (v, o)) in around_o.iter_mut().zip(&mut around_zero).zip(v.iter().zip(&self.o)) {
+                *a += shared * (v - o).abs();
+                *z += alone * v.abs();
+            }
+        }
+        let rounding = (-22_f64).exp2();
+        let o_bound = (0..d)
+            .map(|i| {
+                let weights = (around_o[i] + around_zero[i]) / low;
+                let values = HALF * head.v_step[i] * (1.0 + codes / low);
+                let bound = weights + values + rounding * (self.o[i].abs() + head.v_step[i] * 127.0) + 1e-30;
+                bound + dtype.half_step(self.o[i].abs() + bound)
+            })
+            .collect();
+        let lse = self.lse + bias;
+        let lse_bound = high.ln().max(-low.ln()) + bias_error + rounding * (1.0 + lse.abs() + self.lse.abs());
+        RowBound { o: self.o, lse, o_bound, lse_bound }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{compare, first_excess, int8};
+    use super::*;
+    use crate::shape::{Shape, TensorLayout};
+
+    #[test]
+    fn int8_is_within_both_bounds() {
+        for (scheme, n, n_kv, causal, spread) in [
+            (Scheme::Default, 40, 300, true, 1.0),
+            (Scheme::Default, 5, 130, false, 6.0),
+            (Scheme::Paper, 40, 300, true, 1.0),
+            (Scheme::Paper, 70, 20, true, 6.0),
+        ] {
+            let p = AttentionProblem::new(1, 2, 1, n, n_kv, 64).with_causal(causal).with_scheme(scheme);
+            let tensor = |shape: Shape, seed: usize, spread: f32| {
+                let value = move |_, h: usize, n: usize, d: usize| {
+                    let x = (h * 7919 + n * 104_729 + d * 1_299_709 + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+                    spread * (x as f32 / (1 << 23) as f32 - 1.0) + 0.3
+                };
+                HostTensor::from_fn(DType::F32, TensorLayout::bhnd(shape), value).unwrap()
+            };
+            let (q, k, v) =
+                (tensor(p.q_shape(), 1, spread), tensor(p.kv_shape(), 2, 1.0), tensor(p.kv_shape(), 3, 1.0));
+            let operands = quantize(&p, &q, &k, &v).unwrap();
+            let got = int8(&p, &operands).unwrap();
+            for (name, (want, bounds)) in [
+                ("tensors", exact_bounds(&p, &q, &k, &v, DType::F32).unwrap()),
+                ("codes", dequantized_bounds(&p, &operands, DType::F32).unwrap()),
+            ] {
+                assert_eq!(first_excess(&got.o, &want.o, &bounds.o), None, "{name} {p:?}");
+                assert_eq!(first_excess(&got.lse, &want.lse, &bounds.lse), None, "{name} {p:?}");
+                let (error, allowed) = (compare(&got.o, &want.o).max_abs, bounds.o.iter().copied().fold(0.0, f64::max));
+                println!("{name} {scheme} {n}x{n_kv} spread {spread}: {error:.2e} of {allowed:.2e}");
+                assert!(allowed < 1.0, "a bound that allows anything: {allowed}");
+            }
+        }
+    }
 }

@@ -41,7 +41,7 @@ impl<'a> Head<'a> {
 
         let softmax_scale = problem.scale();
         let c = softmax_scale * std::f32::consts::LOG2_E;
-        let kappa = kappa((16129 * d) as f32 * x.k.scale_max[kv] * c.abs());
+        let kappa = kappa_of(problem, x.k.scale_max[kv]);
         let (key_factor, key_bias) = match problem.scheme {
             Scheme::Default => k_scale
                 .iter()
@@ -69,6 +69,12 @@ impl<'a> Head<'a> {
             softmax_scale,
         }
     }
+}
+
+/// The working unit of a head's scores.
+pub(super) fn kappa_of(problem: &AttentionProblem, k_scale_max: f32) -> f32 {
+    let c = problem.scale() * std::f32::consts::LOG2_E;
+    kappa((16129 * problem.head_dim) as f32 * k_scale_max * c.abs())
 }
 
 /// The power of two that brings every score below 2^15 (docs/kernel-abi.md, "Attention, default scheme").

@@ -76,7 +76,7 @@ pub(super) fn run<const BOUNDS: bool>(
     }
 }
 
-fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> Result<()> {
+pub(super) fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> Result<()> {
     x.q.check()?;
     x.k.check()?;
     x.v.check()?;

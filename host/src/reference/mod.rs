@@ -3,8 +3,8 @@
 //! * [`exact`] is softmax attention in float64.
 //! * [`quantize`] and [`int8`] are what the kernels do, block by block with the same roundings (docs/kernel-abi.md). It is
 //!   also what [`Device::Cpu`](crate::Device::Cpu) runs.
-//! * [`gpu_bounds`] says how far a GPU may be from [`int8`], [`exact_bounds`] how far [`int8`] may be from [`exact`]; both
-//!   are derived from the arithmetic, row by row, not measured.
+//! * [`gpu_bounds`] says how far a GPU may be from [`int8`], [`exact_bounds`] how far [`int8`] may be from [`exact`], and
+//!   [`dequantized_bounds`] how much of that is due to P; all are derived from the arithmetic, row by row, not measured.
 //!
 //! Every function works on all cores.
 
@@ -24,7 +24,7 @@ mod stats;
 pub use compare::{Excess, Figures, compare, first_excess};
 pub use dequantize::{dequantize_k, dequantize_q, dequantize_v};
 pub use exact::{Exact, exact, exact_rows};
-pub use exact_bounds::{exact_bounds, exact_bounds_rows};
+pub use exact_bounds::{dequantized_bounds, exact_bounds, exact_bounds_rows};
 pub use gpu_bounds::{gpu_bounds, gpu_bounds_rows};
 pub(crate) use int8::int8_with_progress;
 pub use int8::{Int8, int8, int8_rows};
