@@ -16,7 +16,7 @@
 //! memory may be this crate's, `cust`'s (feature `cust`) or any other library's (raw addresses). The steps are
 //! an [`AttentionProblem`] (plain data), a plan (everything checked), a launch.
 //!
-//! [`reference`] has the exact answer and the INT8 algorithm bit by bit, with bounds for how far apart results may be.
+//! [`mod@reference`] has the exact answer and the INT8 algorithm bit by bit, with bounds for how far apart results may be.
 //!
 //! The kernels are Rust compiled to PTX, which is part of this crate: neither a CUDA toolkit nor a nightly compiler is
 //! needed to use it, and the NVIDIA driver is looked for when a GPU is asked for, not when the program starts.

@@ -96,8 +96,8 @@ impl Softmax for BlockMax {
             *index = f16_magnitude_bits_coarse(x).min(Tables::LAST);
         }
         let (mut sum, mut low, mut high) = (0, 0, 0);
-        for j in 0..KV_BLOCK {
-            let [p, p_low, p_high] = self.tables.codes[index[j] as usize];
+        for (j, &index) in index.iter().enumerate() {
+            let [p, p_low, p_high] = self.tables.codes[index as usize];
             codes.p[j] = i16::from(p);
             sum += i32::from(p);
             if BOUNDS {
