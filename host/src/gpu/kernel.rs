@@ -21,11 +21,27 @@ macro_rules! sources {
     };
 }
 
-const SOURCES: &[Source] =
-    sources!("quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256");
+const SOURCES: &[Source] = sources!(
+    "quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256"
+);
+
+/// Modules that a feature adds.
+#[cfg(feature = "baseline")]
+const MORE_SOURCES: &[Source] = sources!("baseline_f16");
+/// Modules that a feature adds.
+#[cfg(not(feature = "baseline"))]
+const MORE_SOURCES: &[Source] = &[];
+
+/// All modules of this build.
+fn sources() -> impl Iterator<Item = &'static Source> {
+    SOURCES.iter().chain(MORE_SOURCES)
+}
 
 /// The module of the quantization kernels.
 pub(super) const QUANTIZE: &str = "quantize";
+/// The module of the float16 kernels.
+#[cfg(feature = "baseline")]
+pub(super) const BASELINE: &str = "baseline_f16";
 
 /// Shared memory that a block has without asking.
 const SHARED_BYTES_UNASKED: usize = 48 << 10;
@@ -56,13 +72,17 @@ fn entries(module: &str) -> Vec<&'static str> {
     if module == QUANTIZE {
         return launch::BOUNDS.iter().map(|bounds| bounds.entry).collect();
     }
+    #[cfg(feature = "baseline")]
+    if module == BASELINE {
+        return config::BASELINE.iter().map(|variant| variant.entry).collect();
+    }
     config::ATTENTION.iter().filter(|variant| module_of(variant) == module).map(|variant| variant.entry).collect()
 }
 
 /// The module of a variant.
 pub(super) fn module_of(variant: &AttentionVariant) -> &'static str {
     let name = format!("attention_d{}", variant.head_dim);
-    SOURCES.iter().map(|source| source.name).find(|&source| source == name).unwrap_or("")
+    sources().map(|source| source.name).find(|&source| source == name).unwrap_or("")
 }
 
 /// A kernel and the blocks and threads of its launches.
@@ -117,7 +137,7 @@ impl Gpu {
 
     /// Loads a module and looks all its kernels up.
     fn load(&self, name: &'static str) -> Result<Loaded> {
-        let source = SOURCES.iter().find(|source| source.name == name);
+        let source = sources().find(|source| source.name == name);
         let source = source.ok_or(Error::MissingKernel { module: name, kernel: "" })?;
         let driver = self.bind()?;
         let (module, _notes) =
@@ -172,14 +192,16 @@ mod tests {
         for variant in config::ATTENTION {
             assert!(entries(module_of(variant)).contains(&variant.entry));
         }
-        for module in config::MODULES.iter().filter(|module| !module.name.contains("baseline")) {
-            assert!(SOURCES.iter().any(|source| source.name == module.name), "{}", module.name);
+        for module in
+            config::MODULES.iter().filter(|module| cfg!(feature = "baseline") || module.name != "baseline_f16")
+        {
+            assert!(sources().any(|source| source.name == module.name), "{}", module.name);
         }
     }
 
     #[test]
     fn every_kernel_is_in_the_ptx() {
-        for source in SOURCES {
+        for source in sources() {
             for entry in entries(source.name) {
                 let declared = source.ptx.contains(&format!(".entry {entry}("));
                 assert!(declared, "host/ptx/{}.ptx has no {entry}: run `cargo xtask build`", source.name);

@@ -32,12 +32,17 @@
 //! Dropping a [`DeviceBuffer`] waits for the GPU, as `cuMemFree` does.
 
 mod attention;
+#[cfg(feature = "baseline")]
+mod baseline;
 mod dequantize;
 mod kernel;
 mod memory;
 mod operands;
 mod quantize;
 mod stream;
+
+#[cfg(feature = "baseline")]
+pub use baseline::{BaselineLayouts, BaselinePlan};
 
 pub use attention::{AttentionOutput, AttentionPlan};
 pub use dequantize::{DequantizePlan, Operand};
