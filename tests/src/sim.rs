@@ -93,6 +93,42 @@ impl Simulator {
         let operands = self.quantize(problem, q, k, v)?;
         self.attention(problem, &operands, &q.layout(), q.dtype(), lse)
     }
+
+    /// The float16 kernel on float16 tensors: O, dense, heads before tokens, and the log-sum-exp.
+    ///
+    /// # Errors
+    ///
+    /// When there is no kernel for the problem, or the machine finds fault with it.
+    pub fn attention_f16(
+        &self,
+        problem: &AttentionProblem,
+        [q, k, v]: [&HostTensor; 3],
+        out: &TensorLayout,
+    ) -> Result<(HostTensor, Vec<f32>)> {
+        let variant =
+            config::baseline(problem.head_dim, problem.causal).with_context(|| format!("no kernel for {problem:?}"))?;
+        let mut memory = Memory::new();
+        let mut args: Vec<Arg> = Vec::new();
+        for tensor in [q, k, v] {
+            args.push(upload(&mut memory, tensor)?.into());
+        }
+        for tensor in [q, k, v] {
+            args.extend(strides(&tensor.layout()));
+        }
+        let o = OutTensor::alloc(&mut memory, *out, DType::F16)?;
+        let rows = problem.q_shape().rows();
+        let lse = memory.alloc(4 * rows as u64, 256);
+        args.push(o.data.into());
+        args.extend(strides(out));
+        args.push(lse.into());
+        args.extend([problem.seqlen_q, problem.seqlen_kv, problem.group()].map(|n| Arg::U32(n as u32)));
+        args.push(Arg::F32(problem.scale()));
+        let tiles = u32::try_from(problem.seqlen_q.div_ceil(variant.tile_m))?;
+        let grid = [tiles, u32::try_from(problem.heads_q)?, u32::try_from(problem.batch)?];
+        let at = Grid { kernel: variant.entry, grid, threads: variant.threads, shared: variant.shared_bytes };
+        self.launch("baseline_f16", &at, &args, &memory)?;
+        Ok((o.read(&memory).context("o")?, memory.read(lse, rows).context("lse")?))
+    }
 }
 
 struct Grid<'a> {

@@ -1,12 +1,12 @@
 //! Every shipped kernel on the PTX machine, against the CPU reference.
 
-use int_flash_attention::{AttentionProblem, DType, Scheme};
+use int_flash_attention::{AttentionProblem, DType, Scheme, reference};
 use int_flash_attention_kernels::config::{self, MODULES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{Case, Placement, any_case};
 use int_flash_attention_tests::sim::Simulator;
 use int_flash_attention_tests::values::Values;
-use int_flash_attention_tests::{cases, check_cases, properties};
+use int_flash_attention_tests::{baseline, cases, check_cases, properties};
 use proptest::strategy::Strategy;
 
 /// Each int8 attention kernel once, with a tail in queries and keys, grouped heads and a padded layout.
@@ -51,13 +51,38 @@ fn each_variant_d256() {
     each_variant(256);
 }
 
+/// The float16 kernels, with tails, grouped heads and a padded layout, against float64.
+#[test]
+fn float16_kernels_match_float64() {
+    let simulator = Simulator::new();
+    for (seed, variant) in config::BASELINE.iter().enumerate() {
+        for (seqlen_q, seqlen_kv) in [(1, 1), (67, 203), (130, 64), (70, 3)] {
+            let problem =
+                AttentionProblem::new(1, 2, 1, seqlen_q, seqlen_kv, variant.head_dim).with_causal(variant.causal);
+            let mut case = Case::plain(problem, seed as u64);
+            case.placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
+            let [q, k, v] = case.tensors().unwrap();
+            let (o, lse) = simulator
+                .attention_f16(&problem, [&q, &k, &v], &case.output().unwrap())
+                .unwrap_or_else(|error| panic!("{} {seqlen_q}/{seqlen_kv}: {error:#}", variant.entry));
+            let rows: Vec<usize> = (0..seqlen_q).collect();
+            let want = baseline::expected(&problem, &q, &k, &v, &rows);
+            properties::within(variant.entry, &o.dense_f64(), &want.o, &want.bound, variant.head_dim).unwrap();
+            let exact = reference::exact(&problem, &q, &k, &v).unwrap();
+            let close = |(got, want): (&f32, &f64)| f64::from(*got) == *want || (f64::from(*got) - want).abs() < 1e-4;
+            assert!(lse.iter().zip(&exact.lse).all(close), "{} lse {lse:?} {:?}", variant.entry, exact.lse);
+        }
+    }
+}
+
 /// A kernel that ships is a kernel that these tests run.
 #[test]
 fn every_shipped_kernel_is_covered() {
     let simulator = Simulator::new();
     let attention = config::ATTENTION.iter().map(|variant| variant.entry);
     let quantize = int_flash_attention_kernels::quantize::launch::BOUNDS.iter().map(|bounds| bounds.entry);
-    let covered: Vec<_> = attention.chain(quantize).collect();
+    let baseline = config::BASELINE.iter().map(|variant| variant.entry);
+    let covered: Vec<_> = attention.chain(baseline).chain(quantize).collect();
     assert!(config::ATTENTION.iter().all(|variant| HEAD_DIMS.contains(&variant.head_dim)));
     for module in MODULES {
         for kernel in simulator.kernels(module.name).unwrap() {
