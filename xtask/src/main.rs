@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod attention;
+mod bench;
 mod build;
 mod check;
 mod demo;
@@ -35,6 +36,8 @@ enum Command {
     Attention(attention::Args),
     /// The job on real activations, both schemes
     Demo(demo::Args),
+    /// Speed on this machine's GPU, beside float16
+    Bench(bench::Args),
     /// Format, lints, docs, PTX, tests, stable compiler: everything
     Test(test::Args),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Attention(args) => attention::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Test(args) => test::run(&args),
     };
     match result {

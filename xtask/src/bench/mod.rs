@@ -1,0 +1,210 @@
+//! `cargo xtask bench`: speed on this machine's GPU, each figure from launches whose output was checked.
+
+mod baseline;
+mod case;
+mod data;
+mod plot;
+mod report;
+mod timing;
+
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use baseline::Baseline;
+use case::{Case, Timed};
+use int_flash_attention::driver::{DeviceAttribute, Driver, StreamHandle};
+use int_flash_attention::{AttentionProblem, Gpu, Scheme};
+use report::{Report, Row};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Head dims
+    #[arg(long, value_delimiter = ',', default_value = "64,128")]
+    head_dim: Vec<usize>,
+    /// Sequence lengths, of queries and keys
+    #[arg(long, value_delimiter = ',', default_value = "512,1024,2048,4096,8192,16384")]
+    seqlen: Vec<usize>,
+    /// Masks: 0 (none), 1 (causal) or both
+    #[arg(long, value_delimiter = ',', default_value = "0,1", value_parser = clap::value_parser!(u8).range(0..=1))]
+    causal: Vec<u8>,
+    /// Batch
+    #[arg(long, default_value_t = 4)]
+    batch: usize,
+    /// Heads, of queries and keys
+    #[arg(long, default_value_t = 32)]
+    heads: usize,
+    /// Lengths 1024 and 4096 only, no causal mask
+    #[arg(long)]
+    quick: bool,
+    /// Which GPU
+    #[arg(long, default_value_t = 0)]
+    device: usize,
+    /// Write all figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Put the figures that a PyTorch script wrote in the same run beside these
+    #[arg(long, value_name = "FILE")]
+    sdpa: Option<PathBuf>,
+    /// Draw the figures as an SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let sdpa = args.sdpa.as_deref().map(report::read_sdpa).transpose()?;
+    let gpu = Gpu::new(args.device)?;
+    let bench = Bench {
+        cache: 2 * gpu.attribute(DeviceAttribute::L2CacheSize)? as usize,
+        baseline: Baseline::load().context("the float16 kernels")?,
+        // other values every time, so that no run is tuned to one input
+        run: SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
+        gpu,
+    };
+    let version = bench.gpu.driver_version()?;
+    let mut report = Report {
+        device: bench.gpu.name().to_owned(),
+        driver: format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
+        batch: args.batch,
+        heads: args.heads,
+        launch_us: None,
+        rows: Vec::new(),
+    };
+    report.rows.extend(bench.copy_bandwidth()?);
+    report.launch_us = Some(bench.launch_cost()?);
+    let (seqlens, masks) =
+        if args.quick { (vec![1024, 4096], vec![0]) } else { (args.seqlen.clone(), args.causal.clone()) };
+    for &head_dim in &args.head_dim {
+        for &causal in &masks {
+            for &seqlen in &seqlens {
+                let problem = AttentionProblem::new(args.batch, args.heads, args.heads, seqlen, seqlen, head_dim)
+                    .with_causal(causal == 1);
+                eprintln!("head_dim {head_dim} seqlen {seqlen}{}", if causal == 1 { " causal" } else { "" });
+                report.rows.extend(bench.shape(problem)?);
+            }
+        }
+    }
+    report.rows.extend(sdpa.unwrap_or_default());
+    report::print(&report);
+    if let Some(file) = &args.json {
+        workspace::write_atomically(file, &serde_json::to_vec_pretty(&report)?)?;
+    }
+    if let Some(file) = &args.plot {
+        workspace::write_atomically(file, plot::svg(&report).as_bytes())?;
+    }
+    Ok(())
+}
+
+struct Bench {
+    gpu: Gpu,
+    baseline: Baseline,
+    /// Bytes that the copies of a problem exceed together.
+    cache: usize,
+    run: u64,
+}
+
+impl Bench {
+    /// All figures of one shape and mask.
+    fn shape(&self, problem: AttentionProblem) -> Result<Vec<Row>> {
+        problem.check()?;
+        let mut rows = Vec::new();
+        for scheme in [Scheme::Default, Scheme::Paper] {
+            let problem = problem.with_scheme(scheme);
+            let mut case = Case::new(&self.gpu, problem, self.cache, self.run)?;
+            if scheme == Scheme::Default {
+                if let Some(plan) = self.baseline.plan(&problem)? {
+                    let ms = self.time(&mut case, Timed::Float16, |case, copy| case.float16(&plan, copy))?;
+                    rows.push(speed("f16", &problem, ms));
+                }
+                if !problem.causal {
+                    rows.push(traffic("quantize", &problem, self.time(&mut case, Timed::Quantize, Case::quantize)?, 9));
+                    rows.push(traffic(
+                        "dequantize",
+                        &problem,
+                        self.time(&mut case, Timed::Dequantize, Case::dequantize)?,
+                        3,
+                    ));
+                }
+            }
+            let int8 = self.time(&mut case, Timed::Attention, Case::attention)?;
+            rows.push(speed(&format!("int8-{scheme}"), &problem, int8));
+            let job = self.time(&mut case, Timed::Attention, |case, copy| {
+                case.quantize(copy)?;
+                case.attention(copy)
+            })?;
+            rows.push(speed(&format!("job-{scheme}"), &problem, job));
+        }
+        Ok(rows)
+    }
+
+    /// Median time and the check of the last launches' outputs.
+    fn time(
+        &self,
+        case: &mut Case,
+        what: Timed,
+        launch: impl Fn(&mut Case, usize) -> Result<()>,
+    ) -> Result<(f64, f64)> {
+        let copies = case.copies();
+        for copy in 0..copies {
+            case.poison(copy)?;
+        }
+        let mut last = 0;
+        let ms = timing::median_ms(&self.gpu, |number| {
+            last = number % copies;
+            launch(case, last)
+        })?;
+        Ok((ms, case.check(last, what)?))
+    }
+
+    /// Bytes read plus written by a copy of 1 GiB inside the GPU's memory; nothing where that does not fit.
+    fn copy_bandwidth(&self) -> Result<Option<Row>> {
+        const BYTES: usize = 1 << 30;
+        if self.gpu.memory()?.0 < 3 * BYTES {
+            return Ok(None);
+        }
+        let (from, to) = (self.gpu.upload(&vec![0x5a_u8; BYTES])?, self.gpu.alloc::<u8>(BYTES)?);
+        let driver = Driver::load()?;
+        let ms = timing::median_ms(&self.gpu, |_| {
+            // SAFETY: both buffers have as many bytes and outlive the copy, which `median_ms` waits for.
+            Ok(unsafe { driver.copy_on_device_async(to.ptr(), from.ptr(), BYTES, StreamHandle::NULL) }?)
+        })?;
+        if to.to_vec()?.iter().any(|&byte| byte != 0x5a) {
+            bail!("the copy did not copy");
+        }
+        let rate = 2.0 * BYTES as f64 / ms * 1e-9;
+        Ok(Some(Row { what: "copy".into(), ms, tb_per_s: Some(rate), ..Row::default() }))
+    }
+
+    /// Host time of one attention launch.
+    fn launch_cost(&self) -> Result<f64> {
+        let mut case = Case::new(&self.gpu, AttentionProblem::new(1, 2, 2, 128, 128, 64), 0, self.run)?;
+        timing::median_call_us(&self.gpu, || case.attention(0))
+    }
+}
+
+fn row(what: &str, problem: &AttentionProblem, (ms, error_of_bound): (f64, f64)) -> Row {
+    let AttentionProblem { head_dim, seqlen_q: seqlen, causal, .. } = *problem;
+    Row {
+        what: what.into(),
+        head_dim,
+        seqlen,
+        causal,
+        ms,
+        t: None,
+        tb_per_s: None,
+        error_of_bound: Some(error_of_bound),
+    }
+}
+
+/// 4 * batch * heads * seqlen^2 * head_dim operations, half of them where causal.
+fn speed(what: &str, problem: &AttentionProblem, timed: (f64, f64)) -> Row {
+    let scores = (problem.batch * problem.heads_q * problem.seqlen_q * problem.seqlen_kv) as f64;
+    let operations = 4.0 * scores * problem.head_dim as f64 * if problem.causal { 0.5 } else { 1.0 };
+    Row { t: Some(operations / timed.0 * 1e-9), ..row(what, problem, timed) }
+}
+
+/// Each tensor read once and written once: `bytes` for an element of Q (and, in `quantize`, of K and V).
+fn traffic(what: &str, problem: &AttentionProblem, timed: (f64, f64), bytes: usize) -> Row {
+    let moved = (bytes * problem.q_shape().elements()) as f64;
+    Row { tb_per_s: Some(moved / timed.0 * 1e-9), ..row(what, problem, timed) }
+}

@@ -1,0 +1,136 @@
+//! The figures: rows, their table, their JSON, and another program's figures beside them.
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// One figure. The same fields as the rows that an external PyTorch script writes.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Row {
+    /// Kernel or job: `int8-default`, `int8-paper`, `f16`, `quantize`, `dequantize`, `job-default`, ...
+    pub what: String,
+    #[serde(default)]
+    pub head_dim: usize,
+    #[serde(default)]
+    pub seqlen: usize,
+    #[serde(default)]
+    pub causal: bool,
+    /// Median time of one launch (of all launches, for a job).
+    pub ms: f64,
+    /// 1e12 operations a second: 4 * batch * heads * seqlen^2 * head_dim / time, half of it where causal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub t: Option<f64>,
+    /// 1e12 bytes read plus written a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tb_per_s: Option<f64>,
+    /// What the check of the timed launch's output found: the largest error as a share of its bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_of_bound: Option<f64>,
+}
+
+impl Row {
+    /// Same shape and mask.
+    pub fn same_case(&self, other: &Self) -> bool {
+        (self.head_dim, self.seqlen, self.causal) == (other.head_dim, other.seqlen, other.causal)
+    }
+}
+
+/// Everything a run found.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Report {
+    pub device: String,
+    #[serde(default)]
+    pub driver: String,
+    #[serde(default)]
+    pub batch: usize,
+    #[serde(default)]
+    pub heads: usize,
+    /// Host time of one attention launch, median, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launch_us: Option<f64>,
+    pub rows: Vec<Row>,
+}
+
+/// Rows that PyTorch's script measured, their names prefixed, in the order of the file.
+pub fn read_sdpa(path: &Path) -> Result<Vec<Row>> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut report: Report = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not what the PyTorch script writes", path.display()))?;
+    for row in &mut report.rows {
+        row.what = format!("sdpa-{}", row.what);
+    }
+    Ok(report.rows)
+}
+
+/// A table for each head dim and mask: a line a length, a column a kernel.
+pub fn print(report: &Report) {
+    println!("{}, driver {}, batch {}, heads {}", report.device, report.driver, report.batch, report.heads);
+    let speeds: Vec<&Row> = report.rows.iter().filter(|row| row.t.is_some()).collect();
+    for case in unique(speeds.iter().map(|row| (row.head_dim, row.causal))) {
+        let rows: Vec<&&Row> = speeds.iter().filter(|row| (row.head_dim, row.causal) == case).collect();
+        let kinds = unique(rows.iter().map(|row| row.what.as_str()));
+        println!("\nhead_dim {}{}, 1e12 operations a second", case.0, if case.1 { ", causal" } else { "" });
+        println!("{:>7} {}", "seqlen", kinds.iter().map(|kind| format!("{kind:>15}")).collect::<String>());
+        for seqlen in unique(rows.iter().map(|row| row.seqlen)) {
+            let cell = |kind: &&str| {
+                let row = rows.iter().find(|row| row.seqlen == seqlen && row.what == **kind);
+                format!("{:>15}", row.and_then(|row| row.t).map_or("-".into(), |t| format!("{t:.1}")))
+            };
+            println!("{seqlen:7} {}", kinds.iter().map(cell).collect::<String>());
+        }
+        print_ratios(&rows);
+    }
+    println!();
+    for row in report.rows.iter().filter(|row| row.tb_per_s.is_some()) {
+        let rate = row.tb_per_s.unwrap_or_default();
+        println!(
+            "{:12} head_dim {:3} seqlen {:6} {:9.4} ms {rate:6.2} TB/s",
+            row.what, row.head_dim, row.seqlen, row.ms
+        );
+    }
+    if let Some(us) = report.launch_us {
+        println!("host time of one attention launch: {us:.2} us (median)");
+    }
+}
+
+/// Speed relative to PyTorch's FlashAttention-2, where it was measured.
+fn print_ratios(rows: &[&&Row]) {
+    for (kind, label) in [("int8-default", "int8-default / flash2"), ("job-default", "job-default / flash2")] {
+        let ratio = |row: &&&&Row| -> Option<String> {
+            let yardstick = rows.iter().find(|other| other.what == "sdpa-flash2" && other.same_case(row))?;
+            Some(format!("{}: {:.2}", row.seqlen, row.t? / yardstick.t?))
+        };
+        let ratios: Vec<_> = rows.iter().filter(|row| row.what == kind).filter_map(|row| ratio(&row)).collect();
+        if !ratios.is_empty() {
+            println!("  {label}  {}", ratios.join("  "));
+        }
+    }
+}
+
+/// Without repetition, in order of appearance.
+pub fn unique<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
+    items.fold(Vec::new(), |mut seen, item| {
+        if !seen.contains(&item) {
+            seen.push(item);
+        }
+        seen
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_external_report_is_read() {
+        let path = std::env::temp_dir().join(format!("xtask-sdpa-{}.json", std::process::id()));
+        let text = r#"{"device": "X", "torch": "2", "rows": [{"what": "copy", "ms": 0.5, "tb_per_s": 4.2},
+            {"what": "flash2", "head_dim": 64, "seqlen": 1024, "causal": true, "ms": 0.1, "t": 300.0}]}"#;
+        std::fs::write(&path, text).unwrap();
+        let rows = read_sdpa(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(rows[1].what, "sdpa-flash2");
+        assert_eq!((rows[1].head_dim, rows[1].causal, rows[1].t), (64, true, Some(300.0)));
+        assert_eq!(rows[0].tb_per_s, Some(4.2));
+    }
+}
