@@ -60,10 +60,10 @@ pub struct Module {
     pub target: &'static str,
 }
 
-/// Shared memory of an attention CTA: a ring of `slots` K or V blocks and two tiles of key scales (two floats a key).
+/// Shared memory of an attention CTA: a ring of `slots` K or V blocks and two tiles of key factors.
 #[must_use]
 pub const fn attention_shared_bytes(head_dim: usize, slots: usize) -> usize {
-    slots * block_bytes(head_dim) + 2 * KV_BLOCK * 8
+    slots * block_bytes(head_dim) + 2 * KV_BLOCK * 4
 }
 
 /// Shared memory of a float16 attention CTA: the query tile and a ring of `stages` pairs of tiles of `keys` K and V rows.
@@ -78,10 +78,10 @@ pub const fn baseline_shared_bytes(head_dim: usize, tile_m: usize, keys: usize, 
 macro_rules! baseline_table {
     ($emit:ident) => {
         $emit! {
-            32, 2, 4, 32, 3, true, 4, attention_f16_d32, attention_f16_d32_causal;
+            32, 2, 4, 32, 3, true, 3, attention_f16_d32, attention_f16_d32_causal;
             64, 2, 4, 64, 2, true, 2, attention_f16_d64, attention_f16_d64_causal;
             96, 2, 4, 64, 2, false, 2, attention_f16_d96, attention_f16_d96_causal;
-            128, 2, 4, 48, 2, false, 2, attention_f16_d128, attention_f16_d128_causal;
+            128, 2, 4, 32, 2, false, 2, attention_f16_d128, attention_f16_d128_causal;
             256, 1, 4, 32, 2, false, 2, attention_f16_d256, attention_f16_d256_causal;
         }
     };

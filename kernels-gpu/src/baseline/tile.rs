@@ -1,6 +1,7 @@
 //! Tiles of float16 rows in shared memory: row-major, the 16-byte chunks of a row exchanged so that eight consecutive rows of
 //! one chunk cover all 32 banks once.
 
+use crate::ptx::opaque::opaque;
 use crate::ptx::special::tid_x;
 
 /// Bytes of one row.
@@ -20,6 +21,8 @@ pub(crate) fn swizzle<const D: usize>(row: u32) -> u32 {
 }
 
 /// A lane's row for `ldmatrix.x4` in a block of 16 rows, where matrices are 8 rows by one chunk.
+///
+/// Found anew for every tile (`opaque`): kept across the loop, it costs the registers that then spill.
 #[derive(Clone, Copy)]
 pub(crate) struct LaneRow {
     /// Byte of the row, from the tile's first.
@@ -33,14 +36,14 @@ impl LaneRow {
     /// or two B fragments when loaded transposed.
     #[inline(always)]
     pub(crate) fn rows_first<const D: usize>() -> Self {
-        let lane = tid_x() % 32;
+        let lane = opaque(tid_x()) % 32;
         Self::new::<D>(lane % 16, lane / 16)
     }
 
     /// Matrices in the order (rows 0-7, chunk 0), (rows 0-7, chunk 1), (rows 8-15, chunk 0), (rows 8-15, chunk 1): two B fragments.
     #[inline(always)]
     pub(crate) fn chunks_first<const D: usize>() -> Self {
-        let lane = tid_x() % 32;
+        let lane = opaque(tid_x()) % 32;
         Self::new::<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2)
     }
 
