@@ -143,6 +143,33 @@ pub fn attention(
     v: &HostTensor,
     options: &Options<'_>,
 ) -> Result<Output> {
+    match device {
+        Device::Cpu => {
+            let (problem, output) = check(q, k, v, options)?;
+            on_cpu(&problem, q, k, v, &output, options.progress)
+        }
+        Device::Cuda(ordinal) => Gpu::new(ordinal)?.attention(q, k, v, options),
+    }
+}
+
+impl Gpu {
+    /// [`attention`] on this GPU, without loading its kernels again for each call.
+    ///
+    /// # Errors
+    /// As [`attention`].
+    pub fn attention(&self, q: &HostTensor, k: &HostTensor, v: &HostTensor, options: &Options<'_>) -> Result<Output> {
+        let (problem, output) = check(q, k, v, options)?;
+        on_gpu(self, &problem, q, k, v, &output)
+    }
+}
+
+/// The problem and its output, after all tensors have been checked.
+fn check(
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+    options: &Options<'_>,
+) -> Result<(AttentionProblem, AttentionOutput)> {
     let problem = options.problem(q, k, v)?;
     for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
         if tensor.dtype() != q.dtype() {
@@ -152,10 +179,7 @@ pub fn attention(
     }
     let layout = TensorLayout::new(q.shape(), q.layout().order().unwrap_or(Order::Bhnd));
     let output = AttentionOutput { layout, dtype: options.output_dtype.unwrap_or(q.dtype()), lse: options.lse };
-    match device {
-        Device::Cpu => on_cpu(&problem, q, k, v, &output, options.progress),
-        Device::Cuda(ordinal) => on_gpu(&Gpu::new(ordinal)?, &problem, q, k, v, &output),
-    }
+    Ok((problem, output))
 }
 
 fn on_cpu(

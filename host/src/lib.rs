@@ -21,6 +21,12 @@
 //! The kernels are Rust compiled to PTX, which is part of this crate: neither a CUDA toolkit nor a nightly compiler is
 //! needed to use it, and the NVIDIA driver is looked for when a GPU is asked for, not when the program starts.
 //!
+//! # Features
+//! * `cust`: `cust`'s buffers, slices, pointers and streams wherever this crate takes its own. Programs still link and start
+//!   without a toolkit or a driver; only cust's build script asks for a toolkit's folder, and is content with
+//!   `CUDA_LIBRARY_PATH=/` (see [`driver`]).
+//! * `baseline`: attention in float16, to measure against.
+//!
 //! Words: a *scheme* is how P and V are scaled ([`Scheme`]); a *layout* is where a tensor's elements lie ([`TensorLayout`]);
 //! *smoothing* takes the mean over the tokens out of K and V. Shapes are written `[batch][head][token][dim]`.
 #![deny(missing_docs)]
