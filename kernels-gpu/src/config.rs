@@ -60,10 +60,10 @@ pub struct Module {
     pub target: &'static str,
 }
 
-/// Shared memory of an attention CTA: a ring of `slots` K or V blocks and two tiles of key scales (two floats a key).
+/// Shared memory of an attention CTA: a ring of `slots` K or V blocks and two tiles of key factors.
 #[must_use]
 pub const fn attention_shared_bytes(head_dim: usize, slots: usize) -> usize {
-    slots * block_bytes(head_dim) + 2 * KV_BLOCK * 8
+    slots * block_bytes(head_dim) + 2 * KV_BLOCK * 4
 }
 
 /// Shared memory of a float16 attention CTA: the query tile and a ring of `stages` pairs of tiles of `keys` K and V rows.

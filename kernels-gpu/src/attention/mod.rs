@@ -33,6 +33,14 @@ const KEY_TILES: usize = KV_BLOCK / 8;
 /// k steps of P.V in a block of keys.
 const KEY_STEPS: usize = KV_BLOCK / 32;
 
+/// Most pairs of n8 tiles in flight.
+const MAX_PAIRS: usize = 2;
+
+/// Pairs of n8 tiles whose products are in flight together: four independent sums hide the latency of the tensor cores.
+const fn pairs(mt: usize) -> usize {
+    if mt == 1 { MAX_PAIRS } else { 1 }
+}
+
 /// What the host passes; docs/kernel-abi.md has the shapes.
 #[derive(Clone, Copy)]
 pub(crate) struct Args {
@@ -94,6 +102,7 @@ pub(crate) unsafe fn attention<S: Softmax<D, MT>, const D: usize, const MT: usiz
             step::<S, D, MT, WARPS, SLOTS>(block, &place, &mask, &query, &scales, &mut pipeline, &mut softmax, &mut acc);
             block += 1;
         }
+        pipeline.drain();
         epilogue::store::<S, D, MT>(&args, &place, &softmax, &acc);
     }
 }

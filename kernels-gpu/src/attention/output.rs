@@ -1,7 +1,7 @@
 //! O += w * (P V) on the int8 tensor cores, with float sums across blocks.
 
 use super::scores::{MAGIC, MAGIC_BITS, panel_row};
-use super::{KEY_STEPS, Softmax};
+use super::{KEY_STEPS, MAX_PAIRS, Softmax, pairs};
 use crate::layout::ROW_BYTES;
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::{add_rn_f32, fma_rn_f32};
@@ -45,21 +45,26 @@ pub(crate) unsafe fn update<S: Softmax<D, MT>, const D: usize, const MT: usize>(
     row: &S::Row,
 ) {
     let address = panel_row(v);
-    for pair in 0..D / 16 {
-        let mut pv = [[[MAGIC_BITS; 4]; 2]; MT];
+    let pairs = pairs(MT);
+    for group in 0..D / 16 / pairs {
+        let mut pv = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
         for step in 0..KEY_STEPS {
-            let b = unsafe { ldmatrix_x4(address + (step * D * ROW_BYTES + pair * 16 * ROW_BYTES) as u32) };
-            for mt in 0..MT {
-                pv[mt][0] = unsafe { S::mma(p[mt][step], [b[0], b[1]], pv[mt][0]) };
-                pv[mt][1] = unsafe { S::mma(p[mt][step], [b[2], b[3]], pv[mt][1]) };
+            for i in 0..pairs {
+                let b = unsafe { ldmatrix_x4(address + (step * D * ROW_BYTES + (group * pairs + i) * 16 * ROW_BYTES) as u32) };
+                for mt in 0..MT {
+                    pv[i][mt][0] = unsafe { S::mma(p[mt][step], [b[0], b[1]], pv[i][mt][0]) };
+                    pv[i][mt][1] = unsafe { S::mma(p[mt][step], [b[2], b[3]], pv[i][mt][1]) };
+                }
             }
         }
-        for mt in 0..MT {
-            for n in 0..2 {
-                for i in 0..4 {
-                    let product = add_rn_f32(f32::from_bits(pv[mt][n][i] as u32), -MAGIC);
-                    let o = &mut acc.o[mt][2 * pair + n][i];
-                    *o = S::accumulate(*o, product, row, mt, i / 2);
+        for i in 0..pairs {
+            for mt in 0..MT {
+                for n in 0..2 {
+                    for j in 0..4 {
+                        let product = add_rn_f32(f32::from_bits(pv[i][mt][n][j] as u32), -MAGIC);
+                        let o = &mut acc.o[mt][2 * (group * pairs + i) + n][j];
+                        *o = S::accumulate(*o, product, row, mt, j / 2);
+                    }
                 }
             }
         }

@@ -16,8 +16,9 @@ pub(crate) struct Pipeline<const D: usize, const WARPS: usize, const SLOTS: usiz
     /// Slot that is read next, and slot that is filled next, in bytes.
     read: u32,
     write: u32,
-    /// Blocks not yet requested, K and V counted apart.
-    left: u32,
+    /// Blocks of K and of V still to advance by.
+    k_left: u32,
+    v_left: u32,
 }
 
 impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, SLOTS> {
@@ -30,31 +31,41 @@ impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, 
         let nb = u64::from(args.seqlen_kv).div_ceil(crate::layout::KV_BLOCK as u64);
         let start = place.head_kv * nb * u64::from(Self::BLOCK) + u64::from(16 * tid_x());
         let mut pipeline = unsafe {
-            Self { k: args.k.add(start as usize), v: args.v.add(start as usize), shared: smem::base() + 16 * tid_x(), read: 0, write: 0, left: 2 * blocks }
+            Self {
+                k: args.k.add(start as usize),
+                v: args.v.add(start as usize),
+                shared: smem::base() + 16 * tid_x(),
+                read: 0,
+                write: 0,
+                k_left: blocks.saturating_sub(1),
+                v_left: blocks.saturating_sub(1),
+            }
         };
-        for ahead in 0..SLOTS - 1 {
-            unsafe { pipeline.request(ahead % 2 == 0) };
+        if blocks > 0 {
+            for ahead in 0..SLOTS - 1 {
+                unsafe { pipeline.request(ahead % 2 == 0) };
+            }
         }
         pipeline
     }
 
-    /// Requests the next block, if there is one; commits a group in any case, so that groups count blocks.
+    /// Requests the next block as one group of copies. Past the last block it copies that again, to a slot nobody reads: a
+    /// condition on every copy would cost more than the bytes.
     #[inline(always)]
     unsafe fn request(&mut self, is_k: bool) {
         unsafe {
-            if self.left > 0 {
-                let source = if is_k { &mut self.k } else { &mut self.v };
-                for i in 0..Self::BLOCK.div_ceil(Self::STRIDE) {
-                    let offset = i * Self::STRIDE;
-                    if offset + Self::STRIDE <= Self::BLOCK || offset + 16 * tid_x() < Self::BLOCK {
-                        cp_async_16(self.shared + self.write + offset, source.add(offset as usize));
-                    }
+            let (source, left) = if is_k { (&mut self.k, &mut self.k_left) } else { (&mut self.v, &mut self.v_left) };
+            for i in 0..Self::BLOCK.div_ceil(Self::STRIDE) {
+                let offset = i * Self::STRIDE;
+                if offset + Self::STRIDE <= Self::BLOCK || offset + 16 * tid_x() < Self::BLOCK {
+                    cp_async_16(self.shared + self.write + offset, source.add(offset as usize));
                 }
-                *source = source.add(Self::BLOCK as usize);
-                self.left -= 1;
-                self.write = Self::advance(self.write);
             }
             commit_group();
+            let more = u32::from(*left > 0);
+            *source = source.add((more * Self::BLOCK) as usize);
+            *left -= more;
+            self.write = Self::advance(self.write);
         }
     }
 
@@ -86,6 +97,12 @@ impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, 
         let slot = smem::base() + self.read;
         self.read = Self::advance(self.read);
         slot
+    }
+
+    /// Waits for the copies that nobody reads.
+    #[inline(always)]
+    pub(crate) unsafe fn drain(&self) {
+        unsafe { wait_group::<0>() }
     }
 
     #[inline(always)]

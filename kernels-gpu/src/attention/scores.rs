@@ -1,10 +1,12 @@
 //! S = Q K^T on the int8 tensor cores.
 
-use super::{Args, KEY_TILES, Place, Softmax};
-use crate::layout::{KV_BLOCK, ROW_BYTES, swizzle};
+use super::{Args, KEY_TILES, MAX_PAIRS, Place, Softmax, pairs};
+use crate::layout::{KV_BLOCK, ROW_BYTES, key_slot, swizzle};
 use crate::ptx::ldmatrix::ldmatrix_x4;
-use crate::ptx::memory::{ld_shared_v4_f32, st_shared_v2_f32};
+use crate::ptx::math::mul_rn_f32;
+use crate::ptx::memory::ld_shared_v4_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
+use crate::ptx::shared::st_shared_f32;
 use crate::ptx::special::tid_x;
 use crate::smem;
 
@@ -44,8 +46,8 @@ impl<const MT: usize> Query<MT> {
     }
 }
 
-/// The key scales of two blocks in shared memory, each as the pair (factor, -MAGIC * factor) that turns an accumulator
-/// into a score with one fused multiply-add.
+/// The key factors of two blocks in shared memory, the keys of 32 in the order of `key_slot`: a lane's four of two n8 tiles are
+/// one load. The bias -MAGIC * factor is cheaper to multiply again than to load.
 pub(crate) struct KeyScales {
     global: *const f32,
     keys: u32,
@@ -71,16 +73,17 @@ impl KeyScales {
     /// Stores a fetched scale; visible after the next barrier.
     #[inline(always)]
     pub(crate) unsafe fn publish(&self, block: u32, scale: f32) {
-        if tid_x() < KV_BLOCK as u32 {
-            let kf = scale * self.factor;
-            unsafe { st_shared_v2_f32(self.shared + (block % 2 * KV_BLOCK as u32 + tid_x()) * 8, [kf, -MAGIC * kf]) };
+        let key = tid_x();
+        if key < KV_BLOCK as u32 {
+            let slot = key / 32 * 32 + key_slot((key % 32) as usize) as u32;
+            unsafe { st_shared_f32(self.shared + (block % 2 * KV_BLOCK as u32 + slot) * 4, scale * self.factor) };
         }
     }
 
-    /// (factor, bias) of this lane's two keys of n8 tile `tile`.
+    /// The factors of this lane's four keys of the n8 tiles `2 * pair` and `2 * pair + 1`.
     #[inline(always)]
-    unsafe fn pair(&self, block: u32, tile: usize, place: &Place) -> [f32; 4] {
-        unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 8) + place.quad * 16 + tile as u32 * 64) }
+    unsafe fn factors(&self, block: u32, pair: usize, place: &Place) -> [f32; 4] {
+        unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 4) + place.quad * 16 + pair as u32 * 64) }
     }
 }
 
@@ -105,24 +108,32 @@ pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize>(
 ) -> S::Scores {
     let mut scores = S::empty();
     let row = panel_row(k);
-    for pair in 0..KEY_TILES / 2 {
-        let mut acc = [[[MAGIC_BITS; 4]; 2]; MT];
+    let pairs = pairs(MT);
+    for group in 0..KEY_TILES / 2 / pairs {
+        let mut acc = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
         for step in 0..D / ROW_BYTES {
-            let offset = (step * KV_BLOCK * ROW_BYTES + pair * 16 * ROW_BYTES) as u32;
-            let b = unsafe { ldmatrix_x4(row + offset) };
-            for mt in 0..MT {
-                let a = query.fragment[mt][step];
-                acc[mt][0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], acc[mt][0]) };
-                acc[mt][1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], acc[mt][1]) };
+            for i in 0..pairs {
+                let offset = (step * KV_BLOCK * ROW_BYTES + (group * pairs + i) * 16 * ROW_BYTES) as u32;
+                let b = unsafe { ldmatrix_x4(row + offset) };
+                for mt in 0..MT {
+                    let a = query.fragment[mt][step];
+                    acc[i][mt][0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], acc[i][mt][0]) };
+                    acc[i][mt][1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], acc[i][mt][1]) };
+                }
             }
         }
-        for n in 0..2 {
-            let tile = 2 * pair + n;
-            let key = unsafe { scales.pair(block, tile, place) };
-            for mt in 0..MT {
-                for half in 0..2 {
-                    let sums = [f32::from_bits(acc[mt][n][2 * half] as u32), f32::from_bits(acc[mt][n][2 * half + 1] as u32)];
-                    softmax.put(&mut scores, mt, half, tile, sums, key);
+        for i in 0..pairs {
+            let factors = unsafe { scales.factors(block, group * pairs + i, place) };
+            let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
+            for n in 0..2 {
+                let tile = 2 * (group * pairs + i) + n;
+                let key = [factors[2 * n], bias[2 * n], factors[2 * n + 1], bias[2 * n + 1]];
+                for mt in 0..MT {
+                    for half in 0..2 {
+                        let acc = &acc[i][mt][n];
+                        let sums = [f32::from_bits(acc[2 * half] as u32), f32::from_bits(acc[2 * half + 1] as u32)];
+                        softmax.put(&mut scores, mt, half, tile, sums, key);
+                    }
                 }
             }
         }

@@ -16,12 +16,3 @@ pub unsafe fn ld_shared_v4_f32(address: u32) -> [f32; 4] {
     }
     d
 }
-
-/// `st.shared.v2.f32`
-///
-/// # Safety
-/// `address` is an 8-byte aligned shared address of 8 bytes that no other thread touches before the next barrier.
-#[inline(always)]
-pub unsafe fn st_shared_v2_f32(address: u32, value: [f32; 2]) {
-    unsafe { asm!("st.shared.v2.f32 [{}], {{{}, {}}};", in(reg32) address, in(reg32) value[0], in(reg32) value[1], options(nostack)) }
-}

@@ -37,11 +37,12 @@ impl<const MT: usize> BlockMax<MT> {
     unsafe fn row_max(scores: &[[u32; KEY_TILES]; 2]) -> u32 {
         let mut max = [NEG_INFINITY; 2];
         for half in 0..2 {
-            let mut four = [scores[half][0], scores[half][1], scores[half][2], scores[half][3]];
-            for tile in 4..KEY_TILES {
-                four[tile % 4] = max_f16x2(four[tile % 4], scores[half][tile]);
+            let t = &scores[half];
+            let mut two = [max_f16x2(max_f16x2(t[0], t[1]), t[2]), max_f16x2(max_f16x2(t[3], t[4]), t[5])];
+            for i in 0..5 {
+                two[i % 2] = max_f16x2(max_f16x2(two[i % 2], t[6 + 2 * i]), t[7 + 2 * i]);
             }
-            max[half] = max_f16x2(max_f16x2(four[0], four[1]), max_f16x2(four[2], four[3]));
+            max[half] = max_f16x2(two[0], two[1]);
         }
         let mut both = max_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
         unsafe {
