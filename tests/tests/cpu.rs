@@ -1,0 +1,181 @@
+//! The CPU side: quantization against its definition, the INT8 reference against float64, and the CPU device.
+
+use anyhow::{Result, ensure};
+use half::f16;
+use int_flash_attention::{
+    AttentionProblem, DType, Device, Error, HostTensor, Options, Order, Scheme, Shape, TensorLayout, attention,
+    reference,
+};
+use int_flash_attention_kernels::layout::{KV_BLOCK, kv_blocks};
+use int_flash_attention_tests::case::{AWKWARD, Case, Placement, any_case};
+use int_flash_attention_tests::{cases, check_cases, properties};
+use std::cell::Cell;
+
+fn passes(result: Result<(), String>) {
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Half a step, and the float32 roundings of subtracting a mean, of dividing, and of going back.
+fn half_step(scale: f32, mean: f32, x: f64) -> f64 {
+    let (scale, mean) = (f64::from(scale), f64::from(mean).abs());
+    let magnitude = 128.0 * scale + mean + x.abs();
+    0.5 * scale + 4.0 * f64::from(f32::EPSILON) * magnitude
+}
+
+fn quantize_and_back(case: &Case) -> Result<()> {
+    let [q, k, v] = case.tensors()?;
+    let operands = reference::quantize(&case.problem, &q, &k, &v)?;
+    let d = case.problem.head_dim;
+    let q_back = reference::dequantize_q(&operands.q)?;
+    for (i, (&back, x)) in q_back.iter().zip(q.dense_f64()).enumerate() {
+        let bound = half_step(operands.q.scale[i / d], 0.0, x);
+        ensure!((f64::from(back) - x).abs() <= bound, "q[{i}] {x} came back as {back}, bound {bound:e}");
+    }
+    let (n, blocks) = (case.problem.seqlen_kv, kv_blocks(case.problem.seqlen_kv));
+    let (k_back, v_back) = (reference::dequantize_k(&operands.k)?, reference::dequantize_v(&operands.v)?);
+    for (name, tensor, back) in [("k", &k, k_back), ("v", &v, v_back)] {
+        for (i, (&back, x)) in back.iter().zip(tensor.dense_f64()).enumerate() {
+            let (head, token, channel) = (i / d / n, i / d % n, i / d / n * d + i % d);
+            let (scale, mean) = match name {
+                "k" => (operands.k.scale[head * blocks * KV_BLOCK + token], operands.k.mean[channel]),
+                _ => (operands.v.scale[channel], operands.v.mean[channel]),
+            };
+            let bound = half_step(scale, mean, x);
+            ensure!((f64::from(back) - x).abs() <= bound, "{name}[{i}] {x} came back as {back}, bound {bound:e}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn quantize_and_back_is_within_half_a_step() {
+    passes(check_cases(cases(200), &any_case(200), quantize_and_back));
+}
+
+/// Elements whose distance was bounded, and elements in all.
+type Counts = (usize, usize);
+
+/// A bound that is not finite says nothing (scores off by hundreds, so that any key may win); such an element must be a
+/// number, no more.
+fn int8_against_exact(case: &Case) -> Result<Counts> {
+    let [q, k, v] = case.tensors()?;
+    let (exact, bounds) = reference::exact_bounds(&case.problem, &q, &k, &v, DType::F32)?;
+    let got = reference::int8(&case.problem, &reference::quantize(&case.problem, &q, &k, &v)?)?;
+    ensure!(got.o.iter().all(|o| o.is_finite()), "an output is not finite");
+    let infinite = |bounds: Vec<f64>| bounds.into_iter().map(|b| if b.is_nan() { f64::INFINITY } else { b }).collect();
+    let (o, lse): (Vec<f64>, Vec<f64>) = (infinite(bounds.o), infinite(bounds.lse));
+    properties::within("o", &got.o, &exact.o, &o, case.problem.head_dim)?;
+    properties::within("lse", &got.lse, &exact.lse, &lse, 1)?;
+    Ok((o.iter().filter(|bound| bound.is_finite()).count(), o.len()))
+}
+
+#[test]
+fn int8_is_within_its_derived_distance_of_float64() {
+    let counts = Cell::new((0, 0));
+    passes(check_cases(cases(150), &any_case(150), |case| {
+        let (bounded, all) = int8_against_exact(case)?;
+        counts.set((counts.get().0 + bounded, counts.get().1 + all));
+        Ok(())
+    }));
+    let (bounded, all) = counts.get();
+    assert!(2 * bounded > all, "only {bounded} of {all} elements had a bound that says something");
+}
+
+#[test]
+fn awkward_lengths_are_within_the_distance_too() {
+    for (seed, (seqlen_q, seqlen_kv)) in AWKWARD.into_iter().enumerate() {
+        for causal in [false, true] {
+            let problem = AttentionProblem::new(1, 2, 1, seqlen_q, seqlen_kv, 64).with_causal(causal);
+            int8_against_exact(&Case::plain(problem, seed as u64))
+                .unwrap_or_else(|error| panic!("{problem:?}: {error:#}"));
+        }
+    }
+}
+
+fn options(case: &Case) -> Options<'static> {
+    Options {
+        causal: case.problem.causal,
+        scheme: case.problem.scheme,
+        softmax_scale: case.problem.softmax_scale,
+        lse: case.lse,
+        output_dtype: Some(case.out_dtype),
+        progress: None,
+    }
+}
+
+/// The device is the reference, rounded once, whatever the layout.
+fn cpu_device(case: &Case) -> Result<()> {
+    let [q, k, v] = case.tensors()?;
+    let output = attention(Device::Cpu, &q, &k, &v, &options(case))?;
+    let want = reference::int8(&case.problem, &reference::quantize(&case.problem, &q, &k, &v)?)?;
+    let dense = Case { placement: [Placement::Bhnd; 4], ..case.clone() };
+    let [q, k, v] = dense.tensors()?;
+    let same = attention(Device::Cpu, &q, &k, &v, &options(case))?;
+    ensure!(output.o.dense_f64() == same.o.dense_f64() && output.lse == same.lse, "the layout changes the values");
+    let rounded: Vec<f64> = want.o.iter().map(|&o| case.out_dtype.round(o)).collect();
+    ensure!(output.o.dense_f64() == rounded, "the output is not the reference, rounded");
+    ensure!(output.o.dtype() == case.out_dtype && output.lse.is_some() == case.lse, "not what was asked for");
+    Ok(())
+}
+
+#[test]
+fn the_cpu_device_is_the_reference_rounded() {
+    passes(check_cases(cases(60), &any_case(100), cpu_device));
+}
+
+#[test]
+fn rows_without_keys_are_zero() {
+    let problem = AttentionProblem::new(1, 1, 1, 9, 4, 32).with_causal(true);
+    let [q, k, v] = Case::plain(problem, 3).tensors().unwrap();
+    let options = Options { causal: true, lse: true, ..Options::default() };
+    let output = attention(Device::Cpu, &q, &k, &v, &options).unwrap();
+    for row in 0..5 {
+        assert!((0..32).all(|d| output.o.get(0, 0, row, d) == 0.0));
+        assert_eq!(output.lse.as_ref().unwrap()[row], f32::NEG_INFINITY);
+    }
+    assert!((0..32).any(|d| output.o.get(0, 0, 5, d) != 0.0));
+}
+
+/// A masked key must not be heard: with weight on it, the output would be near -100.
+#[test]
+fn masked_keys_are_not_heard() {
+    let problem = AttentionProblem::new(1, 1, 1, 200, 200, 64).with_causal(true);
+    let layout = TensorLayout::bhnd(problem.q_shape());
+    let tensor =
+        |value: fn(usize, usize) -> f32| HostTensor::from_fn(DType::F16, layout, |_, _, n, d| value(n, d)).unwrap();
+    let q = tensor(|_, _| 1.0);
+    let k = tensor(|n, d| if n == 199 { 20.0 } else { ((7 * n + 3 * d) % 11) as f32 / 11.0 });
+    let v = tensor(|n, d| if n == 199 { -100.0 } else { (d % 5) as f32 });
+    for scheme in [Scheme::Default, Scheme::Paper] {
+        let options = Options { causal: true, scheme, ..Options::default() };
+        let o = attention(Device::Cpu, &q, &k, &v, &options).unwrap().o;
+        // all unmasked values of a channel are equal; V is off by at most half a step of 100/127
+        let heard = (0..199)
+            .flat_map(|n| (0..64).map(move |d| (n, d)))
+            .find(|&(n, d)| (o.get(0, 0, n, d) - (d % 5) as f32).abs() > 0.5);
+        assert_eq!(heard, None, "{scheme}");
+        assert!(o.get(0, 0, 199, 0) < -90.0, "the last row does see the last key");
+    }
+}
+
+#[test]
+fn wrong_requests_are_errors() {
+    let tensor = |batch, heads, seqlen, head_dim| {
+        let shape = Shape::new(batch, heads, seqlen, head_dim).unwrap();
+        HostTensor::from_fn(DType::F16, TensorLayout::bhnd(shape), |_, _, _, d| d as f32).unwrap()
+    };
+    let run = |q: &HostTensor, k: &HostTensor, v: &HostTensor| {
+        attention(Device::Cpu, q, k, v, &Options::default()).unwrap_err()
+    };
+    let good = tensor(1, 2, 5, 64);
+    assert!(matches!(run(&good, &tensor(2, 2, 5, 64), &tensor(2, 2, 5, 64)), Error::ShapeMismatch { .. }));
+    assert!(matches!(run(&good, &good, &tensor(1, 2, 6, 64)), Error::ShapeMismatch { .. }));
+    assert!(matches!(run(&tensor(1, 3, 5, 64), &good, &good), Error::HeadGroups { .. }));
+    let odd = tensor(1, 2, 5, 40);
+    assert!(matches!(run(&odd, &odd, &odd), Error::HeadDim { given: 40, .. }));
+    let layout = TensorLayout::from_dims(&[1, 2, 5, 64], Order::Bhnd).unwrap();
+    let nan = HostTensor::new(vec![f16::NAN; layout.span()], layout).unwrap();
+    assert!(attention(Device::Cpu, &nan, &good, &good, &Options::default()).is_err());
+    let wide = HostTensor::new(vec![0.0_f32; layout.span()], layout).unwrap();
+    assert!(matches!(run(&good, &wide, &good), Error::DTypeMismatch { .. }));
+}
