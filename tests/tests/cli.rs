@@ -1,0 +1,204 @@
+//! The attention command from end to end: good files, and every way a file can be bad.
+
+use half::f16;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+/// `cargo xtask`'s program: that which runs the tests, else a fresh build.
+static XTASK: LazyLock<PathBuf> = LazyLock::new(|| {
+    if let Some(path) = std::env::var_os("INT_FLASH_XTASK") {
+        return path.into();
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let build = ["build", "--release", "--package", "xtask", "--message-format", "json"];
+    let output = Command::new(cargo).args(build).current_dir(root).output().expect("cargo starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let executable = |line: &str| serde_json::from_str::<Value>(line).ok()?["executable"].as_str().map(PathBuf::from);
+    messages.lines().find_map(executable).expect("cargo names the program")
+});
+
+/// A folder that goes when the test ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("int-flash-cli-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a temporary folder");
+        Self(path)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+type Tensor = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+
+fn half_tensor(name: &'static str, dims: [usize; 4], value: impl Fn(usize) -> f32) -> Tensor {
+    let len = dims.iter().product();
+    let bytes = (0..len).flat_map(|i| f16::from_f32(value(i)).to_le_bytes()).collect();
+    (name, Dtype::F16, dims.to_vec(), bytes)
+}
+
+fn wave(i: usize) -> f32 {
+    (i as f32 * 0.37).sin()
+}
+
+fn encode(tensors: &[Tensor]) -> Vec<u8> {
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, dims, bytes)| (*name, TensorView::new(*dtype, dims.clone(), bytes).expect("a tensor")));
+    safetensors::serialize(views, None).expect("a file")
+}
+
+fn run(input: &Path, output: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(&*XTASK);
+    command.arg("attention").arg("--input").arg(input).arg("--output").arg(output).args(["--device", "cpu"]).args(more);
+    command.output().expect("the program starts")
+}
+
+/// Runs on bytes that must be refused: a non-zero exit, one sentence that holds `expected`, no file left behind.
+#[track_caller]
+fn refused(name: &str, bytes: &[u8], more: &[&str], expected: &str) {
+    let folder = Folder::new(name);
+    let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+    std::fs::write(&input, bytes).expect("the input is written");
+    let result = run(&input, &output, more);
+    let stderr = String::from_utf8_lossy(&result.stderr).into_owned();
+    assert!(!result.status.success(), "accepted: {}", String::from_utf8_lossy(&result.stdout));
+    assert!(stderr.contains(expected), "`{expected}` is not in: {stderr}");
+    assert!(stderr.starts_with("error: ") && stderr.trim_end().lines().count() == 1, "not one sentence: {stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    let left: Vec<_> =
+        std::fs::read_dir(&folder.0).expect("the folder").map(|e| e.expect("an entry").file_name()).collect();
+    assert_eq!(left, ["in.safetensors"], "something was left behind");
+}
+
+fn good(dims: [usize; 4]) -> [Tensor; 3] {
+    [
+        half_tensor("q", dims, wave),
+        half_tensor("k", dims, |i| wave(3 * i + 1)),
+        half_tensor("v", dims, |i| wave(5 * i + 2)),
+    ]
+}
+
+#[test]
+fn a_good_file_gives_o_and_lse() {
+    let folder = Folder::new("good");
+    let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+    // bnhd: 2 batches, 9 tokens, 3 heads, 32 dims
+    std::fs::write(&input, encode(&good([2, 9, 3, 32]))).expect("the input is written");
+    let result =
+        run(&input, &output, &["--layout", "bnhd", "--lse", "--causal", "--check", "--json", "--softmax-scale", "0.3"]);
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    let report: Value = serde_json::from_slice(&result.stdout).expect("one JSON object");
+    assert_eq!(report["device"], "cpu");
+    assert!(report["check"]["relative_l2"].as_f64().expect("a figure") < 2e-2, "{report}");
+    let bytes = std::fs::read(&output).expect("an output");
+    let file = SafeTensors::deserialize(&bytes).expect("a whole file");
+    let (o, lse) = (file.tensor("o").expect("o"), file.tensor("lse").expect("lse"));
+    assert_eq!((o.dtype(), o.shape()), (Dtype::F16, &[2, 9, 3, 32][..]));
+    assert_eq!((lse.dtype(), lse.shape()), (Dtype::F32, &[2, 3, 9][..]));
+}
+
+#[test]
+fn schemes_and_dtypes_are_taken() {
+    for (dtype, scheme) in [(Dtype::F32, "paper"), (Dtype::BF16, "default")] {
+        let folder = Folder::new(scheme);
+        let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+        let dims = vec![1, 2, 5, 64];
+        let bytes: Vec<u8> = (0..640)
+            .flat_map(|i| match dtype {
+                Dtype::F32 => wave(i).to_le_bytes().to_vec(),
+                _ => half::bf16::from_f32(wave(i)).to_le_bytes().to_vec(),
+            })
+            .collect();
+        let tensors = ["q", "k", "v"].map(|name| (name, dtype, dims.clone(), bytes.clone()));
+        std::fs::write(&input, encode(&tensors)).expect("the input is written");
+        let result = run(&input, &output, &["--scheme", scheme]);
+        assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+        let bytes = std::fs::read(&output).expect("an output");
+        assert_eq!(SafeTensors::deserialize(&bytes).expect("a whole file").tensor("o").expect("o").dtype(), dtype);
+    }
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let [q, k, _] = good([1, 2, 4, 32]);
+    refused("missing", &encode(&[q, k]), &[], "no tensor `v`");
+}
+
+#[test]
+fn truncated_and_foreign_files_are_refused() {
+    let whole = encode(&good([1, 2, 4, 32]));
+    refused("truncated", &whole[..whole.len() - 7], &[], "not a whole safetensors file");
+    refused("header", &whole[..20], &[], "not a whole safetensors file");
+    refused("empty", &[], &[], "not a whole safetensors file");
+    refused("foreign", b"PK\x03\x04 this is something else altogether", &[], "not a whole safetensors file");
+}
+
+#[test]
+fn mismatched_tensors_are_refused() {
+    let [q, k, v] = good([1, 2, 4, 32]);
+    refused("shapes", &encode(&[q.clone(), k.clone(), half_tensor("v", [1, 2, 5, 32], wave)]), &[], "v has the shape");
+    refused(
+        "rank",
+        &encode(&[q.clone(), k.clone(), ("v", Dtype::F16, vec![2, 4, 32], v.3.clone())]),
+        &[],
+        "four are needed",
+    );
+    let wide: Vec<u8> = (0..256).flat_map(|i| wave(i).to_le_bytes()).collect();
+    refused("dtypes", &encode(&[q.clone(), k, ("v", Dtype::F32, vec![1, 2, 4, 32], wide)]), &[], "one dtype");
+    let integers = ("k", Dtype::I32, vec![1, 2, 4, 32], vec![0; 1024]);
+    refused("integers", &encode(&[q, integers, v]), &[], "F16, BF16 and F32");
+    refused("head-dim", &encode(&good([1, 2, 4, 40])), &[], "40");
+    refused("zero", &encode(&good([1, 2, 0, 32])), &[], "0");
+}
+
+#[test]
+fn heads_that_do_not_group_are_refused() {
+    let tensors = [
+        half_tensor("q", [1, 3, 4, 32], wave),
+        half_tensor("k", [1, 2, 4, 32], wave),
+        half_tensor("v", [1, 2, 4, 32], wave),
+    ];
+    refused("groups", &encode(&tensors), &[], "heads");
+}
+
+#[test]
+fn values_that_are_not_finite_are_refused() {
+    for (name, bad) in [("nan", f32::NAN), ("inf", f32::INFINITY), ("minus-inf", f32::NEG_INFINITY)] {
+        let [q, k, _] = good([1, 2, 4, 32]);
+        let v = half_tensor("v", [1, 2, 4, 32], |i| if i == 77 { bad } else { wave(i) });
+        refused(name, &encode(&[q, k, v]), &[], "v");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_refused() {
+    let bytes = encode(&good([1, 2, 4, 32]));
+    refused("scale", &bytes, &["--softmax-scale", "nan"], "finite");
+    let folder = Folder::new("arguments");
+    let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+    let absent = run(&input, &output, &[]);
+    assert!(!absent.status.success() && String::from_utf8_lossy(&absent.stderr).contains("cannot read"));
+    std::fs::write(&input, &bytes).expect("the input is written");
+    for more in [["--scheme", "fp8"], ["--layout", "nbhd"]] {
+        let result = run(&input, &output, &more);
+        assert!(!result.status.success() && !output.exists(), "{more:?} was taken");
+    }
+    let nowhere = run(&input, &folder.file("no/such/folder/out.safetensors"), &[]);
+    assert!(!nowhere.status.success() && String::from_utf8_lossy(&nowhere.stderr).contains("cannot write"));
+}
