@@ -5,16 +5,16 @@
 
 use anyhow::{Context, Result, ensure};
 use half::f16;
-use int_flash_attention::gpu::{AnySlice, AnySliceMut};
+use int_flash_attention::gpu::{AnySlice, AnySliceMut, BaselineLayouts};
 use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, Device, DeviceBuffer, DeviceOperands, DeviceSliceMut, Gpu, HostQuantized,
     HostTensor, Operand, Options, Order, QuantizeLayouts, Scheme, TensorLayout, reference,
 };
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{AWKWARD, Case, any_case};
+use int_flash_attention_tests::case::{AWKWARD, Case, Placement, any_case};
 use int_flash_attention_tests::properties::{self, GUARD, Kernels, POISON, untouched};
 use int_flash_attention_tests::values::Values;
-use int_flash_attention_tests::{cases, check_cases};
+use int_flash_attention_tests::{baseline, cases, check_cases};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
 
@@ -25,11 +25,12 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 
 type Test = fn(&OnGpu) -> Result<()>;
 
-const TESTS: [(&str, Test); 11] = [
+const TESTS: [(&str, Test); 12] = [
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
     ("long_sequences_match_the_reference", long_sequences),
+    ("float16_kernels_match_float64", float16),
     ("minilm_error_is_as_published", minilm),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("a_graph_replays_on_new_inputs", graph),
@@ -226,6 +227,32 @@ fn values_at(o: &HostTensor, rows: &[usize]) -> Vec<f64> {
         }
     }
     values
+}
+
+fn float16(on_gpu: &OnGpu) -> Result<()> {
+    let gpu = &on_gpu.0;
+    for (seed, (seqlen_q, seqlen_kv)) in AWKWARD.into_iter().enumerate() {
+        for head_dim in HEAD_DIMS {
+            let problem = AttentionProblem::new(1, 4, 2, seqlen_q, seqlen_kv, head_dim).with_causal(seed % 2 == 1);
+            let mut case = Case::plain(problem, seed as u64);
+            case.placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
+            let [q, k, v] = case.tensors()?;
+            let out = case.output()?;
+            let layouts = BaselineLayouts { q: q.layout(), k: k.layout(), v: v.layout(), o: out, lse: false };
+            let plan = gpu.plan_baseline(&problem, &layouts)?;
+            let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
+            let mut o = on_gpu.guarded(2 * out.span())?;
+            let stream = gpu.stream()?;
+            plan.launch(&stream, any(&q_in, &q), any(&k_in, &k), any(&v_in, &v), inside(&mut o, DType::F16)?, None)?;
+            stream.synchronize()?;
+            let o = OnGpu::read_guarded(&o, out, DType::F16)?;
+            let rows: Vec<usize> = (0..seqlen_q).step_by(seqlen_q.div_ceil(100)).collect();
+            let want = baseline::expected(&problem, &q, &k, &v, &rows);
+            properties::within("o", &values_at(&o, &rows), &want.o, &want.bound, head_dim)
+                .with_context(|| format!("{problem:?}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn minilm_tensors(file: &[u8]) -> Result<[HostTensor; 3]> {

@@ -1,10 +1,10 @@
 //! One problem on the GPU: buffers, launches, and the check of what the timed launches wrote.
 
-use super::baseline::Plan as BaselinePlan;
 use super::data;
 use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::driver::Driver;
+use int_flash_attention::gpu::{BaselineLayouts, BaselinePlan};
 use int_flash_attention::{
     AttentionOutput, AttentionPlan, AttentionProblem, DType, DequantizePlan, DeviceBuffer, DeviceOperands, Gpu,
     HostQuantized, Operand, QuantizeLayouts, QuantizePlan, QuantizedK, QuantizedQ, QuantizedV, Scheme, StreamRef,
@@ -32,6 +32,7 @@ pub struct Case {
     quantize: QuantizePlan,
     attention: AttentionPlan,
     dequantize: DequantizePlan,
+    float16: BaselinePlan,
 }
 
 impl Case {
@@ -41,6 +42,7 @@ impl Case {
         let quantize = gpu.plan_quantize(&problem, &QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 })?;
         let attention = gpu.plan_attention(&problem, &AttentionOutput { layout: q, dtype: DType::F16, lse: false })?;
         let dequantize = gpu.plan_dequantize(&problem, Operand::Q, &q, DType::F16)?;
+        let float16 = gpu.plan_baseline(&problem, &BaselineLayouts { q, k: kv, v: kv, o: q, lse: false })?;
         let touched = 3 * q.span() + 2 * kv.span();
         let copies = (cache / touched + 1).min(8);
         let copy = |index: usize| -> Result<Copy> {
@@ -60,6 +62,7 @@ impl Case {
             quantize,
             attention,
             dequantize,
+            float16,
         };
         for copy in 0..copies {
             case.quantize(copy)?;
@@ -102,10 +105,10 @@ impl Case {
     }
 
     /// Float16 attention on the inputs of a copy.
-    pub fn float16(&mut self, plan: &BaselinePlan, copy: usize) -> Result<()> {
-        let Copy { inputs: [q, k, v], o, .. } = &self.copies[copy];
-        // SAFETY: dense float16 tensors of the problem, alive as long as the case.
-        unsafe { plan.launch([q.ptr(), k.ptr(), v.ptr(), o.ptr()]) }
+    pub fn float16(&mut self, copy: usize) -> Result<()> {
+        let Copy { inputs: [q, k, v], o, .. } = &mut self.copies[copy];
+        self.float16.launch(StreamRef::DEFAULT, (&*q).into(), (&*k).into(), (&*v).into(), o.into(), None)?;
+        Ok(())
     }
 
     /// Poisons a copy's output, so that a launch which writes nothing is found out.

@@ -1,6 +1,5 @@
 //! `cargo xtask bench`: speed on this machine's GPU, each figure from launches whose output was checked.
 
-mod baseline;
 mod case;
 mod data;
 mod plot;
@@ -8,8 +7,7 @@ mod report;
 mod timing;
 
 use crate::workspace;
-use anyhow::{Context, Result, bail};
-use baseline::Baseline;
+use anyhow::{Result, bail};
 use case::{Case, Timed};
 use int_flash_attention::driver::{DeviceAttribute, Driver, StreamHandle};
 use int_flash_attention::{AttentionProblem, Gpu, Scheme};
@@ -56,7 +54,6 @@ pub fn run(args: &Args) -> Result<()> {
     let gpu = Gpu::new(args.device)?;
     let bench = Bench {
         cache: 2 * gpu.attribute(DeviceAttribute::L2CacheSize)? as usize,
-        baseline: Baseline::load().context("the float16 kernels")?,
         // other values every time, so that no run is tuned to one input
         run: SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
         gpu,
@@ -97,7 +94,6 @@ pub fn run(args: &Args) -> Result<()> {
 
 struct Bench {
     gpu: Gpu,
-    baseline: Baseline,
     /// Bytes that the copies of a problem exceed together.
     cache: usize,
     run: u64,
@@ -112,10 +108,7 @@ impl Bench {
             let problem = problem.with_scheme(scheme);
             let mut case = Case::new(&self.gpu, problem, self.cache, self.run)?;
             if scheme == Scheme::Default {
-                if let Some(plan) = self.baseline.plan(&problem)? {
-                    let ms = self.time(&mut case, Timed::Float16, |case, copy| case.float16(&plan, copy))?;
-                    rows.push(speed("f16", &problem, ms));
-                }
+                rows.push(speed("f16", &problem, self.time(&mut case, Timed::Float16, Case::float16)?));
                 if !problem.causal {
                     rows.push(traffic("quantize", &problem, self.time(&mut case, Timed::Quantize, Case::quantize)?, 9));
                     rows.push(traffic(
