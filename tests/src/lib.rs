@@ -6,6 +6,12 @@ pub mod properties;
 pub mod sim;
 pub mod values;
 
+/// The code in README and quickstart is compiled, and the part without a GPU run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+#[doc = include_str!("../../docs/quickstart.md")]
+struct Documents;
+
 /// The number of generated cases: `INT_FLASH_CASES` where it is set (few under compute-sanitizer), else `usual`.
 #[must_use]
 pub fn cases(usual: u32) -> u32 {

@@ -94,7 +94,7 @@ fn every_shipped_kernel_is_covered() {
 #[test]
 fn generated_cases_match_the_reference() {
     let simulator = Simulator::new();
-    check_cases(cases(24), &any_case(150), |case| properties::all(&simulator, case))
+    check_cases(cases(300), &any_case(150), |case| properties::all(&simulator, case))
         .unwrap_or_else(|error| panic!("{error}"));
 }
 
@@ -110,7 +110,7 @@ fn generated_long_key_sequences_match_the_reference() {
             case
         })
     });
-    check_cases(cases(16), &long, |case| properties::all(&simulator, case)).unwrap_or_else(|error| panic!("{error}"));
+    check_cases(cases(200), &long, |case| properties::all(&simulator, case)).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
