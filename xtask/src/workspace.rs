@@ -21,6 +21,15 @@ pub fn target() -> PathBuf {
     }
 }
 
+/// The toolchain that the repository pins.
+pub fn toolchain() -> Result<String> {
+    let file = root().join("rust-toolchain.toml");
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let channel =
+        text.lines().find_map(|line| line.trim().strip_prefix("channel")?.split('"').nth(1).map(str::to_owned));
+    channel.context("rust-toolchain.toml names no channel")
+}
+
 /// The committed PTX.
 pub fn ptx_dir() -> PathBuf {
     root().join("host/ptx")

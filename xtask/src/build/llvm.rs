@@ -16,14 +16,9 @@ pub struct Llvm {
 }
 
 impl Llvm {
-    /// Reads which toolchain the repository pins.
-    pub fn new() -> Result<Self> {
-        let file = workspace::root().join("rust-toolchain.toml");
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let channel =
-            text.lines().find_map(|line| line.trim().strip_prefix("channel")?.split('"').nth(1).map(str::to_owned));
-        let toolchain = channel.context("rust-toolchain.toml names no channel")?;
-        Ok(Self { toolchain, work: workspace::target().join("ptx").join(std::process::id().to_string()) })
+    /// With the toolchain of that name.
+    pub fn new(toolchain: String) -> Self {
+        Self { toolchain, work: workspace::target().join("ptx").join(std::process::id().to_string()) }
     }
 
     /// The pinned rustc, whatever toolchain this program was started with.

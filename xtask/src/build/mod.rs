@@ -1,9 +1,10 @@
-//! `cargo xtask build`: the kernels' Rust source to the PTX in `host/ptx/`.
+//! `cargo xtask build`: the kernels' Rust source to PTX, of which `llvm`'s is committed in `host/ptx/`.
 //!
 //! A [`CodeGenerator`] turns one module into raw PTX; everything else (launch bounds, normal form, comparing with what
 //! is committed) is the same for all of them.
 
 mod llvm;
+mod nvvm;
 pub mod ptx_text;
 mod table;
 
@@ -38,8 +39,12 @@ pub trait CodeGenerator: Sync {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Codegen {
-    /// rustc's own NVPTX backend
+    /// rustc's own NVPTX backend; writes host/ptx
     Llvm,
+    /// rust-cuda's rustc_codegen_nvvm: LLVM 7 and libNVVM; writes target/ptx-nvvm
+    Nvvm,
+    /// One after the other
+    Both,
 }
 
 #[derive(clap::Args)]
@@ -47,27 +52,47 @@ pub struct Args {
     /// Code generator
     #[arg(long, value_enum, default_value = "llvm")]
     codegen: Codegen,
+    /// rust-cuda checkout for nvvm; without it $RUST_CUDA, without that the pinned revision is fetched
+    #[arg(long, value_name = "PATH")]
+    rust_cuda: Option<PathBuf>,
     /// Write nothing; fail where the committed PTX is not what the source gives
     #[arg(long)]
     check: bool,
     /// Build these modules only
     #[arg(long = "module", value_name = "NAME")]
     only: Vec<String>,
-    /// Write to (or, with --check, compare with) this folder instead of host/ptx
+    /// Write to (or, with --check, compare with) this folder; with `--codegen both`, its folders llvm and nvvm
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let generator: Box<dyn CodeGenerator> = match args.codegen {
-        Codegen::Llvm => Box::new(llvm::Llvm::new()?),
-    };
-    generator.preflight()?;
+    let toolchain = workspace::toolchain()?;
     let modules = selected(&args.only)?;
-    let folder = args.out.clone().unwrap_or_else(workspace::ptx_dir);
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let llvm = || Box::new(llvm::Llvm::new(toolchain.clone()));
+    let nvvm = || Box::new(nvvm::Nvvm::new(toolchain.clone(), args.rust_cuda.clone()));
+    let folder = |default: PathBuf| args.out.clone().unwrap_or(default);
+    let nvvm_dir = workspace::target().join("ptx-nvvm");
+    let generators: Vec<(Box<dyn CodeGenerator>, PathBuf)> = match (args.codegen, &args.out) {
+        (Codegen::Llvm, _) => vec![(llvm(), folder(workspace::ptx_dir()))],
+        (Codegen::Nvvm, _) => vec![(nvvm(), folder(nvvm_dir))],
+        (Codegen::Both, None) => vec![(llvm(), workspace::ptx_dir()), (nvvm(), nvvm_dir)],
+        (Codegen::Both, Some(out)) => vec![(llvm(), out.join("llvm")), (nvvm(), out.join("nvvm"))],
+    };
+    for (generator, _) in &generators {
+        generator.preflight()?;
+    }
+    for (generator, folder) in &generators {
+        build_all(generator.as_ref(), &modules, folder, args)?;
+    }
+    Ok(())
+}
+
+fn build_all(generator: &dyn CodeGenerator, modules: &[Module], folder: &Path, args: &Args) -> Result<()> {
+    println!("{}", workspace::shown(folder));
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let outcome: Vec<Result<String>> =
-        modules.par_iter().map(|module| build_one(generator.as_ref(), module, &folder, args.check)).collect();
+        modules.par_iter().map(|module| build_one(generator, module, folder, args.check)).collect();
     let mut failed = 0;
     for line in outcome {
         match line {
@@ -78,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    let strays = if args.check && args.only.is_empty() { strays(&folder, &modules)? } else { Vec::new() };
+    let strays = if args.check && args.only.is_empty() { strays(folder, modules)? } else { Vec::new() };
     for stray in &strays {
         eprintln!("error: {stray} belongs to no module of the variant table");
     }
