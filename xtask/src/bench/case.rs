@@ -146,6 +146,8 @@ impl Case {
             rows.iter().flat_map(|&row| &o[row * d..(row + 1) * d]).map(|x| x.to_f64()).collect::<Vec<f64>>()
         };
         if what == Timed::Float16 {
+            // float64 on one core: fewer rows
+            let rows: Vec<usize> = rows.into_iter().step_by(3).collect();
             let want = baseline::expected(&one, &q, &k, &v, &rows);
             return share(&at(&rows), &want.o, &want.bound);
         }

@@ -47,10 +47,11 @@ pub fn run(args: &Args) -> Result<()> {
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let jobs: Vec<_> =
         modules().into_iter().flat_map(|m| architectures(m.target).map(move |arch| (m.name, arch))).collect();
-    let outcome: Result<Vec<Vec<Row>>> =
+    let outcome: Vec<Result<Vec<Row>>> =
         jobs.par_iter().map(|(module, arch)| assemble(&tools, &folder, &work, module, arch)).collect();
     let _ = fs::remove_dir_all(&work);
-    let rows: Vec<Row> = outcome?.into_iter().flatten().collect();
+    let (assembled, refused): (Vec<_>, Vec<_>) = outcome.into_iter().partition(Result::is_ok);
+    let rows: Vec<Row> = assembled.into_iter().flatten().flatten().collect();
     println!("{}", tools.version()?);
     print_table(&rows);
     if let Some(file) = &args.json {
@@ -60,8 +61,11 @@ pub fn run(args: &Args) -> Result<()> {
     for (row, fault) in &faults {
         eprintln!("error: {} on {}: {fault}", row.resources.kernel, row.arch);
     }
-    if !faults.is_empty() {
-        bail!("{} faults in {} kernels", faults.len(), rows.len());
+    for error in refused.iter().filter_map(|outcome| outcome.as_ref().err()) {
+        eprintln!("error: {error:#}");
+    }
+    if faults.len() + refused.len() > 0 {
+        bail!("{} faults in {} kernels, {} modules that do not assemble", faults.len(), rows.len(), refused.len());
     }
     println!(
         "{} kernels x architectures assembled, no spills, no stack frames in attention kernels, IMMA in every int8 one",
