@@ -22,7 +22,13 @@ mod element;
 
 #[cfg(all(
     target_arch = "nvptx64",
-    any(kernels = "attention_d32", kernels = "attention_d64", kernels = "attention_d96", kernels = "attention_d128", kernels = "attention_d256")
+    any(
+        kernels = "attention_d32",
+        kernels = "attention_d64",
+        kernels = "attention_d96",
+        kernels = "attention_d128",
+        kernels = "attention_d256"
+    )
 ))]
 mod attention;
 

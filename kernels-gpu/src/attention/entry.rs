@@ -14,11 +14,7 @@ macro_rules! scheme {
 }
 
 macro_rules! entries {
-    ($($module:literal, $d:literal, $scheme:ident, $mt:literal, $warps:literal, $slots:literal, $ctas:literal, $plain:ident, $causal:ident;)*) => {$(
-        entries!(@one $module, $d, $scheme, $mt, $warps, $slots, false, $plain);
-        entries!(@one $module, $d, $scheme, $mt, $warps, $slots, true, $causal);
-    )*};
-    (@one $module:literal, $d:literal, $scheme:ident, $mt:literal, $warps:literal, $slots:literal, $causal:literal, $name:ident) => {
+    ($($module:literal, $d:literal, $scheme:ident, $mt:literal, $warps:literal, $slots:literal, $ctas:literal, $team:literal, $causal:literal, $name:ident;)*) => {$(
         #[cfg(kernels = $module)]
         #[unsafe(no_mangle)]
         #[allow(clippy::too_many_arguments)]
@@ -29,9 +25,9 @@ macro_rules! entries {
         ) {
             let out = Out { o, stride_b: o_stride_b, stride_h: o_stride_h, stride_n: o_stride_n, lse, dtype: o_dtype };
             let args = Args { q, k, v, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean, out, seqlen_q, seqlen_kv, group, softmax_scale };
-            unsafe { attention::<scheme!($scheme, $mt), $d, $mt, $warps, $slots, $causal>(args) }
+            unsafe { attention::<scheme!($scheme, $mt), $d, $mt, $warps, $slots, $team, $causal>(args) }
         }
-    };
+    )*};
 }
 
 crate::attention_table!(entries);

@@ -1,27 +1,33 @@
 //! The forward pass of INT-FlashAttention (arXiv 2409.16997, algorithm 1) on `mma.sync` (sm_80 and newer).
 //!
-//! One CTA owns `16 * MT * WARPS` query rows of one head; each warp owns `16 * MT` of them and never speaks to another but
-//! through the K and V tiles. Per block of 128 keys:
+//! One CTA owns `16 * MT * WARPS / TEAM` query rows of one head; a team of `TEAM` warps shares `16 * MT` of them. A warp makes
+//! the scores and P of its part of a block's keys and the output of its part of the dims: 32 rows use each fragment of K and V
+//! twice, and a team keeps their output in registers where one warp could not. Per block of 128 keys:
 //!
 //! ```text
 //! pipeline.next_k          K block lands in shared memory, the next one is requested
 //! scores::block            S = Q K^T                int8 tensor cores, straight to the softmax's working unit
-//! softmax.step             m, P                     exponentials, P to bytes in registers
-//! pipeline.next_v          V block lands
+//! softmax.probabilities    m, P                     the team's maximum, exponentials, P to bytes in registers
+//! pipeline.next_v          V block lands, and the team's P
+//! softmax.weigh            w, l                     the block's weight and row sum
 //! output::update           O += w * (P V)           int8 tensor cores, float sums
 //! ```
 
 mod entry;
 mod epilogue;
+mod exchange;
 mod mask;
 mod output;
 mod pipeline;
 mod scores;
 mod softmax;
 
+use crate::config::exchange_offset;
 use crate::layout::KV_BLOCK;
+use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, tid_x};
 use epilogue::Out;
+use exchange::Exchange;
 use mask::Mask;
 use output::Accumulator;
 use pipeline::Pipeline;
@@ -67,8 +73,10 @@ pub(crate) struct Place {
     pub group: u32,
     /// `lane % 4`: the column pair of a fragment.
     pub quad: u32,
-    /// First query row of the warp.
+    /// First query row of the team.
     pub row: u32,
+    /// Which of the team's warps this is.
+    pub member: u32,
     /// `batch * heads_q + head`.
     pub head: u64,
     /// Batch and query head.
@@ -80,18 +88,29 @@ pub(crate) struct Place {
 
 /// One CTA of the attention kernel.
 #[inline(always)]
-pub(crate) unsafe fn attention<S: Softmax<D, MT>, const D: usize, const MT: usize, const WARPS: usize, const SLOTS: usize, const CAUSAL: bool>(
+pub(crate) unsafe fn attention<
+    S: Softmax<D, MT>,
+    const D: usize,
+    const MT: usize,
+    const WARPS: usize,
+    const SLOTS: usize,
+    const TEAM: usize,
+    const CAUSAL: bool,
+>(
     args: Args,
 ) {
     unsafe {
-        let tile_m = (16 * MT * WARPS) as u32;
+        let tile_m = (16 * MT * WARPS / TEAM) as u32;
         // The longest rows first, so that the last CTAs of a causal grid are the short ones.
         let m_block = if CAUSAL { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
-        let place = place(&args, m_block * tile_m, (16 * MT) as u32);
-        let mask = Mask::new::<CAUSAL>(&args, m_block * tile_m, tile_m);
+        // Found anew where the loop does not need it: registers are what the loop is short of.
+        let find_place = || place(&args, m_block * tile_m, (16 * MT) as u32, TEAM as u32);
+        let place = find_place();
+        let mask = Mask::<CAUSAL>::new(&args, m_block * tile_m, tile_m);
 
         let mut softmax = S::new(&args, &place);
         let scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D, softmax.key_factor());
+        let exchange = Exchange::<MT, TEAM>::new(exchange_offset(D, SLOTS), &place);
         let mut pipeline = Pipeline::<D, WARPS, SLOTS>::new(&args, &place, mask.blocks);
         let query = Query::<MT>::load::<D>(&args, &place);
         let mut acc = Accumulator::<MT>::zero();
@@ -99,23 +118,42 @@ pub(crate) unsafe fn attention<S: Softmax<D, MT>, const D: usize, const MT: usiz
         let mut block = 0;
         scales.publish(0, scales.fetch(0));
         while block < mask.blocks {
-            step::<S, D, MT, WARPS, SLOTS>(block, &place, &mask, &query, &scales, &mut pipeline, &mut softmax, &mut acc);
+            step::<S, D, MT, WARPS, SLOTS, TEAM, CAUSAL>(
+                block,
+                &place,
+                &mask,
+                &query,
+                &scales,
+                &exchange,
+                &mut pipeline,
+                &mut softmax,
+                &mut acc,
+            );
             block += 1;
         }
         pipeline.drain();
-        epilogue::store::<S, D, MT>(&args, &place, &softmax, &acc);
+        epilogue::store::<S, D, MT, TEAM>(&args, &find_place(), &softmax, &acc);
     }
 }
 
 /// One block of keys.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn step<S: Softmax<D, MT>, const D: usize, const MT: usize, const WARPS: usize, const SLOTS: usize>(
+unsafe fn step<
+    S: Softmax<D, MT>,
+    const D: usize,
+    const MT: usize,
+    const WARPS: usize,
+    const SLOTS: usize,
+    const TEAM: usize,
+    const CAUSAL: bool,
+>(
     block: u32,
     place: &Place,
-    mask: &Mask,
+    mask: &Mask<CAUSAL>,
     query: &Query<MT>,
     scales: &KeyScales,
+    exchange: &Exchange<MT, TEAM>,
     pipeline: &mut Pipeline<D, WARPS, SLOTS>,
     softmax: &mut S,
     acc: &mut Accumulator<MT>,
@@ -123,25 +161,37 @@ unsafe fn step<S: Softmax<D, MT>, const D: usize, const MT: usize, const WARPS: 
     unsafe {
         let next_scale = scales.fetch(block + 1);
         let k = pipeline.next_k();
-        let mut s = scores::block::<S, D, MT>(query, k, scales, softmax, block, place);
+        let mut s = scores::block::<S, D, MT, TEAM>(query, k, scales, softmax, block, place);
         if block >= mask.full_blocks {
-            mask.apply::<S, D, MT>(&mut s, block, place);
+            mask.apply::<S, D, MT, TEAM>(&mut s, block, place);
         }
-        let (p, row) = softmax.step(s, acc);
+        let (mut p, exponents) = softmax.probabilities(s, exchange);
         let v = pipeline.next_v();
         scales.publish(block + 1, next_scale);
-        output::update::<S, D, MT>(acc, &p, v, &row);
+        exchange.collect(&mut p);
+        let row = softmax.weigh(exponents, &p, acc, D / 8 / TEAM);
+        output::update::<S, D, MT, TEAM>(acc, &p, v, place.member, &row);
     }
 }
 
 #[inline(always)]
-fn place(args: &Args, cta_row: u32, warp_rows: u32) -> Place {
-    let (lane, warp) = (tid_x() % 32, tid_x() / 32);
+fn place(args: &Args, cta_row: u32, team_rows: u32, team: u32) -> Place {
+    let thread = if team > 1 { opaque(tid_x()) } else { tid_x() };
+    let (lane, warp) = (thread % 32, thread / 32);
     let (head_q, batch) = (ctaid_y(), ctaid_z());
     let heads_q = nctaid_y();
     // SAFETY: the host's plan rejects a group of zero; the panic of a checked division has no place on the device.
     unsafe { core::hint::assert_unchecked(args.group != 0) };
     let head = u64::from(batch) * u64::from(heads_q) + u64::from(head_q);
     let head_kv = u64::from(batch) * u64::from(heads_q / args.group) + u64::from(head_q / args.group);
-    Place { group: lane / 4, quad: lane % 4, row: cta_row + warp * warp_rows, head, batch, head_q, head_kv }
+    Place {
+        group: lane / 4,
+        quad: lane % 4,
+        row: cta_row + warp / team * team_rows,
+        member: warp % team,
+        head,
+        batch,
+        head_q,
+        head_kv,
+    }
 }

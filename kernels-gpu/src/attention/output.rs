@@ -20,11 +20,11 @@ impl<const MT: usize> Accumulator<MT> {
         Self { o: [[[0.0; 4]; MAX_TILES]; MT] }
     }
 
-    /// Multiplies each row of the `D` dims in use: `factor[mt][half]`.
+    /// Multiplies each row of the `tiles` n8 tiles in use: `factor[mt][half]`.
     #[inline(always)]
-    pub(crate) fn scale<const D: usize>(&mut self, factor: &[[f32; 2]; MT]) {
+    pub(crate) fn scale(&mut self, tiles: usize, factor: &[[f32; 2]; MT]) {
         for mt in 0..MT {
-            for tile in 0..D / 8 {
+            for tile in 0..tiles {
                 for i in 0..4 {
                     self.o[mt][tile][i] *= factor[mt][i / 2];
                 }
@@ -33,24 +33,35 @@ impl<const MT: usize> Accumulator<MT> {
     }
 }
 
-/// P as A fragments: `[mt][step of 32 keys][register]`, four keys a register in the order of `layout::key_slot`.
+/// P as A fragments: `[mt][step of 32 keys][register]`, four keys a register in the order of `layout::key_slot`. A warp's
+/// own keys come first, then those of the member 1, 2, ... away (by exclusive or).
 pub(crate) type Probabilities<const MT: usize> = [[[u32; 4]; KEY_STEPS]; MT];
 
-/// Adds the block at shared address `v`.
+/// Adds the block at shared address `v`, in the dims of member `member`.
 #[inline(always)]
-pub(crate) unsafe fn update<S: Softmax<D, MT>, const D: usize, const MT: usize>(
+pub(crate) unsafe fn update<S: Softmax<D, MT>, const D: usize, const MT: usize, const TEAM: usize>(
     acc: &mut Accumulator<MT>,
     p: &Probabilities<MT>,
     v: u32,
+    member: u32,
     row: &S::Row,
 ) {
-    let address = panel_row(v);
+    let steps = KEY_STEPS / TEAM;
+    let mut panels = [panel_row(v) + member * (D / TEAM * ROW_BYTES) as u32; TEAM];
+    for (other, panel) in panels.iter_mut().enumerate() {
+        *panel += (member ^ other as u32) * (steps * D * ROW_BYTES) as u32;
+    }
     let pairs = pairs(MT);
-    for group in 0..D / 16 / pairs {
+    for group in 0..D / 16 / TEAM / pairs {
         let mut pv = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
         for step in 0..KEY_STEPS {
             for i in 0..pairs {
-                let b = unsafe { ldmatrix_x4(address + (step * D * ROW_BYTES + (group * pairs + i) * 16 * ROW_BYTES) as u32) };
+                let b = unsafe {
+                    ldmatrix_x4(
+                        panels[step / steps]
+                            + (step % steps * D * ROW_BYTES + (group * pairs + i) * 16 * ROW_BYTES) as u32,
+                    )
+                };
                 for mt in 0..MT {
                     pv[i][mt][0] = unsafe { S::mma(p[mt][step], [b[0], b[1]], pv[i][mt][0]) };
                     pv[i][mt][1] = unsafe { S::mma(p[mt][step], [b[2], b[3]], pv[i][mt][1]) };

@@ -35,8 +35,10 @@ impl<const MT: usize> Query<MT> {
                 for step in 0..D / ROW_BYTES {
                     for upper in 0..2 {
                         if row < args.seqlen_q {
-                            let offset = index * D as u64 + (ROW_BYTES * step + 16 * upper) as u64 + u64::from(4 * place.quad);
-                            fragment[mt][step][half + 2 * upper] = unsafe { *args.q.add(offset as usize).cast::<u32>() };
+                            let offset =
+                                index * D as u64 + (ROW_BYTES * step + 16 * upper) as u64 + u64::from(4 * place.quad);
+                            fragment[mt][step][half + 2 * upper] =
+                                unsafe { *args.q.add(offset as usize).cast::<u32>() };
                         }
                     }
                 }
@@ -82,8 +84,8 @@ impl KeyScales {
 
     /// The factors of this lane's four keys of the n8 tiles `2 * pair` and `2 * pair + 1`.
     #[inline(always)]
-    unsafe fn factors(&self, block: u32, pair: usize, place: &Place) -> [f32; 4] {
-        unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 4) + place.quad * 16 + pair as u32 * 64) }
+    unsafe fn factors(&self, block: u32, pair: u32, place: &Place) -> [f32; 4] {
+        unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 4) + place.quad * 16 + pair * 64) }
     }
 }
 
@@ -96,9 +98,9 @@ pub(crate) fn panel_row(base: u32) -> u32 {
     base + swizzle((8 * (matrix / 2) + row) as usize, (16 * (matrix % 2)) as usize) as u32
 }
 
-/// The scores of the warp's rows against the 128 keys of the block at shared address `k`, in the softmax's working unit.
+/// The scores of the team's rows against the warp's keys of the block at shared address `k`, in the softmax's working unit.
 #[inline(always)]
-pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize>(
+pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize, const TEAM: usize>(
     query: &Query<MT>,
     k: u32,
     scales: &KeyScales,
@@ -107,9 +109,10 @@ pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize>(
     place: &Place,
 ) -> S::Scores {
     let mut scores = S::empty();
-    let row = panel_row(k);
+    let first = place.member * (KEY_TILES / 2 / TEAM) as u32;
+    let row = panel_row(k) + first * (16 * ROW_BYTES) as u32;
     let pairs = pairs(MT);
-    for group in 0..KEY_TILES / 2 / pairs {
+    for group in 0..KEY_TILES / 2 / TEAM / pairs {
         let mut acc = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
         for step in 0..D / ROW_BYTES {
             for i in 0..pairs {
@@ -123,7 +126,7 @@ pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize>(
             }
         }
         for i in 0..pairs {
-            let factors = unsafe { scales.factors(block, group * pairs + i, place) };
+            let factors = unsafe { scales.factors(block, first + (group * pairs + i) as u32, place) };
             let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
             for n in 0..2 {
                 let tile = 2 * (group * pairs + i) + n;

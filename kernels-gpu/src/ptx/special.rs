@@ -34,6 +34,15 @@ pub unsafe fn bar_sync() {
     unsafe { asm!("bar.sync 0;", options(nostack)) }
 }
 
+/// `bar.sync id, threads`: a barrier of some of the CTA's warps.
+///
+/// # Safety
+/// `threads` threads, in whole warps, reach it with the same `id` (1 to 15; [`bar_sync`] is 0).
+#[inline(always)]
+pub unsafe fn bar_sync_some(id: u32, threads: u32) {
+    unsafe { asm!("bar.sync {}, {};", in(reg32) id, in(reg32) threads, options(nostack)) }
+}
+
 /// The value of lane `lane ^ MASK` (`shfl.sync.bfly`).
 ///
 /// # Safety

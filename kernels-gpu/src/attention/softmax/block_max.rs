@@ -1,12 +1,13 @@
 //! The default scheme: P in u8, scaled by the row's maximum inside the block; float16 exponentials; integer row sums.
 
+use super::super::exchange::Exchange;
 use super::super::output::{Accumulator, Probabilities, weighted};
 use super::super::scores::{MAGIC, MAGIC_BITS};
 use super::super::{Args, KEY_STEPS, KEY_TILES, Place};
 use super::Softmax;
 use crate::ptx::math::{
-    add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rp_f16_f32, ex2_approx_f16x2, ex2_approx_ftz_f32, fma_rn_f16x2,
-    fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt, rcp_approx_ftz_f32,
+    add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rp_f16_f32, ex2_approx_f16x2,
+    ex2_approx_ftz_f32, fma_rn_f16x2, fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt, rcp_approx_ftz_f32,
 };
 use crate::ptx::mma::mma_m16n8k32_s32_u8_s8;
 use crate::ptx::select::selp_b32;
@@ -32,23 +33,61 @@ pub(crate) struct BlockMax<const MT: usize> {
 }
 
 impl<const MT: usize> BlockMax<MT> {
-    /// The row's maximum over the quad's four lanes, for two rows at once: (row g, row g+8) in the halves.
+    /// The rows' maxima over the quad's four lanes, for two rows at once: (row g, row g+8) in the halves.
     #[inline(always)]
-    unsafe fn row_max(scores: &[[u32; KEY_TILES]; 2]) -> u32 {
-        let mut max = [NEG_INFINITY; 2];
-        for half in 0..2 {
-            let t = &scores[half];
-            let mut two = [max_f16x2(max_f16x2(t[0], t[1]), t[2]), max_f16x2(max_f16x2(t[3], t[4]), t[5])];
-            for i in 0..5 {
-                two[i % 2] = max_f16x2(max_f16x2(two[i % 2], t[6 + 2 * i]), t[7 + 2 * i]);
+    unsafe fn maxima(scores: &[[[u32; KEY_TILES]; 2]; MT], tiles: usize) -> [u32; MT] {
+        let mut maxima = [0; MT];
+        for mt in 0..MT {
+            let mut max = [NEG_INFINITY; 2];
+            for half in 0..2 {
+                let t = &scores[mt][half];
+                // Three at a time: sm_90 has an instruction for that.
+                let mut two = [max_f16x2(t[0], t[1]), max_f16x2(t[2], t[3])];
+                for i in 2..tiles / 2 {
+                    two[i % 2] = max_f16x2(max_f16x2(two[i % 2], t[2 * i]), t[2 * i + 1]);
+                }
+                max[half] = max_f16x2(two[0], two[1]);
             }
-            max[half] = max_f16x2(two[0], two[1]);
+            let both = max_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
+            unsafe {
+                let both = max_f16x2(both, shfl_bfly::<1>(both));
+                maxima[mt] = max_f16x2(both, shfl_bfly::<2>(both));
+            }
         }
-        let mut both = max_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
-        unsafe {
-            both = max_f16x2(both, shfl_bfly::<1>(both));
-            max_f16x2(both, shfl_bfly::<2>(both))
+        maxima
+    }
+
+    /// The block's exponents, negated, as pairs of equal float16.
+    #[inline(always)]
+    fn exponents(&self, maxima: &[u32; MT]) -> [[u32; 2]; MT] {
+        let mut minus_m = [[0; 2]; MT];
+        for mt in 0..MT {
+            let row_max = [cvt_f32_f16_low(maxima[mt]), cvt_f32_f16_high(maxima[mt])];
+            for half in 0..2 {
+                // A row that sees no key of the block has minus infinity here; any finite exponent serves it.
+                let t = if row_max[half] < -65504.0 { -65504.0 } else { row_max[half] };
+                let m = cvt_rp_f16_f32(mul_rn_f32(t, cvt_f32_f16_low(self.row_scale[mt][half])));
+                minus_m[mt][half] = m ^ 0x8000_8000;
+            }
         }
+        minus_m
+    }
+
+    /// The codes of P of two neighbouring tiles of row `(mt, half)`: a register of an A fragment.
+    #[inline(always)]
+    fn codes(
+        &self,
+        scores: &[[[u32; KEY_TILES]; 2]; MT],
+        minus_m: &[[u32; 2]; MT],
+        mt: usize,
+        half: usize,
+        tile: usize,
+    ) -> u32 {
+        let code = |tile: usize| {
+            let e = ex2_approx_f16x2(fma_rn_f16x2(scores[mt][half][tile], self.row_scale[mt][half], minus_m[mt][half]));
+            fma_rn_f16x2(e, CODES, HALF_MAGIC)
+        };
+        prmt(code(tile), code(tile + 1), 0x6420)
     }
 }
 
@@ -63,6 +102,8 @@ fn kappa(bound: f32) -> f32 {
 
 impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
     type Scores = [[[u32; KEY_TILES]; 2]; MT];
+    /// The block's exponents, negated, as pairs of equal float16.
+    type Exponents = [[u32; 2]; MT];
     /// The block's weight against the reference exponent.
     type Row = [[f32; 2]; MT];
 
@@ -89,7 +130,12 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
                 row_scale[mt][half] = cvt_rn_f16x2_f32(value, value);
             }
         }
-        Self { key_factor: mul_rn_f32(c, kappa), row_scale, reference: [[f32::NEG_INFINITY; 2]; MT], row_sum: [[0.0; 2]; MT] }
+        Self {
+            key_factor: mul_rn_f32(c, kappa),
+            row_scale,
+            reference: [[f32::NEG_INFINITY; 2]; MT],
+            row_sum: [[0.0; 2]; MT],
+        }
     }
 
     #[inline(always)]
@@ -117,39 +163,41 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
     }
 
     #[inline(always)]
-    unsafe fn step(&mut self, scores: Self::Scores, acc: &mut Accumulator<MT>) -> (Probabilities<MT>, Self::Row) {
+    unsafe fn probabilities<const TEAM: usize>(
+        &mut self,
+        scores: Self::Scores,
+        exchange: &Exchange<MT, TEAM>,
+    ) -> (Probabilities<MT>, Self::Exponents) {
+        let minus_m = self.exponents(&unsafe { exchange.largest(Self::maxima(&scores, KEY_TILES / TEAM)) });
         let mut p = [[[0; 4]; KEY_STEPS]; MT];
-        let mut max = [[0.0; 2]; MT];
-        let mut sums = [[0.0; 2]; MT];
-        let mut moved = false;
-        for mt in 0..MT {
-            let both = unsafe { Self::row_max(&scores[mt]) };
-            let row_max = [cvt_f32_f16_low(both), cvt_f32_f16_high(both)];
-            for half in 0..2 {
-                let qs = self.row_scale[mt][half];
-                // A row that sees no key of the block has minus infinity here; any finite exponent serves it.
-                let t = if row_max[half] < -65504.0 { -65504.0 } else { row_max[half] };
-                let m = cvt_rp_f16_f32(mul_rn_f32(t, cvt_f32_f16_low(qs)));
-                max[mt][half] = cvt_f32_f16_low(m);
-                moved |= max[mt][half] > self.reference[mt][half] + SLACK;
-                let minus_m = m ^ 0x8000_8000;
-                let code = |tile: usize| {
-                    let e = ex2_approx_f16x2(fma_rn_f16x2(scores[mt][half][tile], qs, minus_m));
-                    fma_rn_f16x2(e, CODES, HALF_MAGIC)
-                };
-                for step in 0..KEY_STEPS {
-                    for upper in 0..2 {
-                        let tile = 4 * step + 2 * upper;
-                        p[mt][step][half + 2 * upper] = prmt(code(tile), code(tile + 1), 0x6420);
+        for step in 0..KEY_STEPS / TEAM {
+            for upper in 0..2 {
+                for mt in 0..MT {
+                    for half in 0..2 {
+                        p[mt][step][half + 2 * upper] = self.codes(&scores, &minus_m, mt, half, 4 * step + 2 * upper);
                     }
                 }
             }
-            let mut sum = [MAGIC_BITS; 4];
-            for step in 0..KEY_STEPS {
-                // Ones for B: every column of the product is the row sum.
-                sum = unsafe { mma_m16n8k32_s32_u8_s8(p[mt][step], [0x0101_0101; 2], sum) };
+            unsafe { exchange.share(&p, step) };
+        }
+        (p, minus_m)
+    }
+
+    #[inline(always)]
+    unsafe fn weigh(
+        &mut self,
+        exponents: Self::Exponents,
+        p: &Probabilities<MT>,
+        acc: &mut Accumulator<MT>,
+        tiles: usize,
+    ) -> Self::Row {
+        let mut max = [[0.0; 2]; MT];
+        let mut moved = false;
+        for mt in 0..MT {
+            for half in 0..2 {
+                max[mt][half] = -cvt_f32_f16_low(exponents[mt][half]);
+                moved |= max[mt][half] > self.reference[mt][half] + SLACK;
             }
-            sums[mt] = [add_rn_f32(f32::from_bits(sum[0] as u32), -MAGIC), add_rn_f32(f32::from_bits(sum[2] as u32), -MAGIC)];
         }
         if unsafe { vote_any(moved) } {
             let mut factor = [[1.0; 2]; MT];
@@ -162,16 +210,22 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
                     }
                 }
             }
-            acc.scale::<D>(&factor);
+            acc.scale(tiles, &factor);
         }
         let mut weight = [[0.0; 2]; MT];
         for mt in 0..MT {
+            let mut sum = [MAGIC_BITS; 4];
+            for step in 0..KEY_STEPS {
+                // Ones for B: every column of the product is the row sum.
+                sum = unsafe { mma_m16n8k32_s32_u8_s8(p[mt][step], [0x0101_0101; 2], sum) };
+            }
             for half in 0..2 {
+                let sum = add_rn_f32(f32::from_bits(sum[2 * half] as u32), -MAGIC);
                 weight[mt][half] = ex2_approx_ftz_f32(max[mt][half] - self.reference[mt][half]);
-                self.row_sum[mt][half] = fma_rn_f32(weight[mt][half], sums[mt][half], self.row_sum[mt][half]);
+                self.row_sum[mt][half] = fma_rn_f32(weight[mt][half], sum, self.row_sum[mt][half]);
             }
         }
-        (p, weight)
+        weight
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@ mod paper;
 pub(crate) use block_max::BlockMax;
 pub(crate) use paper::Paper;
 
+use super::exchange::Exchange;
 use super::output::{Accumulator, Probabilities};
 use super::{Args, Place};
 
@@ -13,6 +14,8 @@ use super::{Args, Place};
 pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
     /// The scores of one block in registers.
     type Scores;
+    /// What [`Self::weigh`] needs of each row.
+    type Exponents;
     /// What the output update needs of each row.
     type Row;
 
@@ -30,8 +33,21 @@ pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
     /// Leaves `keys` (0, 1, 2 or out of that range) of two neighbouring keys, and makes the scores of the others minus infinity.
     fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, keys: i32);
 
-    /// Exponentials of a block: P, and the state moved on. Rescales the output when its reference exponent moves.
-    unsafe fn step(&mut self, scores: Self::Scores, acc: &mut Accumulator<MT>) -> (Probabilities<MT>, Self::Row);
+    /// Exponentials of the warp's keys: its part of P, given to the team.
+    unsafe fn probabilities<const TEAM: usize>(
+        &mut self,
+        scores: Self::Scores,
+        exchange: &Exchange<MT, TEAM>,
+    ) -> (Probabilities<MT>, Self::Exponents);
+
+    /// The state moved on by a block. Rescales the `tiles` tiles of the output when its reference exponent moves.
+    unsafe fn weigh(
+        &mut self,
+        exponents: Self::Exponents,
+        p: &Probabilities<MT>,
+        acc: &mut Accumulator<MT>,
+        tiles: usize,
+    ) -> Self::Row;
 
     /// P times V: P is unsigned in one scheme and signed in the other.
     unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4];

@@ -1,10 +1,13 @@
 //! The paper's scheme (arXiv 2409.16997, algorithm 1): int8 P scaled by the running maximum, float32 softmax.
 
+use super::super::exchange::Exchange;
 use super::super::output::{Accumulator, Probabilities};
 use super::super::scores::MAGIC;
 use super::super::{Args, KEY_STEPS, KEY_TILES, Place};
 use super::Softmax;
-use crate::ptx::math::{add_rn_f32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt, rcp_approx_ftz_f32};
+use crate::ptx::math::{
+    add_rn_f32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt, rcp_approx_ftz_f32,
+};
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
 use crate::ptx::select::selp_b32;
 use crate::ptx::special::shfl_bfly;
@@ -23,6 +26,7 @@ pub(crate) struct Paper<const MT: usize> {
 impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     type Scores = [[[[f32; 2]; KEY_TILES]; 2]; MT];
     /// `2^(old maximum - new maximum)`.
+    type Exponents = [[f32; 2]; MT];
     type Row = [[f32; 2]; MT];
 
     #[inline(always)]
@@ -54,7 +58,8 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     #[inline(always)]
     fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4]) {
         for i in 0..2 {
-            scores[mt][half][tile][i] = mul_rn_f32(add_rn_f32(sums[i], -MAGIC), mul_rn_f32(self.row_scale[mt][half], key[2 * i]));
+            scores[mt][half][tile][i] =
+                mul_rn_f32(add_rn_f32(sums[i], -MAGIC), mul_rn_f32(self.row_scale[mt][half], key[2 * i]));
         }
     }
 
@@ -62,12 +67,18 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, keys: i32) {
         for i in 0..2 {
             let s = scores[mt][half][tile][i];
-            scores[mt][half][tile][i] = f32::from_bits(selp_b32(keys > i as i32, s.to_bits(), f32::NEG_INFINITY.to_bits()));
+            scores[mt][half][tile][i] =
+                f32::from_bits(selp_b32(keys > i as i32, s.to_bits(), f32::NEG_INFINITY.to_bits()));
         }
     }
 
     #[inline(always)]
-    unsafe fn step(&mut self, scores: Self::Scores, _acc: &mut Accumulator<MT>) -> (Probabilities<MT>, Self::Row) {
+    unsafe fn probabilities<const TEAM: usize>(
+        &mut self,
+        scores: Self::Scores,
+        _: &Exchange<MT, TEAM>,
+    ) -> (Probabilities<MT>, Self::Exponents) {
+        const { assert!(TEAM == 1) }
         let mut p = [[[0; 4]; KEY_STEPS]; MT];
         let mut alpha = [[0.0; 2]; MT];
         for mt in 0..MT {
@@ -98,12 +109,24 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
                     for upper in 0..2 {
                         let tile = 4 * step + 2 * upper;
                         let (low, high) = (codes[tile], codes[tile + 1]);
-                        p[mt][step][half + 2 * upper] = prmt(prmt(low[0], low[1], 0x0040), prmt(high[0], high[1], 0x0040), 0x5410);
+                        p[mt][step][half + 2 * upper] =
+                            prmt(prmt(low[0], low[1], 0x0040), prmt(high[0], high[1], 0x0040), 0x5410);
                     }
                 }
             }
         }
         (p, alpha)
+    }
+
+    #[inline(always)]
+    unsafe fn weigh(
+        &mut self,
+        exponents: Self::Exponents,
+        _: &Probabilities<MT>,
+        _: &mut Accumulator<MT>,
+        _: usize,
+    ) -> Self::Row {
+        exponents
     }
 
     #[inline(always)]
@@ -123,6 +146,10 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
             sum += f32::from_bits(shfl_bfly::<1>(sum.to_bits()));
             sum += f32::from_bits(shfl_bfly::<2>(sum.to_bits()));
         }
-        if sum > 0.0 { Some((rcp_approx_ftz_f32(R * sum), self.row_max[mt][half] + lg2_approx_ftz_f32(sum))) } else { None }
+        if sum > 0.0 {
+            Some((rcp_approx_ftz_f32(R * sum), self.row_max[mt][half] + lg2_approx_ftz_f32(sum)))
+        } else {
+            None
+        }
     }
 }
