@@ -18,6 +18,8 @@
 //!    (relative error `2^-22 + ln 2 * 2^-24 * |difference|`; blocks further than 150 below the largest have no weight) and an
 //!    addition, and the row may be rescaled at each block. Over `n` blocks that is less than
 //!    `γ = 2^-17 + (n + 8) 2^-21` relative to `Σ w p |v|` and to the row sum.
+//!    A weight or rescale below the smallest normal float is flushed to zero (`.ftz`), which moves the result by at most
+//!    `2^-125` of V's largest magnitude.
 //! 3. **The end.** `rcp.approx`, a product and a sum: `2^-21` of the result and of V's mean; then half a step of the output's
 //!    type. For the log-sum-exp: `lg2.approx` (`2^-22`), and roundings of each term.
 
@@ -82,7 +84,8 @@ impl<S: Softmax> Row<S> {
             let codes = (slack.values[dim] + shared) / (one * slack.low);
             let sums = gamma * (slack.magnitude[dim] / (one * slack.low) + unit);
             let end = tiny * (o.abs() + mean.abs());
-            bounds.o.push((codes + sums) * scale * (1.0 + 2.0 * gamma) + end);
+            let flushed = (-125_f64).exp2() * 127.0 * scale;
+            bounds.o.push((codes + sums) * scale * (1.0 + 2.0 * gamma) + end + flushed);
         }
         let codes = (slack.high / self.sum).ln().max((self.sum / slack.low).ln());
         let terms = 1.0 + self.reference.abs() + self.sum.log2().abs() + self.bias(head).abs();
