@@ -3,6 +3,7 @@
 use crate::values::Values;
 use anyhow::Result;
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, Shape, TensorLayout};
+use int_flash_attention_kernels::config::{self, AttentionVariant};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use proptest::prelude::*;
 
@@ -102,6 +103,16 @@ impl Case {
     }
 }
 
+/// The kernel for a problem; the paper's scheme does not have one for every head dim.
+#[must_use]
+pub fn variant(problem: &AttentionProblem) -> Option<&'static AttentionVariant> {
+    let scheme = match problem.scheme {
+        Scheme::Default => config::Scheme::Default,
+        Scheme::Paper => config::Scheme::Paper,
+    };
+    config::attention(problem.head_dim, problem.causal, scheme)
+}
+
 /// Query and key lengths that have broken kernels before: one, odd, one off a tile, primes, more queries than keys.
 pub const AWKWARD: [(usize, usize); 12] = [
     (1, 1),
@@ -129,11 +140,11 @@ pub fn any_case(longest: usize) -> impl Strategy<Value = Case> {
     (shape, mode, kinds, prop::array::uniform4(any_placement())).prop_map(|(shape, mode, kinds, placement)| {
         let (batch, heads_kv, group, (seqlen_q, seqlen_kv), head_dim) = shape;
         let (causal, paper, softmax_scale, lse, seed) = mode;
-        // The paper's scheme has no kernel for 256 dims.
-        let scheme = if paper && head_dim != 256 { Scheme::Paper } else { Scheme::Default };
-        let mut problem = AttentionProblem::new(batch, heads_kv * group, heads_kv, seqlen_q, seqlen_kv, head_dim)
-            .with_causal(causal)
-            .with_scheme(scheme);
+        let mut problem =
+            AttentionProblem::new(batch, heads_kv * group, heads_kv, seqlen_q, seqlen_kv, head_dim).with_causal(causal);
+        if paper && variant(&problem.with_scheme(Scheme::Paper)).is_some() {
+            problem.scheme = Scheme::Paper;
+        }
         problem.softmax_scale = softmax_scale;
         let ([dtype, out_dtype], values) = kinds;
         Case { problem, dtype, out_dtype, placement, values, lse, seed }

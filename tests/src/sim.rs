@@ -2,12 +2,13 @@
 //!
 //! Outputs are memory that nothing has written, so that an element which no thread wrote is an error, as is a stray access.
 
+use crate::case::variant;
 use crate::properties::{GUARD, Kernels, Operand, POISON, untouched};
 use anyhow::{Context, Result};
 use int_flash_attention::{
     AttentionProblem, DType, HostQuantized, HostTensor, QuantizedK, QuantizedQ, QuantizedV, Scheme, Shape, TensorLayout,
 };
-use int_flash_attention_kernels::config::{self, AttentionVariant};
+use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
 use int_flash_attention_kernels::quantize::launch as quantization;
 use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
@@ -246,7 +247,7 @@ impl Kernels for Simulator {
         dtype: DType,
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
-        let variant = variant(problem)?;
+        let variant = variant(problem).with_context(|| format!("no kernel for {problem:?}"))?;
         let mut memory = Memory::new();
         let HostQuantized { q, k, v } = operands;
         let [q_data, k_data, v_data] = [&q.data, &k.data, &v.data].map(|data| memory.alloc_from(data));
@@ -305,14 +306,6 @@ impl Kernels for Simulator {
         self.launch("quantize", &at, &args, &memory)?;
         o.read(&memory).with_context(|| format!("dequantized {operand:?}"))
     }
-}
-
-fn variant(problem: &AttentionProblem) -> Result<&'static AttentionVariant> {
-    let scheme = match problem.scheme {
-        Scheme::Default => config::Scheme::Default,
-        Scheme::Paper => config::Scheme::Paper,
-    };
-    config::attention(problem.head_dim, problem.causal, scheme).with_context(|| format!("no kernel for {problem:?}"))
 }
 
 const fn dtype_code(dtype: DType) -> usize {

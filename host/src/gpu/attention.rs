@@ -7,7 +7,7 @@ use super::quantize::strides;
 use super::{AnySliceMut, DeviceSliceMut, Gpu, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::config::{ATTENTION, AttentionVariant};
@@ -84,7 +84,14 @@ impl Gpu {
                 available: self.0.shared_bytes,
                 device: self.name().to_owned(),
             },
-            None => Error::HeadDim { given: p.head_dim, allowed: &int_flash_attention_kernels::layout::HEAD_DIMS },
+            None => Error::HeadDim {
+                given: p.head_dim,
+                // The paper's float32 scores leave no registers for a wider head.
+                allowed: match p.scheme {
+                    Scheme::Default => &int_flash_attention_kernels::layout::HEAD_DIMS,
+                    Scheme::Paper => &[32, 64, 96, 128],
+                },
+            },
         })
     }
 }

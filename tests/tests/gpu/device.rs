@@ -1,0 +1,157 @@
+//! The library on a GPU, as the properties want it: outputs with guards, and a problem that stays on the device.
+
+use anyhow::{Result, ensure};
+use half::f16;
+use int_flash_attention::gpu::{AnySlice, AnySliceMut};
+use int_flash_attention::{
+    AttentionOutput, AttentionProblem, DType, DeviceBuffer, DeviceOperands, DeviceSliceMut, Gpu, HostQuantized,
+    HostTensor, Operand, QuantizeLayouts, TensorLayout,
+};
+use int_flash_attention_tests::case::Case;
+use int_flash_attention_tests::properties::{GUARD, Kernels, POISON, untouched};
+
+/// The library's plans and launches, with guard bytes around every output.
+#[derive(Clone)]
+pub struct OnGpu(pub Gpu);
+
+impl OnGpu {
+    /// A buffer of poison: the output's bytes and a guard at each end.
+    pub fn guarded(&self, bytes: usize) -> Result<DeviceBuffer<u8>> {
+        Ok(self.0.upload(&vec![POISON; bytes + 2 * GUARD])?)
+    }
+
+    /// Reads an output back; nothing outside its rows may have changed.
+    pub fn read_guarded(buffer: &DeviceBuffer<u8>, layout: TensorLayout, dtype: DType) -> Result<HostTensor> {
+        let bytes = buffer.to_vec()?;
+        untouched("the output", &bytes, &layout, dtype.size())?;
+        Ok(HostTensor::from_bytes(dtype, &bytes[GUARD..bytes.len() - GUARD], layout)?)
+    }
+}
+
+/// The inside of a guarded buffer.
+pub fn inside(buffer: &mut DeviceBuffer<u8>, dtype: DType) -> Result<AnySliceMut<'_>> {
+    let end = buffer.len() - GUARD;
+    Ok(AnySliceMut::from_bytes(buffer.slice_mut().range(GUARD, end)?, dtype))
+}
+
+pub fn any<'a>(bytes: &'a DeviceBuffer<u8>, tensor: &HostTensor) -> AnySlice<'a> {
+    AnySlice::from_bytes(bytes.slice(), tensor.dtype())
+}
+
+impl Kernels for OnGpu {
+    fn quantize(
+        &self,
+        problem: &AttentionProblem,
+        q: &HostTensor,
+        k: &HostTensor,
+        v: &HostTensor,
+    ) -> Result<HostQuantized> {
+        let gpu = &self.0;
+        let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
+        let plan = gpu.plan_quantize(problem, &layouts)?;
+        let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
+        let mut workspace = gpu.alloc::<f32>(plan.workspace_len())?;
+        let mut operands = DeviceOperands::alloc(gpu, problem)?;
+        let stream = gpu.stream()?;
+        let inputs = (any(&q_in, q), any(&k_in, k), any(&v_in, v));
+        plan.launch(&stream, inputs.0, inputs.1, inputs.2, workspace.slice_mut(), &mut operands.view_mut())?;
+        stream.synchronize()?;
+        Ok(operands.to_host()?)
+    }
+
+    fn attention(
+        &self,
+        problem: &AttentionProblem,
+        operands: &HostQuantized,
+        out: &TensorLayout,
+        dtype: DType,
+        lse: bool,
+    ) -> Result<(HostTensor, Option<Vec<f32>>)> {
+        let gpu = &self.0;
+        let plan = gpu.plan_attention(problem, &AttentionOutput { layout: *out, dtype, lse })?;
+        let operands = operands.to_device(gpu)?;
+        let mut o = self.guarded(out.span() * dtype.size())?;
+        let rows = problem.q_shape().rows();
+        let mut lse_out = if lse { Some(self.guarded(4 * rows)?) } else { None };
+        let stream = gpu.stream()?;
+        let lse_view = lse_out.as_mut().map(|buffer| {
+            // SAFETY: the guarded buffer holds `rows` floats after its first guard, and outlives the launch.
+            unsafe { DeviceSliceMut::<f32>::from_raw(buffer.ptr() + GUARD as u64, rows) }
+        });
+        plan.launch(&stream, &operands.view(), inside(&mut o, dtype)?, lse_view)?;
+        stream.synchronize()?;
+        let lse = lse_out.map(|buffer| read_lse(&buffer, rows)).transpose()?;
+        Ok((Self::read_guarded(&o, *out, dtype)?, lse))
+    }
+
+    fn dequantize(
+        &self,
+        problem: &AttentionProblem,
+        operands: &HostQuantized,
+        operand: Operand,
+        out: &TensorLayout,
+        dtype: DType,
+    ) -> Result<HostTensor> {
+        let gpu = &self.0;
+        let plan = gpu.plan_dequantize(problem, operand, out, dtype)?;
+        let operands = operands.to_device(gpu)?;
+        let (data, scale, mean) = match operand {
+            Operand::Q => (&operands.q.data, &operands.q.scale, None),
+            Operand::K => (&operands.k.data, &operands.k.scale, Some(operands.k.mean.slice())),
+            Operand::V => (&operands.v.data, &operands.v.scale, Some(operands.v.mean.slice())),
+        };
+        let mut o = self.guarded(out.span() * dtype.size())?;
+        let stream = gpu.stream()?;
+        plan.launch(&stream, data.slice(), scale.slice(), mean, inside(&mut o, dtype)?)?;
+        stream.synchronize()?;
+        Self::read_guarded(&o, *out, dtype)
+    }
+}
+
+fn read_lse(buffer: &DeviceBuffer<u8>, rows: usize) -> Result<Vec<f32>> {
+    let bytes = buffer.to_vec()?;
+    let guards = bytes[..GUARD].iter().chain(&bytes[GUARD + 4 * rows..]);
+    ensure!(guards.into_iter().all(|&byte| byte == POISON), "lse was written outside its elements");
+    Ok(bytes[GUARD..GUARD + 4 * rows].chunks_exact(4).map(bytemuck::pod_read_unaligned).collect())
+}
+
+/// A dense float16 problem on the device: inputs, operands, output.
+pub struct OnDevice {
+    pub inputs: [DeviceBuffer<f16>; 3],
+    pub workspace: DeviceBuffer<f32>,
+    pub operands: DeviceOperands,
+    pub o: DeviceBuffer<f16>,
+    pub plans: (int_flash_attention::QuantizePlan, int_flash_attention::AttentionPlan),
+}
+
+impl OnDevice {
+    pub fn new(gpu: &Gpu, problem: AttentionProblem, seed: u64) -> Result<Self> {
+        let (q, kv) = (TensorLayout::bhnd(problem.q_shape()), TensorLayout::bhnd(problem.kv_shape()));
+        let quantize = gpu.plan_quantize(&problem, &QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 })?;
+        let attention = gpu.plan_attention(&problem, &AttentionOutput { layout: q, dtype: DType::F16, lse: false })?;
+        let [q_in, k_in, v_in] = f16_inputs(&problem, seed)?;
+        Ok(Self {
+            inputs: [gpu.upload(&q_in)?, gpu.upload(&k_in)?, gpu.upload(&v_in)?],
+            workspace: gpu.alloc(quantize.workspace_len())?,
+            operands: DeviceOperands::alloc(gpu, &problem)?,
+            o: gpu.upload(&vec![f16::NAN; q.span()])?,
+            plans: (quantize, attention),
+        })
+    }
+
+    pub fn launch(&mut self, stream: &int_flash_attention::Stream) -> int_flash_attention::Result<()> {
+        let [q, k, v] = &self.inputs;
+        let operands = &mut self.operands.view_mut();
+        self.plans.0.launch(stream, q.into(), k.into(), v.into(), self.workspace.slice_mut(), operands)?;
+        self.plans.1.launch(stream, &self.operands.view(), (&mut self.o).into(), None)
+    }
+}
+
+pub fn f16_inputs(problem: &AttentionProblem, seed: u64) -> Result<[Vec<f16>; 3]> {
+    let vector = |tensor: HostTensor| bytemuck::cast_slice::<u8, f16>(tensor.bytes()).to_vec();
+    Ok(Case::plain(*problem, seed).tensors()?.map(vector))
+}
+
+pub fn bits(buffer: &DeviceBuffer<f16>) -> Result<Vec<u16>> {
+    Ok(buffer.to_vec()?.into_iter().map(f16::to_bits).collect())
+}

@@ -1,0 +1,278 @@
+//! The kernels on a real GPU, as one self-contained program: copy it to a machine with a driver and run it.
+//!
+//! `INT_FLASH_CASES` lowers the number of generated cases (under compute-sanitizer), `INT_FLASH_SEED` changes them.
+//! Without a GPU every test is reported as ignored, and why.
+
+mod device;
+mod large;
+
+use anyhow::{Context, Result, ensure};
+use device::{OnDevice, OnGpu, any, bits, f16_inputs, inside};
+use int_flash_attention::gpu::BaselineLayouts;
+use int_flash_attention::{
+    AttentionProblem, DType, Device, DeviceOperands, Gpu, HostTensor, Options, Order, Scheme, TensorLayout, reference,
+};
+use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_tests::case::{AWKWARD, Case, Placement, any_case, variant};
+use int_flash_attention_tests::properties::{self, Kernels};
+use int_flash_attention_tests::values::Values;
+use int_flash_attention_tests::{baseline, cases, check_cases};
+use large::{far_strides, many_elements};
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::process::ExitCode;
+
+const MINILM: [(u32, &[u8], f64); 2] = [
+    (0, include_bytes!("../../data/minilm-layer0-qkv.safetensors"), 1.4e-2),
+    (5, include_bytes!("../../data/minilm-layer5-qkv.safetensors"), 2.8e-2),
+];
+
+type Test = fn(&OnGpu) -> Result<()>;
+
+const TESTS: [(&str, Test); 12] = [
+    ("generated_cases_match_the_reference", generated_cases),
+    ("awkward_lengths_match_the_reference", awkward_lengths),
+    ("hostile_values_match_the_reference", hostile_values),
+    ("long_sequences_match_the_reference", long_sequences),
+    ("float16_kernels_match_float64", float16),
+    ("minilm_error_is_as_published", minilm),
+    ("whole_job_equals_the_cpu_within_bounds", whole_job),
+    ("a_graph_replays_on_new_inputs", graph),
+    ("launches_repeat_bit_for_bit", repeatable),
+    ("parts_of_the_quantization_equal_the_whole", quantize_parts),
+    ("strides_past_2_to_the_31_elements", far_strides),
+    ("operands_past_2_to_the_31_elements", many_elements),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // one at a time: the reference uses all cores, and some tests use much of the GPU's memory
+    arguments.test_threads.get_or_insert(1);
+    let gpu = Gpu::new(0).map(OnGpu);
+    match &gpu {
+        Ok(OnGpu(gpu)) => eprintln!("GPU tests on {gpu:?}"),
+        Err(why) => eprintln!("GPU tests SKIPPED, all {}: {why}", TESTS.len()),
+    }
+    let trial = |(name, test): (&str, Test)| match gpu.clone() {
+        Ok(gpu) => Trial::test(name, move || test(&gpu).map_err(|error| Failed::from(format!("{error:#}")))),
+        Err(_) => Trial::test(name, || Ok(())).with_ignored_flag(true),
+    };
+    libtest_mimic::run(&arguments, TESTS.into_iter().map(trial).collect()).exit_code()
+}
+
+fn generated_cases(gpu: &OnGpu) -> Result<()> {
+    check_cases(cases(200), &any_case(400), |case| properties::all(gpu, case)).map_err(anyhow::Error::msg)
+}
+
+fn awkward_lengths(gpu: &OnGpu) -> Result<()> {
+    for (seed, (seqlen_q, seqlen_kv)) in AWKWARD.into_iter().enumerate() {
+        for head_dim in HEAD_DIMS {
+            for (causal, scheme) in
+                [(false, Scheme::Default), (true, Scheme::Default), (false, Scheme::Paper), (true, Scheme::Paper)]
+            {
+                let problem = AttentionProblem::new(1, 4, 2, seqlen_q, seqlen_kv, head_dim)
+                    .with_causal(causal)
+                    .with_scheme(scheme);
+                if variant(&problem).is_some() {
+                    properties::all(gpu, &Case::plain(problem, seed as u64)).with_context(|| format!("{problem:?}"))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hostile_values(gpu: &OnGpu) -> Result<()> {
+    for (seed, values) in Values::ALL.into_iter().enumerate() {
+        for (scheme, head_dim) in
+            [(Scheme::Default, 64), (Scheme::Paper, 64), (Scheme::Default, 256), (Scheme::Paper, 128)]
+        {
+            for dtype in [DType::F16, DType::BF16, DType::F32] {
+                let problem = AttentionProblem::new(1, 2, 1, 150, 300, head_dim).with_causal(true).with_scheme(scheme);
+                let case = Case { values: [values; 3], dtype, out_dtype: dtype, ..Case::plain(problem, seed as u64) };
+                properties::all(gpu, &case).with_context(|| format!("{values:?} {dtype} {scheme} {head_dim}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Thousands of keys, on a few query positions.
+fn long_sequences(gpu: &OnGpu) -> Result<()> {
+    for (head_dim, causal) in [(64, false), (64, true), (128, false), (128, true), (256, false)] {
+        for scheme in [Scheme::Default, Scheme::Paper] {
+            let problem = AttentionProblem::new(1, 2, 2, 4000, 9001, head_dim).with_causal(causal).with_scheme(scheme);
+            if variant(&problem).is_none() {
+                continue;
+            }
+            let case = Case::plain(problem, 11);
+            let [q, k, v] = case.tensors()?;
+            let operands = gpu.quantize(&problem, &q, &k, &v)?;
+            properties::same_operands(&problem, &operands, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
+            let (o, _) = gpu.attention(&problem, &operands, &case.output()?, DType::F16, false)?;
+            let rows: Vec<usize> = (0..problem.seqlen_q).step_by(97).collect();
+            let (want, bounds) = reference::gpu_bounds_rows(&problem, &operands, DType::F16, &rows)?;
+            properties::within("o", &values_at(&o, &rows), &want.o, &bounds.o, head_dim)
+                .with_context(|| format!("{problem:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The values of some query positions of every head.
+fn values_at(o: &HostTensor, rows: &[usize]) -> Vec<f64> {
+    let shape = o.shape();
+    let mut values = Vec::with_capacity(shape.batch * shape.heads * rows.len() * shape.head_dim);
+    for b in 0..shape.batch {
+        for h in 0..shape.heads {
+            for &n in rows {
+                values.extend((0..shape.head_dim).map(|d| f64::from(o.get(b, h, n, d))));
+            }
+        }
+    }
+    values
+}
+
+fn float16(on_gpu: &OnGpu) -> Result<()> {
+    let gpu = &on_gpu.0;
+    for (seed, (seqlen_q, seqlen_kv)) in AWKWARD.into_iter().enumerate() {
+        for head_dim in HEAD_DIMS {
+            let problem = AttentionProblem::new(1, 4, 2, seqlen_q, seqlen_kv, head_dim).with_causal(seed % 2 == 1);
+            let mut case = Case::plain(problem, seed as u64);
+            case.placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
+            let [q, k, v] = case.tensors()?;
+            let out = case.output()?;
+            let layouts = BaselineLayouts { q: q.layout(), k: k.layout(), v: v.layout(), o: out, lse: false };
+            let plan = gpu.plan_baseline(&problem, &layouts)?;
+            let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
+            let mut o = on_gpu.guarded(2 * out.span())?;
+            let stream = gpu.stream()?;
+            plan.launch(&stream, any(&q_in, &q), any(&k_in, &k), any(&v_in, &v), inside(&mut o, DType::F16)?, None)?;
+            stream.synchronize()?;
+            let o = OnGpu::read_guarded(&o, out, DType::F16)?;
+            let rows: Vec<usize> = (0..seqlen_q).step_by(seqlen_q.div_ceil(20)).collect();
+            let want = baseline::expected(&problem, &q, &k, &v, &rows);
+            properties::within("o", &values_at(&o, &rows), &want.o, &want.bound, head_dim)
+                .with_context(|| format!("{problem:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn minilm_tensors(file: &[u8]) -> Result<[HostTensor; 3]> {
+    let file = safetensors::SafeTensors::deserialize(file)?;
+    let tensor = |name| -> Result<HostTensor> {
+        let view = file.tensor(name)?;
+        Ok(HostTensor::from_bytes(DType::F16, view.data(), TensorLayout::from_dims(view.shape(), Order::Bhnd)?)?)
+    };
+    Ok([tensor("q")?, tensor("k")?, tensor("v")?])
+}
+
+fn minilm(_: &OnGpu) -> Result<()> {
+    for (layer, file, published) in MINILM {
+        let [q, k, v] = minilm_tensors(file)?;
+        for scheme in [Scheme::Default, Scheme::Paper] {
+            let options = Options { scheme, ..Options::default() };
+            let output = int_flash_attention::attention(Device::Cuda(0), &q, &k, &v, &options)?;
+            let exact = reference::exact(&options.problem(&q, &k, &v)?, &q, &k, &v)?;
+            let error = reference::compare(&output.o.dense_f64(), &exact.o).relative_l2;
+            println!("MiniLM layer {layer}, {scheme}: relative L2 {error:.3e}");
+            match scheme {
+                Scheme::Default => ensure!(error <= 1.0e-2, "layer {layer}: {error:.3e}, at most 1.0e-2"),
+                Scheme::Paper => {
+                    ensure!(
+                        (error / published - 1.0).abs() <= 0.1,
+                        "layer {layer}: {error:.3e}, the paper's {published:.1e}"
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `attention` on host tensors, GPU against CPU.
+fn whole_job(_: &OnGpu) -> Result<()> {
+    let generated = any_case(200);
+    check_cases(cases(30), &generated, |case| {
+        let [q, k, v] = case.tensors()?;
+        let problem = case.problem;
+        let options = Options {
+            causal: problem.causal,
+            scheme: problem.scheme,
+            softmax_scale: problem.softmax_scale,
+            lse: case.lse,
+            output_dtype: Some(DType::F32),
+            ..Options::default()
+        };
+        let got = int_flash_attention::attention(Device::Cuda(0), &q, &k, &v, &options)?;
+        let operands = reference::quantize(&problem, &q, &k, &v)?;
+        let (want, bounds) = reference::gpu_bounds(&problem, &operands, DType::F32)?;
+        properties::within("o", &got.o.dense_f64(), &want.o, &bounds.o, problem.head_dim)?;
+        ensure!(got.lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
+        Ok(())
+    })
+    .map_err(anyhow::Error::msg)
+}
+
+fn graph(gpu: &OnGpu) -> Result<()> {
+    let gpu = &gpu.0;
+    for head_dim in [64, 128] {
+        let problem = AttentionProblem::new(2, 4, 2, 300, 500, head_dim).with_causal(true);
+        let mut captured = OnDevice::new(gpu, problem, 1)?;
+        let stream = gpu.stream()?;
+        let graph = gpu.capture(&stream, || captured.launch(&stream))?;
+        for seed in [2, 3] {
+            for (buffer, values) in captured.inputs.iter_mut().zip(f16_inputs(&problem, seed)?) {
+                buffer.copy_from(&values)?;
+            }
+            graph.launch(&stream)?;
+            stream.synchronize()?;
+            let mut direct = OnDevice::new(gpu, problem, seed)?;
+            direct.launch(&stream)?;
+            stream.synchronize()?;
+            ensure!(
+                bits(&captured.o)? == bits(&direct.o)?,
+                "the replay differs from a launch, seed {seed}, head_dim {head_dim}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn repeatable(gpu: &OnGpu) -> Result<()> {
+    let problem = AttentionProblem::new(2, 8, 8, 1000, 1000, 128);
+    let mut device = OnDevice::new(&gpu.0, problem, 5)?;
+    let stream = gpu.0.stream()?;
+    let mut first = None;
+    for _ in 0..5 {
+        device.launch(&stream)?;
+        stream.synchronize()?;
+        let o = bits(&device.o)?;
+        ensure!(first.get_or_insert_with(|| o.clone()) == &o, "two launches on the same inputs differ");
+    }
+    Ok(())
+}
+
+/// K and V first, Q later (a cache), gives what all three at once give.
+fn quantize_parts(gpu: &OnGpu) -> Result<()> {
+    let gpu = &gpu.0;
+    for scheme in [Scheme::Default, Scheme::Paper] {
+        let problem = AttentionProblem::new(2, 6, 3, 77, 333, 96).with_scheme(scheme);
+        let mut whole = OnDevice::new(gpu, problem, 8)?;
+        let stream = gpu.stream()?;
+        whole.launch(&stream)?;
+        stream.synchronize()?;
+        let (q_layout, kv) = (TensorLayout::bhnd(problem.q_shape()), TensorLayout::bhnd(problem.kv_shape()));
+        let kv_plan = gpu.plan_quantize_kv(&problem, kv, kv, DType::F16)?;
+        let q_plan = gpu.plan_quantize_q(&problem, q_layout, DType::F16)?;
+        let mut parts = DeviceOperands::alloc(gpu, &problem)?;
+        let mut workspace = gpu.alloc::<f32>(kv_plan.workspace_len())?;
+        let [q, k, v] = &whole.inputs;
+        let (k_out, v_out) = (&mut parts.k.view_mut(), &mut parts.v.view_mut());
+        kv_plan.launch(&stream, k.into(), v.into(), workspace.slice_mut(), k_out, v_out)?;
+        q_plan.launch(&stream, q.into(), parts.k.mean.slice(), &mut parts.q.view_mut())?;
+        stream.synchronize()?;
+        ensure!(parts.to_host()? == whole.operands.to_host()?, "the parts differ from the whole, {scheme}");
+    }
+    Ok(())
+}
