@@ -12,7 +12,7 @@
 //! | --- | --- |
 //! | statistics: eight accumulators, their tree, chunks in order | `stats::chunk`, `stats::combine`, `stats::finish` |
 //! | `mean`, `amax`, `k_scale_max` | `stats::finish` |
-//! | `scale(amax)`, Q's 10 bits | [`scale`] |
+//! | `scale(amax)`, Q's 10 bits | `scale` |
 //! | Q token, K token, `q_bias` | `tokens::quantize` |
 //! | V channel | `values::quantize` |
 //! | `clamp(rne(x * (1/scale)))` | `pack::quantize4` |
