@@ -72,7 +72,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     println!("{}", shown(total));
     if total.failed > 0 {
-        bail!("not all passed");
+        // the totals stay the last line
+        std::process::exit(1);
     }
     Ok(())
 }
