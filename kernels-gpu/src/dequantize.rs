@@ -51,28 +51,22 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
             let row = |i: usize| place.row(batch, (i / pieces) as u32).min(block.count - 1);
             let mut bytes = [[0; 2]; BATCH];
             let mut scales = [0.0; BATCH];
-            let mut i = 0;
-            while i < BATCH {
+            unroll!(0..BATCH, |i| {
                 let (row, dim) = (row(i) as usize, place.dim(i % pieces));
                 let offset = if KEYS { k_offset(row, dim) } else { row * block.head_dim as usize + dim };
                 let from = block.data.wrapping_add(offset);
                 bytes[i] = if E::LANES == 8 { ld_global_nc_v2_u32(from) } else { [ld_global_nc_u32(from), 0] };
                 scales[i] = ld_global_nc_f32(block.scale.wrapping_add(row));
-                i += 1;
-            }
+            });
             let mut vectors = [[0; 4]; BATCH];
-            i = 0;
-            while i < BATCH {
+            unroll!(0..BATCH, |i| {
                 let (x, mean) = (floats(bytes[i]), &means[i % pieces]);
                 let mut y = [0.0; 8];
-                let mut j = 0;
-                while j < E::LANES {
+                unroll!(0..E::LANES, |j| {
                     y[j] = add_rn_f32(mul_rn_f32(x[j], scales[i]), mean[j]);
-                    j += 1;
-                }
+                });
                 vectors[i] = E::pack(&y);
-                i += 1;
-            }
+            });
             store_batch::<E>(
                 &vectors,
                 &block.rows,
@@ -96,22 +90,16 @@ unsafe fn values<E: Element>(block: &Block) {
             let scale = channels::<E>(block.scale, place.dim());
             let mean = channels::<E>(block.mean, place.dim());
             let mut keys = [[0.0; 8]; 8];
-            let mut dim = 0;
-            while dim < E::LANES {
+            unroll!(0..E::LANES, |dim| {
                 let x = floats(ld_shared_v2_u32(smem::base() + place.shared_offset(dim)));
-                let mut i = 0;
-                while i < 8 {
+                unroll!(0..8, |i| {
                     keys[i][dim] = add_rn_f32(mul_rn_f32(x[i], scale[dim]), mean[dim]);
-                    i += 1;
-                }
-                dim += 1;
-            }
+                });
+            });
             let mut vectors = [[0; 4]; BATCH];
-            let mut i = 0;
-            while i < BATCH {
+            unroll!(0..BATCH, |i| {
                 vectors[i] = E::pack(&keys[i]);
-                i += 1;
-            }
+            });
             store_batch::<E>(
                 &vectors,
                 &block.rows,
@@ -134,16 +122,12 @@ unsafe fn load_block<E: Element>(block: &Block) {
     while first < bytes {
         let at = |i: usize| first + i as u32 * step;
         let mut vectors = [[0; 4]; BATCH];
-        let mut i = 0;
-        while i < BATCH {
+        unroll!(0..BATCH, |i| {
             vectors[i] = unsafe { ld_global_nc_v4_u32(block.data.wrapping_add(at(i).min(bytes - 16) as usize)) };
-            i += 1;
-        }
-        i = 0;
-        while i < BATCH {
+        });
+        unroll!(0..BATCH, |i| {
             unsafe { st_shared_v4_u32(at(i) < bytes, smem::base() + spread::<E>(at(i)), vectors[i]) };
-            i += 1;
-        }
+        });
         first += BATCH as u32 * step;
     }
 }
@@ -224,7 +208,8 @@ macro_rules! entries {
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `dequantize_*`.
-        #[unsafe(no_mangle)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $dequantize(
             data: *const u8,
             scale: *const f32,

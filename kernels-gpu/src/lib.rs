@@ -3,7 +3,13 @@
 //! On the device (`nvptx64-nvidia-cuda`) this crate is the kernels; on the host it is what they share with the host:
 //! [`layout`] (where each byte of a packed tile lies) and [`config`] (which kernels there are and how they are launched).
 #![no_std]
-#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
+#![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch))]
+#![cfg_attr(all(target_arch = "nvptx64", not(feature = "cuda-std")), feature(abi_ptx))]
+#![cfg_attr(all(target_arch = "nvptx64", feature = "cuda-std"), feature(stmt_expr_attributes))]
+
+#[cfg(target_arch = "nvptx64")]
+#[macro_use]
+mod unroll;
 
 pub mod config;
 pub mod layout;
@@ -36,7 +42,8 @@ mod attention;
 mod baseline;
 
 /// The kernels have no panicking path (their PTX calls nothing); the language asks for a handler all the same.
-#[cfg(target_arch = "nvptx64")]
+/// With the feature `cuda-std` it is cuda_std's.
+#[cfg(all(target_arch = "nvptx64", not(feature = "cuda-std")))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {}

@@ -17,7 +17,8 @@ macro_rules! scheme {
 macro_rules! entries {
     ($($module:literal, $d:literal, $scheme:ident, $mt:literal, $warps:literal, $slots:literal, $ctas:literal, $team:literal, $causal:literal, $name:ident;)*) => {$(
         #[cfg(kernels = $module)]
-        #[unsafe(no_mangle)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         #[allow(clippy::too_many_arguments)]
         pub unsafe extern "ptx-kernel" fn $name(
             q: *const u8, k: *const u8, v: *const u8, q_scale: *const f32, q_bias: *const f32, k_scale: *const f32, k_scale_max: *const f32,

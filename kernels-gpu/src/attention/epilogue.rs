@@ -25,39 +25,38 @@ pub(crate) unsafe fn store<S: Softmax<D, MT>, const D: usize, const MT: usize, c
     acc: &Accumulator<MT>,
 ) {
     let column = place.member as usize * (D / TEAM) + 2 * place.quad as usize;
-    for mt in 0..MT {
-        for half in 0..2 {
+    unroll!(0..MT, |mt| {
+        unroll!(0..2, |half| {
             let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
             // The shuffles inside need the whole warp.
             let finished = unsafe { softmax.finish(mt, half) };
-            if row >= args.seqlen_q {
-                continue;
-            }
-            let (factor, lse) = finished.unwrap_or((0.0, f32::NEG_INFINITY));
-            let seen = if finished.is_some() { 1.0 } else { 0.0 };
-            let offset = i64::from(place.batch) * args.out.stride_b
-                + i64::from(place.head_q) * args.out.stride_h
-                + i64::from(row) * args.out.stride_n;
-            let channels = place.head_kv as usize * D + column;
-            for tile in 0..D / 8 / TEAM {
-                let mut o = [0.0; 2];
-                for (i, o) in o.iter_mut().enumerate() {
-                    let (scale, mean) = unsafe {
-                        (*args.v_scale.add(channels + 8 * tile + i), *args.v_mean.add(channels + 8 * tile + i))
+            if row < args.seqlen_q {
+                let (factor, lse) = finished.unwrap_or((0.0, f32::NEG_INFINITY));
+                let seen = if finished.is_some() { 1.0 } else { 0.0 };
+                let offset = i64::from(place.batch) * args.out.stride_b
+                    + i64::from(place.head_q) * args.out.stride_h
+                    + i64::from(row) * args.out.stride_n;
+                let channels = place.head_kv as usize * D + column;
+                unroll!(0..D / 8 / TEAM, |tile| {
+                    let mut o = [0.0; 2];
+                    unroll!(0..2, |i| {
+                        let (scale, mean) = unsafe {
+                            (*args.v_scale.add(channels + 8 * tile + i), *args.v_mean.add(channels + 8 * tile + i))
+                        };
+                        o[i] = fma_rn_f32(acc.o[mt][tile][2 * half + i] * factor, scale, mean * seen);
+                    });
+                    unsafe { store_pair(args, offset + (8 * tile + column) as i64, o) };
+                });
+                if place.quad == 0 && place.member == 0 && !args.out.lse.is_null() {
+                    let index = place.head as usize * args.seqlen_q as usize + row as usize;
+                    let bias = if args.q_bias.is_null() { 0.0 } else { unsafe { *args.q_bias.add(index) } };
+                    unsafe {
+                        *args.out.lse.add(index) = fma_rn_f32(lse, core::f32::consts::LN_2, bias * args.softmax_scale)
                     };
-                    *o = fma_rn_f32(acc.o[mt][tile][2 * half + i] * factor, scale, mean * seen);
                 }
-                unsafe { store_pair(args, offset + (8 * tile + column) as i64, o) };
             }
-            if place.quad == 0 && place.member == 0 && !args.out.lse.is_null() {
-                let index = place.head as usize * args.seqlen_q as usize + row as usize;
-                let bias = if args.q_bias.is_null() { 0.0 } else { unsafe { *args.q_bias.add(index) } };
-                unsafe {
-                    *args.out.lse.add(index) = fma_rn_f32(lse, core::f32::consts::LN_2, bias * args.softmax_scale)
-                };
-            }
-        }
-    }
+        });
+    });
 }
 
 /// Two neighbouring elements at element `offset`; the host guarantees an even offset (head dims and strides are even) only

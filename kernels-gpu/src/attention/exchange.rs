@@ -47,12 +47,12 @@ impl<const MT: usize, const TEAM: usize> Exchange<MT, TEAM> {
                 bar_sync_some(1 + self.team, 32 * TEAM as u32);
             }
         }
-        for other in 1..TEAM {
+        unroll!(1..TEAM, |other| {
             let theirs = unsafe { ld_shared_v2_u32(self.maxima_of(other)) };
-            for mt in 0..MT {
+            unroll!(0..MT, |mt| {
                 largest[mt] = max_f16x2(largest[mt], theirs[mt]);
-            }
-        }
+            });
+        });
         largest
     }
 
@@ -60,20 +60,18 @@ impl<const MT: usize, const TEAM: usize> Exchange<MT, TEAM> {
     #[inline(always)]
     pub(crate) unsafe fn share(&self, p: &Probabilities<MT>, step: usize) {
         if TEAM > 1 {
-            for mt in 0..MT {
-                unsafe { st_shared_v4_u32(true, self.fragment(mt, step), p[mt][step]) }
-            }
+            unroll!(0..MT, |mt| { unsafe { st_shared_v4_u32(true, self.fragment(mt, step), p[mt][step]) } });
         }
     }
 
     /// Fills in the steps of the other members.
     #[inline(always)]
     pub(crate) unsafe fn collect(&self, p: &mut Probabilities<MT>) {
-        for step in Self::STEPS..KEY_STEPS {
-            for mt in 0..MT {
+        unroll!(Self::STEPS..KEY_STEPS, |step| {
+            unroll!(0..MT, |mt| {
                 p[mt][step] = unsafe { ld_shared_v4_u32(self.fragment(mt, step)) };
-            }
-        }
+            });
+        });
     }
 
     /// Where the maxima of the member `other` away lie.

@@ -39,15 +39,15 @@ impl<const CAUSAL: bool> Mask<CAUSAL> {
         block: u32,
         place: &Place,
     ) {
-        for mt in 0..MT {
-            for half in 0..2 {
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
                 let keys = self.keys(place.row + (16 * mt + 8 * half) as u32 + place.group, block)
                     - (place.member * (KV_BLOCK / TEAM) as u32 + 2 * place.quad) as i32;
-                for tile in 0..KEY_TILES / TEAM {
+                unroll!(0..KEY_TILES / TEAM, |tile| {
                     S::hide(scores, mt, half, tile, keys - (8 * tile) as i32);
-                }
-            }
-        }
+                });
+            });
+        });
     }
 
     /// Keys of block `block` that row `row` sees, counted from the block's first.

@@ -23,13 +23,15 @@ impl<const MT: usize> Accumulator<MT> {
     /// Multiplies each row of the `tiles` n8 tiles in use: `factor[mt][half]`.
     #[inline(always)]
     pub(crate) fn scale(&mut self, tiles: usize, factor: &[[f32; 2]; MT]) {
-        for mt in 0..MT {
-            for tile in 0..tiles {
-                for i in 0..4 {
-                    self.o[mt][tile][i] *= factor[mt][i / 2];
+        unroll!(0..MT, |mt| {
+            unroll!(0..MAX_TILES, |tile| {
+                if tile < tiles {
+                    unroll!(0..4, |i| {
+                        self.o[mt][tile][i] *= factor[mt][i / 2];
+                    });
                 }
-            }
-        }
+            });
+        });
     }
 }
 
@@ -48,38 +50,37 @@ pub(crate) unsafe fn update<S: Softmax<D, MT>, const D: usize, const MT: usize, 
 ) {
     let steps = KEY_STEPS / TEAM;
     let mut panels = [panel_row(v) + member * (D / TEAM * ROW_BYTES) as u32; TEAM];
-    for (other, panel) in panels.iter_mut().enumerate() {
-        *panel += (member ^ other as u32) * (steps * D * ROW_BYTES) as u32;
-    }
-    let pairs = pairs(MT);
-    for group in 0..D / 16 / TEAM / pairs {
+    unroll!(0..TEAM, |other| {
+        panels[other] += (member ^ other as u32) * (steps * D * ROW_BYTES) as u32;
+    });
+    unroll!(0..D / 16 / TEAM / pairs(MT), |group| {
         let mut pv = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
-        for step in 0..KEY_STEPS {
-            for i in 0..pairs {
+        unroll!(0..KEY_STEPS, |step| {
+            unroll!(0..pairs(MT), |i| {
                 let b = unsafe {
                     ldmatrix_x4(
                         panels[step / steps]
-                            + (step % steps * D * ROW_BYTES + (group * pairs + i) * 16 * ROW_BYTES) as u32,
+                            + (step % steps * D * ROW_BYTES + (group * pairs(MT) + i) * 16 * ROW_BYTES) as u32,
                     )
                 };
-                for mt in 0..MT {
+                unroll!(0..MT, |mt| {
                     pv[i][mt][0] = unsafe { S::mma(p[mt][step], [b[0], b[1]], pv[i][mt][0]) };
                     pv[i][mt][1] = unsafe { S::mma(p[mt][step], [b[2], b[3]], pv[i][mt][1]) };
-                }
-            }
-        }
-        for i in 0..pairs {
-            for mt in 0..MT {
-                for n in 0..2 {
-                    for j in 0..4 {
+                });
+            });
+        });
+        unroll!(0..pairs(MT), |i| {
+            unroll!(0..MT, |mt| {
+                unroll!(0..2, |n| {
+                    unroll!(0..4, |j| {
                         let product = add_rn_f32(f32::from_bits(pv[i][mt][n][j] as u32), -MAGIC);
-                        let o = &mut acc.o[mt][2 * (group * pairs + i) + n][j];
+                        let o = &mut acc.o[mt][2 * (group * pairs(MT) + i) + n][j];
                         *o = S::accumulate(*o, product, row, mt, j / 2);
-                    }
-                }
-            }
-        }
-    }
+                    });
+                });
+            });
+        });
+    });
 }
 
 /// `o + w * product`.

@@ -42,9 +42,9 @@ impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, 
             }
         };
         if blocks > 0 {
-            for ahead in 0..SLOTS - 1 {
+            unroll!(0..SLOTS - 1, |ahead| {
                 unsafe { pipeline.request(ahead % 2 == 0) };
-            }
+            });
         }
         pipeline
     }
@@ -55,12 +55,12 @@ impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, 
     unsafe fn request(&mut self, is_k: bool) {
         unsafe {
             let (source, left) = if is_k { (&mut self.k, &mut self.k_left) } else { (&mut self.v, &mut self.v_left) };
-            for i in 0..Self::BLOCK.div_ceil(Self::STRIDE) {
-                let offset = i * Self::STRIDE;
+            unroll!(0..Self::BLOCK.div_ceil(Self::STRIDE) as usize, |i| {
+                let offset = i as u32 * Self::STRIDE;
                 if offset + Self::STRIDE <= Self::BLOCK || offset + 16 * tid_x() < Self::BLOCK {
                     cp_async_16(self.shared + self.write + offset, source.add(offset as usize));
                 }
-            }
+            });
             commit_group();
             let more = u32::from(*left > 0);
             *source = source.add((more * Self::BLOCK) as usize);

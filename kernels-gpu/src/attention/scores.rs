@@ -28,22 +28,22 @@ impl<const MT: usize> Query<MT> {
     #[inline(always)]
     pub(crate) unsafe fn load<const D: usize>(args: &Args, place: &Place) -> Self {
         let mut fragment = [[[0; 4]; MAX_STEPS]; MT];
-        for mt in 0..MT {
-            for half in 0..2 {
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
                 let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
                 let index = place.head * u64::from(args.seqlen_q) + u64::from(row);
-                for step in 0..D / ROW_BYTES {
-                    for upper in 0..2 {
+                unroll!(0..D / ROW_BYTES, |step| {
+                    unroll!(0..2, |upper| {
                         if row < args.seqlen_q {
                             let offset =
                                 index * D as u64 + (ROW_BYTES * step + 16 * upper) as u64 + u64::from(4 * place.quad);
                             fragment[mt][step][half + 2 * upper] =
                                 unsafe { *args.q.add(offset as usize).cast::<u32>() };
                         }
-                    }
-                }
-            }
-        }
+                    });
+                });
+            });
+        });
         Self { fragment }
     }
 }
@@ -111,35 +111,34 @@ pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize, c
     let mut scores = S::empty();
     let first = place.member * (KEY_TILES / 2 / TEAM) as u32;
     let row = panel_row(k) + first * (16 * ROW_BYTES) as u32;
-    let pairs = pairs(MT);
-    for group in 0..KEY_TILES / 2 / TEAM / pairs {
+    unroll!(0..KEY_TILES / 2 / TEAM / pairs(MT), |group| {
         let mut acc = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
-        for step in 0..D / ROW_BYTES {
-            for i in 0..pairs {
-                let offset = (step * KV_BLOCK * ROW_BYTES + (group * pairs + i) * 16 * ROW_BYTES) as u32;
+        unroll!(0..D / ROW_BYTES, |step| {
+            unroll!(0..pairs(MT), |i| {
+                let offset = (step * KV_BLOCK * ROW_BYTES + (group * pairs(MT) + i) * 16 * ROW_BYTES) as u32;
                 let b = unsafe { ldmatrix_x4(row + offset) };
-                for mt in 0..MT {
+                unroll!(0..MT, |mt| {
                     let a = query.fragment[mt][step];
                     acc[i][mt][0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], acc[i][mt][0]) };
                     acc[i][mt][1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], acc[i][mt][1]) };
-                }
-            }
-        }
-        for i in 0..pairs {
-            let factors = unsafe { scales.factors(block, first + (group * pairs + i) as u32, place) };
+                });
+            });
+        });
+        unroll!(0..pairs(MT), |i| {
+            let factors = unsafe { scales.factors(block, first + (group * pairs(MT) + i) as u32, place) };
             let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
-            for n in 0..2 {
-                let tile = 2 * (group * pairs + i) + n;
+            unroll!(0..2, |n| {
+                let tile = 2 * (group * pairs(MT) + i) + n;
                 let key = [factors[2 * n], bias[2 * n], factors[2 * n + 1], bias[2 * n + 1]];
-                for mt in 0..MT {
-                    for half in 0..2 {
+                unroll!(0..MT, |mt| {
+                    unroll!(0..2, |half| {
                         let acc = &acc[i][mt][n];
                         let sums = [f32::from_bits(acc[2 * half] as u32), f32::from_bits(acc[2 * half + 1] as u32)];
                         softmax.put(&mut scores, mt, half, tile, sums, key);
-                    }
-                }
-            }
-        }
-    }
+                    });
+                });
+            });
+        });
+    });
     scores
 }

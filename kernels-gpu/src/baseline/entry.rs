@@ -8,7 +8,8 @@ macro_rules! entries {
         entries!(@one $d, $mt, $warps, $keys, $stages, $resident, true, $causal);
     )*};
     (@one $d:literal, $mt:literal, $warps:literal, $keys:literal, $stages:literal, $resident:literal, $causal:literal, $name:ident) => {
-        #[unsafe(no_mangle)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         #[allow(clippy::too_many_arguments)]
         pub unsafe extern "ptx-kernel" fn $name(
             q: *const u8, k: *const u8, v: *const u8, q_stride_b: i64, q_stride_h: i64, q_stride_n: i64,

@@ -51,19 +51,19 @@ impl<const KEYS: usize> Mask<KEYS> {
     /// negative).
     #[inline(always)]
     pub(crate) fn apply<const MT: usize>(&self, s: &mut Scores<MT>, scale: f32, block: u32, place: &Place) {
-        for mt in 0..MT {
-            for half in 0..2 {
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
                 let keys =
                     self.keys(place.row + (16 * mt + 8 * half) as u32 + place.group, block) - 2 * place.quad as i32;
-                for tile in 0..KEYS / 8 {
-                    for i in 0..2 {
+                unroll!(0..KEYS / 8, |tile| {
+                    unroll!(0..2, |i| {
                         let score = &mut s[mt][tile][2 * half + i];
                         *score =
                             if ((8 * tile + i) as i32) < keys { mul_rn_f32(*score, scale) } else { f32::NEG_INFINITY };
-                    }
-                }
-            }
-        }
+                    });
+                });
+            });
+        });
     }
 }
 

@@ -23,13 +23,13 @@ impl<const MT: usize> Accumulator<MT> {
     /// Multiplies each row of the `D` dims in use: `factor[mt][half]`.
     #[inline(always)]
     pub(crate) fn scale<const D: usize>(&mut self, factor: &[[f32; 2]; MT]) {
-        for mt in 0..MT {
-            for tile in 0..D / 8 {
-                for i in 0..4 {
+        unroll!(0..MT, |mt| {
+            unroll!(0..D / 8, |tile| {
+                unroll!(0..4, |i| {
                     self.o[mt][tile][i] *= factor[mt][i / 2];
-                }
-            }
-        }
+                });
+            });
+        });
     }
 }
 
@@ -44,16 +44,16 @@ pub(crate) unsafe fn update<const D: usize, const MT: usize, const KEYS: usize>(
     v: u32,
 ) {
     let lane = LaneRow::rows_first::<D>();
-    for step in 0..KEYS / 16 {
+    unroll!(0..KEYS / 16, |step| {
         let p = softmax.probabilities(s, scale, step);
-        for pair in 0..D / 16 {
+        unroll!(0..D / 16, |pair| {
             let b = unsafe { ldmatrix_x4_trans(lane.address(v, pair) + 16 * step as u32 * row_bytes(D)) };
-            for mt in 0..MT {
-                for n in 0..2 {
+            unroll!(0..MT, |mt| {
+                unroll!(0..2, |n| {
                     let o = &mut acc.o[mt][2 * pair + n];
                     *o = unsafe { mma_m16n8k16_f32_f16(p[mt], [b[2 * n], b[2 * n + 1]], *o) };
-                }
-            }
-        }
-    }
+                });
+            });
+        });
+    });
 }

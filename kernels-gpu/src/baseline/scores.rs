@@ -26,11 +26,11 @@ impl<const MT: usize, const RESIDENT: bool> Query<MT, RESIDENT> {
         let mut query = Self { fragment: [[[0; 4]; MAX_STEPS]; MT], base };
         if RESIDENT {
             unsafe { query_landed::<STAGES>() };
-            for mt in 0..MT {
-                for step in 0..D / 16 {
+            unroll!(0..MT, |mt| {
+                unroll!(0..D / 16, |step| {
                     query.fragment[mt][step] = unsafe { query.read::<D>(mt, step) };
-                }
-            }
+                });
+            });
         }
         query
     }
@@ -54,19 +54,19 @@ pub(crate) unsafe fn tile<const D: usize, const MT: usize, const KEYS: usize, co
 ) -> Scores<MT> {
     let mut s = [[[0.0; 4]; MAX_KEY_TILES]; MT];
     let lane = LaneRow::chunks_first::<D>();
-    for step in 0..D / 16 {
+    unroll!(0..D / 16, |step| {
         let mut a = [[0; 4]; MT];
-        for mt in 0..MT {
+        unroll!(0..MT, |mt| {
             a[mt] = unsafe { query.fragment::<D>(mt, step) };
-        }
+        });
         let address = lane.address(k, step);
-        for pair in 0..KEYS / 16 {
+        unroll!(0..KEYS / 16, |pair| {
             let b = unsafe { ldmatrix_x4(address + 16 * pair as u32 * row_bytes(D)) };
-            for mt in 0..MT {
+            unroll!(0..MT, |mt| {
                 s[mt][2 * pair] = unsafe { mma_m16n8k16_f32_f16(a[mt], [b[0], b[1]], s[mt][2 * pair]) };
                 s[mt][2 * pair + 1] = unsafe { mma_m16n8k16_f32_f16(a[mt], [b[2], b[3]], s[mt][2 * pair + 1]) };
-            }
-        }
-    }
+            });
+        });
+    });
     s
 }

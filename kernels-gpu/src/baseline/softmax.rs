@@ -38,12 +38,12 @@ impl<const MT: usize> Softmax<MT> {
     ) {
         let mut max = [[0.0; 2]; MT];
         let mut beyond = false;
-        for mt in 0..MT {
-            for half in 0..2 {
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
                 max[mt][half] = mul_rn_f32(row_max::<MT, KEYS>(s, mt, half), scale);
                 beyond |= max[mt][half] > self.reference[mt][half] + SLACK;
-            }
-        }
+            });
+        });
         if unsafe { vote_any(beyond) } {
             unsafe { self.advance::<D>(&max, acc) };
         }
@@ -52,8 +52,8 @@ impl<const MT: usize> Softmax<MT> {
     #[inline(always)]
     unsafe fn advance<const D: usize>(&mut self, lane_max: &[[f32; 2]; MT], acc: &mut Accumulator<MT>) {
         let mut factor = [[1.0; 2]; MT];
-        for mt in 0..MT {
-            for half in 0..2 {
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
                 let mut max = max_f32(lane_max[mt][half], self.reference[mt][half]);
                 unsafe {
                     max = max_f32(max, f32::from_bits(shfl_bfly::<1>(max.to_bits())));
@@ -62,8 +62,8 @@ impl<const MT: usize> Softmax<MT> {
                 factor[mt][half] = ex2_approx_ftz_f32(self.reference[mt][half] - max);
                 self.reference[mt][half] = max;
                 self.row_sum[mt][half] *= factor[mt][half];
-            }
-        }
+            });
+        });
         acc.scale::<D>(&factor);
     }
 
@@ -71,9 +71,9 @@ impl<const MT: usize> Softmax<MT> {
     #[inline(always)]
     pub(crate) fn probabilities(&mut self, s: &Scores<MT>, scale: f32, step: usize) -> [[u32; 4]; MT] {
         let mut p = [[0; 4]; MT];
-        for register in 0..4 {
+        unroll!(0..4, |register| {
             let (half, tile) = (register % 2, 2 * step + register / 2);
-            for mt in 0..MT {
+            unroll!(0..MT, |mt| {
                 let exp = |i: usize| {
                     ex2_approx_ftz_f32(fma_rn_f32(s[mt][tile][2 * half + i], scale, -self.reference[mt][half]))
                 };
@@ -81,8 +81,8 @@ impl<const MT: usize> Softmax<MT> {
                 self.row_sum[mt][half] += low;
                 self.row_sum[mt][half] += high;
                 p[mt][register] = cvt_rn_f16x2_f32(high, low);
-            }
-        }
+            });
+        });
         p
     }
 
@@ -108,8 +108,8 @@ impl<const MT: usize> Softmax<MT> {
 fn row_max<const MT: usize, const KEYS: usize>(s: &Scores<MT>, mt: usize, half: usize) -> f32 {
     let pair = |tile: usize| max_f32(s[mt][tile][2 * half], s[mt][tile][2 * half + 1]);
     let mut max = [pair(0), pair(1)];
-    for tile in 2..KEYS / 8 {
+    unroll!(2..KEYS / 8, |tile| {
         max[tile % 2] = max_f32(max[tile % 2], pair(tile));
-    }
+    });
     max_f32(max[0], max[1])
 }

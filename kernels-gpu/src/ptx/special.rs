@@ -3,8 +3,17 @@
 use core::arch::asm;
 
 macro_rules! special_register {
-    ($($name:ident = $ptx:literal, $doc:literal;)*) => {$(
+    ($($name:ident = $ptx:literal, $cuda_std:ident, $doc:literal;)*) => {$(
         #[doc = $doc]
+        #[cfg(feature = "cuda-std")]
+        #[inline(always)]
+        #[must_use]
+        pub fn $name() -> u32 {
+            cuda_std::thread::$cuda_std()
+        }
+
+        #[doc = $doc]
+        #[cfg(not(feature = "cuda-std"))]
         #[inline(always)]
         #[must_use]
         pub fn $name() -> u32 {
@@ -17,12 +26,12 @@ macro_rules! special_register {
 }
 
 special_register! {
-    tid_x = "%tid.x", "Thread index in the CTA.";
-    ctaid_x = "%ctaid.x", "CTA index, x.";
-    ctaid_y = "%ctaid.y", "CTA index, y.";
-    ctaid_z = "%ctaid.z", "CTA index, z.";
-    nctaid_x = "%nctaid.x", "CTAs in the grid, x.";
-    nctaid_y = "%nctaid.y", "CTAs in the grid, y.";
+    tid_x = "%tid.x", thread_idx_x, "Thread index in the CTA.";
+    ctaid_x = "%ctaid.x", block_idx_x, "CTA index, x.";
+    ctaid_y = "%ctaid.y", block_idx_y, "CTA index, y.";
+    ctaid_z = "%ctaid.z", block_idx_z, "CTA index, z.";
+    nctaid_x = "%nctaid.x", grid_dim_x, "CTAs in the grid, x.";
+    nctaid_y = "%nctaid.y", grid_dim_y, "CTAs in the grid, y.";
 }
 
 /// `bar.sync 0`: all threads of the CTA arrive, and see each other's earlier memory accesses.

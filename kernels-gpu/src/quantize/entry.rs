@@ -53,7 +53,8 @@ unsafe fn kv_stats<E: Element>(k: Tensor, v: Tensor, partial: *mut f32, seqlen: 
 ///
 /// # Safety
 /// As docs/kernel-abi.md says of `kv_stats_finish`.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+#[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
 pub unsafe extern "ptx-kernel" fn kv_stats_finish(
     partial: *const f32,
     k_mean: *mut f32,
@@ -203,7 +204,8 @@ macro_rules! entries {
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `kv_stats_*`.
-        #[unsafe(no_mangle)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $kv_stats(
             k: *const u8,
             k_stride_b: i64,
@@ -227,7 +229,8 @@ macro_rules! entries {
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `quantize_*`.
-        #[unsafe(no_mangle)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $quantize(
             q: *const u8,
             q_stride_b: i64,

@@ -46,15 +46,13 @@ pub(crate) unsafe fn quantize<E: Element>(block: &Block) {
             let mean = channels::<E>(block.mean.wrapping_add(place.dim()));
             let scale = channels::<E>(block.scale.wrapping_add(place.dim()));
             let masks = masks(&place, block.count);
-            let mut dim = 0;
-            while dim < E::LANES {
+            unroll!(0..E::LANES, |dim| {
                 let inverse = reciprocal(scale[dim], rcp_approx_ftz_f32, fma_rn_f32);
                 let x = |i: usize| E::get(&keys[i], dim) - mean[dim];
                 let low = quantize4([x(0), x(1), x(2), x(3)], [inverse; 4]) & masks[0];
                 let high = quantize4([x(4), x(5), x(6), x(7)], [inverse; 4]) & masks[1];
                 st_shared_v2_u32(place.has(), smem::base() + place.shared_offset(dim), [low, high]);
-                dim += 1;
-            }
+            });
             pass += 1;
         }
         bar_sync();
@@ -83,13 +81,11 @@ unsafe fn channels<E: Element>(from: *const f32) -> [f32; 8] {
 #[inline(always)]
 fn masks<E: Element>(place: &ByChannel<E>, count: u32) -> [u32; 2] {
     let mut masks = [0; 2];
-    let mut i = 0;
-    while i < 8 {
+    unroll!(0..8, |i| {
         if place.key(i) < count {
             masks[i / 4] |= 0xff << (8 * (i % 4));
         }
-        i += 1;
-    }
+    });
     masks
 }
 

@@ -35,25 +35,25 @@ pub(crate) struct BlockMax<const MT: usize> {
 impl<const MT: usize> BlockMax<MT> {
     /// The rows' maxima over the quad's four lanes, for two rows at once: (row g, row g+8) in the halves.
     #[inline(always)]
-    unsafe fn maxima(scores: &[[[u32; KEY_TILES]; 2]; MT], tiles: usize) -> [u32; MT] {
+    unsafe fn maxima<const TEAM: usize>(scores: &[[[u32; KEY_TILES]; 2]; MT]) -> [u32; MT] {
         let mut maxima = [0; MT];
-        for mt in 0..MT {
+        unroll!(0..MT, |mt| {
             let mut max = [NEG_INFINITY; 2];
-            for half in 0..2 {
+            unroll!(0..2, |half| {
                 let t = &scores[mt][half];
                 // Three at a time: sm_90 has an instruction for that.
                 let mut two = [max_f16x2(t[0], t[1]), max_f16x2(t[2], t[3])];
-                for i in 2..tiles / 2 {
+                unroll!(2..KEY_TILES / TEAM / 2, |i| {
                     two[i % 2] = max_f16x2(max_f16x2(two[i % 2], t[2 * i]), t[2 * i + 1]);
-                }
+                });
                 max[half] = max_f16x2(two[0], two[1]);
-            }
+            });
             let both = max_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
             unsafe {
                 let both = max_f16x2(both, shfl_bfly::<1>(both));
                 maxima[mt] = max_f16x2(both, shfl_bfly::<2>(both));
             }
-        }
+        });
         maxima
     }
 
@@ -61,15 +61,15 @@ impl<const MT: usize> BlockMax<MT> {
     #[inline(always)]
     fn exponents(&self, maxima: &[u32; MT]) -> [[u32; 2]; MT] {
         let mut minus_m = [[0; 2]; MT];
-        for mt in 0..MT {
+        unroll!(0..MT, |mt| {
             let row_max = [cvt_f32_f16_low(maxima[mt]), cvt_f32_f16_high(maxima[mt])];
-            for half in 0..2 {
+            unroll!(0..2, |half| {
                 // A row that sees no key of the block has minus infinity here; any finite exponent serves it.
                 let t = if row_max[half] < -65504.0 { -65504.0 } else { row_max[half] };
                 let m = cvt_rp_f16_f32(mul_rn_f32(t, cvt_f32_f16_low(self.row_scale[mt][half])));
                 minus_m[mt][half] = m ^ 0x8000_8000;
-            }
-        }
+            });
+        });
         minus_m
     }
 
@@ -116,8 +116,8 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
         // 2^-100 <= kappa <= 2^100, so its reciprocal is exact.
         let inverse = f32::from_bits((254 << 23) - kappa.to_bits());
         let mut row_scale = [[0; 2]; MT];
-        for mt in 0..MT {
-            for half in 0..2 {
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
                 let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
                 let mut value = 1.0;
                 if row < args.seqlen_q {
@@ -128,8 +128,8 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
                 // The smallest float16: zero times minus infinity would not be a number.
                 let value = if value < 5.960_464_5e-8 { 5.960_464_5e-8 } else { value };
                 row_scale[mt][half] = cvt_rn_f16x2_f32(value, value);
-            }
-        }
+            });
+        });
         Self {
             key_factor: mul_rn_f32(c, kappa),
             row_scale,
@@ -168,18 +168,18 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
         scores: Self::Scores,
         exchange: &Exchange<MT, TEAM>,
     ) -> (Probabilities<MT>, Self::Exponents) {
-        let minus_m = self.exponents(&unsafe { exchange.largest(Self::maxima(&scores, KEY_TILES / TEAM)) });
+        let minus_m = self.exponents(&unsafe { exchange.largest(Self::maxima::<TEAM>(&scores)) });
         let mut p = [[[0; 4]; KEY_STEPS]; MT];
-        for step in 0..KEY_STEPS / TEAM {
-            for upper in 0..2 {
-                for mt in 0..MT {
-                    for half in 0..2 {
+        unroll!(0..KEY_STEPS / TEAM, |step| {
+            unroll!(0..2, |upper| {
+                unroll!(0..MT, |mt| {
+                    unroll!(0..2, |half| {
                         p[mt][step][half + 2 * upper] = self.codes(&scores, &minus_m, mt, half, 4 * step + 2 * upper);
-                    }
-                }
-            }
+                    });
+                });
+            });
             unsafe { exchange.share(&p, step) };
-        }
+        });
         (p, minus_m)
     }
 
@@ -193,38 +193,38 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
     ) -> Self::Row {
         let mut max = [[0.0; 2]; MT];
         let mut moved = false;
-        for mt in 0..MT {
-            for half in 0..2 {
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
                 max[mt][half] = -cvt_f32_f16_low(exponents[mt][half]);
                 moved |= max[mt][half] > self.reference[mt][half] + SLACK;
-            }
-        }
+            });
+        });
         if unsafe { vote_any(moved) } {
             let mut factor = [[1.0; 2]; MT];
-            for mt in 0..MT {
-                for half in 0..2 {
+            unroll!(0..MT, |mt| {
+                unroll!(0..2, |half| {
                     if max[mt][half] > self.reference[mt][half] + SLACK {
                         factor[mt][half] = ex2_approx_ftz_f32(self.reference[mt][half] - max[mt][half]);
                         self.reference[mt][half] = max[mt][half];
                         self.row_sum[mt][half] *= factor[mt][half];
                     }
-                }
-            }
+                });
+            });
             acc.scale(tiles, &factor);
         }
         let mut weight = [[0.0; 2]; MT];
-        for mt in 0..MT {
+        unroll!(0..MT, |mt| {
             let mut sum = [MAGIC_BITS; 4];
-            for step in 0..KEY_STEPS {
+            unroll!(0..KEY_STEPS, |step| {
                 // Ones for B: every column of the product is the row sum.
                 sum = unsafe { mma_m16n8k32_s32_u8_s8(p[mt][step], [0x0101_0101; 2], sum) };
-            }
-            for half in 0..2 {
+            });
+            unroll!(0..2, |half| {
                 let sum = add_rn_f32(f32::from_bits(sum[2 * half] as u32), -MAGIC);
                 weight[mt][half] = ex2_approx_ftz_f32(max[mt][half] - self.reference[mt][half]);
                 self.row_sum[mt][half] = fma_rn_f32(weight[mt][half], sum, self.row_sum[mt][half]);
-            }
-        }
+            });
+        });
         weight
     }
 

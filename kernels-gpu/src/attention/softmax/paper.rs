@@ -33,15 +33,15 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     unsafe fn new(args: &Args, place: &Place) -> Self {
         let c = mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E);
         let mut row_scale = [[0.0; 2]; MT];
-        for mt in 0..MT {
-            for half in 0..2 {
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
                 let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
                 if row < args.seqlen_q {
                     let index = place.head * u64::from(args.seqlen_q) + u64::from(row);
                     row_scale[mt][half] = mul_rn_f32(unsafe { *args.q_scale.add(index as usize) }, c);
                 }
-            }
-        }
+            });
+        });
         Self { row_scale, row_max: [[f32::NEG_INFINITY; 2]; MT], row_sum: [[0.0; 2]; MT] }
     }
 
@@ -57,19 +57,19 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
 
     #[inline(always)]
     fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4]) {
-        for i in 0..2 {
+        unroll!(0..2, |i| {
             scores[mt][half][tile][i] =
                 mul_rn_f32(add_rn_f32(sums[i], -MAGIC), mul_rn_f32(self.row_scale[mt][half], key[2 * i]));
-        }
+        });
     }
 
     #[inline(always)]
     fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, keys: i32) {
-        for i in 0..2 {
+        unroll!(0..2, |i| {
             let s = scores[mt][half][tile][i];
             scores[mt][half][tile][i] =
                 f32::from_bits(selp_b32(keys > i as i32, s.to_bits(), f32::NEG_INFINITY.to_bits()));
-        }
+        });
     }
 
     #[inline(always)]
@@ -81,12 +81,12 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
         const { assert!(TEAM == 1) }
         let mut p = [[[0; 4]; KEY_STEPS]; MT];
         let mut alpha = [[0.0; 2]; MT];
-        for mt in 0..MT {
-            for half in 0..2 {
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
                 let mut max = self.row_max[mt][half];
-                for tile in 0..KEY_TILES {
+                unroll!(0..KEY_TILES, |tile| {
                     max = max_f32(max, max_f32(scores[mt][half][tile][0], scores[mt][half][tile][1]));
-                }
+                });
                 unsafe {
                     max = max_f32(max, f32::from_bits(shfl_bfly::<1>(max.to_bits())));
                     max = max_f32(max, f32::from_bits(shfl_bfly::<2>(max.to_bits())));
@@ -97,24 +97,24 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
                 self.row_max[mt][half] = max;
                 let mut sum = 0.0;
                 let mut codes = [[0; 2]; KEY_TILES];
-                for tile in 0..KEY_TILES {
-                    for i in 0..2 {
+                unroll!(0..KEY_TILES, |tile| {
+                    unroll!(0..2, |i| {
                         let e = ex2_approx_ftz_f32(scores[mt][half][tile][i] - reference);
                         sum += e;
                         codes[tile][i] = fma_rn_f32(e, R, MAGIC).to_bits();
-                    }
-                }
+                    });
+                });
                 self.row_sum[mt][half] = fma_rn_f32(self.row_sum[mt][half], alpha[mt][half], sum);
-                for step in 0..KEY_STEPS {
-                    for upper in 0..2 {
+                unroll!(0..KEY_STEPS, |step| {
+                    unroll!(0..2, |upper| {
                         let tile = 4 * step + 2 * upper;
                         let (low, high) = (codes[tile], codes[tile + 1]);
                         p[mt][step][half + 2 * upper] =
                             prmt(prmt(low[0], low[1], 0x0040), prmt(high[0], high[1], 0x0040), 0x5410);
-                    }
-                }
-            }
-        }
+                    });
+                });
+            });
+        });
         (p, alpha)
     }
 
