@@ -121,7 +121,7 @@ fn default_block(
     let qs = f16::from_f32((q_scale / kappa).clamp(2_f32.powi(-24), 1.0));
     let t: Vec<f16> = keys
         .map(|key| {
-            let kf = head.k_scale(key) * c * kappa;
+            let kf = f32::from_bits((head.k_scale(key) * (c * kappa)).to_bits() / 4 * 4);
             f16::from_f32(((12_582_912 + head.score(row, key)) as f32).mul_add(kf, -12_582_912.0 * kf))
         })
         .collect();

@@ -11,8 +11,8 @@
 //!
 //! * `|ε_j|`, the error of a score. Q and K are off by half a step in each channel:
 //!   `|scale| (sq/2 |k_j|₁ + sk_j/2 (|q|₁ + d sq/2))`, with K less its mean. The default scheme adds, with `S` less the mean's
-//!   share: `3/4 sq sk_j |scale|` for the rounding of `kb`, `2^-11 |S_j|` for `t`, what the row's scale lost in float16, and
-//!   `2^-11` of the distance to the block's maximum for `x`.
+//!   share: `2^-11 |S_j|` for `t` (and 2^-20 for the 22 bits of `kf` and float32's roundings), what the row's scale lost in
+//!   float16, and `2^-11` of the distance to the block's maximum for `x`.
 //! * `|δ_j|`, the error of a code: half a step, and in the default scheme `255 * 2^-12` for the exponential's float16.
 //!
 //! Then `|o' - o| <= Σ (w_j (exp |ε_j| - 1) + |δ_j| U/R) |v_j - o| / Σ max(0, w_j exp -|ε_j| - |δ_j| U/R)`, and half a step of V.
@@ -239,7 +239,7 @@ impl Row {
                 self.score_error = (0..scores.len()).map(|j| steps(j) + float * (scores[j].abs() + 1.0)).collect();
             }
             Scheme::Default => {
-                let eleven_bits = 1.001 * (-11_f64).exp2();
+                let eleven_bits = (-11_f64).exp2() + (-20_f64).exp2();
                 let qs = sq / head.kappa;
                 let lost = (f64::from(f16_from_f64(qs.clamp((-24_f64).exp2(), 1.0))) - qs).abs() / qs;
                 for block in scores.chunks(KV_BLOCK) {
@@ -247,8 +247,7 @@ impl Row {
                     let before_x: Vec<f64> = (block.iter().enumerate())
                         .map(|(j, score)| {
                             let steps = steps(first + j);
-                            let bias = 0.75 * sq * head.k_scale[first + j] * scale;
-                            steps + bias + (eleven_bits + lost) * (score.abs() + steps + bias) + (-24_f64).exp2()
+                            steps + (eleven_bits + lost) * (score.abs() + steps) + (-24_f64).exp2()
                         })
                         .collect();
                     let max = block.iter().zip(&before_x).map(|(s, e)| s + e).fold(f64::NEG_INFINITY, f64::max);

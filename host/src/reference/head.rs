@@ -19,8 +19,6 @@ pub(super) struct Head<'a> {
     pub(super) q_bias: Option<&'a [f32]>,
     /// Paper: `k_scale`. Default: `kf`.
     pub(super) key_factor: Vec<f32>,
-    /// Default: `kb`.
-    pub(super) key_bias: Vec<f32>,
     /// `softmax_scale * log2(e)`.
     pub(super) c: f32,
     pub(super) kappa: f32,
@@ -42,15 +40,11 @@ impl<'a> Head<'a> {
         let softmax_scale = problem.scale();
         let c = softmax_scale * std::f32::consts::LOG2_E;
         let kappa = kappa_of(problem, x.k.scale_max[kv]);
-        let (key_factor, key_bias) = match problem.scheme {
-            Scheme::Default => k_scale
-                .iter()
-                .map(|scale| {
-                    let kf = scale * (c * kappa);
-                    (kf, -12_582_912.0 * kf)
-                })
-                .unzip(),
-            Scheme::Paper => (k_scale.to_vec(), Vec::new()),
+        let key_factor = match problem.scheme {
+            Scheme::Default => {
+                k_scale.iter().map(|scale| f32::from_bits((scale * (c * kappa)).to_bits() & !3)).collect()
+            }
+            Scheme::Paper => k_scale.to_vec(),
         };
         Self {
             d,
@@ -61,7 +55,6 @@ impl<'a> Head<'a> {
             q_scale: &x.q.scale[head * n..][..n],
             q_bias: x.q.bias.as_ref().map(|bias| &bias[head * n..][..n]),
             key_factor,
-            key_bias,
             c,
             kappa,
             v_scale: &x.v.scale[kv * d..][..d],

@@ -12,8 +12,6 @@ use std::sync::OnceLock;
 pub(super) const EX2_F16_ERROR: f64 = 0.001_046_8;
 /// More than the largest relative error of `ex2.approx.ftz.f32` (PTX ISA, "ex2": 2^-22), against the rounded exact value.
 const EX2_F32_ERROR: f64 = 1.0 / (1 << 21) as f64;
-/// The f32 whose last bit is 1 and whose fraction has room for any score: 1.5 * 2^23.
-const MAGIC: i32 = 12_582_912;
 
 /// P of a block: codes, and how far each may be off on a GPU (0 or 1; only written where bounds are asked for).
 pub(super) struct Codes {
@@ -78,12 +76,10 @@ impl Softmax for BlockMax {
         codes: &mut Codes,
     ) -> BlockSums {
         let kf = &head.key_factor[block * KV_BLOCK..][..KV_BLOCK];
-        let kb = &head.key_bias[block * KV_BLOCK..][..KV_BLOCK];
         let mut t = [0.0_f32; KV_BLOCK];
         for j in 0..KV_BLOCK {
-            // Exact in float64: all terms are multiples of kf's last bit, and the sum is below 2^23 of them times 2^24.
-            let fma = f64::from(MAGIC + scores[j]) * f64::from(kf[j]) + f64::from(kb[j]);
-            t[j] = f32_from_f16_bits(f16_bits_rn(fma as f32));
+            // A kernel's fma(MAGIC + s, kf, -MAGIC * kf): with kf's 22 bits the last product is exact, and this is it.
+            t[j] = f32_from_f16_bits(f16_bits_rn(scores[j] as f32 * kf[j]));
         }
         t[keys..].fill(f32::NEG_INFINITY);
         let max = t[..keys].iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -109,14 +109,14 @@ pub(crate) unsafe fn attention<
         let mask = Mask::<CAUSAL>::new(&args, m_block * tile_m, tile_m);
 
         let mut softmax = S::new(&args, &place);
-        let scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D, softmax.key_factor());
+        let scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D);
         let exchange = Exchange::<MT, TEAM>::new(exchange_offset(D, SLOTS), &place);
         let mut pipeline = Pipeline::<D, WARPS, SLOTS>::new(&args, &place, mask.blocks);
         let query = Query::<MT>::load::<D>(&args, &place);
         let mut acc = Accumulator::<MT>::zero();
 
         let mut block = 0;
-        scales.publish(0, scales.fetch(0));
+        scales.publish(&softmax, 0, scales.fetch(0));
         while block < mask.blocks {
             step::<S, D, MT, WARPS, SLOTS, TEAM, CAUSAL>(
                 block,
@@ -167,7 +167,7 @@ unsafe fn step<
         }
         let (mut p, exponents) = softmax.probabilities(s, exchange);
         let v = pipeline.next_v();
-        scales.publish(block + 1, next_scale);
+        scales.publish(softmax, block + 1, next_scale);
         exchange.collect(&mut p);
         let row = softmax.weigh(exponents, &p, acc, D / 8 / TEAM);
         output::update::<S, D, MT, TEAM>(acc, &p, v, place.member, &row);

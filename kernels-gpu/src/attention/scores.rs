@@ -53,16 +53,15 @@ impl<const MT: usize> Query<MT> {
 pub(crate) struct KeyScales {
     global: *const f32,
     keys: u32,
-    factor: f32,
     shared: u32,
 }
 
 impl KeyScales {
     #[inline(always)]
-    pub(crate) unsafe fn new(args: &Args, place: &Place, offset: usize, factor: f32) -> Self {
+    pub(crate) unsafe fn new(args: &Args, place: &Place, offset: usize) -> Self {
         let keys = args.seqlen_kv.div_ceil(KV_BLOCK as u32) * KV_BLOCK as u32;
         let global = unsafe { args.k_scale.add((place.head_kv * u64::from(keys)) as usize) };
-        Self { global, keys, factor, shared: smem::base() + offset as u32 }
+        Self { global, keys, shared: smem::base() + offset as u32 }
     }
 
     /// This thread's key of a block, read early; past the last block any value will do.
@@ -72,13 +71,18 @@ impl KeyScales {
         if key < self.keys { unsafe { *self.global.add(key as usize) } } else { 0.0 }
     }
 
-    /// Stores a fetched scale; visible after the next barrier.
+    /// Stores the factor of a fetched scale; visible after the next barrier.
     #[inline(always)]
-    pub(crate) unsafe fn publish(&self, block: u32, scale: f32) {
+    pub(crate) unsafe fn publish<S: Softmax<D, MT>, const D: usize, const MT: usize>(
+        &self,
+        softmax: &S,
+        block: u32,
+        scale: f32,
+    ) {
         let key = tid_x();
         if key < KV_BLOCK as u32 {
             let slot = key / 32 * 32 + key_slot((key % 32) as usize) as u32;
-            unsafe { st_shared_f32(self.shared + (block % 2 * KV_BLOCK as u32 + slot) * 4, scale * self.factor) };
+            unsafe { st_shared_f32(self.shared + (block % 2 * KV_BLOCK as u32 + slot) * 4, softmax.key_factor(scale)) };
         }
     }
 

@@ -139,8 +139,9 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
     }
 
     #[inline(always)]
-    fn key_factor(&self) -> f32 {
-        self.key_factor
+    fn key_factor(&self, k_scale: f32) -> f32 {
+        // 22 bits: MAGIC times that is exact, so that fma(MAGIC + s, factor, -MAGIC * factor) is s * factor, rounded once.
+        f32::from_bits(mul_rn_f32(k_scale, self.key_factor).to_bits() & !3)
     }
 
     #[inline(always)]

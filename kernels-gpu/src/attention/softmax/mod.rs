@@ -21,8 +21,8 @@ pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
 
     unsafe fn new(args: &Args, place: &Place) -> Self;
 
-    /// What a key's scale is multiplied with before it meets the accumulator.
-    fn key_factor(&self) -> f32;
+    /// What a key's accumulator is multiplied with.
+    fn key_factor(&self, k_scale: f32) -> f32;
 
     fn empty() -> Self::Scores;
 

@@ -46,8 +46,8 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    fn key_factor(&self) -> f32 {
-        1.0
+    fn key_factor(&self, k_scale: f32) -> f32 {
+        k_scale
     }
 
     #[inline(always)]
