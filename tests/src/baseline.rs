@@ -9,6 +9,10 @@ pub struct Expected {
     pub o: Vec<f64>,
     /// `|gpu - o|` at most.
     pub bound: Vec<f64>,
+    /// The log-sum-exp in float64, `[batch][heads_q][rows]`; `-inf` for a row that sees no key.
+    pub lse: Vec<f64>,
+    /// `|gpu - lse|` at most.
+    pub lse_bound: Vec<f64>,
 }
 
 /// Float64 attention on `rows`, and the bounds.
@@ -18,6 +22,8 @@ pub struct Expected {
 /// * `ex2.approx` errs by `2^-22` relative, the rounding of P to float16 by `2^-11`, or by `2^-25` where P is subnormal
 ///   (P is at least 1 at the row's maximum, so that the row sum is at least 1).
 /// * The sums are of float32, one rounding a key; the end is a reciprocal, a product and the output's rounding.
+/// * In the log-sum-exp the score's error counts once; the row sum is from 1 to 2^8 a key, so that `lg2.approx` errs by
+///   `2^-22` of at most `8 + log2(keys)`; the sum with `r` and the product with `ln 2` round.
 #[must_use]
 pub fn expected(
     problem: &AttentionProblem,
@@ -55,6 +61,12 @@ fn row(problem: &AttentionProblem, [q, k, v]: [&HostTensor; 3], [b, h, n]: [usiz
         (2.0 * score_error).exp_m1() + (-11_f64).exp2() + 2.0 * (-22_f64).exp2() + (2 * keys + 8) as f64 * unit;
     let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
     let sum: f64 = weights.iter().sum();
+    let lse = top + sum.ln();
+    let logarithm = (-22_f64).exp2() * (9.0 + (keys.max(1) as f64).log2());
+    out.lse.push(lse);
+    // A row without keys is minus infinity exactly.
+    let rounding = 4.0 * unit * if keys == 0 { 0.0 } else { lse.abs() };
+    out.lse_bound.push(score_error + (-22_f64).exp2() + (keys + 8) as f64 * unit + logarithm + rounding);
     for i in 0..d {
         let values = || (0..keys).map(|key| f64::from(v.get(b, head, key, i)));
         let o = if keys == 0 { 0.0 } else { weights.iter().zip(values()).map(|(w, v)| w * v).sum::<f64>() / sum };

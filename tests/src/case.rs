@@ -79,6 +79,22 @@ impl Case {
         }
     }
 
+    /// A small case for a kernel, with a tail in queries and keys, grouped heads and a padded layout; `seed` also picks the
+    /// types.
+    #[must_use]
+    pub fn of_variant(variant: &AttentionVariant, seed: usize) -> Self {
+        let scheme = match variant.scheme {
+            config::Scheme::Default => Scheme::Default,
+            config::Scheme::Paper => Scheme::Paper,
+        };
+        let problem = AttentionProblem::new(1, 2, 1, 67, 201, variant.head_dim);
+        let (dtype, out_dtype) =
+            [(DType::F16, DType::F32), (DType::BF16, DType::F16), (DType::F32, DType::BF16)][seed % 3];
+        let placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
+        let plain = Self::plain(problem.with_causal(variant.causal).with_scheme(scheme), seed as u64);
+        Self { dtype, out_dtype, placement, ..plain }
+    }
+
     /// Q, K and V.
     ///
     /// # Errors
@@ -148,6 +164,17 @@ pub fn any_case(longest: usize) -> impl Strategy<Value = Case> {
         problem.softmax_scale = softmax_scale;
         let ([dtype, out_dtype], values) = kinds;
         Case { problem, dtype, out_dtype, placement, values, lse, seed }
+    })
+}
+
+/// More keys than a block, so that the loop, its prologue and its tail run; one head keeps it quick.
+pub fn long_keys() -> impl Strategy<Value = Case> {
+    any_case(40).prop_flat_map(|case| {
+        (130..700_usize).prop_map(move |seqlen_kv| {
+            let mut case = case.clone();
+            case.problem = AttentionProblem { batch: 1, heads_q: 1, heads_kv: 1, seqlen_kv, ..case.problem };
+            case
+        })
     })
 }
 

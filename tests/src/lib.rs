@@ -1,5 +1,6 @@
 //! What the tests share: cases and values, the properties that hold of the kernels, and the PTX machine's launch glue.
 
+pub mod agreement;
 pub mod baseline;
 pub mod case;
 pub mod properties;

@@ -12,6 +12,9 @@ pub use int_flash_attention::Operand;
 ///
 /// Implementations surround every output with guard bytes and fail where one of them, or a gap between rows, changed.
 pub trait Kernels {
+    /// Whether `ex2` is the rounded exact value, so that the codes of P are the reference's; a GPU's is an approximation.
+    const EXACT_EXPONENTIALS: bool;
+
     /// `kv_stats`, `kv_stats_finish`, `quantize`.
     ///
     /// # Errors
@@ -52,6 +55,18 @@ pub trait Kernels {
         out: &TensorLayout,
         dtype: DType,
     ) -> Result<HostTensor>;
+
+    /// `attention_f16`, on float16 tensors: O and the log-sum-exp.
+    ///
+    /// # Errors
+    ///
+    /// When there is no kernel for the problem, or a launch fails.
+    fn attention_f16(
+        &self,
+        problem: &AttentionProblem,
+        inputs: [&HostTensor; 3],
+        out: &TensorLayout,
+    ) -> Result<(HostTensor, Vec<f32>)>;
 }
 
 /// All properties of one case.
@@ -83,6 +98,27 @@ pub fn same_operands(
     want: &HostQuantized,
     q: &HostTensor,
 ) -> Result<()> {
+    same_but_bias(got, want)?;
+    if let Some(bias) = &got.q.bias {
+        bias_within_rounding(problem, bias, &want.k.mean, q)?;
+    }
+    Ok(())
+}
+
+/// Operands that are the same bit for bit, `q_bias` included: what one kernel makes of the same inputs twice.
+///
+/// # Errors
+///
+/// Names the array and the place.
+pub fn identical_operands(got: &HostQuantized, want: &HostQuantized) -> Result<()> {
+    same_but_bias(got, want)?;
+    match (&got.q.bias, &want.q.bias) {
+        (Some(got), Some(want)) => same_bits("q_bias", got, want),
+        _ => Ok(()),
+    }
+}
+
+fn same_but_bias(got: &HostQuantized, want: &HostQuantized) -> Result<()> {
     same_bits("k_mean", &got.k.mean, &want.k.mean)?;
     same_bits("v_mean", &got.v.mean, &want.v.mean)?;
     same_bits("v_scale", &got.v.scale, &want.v.scale)?;
@@ -93,9 +129,6 @@ pub fn same_operands(
     same_bytes("k", &got.k.data, &want.k.data)?;
     same_bytes("v", &got.v.data, &want.v.data)?;
     ensure!(got.q.bias.is_some() == want.q.bias.is_some(), "q_bias is there in one of them only");
-    if let Some(bias) = &got.q.bias {
-        bias_within_rounding(problem, bias, &want.k.mean, q)?;
-    }
     Ok(())
 }
 
@@ -146,23 +179,29 @@ fn same_bytes(name: &str, got: &[i8], want: &[i8]) -> Result<()> {
 /// # Errors
 ///
 /// Names the element.
-pub fn attention(kernels: &impl Kernels, case: &Case, operands: &HostQuantized) -> Result<()> {
+pub fn attention<K: Kernels>(kernels: &K, case: &Case, operands: &HostQuantized) -> Result<()> {
     let (o, lse) = kernels.attention(&case.problem, operands, &case.output()?, case.out_dtype, case.lse)?;
-    let (want, bounds) = reference::gpu_bounds(&case.problem, operands, case.out_dtype)?;
-    let mut got = o.dense_f64();
-    for ((got, &want), &bound) in got.iter_mut().zip(&want.o).zip(&bounds.o) {
-        // a value that the output's type cannot hold is infinite, and rightly so
-        if *got == case.out_dtype.round(want + bound.copysign(want)) && got.is_infinite() {
-            *got = want;
-        }
-    }
-    within("o", &got, &want.o, &bounds.o, case.problem.head_dim)?;
+    let bounds = if K::EXACT_EXPONENTIALS { reference::ideal_bounds } else { reference::gpu_bounds };
+    let (want, bounds) = bounds(&case.problem, operands, case.out_dtype)?;
+    within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, case.problem.head_dim)?;
     ensure!(lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
     if let Some(lse) = lse {
         let lse: Vec<f64> = lse.into_iter().map(f64::from).collect();
         within("lse", &lse, &want.lse, &bounds.lse, 1)?;
     }
     Ok(())
+}
+
+/// The elements of `o`; one that is infinite because its type cannot hold `want`, give or take `bound`, as `want`.
+#[must_use]
+pub fn representable(o: &HostTensor, want: &[f64], bound: &[f64]) -> Vec<f64> {
+    let mut got = o.dense_f64();
+    for ((got, &want), &bound) in got.iter_mut().zip(want).zip(bound) {
+        if *got == o.dtype().round(want + bound.copysign(want)) && got.is_infinite() {
+            *got = want;
+        }
+    }
+    got
 }
 
 /// Every element within its bound, and a number.

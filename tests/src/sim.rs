@@ -12,6 +12,7 @@ use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
 use int_flash_attention_kernels::quantize::launch as quantization;
 use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -20,9 +21,21 @@ use std::sync::{Arc, Mutex};
 const SMOOTH_AND_SHORT: u32 = 1 | 2 | 8;
 const V_SCALE_PER_HEAD: u32 = 4;
 
+macro_rules! shipped {
+    ($($name:literal)*) => {
+        &[$(($name, include_str!(concat!("../../host/ptx/", $name, ".ptx")))),*]
+    };
+}
+
+/// The PTX that ships, part of the program so that it runs anywhere.
+const SHIPPED: &[(&str, &str)] = shipped!(
+    "quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256" "baseline_f16"
+);
+
 /// The shipped kernels, loaded as they are asked for.
 pub struct Simulator {
-    folder: PathBuf,
+    /// Where modules are read from instead.
+    folder: Option<PathBuf>,
     modules: Mutex<HashMap<String, Arc<Module>>>,
 }
 
@@ -36,14 +49,7 @@ impl Simulator {
     /// The PTX that ships, or what lies in `$INT_FLASH_PTX_DIR`.
     #[must_use]
     pub fn new() -> Self {
-        let shipped = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../host/ptx"));
-        Self::from_folder(std::env::var_os("INT_FLASH_PTX_DIR").map_or_else(shipped, PathBuf::from))
-    }
-
-    /// The PTX of a folder.
-    #[must_use]
-    pub fn from_folder(folder: PathBuf) -> Self {
-        Self { folder, modules: Mutex::default() }
+        Self { folder: std::env::var_os("INT_FLASH_PTX_DIR").map(PathBuf::from), modules: Mutex::default() }
     }
 
     fn module(&self, name: &str) -> Result<Arc<Module>> {
@@ -51,11 +57,20 @@ impl Simulator {
         if let Some(module) = modules.get(name) {
             return Ok(module.clone());
         }
-        let path = self.folder.join(format!("{name}.ptx"));
-        let ptx = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let ptx = self.source(name)?;
         let module = Arc::new(Module::load(&ptx).with_context(|| format!("{name}.ptx"))?);
         modules.insert(name.to_owned(), module.clone());
         Ok(module)
+    }
+
+    fn source(&self, name: &str) -> Result<Cow<'static, str>> {
+        if let Some(folder) = &self.folder {
+            let path = folder.join(format!("{name}.ptx"));
+            let ptx = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            return Ok(ptx.into());
+        }
+        let shipped = SHIPPED.iter().find(|(shipped, _)| *shipped == name);
+        Ok(shipped.with_context(|| format!("there is no module {name}"))?.1.into())
     }
 
     /// The names of a module's kernels.
@@ -94,42 +109,6 @@ impl Simulator {
         let operands = self.quantize(problem, q, k, v)?;
         self.attention(problem, &operands, &q.layout(), q.dtype(), lse)
     }
-
-    /// The float16 kernel on float16 tensors: O, dense, heads before tokens, and the log-sum-exp.
-    ///
-    /// # Errors
-    ///
-    /// When there is no kernel for the problem, or the machine finds fault with it.
-    pub fn attention_f16(
-        &self,
-        problem: &AttentionProblem,
-        [q, k, v]: [&HostTensor; 3],
-        out: &TensorLayout,
-    ) -> Result<(HostTensor, Vec<f32>)> {
-        let variant =
-            config::baseline(problem.head_dim, problem.causal).with_context(|| format!("no kernel for {problem:?}"))?;
-        let mut memory = Memory::new();
-        let mut args: Vec<Arg> = Vec::new();
-        for tensor in [q, k, v] {
-            args.push(upload(&mut memory, tensor)?.into());
-        }
-        for tensor in [q, k, v] {
-            args.extend(strides(&tensor.layout()));
-        }
-        let o = OutTensor::alloc(&mut memory, *out, DType::F16)?;
-        let rows = problem.q_shape().rows();
-        let lse = memory.alloc(4 * rows as u64, 256);
-        args.push(o.data.into());
-        args.extend(strides(out));
-        args.push(lse.into());
-        args.extend([problem.seqlen_q, problem.seqlen_kv, problem.group()].map(|n| Arg::U32(n as u32)));
-        args.push(Arg::F32(problem.scale()));
-        let tiles = u32::try_from(problem.seqlen_q.div_ceil(variant.tile_m))?;
-        let grid = [tiles, u32::try_from(problem.heads_q)?, u32::try_from(problem.batch)?];
-        let at = Grid { kernel: variant.entry, grid, threads: variant.threads, shared: variant.shared_bytes };
-        self.launch("baseline_f16", &at, &args, &memory)?;
-        Ok((o.read(&memory).context("o")?, memory.read(lse, rows).context("lse")?))
-    }
 }
 
 struct Grid<'a> {
@@ -140,6 +119,8 @@ struct Grid<'a> {
 }
 
 impl Kernels for Simulator {
+    const EXACT_EXPONENTIALS: bool = true;
+
     fn quantize(
         &self,
         problem: &AttentionProblem,
@@ -270,6 +251,37 @@ impl Kernels for Simulator {
         self.launch(&format!("attention_d{}", problem.head_dim), &at, &args, &memory)?;
         let lse = if lse { Some(memory.read(lse_out, rows).context("lse")?) } else { None };
         Ok((o.read(&memory).context("o")?, lse))
+    }
+
+    fn attention_f16(
+        &self,
+        problem: &AttentionProblem,
+        [q, k, v]: [&HostTensor; 3],
+        out: &TensorLayout,
+    ) -> Result<(HostTensor, Vec<f32>)> {
+        let variant =
+            config::baseline(problem.head_dim, problem.causal).with_context(|| format!("no kernel for {problem:?}"))?;
+        let mut memory = Memory::new();
+        let mut args: Vec<Arg> = Vec::new();
+        for tensor in [q, k, v] {
+            args.push(upload(&mut memory, tensor)?.into());
+        }
+        for tensor in [q, k, v] {
+            args.extend(strides(&tensor.layout()));
+        }
+        let o = OutTensor::alloc(&mut memory, *out, DType::F16)?;
+        let rows = problem.q_shape().rows();
+        let lse = memory.alloc(4 * rows as u64, 256);
+        args.push(o.data.into());
+        args.extend(strides(out));
+        args.push(lse.into());
+        args.extend([problem.seqlen_q, problem.seqlen_kv, problem.group()].map(|n| Arg::U32(n as u32)));
+        args.push(Arg::F32(problem.scale()));
+        let tiles = u32::try_from(problem.seqlen_q.div_ceil(variant.tile_m))?;
+        let grid = [tiles, u32::try_from(problem.heads_q)?, u32::try_from(problem.batch)?];
+        let at = Grid { kernel: variant.entry, grid, threads: variant.threads, shared: variant.shared_bytes };
+        self.launch("baseline_f16", &at, &args, &memory)?;
+        Ok((o.read(&memory).context("o")?, memory.read(lse, rows).context("lse")?))
     }
 
     fn dequantize(

@@ -100,6 +100,11 @@ impl Noise {
         z ^ (z >> 31)
     }
 
+    /// Any 32 bits.
+    pub fn word(&mut self) -> u32 {
+        (self.bits() >> 32) as u32
+    }
+
     /// In 0..1, 24 bits.
     pub fn uniform(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1_u32 << 24) as f32

@@ -38,7 +38,18 @@ use crate::quantized::HostQuantized;
 /// # Errors
 /// As [`int8`](super::int8).
 pub fn gpu_bounds(problem: &AttentionProblem, operands: &HostQuantized, dtype: DType) -> Result<(Int8, Bounds)> {
-    with_rows(problem, operands, dtype, Rows::all(problem))
+    let out = run::<true>(problem, operands, Rows::all(problem), None)?;
+    Ok(rounded(out.result, out.bounds, dtype))
+}
+
+/// [`gpu_bounds`] for a machine whose `ex2` is the rounded exact value, so that its codes are those of [`int8`](super::int8):
+/// points 2 and 3 alone.
+///
+/// # Errors
+/// As there.
+pub fn ideal_bounds(problem: &AttentionProblem, operands: &HostQuantized, dtype: DType) -> Result<(Int8, Bounds)> {
+    let out = run::<true>(problem, operands, Rows::all(problem), None)?;
+    Ok(rounded(out.result, out.ideal, dtype))
 }
 
 /// [`gpu_bounds`] for these query positions of every head.
@@ -51,20 +62,22 @@ pub fn gpu_bounds_rows(
     dtype: DType,
     rows: &[usize],
 ) -> Result<(Int8, Bounds)> {
-    with_rows(problem, operands, dtype, Rows::some(problem, rows)?)
+    let out = run::<true>(problem, operands, Rows::some(problem, rows)?, None)?;
+    Ok(rounded(out.result, out.bounds, dtype))
 }
 
-fn with_rows(p: &AttentionProblem, x: &HostQuantized, dtype: DType, rows: Rows<'_>) -> Result<(Int8, Bounds)> {
-    let mut out = run::<true>(p, x, rows, None)?;
-    for (bound, &o) in out.bounds.o.iter_mut().zip(&out.result.o) {
+/// With the output's rounding.
+fn rounded(result: Int8, mut bounds: Bounds, dtype: DType) -> (Int8, Bounds) {
+    for (bound, &o) in bounds.o.iter_mut().zip(&result.o) {
         *bound += dtype.half_step(o.abs() + *bound);
     }
-    Ok((out.result, out.bounds))
+    (result, bounds)
 }
 
 impl<S: Softmax> Row<S> {
-    /// Appends the row's bounds; its results are the last in `result`. The output's rounding comes later.
-    pub(super) fn bounds(&self, head: &Head<'_>, result: &Int8, bounds: &mut Bounds) {
+    /// Appends the row's bounds, those of a machine with exact codes where `IDEAL`; its results are the last in `result`. The
+    /// output's rounding comes later.
+    pub(super) fn bounds<const IDEAL: bool>(&self, head: &Head<'_>, result: &Int8, bounds: &mut Bounds) {
         if self.sum <= 0.0 {
             bounds.o.extend(std::iter::repeat_n(0.0, head.d));
             bounds.lse.push(0.0);
@@ -75,19 +88,20 @@ impl<S: Softmax> Row<S> {
         let gamma = (-17_f64).exp2() + (blocks + 8.0) * tiny;
         let one = S::ONE.0;
         let slack = &self.slack;
+        let (low, high) = if IDEAL { (self.sum, self.sum) } else { (slack.low, slack.high) };
         let o = &result.o[result.o.len() - head.d..];
         for (dim, &o) in o.iter().enumerate() {
             let (scale, mean) = (f64::from(head.v_scale[dim]), f64::from(head.v_mean[dim]));
             // In units of the scale.
             let unit = ((o - mean) / scale).abs();
             let shared = if S::NORMALIZED { unit * slack.codes } else { 0.0 };
-            let codes = (slack.values[dim] + shared) / (one * slack.low);
-            let sums = gamma * (slack.magnitude[dim] / (one * slack.low) + unit);
+            let codes = if IDEAL { 0.0 } else { (slack.values[dim] + shared) / (one * low) };
+            let sums = gamma * (slack.magnitude[dim] / (one * low) + unit);
             let end = tiny * (o.abs() + mean.abs());
             let flushed = (-125_f64).exp2() * 127.0 * scale;
             bounds.o.push((codes + sums) * scale * (1.0 + 2.0 * gamma) + end + flushed);
         }
-        let codes = (slack.high / self.sum).ln().max((self.sum / slack.low).ln());
+        let codes = (high / self.sum).ln().max((self.sum / low).ln());
         let terms = 1.0 + self.reference.abs() + self.sum.log2().abs() + self.bias(head).abs();
         bounds.lse.push(codes + gamma + tiny * terms);
     }

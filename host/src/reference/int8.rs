@@ -57,6 +57,8 @@ fn plain(p: &AttentionProblem, x: &HostQuantized, rows: Rows<'_>, progress: Opti
 pub(super) struct Output {
     pub(super) result: Int8,
     pub(super) bounds: Bounds,
+    /// The bounds of a machine with the reference's exponentials.
+    pub(super) ideal: Bounds,
 }
 
 /// Rows that share a pass over K and V, so that a block is used from the cache.
@@ -109,6 +111,8 @@ fn heads<S: Softmax + Send, const BOUNDS: bool>(
         all.result.lse.extend(part.result.lse);
         all.bounds.o.extend(part.bounds.o);
         all.bounds.lse.extend(part.bounds.lse);
+        all.ideal.o.extend(part.ideal.o);
+        all.ideal.lse.extend(part.ideal.lse);
     }
     all
 }
@@ -120,7 +124,8 @@ fn tile<S: Softmax, const BOUNDS: bool>(problem: &AttentionProblem, head: &Head<
     for row in &states {
         row.finish(head, &mut out.result);
         if BOUNDS {
-            row.bounds(head, &out.result, &mut out.bounds);
+            row.bounds::<false>(head, &out.result, &mut out.bounds);
+            row.bounds::<true>(head, &out.result, &mut out.ideal);
         }
     }
     out

@@ -25,7 +25,7 @@ pub use compare::{Excess, Figures, compare, first_excess};
 pub use dequantize::{dequantize_k, dequantize_q, dequantize_v};
 pub use exact::{Exact, exact, exact_rows};
 pub use exact_bounds::{dequantized_bounds, exact_bounds, exact_bounds_rows};
-pub use gpu_bounds::{gpu_bounds, gpu_bounds_rows};
+pub use gpu_bounds::{gpu_bounds, gpu_bounds_rows, ideal_bounds};
 pub(crate) use int8::int8_with_progress;
 pub use int8::{Int8, int8, int8_rows};
 pub use quantize::{quantize, quantize_k, quantize_q, quantize_v};

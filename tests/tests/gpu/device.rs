@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use half::f16;
-use int_flash_attention::gpu::{AnySlice, AnySliceMut};
+use int_flash_attention::gpu::{AnySlice, AnySliceMut, BaselineLayouts};
 use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, DeviceBuffer, DeviceOperands, DeviceSliceMut, Gpu, HostQuantized,
     HostTensor, Operand, QuantizeLayouts, TensorLayout,
@@ -39,6 +39,8 @@ pub fn any<'a>(bytes: &'a DeviceBuffer<u8>, tensor: &HostTensor) -> AnySlice<'a>
 }
 
 impl Kernels for OnGpu {
+    const EXACT_EXPONENTIALS: bool = false;
+
     fn quantize(
         &self,
         problem: &AttentionProblem,
@@ -74,10 +76,7 @@ impl Kernels for OnGpu {
         let rows = problem.q_shape().rows();
         let mut lse_out = if lse { Some(self.guarded(4 * rows)?) } else { None };
         let stream = gpu.stream()?;
-        let lse_view = lse_out.as_mut().map(|buffer| {
-            // SAFETY: the guarded buffer holds `rows` floats after its first guard, and outlives the launch.
-            unsafe { DeviceSliceMut::<f32>::from_raw(buffer.ptr() + GUARD as u64, rows) }
-        });
+        let lse_view = lse_out.as_mut().map(|buffer| lse_inside(buffer, rows));
         plan.launch(&stream, &operands.view(), inside(&mut o, dtype)?, lse_view)?;
         stream.synchronize()?;
         let lse = lse_out.map(|buffer| read_lse(&buffer, rows)).transpose()?;
@@ -106,6 +105,32 @@ impl Kernels for OnGpu {
         stream.synchronize()?;
         Self::read_guarded(&o, *out, dtype)
     }
+
+    fn attention_f16(
+        &self,
+        problem: &AttentionProblem,
+        [q, k, v]: [&HostTensor; 3],
+        out: &TensorLayout,
+    ) -> Result<(HostTensor, Vec<f32>)> {
+        let gpu = &self.0;
+        let layouts = BaselineLayouts { q: q.layout(), k: k.layout(), v: v.layout(), o: *out, lse: true };
+        let plan = gpu.plan_baseline(problem, &layouts)?;
+        let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
+        let mut o = self.guarded(2 * out.span())?;
+        let rows = problem.q_shape().rows();
+        let mut lse = self.guarded(4 * rows)?;
+        let stream = gpu.stream()?;
+        let lse_out = Some(lse_inside(&mut lse, rows));
+        plan.launch(&stream, any(&q_in, q), any(&k_in, k), any(&v_in, v), inside(&mut o, DType::F16)?, lse_out)?;
+        stream.synchronize()?;
+        Ok((Self::read_guarded(&o, *out, DType::F16)?, read_lse(&lse, rows)?))
+    }
+}
+
+/// The inside of a guarded buffer of a log-sum-exp.
+fn lse_inside(buffer: &mut DeviceBuffer<u8>, rows: usize) -> DeviceSliceMut<'_, f32> {
+    // SAFETY: the guarded buffer holds `rows` floats after its first guard, and is borrowed as long as the slice lives.
+    unsafe { DeviceSliceMut::<f32>::from_raw(buffer.ptr() + GUARD as u64, rows) }
 }
 
 fn read_lse(buffer: &DeviceBuffer<u8>, rows: usize) -> Result<Vec<f32>> {

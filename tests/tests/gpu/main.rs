@@ -4,11 +4,12 @@
 //! Without a GPU every test is reported as ignored, and why.
 
 mod device;
+mod instructions;
 mod large;
+mod machine;
 
 use anyhow::{Context, Result, ensure};
-use device::{OnDevice, OnGpu, any, bits, f16_inputs, inside};
-use int_flash_attention::gpu::BaselineLayouts;
+use device::{OnDevice, OnGpu, bits, f16_inputs};
 use int_flash_attention::{
     AttentionProblem, DType, Device, DeviceOperands, Gpu, HostTensor, Options, Order, Scheme, TensorLayout, reference,
 };
@@ -28,7 +29,7 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 
 type Test = fn(&OnGpu) -> Result<()>;
 
-const TESTS: [(&str, Test); 12] = [
+const TESTS: [(&str, Test); 14] = [
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
@@ -41,6 +42,8 @@ const TESTS: [(&str, Test); 12] = [
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
     ("strides_past_2_to_the_31_elements", far_strides),
     ("operands_past_2_to_the_31_elements", many_elements),
+    ("the_ptx_machine_agrees_on_instructions", instructions::instructions),
+    ("the_ptx_machine_agrees_on_kernels", machine::kernels),
 ];
 
 fn main() -> ExitCode {
@@ -132,23 +135,14 @@ fn values_at(o: &HostTensor, rows: &[usize]) -> Vec<f64> {
     values
 }
 
-fn float16(on_gpu: &OnGpu) -> Result<()> {
-    let gpu = &on_gpu.0;
+fn float16(gpu: &OnGpu) -> Result<()> {
     for (seed, (seqlen_q, seqlen_kv)) in AWKWARD.into_iter().enumerate() {
         for head_dim in HEAD_DIMS {
             let problem = AttentionProblem::new(1, 4, 2, seqlen_q, seqlen_kv, head_dim).with_causal(seed % 2 == 1);
             let mut case = Case::plain(problem, seed as u64);
             case.placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
             let [q, k, v] = case.tensors()?;
-            let out = case.output()?;
-            let layouts = BaselineLayouts { q: q.layout(), k: k.layout(), v: v.layout(), o: out, lse: false };
-            let plan = gpu.plan_baseline(&problem, &layouts)?;
-            let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
-            let mut o = on_gpu.guarded(2 * out.span())?;
-            let stream = gpu.stream()?;
-            plan.launch(&stream, any(&q_in, &q), any(&k_in, &k), any(&v_in, &v), inside(&mut o, DType::F16)?, None)?;
-            stream.synchronize()?;
-            let o = OnGpu::read_guarded(&o, out, DType::F16)?;
+            let (o, _) = gpu.attention_f16(&problem, [&q, &k, &v], &case.output()?)?;
             let rows: Vec<usize> = (0..seqlen_q).step_by(seqlen_q.div_ceil(20)).collect();
             let want = baseline::expected(&problem, &q, &k, &v, &rows);
             properties::within("o", &values_at(&o, &rows), &want.o, &want.bound, head_dim)
