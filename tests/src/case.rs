@@ -122,11 +122,21 @@ impl Case {
 /// The kernel for a problem; the paper's scheme does not have one for every head dim.
 #[must_use]
 pub fn variant(problem: &AttentionProblem) -> Option<&'static AttentionVariant> {
-    let scheme = match problem.scheme {
+    config::attention(problem.head_dim, problem.causal, kernels_scheme(problem.scheme))
+}
+
+/// The head dims that a scheme has kernels for.
+#[must_use]
+pub fn head_dims(scheme: Scheme) -> Vec<usize> {
+    let has = |&head_dim: &usize| config::attention(head_dim, false, kernels_scheme(scheme)).is_some();
+    HEAD_DIMS.into_iter().filter(has).collect()
+}
+
+const fn kernels_scheme(scheme: Scheme) -> config::Scheme {
+    match scheme {
         Scheme::Default => config::Scheme::Default,
         Scheme::Paper => config::Scheme::Paper,
-    };
-    config::attention(problem.head_dim, problem.causal, scheme)
+    }
 }
 
 /// Query and key lengths that have broken kernels before: one, odd, one off a tile, primes, more queries than keys.

@@ -2,7 +2,7 @@
 //!
 //! Outputs are memory that nothing has written, so that an element which no thread wrote is an error, as is a stray access.
 
-use crate::case::variant;
+use crate::case::{head_dims, variant};
 use crate::properties::{GUARD, Kernels, Operand, POISON, untouched};
 use anyhow::{Context, Result};
 use int_flash_attention::{
@@ -228,7 +228,10 @@ impl Kernels for Simulator {
         dtype: DType,
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
-        let variant = variant(problem).with_context(|| format!("no kernel for {problem:?}"))?;
+        let AttentionProblem { head_dim, scheme, .. } = *problem;
+        let none =
+            || format!("head_dim is {head_dim}; the kernels of the {scheme} scheme have {:?}", head_dims(scheme));
+        let variant = variant(problem).with_context(none)?;
         let mut memory = Memory::new();
         let HostQuantized { q, k, v } = operands;
         let [q_data, k_data, v_data] = [&q.data, &k.data, &v.data].map(|data| memory.alloc_from(data));

@@ -64,8 +64,19 @@ fn encode(tensors: &[Tensor]) -> Vec<u8> {
 }
 
 fn run(input: &Path, output: &Path, more: &[&str]) -> Output {
+    run_on("cpu", input, output, more)
+}
+
+fn run_on(device: &str, input: &Path, output: &Path, more: &[&str]) -> Output {
     let mut command = Command::new(&*XTASK);
-    command.arg("attention").arg("--input").arg(input).arg("--output").arg(output).args(["--device", "cpu"]).args(more);
+    command
+        .arg("attention")
+        .arg("--input")
+        .arg(input)
+        .arg("--output")
+        .arg(output)
+        .args(["--device", device])
+        .args(more);
     command.output().expect("the program starts")
 }
 
@@ -111,6 +122,37 @@ fn a_good_file_gives_o_and_lse() {
     let (o, lse) = (file.tensor("o").expect("o"), file.tensor("lse").expect("lse"));
     assert_eq!((o.dtype(), o.shape()), (Dtype::F16, &[2, 9, 3, 32][..]));
     assert_eq!((lse.dtype(), lse.shape()), (Dtype::F32, &[2, 3, 9][..]));
+}
+
+/// The kernels themselves, on the PTX machine.
+#[test]
+fn the_job_runs_on_the_ptx_machine() {
+    for scheme in ["default", "paper"] {
+        let folder = Folder::new(&format!("sim-{scheme}"));
+        let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+        std::fs::write(&input, encode(&good([1, 9, 2, 32]))).expect("the input is written");
+        let more = ["--scheme", scheme, "--layout", "bnhd", "--lse", "--causal", "--check", "--json"];
+        let result = run_on("sim", &input, &output, &more);
+        assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+        let report: Value = serde_json::from_slice(&result.stdout).expect("one JSON object");
+        assert_eq!(report["device"], "sim");
+        assert!(report["check"]["relative_l2"].as_f64().expect("a figure") < 2e-2, "{report}");
+        let bytes = std::fs::read(&output).expect("an output");
+        let file = SafeTensors::deserialize(&bytes).expect("a whole file");
+        assert_eq!(file.tensor("o").expect("o").shape(), [1, 9, 2, 32]);
+        assert_eq!(file.tensor("lse").expect("lse").shape(), [1, 2, 9]);
+    }
+}
+
+#[test]
+fn a_problem_without_a_kernel_is_refused_on_the_ptx_machine() {
+    let folder = Folder::new("sim-none");
+    let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+    std::fs::write(&input, encode(&good([1, 1, 3, 256]))).expect("the input is written");
+    let result = run_on("sim", &input, &output, &["--scheme", "paper"]);
+    assert!(!result.status.success() && !output.exists());
+    let stderr = String::from_utf8_lossy(&result.stderr);
+    assert_eq!(stderr, "error: head_dim is 256; the kernels of the paper scheme have [32, 64, 96, 128]\n");
 }
 
 #[test]
