@@ -21,6 +21,9 @@ mod ptx;
 #[cfg(target_arch = "nvptx64")]
 mod smem;
 
+#[cfg(all(target_arch = "nvptx64", not(kernels = "quantize")))]
+mod mask;
+
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod dequantize;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]

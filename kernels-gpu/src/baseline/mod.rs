@@ -19,10 +19,10 @@ mod scores;
 mod softmax;
 mod tile;
 
+use crate::mask::Mask;
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
 use load::Ring;
-use mask::Mask;
 use output::Accumulator;
 use scores::Query;
 use softmax::Softmax;
@@ -93,7 +93,7 @@ pub(crate) unsafe fn attention<
         // The longest rows first, so that the last CTAs of a causal grid are the short ones.
         let m_block = if CAUSAL { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
         let place = place(&args, m_block * tile_m, (16 * MT) as u32);
-        let mask = Mask::<KEYS>::new::<CAUSAL>(&args, place.cta_row, tile_m);
+        let mask = Mask::<CAUSAL, KEYS>::of_rows(args.seqlen_q, args.seqlen_kv, place.cta_row, tile_m);
         let scale = mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E);
         // The fast step takes the maximum before the scale, which holds for positive scales only.
         let fast_blocks = if scale > 0.0 { mask.full_blocks } else { 0 };
@@ -107,7 +107,7 @@ pub(crate) unsafe fn attention<
 
         let mut block = 0;
         while block < fast_blocks {
-            step::<D, MT, WARPS, KEYS, STAGES, RESIDENT, false>(
+            step::<D, MT, WARPS, KEYS, STAGES, RESIDENT, CAUSAL, false>(
                 block,
                 scale,
                 &place,
@@ -120,7 +120,7 @@ pub(crate) unsafe fn attention<
             block += 1;
         }
         while block < mask.blocks {
-            step::<D, MT, WARPS, KEYS, STAGES, RESIDENT, true>(
+            step::<D, MT, WARPS, KEYS, STAGES, RESIDENT, CAUSAL, true>(
                 block,
                 scale,
                 &place,
@@ -146,12 +146,13 @@ unsafe fn step<
     const KEYS: usize,
     const STAGES: usize,
     const RESIDENT: bool,
+    const CAUSAL: bool,
     const MASKED: bool,
 >(
     block: u32,
     scale: f32,
     place: &Place,
-    mask: &Mask<KEYS>,
+    mask: &Mask<CAUSAL, KEYS>,
     query: &Query<MT, RESIDENT>,
     ring: &mut Ring<D, KEYS, WARPS, STAGES>,
     softmax: &mut Softmax<MT>,
@@ -161,7 +162,7 @@ unsafe fn step<
         let (k, v) = ring.next();
         let mut s = scores::tile::<D, MT, KEYS, RESIDENT>(query, k);
         let scale = if MASKED {
-            mask.apply::<MT>(&mut s, scale, block, place);
+            mask::scale_and_hide::<CAUSAL, MT, KEYS>(mask, &mut s, scale, block, place);
             1.0
         } else {
             scale
