@@ -259,7 +259,14 @@ mod tests {
         assert!(matches!(AttentionProblem { heads_kv: 0, ..good }.check(), Err(Error::ZeroSize { name: "heads_kv" })));
         assert!(matches!(AttentionProblem { batch: 0, ..good }.check(), Err(Error::ZeroSize { name: "batch" })));
         assert!(matches!(AttentionProblem { batch: 70000, ..good }.check(), Err(Error::TooLarge { .. })));
-        assert!(matches!(AttentionProblem { seqlen_kv: 1 << 31, ..good }.check(), Err(Error::TooLarge { .. })));
+        // A padded block, or a chunk of the statistics, would leave 32 bits: near 2^32, and already near 2^31.
+        for seqlen in [MAX_SEQLEN + 1, 1 << 31, (1 << 32) - 512, (1 << 32) - 128, (1 << 32) - 1, 1 << 32, usize::MAX] {
+            let queries = AttentionProblem { seqlen_q: seqlen, ..good };
+            assert!(matches!(queries.check(), Err(Error::TooLarge { name: "seqlen_q", .. })), "{seqlen}");
+            let keys = AttentionProblem { seqlen_kv: seqlen, ..good };
+            assert!(matches!(keys.check(), Err(Error::TooLarge { name: "seqlen_kv", .. })), "{seqlen}");
+        }
+        assert!(AttentionProblem { seqlen_q: MAX_SEQLEN, seqlen_kv: MAX_SEQLEN, ..good }.check().is_ok());
         assert!(matches!(good.with_softmax_scale(f32::NAN).check(), Err(Error::SoftmaxScale { .. })));
     }
 
