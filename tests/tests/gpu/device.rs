@@ -38,6 +38,23 @@ pub fn any<'a>(bytes: &'a DeviceBuffer<u8>, tensor: &HostTensor) -> AnySlice<'a>
     AnySlice::from_bytes(bytes.slice(), tensor.dtype())
 }
 
+/// The operands made of Q, K and V that are on the device.
+pub fn quantized(
+    gpu: &Gpu,
+    problem: &AttentionProblem,
+    layouts: &QuantizeLayouts,
+    inputs: [&DeviceBuffer<u8>; 3],
+) -> Result<DeviceOperands> {
+    let plan = gpu.plan_quantize(problem, layouts)?;
+    let mut workspace = gpu.alloc::<f32>(plan.workspace_len())?;
+    let mut operands = DeviceOperands::alloc(gpu, problem)?;
+    let stream = gpu.stream()?;
+    let [q, k, v] = inputs.map(|bytes| AnySlice::from_bytes(bytes.slice(), layouts.dtype));
+    plan.launch(&stream, q, k, v, workspace.slice_mut(), &mut operands.view_mut())?;
+    stream.synchronize()?;
+    Ok(operands)
+}
+
 impl Kernels for OnGpu {
     const EXACT_EXPONENTIALS: bool = false;
 
@@ -50,15 +67,8 @@ impl Kernels for OnGpu {
     ) -> Result<HostQuantized> {
         let gpu = &self.0;
         let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
-        let plan = gpu.plan_quantize(problem, &layouts)?;
         let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
-        let mut workspace = gpu.alloc::<f32>(plan.workspace_len())?;
-        let mut operands = DeviceOperands::alloc(gpu, problem)?;
-        let stream = gpu.stream()?;
-        let inputs = (any(&q_in, q), any(&k_in, k), any(&v_in, v));
-        plan.launch(&stream, inputs.0, inputs.1, inputs.2, workspace.slice_mut(), &mut operands.view_mut())?;
-        stream.synchronize()?;
-        Ok(operands.to_host()?)
+        Ok(quantized(gpu, problem, &layouts, [&q_in, &k_in, &v_in])?.to_host()?)
     }
 
     fn attention(

@@ -1,13 +1,12 @@
 //! Offsets and element counts beyond 32 bits.
 
-use crate::device::{OnGpu, any};
+use crate::device::{OnGpu, quantized};
 use crate::values_at;
 use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::gpu::AnySliceMut;
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DeviceBuffer, DeviceOperands, Gpu, HostTensor, QuantizeLayouts,
-    TensorLayout, reference,
+    AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, HostTensor, QuantizeLayouts, TensorLayout, reference,
 };
 use int_flash_attention_tests::case::Case;
 use int_flash_attention_tests::properties;
@@ -35,24 +34,14 @@ pub fn far_strides(gpu: &OnGpu) -> Result<()> {
         Ok(buffer)
     };
     let (q_in, k_in, v_in) = (spread(&q, q_far)?, spread(&k, kv_far)?, spread(&v, kv_far)?);
-    let plan = gpu.plan_quantize(&problem, &QuantizeLayouts { q: q_far, k: kv_far, v: kv_far, dtype: DType::F16 })?;
-    let mut operands = DeviceOperands::alloc(gpu, &problem)?;
-    let mut workspace = gpu.alloc::<f32>(plan.workspace_len())?;
-    let stream = gpu.stream()?;
-    plan.launch(
-        &stream,
-        any(&q_in, &q),
-        any(&k_in, &k),
-        any(&v_in, &v),
-        workspace.slice_mut(),
-        &mut operands.view_mut(),
-    )?;
-    stream.synchronize()?;
+    let layouts = QuantizeLayouts { q: q_far, k: kv_far, v: kv_far, dtype: DType::F16 };
+    let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in])?;
     let got = operands.to_host()?;
     properties::same_operands(&problem, &got, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
     drop((k_in, v_in));
     let attention = gpu.plan_attention(&problem, &AttentionOutput { layout: q_far, dtype: DType::F16, lse: false })?;
     let mut o = q_in;
+    let stream = gpu.stream()?;
     attention.launch(&stream, &operands.view(), AnySliceMut::from_bytes(o.slice_mut(), DType::F16), None)?;
     stream.synchronize()?;
     let (want, bounds) = reference::gpu_bounds(&problem, &got, DType::F16)?;
@@ -86,23 +75,14 @@ pub fn many_elements(gpu: &OnGpu) -> Result<()> {
             TensorLayout::strided(shape, [0, h, n])
         };
         let (q_layout, kv) = (repeated(problem.q_shape())?, repeated(problem.kv_shape())?);
-        let plan = gpu.plan_quantize(&problem, &QuantizeLayouts { q: q_layout, k: kv, v: kv, dtype: DType::F16 })?;
         let [q, k, v] = Case::plain(one, 31).tensors()?;
         let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
-        let mut operands = DeviceOperands::alloc(gpu, &problem)?;
-        let mut workspace = gpu.alloc::<f32>(plan.workspace_len())?;
-        let stream = gpu.stream()?;
-        plan.launch(
-            &stream,
-            any(&q_in, &q),
-            any(&k_in, &k),
-            any(&v_in, &v),
-            workspace.slice_mut(),
-            &mut operands.view_mut(),
-        )?;
+        let layouts = QuantizeLayouts { q: q_layout, k: kv, v: kv, dtype: DType::F16 };
+        let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in])?;
         let layout = TensorLayout::bhnd(problem.q_shape());
         let attention = gpu.plan_attention(&problem, &AttentionOutput { layout, dtype: DType::F16, lse: false })?;
         let mut o = gpu.alloc::<u8>(2 * layout.span())?;
+        let stream = gpu.stream()?;
         attention.launch(&stream, &operands.view(), AnySliceMut::from_bytes(o.slice_mut(), DType::F16), None)?;
         stream.synchronize()?;
         let bytes = 2 * one.q_shape().elements();
