@@ -5,7 +5,7 @@
 //! reciprocal, whatever it is (`quantize::scale::reciprocal`).
 //!
 //! In the attention kernels the exponentials, `rcp.approx`, `lg2.approx` and the float16 `mma` are approximate on a GPU. The
-//! tolerances are at [`int8_tolerance`] and [`Agreement::float16`].
+//! tolerances are at `int8_tolerance` and [`Agreement::float16`].
 
 use crate::baseline;
 use crate::case::Case;

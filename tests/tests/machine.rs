@@ -1,6 +1,6 @@
 //! Every shipped kernel on the PTX machine, against the CPU reference.
 
-use int_flash_attention::{AttentionProblem, DType, Scheme};
+use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme};
 use int_flash_attention_kernels::config::{self, MODULES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{Case, Placement, any_case, long_keys};
@@ -106,6 +106,30 @@ fn hostile_values_match_the_reference() {
             case.values = [values; 3];
             case.dtype = if seed % 2 == 0 { DType::F16 } else { DType::F32 };
             properties::all(&simulator, &case).unwrap_or_else(|error| panic!("{values:?} {scheme}: {error:#}"));
+        }
+    }
+}
+
+/// Scores of the usual size from Q and K of magnitudes near the ends of the range (docs/kernel-abi.md, "Range"): powers of two
+/// that cancel change no bit.
+#[test]
+fn large_keys_meet_small_queries_and_the_reverse() {
+    let simulator = Simulator::new();
+    for (scheme, head_dim) in [(Scheme::Default, 32), (Scheme::Default, 256), (Scheme::Paper, 128)] {
+        let problem = AttentionProblem::new(1, 1, 1, 9, 140, head_dim).with_scheme(scheme);
+        let [q, k, v] = Case { dtype: DType::F32, ..Case::plain(problem, 4) }.tensors().unwrap();
+        let run = |exponent: i32| {
+            let scaled = |tensor: &HostTensor, exponent: i32| {
+                let value = |b, h, n, d| (exponent as f32).exp2() * tensor.get(b, h, n, d);
+                HostTensor::from_fn(DType::F32, tensor.layout(), value).unwrap()
+            };
+            simulator.job(&problem, [&scaled(&q, -exponent), &scaled(&k, exponent), &v], true).unwrap()
+        };
+        let plain = run(0);
+        for exponent in [-89, 89] {
+            let scaled = run(exponent);
+            assert_eq!(scaled.0.bytes(), plain.0.bytes(), "{scheme} {head_dim} 2^{exponent}");
+            assert_eq!(scaled.1, plain.1, "{scheme} {head_dim} 2^{exponent}: the log-sum-exp");
         }
     }
 }
