@@ -197,7 +197,7 @@ pub fn attention<K: Kernels>(kernels: &K, case: &Case, operands: &HostQuantized)
 pub fn representable(o: &HostTensor, want: &[f64], bound: &[f64]) -> Vec<f64> {
     let mut got = o.dense_f64();
     for ((got, &want), &bound) in got.iter_mut().zip(want).zip(bound) {
-        if *got == o.dtype().round(want + bound.copysign(want)) && got.is_infinite() {
+        if got.is_infinite() && *got == o.dtype().round(want + bound.copysign(*got)) {
             *got = want;
         }
     }
@@ -274,4 +274,19 @@ pub fn untouched(name: &str, bytes: &[u8], layout: &TensorLayout, element: usize
 
 fn rows(shape: int_flash_attention::Shape) -> impl Iterator<Item = (usize, usize, usize)> {
     (0..shape.batch).flat_map(move |b| (0..shape.heads).flat_map(move |h| (0..shape.seqlen).map(move |n| (b, h, n))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use int_flash_attention::Shape;
+
+    #[test]
+    fn an_infinity_stands_for_what_the_type_cannot_hold() {
+        let layout = TensorLayout::bhnd(Shape::new(1, 1, 1, 4).unwrap());
+        let [plus, minus] = [f32::INFINITY, f32::NEG_INFINITY];
+        let o = HostTensor::from_fn(DType::F16, layout, |_, _, _, d| [plus, minus, minus, plus][d]).unwrap();
+        let (want, bound) = ([7e4, 7e4, 7e4, 6e4], [1.0, 1.0, 2e5, 1.0]);
+        assert_eq!(representable(&o, &want, &bound), [7e4, f64::NEG_INFINITY, 7e4, f64::INFINITY]);
+    }
 }
