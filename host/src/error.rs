@@ -2,6 +2,7 @@
 
 use crate::dtype::DType;
 use int_flash_attention_driver::DriverError;
+use std::path::PathBuf;
 
 /// What every fallible function of the crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -231,8 +232,17 @@ pub enum Error {
         device: String,
     },
 
-    /// A kernel that the embedded PTX does not hold.
-    #[error("module {module} of this build has no kernel {kernel}; its PTX is made by `cargo xtask build`")]
+    /// A file of PTX that cannot be read.
+    #[error("cannot read {}: {why}", .path.display())]
+    PtxFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        why: String,
+    },
+
+    /// A kernel that the PTX does not hold.
+    #[error("module {module} has no kernel {kernel}; its PTX is made by `cargo xtask build`")]
     MissingKernel {
         /// The PTX module.
         module: &'static str,

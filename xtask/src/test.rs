@@ -2,13 +2,15 @@
 
 use crate::workspace;
 use anyhow::{Context, Result, bail};
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run these steps only (fmt, clippy, device-clippy, doc, build, check, tests, stable)
+    /// Run these steps only (fmt, clippy, device-clippy, doc, build, check, tests, nvvm, stable)
     #[arg(long = "only", value_name = "STEP")]
     only: Vec<String>,
 }
@@ -31,7 +33,7 @@ impl Tally {
 
 type Step = fn() -> Result<Tally>;
 
-const STEPS: [(&str, Step); 8] = [
+const STEPS: [(&str, Step); 9] = [
     ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
     ("clippy", || {
         cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "-D", "warnings"], &[])
@@ -40,7 +42,8 @@ const STEPS: [(&str, Step); 8] = [
     ("doc", || cargo(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])),
     ("build", || xtask(&["build", "--check"])),
     ("check", || xtask(&["check"])),
-    ("tests", tests),
+    ("tests", || tests(&["--no-fail-fast"], &[])),
+    ("nvvm", nvvm),
     ("stable", stable),
 ];
 
@@ -134,10 +137,10 @@ fn device_clippy() -> Result<Tally> {
     Ok(PASSED)
 }
 
-/// All tests of the workspace; a GPU test without a GPU reports itself ignored, which counts as skipped.
-fn tests() -> Result<Tally> {
+/// Tests of the workspace; a GPU test without a GPU reports itself ignored, which counts as skipped.
+fn tests(args: &[&str], env: &[(&str, &Path)]) -> Result<Tally> {
     let mut command = cargo_command();
-    command.args(["test", "--workspace", "--all-features", "--no-fail-fast"]);
+    command.args(["test", "--workspace", "--all-features"]).args(args).envs(env.iter().copied());
     command.env("INT_FLASH_XTASK", std::env::current_exe()?).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start cargo test")?;
     let mut tally = Tally::default();
@@ -163,6 +166,47 @@ fn parse_result(line: &str) -> Option<Tally> {
         part.split_whitespace().next()?.parse().ok()
     };
     Some(Tally { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
+}
+
+/// What `build --codegen nvvm` wrote, where it has: ptxas and the PTX machine on it.
+fn nvvm() -> Result<Tally> {
+    let folder = crate::build::nvvm_dir();
+    if let Some(why) = not_current(&folder)? {
+        println!("SKIPPED: {} {why}; `cargo xtask build --codegen nvvm` writes it", workspace::shown(&folder));
+        return Ok(Tally { skipped: 1, ..Tally::default() });
+    }
+    // its spills are a reason to ship the other set, not to refuse this one
+    let mut check = Command::new(std::env::current_exe()?);
+    let mut tally = succeed(check.args(["check", "--allow-spills", "--ptx"]).arg(&folder))?;
+    tally.add(tests(&["--test", "machine"], &[("INT_FLASH_PTX_DIR", &folder)])?);
+    Ok(tally)
+}
+
+/// Why a folder does not hold the PTX of the kernels as they are now.
+fn not_current(folder: &Path) -> Result<Option<&'static str>> {
+    let written: Vec<_> =
+        crate::build::modules().iter().map(|m| fs::metadata(folder.join(format!("{}.ptx", m.name)))).collect();
+    if written.iter().any(std::result::Result::is_err) {
+        return Ok(Some("is not there, or not whole"));
+    }
+    let mut oldest = SystemTime::now();
+    for file in written {
+        oldest = oldest.min(file?.modified()?);
+    }
+    let stale = newest(&workspace::root().join("kernels-gpu/src"))? > oldest;
+    Ok(stale.then_some("is older than the kernels' source"))
+}
+
+/// When the youngest file below a folder was written.
+fn newest(folder: &Path) -> Result<SystemTime> {
+    let mut newest = SystemTime::UNIX_EPOCH;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let time =
+            if entry.file_type()?.is_dir() { self::newest(&entry.path())? } else { entry.metadata()?.modified()? };
+        newest = newest.max(time);
+    }
+    Ok(newest)
 }
 
 /// The library must build on the stable compiler; where none is installed this says so and counts as skipped.

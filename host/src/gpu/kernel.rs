@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
 use int_flash_attention_kernels::config::{self, AttentionVariant};
 use int_flash_attention_kernels::quantize::launch;
+use std::borrow::Cow;
 use std::ffi::c_void;
+use std::path::PathBuf;
 use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
@@ -46,9 +48,13 @@ pub(super) const BASELINE: &str = "baseline_f16";
 /// Shared memory that a block has without asking.
 const SHARED_BYTES_UNASKED: usize = 48 << 10;
 
-/// The modules loaded so far.
+/// The modules loaded so far, and where their PTX is.
 #[derive(Default)]
-pub(super) struct Modules(Mutex<Vec<Loaded>>);
+pub(super) struct Modules {
+    /// In place of the embedded PTX.
+    folder: Option<PathBuf>,
+    loaded: Mutex<Vec<Loaded>>,
+}
 
 struct Loaded {
     name: &'static str,
@@ -57,10 +63,25 @@ struct Loaded {
 }
 
 impl Modules {
+    /// None loaded, the PTX in a folder.
+    pub(super) fn in_folder(folder: PathBuf) -> Self {
+        Self { folder: Some(folder), ..Self::default() }
+    }
+
+    /// The PTX of a module.
+    fn ptx(&self, name: &'static str) -> Result<Cow<'static, str>> {
+        let source = sources().find(|source| source.name == name);
+        let source = source.ok_or(Error::MissingKernel { module: name, kernel: "" })?;
+        let Some(folder) = &self.folder else { return Ok(source.ptx.into()) };
+        let path = folder.join(format!("{name}.ptx"));
+        let read = std::fs::read_to_string(&path);
+        read.map(Cow::Owned).map_err(|why| Error::PtxFile { path, why: why.to_string() })
+    }
+
     /// # Safety
     /// No function of a module is used any more; the context is current.
     pub(super) unsafe fn unload(&mut self, driver: Driver) {
-        for loaded in self.0.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for loaded in self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
             // SAFETY: the caller's promise. An error means that the context went before.
             let _ = unsafe { driver.unload_module(loaded.module) };
         }
@@ -123,7 +144,7 @@ impl Gpu {
 
     /// A function, after loading its module where that has not been done.
     fn function(&self, module: &'static str, entry: &'static str) -> Result<Function> {
-        let mut modules = self.0.modules.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut modules = self.0.modules.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let at = match modules.iter().position(|loaded| loaded.name == module) {
             Some(at) => at,
             None => {
@@ -137,11 +158,9 @@ impl Gpu {
 
     /// Loads a module and looks all its kernels up.
     fn load(&self, name: &'static str) -> Result<Loaded> {
-        let source = sources().find(|source| source.name == name);
-        let source = source.ok_or(Error::MissingKernel { module: name, kernel: "" })?;
+        let ptx = self.0.modules.ptx(name)?;
         let driver = self.bind()?;
-        let (module, _notes) =
-            driver.load_module(source.ptx).map_err(|source| Error::ModuleLoad { module: name, source })?;
+        let (module, _notes) = driver.load_module(&ptx).map_err(|source| Error::ModuleLoad { module: name, source })?;
         let mut functions = Vec::new();
         for entry in entries(name) {
             // SAFETY: the module has just been loaded.
@@ -207,5 +226,18 @@ mod tests {
                 assert!(declared, "host/ptx/{}.ptx has no {entry}: run `cargo xtask build`", source.name);
             }
         }
+    }
+    #[test]
+    fn a_folder_replaces_the_embedded_ptx() {
+        let folder = std::env::temp_dir().join(format!("int-flash-ptx-{}", std::process::id()));
+        let modules = Modules::in_folder(folder.clone());
+        let missing = modules.ptx(QUANTIZE).unwrap_err();
+        assert!(matches!(&missing, Error::PtxFile { path, .. } if *path == folder.join("quantize.ptx")), "{missing}");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("quantize.ptx"), "other").unwrap();
+        let read = modules.ptx(QUANTIZE);
+        std::fs::remove_dir_all(folder).unwrap();
+        assert_eq!(read.unwrap(), "other");
+        assert!(Modules::default().ptx(QUANTIZE).unwrap().contains(".entry"));
     }
 }

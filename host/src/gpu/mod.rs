@@ -58,6 +58,7 @@ use crate::error::{Error, Result};
 use int_flash_attention_driver::{Context, DeviceAttribute, DeviceOrdinal, Driver};
 use kernel::Modules;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A GPU's context and the kernels loaded into it. Clones share them; any thread may use any clone.
@@ -84,6 +85,23 @@ impl Gpu {
     /// # Errors
     /// No driver, no such GPU, or one older than compute capability 8.0.
     pub fn new(ordinal: usize) -> Result<Self> {
+        Self::open(ordinal, Modules::default())
+    }
+
+    /// [`new`](Self::new), with the PTX in a folder, `MODULE.ptx` each, in place of what is embedded: for kernels that
+    /// another code generator made of the same source. A file is read when a plan first needs it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); making a plan fails where its file cannot be read, does not load or lacks the kernel.
+    ///
+    /// # Safety
+    /// The kernels keep to what `docs/kernel-abi.md` says of this version's: parameters, blocks, shared memory, and which
+    /// memory they access.
+    pub unsafe fn with_ptx(ordinal: usize, folder: impl Into<PathBuf>) -> Result<Self> {
+        Self::open(ordinal, Modules::in_folder(folder.into()))
+    }
+
+    fn open(ordinal: usize, modules: Modules) -> Result<Self> {
         let driver = Driver::load()?;
         let count = driver.device_count()?;
         if ordinal >= count {
@@ -93,6 +111,7 @@ impl Gpu {
         let mut inner = Inner::describe(driver, device)?;
         inner.context = driver.retain_primary_context(device)?;
         inner.retained = true;
+        inner.modules = modules;
         let gpu = Self(Arc::new(inner));
         gpu.bind()?;
         Ok(gpu)

@@ -32,10 +32,11 @@ pub const BOUNDS: &[Bounds] = &[
 
 /// Threads of a CTA of `quantize_*` and `dequantize_*`: up to 64 dims, eight 16-byte vectors of a float16 block each;
 /// beyond that they take several rounds, so that an SM's registers hold blocks in different phases.
+///
+/// No `next_power_of_two`: of a `usize` it becomes 0 in rust-cuda's code generator (docs/codegen.md).
 #[must_use]
 pub const fn threads(head_dim: usize) -> usize {
-    let threads = 2 * head_dim.next_power_of_two();
-    if threads < MAX_THREADS { threads } else { MAX_THREADS }
+    if head_dim < MAX_THREADS / 2 { MAX_THREADS / 2 } else { MAX_THREADS }
 }
 
 /// Most threads of a CTA of `quantize_*` and `dequantize_*`.

@@ -1,6 +1,7 @@
 //! The kernels on a real GPU, as one self-contained program: copy it to a machine with a driver and run it.
 //!
-//! `INT_FLASH_CASES` lowers the number of generated cases (under compute-sanitizer), `INT_FLASH_SEED` changes them.
+//! `INT_FLASH_CASES` lowers the number of generated cases (under compute-sanitizer), `INT_FLASH_SEED` changes them;
+//! `INT_FLASH_PTX_DIR` is a folder of PTX to test instead of what is embedded.
 //! Without a GPU every test is reported as ignored, and why.
 
 mod device;
@@ -20,6 +21,7 @@ use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{baseline, cases, check_cases};
 use large::{far_strides, many_elements};
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const MINILM: [(u32, &[u8], f64); 2] = [
@@ -50,9 +52,18 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // one at a time: the reference uses all cores, and some tests use much of the GPU's memory
     arguments.test_threads.get_or_insert(1);
-    let gpu = Gpu::new(0).map(OnGpu);
+    let folder = std::env::var_os("INT_FLASH_PTX_DIR").map(PathBuf::from);
+    let gpu = match &folder {
+        // SAFETY: the folder is for what `cargo xtask build` makes of this version's kernels.
+        Some(folder) => unsafe { Gpu::with_ptx(0, folder) },
+        None => Gpu::new(0),
+    };
+    let gpu = gpu.map(OnGpu);
     match &gpu {
-        Ok(OnGpu(gpu)) => eprintln!("GPU tests on {gpu:?}"),
+        Ok(OnGpu(gpu)) => {
+            let ptx = folder.map_or("embedded".into(), |folder| folder.display().to_string());
+            eprintln!("GPU tests on {gpu:?}, PTX {ptx}");
+        }
         Err(why) => eprintln!("GPU tests SKIPPED, all {}: {why}", TESTS.len()),
     }
     let trial = |(name, test): (&str, Test)| match gpu.clone() {
@@ -161,12 +172,12 @@ fn minilm_tensors(file: &[u8]) -> Result<[HostTensor; 3]> {
     Ok([tensor("q")?, tensor("k")?, tensor("v")?])
 }
 
-fn minilm(_: &OnGpu) -> Result<()> {
+fn minilm(gpu: &OnGpu) -> Result<()> {
     for (layer, file, published) in MINILM {
         let [q, k, v] = minilm_tensors(file)?;
         for scheme in [Scheme::Default, Scheme::Paper] {
             let options = Options { scheme, ..Options::default() };
-            let output = int_flash_attention::attention(Device::Cuda(0), &q, &k, &v, &options)?;
+            let output = gpu.0.attention(&q, &k, &v, &options)?;
             let exact = reference::exact(&options.problem(&q, &k, &v)?, &q, &k, &v)?;
             let error = reference::compare(&output.o.dense_f64(), &exact.o).relative_l2;
             println!("MiniLM layer {layer}, {scheme}: relative L2 {error:.3e}");
@@ -184,7 +195,7 @@ fn minilm(_: &OnGpu) -> Result<()> {
     Ok(())
 }
 
-/// `attention` on host tensors, GPU against CPU.
+/// `attention` on host tensors, GPU against CPU; it takes no `Gpu`, so the PTX is always the embedded.
 fn whole_job(_: &OnGpu) -> Result<()> {
     let generated = any_case(200);
     check_cases(cases(30), &generated, |case| {

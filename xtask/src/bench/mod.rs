@@ -39,6 +39,9 @@ pub struct Args {
     /// Which GPU
     #[arg(long, default_value_t = 0)]
     device: usize,
+    /// Measure the PTX in this folder, which `cargo xtask build` wrote, instead of what is embedded
+    #[arg(long, value_name = "DIR")]
+    ptx: Option<PathBuf>,
     /// Write all figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -52,7 +55,11 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let sdpa = args.sdpa.as_deref().map(report::read_sdpa).transpose()?;
-    let gpu = Gpu::new(args.device)?;
+    let gpu = match &args.ptx {
+        // SAFETY: what the folder is for is said where it is asked for.
+        Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,
+        None => Gpu::new(args.device)?,
+    };
     let bench = Bench {
         cache: 2 * gpu.attribute(DeviceAttribute::L2CacheSize)? as usize,
         // other values every time, so that no run is tuned to one input

@@ -29,6 +29,11 @@ pub fn modules() -> Vec<Module> {
     config::MODULES.iter().map(|m| Module { name: m.name, target: m.target }).collect()
 }
 
+/// Where `--codegen nvvm` writes.
+pub fn nvvm_dir() -> PathBuf {
+    workspace::target().join("ptx-nvvm")
+}
+
 /// A way from Rust to PTX.
 pub trait CodeGenerator: Sync {
     /// Finds out what is missing before anything is compiled, and says in one message what to install or set.
@@ -72,11 +77,10 @@ pub fn run(args: &Args) -> Result<()> {
     let llvm = || Box::new(llvm::Llvm::new(toolchain.clone()));
     let nvvm = || Box::new(nvvm::Nvvm::new(toolchain.clone(), args.rust_cuda.clone()));
     let folder = |default: PathBuf| args.out.clone().unwrap_or(default);
-    let nvvm_dir = workspace::target().join("ptx-nvvm");
     let generators: Vec<(Box<dyn CodeGenerator>, PathBuf)> = match (args.codegen, &args.out) {
         (Codegen::Llvm, _) => vec![(llvm(), folder(workspace::ptx_dir()))],
-        (Codegen::Nvvm, _) => vec![(nvvm(), folder(nvvm_dir))],
-        (Codegen::Both, None) => vec![(llvm(), workspace::ptx_dir()), (nvvm(), nvvm_dir)],
+        (Codegen::Nvvm, _) => vec![(nvvm(), folder(nvvm_dir()))],
+        (Codegen::Both, None) => vec![(llvm(), workspace::ptx_dir()), (nvvm(), nvvm_dir())],
         (Codegen::Both, Some(out)) => vec![(llvm(), out.join("llvm")), (nvvm(), out.join("nvvm"))],
     };
     for (generator, _) in &generators {
@@ -134,14 +138,19 @@ fn build_one(generator: &dyn CodeGenerator, module: &Module, folder: &Path, chec
     }
     let path = folder.join(format!("{}.ptx", module.name));
     let (kernels, lines) = (ptx_text::entries(&ptx).count(), ptx.lines().count());
+    let unchanged = fs::read_to_string(&path).is_ok_and(|old| old == ptx);
     if check {
         compare(&path, &ptx)?;
-    } else if fs::read_to_string(&path).is_ok_and(|old| old == ptx) {
-        return Ok(format!("{:<18} {kernels:3} kernels {lines:7} lines  unchanged", module.name));
-    } else {
+    } else if !unchanged || folder != workspace::ptx_dir() {
+        // What ships keeps its time where it can, so that cargo builds no more than it must; elsewhere the time says
+        // which source the PTX is of.
         workspace::write_atomically(&path, ptx.as_bytes())?;
     }
-    let done = if check { "as committed" } else { "written" };
+    let done = match (check, unchanged) {
+        (true, _) => "as committed",
+        (false, true) => "unchanged",
+        (false, false) => "written",
+    };
     Ok(format!("{:<18} {kernels:3} kernels {lines:7} lines  {done}", module.name))
 }
 
