@@ -12,3 +12,4 @@ mod memory;
 mod refusals;
 mod shipped;
 mod warp;
+mod wgmma;
