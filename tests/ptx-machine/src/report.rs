@@ -232,8 +232,8 @@ pub enum Fault {
         /// The descriptor.
         descriptor: u64,
     },
-    /// The instruction needs the four whole warps of a warpgroup.
-    #[error("The instruction needs all lanes of four warps.")]
+    /// The instruction is for warpgroups, and the last one of the CTA is not whole.
+    #[error("The instruction needs a warpgroup, and the CTA ends before its four warps.")]
     NotAWarpgroup,
     /// The warps of a warpgroup execute different instructions, or with different descriptors, where all must agree.
     #[error("Another warp of the warpgroup executes PTX line {other_line}, or with other operands.")]

@@ -67,10 +67,7 @@ fn multiply<'a>(
         descriptor => WgmmaA::Descriptor(cx.source(descriptor, Width::Wide)?),
     };
     let b = cx.source(b, Width::Wide)?;
-    let Operand::Name(scale_d, None) = scale_d else {
-        return cx.syntax("the last operand of `wgmma` is a predicate");
-    };
-    let scale_d = cx.read(scale_d, Width::Predicate)?;
+    let scale_d = cx.predicate(scale_d)?;
     Ok(Warpgroup::Multiply(Box::new(Wgmma { a_signed, b_signed, d, a, b, scale_d })))
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Object {
     copies: Vec<Copy>,
     /// Where the number of bytes last changed.
     place: (usize, usize, u32),
+    /// Warps that have looked in vain for the end of the last complete phase, and of this one, as bits.
+    refused: [u32; 2],
     /// Warps that wait, as bits.
     waiting: u32,
 }
@@ -50,6 +52,14 @@ struct Copy {
 }
 
 impl Object {
+    /// Whether a warp must see the last phase as complete: there was none, or it knows of everything that completed it.
+    fn is_known_complete(&self, party: &Party) -> bool {
+        let arrived = self.completed.seen.iter().zip(0..);
+        self.phase == 0
+            || self.copies.iter().all(|copy| copy.phase >= self.phase)
+                && arrived.into_iter().all(|(time, other)| party.is_after(other, *time))
+    }
+
     /// Completes the phase if it is due; false if it has received more bytes than it expects.
     fn settle(&mut self, states: &mut [State]) -> bool {
         if self.pending > 0 {
@@ -58,6 +68,7 @@ impl Object {
         if self.bytes == 0 {
             self.phase += 1;
             self.pending = self.expected;
+            self.refused = [self.refused[1], 0];
             let landed = self.completed.seen;
             self.completed = std::mem::take(&mut self.arriving);
             if let Some(party) = self.party {
@@ -71,7 +82,8 @@ impl Object {
     }
 }
 
-/// Executes one instruction on all lanes.
+/// Executes one instruction on all lanes. Who looks for the end of a phase looks too early the first time, unless it
+/// knows better, so that kernels have to look again.
 pub(super) fn execute(op: &Mbarrier, warp: &mut Warp, cta: &mut Cta<'_>, mask: u32, line: u32) -> Flow {
     match *op {
         Mbarrier::Init { address, count } => {
@@ -150,6 +162,7 @@ fn init(warp: &Warp, cta: &mut Cta<'_>, lane: usize, line: u32, address: u64, co
         party: None,
         copies: Vec::new(),
         place: (warp.id, lane, line),
+        refused: [0; 2],
         waiting: 0,
     });
 }
@@ -200,22 +213,29 @@ fn wait(
     (suspend, p, address, parity): (bool, Slot, Address, Slot),
 ) -> Flow {
     let (at, parities) = (addresses(&warp.registers, address), *warp.registers.narrow(parity));
-    let mut complete = 0;
+    let (mut complete, mut refusals) = (0, Vec::new());
     for lane in lanes(mask) {
         let Some(index) = find(warp, cta, lane, line, at[lane]) else { return Flow::Next };
-        if cta.mbarriers[index].phase & 1 == parities[lane] & 1 {
-            if suspend {
-                cta.mbarriers[index].waiting |= 1 << warp.id;
-                cta.states[warp.id] = State::Waiting;
-                warp.wait_place = (lane, line);
-                return Flow::Again;
-            }
+        let object = &mut cta.mbarriers[index];
+        let complete_now = object.phase & 1 != parities[lane] & 1;
+        let refused = object.refused[usize::from(!complete_now)] >> warp.id & 1 == 1;
+        if !complete_now && refused && suspend {
+            object.waiting |= 1 << warp.id;
+            cta.states[warp.id] = State::Waiting;
+            warp.wait_place = (lane, line);
+            return Flow::Again;
+        }
+        if !complete_now || !refused && !object.is_known_complete(&cta.parties[warp.id]) {
+            refusals.push((index, usize::from(!complete_now)));
             continue;
         }
         complete |= 1 << lane;
         land(cta, index);
         let (party, object) = (&mut cta.parties[warp.id], &cta.mbarriers[index]);
         party.known.learn(&object.completed);
+    }
+    for (index, phase) in refusals {
+        cta.mbarriers[index].refused[phase] |= 1 << warp.id;
     }
     warp.registers.set_predicate(p, mask, complete);
     // A warp that looks in vain lets the others run.
@@ -274,8 +294,8 @@ pub(super) fn fence(cta: &mut Cta<'_>, warp: usize) {
     }
 }
 
-/// Reports mbarriers that warps still wait for when none can run, and copies that nobody has waited for.
-pub(super) fn report_end(cta: &mut Cta<'_>, warps: &[Warp]) {
+/// Reports mbarriers that warps still wait for when none can run.
+pub(super) fn report_stuck(cta: &mut Cta<'_>, warps: &[Warp]) {
     for index in 0..cta.mbarriers.len() {
         let Object { address, pending, bytes, waiting, phase, .. } = cta.mbarriers[index];
         let fault = Fault::MbarrierNotCompleted { address, parity: phase & 1, arrivals: pending, bytes };
@@ -284,6 +304,10 @@ pub(super) fn report_end(cta: &mut Cta<'_>, warps: &[Warp]) {
             cta.fault(id, lane, line, fault.clone());
         }
     }
+}
+
+/// Reports, at the end of a CTA that has none other, mbarriers whose bytes do not add up, and copies not waited for.
+pub(super) fn report_end(cta: &mut Cta<'_>) {
     if !cta.findings.is_empty() {
         return;
     }

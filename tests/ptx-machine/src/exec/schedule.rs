@@ -49,9 +49,11 @@ impl<'e> Worker<'e> {
             }
         }
         if !self.cta.dead {
+            warpgroup::report_stuck(&mut self.cta, &self.warps);
             barrier::report_stuck(&mut self.cta, &self.warps);
-            mbarrier::report_end(&mut self.cta, &self.warps);
-            warpgroup::report_end(&mut self.cta, &self.warps);
+            mbarrier::report_stuck(&mut self.cta, &self.warps);
+            warpgroup::report_end(&mut self.cta);
+            mbarrier::report_end(&mut self.cta);
         }
         (self.stats, std::mem::take(&mut self.cta.findings))
     }

@@ -53,7 +53,7 @@ pub(super) struct Together {
     done: [usize; WARPS],
     /// Groups that each warp has committed.
     committed: [u32; WARPS],
-    /// Warps that wait, as bits, and for how many groups.
+    /// Warps that wait for the others, as bits.
     waiting: u32,
 }
 
@@ -114,9 +114,15 @@ impl Flights {
 pub(super) fn execute(op: &Warpgroup, inst: &Inst, warp: &mut Warp, cta: &mut Cta<'_>, mask: u32) -> Flow {
     let line = inst.line;
     let lane = mask.trailing_zeros() as usize;
-    cta.require_lanes(warp, line, u32::MAX, mask);
-    if mask != u32::MAX || cta.warpgroups.len() * WARPS != cta.states.len() {
-        cta.fatal(warp.id, lane, line, Fault::NotAWarpgroup);
+    let fault = if mask != u32::MAX {
+        Some(Fault::InactiveLanes { required: u32::MAX, active: mask })
+    } else if (warp.id / WARPS + 1) * WARPS > cta.states.len() {
+        Some(Fault::NotAWarpgroup)
+    } else {
+        None
+    };
+    if let Some(fault) = fault {
+        cta.fatal(warp.id, lane, line, fault);
         return Flow::Next;
     }
     if let Warpgroup::Multiply(wgmma) = op {
@@ -226,12 +232,16 @@ fn set_registers(warp: &Warp, cta: &mut Cta<'_>, line: u32, increase: bool, coun
     true
 }
 
-/// Reports warps that wait for others, or for registers, when none can run, and what only some warps have executed.
-pub(super) fn report_end(cta: &mut Cta<'_>, warps: &[Warp]) {
+/// Reports warps that wait for registers when none can run.
+pub(super) fn report_stuck(cta: &mut Cta<'_>, warps: &[Warp]) {
     for id in lanes(cta.short_of_registers) {
         let (lane, line) = warps[id].wait_place;
         cta.fault(id, lane, line, Fault::NoRegisters { held: cta.registers[id] });
     }
+}
+
+/// Reports, at the end of a CTA that has nothing else to report, what only some warps of a warpgroup have executed.
+pub(super) fn report_end(cta: &mut Cta<'_>) {
     if !cta.findings.is_empty() {
         return;
     }

@@ -72,7 +72,7 @@ impl Tiles {
             let values = warp.registers.wide(slot);
             values.iter().all(|value| *value == values[0]).then_some(values[0])
         };
-        let scale = warp.registers.predicate(op.scale_d);
+        let scale = warp.registers.predicate(op.scale_d.predicate) ^ if op.scale_d.negated { u32::MAX } else { 0 };
         if scale != 0 && scale != u32::MAX {
             return None;
         }

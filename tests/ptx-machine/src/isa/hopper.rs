@@ -1,6 +1,6 @@
 //! Instructions of `sm_90` and `sm_90a`.
 
-use super::Address;
+use super::{Address, Guard};
 use crate::registers::Slot;
 
 /// What an instruction does to a register that some `wgmma` uses.
@@ -28,7 +28,8 @@ pub(crate) enum Mbarrier {
         bytes: Option<Slot>,
         count: Option<Slot>,
     },
-    /// `try_wait` suspends the warp until the phase completes, `test_wait` looks once.
+    /// `test_wait` looks whether the phase is complete; `try_wait` does so the first time, and then suspends the warp
+    /// until it is.
     Wait {
         suspend: bool,
         p: Slot,
@@ -67,7 +68,7 @@ pub(crate) struct Wgmma {
     /// A matrix descriptor.
     pub(crate) b: Slot,
     /// Where it does not hold, the accumulators count as zero.
-    pub(crate) scale_d: Slot,
+    pub(crate) scale_d: Guard,
 }
 
 /// Where the first operand lies.

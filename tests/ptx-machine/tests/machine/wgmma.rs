@@ -106,7 +106,7 @@ impl Case {
             .expect("as above");
         }
         format!(
-            ".version 8.0
+            ".version 8.4
              .target sm_90a
              .address_size 64
              .extern .shared .align 1024 .b8 tile[];
