@@ -99,7 +99,7 @@ pub(super) fn may_trade_registers(kernel: &Kernel<'_>) -> bool {
 /// The registers that a thread starts with, where the directives tell: the most that lets the CTAs fit.
 pub(super) fn register_pool(kernel: &Kernel<'_>) -> Option<u32> {
     let threads = kernel.required_block.map(|block| block.iter().product()).or(kernel.max_threads)?;
-    let fair = REGISTERS.checked_div(threads * kernel.min_ctas.unwrap_or(1))?;
+    let fair = REGISTERS.checked_div(threads.saturating_mul(kernel.min_ctas.unwrap_or(1)))?;
     Some(kernel.max_registers.unwrap_or(fair).min(256) / 8 * 8)
 }
 

@@ -105,12 +105,12 @@ fn run_warp(warp: &mut Warp, cta: &mut Cta<'_>, stats: &mut Stats) {
                 Op::Matrix(op) => matrix::execute(op, warp, cta, active, inst.line),
                 Op::Warp(op) => warp::execute(op, warp, cta, active, inst.line),
                 Op::Async(op) => async_copy::execute(op, warp, cta, active, inst.line),
-                Op::Bulk(op) => bulk::execute(op, warp, cta, active, inst.line),
-                Op::Barrier(_) | Op::Mbarrier(_) | Op::Warpgroup(_) => {
+                Op::Barrier(_) | Op::Mbarrier(_) | Op::Warpgroup(_) | Op::Bulk(_) => {
                     let flow = match &inst.op {
                         Op::Barrier(op) => barrier::execute(op, warp, cta, active, inst.line),
                         Op::Mbarrier(op) => mbarrier::execute(op, warp, cta, active, inst.line),
                         Op::Warpgroup(op) => warpgroup::execute(op, inst, warp, cta, active),
+                        Op::Bulk(op) => bulk::execute(op, warp, cta, active, inst.line),
                         _ => Flow::Next,
                     };
                     if flow != Flow::Next || cta.dead {

@@ -67,10 +67,7 @@ struct Step {
 impl Flights {
     /// Starts over, with as many watched registers as the kernel has.
     pub(super) fn begin(&mut self, registers: u32) {
-        self.registers.clear();
-        self.registers.resize(registers as usize, Usage::default());
-        let registers = std::mem::take(&mut self.registers);
-        *self = Self { registers, ..Self::default() };
+        *self = Self { registers: vec![Usage::default(); registers as usize], ..Self::default() };
     }
 
     /// Notes an ordinary instruction's use of registers; what is wrong with it, if anything.
@@ -249,8 +246,8 @@ pub(super) fn report_end(cta: &mut Cta<'_>) {
         let together = &cta.warpgroups[group];
         let Some(Step { line, .. }) = together.steps.front() else { continue };
         let (line, first) = (*line, together.first);
-        let missing = (0..WARPS).filter(|rank| together.done[*rank] == first).map(|rank| group * WARPS + rank);
-        if let Some(warp) = missing.last() {
+        let missing = (0..WARPS).rfind(|rank| together.done[*rank] == first);
+        if let Some(warp) = missing.map(|rank| group * WARPS + rank) {
             cta.fault(warp, 0, line, Fault::WarpgroupIncomplete { warp: warp as u32 });
         }
     }

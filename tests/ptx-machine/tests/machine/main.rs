@@ -9,6 +9,7 @@ mod float;
 mod harness;
 mod integer;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod pipeline;
 mod refusals;

@@ -94,7 +94,7 @@ fn nothing_of_it_can_be_left_out() {
         ("@!%done bra FULL;", "", pending),
         ("mbarrier.try_wait.parity.shared::cta.b64 %done, [%full+49168], %next;\n\t@!%done bra EMPTY;", "", pending),
         ("mbarrier.try_wait.parity.shared::cta.b64 %done, [%full+49152], %parity;\n\t@!%done bra FULL;", "", pending),
-        // The stage is given back a product too early, or when the slower warpgroup may still need it.
+        // The stage is given back while the product that reads it is in flight.
         (
             "and.pred %done, %first, %later;\n\t@%done mbarrier.arrive.shared::cta.b64 _, [%empty+49168];",
             "@%first mbarrier.arrive.shared::cta.b64 _, [%full+49168];",

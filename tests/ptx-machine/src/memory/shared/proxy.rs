@@ -92,7 +92,7 @@ impl SharedMemory {
         if address > size || bytes > size - address {
             return Err(Refusal::OutOfBounds);
         }
-        if address % CHUNK as u64 != 0 || bytes % CHUNK as u64 != 0 {
+        if !(address | bytes).is_multiple_of(CHUNK as u64) {
             return Err(Refusal::Misaligned);
         }
         Ok(address as usize..(address + bytes) as usize)
