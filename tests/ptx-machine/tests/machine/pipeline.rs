@@ -21,7 +21,7 @@ fn operands() -> (Vec<u8>, Vec<[u8; DEPTH]>) {
     let mut image = vec![0; lines * DEPTH];
     for (line, values) in plain.iter().enumerate() {
         for (k, value) in values.iter().enumerate() {
-            image[line * DEPTH + (k / 16 ^ line % 8) * 16 + k % 16] = *value;
+            image[line * DEPTH + ((k / 16) ^ (line % 8)) * 16 + k % 16] = *value;
         }
     }
     (image, plain)

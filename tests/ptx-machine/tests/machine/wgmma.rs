@@ -35,7 +35,7 @@ impl Layout {
         if self.row == 16 {
             return row / 8 * 256 + row % 8 * 16 + k / 16 * 128 + k % 16;
         }
-        let chunk = k / 16 ^ row % 8 * self.row / 128;
+        let chunk = (k / 16) ^ (row % 8 * self.row / 128);
         row * self.row + chunk * 16 + k % 16
     }
 
