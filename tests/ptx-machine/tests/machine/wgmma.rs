@@ -39,6 +39,7 @@ impl Layout {
         row * self.row + chunk * 16 + k % 16
     }
 
+    /// The descriptor of one step of a matrix, less the address of `tile`.
     fn descriptor(self, address: usize, step: usize) -> u64 {
         let field = |bytes: usize| bytes as u64 >> 4;
         let (leading, stride) = if self.row == 16 { (128, 256) } else { (0, 8 * self.row) };
@@ -94,13 +95,16 @@ impl Case {
                 }
                 format!("{{%a{},%a{},%a{},%a{}}}", 4 * step, 4 * step + 1, 4 * step + 2, 4 * step + 3)
             } else {
-                format!("{:#x}", layout.descriptor(0, step))
+                let a = layout.descriptor(0, step);
+                writeln!(loads, "add.s64 %rows{step}, %tile, {a:#x};").expect("as above");
+                format!("%rows{step}")
             };
             let b = layout.descriptor(self.address_of_b(), step);
+            writeln!(loads, "add.s64 %columns{step}, %tile, {b:#x};").expect("as above");
             let scale = if step == 0 && !accumulate { "%none" } else { "%all" };
             writeln!(
                 products,
-                "wgmma.mma_async.sync.aligned.m64n{columns}k32.s32.{a_ty}.{b_ty} {{{}}}, {a}, {b:#x}, {scale};",
+                "wgmma.mma_async.sync.aligned.m64n{columns}k32.s32.{a_ty}.{b_ty} {{{}}}, {a}, %columns{step}, {scale};",
                 list("d", count)
             )
             .expect("as above");
@@ -115,7 +119,7 @@ impl Case {
              {{
              .reg .pred %p, %first, %all, %none;
              .reg .b32 %t, %at, %a<16>, %d<128>;
-             .reg .b64 %image, %rows, %sums, %offset;
+             .reg .b64 %image, %rows, %sums, %offset, %tile, %rows<4>, %columns<4>;
              ld.param.b64 %image, [image];
              ld.param.b64 %rows, [rows];
              ld.param.b64 %sums, [sums];
@@ -128,6 +132,8 @@ impl Case {
              mul.wide.u32 %offset, %t, {sum_bytes};
              add.s64 %sums, %sums, %offset;
              mov.u32 %at, tile;
+             cvt.u64.u32 %tile, %at;
+             shr.u64 %tile, %tile, 4;
              @%first mbarrier.init.shared::cta.b64 [%at+{bytes}], 1;
              @%first fence.mbarrier_init.release.cluster;
              bar.sync 0;
