@@ -9,6 +9,16 @@
 //! written, shared-memory races, `cp.async` data used before its wait, barriers that some warps miss, and warp-wide
 //! instructions that lack lanes. A launch that does any of it fails with a [`Report`].
 //!
+//! In modules for `sm_90` and `sm_90a` it also looks for
+//! - mbarriers that are used before or without their initialisation, receive too many arrivals, or whose phase a warp
+//!   waits for in vain;
+//! - bulk copies that are misaligned, stray or unexpected by their mbarrier, used by a warp that has not waited for
+//!   them, or written over memory in use;
+//! - `wgmma` that reads ordinary stores with no proxy fence between, or whose tiles, accumulators or rows of A are
+//!   touched before a `wgmma.wait_group` covers it, or which uses registers written after the last `wgmma.fence`;
+//! - warps of a warpgroup that do not execute the same `wgmma` and `setmaxnreg`, and trades of registers that do not
+//!   come out.
+//!
 //! ```
 //! use ptx_machine::{Launch, Memory, Module};
 //!
@@ -42,7 +52,26 @@
 //! # What the checker does not see
 //!
 //! Threads of one warp are ordered by the lock step, so that a missing `__syncwarp` goes unnoticed. Races in global
-//! memory are not looked for. Local memory is checked for bounds and first writes, registers for nothing.
+//! memory are not looked for, nor proxy fences between stores to it and bulk copies from it. Local memory is checked
+//! for bounds and first writes, registers for nothing but what `wgmma` uses; there, reads between a wait and the next
+//! `wgmma.fence` are not looked for. A write over what asynchronous instructions have read, and the other way round,
+//! needs no proxy fence here.
+//!
+//! # What Hopper's instructions do here
+//!
+//! | instruction | forms |
+//! | --- | --- |
+//! | `mbarrier` | `.init`, `.inval`, `.arrive`, `.arrive.expect_tx`, `.test_wait.parity`, `.try_wait.parity`, all on `.shared::cta.b64` |
+//! | `cp.async.bulk` | from global to shared memory, with an mbarrier and without a tensor map |
+//! | `wgmma.mma_async` | `m64nNk32` of `.s8` and `.u8`, A from registers or shared memory, every swizzle |
+//! | `setmaxnreg`, `elect`, `fence.proxy.async`, `fence.mbarrier_init` | all that PTX has of them for one CTA |
+//!
+//! A CTA is alone in its cluster. A phase completes as soon as its arrivals have come and its copies are issued, but
+//! the bytes arrive only when a warp sees that, and the first look at a phase comes too early unless the warp knows
+//! better. `mbarrier.try_wait` then suspends the warp; a launch in which nothing can go on reports who waits for what.
+//! Each warp multiplies its 16 rows when it executes the `wgmma`; its `wait_group` lasts until all four warps have come
+//! as far, and makes the reads of all four complete. What a warp may rely on is kept in vector clocks, of warps and of
+//! mbarriers that bulk copies complete on, of which there may be 31.
 //!
 //! # Finding an instruction
 //!

@@ -49,7 +49,7 @@ impl Module {
         let (variables, symbols) = decode::module_variables(&source.variables).map_err(attach)?;
         let mut kernels = HashMap::new();
         for kernel in &source.kernels {
-            let program = decode::kernel(kernel, &source.variables, &source.functions, &symbols).map_err(attach)?;
+            let program = decode::kernel(kernel, &source, &symbols).map_err(attach)?;
             kernels.insert(program.name.clone(), program);
         }
         Ok(Self { ptx: ptx.to_owned(), kernels, variables, instruction_limit: INSTRUCTION_LIMIT })

@@ -90,8 +90,9 @@ pub enum Fault {
         /// First byte of the access whose value was lost.
         address: u64,
     },
-    /// An access to shared memory that a `cp.async` is still filling.
-    #[error("The access at {address:#x} in shared memory meets a cp.async that nothing has waited for.")]
+    /// An access to shared memory that an asynchronous copy fills, of which the warp does not know that it is over;
+    /// or the end of a CTA, which must not come before that of its copies.
+    #[error("At {address:#x} in shared memory there is an asynchronous copy that has not been waited for.")]
     AsyncPending {
         /// The first such byte.
         address: u64,
@@ -130,6 +131,135 @@ pub enum Fault {
     ShuffleFromInactive {
         /// The lane read.
         source_lane: u32,
+    },
+    /// An mbarrier operation on memory that is none.
+    #[error("There is no mbarrier at {address:#x} in shared memory.")]
+    NotAnMbarrier {
+        /// The address given.
+        address: u64,
+    },
+    /// An mbarrier that is alive is initialised, accessed as memory, or invalidated while it has work to do.
+    #[error("The mbarrier at {address:#x} in shared memory is in use.")]
+    MbarrierInUse {
+        /// The first byte in question.
+        address: u64,
+    },
+    /// An mbarrier is initialised for no arrivals, or for too many.
+    #[error("The mbarrier at {address:#x} cannot expect {count} arrivals.")]
+    MbarrierCount {
+        /// The mbarrier.
+        address: u64,
+        /// The arrivals given.
+        count: u32,
+    },
+    /// There are more arrivals at an mbarrier than its phase expects.
+    #[error("The mbarrier at {address:#x} receives more than the {expected} arrivals that it expects in a phase.")]
+    MbarrierArrivals {
+        /// The mbarrier.
+        address: u64,
+        /// The arrivals expected.
+        expected: u32,
+    },
+    /// Bulk copies bring more bytes than an mbarrier was told to expect, or the CTA ends before they come.
+    #[error("The mbarrier at {address:#x} lacks {bytes} bytes of those that it expects.")]
+    MbarrierBytes {
+        /// The mbarrier.
+        address: u64,
+        /// Bytes expected less bytes copied.
+        bytes: i64,
+    },
+    /// The CTA cannot go on: a warp waits for a phase that never completes.
+    #[error(
+        "Phase parity {parity} of the mbarrier at {address:#x} lacks {arrivals} arrivals and {bytes} bytes, and the CTA cannot go on."
+    )]
+    MbarrierNotCompleted {
+        /// The mbarrier.
+        address: u64,
+        /// The parity of the phase.
+        parity: u32,
+        /// Arrivals that have not come.
+        arrivals: u32,
+        /// Bytes that have not come.
+        bytes: i64,
+    },
+    /// A bulk copy uses an mbarrier with no fence after its initialisation.
+    #[error("No fence has made the initialisation of the mbarrier at {address:#x} known to bulk copies.")]
+    MbarrierNotFenced {
+        /// The mbarrier.
+        address: u64,
+    },
+    /// The machine tells no more mbarriers apart.
+    #[error("The CTA uses bulk copies with more than 31 mbarriers, which the PTX machine cannot tell apart.")]
+    TooManyMbarriers,
+    /// The size of a bulk copy is not a multiple of 16.
+    #[error("A bulk copy of {bytes} bytes is not a multiple of 16.")]
+    BulkCopySize {
+        /// The size given.
+        bytes: u32,
+    },
+    /// An asynchronous instruction meets ordinary writes that come before it, but with no proxy fence between.
+    #[error(
+        "No fence.proxy.async stands between the store to {address:#x} in shared memory by warp {other_warp} (PTX line {other_line}) and this asynchronous access."
+    )]
+    MissingProxyFence {
+        /// The first byte in question.
+        address: u64,
+        /// The warp that wrote it.
+        other_warp: u32,
+        /// The line of that write.
+        other_line: u32,
+    },
+    /// A write to shared memory that a `wgmma` may still be reading.
+    #[error(
+        "The write to {address:#x} in shared memory meets a wgmma that may still read it, as no warp has waited for that."
+    )]
+    WgmmaReading {
+        /// The first byte in question.
+        address: u64,
+    },
+    /// An instruction reads or writes an accumulator of a `wgmma` that is not over, or writes registers that it reads.
+    #[error("The register is {} of a wgmma that has not been waited for.", if *.accumulator { "an accumulator" } else { "an operand" })]
+    RegisterInFlight {
+        /// Whether it is an accumulator.
+        accumulator: bool,
+    },
+    /// A `wgmma` uses registers that were written with no `wgmma.fence` after that, or accumulators of another shape.
+    #[error("No wgmma.fence stands between the last write of a register and the wgmma that uses it.")]
+    MissingWgmmaFence,
+    /// A matrix descriptor with reserved bits, a base offset, or a start that does not fit its swizzle.
+    #[error("The matrix descriptor {descriptor:#018x} is not one that can be used.")]
+    Descriptor {
+        /// The descriptor.
+        descriptor: u64,
+    },
+    /// The instruction is for warpgroups, and the last one of the CTA is not whole.
+    #[error("The instruction needs a warpgroup, and the CTA ends before its four warps.")]
+    NotAWarpgroup,
+    /// The warps of a warpgroup execute different instructions, or with different descriptors, where all must agree.
+    #[error("Another warp of the warpgroup executes PTX line {other_line}, or with other operands.")]
+    WarpgroupDiverged {
+        /// What the other warp executes.
+        other_line: u32,
+    },
+    /// A warp of a warpgroup does not execute what the others do.
+    #[error("Warp {warp} does not execute what others of its warpgroup do.")]
+    WarpgroupIncomplete {
+        /// The warp.
+        warp: u32,
+    },
+    /// `setmaxnreg.inc` to fewer registers, or `setmaxnreg.dec` to more.
+    #[error("The warp has {held} registers for each thread, so that {count} is in the wrong direction.")]
+    RegisterCount {
+        /// Registers before.
+        held: u32,
+        /// Registers demanded.
+        count: u32,
+    },
+    /// The CTA cannot go on: a warp waits for registers that no other gives back.
+    #[error("The warp has {held} registers for each thread and waits for more, and the CTA cannot go on.")]
+    NoRegisters {
+        /// Registers that it has.
+        held: u32,
     },
     /// The kernel executed `trap`.
     #[error("The kernel trapped.")]

@@ -106,7 +106,7 @@ fn set_predicate<'a>(
         _ => None,
     };
     let (p, q) = match targets {
-        Operand::Pair(p, q) => (cx.register_of(p, Width::Predicate)?, Some(cx.register_of(q, Width::Predicate)?)),
+        Operand::Pair(p, q) => (cx.write(p, Width::Predicate)?, Some(cx.write(q, Width::Predicate)?)),
         other => (cx.target(other, Width::Predicate)?, None),
     };
     Ok(Compare::SetPredicate { test, p, q, combine })

@@ -96,6 +96,13 @@ impl Width {
     }
 }
 
+/// What an instruction does with a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    Read,
+    Write,
+}
+
 /// The state of decoding one kernel.
 pub(crate) struct Context<'a> {
     pub(crate) scopes: Vec<HashMap<String, Binding>>,
@@ -107,10 +114,20 @@ pub(crate) struct Context<'a> {
     words: Vec<u64>,
     /// Line of the instruction being decoded.
     pub(crate) line: u32,
+    /// Registers that it reads, and those that it writes.
+    pub(crate) uses: Vec<(Slot, Use)>,
+    target: &'a str,
+    /// Whether the kernel says how many threads it is for, without which `setmaxnreg` does nothing.
+    pub(crate) may_trade_registers: bool,
 }
 
 impl<'a> Context<'a> {
-    pub(crate) fn new(symbols: HashMap<String, Binding>, functions: HashMap<&'a str, bool>) -> Self {
+    pub(crate) fn new(
+        symbols: HashMap<String, Binding>,
+        functions: HashMap<&'a str, bool>,
+        target: &'a str,
+        may_trade_registers: bool,
+    ) -> Self {
         Self {
             scopes: vec![symbols],
             functions,
@@ -118,6 +135,9 @@ impl<'a> Context<'a> {
             specials: HashMap::new(),
             words: Vec::new(),
             line: 0,
+            uses: Vec::new(),
+            target,
+            may_trade_registers,
         }
     }
 
@@ -132,6 +152,14 @@ impl<'a> Context<'a> {
 
     pub(crate) fn syntax<T>(&self, reason: impl Into<String>) -> Result<T, Failure> {
         Err(Failure::syntax(self.line, reason))
+    }
+
+    /// Fails unless the module is for one of the given architectures.
+    pub(crate) fn require_target(&self, targets: &[&str]) -> Result<(), Failure> {
+        if targets.contains(&self.target) {
+            return Ok(());
+        }
+        self.unsupported(format!("an instruction of {} in a module for {}", targets.join(" or "), self.target))
     }
 
     /// A new register, and room for it.
@@ -175,12 +203,23 @@ impl<'a> Context<'a> {
     }
 
     /// A register of exactly this width.
-    pub(crate) fn register_of(&self, name: &str, width: Width) -> Result<Slot, Failure> {
+    fn register_of(&mut self, name: &str, width: Width, purpose: Use) -> Result<Slot, Failure> {
         let (ty, slot) = self.register(name)?;
         if Width::of(ty) != width {
             return self.syntax(format!("register `{name}` has the wrong size for its place"));
         }
+        self.uses.push((slot, purpose));
         Ok(slot)
+    }
+
+    /// A register of exactly this width, to be read.
+    pub(crate) fn read(&mut self, name: &str, width: Width) -> Result<Slot, Failure> {
+        self.register_of(name, width, Use::Read)
+    }
+
+    /// A register of exactly this width, to be written.
+    pub(crate) fn write(&mut self, name: &str, width: Width) -> Result<Slot, Failure> {
+        self.register_of(name, width, Use::Write)
     }
 
     /// A source operand: register, special register, constant or address.
@@ -209,7 +248,7 @@ impl<'a> Context<'a> {
             return Ok(self.constant(width, 32));
         }
         match self.lookup(name) {
-            Some(Binding::Register { .. }) if component.is_none() => return self.register_of(name, width),
+            Some(Binding::Register { .. }) if component.is_none() => return self.read(name, width),
             Some(Binding::Symbol { address, .. }) => return Ok(self.constant(width, address)),
             _ => {}
         }
@@ -230,13 +269,19 @@ impl<'a> Context<'a> {
     /// A destination register of exactly this width.
     pub(crate) fn target(&mut self, operand: &Operand<'a>, width: Width) -> Result<Slot, Failure> {
         match operand {
-            Operand::Name(name, None) => self.register_of(name, width),
+            Operand::Name(name, None) => self.write(name, width),
             _ => self.syntax("a register was expected"),
         }
     }
 
-    /// The register, and its own width, of an instruction whose register may be wider than its type.
-    pub(crate) fn any_register(&self, operand: &Operand<'a>) -> Result<(Slot, Width), Failure> {
+    /// The register, and its own width, of an instruction whose destination may be wider than its type.
+    pub(crate) fn any_target(&mut self, operand: &Operand<'a>) -> Result<(Slot, Width), Failure> {
+        let (slot, width) = self.any_register(operand)?;
+        self.uses.push((slot, Use::Write));
+        Ok((slot, width))
+    }
+
+    fn any_register(&self, operand: &Operand<'a>) -> Result<(Slot, Width), Failure> {
         match operand {
             Operand::Name(name, None) => {
                 let (ty, slot) = self.register(name)?;
@@ -254,7 +299,7 @@ impl<'a> Context<'a> {
     /// A predicate operand, perhaps negated.
     pub(crate) fn predicate(&mut self, operand: &Operand<'a>) -> Result<Guard, Failure> {
         match operand {
-            Operand::Not(name) => Ok(Guard { predicate: self.register_of(name, Width::Predicate)?, negated: true }),
+            Operand::Not(name) => Ok(Guard { predicate: self.read(name, Width::Predicate)?, negated: true }),
             other => Ok(Guard { predicate: self.source(other, Width::Predicate)?, negated: false }),
         }
     }
@@ -267,9 +312,11 @@ impl<'a> Context<'a> {
                 Ok((Address { base, wide: true, offset: 0 }, None))
             }
             Operand::Address(name, offset) => match self.lookup(name) {
-                Some(Binding::Register { ty, slot }) => match Width::of(ty) {
-                    Width::Word => Ok((Address { base: slot, wide: false, offset }, None)),
-                    Width::Wide => Ok((Address { base: slot, wide: true, offset }, None)),
+                Some(Binding::Register { ty, .. }) => match Width::of(ty) {
+                    width @ (Width::Word | Width::Wide) => {
+                        let base = self.read(name, width)?;
+                        Ok((Address { base, wide: width == Width::Wide, offset }, None))
+                    }
                     _ => self.syntax("an address register has 32 or 64 bits"),
                 },
                 Some(Binding::Symbol { space, address }) => {

@@ -35,7 +35,7 @@ pub(super) fn decode<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) ->
     }
     let [d, a] = operands(instruction)?;
     check(cx, to, from, rounding, [sat, relu])?;
-    let (d, width) = cx.any_register(d)?;
+    let (d, width) = cx.any_target(d)?;
     let bits = |width| match width {
         Width::Predicate => 1,
         Width::Short => 16,

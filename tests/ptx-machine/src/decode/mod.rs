@@ -8,13 +8,15 @@ mod float;
 mod integer;
 mod layout;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod warp;
+mod warpgroup;
 
 use crate::cfg;
 use crate::isa::{Control, Guard, Inst, Op};
 use crate::memory::Space;
-use crate::parse::{Failure, Function, Instruction, Kernel, Param, Statement};
+use crate::parse::{Failure, Instruction, Kernel, Param, Source, Statement};
 use crate::registers::{Registers, Slot};
 use crate::ty::Ty;
 use context::{Binding, Context, Width};
@@ -37,6 +39,10 @@ pub(crate) struct Program {
     pub(crate) static_shared: u32,
     pub(crate) required_block: Option<[u32; 3]>,
     pub(crate) max_threads: Option<u32>,
+    /// Registers that some `wgmma` uses.
+    pub(crate) watched_registers: u32,
+    /// Registers that each thread has at first, where the directives tell.
+    pub(crate) register_pool: Option<u32>,
 }
 
 /// A parameter, and where it lies in parameter memory.
@@ -53,21 +59,21 @@ pub(crate) struct ParamPlace {
 /// Decodes one kernel; `globals` are the module's variables that have addresses of their own.
 pub(crate) fn kernel<'a>(
     kernel: &Kernel<'a>,
-    module: &[crate::parse::Variable<'a>],
-    functions: &[Function<'a>],
+    source: &Source<'a>,
     globals: &HashMap<String, Binding>,
 ) -> Result<Program, Failure> {
     let mut symbols = globals.clone();
-    let static_shared = layout::shared_variables(kernel, module, &mut symbols);
+    let static_shared = layout::shared_variables(kernel, &source.variables, &mut symbols);
     let (params, param_bytes) = params(&kernel.params, &mut symbols);
     let mut returns: HashMap<&str, bool> = HashMap::new();
-    for function in functions {
+    for function in &source.functions {
         *returns.entry(function.name).or_insert(true) &= function.returns;
     }
-    let mut cx = Context::new(symbols, returns);
+    let mut cx = Context::new(symbols, returns, source.target, warpgroup::may_trade_registers(kernel));
     let labels = labels(&kernel.body)?;
     let mut local_bytes = 0;
     let mut code = Vec::new();
+    let mut uses = Vec::new();
     let mut scopes = vec![0];
     let mut next_scope = 1;
     for statement in &kernel.body {
@@ -96,10 +102,17 @@ pub(crate) fn kernel<'a>(
                 cx.line = instruction.line;
                 let find = |name: &str| scopes.iter().rev().find_map(|s| labels.get(&(*s, name)).copied());
                 code.push(inst(&mut cx, instruction, &find)?);
+                uses.push(std::mem::take(&mut cx.uses));
             }
         }
     }
-    code.push(Inst { op: Op::Control(Control::Exit), guard: None, line: cx.line.max(kernel.line) });
+    code.push(Inst {
+        op: Op::Control(Control::Exit),
+        guard: None,
+        line: cx.line.max(kernel.line),
+        watched: Box::default(),
+    });
+    let watched_registers = warpgroup::watch(&mut code, &uses);
     cfg::set_reconvergence(&mut code);
     let (words, specials) = cx.finish();
     Ok(Program {
@@ -113,6 +126,8 @@ pub(crate) fn kernel<'a>(
         static_shared,
         required_block: kernel.required_block,
         max_threads: kernel.max_threads,
+        watched_registers,
+        register_pool: warpgroup::register_pool(kernel),
     })
 }
 
@@ -175,7 +190,7 @@ fn inst<'a>(
     labels: &dyn Fn(&str) -> Option<u32>,
 ) -> Result<Inst, Failure> {
     let guard = match instruction.guard {
-        Some((name, negated)) => Some(Guard { predicate: cx.register_of(name, Width::Predicate)?, negated }),
+        Some((name, negated)) => Some(Guard { predicate: cx.read(name, Width::Predicate)?, negated }),
         None => None,
     };
     let op = match instruction.name {
@@ -184,13 +199,17 @@ fn inst<'a>(
         "setp" | "set" | "slct" => Op::Compare(compare::decode(cx, instruction)?),
         "cvt" => Op::Convert(convert::decode(cx, instruction)?),
         "ld" | "ldu" | "st" | "atom" | "red" | "cvta" => memory::decode(cx, instruction)?,
+        "cp" if instruction.modifiers.get(1) == Some(&"bulk") => Op::Bulk(mbarrier::bulk(cx, instruction)?),
         "cp" => Op::Async(memory::asynchronous(cx, instruction)?),
+        "mbarrier" => Op::Mbarrier(mbarrier::decode(cx, instruction)?),
+        "wgmma" => Op::Warpgroup(warpgroup::wgmma(cx, instruction)?),
+        "setmaxnreg" => Op::Warpgroup(warpgroup::registers(cx, instruction)?),
         "ldmatrix" | "mma" => Op::Matrix(matrix::decode(cx, instruction)?),
-        "shfl" | "vote" | "activemask" => Op::Warp(warp::decode(cx, instruction)?),
+        "shfl" | "vote" | "activemask" | "elect" => Op::Warp(warp::decode(cx, instruction)?),
         "bar" | "barrier" | "membar" | "fence" => warp::barrier(cx, instruction)?,
         "and" | "or" | "xor" | "not" if instruction.modifiers == ["pred"] => control::predicate_logic(cx, instruction)?,
         _ if float::is_float(instruction) => Op::Float(float::decode(cx, instruction)?),
         _ => Op::Integer(integer::decode(cx, instruction)?),
     };
-    Ok(Inst { op, guard, line: instruction.line })
+    Ok(Inst { op, guard, line: instruction.line, watched: Box::default() })
 }

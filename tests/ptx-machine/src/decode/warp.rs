@@ -1,4 +1,4 @@
-//! `shfl`, `vote`, `activemask`, barriers and fences.
+//! `shfl`, `vote`, `activemask`, `elect`, barriers and fences.
 
 use super::context::{Context, Modifiers, Width, operands};
 use crate::isa::{Barrier, Op, Shuffle, Vote, Warp};
@@ -6,6 +6,17 @@ use crate::parse::{Failure, Instruction, Operand};
 
 pub(super) fn decode<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) -> Result<Warp, Failure> {
     let mut modifiers = Modifiers::of(instruction);
+    if instruction.name == "elect" {
+        let [Operand::Pair(d, p), members] = operands(instruction)? else {
+            return cx.syntax("`elect.sync` has a register and a predicate as its result");
+        };
+        cx.require_target(&["sm_90", "sm_90a"])?;
+        let sync = modifiers.take("sync");
+        modifiers.finish()?;
+        let d = if *d == "_" { None } else { Some(cx.write(d, Width::Word)?) };
+        let (p, members) = (cx.write(p, Width::Predicate)?, cx.source(members, Width::Word)?);
+        return if sync { Ok(Warp::Elect { d, p, members }) } else { cx.syntax("`elect` needs `.sync`") };
+    }
     if instruction.name == "activemask" {
         let [d] = operands(instruction)?;
         modifiers.take("b32");
@@ -55,8 +66,8 @@ fn shuffle<'a>(
     let [d, a, b, c, members] = operands(instruction)?;
     let (d, p) = match d {
         Operand::Pair(d, p) => {
-            let d = if *d == "_" { None } else { Some(cx.register_of(d, Width::Word)?) };
-            (d, Some(cx.register_of(p, Width::Predicate)?))
+            let d = if *d == "_" { None } else { Some(cx.write(d, Width::Word)?) };
+            (d, Some(cx.write(p, Width::Predicate)?))
         }
         other => (Some(cx.target(other, Width::Word)?), None),
     };
@@ -68,6 +79,17 @@ fn shuffle<'a>(
 pub(super) fn barrier<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) -> Result<Op, Failure> {
     let mut modifiers = Modifiers::of(instruction);
     if matches!(instruction.name, "membar" | "fence") {
+        match instruction.modifiers.as_slice() {
+            ["proxy", "async"] | ["proxy", "async", "shared::cta"] => {
+                cx.require_target(&["sm_90", "sm_90a"])?;
+                return Ok(Op::Barrier(Barrier::ProxyFence));
+            }
+            ["mbarrier_init", "release", "cluster"] => {
+                cx.require_target(&["sm_90", "sm_90a"])?;
+                return Ok(Op::Barrier(Barrier::MbarrierInitFence));
+            }
+            _ => {}
+        }
         modifiers.drop_if(|word| matches!(word, "cta" | "gl" | "gpu" | "sys" | "sc" | "acq_rel"));
         modifiers.finish()?;
         return Ok(Op::Barrier(Barrier::Fence));

@@ -1,7 +1,11 @@
 //! `bar.sync`, `bar.arrive`, and what warps learn of each other there.
 
 use super::cta::{Cta, State, Warp};
+use super::mbarrier;
+use super::schedule::Flow;
 use crate::isa::Barrier;
+use crate::memory::Knowledge;
+use crate::registers::Slot;
 use crate::report::Fault;
 
 /// A barrier that some warps have reached.
@@ -12,25 +16,46 @@ pub(super) struct Meeting {
     arrived: u32,
     /// Warps that wait, as bits.
     waiting: u32,
-    /// For each warp, the latest of its times that somebody here has seen.
-    seen: [u32; 32],
+    /// What somebody here knows.
+    known: Knowledge,
     line: u32,
 }
 
-/// Executes a barrier; true when the warp must wait for others.
-pub(super) fn execute(op: &Barrier, warp: &Warp, cta: &mut Cta<'_>, mask: u32, line: u32) -> bool {
-    let Barrier::Meet { wait, barrier, threads } = op else {
-        return false;
-    };
+/// Executes a barrier or a fence.
+pub(super) fn execute(op: &Barrier, warp: &Warp, cta: &mut Cta<'_>, mask: u32, line: u32) -> Flow {
+    match op {
+        Barrier::Meet { wait, barrier, threads } => meet(warp, cta, mask, line, (*wait, *barrier, *threads)),
+        Barrier::Fence => Flow::Next,
+        Barrier::MbarrierInitFence => {
+            mbarrier::fence(cta, warp.id);
+            Flow::Next
+        }
+        Barrier::ProxyFence => {
+            mbarrier::fence(cta, warp.id);
+            let now = cta.shared.tick();
+            cta.parties[warp.id].fence(now);
+            Flow::Next
+        }
+    }
+}
+
+/// Arrives at a barrier, and perhaps waits there for the others.
+fn meet(
+    warp: &Warp,
+    cta: &mut Cta<'_>,
+    mask: u32,
+    line: u32,
+    (wait, barrier, threads): (bool, Slot, Option<Slot>),
+) -> Flow {
     let lane = mask.trailing_zeros() as usize;
     cta.require_lanes(warp, line, warp.present, mask);
-    let number = warp.registers.narrow(*barrier)[lane];
+    let number = warp.registers.narrow(barrier)[lane];
     let all = cta.env.warps();
     let threads = threads.map_or(all * 32, |slot| warp.registers.narrow(slot)[lane]);
     let expected = threads / 32;
     let Some(meeting) = cta.meetings.get_mut(number as usize) else {
         cta.fatal(warp.id, lane, line, Fault::BarrierCount { barrier: number, threads });
-        return false;
+        return Flow::Next;
     };
     if threads % 32 != 0
         || expected == 0
@@ -38,17 +63,14 @@ pub(super) fn execute(op: &Barrier, warp: &Warp, cta: &mut Cta<'_>, mask: u32, l
         || !matches!(meeting.expected, 0) && meeting.expected != expected
     {
         cta.fatal(warp.id, lane, line, Fault::BarrierCount { barrier: number, threads });
-        return false;
+        return Flow::Next;
     }
     meeting.expected = expected;
     meeting.arrived += 1;
     meeting.line = line;
     let party = &mut cta.parties[warp.id];
-    for (known, seen) in meeting.seen.iter_mut().zip(party.seen) {
-        *known = seen.max(*known);
-    }
-    meeting.seen[warp.id] = party.time;
-    if *wait {
+    party.release(&mut meeting.known);
+    if wait {
         meeting.waiting |= 1 << warp.id;
         cta.states[warp.id] = State::Waiting;
     } else {
@@ -56,13 +78,13 @@ pub(super) fn execute(op: &Barrier, warp: &Warp, cta: &mut Cta<'_>, mask: u32, l
         party.time = cta.shared.tick();
     }
     if meeting.arrived < expected {
-        return *wait;
+        return if wait { Flow::Yield } else { Flow::Next };
     }
     let meeting = std::mem::take(meeting);
     let time = cta.shared.tick();
     for (id, party) in cta.parties.iter_mut().enumerate() {
         if meeting.waiting >> id & 1 == 1 {
-            party.seen = meeting.seen;
+            party.known.learn(&meeting.known);
             party.time = time;
             cta.states[id] = State::Ready;
         }
@@ -71,7 +93,7 @@ pub(super) fn execute(op: &Barrier, warp: &Warp, cta: &mut Cta<'_>, mask: u32, l
         cta.shared.all_met();
     }
     // Others may have to run first, so the warp gives up its turn even now.
-    *wait
+    if wait { Flow::Yield } else { Flow::Next }
 }
 
 /// Reports barriers at which warps still wait when none can run.

@@ -2,6 +2,8 @@
 
 use super::async_copy::Copies;
 use super::barrier::Meeting;
+use super::mbarrier;
+use super::warpgroup::{self, Flights, Together};
 use crate::decode::{Program, Special};
 use crate::memory::{LocalMemory, Memory, Party, SharedMemory};
 use crate::registers::{Lane, Registers};
@@ -59,6 +61,9 @@ pub(crate) struct Warp {
     pub(super) exited: u32,
     pub(super) local: LocalMemory,
     pub(super) copies: Copies,
+    pub(super) flights: Flights,
+    /// Lane and line at which it last had to wait for an mbarrier, or for its warpgroup.
+    pub(super) wait_place: (usize, u32),
 }
 
 /// Whether a warp can run.
@@ -77,6 +82,14 @@ pub(crate) struct Cta<'e> {
     pub(super) parties: Vec<Party>,
     pub(super) states: Vec<State>,
     pub(super) meetings: [Meeting; 16],
+    pub(super) mbarriers: Vec<mbarrier::Object>,
+    /// Mbarriers that bulk copies have used.
+    pub(super) copying_mbarriers: u32,
+    pub(super) warpgroups: Vec<Together>,
+    /// Registers of a thread of each warp.
+    pub(super) registers: Vec<u32>,
+    /// Warps that wait for registers, as bits.
+    pub(super) short_of_registers: u32,
     pub(super) findings: Vec<Finding>,
     /// Set when the CTA must not go on.
     pub(super) dead: bool,
@@ -91,6 +104,11 @@ impl<'e> Cta<'e> {
             parties: Vec::new(),
             states: Vec::new(),
             meetings: Default::default(),
+            mbarriers: Vec::new(),
+            copying_mbarriers: 0,
+            warpgroups: Vec::new(),
+            registers: Vec::new(),
+            short_of_registers: 0,
             findings: Vec::new(),
             dead: false,
         }
@@ -100,11 +118,18 @@ impl<'e> Cta<'e> {
     pub(super) fn begin(&mut self, index: u64) {
         let [x, y, _] = self.env.grid.map(u64::from);
         self.id = [(index % x) as u32, (index / x % y) as u32, (index / x / y) as u32];
-        self.shared.begin(self.env.shared_bytes() as usize);
-        let (warps, time) = (self.env.warps(), self.shared.now);
-        self.parties = (0..warps).map(|warp| Party { warp, time, seen: [time - 1; 32] }).collect();
+        let warps = self.env.warps();
+        self.shared.begin(self.env.shared_bytes() as usize, warps as usize);
+        let time = self.shared.now;
+        self.parties = (0..warps).map(|warp| Party::new(warp, time)).collect();
         self.states = vec![State::Ready; warps as usize];
         self.meetings = Default::default();
+        self.mbarriers.clear();
+        self.copying_mbarriers = 0;
+        self.warpgroups.clear();
+        self.warpgroups.resize_with(warps.div_ceil(warpgroup::WARPS as u32) as usize, Together::default);
+        self.registers = vec![self.env.program.register_pool.unwrap_or(0); warps as usize];
+        self.short_of_registers = 0;
         self.findings = Vec::new();
         self.dead = false;
     }
@@ -159,6 +184,8 @@ impl Warp {
             exited: 0,
             local: LocalMemory::new(env.program.local_bytes as usize),
             copies: Copies::default(),
+            flights: Flights::default(),
+            wait_place: (0, 0),
         }
     }
 
@@ -175,6 +202,7 @@ impl Warp {
         self.exited = 0;
         self.local.clear();
         self.copies = Copies::default();
+        self.flights.begin(env.program.watched_registers);
     }
 
     fn special(&self, special: Special, lane: usize, cta: &Cta<'_>) -> u32 {

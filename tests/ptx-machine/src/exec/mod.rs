@@ -2,6 +2,7 @@
 
 mod async_copy;
 mod barrier;
+mod bulk;
 mod compare;
 mod convert;
 mod cta;
@@ -10,9 +11,12 @@ mod float;
 mod half;
 mod integer;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod schedule;
 mod warp;
+mod warpgroup;
+mod wgmma;
 
 pub(crate) use cta::Environment;
 pub(crate) use schedule::Worker;

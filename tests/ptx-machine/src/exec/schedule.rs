@@ -1,9 +1,22 @@
 //! Runs the warps of a CTA in turn, each until it waits or ends.
 
 use super::cta::{Cta, Environment, Frame, State, Warp};
-use super::{async_copy, barrier, compare, convert, data, float, integer, matrix, memory, warp};
+use super::{
+    async_copy, barrier, bulk, compare, convert, data, float, integer, matrix, mbarrier, memory, warp, warpgroup,
+};
 use crate::isa::{Control, Guard, Inst, Op};
 use crate::report::{Fault, Finding, Stats};
+
+/// How a warp goes on after an instruction that may have to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// With the next instruction.
+    Next,
+    /// With the next instruction, when its turn comes again.
+    Yield,
+    /// With the same instruction, when its turn comes again.
+    Again,
+}
 
 /// What a thread of the host needs to run CTAs, one after the other.
 pub(crate) struct Worker<'e> {
@@ -36,7 +49,11 @@ impl<'e> Worker<'e> {
             }
         }
         if !self.cta.dead {
+            warpgroup::report_stuck(&mut self.cta, &self.warps);
             barrier::report_stuck(&mut self.cta, &self.warps);
+            mbarrier::report_stuck(&mut self.cta, &self.warps);
+            warpgroup::report_end(&mut self.cta);
+            mbarrier::report_end(&mut self.cta);
         }
         (self.stats, std::mem::take(&mut self.cta.findings))
     }
@@ -74,6 +91,10 @@ fn run_warp(warp: &mut Warp, cta: &mut Cta<'_>, stats: &mut Stats) {
             if active == 0 {
                 continue;
             }
+            let touches = !inst.watched.is_empty() && !matches!(inst.op, Op::Warpgroup(_));
+            if touches && let Some(fault) = warp.flights.touch(&inst.watched) {
+                cta.fault(warp.id, active.trailing_zeros() as usize, inst.line, fault);
+            }
             match &inst.op {
                 Op::Data(op) => data::execute(op, &mut warp.registers, active),
                 Op::Integer(op) => integer::execute(op, &mut warp.registers, active),
@@ -84,10 +105,17 @@ fn run_warp(warp: &mut Warp, cta: &mut Cta<'_>, stats: &mut Stats) {
                 Op::Matrix(op) => matrix::execute(op, warp, cta, active, inst.line),
                 Op::Warp(op) => warp::execute(op, warp, cta, active, inst.line),
                 Op::Async(op) => async_copy::execute(op, warp, cta, active, inst.line),
-                Op::Barrier(op) => {
-                    let waits = barrier::execute(op, warp, cta, active, inst.line);
-                    if waits || cta.dead {
-                        warp.frames.last_mut().expect("a warp that runs has a path").pc = pc;
+                Op::Barrier(_) | Op::Mbarrier(_) | Op::Warpgroup(_) | Op::Bulk(_) => {
+                    let flow = match &inst.op {
+                        Op::Barrier(op) => barrier::execute(op, warp, cta, active, inst.line),
+                        Op::Mbarrier(op) => mbarrier::execute(op, warp, cta, active, inst.line),
+                        Op::Warpgroup(op) => warpgroup::execute(op, inst, warp, cta, active),
+                        Op::Bulk(op) => bulk::execute(op, warp, cta, active, inst.line),
+                        _ => Flow::Next,
+                    };
+                    if flow != Flow::Next || cta.dead {
+                        let again = u32::from(flow == Flow::Again);
+                        warp.frames.last_mut().expect("a warp that runs has a path").pc = pc - again;
                         return;
                     }
                 }

@@ -1,4 +1,4 @@
-//! `shfl`, `vote`, `activemask`, `bar.warp.sync`.
+//! `shfl`, `vote`, `activemask`, `bar.warp.sync`, `elect.sync`.
 
 use super::cta::{Cta, Warp as State};
 use crate::isa::{Shuffle, Vote, Warp};
@@ -39,6 +39,15 @@ pub(super) fn execute(op: &Warp, warp: &mut State, cta: &mut Cta<'_>, mask: u32,
                 Vote::Any => warp.registers.set_predicate(*d, mask, verdict(votes != 0)),
                 Vote::Uniform => warp.registers.set_predicate(*d, mask, verdict(all || votes == 0)),
             }
+        }
+        Warp::Elect { d, p, members } => {
+            let members = warp.registers.narrow(*members)[first(mask)];
+            check_members(warp, cta, mask, line, members);
+            let leader = members.trailing_zeros();
+            if let Some(d) = d {
+                u32::write(&mut warp.registers, *d, mask, &[leader; LANES]);
+            }
+            warp.registers.set_predicate(*p, mask, 1_u32.checked_shl(leader).unwrap_or(0));
         }
         Warp::ActiveMask { d } => u32::write(&mut warp.registers, *d, mask, &[mask; LANES]),
         Warp::Sync { members } => {

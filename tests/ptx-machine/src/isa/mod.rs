@@ -4,11 +4,13 @@
 //! manual. One enum for each class of instruction, matched in the module of [`crate::exec`] with the same name.
 
 mod arithmetic;
+mod hopper;
 mod system;
 
 use crate::registers::Slot;
 
 pub(crate) use arithmetic::*;
+pub(crate) use hopper::*;
 pub(crate) use system::*;
 
 /// An instruction, its guard and its line.
@@ -17,6 +19,8 @@ pub(crate) struct Inst {
     pub(crate) op: Op,
     pub(crate) guard: Option<Guard>,
     pub(crate) line: u32,
+    /// What it does to registers that some `wgmma` uses.
+    pub(crate) watched: Box<[Watched]>,
 }
 
 /// `@p` or `@!p`.
@@ -40,6 +44,9 @@ pub(crate) enum Op {
     Warp(Warp),
     Barrier(Barrier),
     Async(Async),
+    Bulk(BulkCopy),
+    Mbarrier(Mbarrier),
+    Warpgroup(Warpgroup),
 }
 
 /// Flow of control. Targets are indices of instructions.

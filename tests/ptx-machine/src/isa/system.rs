@@ -96,7 +96,7 @@ pub(crate) struct MmaRegs {
     pub(crate) c: [Slot; 4],
 }
 
-/// `shfl`, `vote`, `activemask`, `bar.warp.sync`.
+/// `shfl`, `vote`, `activemask`, `bar.warp.sync`, `elect.sync`.
 #[derive(Debug)]
 pub(crate) enum Warp {
     Shuffle {
@@ -119,6 +119,12 @@ pub(crate) enum Warp {
         d: Slot,
     },
     Sync {
+        members: Slot,
+    },
+    /// The lowest member is elected.
+    Elect {
+        d: Option<Slot>,
+        p: Slot,
         members: Slot,
     },
 }
@@ -146,6 +152,10 @@ pub(crate) enum Barrier {
     Meet { wait: bool, barrier: Slot, threads: Option<Slot> },
     /// Memory is sequentially consistent here, so that fences have nothing to do.
     Fence,
+    /// `fence.proxy.async`: what the thread knows of becomes known to the asynchronous instructions after it.
+    ProxyFence,
+    /// `fence.mbarrier_init`: the same, of the mbarriers that the thread has initialised.
+    MbarrierInitFence,
 }
 
 /// `cp.async` and its groups.

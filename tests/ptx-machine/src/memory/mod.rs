@@ -5,13 +5,15 @@
 
 mod global;
 mod local;
+mod party;
 mod shared;
 
 use std::fmt;
 
 pub use global::{DevPtr, Memory};
 pub(crate) use local::LocalMemory;
-pub(crate) use shared::{Party, SharedMemory};
+pub(crate) use party::{FIRST_MBARRIER, Knowledge, PARTIES, Party};
+pub(crate) use shared::SharedMemory;
 
 /// Number of address bits inside one allocation.
 pub(crate) const ALLOCATION_BITS: u32 = 36;

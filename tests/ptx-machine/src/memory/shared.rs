@@ -1,54 +1,51 @@
 //! Shared memory, with a shadow for each byte: who wrote it last, who read it since, and at what time.
 //!
-//! Time in a CTA is a counter that every barrier advances. An access is ordered before another when its warp's
-//! time is one that the other warp has learnt of at a barrier; [`Party`] carries what a warp has learnt. Threads of
-//! one warp run in lock step, so they are ordered by the instructions themselves.
+//! [`Party`] says which times are ordered before an access. Threads of one warp run in lock step, so they are ordered
+//! by the instructions themselves.
 
-use super::{Packet, Refusal};
+mod proxy;
+
+use super::{Packet, Party, Refusal};
 use crate::report::{Fault, RaceKind};
+use proxy::WgmmaReads;
 
-const WARP: u32 = 0x1f;
+const PARTY: u32 = 0x3f;
+/// The party of bytes that are an mbarrier.
+const MBARRIER: u32 = PARTY;
 const ATOMIC: u32 = 0x40;
 const PENDING: u32 = 0x80;
 const TIME_SHIFT: u32 = 8;
 /// Times from here on do not fit the shadow.
 const TIME_LIMIT: u32 = 1 << 24;
 
-/// What one warp knows of the others' pasts.
-#[derive(Clone, Debug)]
-pub(crate) struct Party {
-    pub(crate) warp: u32,
-    /// The time that this warp's accesses carry.
-    pub(crate) time: u32,
-    /// For each warp, the latest of its times that is ordered before this warp's next access.
-    pub(crate) seen: [u32; 32],
-}
-
-impl Party {
-    fn stamp(&self) -> u32 {
-        self.time << TIME_SHIFT | self.warp
-    }
-
-    fn is_after(&self, warp: u32, time: u32) -> bool {
-        warp == self.warp || time <= self.seen[warp as usize]
-    }
-}
-
-/// The last reads of a byte.
+/// The warps that read a byte, and when the last did.
 #[derive(Clone, Copy, Default)]
 struct Readers {
     time: u32,
     warps: u32,
 }
 
+fn stamp(party: &Party) -> u32 {
+    party.time << TIME_SHIFT | party.warp
+}
+
+/// What an access to bytes that are not ordinary memory for the moment has met.
+fn pending(address: u64, write: u32) -> Fault {
+    if write & PARTY == MBARRIER { Fault::MbarrierInUse { address } } else { Fault::AsyncPending { address } }
+}
+
 /// The shared memory of one CTA.
 #[derive(Default)]
 pub(crate) struct SharedMemory {
     bytes: Vec<u8>,
-    /// Time, flags and warp of the last write of each byte.
+    /// Time, flags and party of the last write of each byte.
     writes: Vec<u32>,
     write_lines: Vec<u32>,
     reads: Vec<Readers>,
+    /// For each word and warp, when the warp last read some of it.
+    read_times: Vec<u32>,
+    warps: usize,
+    wgmma: WgmmaReads,
     /// The time now, of the CTA as a whole.
     pub(crate) now: u32,
     /// The time at which the CTA began; older writes are another CTA's.
@@ -59,16 +56,20 @@ pub(crate) struct SharedMemory {
 
 impl SharedMemory {
     /// Prepares for the next CTA: nothing is written, whatever the bytes hold.
-    pub(crate) fn begin(&mut self, bytes: usize) {
-        if self.bytes.len() != bytes || self.now > TIME_LIMIT / 2 {
+    pub(crate) fn begin(&mut self, bytes: usize, warps: usize) {
+        if self.bytes.len() != bytes || self.warps != warps || self.now > TIME_LIMIT / 2 {
             *self = Self {
                 bytes: vec![0; bytes],
                 writes: vec![0; bytes],
                 write_lines: vec![0; bytes],
                 reads: vec![Readers::default(); bytes],
+                read_times: vec![0; bytes.div_ceil(4) * warps],
+                warps,
+                wgmma: WgmmaReads::new(bytes, warps),
                 ..Self::default()
             };
         }
+        self.wgmma.begin();
         self.now += 1;
         self.start = self.now;
         self.floor = self.now;
@@ -105,13 +106,16 @@ impl SharedMemory {
         let (start, floor) = (self.start << TIME_SHIFT, self.floor << TIME_SHIFT);
         let mut suspicious = false;
         for write in &self.writes[range.clone()] {
-            suspicious |= *write < start || *write & PENDING != 0 || (*write >= floor && *write & WARP != party.warp);
+            suspicious |= *write < start || *write & PENDING != 0 || (*write >= floor && *write & PARTY != party.warp);
         }
         let fault = if suspicious { self.judge_load(range.clone(), party)? } else { None };
         let me = Readers { time: party.time, warps: 1 << party.warp };
         for readers in &mut self.reads[range.clone()] {
             let others = if readers.time >= self.floor { readers.warps } else { 0 };
             *readers = Readers { time: me.time.max(readers.time), warps: others | me.warps };
+        }
+        for word in range.start / 4..range.end.div_ceil(4) {
+            self.read_times[word * self.warps + party.warp as usize] = party.time;
         }
         Ok((read_packet(&self.bytes[range]), fault))
     }
@@ -138,12 +142,12 @@ impl SharedMemory {
         }
         let address = byte as u64;
         if write & PENDING != 0 {
-            return Some(Fault::AsyncPending { address });
+            return Some(pending(address, write));
         }
-        let other = write & WARP;
+        let other = write & PARTY;
         let both_atomic = atomic && write & ATOMIC != 0;
         let race = !both_atomic && !party.is_after(other, write >> TIME_SHIFT);
-        race.then_some(Fault::Race { kind, address, other_warp: other, other_line: Some(self.write_lines[byte]) })
+        race.then(|| self.race_with_write(byte, kind))
     }
 
     /// Checks a write, and enters it into the shadow with the given flags.
@@ -153,33 +157,43 @@ impl SharedMemory {
         let mut suspicious = false;
         for write in &self.writes[range.clone()] {
             suspicious |=
-                *write >= start && (*write & PENDING != 0 || (*write >= floor && *write & WARP != party.warp));
+                *write >= start && (*write & PENDING != 0 || (*write >= floor && *write & PARTY != party.warp));
         }
         let me = 1 << party.warp;
         for readers in &self.reads[range.clone()] {
             suspicious |= readers.time >= self.floor && readers.warps & !me != 0;
         }
+        suspicious |= self.wgmma.any(&range);
         let fault = if suspicious { self.judge_store(range.clone(), party, flags & ATOMIC != 0) } else { None };
-        self.writes[range.clone()].fill(party.stamp() | flags);
+        self.writes[range.clone()].fill(stamp(party) | flags);
         self.write_lines[range].fill(line);
         fault
     }
 
     #[cold]
     fn judge_store(&self, range: std::ops::Range<usize>, party: &Party, atomic: bool) -> Option<Fault> {
-        for byte in range {
+        for byte in range.clone() {
             if let Some(fault) = self.judge_write(byte, party, RaceKind::WriteAfterWrite, atomic) {
                 return Some(fault);
             }
-            let readers = self.reads[byte];
-            let current = readers.time >= self.floor;
-            let racing = (0..32).find(|w| current && readers.warps >> w & 1 == 1 && !party.is_after(*w, readers.time));
-            if let Some(other_warp) = racing {
-                let kind = RaceKind::WriteAfterRead;
-                return Some(Fault::Race { kind, address: byte as u64, other_warp, other_line: None });
+            if let Some(fault) = self.judge_readers(byte, party) {
+                return Some(fault);
             }
         }
-        None
+        self.wgmma.judge(&range, party)
+    }
+
+    /// Compares a write with the ordinary reads of the byte since its last write.
+    fn judge_readers(&self, byte: usize, party: &Party) -> Option<Fault> {
+        let readers = self.reads[byte];
+        let current = readers.time >= self.floor;
+        let racing = |warp: &u32| {
+            let time = readers.time.min(self.read_times[byte / 4 * self.warps + *warp as usize]);
+            readers.warps >> warp & 1 == 1 && !party.is_after(*warp, time)
+        };
+        let other_warp = (0..self.warps as u32).filter(|_| current).find(racing)?;
+        let kind = RaceKind::WriteAfterRead;
+        Some(Fault::Race { kind, address: byte as u64, other_warp, other_line: None })
     }
 
     /// Stores up to 16 bytes.
@@ -238,7 +252,7 @@ impl SharedMemory {
     /// Completes a `cp.async`: the bytes arrive, written by the warp that waited.
     pub(crate) fn land(&mut self, address: u64, bytes: u32, packet: Packet, party: &Party) {
         let range = address as usize..address as usize + bytes as usize;
-        self.writes[range.clone()].fill(party.stamp());
+        self.writes[range.clone()].fill(stamp(party));
         write_packet(&mut self.bytes[range], packet);
     }
 }

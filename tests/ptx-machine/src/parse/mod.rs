@@ -44,6 +44,8 @@ pub(crate) fn line_text(ptx: &str, line: u32) -> String {
 /// A parsed file.
 #[derive(Debug, Default)]
 pub(crate) struct Source<'a> {
+    /// The architecture that `.target` names first.
+    pub(crate) target: &'a str,
     pub(crate) kernels: Vec<Kernel<'a>>,
     pub(crate) variables: Vec<Variable<'a>>,
     pub(crate) functions: Vec<Function<'a>>,
@@ -66,6 +68,10 @@ pub(crate) struct Kernel<'a> {
     pub(crate) required_block: Option<[u32; 3]>,
     /// The number of threads that `.maxntid` allows.
     pub(crate) max_threads: Option<u32>,
+    /// Registers of a thread that `.maxnreg` allows.
+    pub(crate) max_registers: Option<u32>,
+    /// CTAs that `.minnctapersm` wants on one multiprocessor.
+    pub(crate) min_ctas: Option<u32>,
     pub(crate) body: Vec<Statement<'a>>,
 }
 

@@ -16,7 +16,8 @@ pub(crate) fn parse(ptx: &str) -> Result<Source<'_>, Failure> {
         match word {
             "version" => skip(&mut cursor, 2),
             "target" => {
-                skip(&mut cursor, 2);
+                skip(&mut cursor, 1);
+                source.target = cursor.word()?;
                 while cursor.take(',') {
                     skip(&mut cursor, 1);
                 }
@@ -71,7 +72,16 @@ fn entry<'a>(cursor: &mut Cursor<'a>) -> Result<Kernel<'a>, Failure> {
     let line = cursor.line();
     let name = cursor.word()?;
     let params = if cursor.take('(') { params(cursor)? } else { Vec::new() };
-    let mut kernel = Kernel { name, line, params, required_block: None, max_threads: None, body: Vec::new() };
+    let mut kernel = Kernel {
+        name,
+        line,
+        params,
+        required_block: None,
+        max_threads: None,
+        max_registers: None,
+        min_ctas: None,
+        body: Vec::new(),
+    };
     loop {
         match cursor.peek() {
             Some(Token::Dot("reqntid")) => {
@@ -82,9 +92,13 @@ fn entry<'a>(cursor: &mut Cursor<'a>) -> Result<Kernel<'a>, Failure> {
                 cursor.next();
                 kernel.max_threads = Some(dimensions(cursor)?.iter().product());
             }
-            Some(Token::Dot("minnctapersm" | "maxnreg")) => {
+            Some(Token::Dot("minnctapersm")) => {
                 cursor.next();
-                cursor.int()?;
+                kernel.min_ctas = Some(cursor.small()?);
+            }
+            Some(Token::Dot("maxnreg")) => {
+                cursor.next();
+                kernel.max_registers = Some(cursor.small()?);
             }
             Some(Token::Dot("noreturn")) => skip(cursor, 1),
             Some(Token::Dot(word)) => {

@@ -5,7 +5,11 @@
 
 use ptx_machine::{Error, Fault, Finding, Launch, Memory, Module, RaceKind, Space};
 
-fn setup(name: &str, threads: u32, initialised: bool) -> (Module, Launch<'static>, Memory, ptx_machine::DevPtr, u32) {
+pub fn setup(
+    name: &str,
+    threads: u32,
+    initialised: bool,
+) -> (Module, Launch<'static>, Memory, ptx_machine::DevPtr, u32) {
     let path = format!("{}/tests/crimes/{name}.ptx", env!("CARGO_MANIFEST_DIR"));
     let ptx = std::fs::read_to_string(path).expect("the crime is on file");
     let line = ptx.lines().position(|line| line.ends_with("// crime")).expect("the file marks its crime") as u32 + 1;
@@ -19,7 +23,7 @@ fn setup(name: &str, threads: u32, initialised: bool) -> (Module, Launch<'static
     (module, launch, memory, data, line)
 }
 
-fn finding(name: &str, threads: u32, initialised: bool) -> Finding {
+pub fn finding(name: &str, threads: u32, initialised: bool) -> Finding {
     let (module, launch, memory, data, line) = setup(name, threads, initialised);
     let report = match module.launch(&launch, &[data.into()], &memory) {
         Err(Error::Findings(report)) => report,

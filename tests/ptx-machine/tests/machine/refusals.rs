@@ -1,10 +1,14 @@
 //! What is not known is refused, with its line; a launch that does not fit the kernel does not start.
 
-use crate::harness::kernel;
+use crate::harness::{hopper_kernel, kernel};
 use ptx_machine::{Arg, DevPtr, Error, Launch, Memory, Module};
 
 fn refused(body: &str) -> (u32, String, String) {
-    match Module::load(&kernel(body)) {
+    refused_by(&kernel(body), body)
+}
+
+fn refused_by(ptx: &str, body: &str) -> (u32, String, String) {
+    match Module::load(ptx) {
         Err(Error::Unsupported { line, text, reason } | Error::Syntax { line, text, reason }) => (line, text, reason),
         Err(error) => panic!("{body}: {error}"),
         Ok(_) => panic!("{body} was accepted"),
@@ -38,6 +42,62 @@ fn unknown_instructions_types_and_modifiers() {
         let (line, text, reason) = refused(body);
         assert_eq!(line, 20, "{body}: {reason}");
         assert_eq!(text, body, "{reason}");
+    }
+}
+
+#[test]
+fn unknown_forms_of_hopper_instructions() {
+    let bodies = [
+        "wgmma.mma_async.sync.aligned.m64n8k32.satfinite.s32.s8.s8 {%a,%b,%c,%d}, %l0, %l1, %p0;",
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%a,%b,%c,%d}, %l0, %l1, %p0, 1, 1, 0, 0;",
+        "wgmma.mma_async.sync.aligned.m64n40k32.s32.s8.s8 {%a,%b,%c,%d}, %l0, %l1, %p0;",
+        "wgmma.mma_async.sync.aligned.m64n16k32.s32.s8.s8 {%a,%b,%c,%d}, %l0, %l1, %p0;",
+        "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8 {%a,%b,%c,%d}, {%a,%b}, %l1, %p0;",
+        "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8 {%a,%b,%c,%d}, %l0, %r1, %p0;",
+        "wgmma.fence.aligned;",
+        "wgmma.wait_group.sync.aligned 8;",
+        "setmaxnreg.inc.sync.aligned.u32 64;",
+        "mbarrier.init.b64 [%in], 1;",
+        "mbarrier.init.shared::cta.b64 [in], 1;",
+        "mbarrier.arrive.release.cluster.shared::cta.b64 _, [tile];",
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [tile];",
+        "mbarrier.arrive.noComplete.shared::cta.b64 %l0, [tile], 1;",
+        "mbarrier.try_wait.shared::cta.b64 %p0, [tile], %l0;",
+        "mbarrier.try_wait.parity.shared::cta.b64 %p0, [tile], 0, 100;",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%r0], [%in], 16, [%r1], %l0;",
+        "cp.async.bulk.global.shared::cta.bulk_group [%out], [%r0], 16;",
+        "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [%r0], [%in, {%r1}], [%r2];",
+        "fence.proxy.alias;",
+        "fence.proxy.async.global;",
+        "fence.mbarrier_init.release.cta;",
+        "elect.sync %d, -1;",
+    ];
+    for body in bodies {
+        let (line, text, reason) = refused_by(&hopper_kernel(body), body);
+        assert_eq!((line, text.as_str()), (20, body), "{reason}");
+    }
+}
+
+#[test]
+fn instructions_of_another_architecture() {
+    for body in ["mbarrier.init.shared::cta.b64 [tile], 1;", "fence.proxy.async;", "elect.sync _|%p0, -1;"] {
+        let (_, _, reason) = refused(body);
+        assert_eq!(reason, "an instruction of sm_90 or sm_90a in a module for sm_80", "{body}");
+    }
+    let body = "wgmma.fence.sync.aligned;";
+    let (_, _, reason) = refused_by(&hopper_kernel(body).replacen("sm_90a", "sm_90", 1), body);
+    assert_eq!(reason, "an instruction of sm_90a in a module for sm_90");
+}
+
+#[test]
+fn setmaxnreg_needs_the_size_of_the_cta() {
+    let with = |count: u32| {
+        let ptx = hopper_kernel(&format!("setmaxnreg.inc.sync.aligned.u32 {count};"));
+        Module::load(&ptx.replacen("out)\n", "out) .maxntid 384\n", 1)).map(|_| ())
+    };
+    assert!(with(240).is_ok());
+    for count in [16, 100, 264] {
+        assert!(matches!(with(count), Err(Error::Syntax { .. })), "{count}");
     }
 }
 

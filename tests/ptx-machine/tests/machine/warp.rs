@@ -1,6 +1,6 @@
 //! Shuffles and votes.
 
-use crate::harness::{Lanes, mixed, run};
+use crate::harness::{Lanes, mixed, run, run_hopper};
 
 fn lanes(f: impl Fn(usize) -> u32) -> Lanes {
     std::array::from_fn(f)
@@ -43,6 +43,15 @@ fn votes() {
     assert_eq!(after("vote.sync.uni.pred %p1, %p0, -1; selp.b32 %d, 1, 0, %p1;"), [0; 32]);
     let active = after("mov.b32 %d, 0; @%p0 bra ODD; bra.uni DONE; ODD: activemask.b32 %d; DONE:");
     assert_eq!(active, lanes(|lane| if lane % 2 == 1 { 0xaaaa_aaaa } else { 0 }));
+}
+
+#[test]
+fn elections() {
+    let elect = "elect.sync %r0|%p0, -1; selp.b32 %d, 100, 0, %p0; add.s32 %d, %d, %r0;";
+    assert_eq!(run_hopper(elect, [[0; 32]; 3]), lanes(|lane| if lane == 0 { 100 } else { 0 }));
+    let some = "mov.b32 %d, 7; setp.lt.u32 %p1, %t, 5; @%p1 bra DONE; elect.sync _|%p0, 0xffffffe0;
+                selp.b32 %d, 100, 0, %p0; DONE:";
+    assert_eq!(run_hopper(some, [[0; 32]; 3]), lanes(|lane| if lane < 5 { 7 } else { u32::from(lane == 5) * 100 }));
 }
 
 #[test]
