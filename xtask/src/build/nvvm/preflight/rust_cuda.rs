@@ -67,9 +67,12 @@ fn fetch(machine: &Machine, into: &Path) -> Result<()> {
         let mut command = Command::new(&program);
         workspace::capture(command.current_dir(&part).env("GIT_TERMINAL_PROMPT", "0").args(args)).map(drop)
     };
-    git(&["init", "--quiet"])?;
-    git(&["fetch", "--quiet", "--depth", "1", REPOSITORY, REVISION])?;
-    git(&["checkout", "--quiet", "FETCH_HEAD"])?;
-    fs::rename(&part, into)?;
-    Ok(())
+    let fetched = git(&["init", "--quiet"])
+        .and_then(|()| git(&["fetch", "--quiet", "--depth", "1", REPOSITORY, REVISION]))
+        .and_then(|()| git(&["checkout", "--quiet", "FETCH_HEAD"]))
+        .and_then(|()| Ok(fs::rename(&part, into)?));
+    if fetched.is_err() {
+        let _ = fs::remove_dir_all(&part);
+    }
+    fetched
 }
