@@ -66,7 +66,7 @@
 //! | `wgmma.mma_async` | `m64nNk32` of `.s8` and `.u8`, A from registers or shared memory, every swizzle |
 //! | `setmaxnreg`, `elect`, `fence.proxy.async`, `fence.mbarrier_init` | all that PTX has of them for one CTA |
 //!
-//! A CTA is alone in its cluster. A phase completes as soon as its arrivals have come and its copies are issued, but
+//! A CTA is alone in its cluster, and its shared memory begins at address 1024, as on the device. A phase completes as soon as its arrivals have come and its copies are issued, but
 //! the bytes arrive only when a warp sees that, and the first look at a phase comes too early unless the warp knows
 //! better. `mbarrier.try_wait` then suspends the warp; a launch in which nothing can go on reports who waits for what.
 //! Each warp multiplies its 16 rows when it executes the `wgmma`; its `wait_group` lasts until all four warps have come

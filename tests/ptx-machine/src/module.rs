@@ -129,7 +129,7 @@ fn check(launch: &Launch<'_>, program: &Program) -> Result<(), Error> {
     if let Some(most) = program.max_threads.filter(|most| u64::from(*most) < threads) {
         return fail(format!("its block has at most {most} threads, not {threads}"));
     }
-    let shared = program.static_shared.saturating_add(launch.shared_bytes);
+    let shared = (program.dynamic_shared - program.first_shared).saturating_add(launch.shared_bytes);
     if shared > MAX_SHARED {
         return fail(format!("it would use {shared} bytes of shared memory"));
     }

@@ -43,11 +43,12 @@ pub(crate) fn module_variables(variables: &[Variable<'_>]) -> Result<(Memory, Ha
     Ok((memory, bindings))
 }
 
-/// Lays out the shared variables that a kernel names; returns where dynamic shared memory begins.
+/// Lays out the shared variables that a kernel names, from an address on; returns where dynamic shared memory begins.
 pub(super) fn shared_variables(
     kernel: &Kernel<'_>,
     module: &[Variable<'_>],
     symbols: &mut HashMap<String, Binding>,
+    first: u32,
 ) -> u32 {
     let mut names = HashSet::new();
     let mut own = Vec::new();
@@ -60,7 +61,7 @@ pub(super) fn shared_variables(
     }
     let used = module.iter().filter(|v| v.space == Space::Shared && names.contains(v.name));
     let (dynamic, fixed): (Vec<_>, Vec<_>) = used.chain(own).partition(|v| v.external || v.bytes == 0);
-    let mut end = 0;
+    let mut end = first.into();
     for variable in fixed {
         let address = place(&mut end, variable.align, variable.bytes);
         symbols.insert(variable.name.to_owned(), Binding::Symbol { space: Space::Shared, address });

@@ -25,6 +25,9 @@ use std::collections::HashMap;
 pub(crate) use context::Special;
 pub(crate) use layout::module_variables;
 
+/// Shared memory that Hopper's system keeps for itself in each CTA, at the lowest addresses.
+const SYSTEM_SHARED: u32 = 1024;
+
 /// A kernel, ready to run.
 #[derive(Clone)]
 pub(crate) struct Program {
@@ -35,8 +38,10 @@ pub(crate) struct Program {
     pub(crate) params: Vec<ParamPlace>,
     pub(crate) param_bytes: u32,
     pub(crate) local_bytes: u32,
+    /// Where shared memory begins, for `sm_90` after what the system keeps for itself.
+    pub(crate) first_shared: u32,
     /// Where dynamic shared memory begins, after the static.
-    pub(crate) static_shared: u32,
+    pub(crate) dynamic_shared: u32,
     pub(crate) required_block: Option<[u32; 3]>,
     pub(crate) max_threads: Option<u32>,
     /// Registers that some `wgmma` uses.
@@ -63,7 +68,8 @@ pub(crate) fn kernel<'a>(
     globals: &HashMap<String, Binding>,
 ) -> Result<Program, Failure> {
     let mut symbols = globals.clone();
-    let static_shared = layout::shared_variables(kernel, &source.variables, &mut symbols);
+    let first_shared = if source.target.starts_with("sm_90") { SYSTEM_SHARED } else { 0 };
+    let dynamic_shared = layout::shared_variables(kernel, &source.variables, &mut symbols, first_shared);
     let (params, param_bytes) = params(&kernel.params, &mut symbols);
     let mut returns: HashMap<&str, bool> = HashMap::new();
     for function in &source.functions {
@@ -123,7 +129,8 @@ pub(crate) fn kernel<'a>(
         params,
         param_bytes,
         local_bytes: local_bytes as u32,
-        static_shared,
+        first_shared,
+        dynamic_shared,
         required_block: kernel.required_block,
         max_threads: kernel.max_threads,
         watched_registers,

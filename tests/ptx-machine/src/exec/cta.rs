@@ -36,8 +36,9 @@ impl Environment<'_> {
         self.threads().div_ceil(32)
     }
 
-    fn shared_bytes(&self) -> u32 {
-        self.program.static_shared + self.dynamic_shared
+    /// Where shared memory ends.
+    fn shared_end(&self) -> u32 {
+        self.program.dynamic_shared + self.dynamic_shared
     }
 }
 
@@ -119,7 +120,7 @@ impl<'e> Cta<'e> {
         let [x, y, _] = self.env.grid.map(u64::from);
         self.id = [(index % x) as u32, (index / x % y) as u32, (index / x / y) as u32];
         let warps = self.env.warps();
-        self.shared.begin(self.env.shared_bytes() as usize, warps as usize);
+        self.shared.begin(self.env.program.first_shared, self.env.shared_end(), warps as usize);
         let time = self.shared.now;
         self.parties = (0..warps).map(|warp| Party::new(warp, time)).collect();
         self.states = vec![State::Ready; warps as usize];
@@ -221,7 +222,7 @@ impl Warp {
                 pick(below, up_to & !own) | pick(equal, own) | pick(above, !up_to)
             }
             Special::DynamicShared => env.dynamic_shared,
-            Special::TotalShared => env.shared_bytes(),
+            Special::TotalShared => env.shared_end() - env.program.first_shared,
         }
     }
 }

@@ -37,6 +37,8 @@ fn pending(address: u64, write: u32) -> Fault {
 /// The shared memory of one CTA.
 #[derive(Default)]
 pub(crate) struct SharedMemory {
+    /// The lowest address that belongs to the kernel.
+    first: u64,
     bytes: Vec<u8>,
     /// Time, flags and party of the last write of each byte.
     writes: Vec<u32>,
@@ -56,7 +58,8 @@ pub(crate) struct SharedMemory {
 
 impl SharedMemory {
     /// Prepares for the next CTA: nothing is written, whatever the bytes hold.
-    pub(crate) fn begin(&mut self, bytes: usize, warps: usize) {
+    pub(crate) fn begin(&mut self, first: u32, end: u32, warps: usize) {
+        let bytes = end as usize;
         if self.bytes.len() != bytes || self.warps != warps || self.now > TIME_LIMIT / 2 {
             *self = Self {
                 bytes: vec![0; bytes],
@@ -69,6 +72,7 @@ impl SharedMemory {
                 ..Self::default()
             };
         }
+        self.first = first.into();
         self.wgmma.begin();
         self.now += 1;
         self.start = self.now;
@@ -90,7 +94,7 @@ impl SharedMemory {
     #[inline(always)]
     fn place(&self, address: u64, bytes: u32) -> Result<std::ops::Range<usize>, Refusal> {
         let length = u64::from(bytes);
-        if address >= self.bytes.len() as u64 || length > self.bytes.len() as u64 - address {
+        if address < self.first || address >= self.bytes.len() as u64 || length > self.bytes.len() as u64 - address {
             return Err(Refusal::OutOfBounds);
         }
         if address & (length - 1) != 0 {

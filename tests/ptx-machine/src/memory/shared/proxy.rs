@@ -89,7 +89,7 @@ impl WgmmaReads {
 impl SharedMemory {
     fn chunks(&self, address: u64, bytes: u64) -> Result<Range<usize>, Refusal> {
         let size = self.bytes.len() as u64;
-        if address > size || bytes > size - address {
+        if address < self.first || address > size || bytes > size - address {
             return Err(Refusal::OutOfBounds);
         }
         if !(address | bytes).is_multiple_of(CHUNK as u64) {
