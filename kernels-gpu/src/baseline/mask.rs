@@ -4,6 +4,7 @@ use super::Place;
 use super::scores::Scores;
 use crate::mask::Mask;
 use crate::ptx::math::mul_rn_f32;
+use crate::ptx::select::selp_b32;
 
 /// Scales the scores of a tile and hides those of unseen keys behind minus infinity (after the scale, which may be zero or
 /// negative).
@@ -21,7 +22,10 @@ pub(crate) fn scale_and_hide<const CAUSAL: bool, const MT: usize, const KEYS: us
             unroll!(0..KEYS / 8, |tile| {
                 unroll!(0..2, |i| {
                     let score = &mut s[mt][tile][2 * half + i];
-                    *score = if ((8 * tile + i) as i32) < keys { mul_rn_f32(*score, scale) } else { f32::NEG_INFINITY };
+                    let scaled = mul_rn_f32(*score, scale).to_bits();
+                    // no `if`: libNVVM would draw the products of P and V, which need all lanes, into both of its sides
+                    let seen = selp_b32(((8 * tile + i) as i32) < keys, scaled, f32::NEG_INFINITY.to_bits());
+                    *score = f32::from_bits(seen);
                 });
             });
         });
