@@ -160,17 +160,14 @@ pub(crate) unsafe fn store_batch<E: Element>(
     predicate: impl Fn(usize) -> bool,
     place: impl Fn(usize) -> (u32, u32),
 ) {
-    let mut i = 0;
     if rows.aligned {
-        while i < BATCH {
+        unroll!(0..BATCH, |i| {
             unsafe { st_global_v4_u32(predicate(i), rows.at(place(i)), vectors[i]) };
-            i += 1;
-        }
+        });
     } else {
-        while i < BATCH {
+        unroll!(0..BATCH, |i| {
             unsafe { store_elements::<E>(predicate(i), rows.at(place(i)), &vectors[i]) };
-            i += 1;
-        }
+        });
     }
 }
 
@@ -196,8 +193,7 @@ unsafe fn load_elements<E: Element>(address: *const u8) -> Vector {
 /// A vector, element by element.
 #[inline(always)]
 unsafe fn store_elements<E: Element>(predicate: bool, address: *mut u8, vector: &Vector) {
-    let mut word = 0;
-    while word < 4 {
+    unroll!(0..4, |word| {
         let at = address.wrapping_add(4 * word);
         unsafe {
             if E::BYTES == 4 {
@@ -207,6 +203,5 @@ unsafe fn store_elements<E: Element>(predicate: bool, address: *mut u8, vector: 
                 st_global_u16(predicate, at.wrapping_add(2), [(vector[word] >> 16) as u16]);
             }
         }
-        word += 1;
-    }
+    });
 }
