@@ -30,6 +30,7 @@
 //! stay inside their tensors, and blocks, grids and shared memory are those of [`launch`].
 
 pub mod launch;
+pub mod work;
 #[cfg(any(test, all(target_arch = "nvptx64", kernels = "quantize")))]
 mod scale;
 
@@ -41,6 +42,8 @@ pub(crate) mod pack;
 pub(crate) mod place;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod stats;
+#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+mod tile;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod tokens;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]

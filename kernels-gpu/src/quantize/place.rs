@@ -1,4 +1,4 @@
-//! Which elements a lane handles in `quantize` and `dequantize`: both directions walk a block alike.
+//! Which elements a lane of `dequantize` handles.
 //!
 //! The head dim is a run-time number: it only moves addresses, so one body serves all of them. 96 dims are walked as 128
 //! of which the last quarter is idle.
@@ -13,14 +13,6 @@ use core::marker::PhantomData;
 
 /// Dims of a row that a lane holds.
 const DIMS: usize = 8;
-
-/// Quotient and remainder by a divisor that is not 0.
-#[inline(always)]
-pub(crate) fn div_rem(a: u32, b: u32) -> (u32, u32) {
-    // SAFETY: heads, groups, chunks and vectors are counted from 1 (docs/kernel-abi.md); a check would need a panic.
-    unsafe { core::hint::assert_unchecked(b != 0) };
-    (a / b, a % b)
-}
 
 /// The way of Q and K: neighbouring lanes take neighbouring vectors of a row, a warp takes a run of whole rows.
 pub(crate) struct ByToken<E> {
