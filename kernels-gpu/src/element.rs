@@ -137,7 +137,8 @@ impl Element for F32 {
 #[derive(Clone, Copy)]
 pub(crate) struct Rows {
     base: *mut u8,
-    stride: i64,
+    /// Bytes from one row to the next.
+    pub stride: i64,
     /// Whether every row starts at a multiple of 16 bytes, so that a vector is one instruction.
     pub aligned: bool,
 }

@@ -10,6 +10,9 @@ use crate::ptx::shared::st_shared_v4_u32;
 use crate::ptx::special::{bar_sync, tid_x};
 use crate::smem;
 
+/// Vectors of a whole tile that each thread copies.
+const ROUNDS: usize = TILE_BYTES / 16 / QUANTIZE_THREADS;
+
 /// Rows of a head, as they lie in shared memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
@@ -37,8 +40,9 @@ impl Tile {
         unsafe { self.load::<E>(rows, 0, vectors, |row, vector| tile_address(row, 16 * vectors, 16 * vector)) }
     }
 
-    /// Starts copying `vectors` vectors of each row, from vector `from` on. `place` says where the first byte of a vector of a
-    /// row of the tile goes. They are there after [`await_copies`].
+    /// Starts copying `vectors` vectors of each row, from vector `from` on. `place` says where a vector of a row goes: as many
+    /// rows on as all threads take at a time, it is as many rows of `vectors` vectors further. They are there after
+    /// [`await_copies`].
     ///
     /// # Safety
     /// The rows are in the tensor; `place` stays in shared memory and names no byte twice.
@@ -51,23 +55,30 @@ impl Tile {
             return;
         }
         let step = QUANTIZE_THREADS as u32 >> log;
-        let at = |row: u32| rows.at((self.first + row, from + vector));
-        let mut row = row;
+        let (mut to, to_step) = (place(row, vector), 16 * vectors * step);
+        let mut at = rows.at((self.first + row, from + vector));
+        let at_step = (i64::from(step) * rows.stride) as isize;
         unsafe {
-            if rows.aligned {
-                while row < self.count {
-                    cp_async_16(place(row, vector), at(row));
-                    row += step;
-                }
-            } else {
-                while row < self.count {
-                    st_shared_v4_u32(true, place(row, vector), load_elements::<E>(at(row)));
-                    row += step;
-                }
+            if rows.aligned && self.count == ROUNDS as u32 * step {
+                unroll!(0..ROUNDS, |_round| {
+                    cp_async_16(to, at);
+                    to += to_step;
+                    at = at.wrapping_offset(at_step);
+                });
+                return;
             }
+            let mut row = row;
             while row < self.padded {
-                st_shared_v4_u32(true, place(row, vector), [0; 4]);
+                if row >= self.count {
+                    st_shared_v4_u32(true, to, [0; 4]);
+                } else if rows.aligned {
+                    cp_async_16(to, at);
+                } else {
+                    st_shared_v4_u32(true, to, load_elements::<E>(at));
+                }
                 row += step;
+                to += to_step;
+                at = at.wrapping_offset(at_step);
             }
         }
     }
@@ -88,13 +99,18 @@ pub(crate) unsafe fn await_copies() {
 
 /// Shared address of a byte of a row of a tile whose rows are `row_bytes` long.
 ///
-/// Units of 16, 32 and 64 bytes are exchanged so that neither eight lanes that read every other vector nor lanes that read
-/// the rows of a quad of V's octets (`super::values`) meet in a bank. Four rows are whole lines of 128 bytes, so no byte leaves
-/// its line.
+/// Units of 16 and 32 bytes are exchanged, so that lanes which read every other vector of two rows, or of two lines of a row,
+/// do not meet in a bank, nor lanes that read rows 4 apart (the octets of V, `super::values`).
 #[inline(always)]
 pub(crate) fn tile_address(row: u32, row_bytes: u32, byte: u32) -> u32 {
-    let at = row * row_bytes + byte;
-    smem::base() + (at ^ (at >> 7 & 1) << 4 ^ (row >> 2 & 1) << 5 ^ (row >> 4 & 1) << 6)
+    smem::base() + row * row_bytes + (byte ^ ((row ^ byte >> 7) & 1) << 4 ^ (row & fours(row_bytes)) << 3)
+}
+
+/// The bit of a row's number that exchanges 32 bytes. The rows that a thread copies agree in it, but for rows so long that
+/// all threads take four at a time.
+#[inline(always)]
+fn fours(row_bytes: u32) -> u32 {
+    if row_bytes < 16 * QUANTIZE_THREADS as u32 / 4 { 4 } else { 0 }
 }
 
 /// Shared address of float `index` behind the tile.

@@ -3,7 +3,7 @@
 //! A row is shared by as many lanes as it has sixteens of dims; it stays in their registers between its maximum and its
 //! bytes.
 
-use super::launch::QUANTIZE_THREADS;
+use super::launch::{QUANTIZE_THREADS, tile_tokens};
 use super::pack::quantize4;
 use super::scale::{reciprocal, round_up, scale};
 use super::tile::{Tile, tile_address};
@@ -13,14 +13,14 @@ use crate::ptx::global::{ld_global_v4_f32, st_global_f32, st_global_v4_u32};
 use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::ld_shared_v4_u32;
-use crate::ptx::shuffle::shfl_sync_bfly_b32;
+use crate::ptx::shuffle::{shfl_sync_bfly_add_f32, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x;
 
 /// Dims of a row that a lane holds.
 const DIMS: usize = 16;
 /// Rows of a warp in one step at most.
 pub(crate) const ROWS: u32 = 16;
-const WARPS: u32 = QUANTIZE_THREADS as u32 / 32;
+const WARPS: usize = QUANTIZE_THREADS / 32;
 
 /// Where a tile goes.
 pub(crate) struct Output {
@@ -42,6 +42,10 @@ struct Place {
     lanes: u32,
     /// The lane's number among them.
     lane: u32,
+    /// Rows of a warp in one step.
+    rows: u32,
+    /// The lane's row among these.
+    row: u32,
     /// First of the lane's dims; idle lanes repeat the last ones.
     dim: u32,
     /// Whether the lane has dims of its own.
@@ -54,28 +58,27 @@ impl Place {
         let sixteens = head_dim / DIMS as u32;
         let lanes = sixteens.next_power_of_two();
         let lane = tid_x() & (lanes - 1);
-        Self { lanes, lane, dim: DIMS as u32 * lane.min(sixteens - 1), has: lane < sixteens }
+        let log = lanes.trailing_zeros();
+        let (rows, row) = (32 >> log, tid_x() % 32 >> log);
+        Self { lanes, lane, rows, row, dim: DIMS as u32 * lane.min(sixteens - 1), has: lane < sixteens }
     }
 
     /// The largest of a value over the lanes that share a row; all of them get it.
     #[inline(always)]
     unsafe fn max(&self, mut value: f32) -> f32 {
-        let mut mask = self.lanes / 2;
-        while mask > 0 {
-            value = value.max(f32::from_bits(unsafe { shfl_sync_bfly_b32(value.to_bits(), mask) }));
-            mask /= 2;
-        }
+        unroll!(1..5, |step| {
+            // halves of the row's lanes, and in the end none: the lane meets itself
+            value = value.max(f32::from_bits(unsafe { shfl_sync_bfly_b32(value.to_bits(), self.lanes >> step) }));
+        });
         value
     }
 
     /// The sum of a value over the lanes that share a row; all of them get it.
     #[inline(always)]
     unsafe fn sum(&self, mut value: f32) -> f32 {
-        let mut mask = self.lanes / 2;
-        while mask > 0 {
-            value += f32::from_bits(unsafe { shfl_sync_bfly_b32(value.to_bits(), mask) });
-            mask /= 2;
-        }
+        unroll!(1..5, |step| {
+            value = unsafe { shfl_sync_bfly_add_f32(value, self.lanes >> step) };
+        });
         value
     }
 }
@@ -93,19 +96,20 @@ unsafe fn lane_mean<const KEYS: bool>(place: &Place, mean: *const f32) -> [f32; 
     out
 }
 
-/// Quantizes a tile: of K (centred, packed, padded) where `KEYS`, else of Q (row-major). `ready` waits for the head's means
-/// and for the tile.
+/// Quantizes a tile: of K (centred, packed, padded) where `KEYS`, else of Q (row-major).
 #[inline(always)]
 pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(tile: &Tile, mean: *const f32, out: &Output) {
     unsafe {
         let place = Place::new(out.head_dim);
         let mean = lane_mean::<KEYS>(&place, mean);
-        let rows = 32 / place.lanes;
-        let mut first = tid_x() / 32 * rows;
-        while first < tile.padded {
-            let row = first + tid_x() % 32 / place.lanes;
-            quantize_row::<E, KEYS>(&place, tile, row, &mean, out);
-            first += WARPS * rows;
+        // each warp has rows of its own that follow one another; they are all of one packed block
+        let each = (tile_tokens(out.head_dim as usize, E::BYTES) / WARPS) as u32;
+        let first = tid_x() / 32 * each;
+        let end = (first + each).min(tile.padded);
+        let mut row = first;
+        while row < end {
+            quantize_row::<E, KEYS>(&place, tile, row + place.row, &mean, out);
+            row += place.rows;
         }
     }
 }
@@ -127,28 +131,29 @@ unsafe fn quantize_row<E: Element, const KEYS: bool>(
         });
         let scale = round_up(scale(place.max(largest), fma_rn_f32), out.scale_beyond);
         let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
+        // the padding of K is zeros
+        let or_zero = |x: f32| if KEYS { f32::from_bits(selp_b32(inside, x.to_bits(), 0)) } else { x };
+        let (scale, inverse) = (or_zero(scale), or_zero(inverse));
         let mut words = [0; DIMS / 4];
         unroll!(0..DIMS / 4, |i| {
-            let word = quantize4::<E>([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]], inverse);
-            words[i] = if KEYS { selp_b32(inside, word, 0) } else { word };
+            words[i] = quantize4::<E>([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]], inverse);
         });
-        let token = (tile.first + row) as usize;
-        let (dim, head_dim) = (place.dim as usize, out.head_dim as usize);
-        let offset = if KEYS {
-            token / KV_BLOCK * block_bytes(head_dim) + k_offset(token % KV_BLOCK, dim)
+        let token = tile.first + row;
+        let to = if KEYS {
+            let block = (token / KV_BLOCK as u32) as usize * block_bytes(out.head_dim as usize);
+            out.bytes.wrapping_add(block + k_offset(token as usize % KV_BLOCK, place.dim as usize))
         } else {
-            token * head_dim + dim
+            out.bytes.wrapping_add(token as usize * out.head_dim as usize + place.dim as usize)
         };
-        st_global_v4_u32(place.has & (KEYS | inside), out.bytes.wrapping_add(offset), words);
-        let scale = if KEYS { f32::from_bits(selp_b32(inside, scale.to_bits(), 0)) } else { scale };
+        st_global_v4_u32(place.has & (KEYS | inside), to, words);
         let first_lane = (place.lane == 0) & (KEYS | inside);
-        st_global_f32(first_lane, out.scale.wrapping_add(token), [scale]);
+        st_global_f32(first_lane, out.scale.wrapping_add(token as usize), [scale]);
         if !KEYS && !out.bias.is_null() {
             let mut bias = 0.0_f32;
             unroll!(0..DIMS, |i| {
                 bias = fma_rn_f32(x[i], mean[i], bias);
             });
-            st_global_f32(first_lane, out.bias.wrapping_add(token), [place.sum(bias)]);
+            st_global_f32(first_lane, out.bias.wrapping_add(token as usize), [place.sum(bias)]);
         }
     }
 }

@@ -9,7 +9,7 @@ use super::place::slot_key;
 use super::scale::reciprocal;
 use super::tile::{Tile, float_address, tile_address};
 use super::work::div_rem;
-use crate::element::Element;
+use crate::element::{Element, Vector};
 use crate::layout::{KV_BLOCK, ROW_BYTES, V_PANELS, block_bytes, swizzle};
 use crate::ptx::global::{ld_global_f32, st_global_v2_u32};
 use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
@@ -37,15 +37,38 @@ pub(crate) unsafe fn load_channels(mean: *const f32, scale: *const f32, head_dim
 /// Quantizes and packs a tile of V; `out` is the head's bytes.
 #[inline(always)]
 pub(crate) unsafe fn quantize<E: Element>(tile: &Tile, head_dim: u32, out: *mut u8) {
-    // a warp's unit: 32 keys of 32 dims
+    // a warp's unit: 32 keys of 32 dims; the next is as many units on as there are warps
     let groups = head_dim / 32;
-    let units = tile.padded / ROW_BYTES as u32 * groups;
-    let mut unit = tid_x() / 32;
-    while unit < units {
-        let (panel, group) = div_rem(unit, groups);
+    let (panels_on, groups_on) = div_rem(WARPS, groups);
+    let (mut panel, mut group) = div_rem(tid_x() / 32, groups);
+    while panel < tile.padded / ROW_BYTES as u32 {
         unsafe { quantize_unit::<E>(tile, panel, 32 * group, head_dim, out) };
-        unit += WARPS;
+        (panel, group) = (panel + panels_on, group + groups_on);
+        if group >= groups {
+            (panel, group) = (panel + 1, group - groups);
+        }
     }
+}
+
+/// The lane's vectors of its eight keys.
+#[inline(always)]
+unsafe fn load_keys<E: Element>(first_row: u32, octet: u32, row_bytes: u32, byte: u32) -> [Vector; 8] {
+    let even = tile_address(first_row + slot_key(octet, 0), row_bytes, byte);
+    let odd = tile_address(first_row + slot_key(octet, 1), row_bytes, byte);
+    let mut keys = [[0; 4]; 8];
+    unroll!(0..8, |i| {
+        // the keys of an octet are two neighbours, and these again 2, 8 and 10 rows on: no bit that `tile_address` looks at
+        let at = if i % 2 == 0 { even } else { odd } + (slot_key(0, i) - slot_key(0, i % 2)) * row_bytes;
+        keys[i] = unsafe {
+            if E::BYTES == 4 {
+                ld_shared_v4_u32(at)
+            } else {
+                let low = ld_shared_v2_u32(at);
+                [low[0], low[1], 0, 0]
+            }
+        };
+    });
+    keys
 }
 
 #[inline(always)]
@@ -53,16 +76,7 @@ unsafe fn quantize_unit<E: Element>(tile: &Tile, panel: u32, first_dim: u32, hea
     unsafe {
         let (octet, dim) = (tid_x() % 4, first_dim + DIMS as u32 * (tid_x() % 32 / 4));
         let row = panel * ROW_BYTES as u32;
-        let mut keys = [[0; 4]; 8];
-        unroll!(0..8, |i| {
-            let at = tile_address(row + slot_key(octet, i), head_dim * E::BYTES as u32, dim * E::BYTES as u32);
-            keys[i] = if E::BYTES == 4 {
-                ld_shared_v4_u32(at)
-            } else {
-                let low = ld_shared_v2_u32(at);
-                [low[0], low[1], 0, 0]
-            };
-        });
+        let keys = load_keys::<E>(row, octet, head_dim * E::BYTES as u32, dim * E::BYTES as u32);
         let mean = ld_shared_v4_f32(float_address(dim));
         let inverse = ld_shared_v4_f32(float_address(head_dim + dim));
         let masks = masks(row, octet, tile.count);
@@ -72,12 +86,13 @@ unsafe fn quantize_unit<E: Element>(tile: &Tile, panel: u32, first_dim: u32, hea
         let panel_bytes = head_dim as usize * ROW_BYTES;
         let panel = (token / ROW_BYTES as u32) as usize % V_PANELS;
         let to = out.wrapping_add(block * block_bytes(head_dim as usize) + panel * panel_bytes);
+        let to = to.wrapping_add(swizzle(dim as usize, 8 * octet as usize));
         unroll!(0..DIMS, |i| {
             let x = |key: usize| E::get(&keys[key], i) - mean[i];
             let low = quantize4::<E>([x(0), x(1), x(2), x(3)], inverse[i]) & masks[0];
             let high = quantize4::<E>([x(4), x(5), x(6), x(7)], inverse[i]) & masks[1];
-            let offset = swizzle(dim as usize + i, 8 * octet as usize);
-            st_global_v2_u32(true, to.wrapping_add(offset), [low, high]);
+            // four rows from a multiple of four are swizzled alike
+            st_global_v2_u32(true, to.wrapping_add(i * ROW_BYTES), [low, high]);
         });
     }
 }
