@@ -12,8 +12,7 @@ use crate::ptx::shared::{ld_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{bar_sync, ctaid_x, tid_x};
 use crate::quantize::launch::{TOKENS, shared_bytes, threads};
 use crate::quantize::pack::dequantize4;
-use crate::quantize::place::{ByChannel, ByToken, spread};
-use crate::quantize::work::div_rem;
+use crate::quantize::place::{ByChannel, ByToken, div_rem, spread};
 use crate::smem;
 
 /// `operand`: row-major, one scale a token.

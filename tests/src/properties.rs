@@ -12,7 +12,7 @@ pub use int_flash_attention::Operand;
 ///
 /// Implementations surround every output with guard bytes and fail where one of them, or a gap between rows, changed.
 pub trait Kernels {
-    /// `kv_stats`, `kv_stats_finish`, `quantize`.
+    /// `quantize`.
     ///
     /// # Errors
     ///

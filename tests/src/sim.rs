@@ -173,13 +173,13 @@ impl Kernels for Simulator {
         let (q_out, k_out, v_out) =
             (bytes(q_shape.elements()), bytes(blocks * block_bytes(d)), bytes(blocks * block_bytes(d)));
         let (seqlen_q, seqlen_kv) = (u32::try_from(problem.seqlen_q)?, u32::try_from(problem.seqlen_kv)?);
-        let (heads_q, heads_kv) = (u32::try_from(problem.heads_q)?, u32::try_from(problem.heads_kv)?);
+        let heads_q = u32::try_from(problem.heads_q)?;
         memory.write(workspace, &vec![0_u32; quantization::counters(heads)])?;
 
         let name = format!("quantize_{dtype}");
         let at = Grid {
             kernel: &name,
-            grid: [work.ctas(), 1, 1],
+            grid: work.grid(),
             threads: quantization::QUANTIZE_THREADS,
             shared: quantization::quantize_shared_bytes(d),
         };
@@ -191,7 +191,7 @@ impl Kernels for Simulator {
         let bias = if smooth { q_bias } else { DevPtr::NULL };
         let pointers = [k_mean, v_mean, v_scale, k_scale_max, q_out, q_scale, bias, k_out, k_scale, v_out, workspace];
         args.extend(pointers.map(Arg::from));
-        args.extend([seqlen_q, seqlen_kv, heads_q, heads_kv, d as u32, flags].map(Arg::U32));
+        args.extend([seqlen_q, seqlen_kv, heads_q, d as u32, flags].map(Arg::U32));
         args.extend(work.parameters().map(Arg::U32));
         self.launch("quantize", &at, &args, &memory)?;
 

@@ -211,7 +211,7 @@ struct Pass {
     /// Elements of the workspace.
     workspace: usize,
     /// The parameters after the addresses.
-    sizes: [u64; 6],
+    sizes: [u64; 5],
     work: Work,
 }
 
@@ -243,8 +243,8 @@ impl Pass {
             None => 0,
         };
         let (threads, shared) = (launch::QUANTIZE_THREADS, launch::quantize_shared_bytes(d));
-        let kernel = gpu.kernel(QUANTIZE, entry, [work.ctas(), 1, 1], threads, shared)?;
-        let sizes = [seqlen_q, seqlen_kv, heads_q, heads_kv, d].map(|size| size as u64);
+        let kernel = gpu.kernel(QUANTIZE, entry, work.grid(), threads, shared)?;
+        let sizes = [seqlen_q, seqlen_kv, heads_q, d].map(|size| size as u64);
         let unused = TensorLayout::bhnd(problem.q_shape());
         let (q, (k, v)) = (q.unwrap_or(unused), kv.unwrap_or((unused, unused)));
         Ok(Self {
@@ -259,7 +259,7 @@ impl Pass {
             k_strides: strides(&k),
             v_strides: strides(&v),
             workspace,
-            sizes: [sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], flags(problem.scheme)],
+            sizes: [sizes[0], sizes[1], sizes[2], sizes[3], flags(problem.scheme)],
             work,
         })
     }
@@ -298,14 +298,15 @@ impl Pass {
         kv: &KvOut,
     ) -> Result<()> {
         let ([qb, qh, qn], [kb, kh, kn], [vb, vh, vn]) = (self.q_strides, self.k_strides, self.v_strides);
-        let [seqlen_q, seqlen_kv, heads_q, heads_kv, head_dim, flags] = self.sizes;
-        let [heads, stats, keys, queries, lead] = self.work.parameters().map(u64::from);
+        let [seqlen_q, seqlen_kv, heads_q, head_dim, flags] = self.sizes;
+        let [w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13] = self.work.parameters().map(u64::from);
         #[rustfmt::skip]
         let arguments = [
             q, qb, qh, qn, k, kb, kh, kn, v, vb, vh, vn,
             kv.k_mean, kv.v_mean, kv.v_scale, kv.k_scale_max,
             q_out, q_scale, q_bias, kv.k, kv.k_scale, kv.v, workspace,
-            seqlen_q, seqlen_kv, heads_q, heads_kv, head_dim, flags, heads, stats, keys, queries, lead,
+            seqlen_q, seqlen_kv, heads_q, head_dim, flags,
+            w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13,
         ];
         // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points". The tensors' spans and the arrays'
         // lengths have been checked; an operand without CTAs is not touched. The workspace begins with the counters.

@@ -1,15 +1,15 @@
 //! The entry points: arguments to CTAs' work (docs/kernel-abi.md, "Entry points").
 
-use super::launch::{SLICE_BYTES, counters, tile_tokens};
+use super::launch::{counters, tile_tokens};
 use super::scale::BEYOND_10_BITS;
 use super::tile::{Tile, await_copies, float_address};
-use super::work::{Item, Work, div_rem};
+use super::work::{Divisor, Item, Work};
 use super::{stats, tokens, values};
 use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::layout::{KV_BLOCK, STATS_CHUNK, block_bytes, kv_blocks};
-use crate::ptx::order::{atom_relaxed_gpu_add_u32, fence_acq_rel_gpu, ld_relaxed_gpu_u32};
+use crate::ptx::order::{atom_acq_rel_gpu_add_u32, ld_acquire_gpu_u32};
 use crate::ptx::shared::{ld_shared_u32, st_shared_f32};
-use crate::ptx::special::{bar_sync, ctaid_x, tid_x};
+use crate::ptx::special::{bar_sync, ctaid_x, ctaid_y, ctaid_z, tid_x};
 
 /// `flags`: take the mean out of K.
 const SMOOTH_K: u32 = 1;
@@ -30,10 +30,9 @@ struct Tensor {
 }
 
 impl Tensor {
-    /// The rows of head `head` (counted over all batches) of `heads` a batch.
+    /// The rows of a head.
     #[inline(always)]
-    fn rows<E: Element>(&self, head: u32, heads: u32) -> Rows {
-        let (batch, head) = div_rem(head, heads);
+    fn rows<E: Element>(&self, (batch, head): (u32, u32)) -> Rows {
         Rows::new::<E>(self.data.cast_mut(), batch, self.stride_b, head, self.stride_h, self.stride_n)
     }
 }
@@ -58,7 +57,6 @@ struct Quantize {
     seqlen_q: u32,
     seqlen_kv: u32,
     heads_q: u32,
-    heads_kv: u32,
     head_dim: u32,
     flags: u32,
     work: Work,
@@ -104,10 +102,9 @@ impl Quantize {
     #[inline(always)]
     unsafe fn stats<E: Element>(&self, head: u32, index: u32) {
         unsafe {
-            let slices = (self.head_dim * E::BYTES as u32) / SLICE_BYTES as u32;
-            let (rest, slice) = div_rem(index, slices);
+            let (rest, slice) = self.work.slices.div_rem(index);
             let (chunk, is_v) = (rest / 2, rest % 2 == 1);
-            let rows = if is_v { self.v } else { self.k }.rows::<E>(head, self.heads_kv);
+            let rows = if is_v { self.v } else { self.k }.rows::<E>(self.work.heads_kv.div_rem(head));
             let to = self.partial(head).wrapping_add(rest as usize * (stats::KINDS * self.head_dim) as usize);
             stats::slice::<E>(&rows, chunk * STATS_CHUNK as u32, self.seqlen_kv, slice, self.head_dim, to);
             if self.count(head) == self.work.stats - 1 {
@@ -124,9 +121,7 @@ impl Quantize {
         unsafe {
             bar_sync();
             if tid_x() == 0 {
-                fence_acq_rel_gpu();
-                let before = atom_relaxed_gpu_add_u32(self.counter(head), 1);
-                fence_acq_rel_gpu();
+                let before = atom_acq_rel_gpu_add_u32(self.counter(head), 1);
                 st_shared_f32(float_address(0), f32::from_bits(before));
             }
             bar_sync();
@@ -160,8 +155,7 @@ impl Quantize {
         unsafe {
             if self.work.stats > 0 {
                 if tid_x() == 0 {
-                    while ld_relaxed_gpu_u32(self.counter(head)) <= self.work.stats {}
-                    fence_acq_rel_gpu();
+                    while ld_acquire_gpu_u32(self.counter(head)) <= self.work.stats {}
                 }
                 bar_sync();
             }
@@ -174,7 +168,7 @@ impl Quantize {
         let tokens = self.tile_tokens::<E>();
         let padded = self.seqlen_kv.next_multiple_of(KV_BLOCK as u32);
         let tile = Tile::new(index * tokens, tokens, self.seqlen_kv, padded);
-        unsafe { tile.load_rows::<E>(&from.rows::<E>(head, self.heads_kv), self.row_vectors::<E>()) };
+        unsafe { tile.load_rows::<E>(&from.rows::<E>(self.work.heads_kv.div_rem(head)), self.row_vectors::<E>()) };
         tile
     }
 
@@ -213,12 +207,13 @@ impl Quantize {
     unsafe fn queries<E: Element>(&self, head_kv: u32, index: u32) {
         unsafe {
             let tokens = self.tile_tokens::<E>();
-            let (of_group, index) = div_rem(index, div_rem(self.seqlen_q - 1, tokens).0 + 1);
-            let (batch, head) = div_rem(head_kv, self.heads_kv);
-            let head = batch * self.heads_q + head * div_rem(self.heads_q, self.heads_kv).0 + of_group;
+            let (of_group, index) = self.work.queries.div_rem(index);
+            let (batch, of_batch) = self.work.heads_kv.div_rem(head_kv);
+            let of_batch = of_batch * self.work.group + of_group;
+            let head = batch * self.heads_q + of_batch;
             let padded = self.seqlen_q.next_multiple_of(tokens::ROWS);
             let tile = Tile::new(index * tokens, tokens, self.seqlen_q, padded);
-            tile.load_rows::<E>(&self.q.rows::<E>(head, self.heads_q), self.row_vectors::<E>());
+            tile.load_rows::<E>(&self.q.rows::<E>((batch, of_batch)), self.row_vectors::<E>());
             self.await_stats(head_kv);
             await_copies();
             let row = head as usize * self.seqlen_q as usize;
@@ -237,7 +232,10 @@ impl Quantize {
 #[inline(always)]
 unsafe fn quantize<E: Element>(args: &Quantize) {
     unsafe {
-        let (item, head, index) = args.work.item(ctaid_x());
+        let (item, head, index) = args.work.item([ctaid_x(), ctaid_y(), ctaid_z()]);
+        if head >= args.work.heads {
+            return;
+        }
         match item {
             Item::Stats => args.stats::<E>(head, index),
             Item::KeysValues if index % 2 == 0 => args.keys::<E>(head, index / 2),
@@ -282,22 +280,35 @@ macro_rules! entries {
             seqlen_q: u32,
             seqlen_kv: u32,
             heads_q: u32,
-            heads_kv: u32,
             head_dim: u32,
             flags: u32,
             heads: u32,
+            lead: u32,
             stats: u32,
             keys: u32,
+            group: u32,
             queries: u32,
-            lead: u32,
+            queries_magic: u32,
+            queries_shift: u32,
+            heads_kv: u32,
+            heads_kv_magic: u32,
+            heads_kv_shift: u32,
+            slices: u32,
+            slices_magic: u32,
+            slices_shift: u32,
         ) {
             let q = Tensor { data: q, stride_b: q_stride_b, stride_h: q_stride_h, stride_n: q_stride_n };
             let k = Tensor { data: k, stride_b: k_stride_b, stride_h: k_stride_h, stride_n: k_stride_n };
             let v = Tensor { data: v, stride_b: v_stride_b, stride_h: v_stride_h, stride_n: v_stride_n };
             let args = Quantize {
                 q, k, v, k_mean, v_mean, v_scale, k_scale_max, q_out, q_scale, q_bias, k_out, k_scale, v_out, workspace,
-                seqlen_q, seqlen_kv, heads_q, heads_kv, head_dim, flags,
-                work: Work { heads, stats, keys, queries, lead },
+                seqlen_q, seqlen_kv, heads_q, head_dim, flags,
+                work: Work {
+                    heads, lead, stats, keys, group,
+                    queries: Divisor { value: queries, magic: queries_magic, shift: queries_shift },
+                    heads_kv: Divisor { value: heads_kv, magic: heads_kv_magic, shift: heads_kv_shift },
+                    slices: Divisor { value: slices, magic: slices_magic, shift: slices_shift },
+                },
             };
             unsafe { quantize::<$element>(&args) }
         }

@@ -27,7 +27,7 @@ pub const BOUNDS: &[Bounds] = &[
 ];
 
 /// Threads of a CTA of `quantize_*`.
-pub const QUANTIZE_THREADS: usize = 256;
+pub const QUANTIZE_THREADS: usize = 128;
 /// CTAs of `quantize_*` that an SM's registers hold.
 pub const QUANTIZE_CTAS: usize = 4;
 
@@ -94,12 +94,12 @@ pub const fn token_blocks(batch: usize, heads: usize, seqlen: usize) -> Option<u
 }
 
 /// Largest x of a grid (CUDA programming guide, technical specifications per compute capability).
-pub(super) const MAX_GRID: u32 = i32::MAX as u32;
+pub(super) const MAX_GRID: usize = i32::MAX as usize;
 
 const fn grid(batch: usize, heads: usize, each: usize) -> Option<u32> {
     match batch.checked_mul(heads) {
         Some(all_heads) => match all_heads.checked_mul(each) {
-            Some(blocks) if blocks <= MAX_GRID as usize => Some(blocks as u32),
+            Some(blocks) if blocks <= MAX_GRID => Some(blocks as u32),
             _ => None,
         },
         None => None,

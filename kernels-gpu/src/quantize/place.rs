@@ -14,6 +14,14 @@ use core::marker::PhantomData;
 /// Dims of a row that a lane holds.
 const DIMS: usize = 8;
 
+/// Quotient and remainder by a divisor that is not 0.
+#[inline(always)]
+pub(crate) fn div_rem(a: u32, b: u32) -> (u32, u32) {
+    // SAFETY: heads, blocks and groups of dims are counted from 1 (docs/kernel-abi.md); a check would need a panic.
+    unsafe { core::hint::assert_unchecked(b != 0) };
+    (a / b, a % b)
+}
+
 /// The way of Q and K: neighbouring lanes take neighbouring vectors of a row, a warp takes a run of whole rows.
 pub(crate) struct ByToken<E> {
     /// Lanes that share a row, each with eight dims of it: a power of two, for the reduction.

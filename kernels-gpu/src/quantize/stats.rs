@@ -22,6 +22,8 @@ pub(crate) const KINDS: u32 = 3;
 /// Words of a row that a CTA takes.
 const WORDS: u32 = SLICE_BYTES as u32 / 4;
 
+const _: () = assert!(QUANTIZE_THREADS == STATS_LANES * WORDS as usize);
+
 /// A thread's accumulators: the channels of one word.
 struct Columns {
     sum: [f32; 2],
@@ -57,18 +59,14 @@ pub(crate) unsafe fn slice<E: Element>(
         await_copies();
         let mut columns = Columns { sum: [0.0; 2], min: E::INFINITIES[0], max: E::INFINITIES[1] };
         let (lane, word) = (tid_x() / WORDS, tid_x() % WORDS);
-        if lane < STATS_LANES as u32 {
-            columns_of::<E>(&mut columns, tile.count, lane, word);
-        }
+        columns_of::<E>(&mut columns, tile.count, lane, word);
         bar_sync();
-        if lane < STATS_LANES as u32 {
-            unroll!(0..E::IN_WORD, |i| {
-                let at = |kind| accumulator::<E>(kind, lane, word * E::IN_WORD as u32 + i as u32);
-                st_shared_f32(at(0), columns.sum[i]);
-                st_shared_f32(at(1), E::get(&[columns.min; 4], i));
-                st_shared_f32(at(2), E::get(&[columns.max; 4], i));
-            });
-        }
+        unroll!(0..E::IN_WORD, |i| {
+            let at = |kind| accumulator::<E>(kind, lane, word * E::IN_WORD as u32 + i as u32);
+            st_shared_f32(at(0), columns.sum[i]);
+            st_shared_f32(at(1), E::get(&[columns.min; 4], i));
+            st_shared_f32(at(2), E::get(&[columns.max; 4], i));
+        });
         bar_sync();
         let channels = WORDS * E::IN_WORD as u32;
         let (kind, channel) = (tid_x() / channels, tid_x() % channels);

@@ -106,11 +106,11 @@ pub(crate) fn tile_address(row: u32, row_bytes: u32, byte: u32) -> u32 {
     smem::base() + row * row_bytes + (byte ^ ((row ^ byte >> 7) & 1) << 4 ^ (row & fours(row_bytes)) << 3)
 }
 
-/// The bit of a row's number that exchanges 32 bytes. The rows that a thread copies agree in it, but for rows so long that
-/// all threads take four at a time.
+/// The bit of a row's number that exchanges 32 bytes, for rows of which all threads copy at least eight at a time: those that
+/// one thread copies then agree in it, and their places are evenly spaced.
 #[inline(always)]
 fn fours(row_bytes: u32) -> u32 {
-    if row_bytes < 16 * QUANTIZE_THREADS as u32 / 4 { 4 } else { 0 }
+    if row_bytes <= 16 * QUANTIZE_THREADS as u32 / 8 { 4 } else { 0 }
 }
 
 /// Shared address of float `index` behind the tile.

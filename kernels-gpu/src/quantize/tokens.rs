@@ -66,19 +66,25 @@ impl Place {
     /// The largest of a value over the lanes that share a row; all of them get it.
     #[inline(always)]
     unsafe fn max(&self, mut value: f32) -> f32 {
-        unroll!(1..5, |step| {
+        let mut meet = |step| {
             // halves of the row's lanes, and in the end none: the lane meets itself
             value = value.max(f32::from_bits(unsafe { shfl_sync_bfly_b32(value.to_bits(), self.lanes >> step) }));
-        });
+        };
+        (meet(1), meet(2));
+        if self.lanes > 4 {
+            (meet(3), meet(4));
+        }
         value
     }
 
     /// The sum of a value over the lanes that share a row; all of them get it.
     #[inline(always)]
     unsafe fn sum(&self, mut value: f32) -> f32 {
-        unroll!(1..5, |step| {
-            value = unsafe { shfl_sync_bfly_add_f32(value, self.lanes >> step) };
-        });
+        let mut meet = |step| value = unsafe { shfl_sync_bfly_add_f32(value, self.lanes >> step) };
+        (meet(1), meet(2));
+        if self.lanes > 4 {
+            (meet(3), meet(4));
+        }
         value
     }
 }

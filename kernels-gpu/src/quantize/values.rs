@@ -5,10 +5,9 @@
 
 use super::launch::QUANTIZE_THREADS;
 use super::pack::quantize4;
-use super::place::slot_key;
+use super::place::{div_rem, slot_key};
 use super::scale::reciprocal;
 use super::tile::{Tile, float_address, tile_address};
-use super::work::div_rem;
 use crate::element::{Element, Vector};
 use crate::layout::{KV_BLOCK, ROW_BYTES, V_PANELS, block_bytes, swizzle};
 use crate::ptx::global::{ld_global_f32, st_global_v2_u32};
@@ -24,13 +23,14 @@ const WARPS: u32 = QUANTIZE_THREADS as u32 / 32;
 /// Means and reciprocals of the scales to shared memory, behind the tile; a barrier must follow.
 #[inline(always)]
 pub(crate) unsafe fn load_channels(mean: *const f32, scale: *const f32, head_dim: u32) {
-    let channel = tid_x();
-    if channel < head_dim {
+    let mut channel = tid_x();
+    while channel < head_dim {
         unsafe {
             let scale = ld_global_f32(scale.wrapping_add(channel as usize));
             st_shared_f32(float_address(channel), ld_global_f32(mean.wrapping_add(channel as usize)));
             st_shared_f32(float_address(head_dim + channel), reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32));
         }
+        channel += QUANTIZE_THREADS as u32;
     }
 }
 
