@@ -159,7 +159,7 @@ impl Kernels for Simulator {
         let overflow = || format!("the grid overflows for {problem:?}");
         let shape = quantization_shape(problem, dtype);
         let work = Work::new(&shape, true, true, RESIDENT).with_context(overflow)?;
-        let workspace_len = quantization::workspace_len(problem.batch, problem.heads_kv, problem.seqlen_kv, d);
+        let workspace_len = quantization::workspace_len(problem.batch, problem.heads_kv, problem.seqlen_kv, d, dtype.size());
 
         let mut memory = Memory::new();
         let [q_in, k_in, v_in] = [q, k, v].map(|tensor| upload(&mut memory, tensor));
@@ -174,7 +174,7 @@ impl Kernels for Simulator {
             (bytes(q_shape.elements()), bytes(blocks * block_bytes(d)), bytes(blocks * block_bytes(d)));
         let (seqlen_q, seqlen_kv) = (u32::try_from(problem.seqlen_q)?, u32::try_from(problem.seqlen_kv)?);
         let heads_q = u32::try_from(problem.heads_q)?;
-        memory.write(workspace, &vec![0_u32; quantization::counters(heads)])?;
+        memory.write(workspace, &vec![0_u32; quantization::counters(heads, work.slices.value as usize)])?;
 
         let name = format!("quantize_{dtype}");
         let at = Grid {

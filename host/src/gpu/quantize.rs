@@ -239,7 +239,7 @@ impl Pass {
         let resident = gpu.multiprocessors()? * launch::QUANTIZE_CTAS;
         let work = Work::new(&shape, q.is_some(), kv.is_some(), resident).ok_or_else(overflow)?;
         let workspace = match kv {
-            Some(_) => launch::workspace_len(batch, heads_kv, seqlen_kv, d).ok_or_else(overflow)?,
+            Some(_) => launch::workspace_len(batch, heads_kv, seqlen_kv, d, dtype.size()).ok_or_else(overflow)?,
             None => 0,
         };
         let (threads, shared) = (launch::QUANTIZE_THREADS, launch::quantize_shared_bytes(d));
@@ -312,7 +312,7 @@ impl Pass {
         // lengths have been checked; an operand without CTAs is not touched. The workspace begins with the counters.
         unsafe {
             if self.workspace > 0 {
-                let counters = launch::counters(self.work.heads as usize);
+                let counters = launch::counters(self.work.heads() as usize, self.work.slices.value as usize);
                 gpu.bind()?.fill_async(workspace, 0, size_of::<f32>() * counters, stream.handle())?;
             }
             gpu.launch(&self.kernel, stream, arguments)

@@ -26,3 +26,14 @@ pub unsafe fn ld_acquire_gpu_u32(address: *const u32) -> u32 {
     unsafe { asm!("ld.acquire.gpu.global.u32 {}, [{}];", out(reg32) d, in(reg64) address, options(nostack)) }
     d
 }
+
+/// Replaces a number in global memory by the larger of it and `value` (`red.relaxed.gpu.max`).
+///
+/// # Safety
+/// `address` is 4-byte aligned global memory that is only accessed so until a counter says that it is done.
+#[inline(always)]
+pub unsafe fn red_relaxed_gpu_max_u32(address: *mut u32, value: u32) {
+    unsafe {
+        asm!("red.relaxed.gpu.global.max.u32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack));
+    }
+}

@@ -1,13 +1,14 @@
 //! The entry points: arguments to CTAs' work (docs/kernel-abi.md, "Entry points").
 
-use super::launch::{counters, tile_tokens};
+use super::launch::{QUANTIZE_THREADS, counters, operand_counters, tile_tokens};
 use super::scale::BEYOND_10_BITS;
 use super::tile::{Tile, await_copies, float_address};
 use super::work::{Divisor, Item, Work};
 use super::{stats, tokens, values};
 use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::layout::{KV_BLOCK, STATS_CHUNK, block_bytes, kv_blocks};
-use crate::ptx::order::{atom_acq_rel_gpu_add_u32, ld_acquire_gpu_u32};
+use crate::ptx::global::{ld_global_f32, st_global_f32};
+use crate::ptx::order::{atom_acq_rel_gpu_add_u32, ld_acquire_gpu_u32, red_relaxed_gpu_max_u32};
 use crate::ptx::shared::{ld_shared_u32, st_shared_f32};
 use crate::ptx::special::{bar_sync, ctaid_x, ctaid_y, ctaid_z, tid_x};
 
@@ -63,18 +64,25 @@ struct Quantize {
 }
 
 impl Quantize {
-    /// The counter of a head of K and V: its statistics that are done, and one more when they have been added up.
+    /// An operand's counters: slices done, bits of the largest `amax`, and for each slice the chunks done.
     #[inline(always)]
-    fn counter(&self, head: u32) -> *mut u32 {
-        self.workspace.wrapping_add(head as usize).cast()
+    fn counters(&self, operand: u32) -> *mut u32 {
+        let each = operand_counters(self.work.slices.value as usize) as u32;
+        self.workspace.wrapping_add(operand as usize * each as usize).cast()
     }
 
-    /// The head's partial statistics.
+    /// The partial statistics of a chunk of a slice of an operand.
     #[inline(always)]
-    fn partial(&self, head: u32) -> *mut f32 {
-        let chunks = self.seqlen_kv.div_ceil(STATS_CHUNK as u32) as usize;
-        let each = chunks * 2 * (stats::KINDS * self.head_dim) as usize;
-        self.workspace.wrapping_add(counters(self.work.heads as usize) + head as usize * each)
+    fn partial<E: Element>(&self, operand: u32, slice: u32, chunk: u32) -> *mut f32 {
+        let slices = self.work.slices.value;
+        let (chunks, in_chunk) = (self.chunks() as usize, (stats::KINDS * stats::channels::<E>()) as usize);
+        let before = (operand as usize * slices as usize + slice as usize) * chunks + chunk as usize;
+        self.workspace.wrapping_add(counters(self.work.heads() as usize, slices as usize) + before * in_chunk)
+    }
+
+    #[inline(always)]
+    fn chunks(&self) -> u32 {
+        self.seqlen_kv.div_ceil(STATS_CHUNK as u32)
     }
 
     #[inline(always)]
@@ -98,64 +106,61 @@ impl Quantize {
         head as usize * kv_blocks(self.seqlen_kv as usize)
     }
 
-    /// Statistics of a slice; for the last one of a head, those of the head.
+    /// Statistics of a chunk of a slice; the last chunk's CTA adds up the slice, the last slice's finishes the operand.
     #[inline(always)]
-    unsafe fn stats<E: Element>(&self, head: u32, index: u32) {
+    unsafe fn stats<E: Element>(&self, operand: u32, index: u32) {
         unsafe {
-            let (rest, slice) = self.work.slices.div_rem(index);
-            let (chunk, is_v) = (rest / 2, rest % 2 == 1);
+            let (head, is_v) = (operand / 2, operand % 2 == 1);
+            let (chunk, slice) = self.work.slices.div_rem(index);
             let rows = if is_v { self.v } else { self.k }.rows::<E>(self.work.heads_kv.div_rem(head));
-            let to = self.partial(head).wrapping_add(rest as usize * (stats::KINDS * self.head_dim) as usize);
-            stats::slice::<E>(&rows, chunk * STATS_CHUNK as u32, self.seqlen_kv, slice, self.head_dim, to);
-            if self.count(head) == self.work.stats - 1 {
-                self.finish(head);
-                self.count(head);
+            let to = self.partial::<E>(operand, slice, chunk);
+            stats::slice::<E>(&rows, chunk * STATS_CHUNK as u32, self.seqlen_kv, slice, to);
+            let counters = self.counters(operand);
+            if count(counters.wrapping_add(2 + slice as usize), || {}) < self.chunks() - 1 {
+                return;
+            }
+            let first = self.channels(head) + (slice * stats::channels::<E>()) as usize;
+            let one_scale = self.flags & V_SCALE_PER_HEAD != 0;
+            let amax = stats::finish::<E>(&stats::Slice {
+                partial: self.partial::<E>(operand, slice, 0),
+                chunks: self.chunks(),
+                seqlen: self.seqlen_kv,
+                smooth: self.flags & if is_v { SMOOTH_V } else { SMOOTH_K } != 0,
+                mean: if is_v { self.v_mean } else { self.k_mean }.wrapping_add(first),
+                scale: if is_v && !one_scale { self.v_scale.wrapping_add(first) } else { core::ptr::null_mut() },
+            });
+            // magnitudes compare as their bits do
+            let with = || red_relaxed_gpu_max_u32(counters.wrapping_add(1), amax.to_bits());
+            if count(counters, with) == self.work.slices.value - 1 {
+                let scale = self.operand_scale(operand);
+                if !is_v {
+                    st_global_f32(tid_x() == 0, self.k_scale_max.wrapping_add(head as usize), [scale]);
+                } else if one_scale {
+                    let mut channel = tid_x();
+                    while channel < self.head_dim {
+                        st_global_f32(true, self.v_scale.wrapping_add(self.channels(head) + channel as usize), [scale]);
+                        channel += QUANTIZE_THREADS as u32;
+                    }
+                }
             }
         }
     }
 
-    /// Adds one to the head's counter, after everything that the CTA has written; returns what it was, and sees what those
-    /// that counted before have written.
+    /// The scale of the largest `amax` of an operand whose slices are done.
     #[inline(always)]
-    unsafe fn count(&self, head: u32) -> u32 {
-        unsafe {
-            bar_sync();
-            if tid_x() == 0 {
-                let before = atom_acq_rel_gpu_add_u32(self.counter(head), 1);
-                st_shared_f32(float_address(0), f32::from_bits(before));
-            }
-            bar_sync();
-            let before = ld_shared_u32(float_address(0));
-            bar_sync();
-            before
-        }
+    unsafe fn operand_scale(&self, operand: u32) -> f32 {
+        let largest = unsafe { ld_global_f32(self.counters(operand).wrapping_add(1).cast()) };
+        stats::scale_of(largest)
     }
 
-    #[inline(always)]
-    unsafe fn finish(&self, head: u32) {
-        let channels = self.channels(head);
-        let of = stats::Head {
-            partial: self.partial(head),
-            chunks: self.seqlen_kv.div_ceil(STATS_CHUNK as u32),
-            seqlen: self.seqlen_kv,
-            head_dim: self.head_dim,
-            smooth: [self.flags & SMOOTH_K != 0, self.flags & SMOOTH_V != 0],
-            one_scale: self.flags & V_SCALE_PER_HEAD != 0,
-            mean: [self.k_mean.wrapping_add(channels), self.v_mean.wrapping_add(channels)],
-            v_scale: self.v_scale.wrapping_add(channels),
-            k_scale_max: self.k_scale_max.wrapping_add(head as usize),
-        };
-        unsafe { stats::finish(&of) }
-    }
-
-    /// Waits until the head's means and scales are there. Those who write them are in CTAs with smaller numbers, which
+    /// Waits until the operand's means and scales are there. Those who write them are in CTAs with smaller numbers, which
     /// have started and wait for nobody.
     #[inline(always)]
-    unsafe fn await_stats(&self, head: u32) {
+    unsafe fn await_stats(&self, operand: u32) {
         unsafe {
             if self.work.stats > 0 {
                 if tid_x() == 0 {
-                    while ld_acquire_gpu_u32(self.counter(head)) <= self.work.stats {}
+                    while ld_acquire_gpu_u32(self.counters(operand)) < self.work.slices.value {}
                 }
                 bar_sync();
             }
@@ -176,7 +181,7 @@ impl Quantize {
     unsafe fn keys<E: Element>(&self, head: u32, index: u32) {
         unsafe {
             let tile = self.kv_tile::<E>(self.k, head, index);
-            self.await_stats(head);
+            self.await_stats(2 * head);
             await_copies();
             let blocks = self.blocks_before(head);
             let out = tokens::Output {
@@ -194,9 +199,14 @@ impl Quantize {
     unsafe fn values<E: Element>(&self, head: u32, index: u32) {
         unsafe {
             let tile = self.kv_tile::<E>(self.v, head, index);
-            self.await_stats(head);
+            self.await_stats(2 * head + 1);
             let channels = self.channels(head);
-            values::load_channels(self.v_mean.wrapping_add(channels), self.v_scale.wrapping_add(channels), self.head_dim);
+            let one_scale = self.flags & V_SCALE_PER_HEAD != 0;
+            let (mean, scale) = (self.v_mean.wrapping_add(channels), self.v_scale.wrapping_add(channels));
+            values::load_channels(self.head_dim, |channel| {
+                let scale = if one_scale { self.operand_scale(2 * head + 1) } else { ld_global_f32(scale.wrapping_add(channel)) };
+                (ld_global_f32(mean.wrapping_add(channel)), scale)
+            });
             await_copies();
             let out = self.v_out.wrapping_add(self.blocks_before(head) * block_bytes(self.head_dim as usize));
             values::quantize::<E>(&tile, self.head_dim, out);
@@ -208,13 +218,16 @@ impl Quantize {
         unsafe {
             let tokens = self.tile_tokens::<E>();
             let (of_group, index) = self.work.queries.div_rem(index);
+            if of_group >= self.work.group {
+                return;
+            }
             let (batch, of_batch) = self.work.heads_kv.div_rem(head_kv);
             let of_batch = of_batch * self.work.group + of_group;
             let head = batch * self.heads_q + of_batch;
             let padded = self.seqlen_q.next_multiple_of(tokens::ROWS);
             let tile = Tile::new(index * tokens, tokens, self.seqlen_q, padded);
             tile.load_rows::<E>(&self.q.rows::<E>((batch, of_batch)), self.row_vectors::<E>());
-            self.await_stats(head_kv);
+            self.await_stats(2 * head_kv);
             await_copies();
             let row = head as usize * self.seqlen_q as usize;
             let out = tokens::Output {
@@ -229,18 +242,36 @@ impl Quantize {
     }
 }
 
+/// Adds one to a counter, after everything that the CTA has written; returns what it was, and sees what those that counted
+/// before have written. Thread 0 does `with` at the same time: next to a barrier there is one branch at most, as the compiler
+/// would give each side of a second one a barrier of its own.
+#[inline(always)]
+unsafe fn count(counter: *mut u32, with: impl FnOnce()) -> u32 {
+    unsafe {
+        bar_sync();
+        if tid_x() == 0 {
+            with();
+            st_shared_f32(float_address(0), f32::from_bits(atom_acq_rel_gpu_add_u32(counter, 1)));
+        }
+        bar_sync();
+        let before = ld_shared_u32(float_address(0));
+        bar_sync();
+        before
+    }
+}
+
 #[inline(always)]
 unsafe fn quantize<E: Element>(args: &Quantize) {
     unsafe {
-        let (item, head, index) = args.work.item([ctaid_x(), ctaid_y(), ctaid_z()]);
-        if head >= args.work.heads {
+        let (item, operand, index) = args.work.item([ctaid_x(), ctaid_y(), ctaid_z()]);
+        if operand >= args.work.operands {
             return;
         }
         match item {
-            Item::Stats => args.stats::<E>(head, index),
-            Item::KeysValues if index % 2 == 0 => args.keys::<E>(head, index / 2),
-            Item::KeysValues => args.values::<E>(head, index / 2),
-            Item::Queries => args.queries::<E>(head, index),
+            Item::Stats => args.stats::<E>(operand, index),
+            Item::KeysValues if operand % 2 == 0 => args.keys::<E>(operand / 2, index),
+            Item::KeysValues => args.values::<E>(operand / 2, index),
+            Item::Queries => args.queries::<E>(operand / 2, index),
         }
     }
 }
@@ -282,7 +313,7 @@ macro_rules! entries {
             heads_q: u32,
             head_dim: u32,
             flags: u32,
-            heads: u32,
+            operands: u32,
             lead: u32,
             stats: u32,
             keys: u32,
@@ -304,7 +335,7 @@ macro_rules! entries {
                 q, k, v, k_mean, v_mean, v_scale, k_scale_max, q_out, q_scale, q_bias, k_out, k_scale, v_out, workspace,
                 seqlen_q, seqlen_kv, heads_q, head_dim, flags,
                 work: Work {
-                    heads, lead, stats, keys, group,
+                    operands, lead, stats, keys, group,
                     queries: Divisor { value: queries, magic: queries_magic, shift: queries_shift },
                     heads_kv: Divisor { value: heads_kv, magic: heads_kv_magic, shift: heads_kv_shift },
                     slices: Divisor { value: slices, magic: slices_magic, shift: slices_shift },

@@ -45,25 +45,39 @@ pub const fn tile_tokens(head_dim: usize, element_bytes: usize) -> usize {
     TILE_BYTES >> (head_dim * element_bytes).next_power_of_two().trailing_zeros()
 }
 
-/// Dynamic shared memory of a CTA of `quantize_*`: the tile, and two floats a channel.
+/// Dynamic shared memory of a CTA of `quantize_*`: the tile, and two floats a channel, or three of a slice.
 #[must_use]
 pub const fn quantize_shared_bytes(head_dim: usize) -> usize {
-    TILE_BYTES + 8 * head_dim
+    let floats = if head_dim < 64 { 3 * head_dim } else { 2 * head_dim };
+    TILE_BYTES + 4 * floats
 }
 
-/// Floats before the partial statistics in the workspace of `quantize_*`: a counter for each head of K and V.
+/// Words of counters for an operand, K or V of a head: its slices that are done, the bits of its largest `amax`, and for each
+/// slice the chunks that are done.
 #[must_use]
-pub const fn counters(heads: usize) -> usize {
-    heads.next_multiple_of(4)
+pub const fn operand_counters(slices: usize) -> usize {
+    2 + slices
 }
 
-/// Floats of the workspace of `quantize_*`: counters, and partial statistics `[heads][chunks][2][3][head_dim]`. `None` on
-/// overflow.
+/// Words of the workspace of `quantize_*` that are zero before the launch, for `heads` of K and V over all batches.
 #[must_use]
-pub const fn workspace_len(batch: usize, heads_kv: usize, seqlen_kv: usize, head_dim: usize) -> Option<usize> {
+pub const fn counters(heads: usize, slices: usize) -> usize {
+    (2 * heads * operand_counters(slices)).next_multiple_of(4)
+}
+
+/// Words of the workspace of `quantize_*`: counters, and partial statistics `[heads][2][slices][chunks][3][channels of a slice]`.
+/// `None` on overflow.
+#[must_use]
+pub const fn workspace_len(
+    batch: usize,
+    heads_kv: usize,
+    seqlen_kv: usize,
+    head_dim: usize,
+    element_bytes: usize,
+) -> Option<usize> {
     match grid(batch, heads_kv, seqlen_kv.div_ceil(STATS_CHUNK)) {
         Some(chunks) => match (chunks as usize).checked_mul(2 * 3 * head_dim) {
-            Some(partial) => partial.checked_add(counters(batch * heads_kv)),
+            Some(partial) => partial.checked_add(counters(batch * heads_kv, head_dim * element_bytes / SLICE_BYTES)),
             None => None,
         },
         None => None,
@@ -133,7 +147,7 @@ mod tests {
         assert_eq!(token_blocks(4, 32, 16385), Some(4 * 32 * 129));
         assert_eq!(token_blocks(1 << 16, 1 << 16, 1), None);
         assert_eq!(token_blocks(usize::MAX, 2, 1), None);
-        assert_eq!(workspace_len(2, 3, 513, 64), Some(8 + 2 * 6 * 2 * 3 * 64));
-        assert_eq!(workspace_len(1 << 16, 1 << 16, 1, 64), None);
+        assert_eq!(workspace_len(2, 3, 513, 64, 2), Some(2 * 6 * 4 + 2 * 6 * 2 * 3 * 64));
+        assert_eq!(workspace_len(1 << 16, 1 << 16, 1, 64, 2), None);
     }
 }

@@ -2,23 +2,26 @@
 //!
 //! They give the means that are taken out of K (every score of a row moves alike, so the softmax does not see it) and of
 //! V (added back at the end), and V's scales. A CTA takes 64 bytes of 512 rows; a thread owns one word of these and every
-//! eighth token, which is exactly one of the eight accumulators of the contract. The CTA that is the last of its head adds
+//! eighth token, which is exactly one of the eight accumulators of the contract. The CTA that is the last of its slice adds
 //! the chunks up.
 
-use super::launch::{QUANTIZE_THREADS, SLICE_BYTES};
+use super::launch::{QUANTIZE_THREADS, SLICE_BYTES, TILE_BYTES};
 use super::scale::scale;
 use super::tile::{Tile, await_copies, float_address};
 use crate::element::{BATCH, Element, Rows};
 use crate::layout::{STATS_CHUNK, STATS_LANES};
-use crate::ptx::global::{ld_global_f32, st_global_f32};
+use crate::ptx::cp_async::cp_async_16;
+use crate::ptx::global::st_global_f32;
 use crate::ptx::math::fma_rn_f32;
 use crate::ptx::shared::{ld_shared_f32, ld_shared_u32, st_shared_f32};
 use crate::ptx::shuffle::shfl_sync_bfly_b32;
 use crate::ptx::special::{bar_sync, tid_x};
 use crate::smem;
 
-/// Statistics kept for each channel.
+/// Statistics kept for each channel: sum, minimum, maximum.
 pub(crate) const KINDS: u32 = 3;
+const SUM: u32 = 0;
+const MIN: u32 = 1;
 /// Words of a row that a CTA takes.
 const WORDS: u32 = SLICE_BYTES as u32 / 4;
 
@@ -42,16 +45,9 @@ impl Columns {
     }
 }
 
-/// The statistics of slice `slice` of tokens `first .. first + 512` of `seqlen` to `partial[kind][channel]`.
+/// The statistics of slice `slice` of tokens `first .. first + 512` of `seqlen` to `partial[kind][channel of the slice]`.
 #[inline(always)]
-pub(crate) unsafe fn slice<E: Element>(
-    rows: &Rows,
-    first: u32,
-    seqlen: u32,
-    slice: u32,
-    head_dim: u32,
-    partial: *mut f32,
-) {
+pub(crate) unsafe fn slice<E: Element>(rows: &Rows, first: u32, seqlen: u32, slice: u32, partial: *mut f32) {
     unsafe {
         let tile = Tile::new(first, STATS_CHUNK as u32, seqlen, seqlen);
         let vectors = SLICE_BYTES as u32 / 16;
@@ -68,17 +64,28 @@ pub(crate) unsafe fn slice<E: Element>(
             st_shared_f32(at(2), E::get(&[columns.max; 4], i));
         });
         bar_sync();
-        let channels = WORDS * E::IN_WORD as u32;
-        let (kind, channel) = (tid_x() / channels, tid_x() % channels);
-        if kind < KINDS {
+        if let Some((kind, channel)) = kind_and_channel::<E>() {
             let value = match kind {
-                0 => combine::<E>(0, channel, |a, b| a + b),
-                1 => combine::<E>(1, channel, f32::min),
-                _ => combine::<E>(2, channel, f32::max),
+                SUM => combine::<E>(kind, channel, |a, b| a + b),
+                MIN => combine::<E>(kind, channel, f32::min),
+                _ => combine::<E>(kind, channel, f32::max),
             };
-            st_global_f32(true, partial.wrapping_add((kind * head_dim + slice * channels + channel) as usize), [value]);
+            st_global_f32(true, partial.wrapping_add(tid_x() as usize), [value]);
         }
     }
+}
+
+/// Channels of a slice.
+#[inline(always)]
+pub(crate) const fn channels<E: Element>() -> u32 {
+    WORDS * E::IN_WORD as u32
+}
+
+/// What the thread adds up: for the first threads, one statistic of one channel.
+#[inline(always)]
+fn kind_and_channel<E: Element>() -> Option<(u32, u32)> {
+    let (kind, channel) = (tid_x() / channels::<E>(), tid_x() % channels::<E>());
+    if kind < KINDS { Some((kind, channel)) } else { None }
 }
 
 /// Adds the thread's word of every eighth token.
@@ -106,7 +113,7 @@ unsafe fn columns_of<E: Element>(columns: &mut Columns, count: u32, lane: u32, w
 /// Shared address of an accumulator.
 #[inline(always)]
 fn accumulator<E: Element>(kind: u32, lane: u32, channel: u32) -> u32 {
-    smem::base() + 4 * ((kind * STATS_LANES as u32 + lane) * (WORDS * E::IN_WORD as u32) + channel)
+    smem::base() + 4 * ((kind * STATS_LANES as u32 + lane) * channels::<E>() + channel)
 }
 
 /// Adds up the eight accumulators of a channel: `((a0+a1)+(a2+a3))+((a4+a5)+(a6+a7))`.
@@ -117,107 +124,93 @@ unsafe fn combine<E: Element>(kind: u32, channel: u32, op: impl Fn(f32, f32) -> 
     op(low, op(op(a(4), a(5)), op(a(6), a(7))))
 }
 
-/// A channel's statistics over the whole head: `chunks` partial results, in order, `step` floats apart.
-#[inline(always)]
-unsafe fn totals(partial: *const f32, chunks: u32, step: u32, head_dim: u32) -> (f32, f32, f32) {
-    let (mut sum, mut min, mut max) = (0.0_f32, f32::INFINITY, f32::NEG_INFINITY);
-    let mut chunk = 0;
-    while chunk < chunks {
-        let mut next = [[0.0; KINDS as usize]; BATCH];
-        unroll!(0..BATCH, |i| {
-            let from = (chunk + i as u32).min(chunks - 1) as usize * step as usize;
-            unroll!(0..KINDS as usize, |kind| {
-                next[i][kind] = unsafe { ld_global_f32(partial.wrapping_add(from + kind * head_dim as usize)) };
-            });
-        });
-        unroll!(0..BATCH, |i| {
-            if chunk + (i as u32) < chunks {
-                sum += next[i][0];
-                min = min.min(next[i][1]);
-                max = max.max(next[i][2]);
-            }
-        });
-        chunk += BATCH as u32;
-    }
-    (sum, min, max)
-}
-
-/// What [`finish`] works on: one head of K and V.
-pub(crate) struct Head {
-    /// The head's partial results, `[chunks][2][3][head_dim]`.
+/// What [`finish`] works on: a slice of one head of K or V.
+pub(crate) struct Slice {
+    /// The slice's partial results, `[chunks][3][channels of the slice]`.
     pub partial: *const f32,
     /// How many chunks.
     pub chunks: u32,
     /// Tokens of the head.
     pub seqlen: u32,
-    /// Channels.
-    pub head_dim: u32,
-    /// Whether the means of K, V are taken out.
-    pub smooth: [bool; 2],
-    /// Whether V has one scale for all channels.
-    pub one_scale: bool,
-    /// The head's means of K, V.
-    pub mean: [*mut f32; 2],
-    /// The head's scales of V.
-    pub v_scale: *mut f32,
-    /// The bound of the head's scales of K.
-    pub k_scale_max: *mut f32,
+    /// Whether the means are taken out.
+    pub smooth: bool,
+    /// The slice's means.
+    pub mean: *mut f32,
+    /// The slice's scales of V, or null.
+    pub scale: *mut f32,
 }
 
-/// Means, V's scales and the bound of K's.
+/// Adds up the chunks of a slice and stores its means, and scales where there are any; returns the largest `amax`, in warp 0.
 #[inline(always)]
-pub(crate) unsafe fn finish(head: &Head) {
+pub(crate) unsafe fn finish<E: Element>(of: &Slice) -> f32 {
     unsafe {
-        let mut at = tid_x();
-        while at < 2 * head.head_dim {
-            let is_v = at >= head.head_dim;
-            let channel = (if is_v { at - head.head_dim } else { at }) as usize;
-            let first = if is_v { (KINDS * head.head_dim) as usize } else { 0 } + channel;
-            let step = 2 * KINDS * head.head_dim;
-            let (sum, min, max) = totals(head.partial.wrapping_add(first), head.chunks, step, head.head_dim);
-            let mean = sum / head.seqlen as f32;
-            let mean = if head.smooth[is_v as usize] && mean.is_finite() { mean } else { 0.0 };
-            st_global_f32(true, head.mean[is_v as usize].wrapping_add(channel), [mean]);
-            st_shared_f32(float_address(at), (max - mean).abs().max((min - mean).abs()));
-            at += QUANTIZE_THREADS as u32;
-        }
+        total::<E>(of);
         bar_sync();
-        // a warp each for K and V; the others repeat V
-        let operand = (tid_x() / 32).min(1);
-        let largest = largest(operand * head.head_dim, head.head_dim);
-        st_global_f32(tid_x() == 0, head.k_scale_max, [scale_of(largest)]);
-        if operand == 1 {
-            let mut channel = tid_x() - 32;
-            while channel < head.head_dim {
-                let amax = if head.one_scale { largest } else { ld_shared_f32(float_address(head.head_dim + channel)) };
-                st_global_f32(true, head.v_scale.wrapping_add(channel as usize), [scale_of(amax)]);
-                channel += QUANTIZE_THREADS as u32 - 32;
-            }
-        }
-    }
-}
-
-/// The scale of a channel with this `amax`.
-#[inline(always)]
-fn scale_of(amax: f32) -> f32 {
-    scale(amax, fma_rn_f32)
-}
-
-/// The largest of `count` floats behind the tile, a multiple of 32, in every lane of a warp.
-#[inline(always)]
-unsafe fn largest(first: u32, count: u32) -> f32 {
-    unsafe {
-        let mut value = 0.0_f32;
-        let mut at = tid_x() % 32;
-        while at < count {
-            value = value.max(ld_shared_f32(float_address(first + at)));
-            at += 32;
+        let channel = tid_x();
+        let mut amax = 0.0;
+        if channel < channels::<E>() {
+            let at = |kind| ld_shared_f32(float_address(kind * channels::<E>() + channel));
+            let mean = at(SUM) / of.seqlen as f32;
+            let mean = if of.smooth && mean.is_finite() { mean } else { 0.0 };
+            amax = (at(KINDS - 1) - mean).abs().max((at(MIN) - mean).abs());
+            st_global_f32(true, of.mean.wrapping_add(channel as usize), [mean]);
+            st_global_f32(!of.scale.is_null(), of.scale.wrapping_add(channel as usize), [scale_of(amax)]);
         }
         let mut mask = 16;
         while mask > 0 {
-            value = value.max(f32::from_bits(shfl_sync_bfly_b32(value.to_bits(), mask)));
+            amax = amax.max(f32::from_bits(shfl_sync_bfly_b32(amax.to_bits(), mask)));
             mask /= 2;
         }
-        value
+        amax
     }
+}
+
+/// The statistics of a slice over all chunks, in order, behind the tile. The partial results come through shared memory, so
+/// that all of them, or 32 KiB, are under way at once.
+#[inline(always)]
+unsafe fn total<E: Element>(of: &Slice) {
+    unsafe {
+        let in_chunk = KINDS * channels::<E>();
+        let most = TILE_BYTES as u32 / (4 * in_chunk);
+        let what = kind_and_channel::<E>();
+        let mut value = match what {
+            Some((MIN, _)) => f32::INFINITY,
+            Some((SUM, _)) | None => 0.0,
+            Some(_) => f32::NEG_INFINITY,
+        };
+        let mut first = 0;
+        while first < of.chunks {
+            let chunks = (of.chunks - first).min(most);
+            let mut at = 4 * tid_x();
+            while at < chunks * in_chunk {
+                let from = of.partial.wrapping_add((first * in_chunk + at) as usize);
+                cp_async_16(smem::base() + 4 * at, from.cast());
+                at += 4 * QUANTIZE_THREADS as u32;
+            }
+            await_copies();
+            if let Some((kind, _)) = what {
+                let mut chunk = 0;
+                while chunk < chunks {
+                    let next = ld_shared_f32(smem::base() + 4 * (chunk * in_chunk + tid_x()));
+                    value = match kind {
+                        SUM => value + next,
+                        MIN => value.min(next),
+                        _ => value.max(next),
+                    };
+                    chunk += 1;
+                }
+            }
+            bar_sync();
+            first += chunks;
+        }
+        if what.is_some() {
+            st_shared_f32(float_address(tid_x()), value);
+        }
+    }
+}
+
+/// The scale of a channel, or of all of a head, with this `amax`.
+#[inline(always)]
+pub(crate) fn scale_of(amax: f32) -> f32 {
+    scale(amax, fma_rn_f32)
 }

@@ -131,11 +131,13 @@ unsafe fn quantize_row<E: Element, const KEYS: bool>(
     unsafe {
         let inside = row < tile.count;
         let x = lane_row::<E, KEYS>(place, row, mean, out.head_dim);
-        let mut largest = 0.0_f32;
-        unroll!(0..DIMS, |i| {
-            largest = largest.max(x[i].abs());
+        // as a tree: the rows of other warps do not hide sixteen steps
+        let mut largest = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
+        unroll!(4..DIMS, |i| {
+            largest[i % 4] = largest[i % 4].max(x[i].abs());
         });
-        let scale = round_up(scale(place.max(largest), fma_rn_f32), out.scale_beyond);
+        let largest = place.max(largest[0].max(largest[1]).max(largest[2].max(largest[3])));
+        let scale = round_up(scale(largest, fma_rn_f32), out.scale_beyond);
         let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
         // the padding of K is zeros
         let or_zero = |x: f32| if KEYS { f32::from_bits(selp_b32(inside, x.to_bits(), 0)) } else { x };
@@ -155,11 +157,12 @@ unsafe fn quantize_row<E: Element, const KEYS: bool>(
         let first_lane = (place.lane == 0) & (KEYS | inside);
         st_global_f32(first_lane, out.scale.wrapping_add(token as usize), [scale]);
         if !KEYS && !out.bias.is_null() {
-            let mut bias = 0.0_f32;
-            unroll!(0..DIMS, |i| {
-                bias = fma_rn_f32(x[i], mean[i], bias);
+            let mut bias = [x[0] * mean[0], x[1] * mean[1], x[2] * mean[2], x[3] * mean[3]];
+            unroll!(4..DIMS, |i| {
+                bias[i % 4] = fma_rn_f32(x[i], mean[i], bias[i % 4]);
             });
-            st_global_f32(first_lane, out.bias.wrapping_add(token as usize), [place.sum(bias)]);
+            let bias = place.sum((bias[0] + bias[1]) + (bias[2] + bias[3]));
+            st_global_f32(first_lane, out.bias.wrapping_add(token as usize), [bias]);
         }
     }
 }

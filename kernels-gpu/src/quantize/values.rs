@@ -10,7 +10,7 @@ use super::scale::reciprocal;
 use super::tile::{Tile, float_address, tile_address};
 use crate::element::{Element, Vector};
 use crate::layout::{KV_BLOCK, ROW_BYTES, V_PANELS, block_bytes, swizzle};
-use crate::ptx::global::{ld_global_f32, st_global_v2_u32};
+use crate::ptx::global::st_global_v2_u32;
 use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::memory::ld_shared_v4_f32;
 use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32};
@@ -20,17 +20,18 @@ use crate::ptx::special::tid_x;
 const DIMS: usize = 4;
 const WARPS: u32 = QUANTIZE_THREADS as u32 / 32;
 
-/// Means and reciprocals of the scales to shared memory, behind the tile; a barrier must follow.
+/// Means and reciprocals of the scales to shared memory, behind the tile; a barrier must follow. `channel` loads a channel's
+/// mean and scale.
 #[inline(always)]
-pub(crate) unsafe fn load_channels(mean: *const f32, scale: *const f32, head_dim: u32) {
-    let mut channel = tid_x();
-    while channel < head_dim {
+pub(crate) unsafe fn load_channels(head_dim: u32, channel: impl Fn(usize) -> (f32, f32)) {
+    let mut at = tid_x();
+    while at < head_dim {
+        let (mean, scale) = channel(at as usize);
         unsafe {
-            let scale = ld_global_f32(scale.wrapping_add(channel as usize));
-            st_shared_f32(float_address(channel), ld_global_f32(mean.wrapping_add(channel as usize)));
-            st_shared_f32(float_address(head_dim + channel), reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32));
+            st_shared_f32(float_address(at), mean);
+            st_shared_f32(float_address(head_dim + at), reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32));
         }
-        channel += QUANTIZE_THREADS as u32;
+        at += QUANTIZE_THREADS as u32;
     }
 }
 

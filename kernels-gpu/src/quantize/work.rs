@@ -1,7 +1,7 @@
 //! Which CTA of `quantize_*` does what.
 //!
 //! CTAs start in the order of their numbers (x, then y, then z). A round, all CTAs of the same y and z, is the statistics of
-//! one head and the tiles of another, [`Work::lead`] heads before. So a CTA only ever waits for CTAs that have started; and
+//! one operand of a head, K or V, and the tiles of another, [`Work::lead`] before. So a CTA only ever waits for CTAs that have started; and
 //! the lead is such that nobody waits long, and that the second reading of K and V is served by L2.
 
 use super::launch::{MAX_GRID, SLICE_BYTES, tile_tokens};
@@ -35,18 +35,18 @@ impl Divisor {
     }
 }
 
-/// The work of one launch; counts are for one head of K and V and the heads of Q that share it.
+/// The work of one launch. Operands are counted through the heads of K and V: K of the first, V of the first, K of the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
-    /// Heads of K and V, over all batches.
-    pub heads: u32,
-    /// Heads whose statistics come before the first tile, at most `heads`.
+    /// Operands: twice the heads of K and V, over all batches.
+    pub operands: u32,
+    /// Operands whose statistics come before the first tile, at most `operands`.
     pub lead: u32,
-    /// CTAs for the statistics of K and V; 0 where Q alone is quantized.
+    /// CTAs for the statistics of an operand; 0 where Q alone is quantized.
     pub stats: u32,
-    /// Tiles of K; V has as many.
+    /// Tiles of an operand.
     pub keys: u32,
-    /// Heads of Q that share one of K and V.
+    /// Heads of Q that share one of K and V; 0 where Q is not quantized.
     pub group: u32,
     /// Tiles of a head of Q.
     pub queries: Divisor,
@@ -56,14 +56,14 @@ pub struct Work {
     pub slices: Divisor,
 }
 
-/// What a CTA does, for a head of K and V and those of Q that share it.
+/// What a CTA does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item {
-    /// Statistics of a chunk and slice of K or V.
+    /// Statistics of a chunk and slice of an operand.
     Stats,
-    /// A tile of K (even numbers) or of V (odd).
+    /// A tile of an operand.
     KeysValues,
-    /// A tile of Q.
+    /// A tile of the heads of Q that share an operand's head.
     Queries,
 }
 
@@ -75,20 +75,21 @@ impl Work {
         let Shape { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, element_bytes } = *shape;
         let tokens = tile_tokens(head_dim, element_bytes);
         let slices = head_dim * element_bytes / SLICE_BYTES;
-        let stats = if with_kv { 2 * slices * seqlen_kv.div_ceil(STATS_CHUNK) } else { 0 };
+        let stats = if with_kv { slices * seqlen_kv.div_ceil(STATS_CHUNK) } else { 0 };
         let keys = if with_kv { (kv_blocks(seqlen_kv) * KV_BLOCK).div_ceil(tokens) } else { 0 };
         let group = if with_q { heads_q / heads_kv } else { 0 };
         let queries = seqlen_q.div_ceil(tokens);
         let Some(all_queries) = queries.checked_mul(group) else { return None };
-        let each = stats + 2 * keys + all_queries;
+        let each = stats + keys + all_queries.div_ceil(2);
         let Some(heads) = batch.checked_mul(heads_kv) else { return None };
-        if each == 0 || each > MAX_GRID || heads > MAX_GRID {
+        if each == 0 || each > MAX_GRID || heads > MAX_GRID / 4 {
             return None;
         }
+        let operands = 2 * heads;
         let lead = if with_kv { resident.div_ceil(each) } else { 0 };
         Some(Self {
-            heads: heads as u32,
-            lead: (if lead < heads { lead } else { heads }) as u32,
+            operands: operands as u32,
+            lead: (if lead < operands { lead } else { operands }) as u32,
             stats: stats as u32,
             keys: keys as u32,
             group: group as u32,
@@ -101,25 +102,38 @@ impl Work {
     /// The launch's grid.
     #[must_use]
     pub const fn grid(&self) -> [u32; 3] {
-        let rounds = self.heads + self.lead;
+        let rounds = self.operands + self.lead;
         let y = if rounds < ROUNDS_Y { rounds } else { ROUNDS_Y };
-        [self.stats + 2 * self.keys + self.group * self.queries.value, y, rounds.div_ceil(ROUNDS_Y)]
+        [self.stats + self.keys + self.half_queries(), y, rounds.div_ceil(ROUNDS_Y)]
+    }
+
+    /// Tiles of Q that come with K of a head; the rest comes with V.
+    #[inline(always)]
+    const fn half_queries(&self) -> u32 {
+        (self.group * self.queries.value).div_ceil(2)
+    }
+
+    /// Heads of K and V, over all batches.
+    #[inline(always)]
+    #[must_use]
+    pub const fn heads(&self) -> u32 {
+        self.operands / 2
     }
 
     /// The kernel's last parameters, in order.
     #[must_use]
     pub const fn parameters(&self) -> [u32; 14] {
-        let Self { heads, lead, stats, keys, group, queries, heads_kv, slices } = *self;
+        let Self { operands, lead, stats, keys, group, queries, heads_kv, slices } = *self;
         [
-            heads, lead, stats, keys, group,
+            operands, lead, stats, keys, group,
             queries.value, queries.magic, queries.shift,
             heads_kv.value, heads_kv.magic, heads_kv.shift,
             slices.value, slices.magic, slices.shift,
         ]
     }
 
-    /// What CTA `[x, y, z]` does: for which head, and the number of the chunk and slice or of the tile. There is no such head
-    /// where a round has statistics or tiles only.
+    /// What CTA `[x, y, z]` does: for which operand, and the number of the chunk and slice or of the tile. There is no such
+    /// operand where a round has statistics or tiles only, and no such tile where Q has an odd number of them.
     #[inline(always)]
     #[must_use]
     pub const fn item(&self, [x, y, z]: [u32; 3]) -> (Item, u32, u32) {
@@ -127,12 +141,12 @@ impl Work {
         if x < self.stats {
             return (Item::Stats, round, x);
         }
-        let (head, at) = (round.wrapping_sub(self.lead), x - self.stats);
-        if at >= 2 * self.keys {
-            (Item::Queries, head, at - 2 * self.keys)
+        let (operand, at) = (round.wrapping_sub(self.lead), x - self.stats);
+        if at >= self.keys {
+            (Item::Queries, operand, at - self.keys + self.half_queries() * (operand % 2))
         } else {
             // the tiles read last come first: they are in L2 if any are
-            (Item::KeysValues, head, 2 * self.keys - 1 - at)
+            (Item::KeysValues, operand, self.keys - 1 - at)
         }
     }
 }
@@ -178,21 +192,25 @@ mod tests {
                 let mut seen = HashSet::new();
                 for cta in 0..u64::from(x) * u64::from(y) * u64::from(z) {
                     let (row, x) = ((cta / u64::from(x)) as u32, (cta % u64::from(x)) as u32);
-                    let (item, head, index) = work.item([x, row % y, row / y]);
-                    if head >= work.heads {
+                    let (item, operand, index) = work.item([x, row % y, row / y]);
+                    let queries = work.group * work.queries.value;
+                    if operand >= work.operands || item == Item::Queries && index >= queries {
                         continue;
                     }
-                    assert!(seen.insert((item as u32, head, index)));
+                    // Q's tiles are those of a head
+                    let of = if item == Item::Queries { operand / 2 } else { operand };
+                    assert!(seen.insert((item as u32, of, index)));
+                    let needed = if item == Item::Queries { operand / 2 * 2 } else { operand };
                     if item != Item::Stats {
-                        assert!((0..work.stats).all(|i| seen.contains(&(Item::Stats as u32, head, i))));
+                        assert!((0..work.stats).all(|i| seen.contains(&(Item::Stats as u32, needed, i))));
                     }
                 }
-                let each = work.stats + 2 * work.keys + work.group * work.queries.value;
                 let largest = |item: Item| seen.iter().filter(|i| i.0 == item as u32).map(|i| i.2 + 1).max().unwrap_or(0);
-                assert_eq!(seen.len(), (work.heads * each) as usize);
+                let queries = work.group * work.queries.value;
+                assert_eq!(seen.len(), (work.operands * (work.stats + work.keys) + work.heads() * queries) as usize);
                 assert_eq!(largest(Item::Stats), work.stats);
-                assert_eq!(largest(Item::KeysValues), 2 * work.keys);
-                assert_eq!(largest(Item::Queries), work.group * work.queries.value);
+                assert_eq!(largest(Item::KeysValues), work.keys);
+                assert_eq!(largest(Item::Queries), queries);
             }
         }
     }
@@ -213,8 +231,8 @@ mod tests {
     #[test]
     fn work_that_does_not_fit_is_none() {
         let work = Work::new(&SHAPE, true, true, 1).unwrap();
-        assert_eq!((work.heads, work.lead, work.stats, work.keys, work.group, work.queries.value), (6, 1, 12, 6, 2, 3));
-        assert_eq!(work.grid(), [12 + 12 + 6, 7, 1]);
+        assert_eq!((work.operands, work.lead, work.stats, work.keys, work.group, work.queries.value), (12, 1, 6, 6, 2, 3));
+        assert_eq!(work.grid(), [6 + 6 + 3, 13, 1]);
         assert_eq!(Work::new(&Shape { batch: 1 << 40, ..SHAPE }, true, true, 1), None);
         assert_eq!(Work::new(&Shape { seqlen_q: 1 << 45, ..SHAPE }, true, true, 1), None);
     }
