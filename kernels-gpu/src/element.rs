@@ -2,10 +2,11 @@
 //!
 //! A lane moves 16 bytes at a time, a [`Vector`]: eight halves or four floats, lowest address first.
 
-use crate::ptx::global::{
-    ld_global_nc_u16, ld_global_nc_u32, st_global_u16, st_global_u32, st_global_v4_u32,
+use crate::ptx::global::{ld_global_nc_u16, ld_global_nc_u32, st_global_u16, st_global_u32, st_global_v4_u32};
+use crate::ptx::math::{
+    cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, max_bf16x2, max_f16x2, min_bf16x2,
+    min_f16x2,
 };
-use crate::ptx::math::{cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, max_bf16x2, max_f16x2, min_bf16x2, min_f16x2};
 
 /// 16 bytes of elements.
 pub(crate) type Vector = [u32; 4];

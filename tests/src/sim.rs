@@ -159,7 +159,8 @@ impl Kernels for Simulator {
         let overflow = || format!("the grid overflows for {problem:?}");
         let shape = quantization_shape(problem, dtype);
         let work = Work::new(&shape, true, true, RESIDENT).with_context(overflow)?;
-        let workspace_len = quantization::workspace_len(problem.batch, problem.heads_kv, problem.seqlen_kv, d, dtype.size());
+        let workspace_len =
+            quantization::workspace_len(problem.batch, problem.heads_kv, problem.seqlen_kv, d, dtype.size());
 
         let mut memory = Memory::new();
         let [q_in, k_in, v_in] = [q, k, v].map(|tensor| upload(&mut memory, tensor));

@@ -204,7 +204,11 @@ impl Quantize {
             let one_scale = self.flags & V_SCALE_PER_HEAD != 0;
             let (mean, scale) = (self.v_mean.wrapping_add(channels), self.v_scale.wrapping_add(channels));
             values::load_channels(self.head_dim, |channel| {
-                let scale = if one_scale { self.operand_scale(2 * head + 1) } else { ld_global_f32(scale.wrapping_add(channel)) };
+                let scale = if one_scale {
+                    self.operand_scale(2 * head + 1)
+                } else {
+                    ld_global_f32(scale.wrapping_add(channel))
+                };
                 (ld_global_f32(mean.wrapping_add(channel)), scale)
             });
             await_copies();

@@ -31,9 +31,9 @@
 //! stay inside their tensors, and blocks, grids and shared memory are those of [`launch`].
 
 pub mod launch;
-pub mod work;
 #[cfg(any(test, all(target_arch = "nvptx64", kernels = "quantize")))]
 mod scale;
+pub mod work;
 
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod entry;

@@ -51,7 +51,9 @@ pub(crate) unsafe fn slice<E: Element>(rows: &Rows, first: u32, seqlen: u32, sli
     unsafe {
         let tile = Tile::new(first, STATS_CHUNK as u32, seqlen, seqlen);
         let vectors = SLICE_BYTES as u32 / 16;
-        tile.load::<E>(rows, slice * vectors, vectors, |row, vector| smem::base() + row * SLICE_BYTES as u32 + 16 * vector);
+        tile.load::<E>(rows, slice * vectors, vectors, |row, vector| {
+            smem::base() + row * SLICE_BYTES as u32 + 16 * vector
+        });
         await_copies();
         let mut columns = Columns { sum: [0.0; 2], min: E::INFINITIES[0], max: E::INFINITIES[1] };
         let (lane, word) = (tid_x() / WORDS, tid_x() % WORDS);

@@ -125,10 +125,20 @@ impl Work {
     pub const fn parameters(&self) -> [u32; 14] {
         let Self { operands, lead, stats, keys, group, queries, heads_kv, slices } = *self;
         [
-            operands, lead, stats, keys, group,
-            queries.value, queries.magic, queries.shift,
-            heads_kv.value, heads_kv.magic, heads_kv.shift,
-            slices.value, slices.magic, slices.shift,
+            operands,
+            lead,
+            stats,
+            keys,
+            group,
+            queries.value,
+            queries.magic,
+            queries.shift,
+            heads_kv.value,
+            heads_kv.magic,
+            heads_kv.shift,
+            slices.value,
+            slices.magic,
+            slices.shift,
         ]
     }
 
@@ -205,7 +215,8 @@ mod tests {
                         assert!((0..work.stats).all(|i| seen.contains(&(Item::Stats as u32, needed, i))));
                     }
                 }
-                let largest = |item: Item| seen.iter().filter(|i| i.0 == item as u32).map(|i| i.2 + 1).max().unwrap_or(0);
+                let largest =
+                    |item: Item| seen.iter().filter(|i| i.0 == item as u32).map(|i| i.2 + 1).max().unwrap_or(0);
                 let queries = work.group * work.queries.value;
                 assert_eq!(seen.len(), (work.operands * (work.stats + work.keys) + work.heads() * queries) as usize);
                 assert_eq!(largest(Item::Stats), work.stats);
@@ -220,7 +231,11 @@ mod tests {
         let edges = [0, 1, 2, 3, 5, 96, 127, 128, 1 << 16, (1 << 30) - 1, 1 << 30, (1 << 31) - 2, (1 << 31) - 1];
         for value in edges.into_iter().chain(1..200).filter(|&value| value > 0) {
             let divisor = Divisor::new(value);
-            for n in edges.into_iter().chain((0..100).map(|i| i * 21_474_836)).chain((1..20).map(|i| (i as u64 * value as u64).min(1 << 31) as u32).map(|n| n.max(1) - 1)) {
+            for n in edges
+                .into_iter()
+                .chain((0..100).map(|i| i * 21_474_836))
+                .chain((1..20).map(|i| (i as u64 * value as u64).min(1 << 31) as u32).map(|n| n.max(1) - 1))
+            {
                 if n < 1 << 31 {
                     assert_eq!(divisor.div_rem(n), (n / value, n % value), "{n} / {value}");
                 }
@@ -231,7 +246,10 @@ mod tests {
     #[test]
     fn work_that_does_not_fit_is_none() {
         let work = Work::new(&SHAPE, true, true, 1).unwrap();
-        assert_eq!((work.operands, work.lead, work.stats, work.keys, work.group, work.queries.value), (12, 1, 6, 6, 2, 3));
+        assert_eq!(
+            (work.operands, work.lead, work.stats, work.keys, work.group, work.queries.value),
+            (12, 1, 6, 6, 2, 3)
+        );
         assert_eq!(work.grid(), [6 + 6 + 3, 13, 1]);
         assert_eq!(Work::new(&Shape { batch: 1 << 40, ..SHAPE }, true, true, 1), None);
         assert_eq!(Work::new(&Shape { seqlen_q: 1 << 45, ..SHAPE }, true, true, 1), None);

@@ -4,7 +4,10 @@ use super::{ALLOCATION_BITS, FIRST_ALLOCATION, Packet, Refusal, low_mask};
 use crate::error::Error;
 use bytemuck::{AnyBitPattern, NoUninit};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::{AcqRel, Acquire, Relaxed, Release}};
+use std::sync::atomic::{
+    AtomicU8, AtomicU32,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 
 /// An address in global memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
