@@ -96,7 +96,7 @@ impl QuantizePlan {
         let q_in = self.pass.q_in(q)?;
         check_bias(self.pass.scheme, &out.q.bias)?;
         let q_out = out.q.addresses(self.pass.problem.q_shape(), &self.pass.q_lengths)?;
-        self.pass.launch(&self.gpu, stream, q_in, [k_in, v_in], self.pass.workspace_in(workspace)?, q_out, &kv)
+        self.pass.launch(&self.gpu, stream, [q_in, k_in, v_in], self.pass.workspace_in(workspace)?, q_out, &kv)
     }
 }
 
@@ -128,9 +128,9 @@ impl QuantizeKvPlan {
         v_out: &mut ViewMutV<'_>,
     ) -> Result<()> {
         let stream = stream.into();
-        let kv_in = self.pass.kv_in(k, v)?;
+        let [k_in, v_in] = self.pass.kv_in(k, v)?;
         let kv = self.pass.kv_out(k_out, v_out)?;
-        self.pass.launch(&self.gpu, stream, 0, kv_in, self.pass.workspace_in(workspace)?, [0; 3], &kv)
+        self.pass.launch(&self.gpu, stream, [0, k_in, v_in], self.pass.workspace_in(workspace)?, [0; 3], &kv)
     }
 }
 
@@ -157,7 +157,7 @@ impl QuantizeQPlan {
         check_bias(self.pass.scheme, &out.bias)?;
         let q_out = out.addresses(self.pass.problem.q_shape(), &self.pass.q_lengths)?;
         let kv = KvOut { k_mean: k_mean.checked("k_mean", self.pass.kv_lengths.channels)?, ..KvOut::default() };
-        self.pass.launch(&self.gpu, stream.into(), q_in, [0; 2], 0, q_out, &kv)
+        self.pass.launch(&self.gpu, stream.into(), [q_in, 0, 0], 0, q_out, &kv)
     }
 }
 
@@ -291,22 +291,21 @@ impl Pass {
         &self,
         gpu: &Gpu,
         stream: StreamRef<'_>,
-        q: u64,
-        [k, v]: [u64; 2],
+        [q, k, v]: [u64; 3],
         workspace: u64,
         [q_out, q_scale, q_bias]: [u64; 3],
         kv: &KvOut,
     ) -> Result<()> {
         let ([qb, qh, qn], [kb, kh, kn], [vb, vh, vn]) = (self.q_strides, self.k_strides, self.v_strides);
         let [seqlen_q, seqlen_kv, heads_q, head_dim, flags] = self.sizes;
-        let [w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13] = self.work.parameters().map(u64::from);
+        let [w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14] = self.work.parameters().map(u64::from);
         #[rustfmt::skip]
         let arguments = [
             q, qb, qh, qn, k, kb, kh, kn, v, vb, vh, vn,
             kv.k_mean, kv.v_mean, kv.v_scale, kv.k_scale_max,
             q_out, q_scale, q_bias, kv.k, kv.k_scale, kv.v, workspace,
             seqlen_q, seqlen_kv, heads_q, head_dim, flags,
-            w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13,
+            w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14,
         ];
         // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points". The tensors' spans and the arrays'
         // lengths have been checked; an operand without CTAs is not touched. The workspace begins with the counters.

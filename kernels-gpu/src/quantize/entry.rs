@@ -319,6 +319,7 @@ macro_rules! entries {
             flags: u32,
             operands: u32,
             lead: u32,
+            lead_queries: u32,
             stats: u32,
             keys: u32,
             group: u32,
@@ -339,7 +340,7 @@ macro_rules! entries {
                 q, k, v, k_mean, v_mean, v_scale, k_scale_max, q_out, q_scale, q_bias, k_out, k_scale, v_out, workspace,
                 seqlen_q, seqlen_kv, heads_q, head_dim, flags,
                 work: Work {
-                    operands, lead, stats, keys, group,
+                    operands, lead, lead_queries, stats, keys, group,
                     queries: Divisor { value: queries, magic: queries_magic, shift: queries_shift },
                     heads_kv: Divisor { value: heads_kv, magic: heads_kv_magic, shift: heads_kv_shift },
                     slices: Divisor { value: slices, magic: slices_magic, shift: slices_shift },

@@ -193,13 +193,21 @@ unsafe fn total<E: Element>(of: &Slice) {
             if let Some((kind, _)) = what {
                 let mut chunk = 0;
                 while chunk < chunks {
-                    let next = ld_shared_f32(smem::base() + 4 * (chunk * in_chunk + tid_x()));
-                    value = match kind {
-                        SUM => value + next,
-                        MIN => value.min(next),
-                        _ => value.max(next),
-                    };
-                    chunk += 1;
+                    let mut next = [0.0; BATCH];
+                    unroll!(0..BATCH, |i| {
+                        let at = (chunk + i as u32).min(chunks - 1) * in_chunk + tid_x();
+                        next[i] = ld_shared_f32(smem::base() + 4 * at);
+                    });
+                    unroll!(0..BATCH, |i| {
+                        if chunk + (i as u32) < chunks {
+                            value = match kind {
+                                SUM => value + next[i],
+                                MIN => value.min(next[i]),
+                                _ => value.max(next[i]),
+                            };
+                        }
+                    });
+                    chunk += BATCH as u32;
                 }
             }
             bar_sync();

@@ -42,6 +42,8 @@ pub struct Work {
     pub operands: u32,
     /// Operands whose statistics come before the first tile, at most `operands`.
     pub lead: u32,
+    /// Operands whose statistics come before the first tile of Q, at least `lead`: Q is read once and can wait.
+    pub lead_queries: u32,
     /// CTAs for the statistics of an operand; 0 where Q alone is quantized.
     pub stats: u32,
     /// Tiles of an operand.
@@ -87,9 +89,11 @@ impl Work {
         }
         let operands = 2 * heads;
         let lead = if with_kv { resident.div_ceil(each) } else { 0 };
+        let lead = if lead < operands { lead } else { operands };
         Some(Self {
             operands: operands as u32,
-            lead: (if lead < operands { lead } else { operands }) as u32,
+            lead: lead as u32,
+            lead_queries: (lead + lead / 2) as u32,
             stats: stats as u32,
             keys: keys as u32,
             group: group as u32,
@@ -102,7 +106,7 @@ impl Work {
     /// The launch's grid.
     #[must_use]
     pub const fn grid(&self) -> [u32; 3] {
-        let rounds = self.operands + self.lead;
+        let rounds = self.operands + if self.group > 0 { self.lead_queries } else { self.lead };
         let y = if rounds < ROUNDS_Y { rounds } else { ROUNDS_Y };
         [self.stats + self.keys + self.half_queries(), y, rounds.div_ceil(ROUNDS_Y)]
     }
@@ -122,11 +126,12 @@ impl Work {
 
     /// The kernel's last parameters, in order.
     #[must_use]
-    pub const fn parameters(&self) -> [u32; 14] {
-        let Self { operands, lead, stats, keys, group, queries, heads_kv, slices } = *self;
+    pub const fn parameters(&self) -> [u32; 15] {
+        let Self { operands, lead, lead_queries, stats, keys, group, queries, heads_kv, slices } = *self;
         [
             operands,
             lead,
+            lead_queries,
             stats,
             keys,
             group,
@@ -151,12 +156,13 @@ impl Work {
         if x < self.stats {
             return (Item::Stats, round, x);
         }
-        let (operand, at) = (round.wrapping_sub(self.lead), x - self.stats);
+        let at = x - self.stats;
         if at >= self.keys {
+            let operand = round.wrapping_sub(self.lead_queries);
             (Item::Queries, operand, at - self.keys + self.half_queries() * (operand % 2))
         } else {
             // the tiles read last come first: they are in L2 if any are
-            (Item::KeysValues, operand, self.keys - 1 - at)
+            (Item::KeysValues, round.wrapping_sub(self.lead), self.keys - 1 - at)
         }
     }
 }
