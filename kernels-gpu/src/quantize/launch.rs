@@ -28,8 +28,8 @@ pub const BOUNDS: &[Bounds] = &[
 
 /// Threads of a CTA of `quantize_*`.
 pub const QUANTIZE_THREADS: usize = 128;
-/// CTAs of `quantize_*` that an SM's registers hold.
-pub const QUANTIZE_CTAS: usize = 4;
+/// CTAs of `quantize_*` that an SM holds where shared memory allows; the statistics come so many CTAs before the tiles.
+pub const QUANTIZE_CTAS: usize = 6;
 
 /// Bytes of the caller's tensors that a CTA of `quantize_*` keeps in shared memory.
 pub const TILE_BYTES: usize = 32 << 10;

@@ -9,7 +9,7 @@ use super::scale::{reciprocal, round_up, scale};
 use super::tile::{Tile, tile_address};
 use crate::element::Element;
 use crate::layout::{KV_BLOCK, block_bytes, k_offset};
-use crate::ptx::global::{ld_global_v4_f32, st_global_f32, st_global_v4_u32};
+use crate::ptx::global::{ld_global_v4_f32, st_global_cs_v4_u32, st_global_f32};
 use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::ld_shared_v4_u32;
@@ -153,7 +153,7 @@ unsafe fn quantize_row<E: Element, const KEYS: bool>(
         } else {
             out.bytes.wrapping_add(token as usize * out.head_dim as usize + place.dim as usize)
         };
-        st_global_v4_u32(place.has & (KEYS | inside), to, words);
+        st_global_cs_v4_u32(place.has & (KEYS | inside), to, words);
         let first_lane = (place.lane == 0) & (KEYS | inside);
         st_global_f32(first_lane, out.scale.wrapping_add(token as usize), [scale]);
         if !KEYS && !out.bias.is_null() {

@@ -10,7 +10,7 @@ use super::scale::reciprocal;
 use super::tile::{Tile, float_address, tile_address};
 use crate::element::{Element, Vector};
 use crate::layout::{KV_BLOCK, ROW_BYTES, V_PANELS, block_bytes, swizzle};
-use crate::ptx::global::st_global_v2_u32;
+use crate::ptx::global::st_global_cs_v2_u32;
 use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::memory::ld_shared_v4_f32;
 use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32};
@@ -93,7 +93,7 @@ unsafe fn quantize_unit<E: Element>(tile: &Tile, panel: u32, first_dim: u32, hea
             let low = quantize4::<E>([x(0), x(1), x(2), x(3)], inverse[i]) & masks[0];
             let high = quantize4::<E>([x(4), x(5), x(6), x(7)], inverse[i]) & masks[1];
             // four rows from a multiple of four are swizzled alike
-            st_global_v2_u32(true, to.wrapping_add(i * ROW_BYTES), [low, high]);
+            st_global_cs_v2_u32(true, to.wrapping_add(i * ROW_BYTES), [low, high]);
         });
     }
 }

@@ -42,7 +42,8 @@ pub struct Work {
     pub operands: u32,
     /// Operands whose statistics come before the first tile, at most `operands`.
     pub lead: u32,
-    /// Operands whose statistics come before the first tile of Q, at least `lead`: Q is read once and can wait.
+    /// Operands whose statistics come before the first tile of Q, twice `lead`: Q is read only once, so it can come when nobody
+    /// waits for anything any more.
     pub lead_queries: u32,
     /// CTAs for the statistics of an operand; 0 where Q alone is quantized.
     pub stats: u32,
@@ -93,7 +94,7 @@ impl Work {
         Some(Self {
             operands: operands as u32,
             lead: lead as u32,
-            lead_queries: (lead + lead / 2) as u32,
+            lead_queries: 2 * lead as u32,
             stats: stats as u32,
             keys: keys as u32,
             group: group as u32,
