@@ -12,15 +12,16 @@
 //!
 //! | line of the contract | where |
 //! | --- | --- |
-//! | statistics: eight accumulators, their tree, chunks in order | `stats::slice`, `stats::combine`, `stats::finish` |
-//! | `mean`, `amax`, `k_scale_max` | `stats::finish` |
+//! | statistics: eight accumulators, their tree, chunks in order | `stats::slice`, `stats::combine`, `stats::total` |
+//! | `mean`, `amax` | `stats::finish` |
+//! | `k_scale_max`, one V scale a head | `entry::Quantize::stats` |
 //! | `scale(amax)`, Q's 10 bits | `scale` |
 //! | Q token, K token, `q_bias` | `tokens::quantize` |
 //! | V channel | `values::quantize` |
 //! | `clamp(rne(x * (1/scale)))` | `pack::quantize4` |
 //!
 //! All of it is bound by memory: 2 bytes read and 1 written for each float16. K and V are needed twice, so the statistics of
-//! a head run only so far ahead of its tiles that the second reading finds the data in L2. A CTA is short and has all of
+//! an operand run only so far ahead of its tiles that the second reading finds the data in L2. A CTA is short and has all of
 //! its 32 KiB under way at once; several share an SM, in different phases.
 //!
 //! The compiler does not know that a shuffle must stay one instruction for the whole warp. Around shuffles there is
