@@ -2,11 +2,11 @@
 //!
 //! A lane moves 16 bytes at a time, a [`Vector`]: eight halves or four floats, lowest address first.
 
-use crate::ptx::global::{
-    ld_global_nc_u16, ld_global_nc_u32, ld_global_nc_v4_u32, st_global_u16, st_global_u32, st_global_v4_u32,
+use crate::ptx::global::{ld_global_nc_u16, ld_global_nc_u32, st_global_u16, st_global_u32, st_global_v4_u32};
+use crate::ptx::math::{
+    cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, max_bf16x2, max_f16x2, min_bf16x2,
+    min_f16x2,
 };
-use crate::ptx::math::{cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32};
-use crate::ptx::opaque::opaque;
 
 /// 16 bytes of elements.
 pub(crate) type Vector = [u32; 4];
@@ -19,12 +19,24 @@ pub(crate) trait Element {
     const BYTES: usize;
     /// Elements of a [`Vector`].
     const LANES: usize = 16 / Self::BYTES;
+    /// Elements of a word of 4 bytes.
+    const IN_WORD: usize = 4 / Self::BYTES;
+    /// Whether the quotient of a value and the scale of its token or channel can leave the bytes' range.
+    const CLAMPS: bool;
+    /// A word of infinities, and a word of their opposites.
+    const INFINITIES: [u32; 2];
 
     /// Element `i` of a vector, exactly, in float32.
     fn get(vector: &Vector, i: usize) -> f32;
 
     /// A vector of the first [`LANES`](Self::LANES) of `values`, rounded to nearest even.
     fn pack(values: &[f32; 8]) -> Vector;
+
+    /// The smaller elements of two words.
+    fn min(a: u32, b: u32) -> u32;
+
+    /// The larger elements of two words.
+    fn max(a: u32, b: u32) -> u32;
 }
 
 /// IEEE binary16.
@@ -36,6 +48,8 @@ pub(crate) struct F32;
 
 impl Element for F16 {
     const BYTES: usize = 2;
+    const CLAMPS: bool = false;
+    const INFINITIES: [u32; 2] = [0x7c00_7c00, 0xfc00_fc00];
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -51,10 +65,22 @@ impl Element for F16 {
             cvt_rn_f16x2_f32(x[7], x[6]),
         ]
     }
+
+    #[inline(always)]
+    fn min(a: u32, b: u32) -> u32 {
+        min_f16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn max(a: u32, b: u32) -> u32 {
+        max_f16x2(a, b)
+    }
 }
 
 impl Element for Bf16 {
     const BYTES: usize = 2;
+    const CLAMPS: bool = true;
+    const INFINITIES: [u32; 2] = [0x7f80_7f80, 0xff80_ff80];
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -70,10 +96,22 @@ impl Element for Bf16 {
             cvt_rn_bf16x2_f32(x[7], x[6]),
         ]
     }
+
+    #[inline(always)]
+    fn min(a: u32, b: u32) -> u32 {
+        min_bf16x2(a, b)
+    }
+
+    #[inline(always)]
+    fn max(a: u32, b: u32) -> u32 {
+        max_bf16x2(a, b)
+    }
 }
 
 impl Element for F32 {
     const BYTES: usize = 4;
+    const CLAMPS: bool = true;
+    const INFINITIES: [u32; 2] = [0x7f80_0000, 0xff80_0000];
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -84,15 +122,26 @@ impl Element for F32 {
     fn pack(x: &[f32; 8]) -> Vector {
         [x[0].to_bits(), x[1].to_bits(), x[2].to_bits(), x[3].to_bits()]
     }
+
+    #[inline(always)]
+    fn min(a: u32, b: u32) -> u32 {
+        f32::from_bits(a).min(f32::from_bits(b)).to_bits()
+    }
+
+    #[inline(always)]
+    fn max(a: u32, b: u32) -> u32 {
+        f32::from_bits(a).max(f32::from_bits(b)).to_bits()
+    }
 }
 
 /// Where a head's rows lie: token `i` starts `i * stride` bytes after `base`, its dims are contiguous.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows {
     base: *mut u8,
-    stride: i64,
+    /// Bytes from one row to the next.
+    pub stride: i64,
     /// Whether every row starts at a multiple of 16 bytes, so that a vector is one instruction.
-    aligned: bool,
+    pub aligned: bool,
 }
 
 impl Rows {
@@ -114,39 +163,10 @@ impl Rows {
 
     /// The address of a vector of a row.
     #[inline(always)]
-    fn at(&self, (row, vector): (u32, u32)) -> *mut u8 {
+    pub fn at(&self, (row, vector): (u32, u32)) -> *mut u8 {
         let offset = i64::from(row).wrapping_mul(self.stride).wrapping_add(i64::from(vector * 16));
         self.base.wrapping_offset(offset as isize)
     }
-}
-
-/// Loads the vectors that `place` names by row and vector of the row, all before the first is used.
-///
-/// # Safety
-/// They are in the tensor, and the grid does not write them.
-#[inline(always)]
-pub(crate) unsafe fn load_batch<E: Element>(rows: &Rows, place: impl Fn(usize) -> (u32, u32)) -> [Vector; BATCH] {
-    let mut vectors = [[0; 4]; BATCH];
-    let mut i = 0;
-    if rows.aligned {
-        while i < BATCH {
-            vectors[i] = unsafe { ld_global_nc_v4_u32(rows.at(place(i))) };
-            i += 1;
-        }
-    } else {
-        // in two rounds, which the compiler must not unroll: all elements at once would take more registers than there are
-        let (mut round, rounds) = (0, opaque(2) as usize);
-        while round < rounds {
-            i = 0;
-            while i < BATCH / 2 {
-                vectors[i] = vectors[BATCH / 2 + i];
-                vectors[BATCH / 2 + i] = unsafe { load_elements::<E>(rows.at(place(round * (BATCH / 2) + i))) };
-                i += 1;
-            }
-            round += 1;
-        }
-    }
-    vectors
 }
 
 /// Stores vector `i` where `place(i)` says by row and vector of the row, if `predicate(i)`.
@@ -172,8 +192,11 @@ pub(crate) unsafe fn store_batch<E: Element>(
 }
 
 /// A vector, element by element.
+///
+/// # Safety
+/// It is in the tensor, and the grid does not write it.
 #[inline(always)]
-unsafe fn load_elements<E: Element>(address: *const u8) -> Vector {
+pub(crate) unsafe fn load_elements<E: Element>(address: *const u8) -> Vector {
     let mut vector = [0; 4];
     let mut word = 0;
     while word < 4 {

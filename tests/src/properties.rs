@@ -15,7 +15,7 @@ pub trait Kernels {
     /// Whether `ex2` is the rounded exact value, so that the codes of P are the reference's; a GPU's is an approximation.
     const EXACT_EXPONENTIALS: bool;
 
-    /// `kv_stats`, `kv_stats_finish`, `quantize`.
+    /// `quantize`.
     ///
     /// # Errors
     ///

@@ -11,6 +11,7 @@ use int_flash_attention::{
 use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
 use int_flash_attention_kernels::quantize::launch as quantization;
+use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
 use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ use std::sync::{Arc, Mutex};
 /// `flags` of the quantization kernels.
 const SMOOTH_AND_SHORT: u32 = 1 | 2 | 8;
 const V_SCALE_PER_HEAD: u32 = 4;
+/// CTAs that the machine is taken to hold: so few that statistics and tiles alternate.
+const RESIDENT: usize = 8;
 
 macro_rules! shipped {
     ($($name:literal)*) => {
@@ -135,15 +138,16 @@ impl Kernels for Simulator {
         let smooth = problem.scheme == Scheme::Default;
         let flags = if smooth { SMOOTH_AND_SHORT } else { V_SCALE_PER_HEAD };
         let overflow = || format!("the grid overflows for {problem:?}");
-        let chunks =
-            quantization::stats_grid(problem.batch, problem.heads_kv, problem.seqlen_kv).with_context(overflow)?;
-        let partial_len = quantization::stats_partial_len(problem.batch, problem.heads_kv, problem.seqlen_kv, d);
+        let shape = quantization_shape(problem, dtype);
+        let work = Work::new(&shape, true, true, RESIDENT).with_context(overflow)?;
+        let workspace_len =
+            quantization::workspace_len(problem.batch, problem.heads_kv, problem.seqlen_kv, d, dtype.size());
 
         let mut memory = Memory::new();
         let [q_in, k_in, v_in] = [q, k, v].map(|tensor| upload(&mut memory, tensor));
         let (q_in, k_in, v_in) = (q_in?, k_in?, v_in?);
         let mut floats = |len: usize| memory.alloc(4 * len as u64, 256);
-        let partial = floats(partial_len.with_context(overflow)?);
+        let workspace = floats(workspace_len.with_context(overflow)?);
         let (k_mean, v_mean, v_scale, k_scale_max) =
             (floats(heads * d), floats(heads * d), floats(heads * d), floats(heads));
         let (q_scale, q_bias, k_scale) = (floats(q_shape.rows()), floats(q_shape.rows()), floats(blocks * KV_BLOCK));
@@ -151,40 +155,15 @@ impl Kernels for Simulator {
         let (q_out, k_out, v_out) =
             (bytes(q_shape.elements()), bytes(blocks * block_bytes(d)), bytes(blocks * block_bytes(d)));
         let (seqlen_q, seqlen_kv) = (u32::try_from(problem.seqlen_q)?, u32::try_from(problem.seqlen_kv)?);
-        let (heads_q, heads_kv) = (u32::try_from(problem.heads_q)?, u32::try_from(problem.heads_kv)?);
+        let heads_q = u32::try_from(problem.heads_q)?;
+        memory.write(workspace, &vec![0_u32; quantization::counters(heads, work.slices.value as usize)])?;
 
-        let name = format!("kv_stats_{dtype}");
-        let threads = quantization::stats_threads(d, dtype.size());
-        let at = Grid { kernel: &name, grid: [chunks, 2, 1], threads, shared: quantization::stats_shared_bytes(d) };
-        let mut args = vec![k_in.into()];
-        args.extend(strides(&k.layout()));
-        args.push(v_in.into());
-        args.extend(strides(&v.layout()));
-        args.extend([partial.into(), Arg::U32(seqlen_kv), Arg::U32(heads_kv), Arg::U32(d as u32)]);
-        self.launch("quantize", &at, &args, &memory)?;
-
-        let at = Grid {
-            kernel: "kv_stats_finish",
-            grid: [u32::try_from(heads)?, 2, 1],
-            threads: quantization::finish_threads(d),
-            shared: quantization::FINISH_SHARED_BYTES,
-        };
-        let mut args: Vec<Arg> = [partial, k_mean, v_mean, v_scale, k_scale_max].map(Arg::from).to_vec();
-        args.extend([seqlen_kv, d as u32, flags].map(Arg::U32));
-        self.launch("quantize", &at, &args, &memory)?;
-
-        let token_blocks = |heads: usize, seqlen: usize| {
-            quantization::token_blocks(problem.batch, heads, seqlen).with_context(overflow)
-        };
-        let (q_blocks, kv_blocks) =
-            (token_blocks(problem.heads_q, problem.seqlen_q)?, token_blocks(problem.heads_kv, problem.seqlen_kv)?);
-        let grid = quantization::quantize_grid(q_blocks, kv_blocks).with_context(overflow)?;
         let name = format!("quantize_{dtype}");
         let at = Grid {
             kernel: &name,
-            grid: [grid, 1, 1],
-            threads: quantization::threads(d),
-            shared: quantization::shared_bytes(d),
+            grid: work.grid(),
+            threads: quantization::QUANTIZE_THREADS,
+            shared: quantization::quantize_shared_bytes(d),
         };
         let mut args = Vec::new();
         for (ptr, tensor) in [(q_in, q), (k_in, k), (v_in, v)] {
@@ -192,8 +171,10 @@ impl Kernels for Simulator {
             args.extend(strides(&tensor.layout()));
         }
         let bias = if smooth { q_bias } else { DevPtr::NULL };
-        args.extend([k_mean, v_mean, v_scale, q_out, q_scale, bias, k_out, k_scale, v_out].map(Arg::from));
-        args.extend([seqlen_q, seqlen_kv, heads_q, heads_kv, d as u32, q_blocks, kv_blocks, flags].map(Arg::U32));
+        let pointers = [k_mean, v_mean, v_scale, k_scale_max, q_out, q_scale, bias, k_out, k_scale, v_out, workspace];
+        args.extend(pointers.map(Arg::from));
+        args.extend([seqlen_q, seqlen_kv, heads_q, d as u32, flags].map(Arg::U32));
+        args.extend(work.parameters().map(Arg::U32));
         self.launch("quantize", &at, &args, &memory)?;
 
         let floats = |ptr, len| memory.read::<f32>(ptr, len);
@@ -321,6 +302,11 @@ impl Kernels for Simulator {
         self.launch("quantize", &at, &args, &memory)?;
         o.read(&memory).with_context(|| format!("dequantized {operand:?}"))
     }
+}
+
+fn quantization_shape(problem: &AttentionProblem, dtype: DType) -> WorkShape {
+    let AttentionProblem { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, .. } = *problem;
+    WorkShape { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, element_bytes: dtype.size() }
 }
 
 const fn dtype_code(dtype: DType) -> usize {

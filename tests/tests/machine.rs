@@ -1,6 +1,6 @@
 //! Every shipped kernel on the PTX machine, against the CPU reference.
 
-use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme};
+use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, reference};
 use int_flash_attention_kernels::config::{self, MODULES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{Case, Placement, any_case, long_keys};
@@ -94,6 +94,17 @@ fn generated_long_key_sequences_match_the_reference() {
     let simulator = Simulator::new();
     check_cases(cases(200), &long_keys(), |case| properties::all(&simulator, case))
         .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// More chunks of statistics than come through shared memory at a time.
+#[test]
+fn statistics_of_a_long_head_match_the_reference() {
+    let problem = AttentionProblem::new(1, 1, 1, 1, 44_000, 32);
+    let case = Case::plain(problem, 0);
+    let [q, k, v] = case.tensors().unwrap();
+    let want = reference::quantize(&problem, &q, &k, &v).unwrap();
+    let got = Simulator::new().quantize(&problem, &q, &k, &v).unwrap();
+    properties::same_operands(&problem, &got, &want, &q).unwrap();
 }
 
 #[test]

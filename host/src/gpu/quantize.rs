@@ -1,4 +1,4 @@
-//! Quantization (arXiv 2409.16997, section 3.2): statistics of K and V, then all three operands.
+//! Quantization (arXiv 2409.16997, section 3.2): statistics of K and V and all three operands, in one launch.
 
 use super::kernel::{Kernel, QUANTIZE};
 use super::memory::Checked;
@@ -10,9 +10,9 @@ use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::quantize::launch;
+use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
 
 /// Entry points by element type, [`DType::index`].
-const STATS: [&str; 3] = ["kv_stats_f16", "kv_stats_bf16", "kv_stats_f32"];
 const QUANTIZE_ENTRIES: [&str; 3] = ["quantize_f16", "quantize_bf16", "quantize_f32"];
 
 /// The tensors that a [`QuantizePlan`] reads.
@@ -35,8 +35,7 @@ impl Gpu {
     /// A wrong problem, layouts of other shapes, or more blocks than a grid has.
     pub fn plan_quantize(&self, problem: &AttentionProblem, layouts: &QuantizeLayouts) -> Result<QuantizePlan> {
         let pass = Pass::new(self, problem, layouts.dtype, Some(layouts.q), Some((layouts.k, layouts.v)))?;
-        let stats = Stats::new(self, problem, layouts.dtype, layouts.k, layouts.v)?;
-        Ok(QuantizePlan { gpu: self.clone(), stats, pass })
+        Ok(QuantizePlan { gpu: self.clone(), pass })
     }
 
     /// Quantization of K and V alone, for instance of a cache that several queries will use. Only `batch`, `heads_kv`,
@@ -52,7 +51,7 @@ impl Gpu {
         dtype: DType,
     ) -> Result<QuantizeKvPlan> {
         let pass = Pass::new(self, problem, dtype, None, Some((k, v)))?;
-        Ok(QuantizeKvPlan { gpu: self.clone(), stats: Stats::new(self, problem, dtype, k, v)?, pass })
+        Ok(QuantizeKvPlan { gpu: self.clone(), pass })
     }
 
     /// Quantization of Q alone, with K already quantized.
@@ -68,7 +67,6 @@ impl Gpu {
 #[derive(Clone, Debug)]
 pub struct QuantizePlan {
     gpu: Gpu,
-    stats: Stats,
     pass: Pass,
 }
 
@@ -76,10 +74,10 @@ impl QuantizePlan {
     /// Elements of the workspace. It may be used for something else as soon as the launch is done.
     #[must_use]
     pub fn workspace_len(&self) -> usize {
-        self.stats.workspace
+        self.pass.workspace
     }
 
-    /// Gives the three kernels to the stream: no allocation, no waiting, capturable.
+    /// Gives the kernel to the stream, and the zeroing of its counters: no allocation, no waiting, capturable.
     ///
     /// # Errors
     /// A buffer of another type, too short, or not aligned (16 bytes for the operands and the workspace); the driver's.
@@ -98,8 +96,7 @@ impl QuantizePlan {
         let q_in = self.pass.q_in(q)?;
         check_bias(self.pass.scheme, &out.q.bias)?;
         let q_out = out.q.addresses(self.pass.problem.q_shape(), &self.pass.q_lengths)?;
-        self.stats.launch(&self.gpu, stream, [k_in, v_in], workspace, &kv)?;
-        self.pass.launch(&self.gpu, stream, q_in, [k_in, v_in], q_out, &kv)
+        self.pass.launch(&self.gpu, stream, [q_in, k_in, v_in], self.pass.workspace_in(workspace)?, q_out, &kv)
     }
 }
 
@@ -107,7 +104,6 @@ impl QuantizePlan {
 #[derive(Clone, Debug)]
 pub struct QuantizeKvPlan {
     gpu: Gpu,
-    stats: Stats,
     pass: Pass,
 }
 
@@ -115,10 +111,10 @@ impl QuantizeKvPlan {
     /// Elements of the workspace. It may be used for something else as soon as the launch is done.
     #[must_use]
     pub fn workspace_len(&self) -> usize {
-        self.stats.workspace
+        self.pass.workspace
     }
 
-    /// Gives the three kernels to the stream: no allocation, no waiting, capturable.
+    /// Gives the kernel to the stream, and the zeroing of its counters: no allocation, no waiting, capturable.
     ///
     /// # Errors
     /// As [`QuantizePlan::launch`].
@@ -132,10 +128,9 @@ impl QuantizeKvPlan {
         v_out: &mut ViewMutV<'_>,
     ) -> Result<()> {
         let stream = stream.into();
-        let kv_in = self.pass.kv_in(k, v)?;
+        let [k_in, v_in] = self.pass.kv_in(k, v)?;
         let kv = self.pass.kv_out(k_out, v_out)?;
-        self.stats.launch(&self.gpu, stream, kv_in, workspace, &kv)?;
-        self.pass.launch(&self.gpu, stream, 0, kv_in, [0; 3], &kv)
+        self.pass.launch(&self.gpu, stream, [0, k_in, v_in], self.pass.workspace_in(workspace)?, [0; 3], &kv)
     }
 }
 
@@ -162,7 +157,7 @@ impl QuantizeQPlan {
         check_bias(self.pass.scheme, &out.bias)?;
         let q_out = out.addresses(self.pass.problem.q_shape(), &self.pass.q_lengths)?;
         let kv = KvOut { k_mean: k_mean.checked("k_mean", self.pass.kv_lengths.channels)?, ..KvOut::default() };
-        self.pass.launch(&self.gpu, stream.into(), q_in, [0; 2], q_out, &kv)
+        self.pass.launch(&self.gpu, stream.into(), [q_in, 0, 0], 0, q_out, &kv)
     }
 }
 
@@ -199,71 +194,6 @@ fn grid_error(kernel: &'static str, problem: &AttentionProblem) -> Error {
     Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
 }
 
-/// `kv_stats` and `kv_stats_finish`.
-#[derive(Clone, Debug)]
-struct Stats {
-    collect: Kernel,
-    finish: Kernel,
-    workspace: usize,
-    k_strides: [u64; 3],
-    v_strides: [u64; 3],
-    seqlen_kv: u64,
-    heads_kv: u64,
-    head_dim: u64,
-    flags: u64,
-}
-
-impl Stats {
-    fn new(gpu: &Gpu, problem: &AttentionProblem, dtype: DType, k: TensorLayout, v: TensorLayout) -> Result<Self> {
-        let AttentionProblem { batch, heads_kv, seqlen_kv, head_dim: d, .. } = *problem;
-        let entry = STATS[dtype.index()];
-        let blocks = launch::stats_grid(batch, heads_kv, seqlen_kv).ok_or_else(|| grid_error(entry, problem))?;
-        let workspace = launch::stats_partial_len(batch, heads_kv, seqlen_kv, d);
-        let heads = u32::try_from(batch * heads_kv).map_err(|_| grid_error(entry, problem))?;
-        let (threads, shared) = (launch::stats_threads(d, dtype.size()), launch::stats_shared_bytes(d));
-        let finish_threads = launch::finish_threads(d);
-        Ok(Self {
-            collect: gpu.kernel(QUANTIZE, entry, [blocks, 2, 1], threads, shared)?,
-            finish: gpu.kernel(
-                QUANTIZE,
-                "kv_stats_finish",
-                [heads, 2, 1],
-                finish_threads,
-                launch::FINISH_SHARED_BYTES,
-            )?,
-            workspace: workspace.ok_or_else(|| grid_error(entry, problem))?,
-            k_strides: strides(&k),
-            v_strides: strides(&v),
-            seqlen_kv: seqlen_kv as u64,
-            heads_kv: heads_kv as u64,
-            head_dim: d as u64,
-            flags: flags(problem.scheme),
-        })
-    }
-
-    fn launch(
-        &self,
-        gpu: &Gpu,
-        stream: StreamRef<'_>,
-        [k, v]: [u64; 2],
-        workspace: DeviceSliceMut<'_, f32>,
-        out: &KvOut,
-    ) -> Result<()> {
-        let partial = workspace.checked("the workspace", self.workspace)?;
-        let ([kb, kh, kn], [vb, vh, vn]) = (self.k_strides, self.v_strides);
-        let sizes = [self.seqlen_kv, self.heads_kv, self.head_dim];
-        let collect = [k, kb, kh, kn, v, vb, vh, vn, partial, sizes[0], sizes[1], sizes[2]];
-        let (mean, scale) = ([out.k_mean, out.v_mean], [out.v_scale, out.k_scale_max]);
-        let finish = [partial, mean[0], mean[1], scale[0], scale[1], self.seqlen_kv, self.head_dim, self.flags];
-        // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points". The tensors' spans and the arrays'
-        // lengths have been checked; grid, block and shared memory are those of `launch` in the kernels crate.
-        unsafe {
-            gpu.launch(&self.collect, stream, collect)?;
-            gpu.launch(&self.finish, stream, finish)
-        }
-    }
-}
-
 /// `quantize` of Q, of K and V, or of all three.
 #[derive(Clone, Debug)]
 struct Pass {
@@ -278,8 +208,11 @@ struct Pass {
     q_strides: [u64; 3],
     k_strides: [u64; 3],
     v_strides: [u64; 3],
+    /// Elements of the workspace.
+    workspace: usize,
     /// The parameters after the addresses.
-    sizes: [u64; 8],
+    sizes: [u64; 5],
+    work: Work,
 }
 
 impl Pass {
@@ -301,17 +234,17 @@ impl Pass {
         }
         let entry = QUANTIZE_ENTRIES[dtype.index()];
         let overflow = || grid_error(entry, problem);
-        let q_blocks = match q {
-            Some(_) => launch::token_blocks(batch, heads_q, seqlen_q).ok_or_else(overflow)?,
+        let shape =
+            WorkShape { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim: d, element_bytes: dtype.size() };
+        let resident = gpu.multiprocessors()? * launch::QUANTIZE_CTAS;
+        let work = Work::new(&shape, q.is_some(), kv.is_some(), resident).ok_or_else(overflow)?;
+        let workspace = match kv {
+            Some(_) => launch::workspace_len(batch, heads_kv, seqlen_kv, d, dtype.size()).ok_or_else(overflow)?,
             None => 0,
         };
-        let kv_blocks = match kv {
-            Some(_) => launch::token_blocks(batch, heads_kv, seqlen_kv).ok_or_else(overflow)?,
-            None => 0,
-        };
-        let grid = launch::quantize_grid(q_blocks, kv_blocks).ok_or_else(overflow)?;
-        let kernel = gpu.kernel(QUANTIZE, entry, [grid, 1, 1], launch::threads(d), launch::shared_bytes(d))?;
-        let sizes = [seqlen_q, seqlen_kv, heads_q, heads_kv, d].map(|size| size as u64);
+        let (threads, shared) = (launch::QUANTIZE_THREADS, launch::quantize_shared_bytes(d));
+        let kernel = gpu.kernel(QUANTIZE, entry, work.grid(), threads, shared)?;
+        let sizes = [seqlen_q, seqlen_kv, heads_q, d].map(|size| size as u64);
         let unused = TensorLayout::bhnd(problem.q_shape());
         let (q, (k, v)) = (q.unwrap_or(unused), kv.unwrap_or((unused, unused)));
         Ok(Self {
@@ -325,16 +258,9 @@ impl Pass {
             q_strides: strides(&q),
             k_strides: strides(&k),
             v_strides: strides(&v),
-            sizes: [
-                sizes[0],
-                sizes[1],
-                sizes[2],
-                sizes[3],
-                sizes[4],
-                q_blocks.into(),
-                kv_blocks.into(),
-                flags(problem.scheme),
-            ],
+            workspace,
+            sizes: [sizes[0], sizes[1], sizes[2], sizes[3], flags(problem.scheme)],
+            work,
         })
     }
 
@@ -349,6 +275,11 @@ impl Pass {
     }
 
     #[inline]
+    fn workspace_in(&self, workspace: DeviceSliceMut<'_, f32>) -> Result<u64> {
+        workspace.checked("the workspace", self.workspace)
+    }
+
+    #[inline]
     fn kv_out(&self, k: &ViewMutK<'_>, v: &ViewMutV<'_>) -> Result<KvOut> {
         let shape = self.problem.kv_shape();
         let [k, k_scale, k_mean, k_scale_max] = k.addresses(shape, &self.kv_lengths)?;
@@ -360,22 +291,30 @@ impl Pass {
         &self,
         gpu: &Gpu,
         stream: StreamRef<'_>,
-        q: u64,
-        [k, v]: [u64; 2],
+        [q, k, v]: [u64; 3],
+        workspace: u64,
         [q_out, q_scale, q_bias]: [u64; 3],
         kv: &KvOut,
     ) -> Result<()> {
         let ([qb, qh, qn], [kb, kh, kn], [vb, vh, vn]) = (self.q_strides, self.k_strides, self.v_strides);
-        let [seqlen_q, seqlen_kv, heads_q, heads_kv, head_dim, q_blocks, kv_blocks, flags] = self.sizes;
+        let [seqlen_q, seqlen_kv, heads_q, head_dim, flags] = self.sizes;
+        let [w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14] = self.work.parameters().map(u64::from);
         #[rustfmt::skip]
         let arguments = [
             q, qb, qh, qn, k, kb, kh, kn, v, vb, vh, vn,
-            kv.k_mean, kv.v_mean, kv.v_scale,
-            q_out, q_scale, q_bias, kv.k, kv.k_scale, kv.v,
-            seqlen_q, seqlen_kv, heads_q, heads_kv, head_dim, q_blocks, kv_blocks, flags,
+            kv.k_mean, kv.v_mean, kv.v_scale, kv.k_scale_max,
+            q_out, q_scale, q_bias, kv.k, kv.k_scale, kv.v, workspace,
+            seqlen_q, seqlen_kv, heads_q, head_dim, flags,
+            w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14,
         ];
         // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points". The tensors' spans and the arrays'
-        // lengths have been checked; an operand without blocks is not touched.
-        unsafe { gpu.launch(&self.kernel, stream, arguments) }
+        // lengths have been checked; an operand without CTAs is not touched. The workspace begins with the counters.
+        unsafe {
+            if self.workspace > 0 {
+                let counters = launch::counters(self.work.heads() as usize, self.work.slices.value as usize);
+                gpu.bind()?.fill_async(workspace, 0, size_of::<f32>() * counters, stream.handle())?;
+            }
+            gpu.launch(&self.kernel, stream, arguments)
+        }
     }
 }

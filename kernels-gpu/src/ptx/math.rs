@@ -66,6 +66,12 @@ binary! {
     cvt_rn_bf16x2_f32(f32, f32) -> u32 = "cvt.rn.bf16x2.f32";
     /// The larger of each of two float16.
     max_f16x2(u32, u32) -> u32 = "max.f16x2";
+    /// The smaller of each of two float16.
+    min_f16x2(u32, u32) -> u32 = "min.f16x2";
+    /// The larger of each of two bfloat16.
+    max_bf16x2(u32, u32) -> u32 = "max.bf16x2";
+    /// The smaller of each of two bfloat16.
+    min_bf16x2(u32, u32) -> u32 = "min.bf16x2";
     /// Addition rounded to nearest, never contracted.
     add_rn_f32(f32, f32) -> f32 = "add.rn.f32";
     /// Product rounded to nearest, never contracted.

@@ -10,6 +10,7 @@ pub mod math;
 pub mod memory;
 pub mod mma;
 pub mod opaque;
+pub mod order;
 pub mod select;
 pub mod shared;
 pub mod shuffle;

@@ -32,6 +32,17 @@ pub unsafe fn ld_shared_v2_u32(address: u32) -> [u32; 2] {
     d
 }
 
+/// `ld.shared.u32`
+///
+/// # Safety
+/// As [`ld_shared_v4_u32`], with 4 bytes.
+#[inline(always)]
+pub unsafe fn ld_shared_u32(address: u32) -> u32 {
+    let d;
+    unsafe { asm!("ld.shared.u32 {}, [{}];", out(reg32) d, in(reg32) address, options(readonly, nostack)) }
+    d
+}
+
 /// `ld.shared.f32`
 ///
 /// # Safety

@@ -1,26 +1,28 @@
 //! Quantization to INT8 (arXiv 2409.16997, section 3.2), as docs/kernel-abi.md fixes it bit by bit.
 //!
 //! ```text
-//! kv_stats         sum, minimum and maximum of K and V per head and channel, by chunks of 512 tokens      stats.rs
-//! kv_stats_finish  chunks to mean, and to V's scale (per channel, or the paper's one a head)              stats.rs
-//! quantize         Q and K by token (the paper's token-level scales), row-major and packed                tokens.rs
-//!                  V with the scales of kv_stats_finish, packed and transposed                            values.rs
-//! dequantize       int8 and scales back to floats                                                         ../dequantize.rs
+//! quantize    which CTA does what, and in which order                                                    work.rs
+//!             a tile of rows to shared memory                                                            tile.rs
+//!             sum, minimum and maximum of K and V per head and channel, by chunks of 512 tokens;
+//!             chunks to mean, and to V's scale (per channel, or the paper's one a head)                  stats.rs
+//!             Q and K by token (the paper's token-level scales), row-major and packed                    tokens.rs
+//!             V with the scales of the statistics, packed and transposed                                 values.rs
+//! dequantize  int8 and scales back to floats                                                             ../dequantize.rs, place.rs
 //! ```
 //!
 //! | line of the contract | where |
 //! | --- | --- |
-//! | statistics: eight accumulators, their tree, chunks in order | `stats::chunk`, `stats::combine`, `stats::finish` |
-//! | `mean`, `amax`, `k_scale_max` | `stats::finish` |
+//! | statistics: eight accumulators, their tree, chunks in order | `stats::slice`, `stats::combine`, `stats::total` |
+//! | `mean`, `amax` | `stats::finish` |
+//! | `k_scale_max`, one V scale a head | `entry::Quantize::stats` |
 //! | `scale(amax)`, Q's 10 bits | `scale` |
 //! | Q token, K token, `q_bias` | `tokens::quantize` |
 //! | V channel | `values::quantize` |
 //! | `clamp(rne(x * (1/scale)))` | `pack::quantize4` |
 //!
-//! All kernels are bound by memory: each float is read once by the statistics and once by the quantizer, each byte written
-//! once. A CTA of `quantize` is one block of 128 tokens of Q, K or V, and every thread of it has eight 16-byte loads
-//! under way before it uses the first. The blocks run in the reverse order of `kv_stats`, so that what the statistics
-//! read last is taken from L2. Which lane takes which elements is in `place.rs`, for both directions.
+//! All of it is bound by memory: 2 bytes read and 1 written for each float16. K and V are needed twice, so the statistics of
+//! an operand run only so far ahead of its tiles that the second reading finds the data in L2. A CTA is short and has all of
+//! its 32 KiB under way at once; several share an SM, in different phases.
 //!
 //! The compiler does not know that a shuffle must stay one instruction for the whole warp. Around shuffles there is
 //! therefore no condition that differs between lanes: values are chosen by `selp_b32`, stores are predicated.
@@ -32,6 +34,7 @@
 pub mod launch;
 #[cfg(any(test, all(target_arch = "nvptx64", kernels = "quantize")))]
 mod scale;
+pub mod work;
 
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod entry;
@@ -41,6 +44,8 @@ pub(crate) mod pack;
 pub(crate) mod place;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod stats;
+#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+mod tile;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod tokens;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]

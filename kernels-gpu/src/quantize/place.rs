@@ -1,4 +1,4 @@
-//! Which elements a lane handles in `quantize` and `dequantize`: both directions walk a block alike.
+//! Which elements a lane of `dequantize` handles.
 //!
 //! The head dim is a run-time number: it only moves addresses, so one body serves all of them. 96 dims are walked as 128
 //! of which the last quarter is idle.
@@ -17,7 +17,7 @@ const DIMS: usize = 8;
 /// Quotient and remainder by a divisor that is not 0.
 #[inline(always)]
 pub(crate) fn div_rem(a: u32, b: u32) -> (u32, u32) {
-    // SAFETY: heads, groups, chunks and vectors are counted from 1 (docs/kernel-abi.md); a check would need a panic.
+    // SAFETY: heads, blocks and groups of dims are counted from 1 (docs/kernel-abi.md); a check would need a panic.
     unsafe { core::hint::assert_unchecked(b != 0) };
     (a / b, a % b)
 }

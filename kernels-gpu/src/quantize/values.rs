@@ -1,105 +1,114 @@
 //! V: one scale a channel (or, as in arXiv 2409.16997, section 3.2, one a head), keys packed along the row.
 //!
-//! A lane quantizes eight keys of one vector of dims: that is eight neighbouring bytes in each of these dims' packed rows,
-//! so the transposition happens in registers. Shared memory only turns the rows of a block into one linear copy.
+//! A lane quantizes eight keys of four dims: that is eight neighbouring bytes in each of these dims' packed rows, so the
+//! transposition happens in registers. Four lanes hold the octets of a row of 32 keys, a warp 32 of these rows.
 
-use super::launch::{shared_bytes, threads};
+use super::launch::QUANTIZE_THREADS;
 use super::pack::quantize4;
-use super::place::{ByChannel, spread};
+use super::place::{div_rem, slot_key};
 use super::scale::reciprocal;
-use crate::element::{BATCH, Element, Rows, Vector, load_batch};
-use crate::ptx::global::{ld_global_nc_v4_f32, st_global_v4_u32};
+use super::tile::{Tile, float_address, tile_address};
+use crate::element::{Element, Vector};
+use crate::layout::{KV_BLOCK, ROW_BYTES, V_PANELS, block_bytes, swizzle};
+use crate::ptx::global::st_global_cs_v2_u32;
 use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
-use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{ld_shared_v4_u32, st_shared_v2_u32};
-use crate::ptx::special::{bar_sync, tid_x};
-use crate::smem;
+use crate::ptx::memory::ld_shared_v4_f32;
+use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32};
+use crate::ptx::special::tid_x;
 
-/// One block of 128 tokens of a head.
-pub(crate) struct Block {
-    /// The head's rows.
-    pub rows: Rows,
-    /// First token of the block.
-    pub first: u32,
-    /// Tokens of the block that exist, 1 to 128.
-    pub count: u32,
-    /// `v_mean` of the head.
-    pub mean: *const f32,
-    /// `v_scale` of the head.
-    pub scale: *const f32,
-    /// Dims of a row.
-    pub head_dim: u32,
-    /// All packed blocks.
-    pub out: *mut u8,
-    /// Which of them this is.
-    pub index: u32,
-}
+/// Dims of a lane.
+const DIMS: usize = 4;
+const WARPS: u32 = QUANTIZE_THREADS as u32 / 32;
 
-/// Quantizes and packs a block of V.
+/// Means and reciprocals of the scales to shared memory, behind the tile; a barrier must follow. `channel` loads a channel's
+/// mean and scale.
 #[inline(always)]
-pub(crate) unsafe fn quantize<E: Element>(block: &Block) {
-    unsafe {
-        let mut pass = 0;
-        while pass < ByChannel::<E>::passes(block.head_dim) {
-            let place = ByChannel::<E>::of_lane(block.head_dim, pass);
-            let keys = load_keys(&place, block);
-            let mean = channels::<E>(block.mean.wrapping_add(place.dim()));
-            let scale = channels::<E>(block.scale.wrapping_add(place.dim()));
-            let masks = masks(&place, block.count);
-            unroll!(0..E::LANES, |dim| {
-                let inverse = reciprocal(scale[dim], rcp_approx_ftz_f32, fma_rn_f32);
-                let x = |i: usize| E::get(&keys[i], dim) - mean[dim];
-                let low = quantize4([x(0), x(1), x(2), x(3)], [inverse; 4]) & masks[0];
-                let high = quantize4([x(4), x(5), x(6), x(7)], [inverse; 4]) & masks[1];
-                st_shared_v2_u32(place.has(), smem::base() + place.shared_offset(dim), [low, high]);
-            });
-            pass += 1;
+pub(crate) unsafe fn load_channels(head_dim: u32, channel: impl Fn(usize) -> (f32, f32)) {
+    let mut at = tid_x();
+    while at < head_dim {
+        let (mean, scale) = channel(at as usize);
+        unsafe {
+            st_shared_f32(float_address(at), mean);
+            st_shared_f32(float_address(head_dim + at), reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32));
         }
-        bar_sync();
-        store_block::<E>(block);
+        at += QUANTIZE_THREADS as u32;
     }
 }
 
-/// The lane's vectors of its eight keys; a key past the end is read as the last one, and masked later.
+/// Quantizes and packs a tile of V; `out` is the head's bytes.
 #[inline(always)]
-unsafe fn load_keys<E: Element>(place: &ByChannel<E>, block: &Block) -> [Vector; BATCH] {
-    let at = |i: usize| (block.first + place.key(i).min(block.count - 1), place.vector());
-    unsafe { load_batch::<E>(&block.rows, at) }
+pub(crate) unsafe fn quantize<E: Element>(tile: &Tile, head_dim: u32, out: *mut u8) {
+    // a warp's unit: 32 keys of 32 dims; the next is as many units on as there are warps
+    let groups = head_dim / 32;
+    let (panels_on, groups_on) = div_rem(WARPS, groups);
+    let (mut panel, mut group) = div_rem(tid_x() / 32, groups);
+    while panel < tile.padded / ROW_BYTES as u32 {
+        unsafe { quantize_unit::<E>(tile, panel, 32 * group, head_dim, out) };
+        (panel, group) = (panel + panels_on, group + groups_on);
+        if group >= groups {
+            (panel, group) = (panel + 1, group - groups);
+        }
+    }
 }
 
-/// One float for each dim of a vector.
+/// The lane's vectors of its eight keys.
 #[inline(always)]
-unsafe fn channels<E: Element>(from: *const f32) -> [f32; 8] {
+unsafe fn load_keys<E: Element>(first_row: u32, octet: u32, row_bytes: u32, byte: u32) -> [Vector; 8] {
+    let even = tile_address(first_row + slot_key(octet, 0), row_bytes, byte);
+    let odd = tile_address(first_row + slot_key(octet, 1), row_bytes, byte);
+    let mut keys = [[0; 4]; 8];
+    unroll!(0..8, |i| {
+        // the keys of an octet are two neighbours, and these again 2, 8 and 10 rows on: no bit that `tile_address` looks at
+        let at = if i % 2 == 0 { even } else { odd } + (slot_key(0, i) - slot_key(0, i % 2)) * row_bytes;
+        keys[i] = unsafe {
+            if E::BYTES == 4 {
+                ld_shared_v4_u32(at)
+            } else {
+                let low = ld_shared_v2_u32(at);
+                [low[0], low[1], 0, 0]
+            }
+        };
+    });
+    keys
+}
+
+#[inline(always)]
+unsafe fn quantize_unit<E: Element>(tile: &Tile, panel: u32, first_dim: u32, head_dim: u32, out: *mut u8) {
     unsafe {
-        let low = ld_global_nc_v4_f32(from);
-        let high = if E::LANES == 8 { ld_global_nc_v4_f32(from.wrapping_add(4)) } else { [0.0; 4] };
-        [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
+        let (octet, dim) = (tid_x() % 4, first_dim + DIMS as u32 * (tid_x() % 32 / 4));
+        let row = panel * ROW_BYTES as u32;
+        let keys = load_keys::<E>(row, octet, head_dim * E::BYTES as u32, dim * E::BYTES as u32);
+        let mean = ld_shared_v4_f32(float_address(dim));
+        let inverse = ld_shared_v4_f32(float_address(head_dim + dim));
+        let masks = masks(row, octet, tile.count);
+
+        let token = tile.first + row;
+        let block = (token / KV_BLOCK as u32) as usize;
+        let panel_bytes = head_dim as usize * ROW_BYTES;
+        let panel = (token / ROW_BYTES as u32) as usize % V_PANELS;
+        let to = out.wrapping_add(block * block_bytes(head_dim as usize) + panel * panel_bytes);
+        let to = to.wrapping_add(swizzle(dim as usize, 8 * octet as usize));
+        unroll!(0..DIMS, |i| {
+            let x = |key: usize| E::get(&keys[key], i) - mean[i];
+            let low = quantize4::<E>([x(0), x(1), x(2), x(3)], inverse[i]) & masks[0];
+            let high = quantize4::<E>([x(4), x(5), x(6), x(7)], inverse[i]) & masks[1];
+            // four rows from a multiple of four are swizzled alike
+            st_global_cs_v2_u32(true, to.wrapping_add(i * ROW_BYTES), [low, high]);
+        });
     }
 }
 
 /// 0xff in the bytes of the lane's keys that exist.
 #[inline(always)]
-fn masks<E: Element>(place: &ByChannel<E>, count: u32) -> [u32; 2] {
-    let mut masks = [0; 2];
-    unroll!(0..8, |i| {
-        if place.key(i) < count {
-            masks[i / 4] |= 0xff << (8 * (i % 4));
-        }
-    });
-    masks
-}
-
-/// Copies the block from shared memory, 16 bytes a lane, in order.
-#[inline(always)]
-unsafe fn store_block<E: Element>(block: &Block) {
-    let bytes = shared_bytes(block.head_dim as usize) as u32;
-    let step = 16 * threads(block.head_dim as usize) as u32;
-    let out = block.out.wrapping_add(opaque(block.index) as usize * bytes as usize);
-    let mut at = 16 * tid_x();
-    while at < bytes {
-        unsafe {
-            st_global_v4_u32(true, out.wrapping_add(at as usize), ld_shared_v4_u32(smem::base() + spread::<E>(at)))
-        }
-        at += step;
+fn masks(row: u32, octet: u32, count: u32) -> [u32; 2] {
+    let mut masks = [u32::MAX; 2];
+    if row + ROW_BYTES as u32 > count {
+        masks = [0; 2];
+        unroll!(0..8, |i| {
+            if row + slot_key(octet, i) < count {
+                masks[i / 4] |= 0xff << (8 * (i % 4));
+            }
+        });
     }
+    masks
 }

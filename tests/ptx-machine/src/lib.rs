@@ -1,7 +1,8 @@
 //! Runs PTX kernels on the CPU, and reports what they must not do.
 //!
 //! A [`Module`] is loaded from the PTX text that ships; [`Module::launch`] runs one of its kernels on a [`Memory`].
-//! Warps execute in lock step and meet again after a divergent branch; CTAs run in parallel on all cores. What is
+//! Warps execute in lock step and meet again after a divergent branch; CTAs start in the order of their numbers and run in
+//! parallel on all cores. What is
 //! not known about an instruction, a type or a modifier is an error that names the line. Crates that parse PTX exist
 //! (`ptx-parser`, `ptx-90-parser`, `ptx-ir`); none was found that executes it.
 //!

@@ -92,11 +92,13 @@ impl Module {
             ptx: &self.ptx,
         };
         let ctas = launch.grid.iter().map(|n| u64::from(*n)).product::<u64>();
-        let runs: Vec<_> =
-            (0..ctas).into_par_iter().map_init(|| Worker::new(&env), |worker, cta| worker.run(cta)).collect();
+        // in the order of their numbers, as on a device: a CTA may wait for one that started before it
+        let mut runs: Vec<_> =
+            (0..ctas).par_bridge().map_init(|| Worker::new(&env), |worker, cta| (cta, worker.run(cta))).collect();
+        runs.sort_unstable_by_key(|(cta, _)| *cta);
         let mut stats = Stats::default();
         let mut findings: Vec<crate::report::Finding> = Vec::new();
-        for (run, found) in runs {
+        for (_, (run, found)) in runs {
             stats = stats + run;
             for finding in found {
                 let same = |f: &crate::report::Finding| {

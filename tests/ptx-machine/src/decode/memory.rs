@@ -33,10 +33,8 @@ pub(super) fn decode<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) ->
         _ => {}
     }
     let space = modifiers.take_one(&SPACES).unwrap_or(Space::Generic);
-    modifiers.drop_if(|word| is_cache_hint(word) || matches!(word, "volatile" | "relaxed"));
-    if modifiers.take("acquire") || modifiers.take("release") {
-        return cx.unsupported("an access that orders others");
-    }
+    // every access acquires and releases (`Memory`)
+    modifiers.drop_if(|word| is_cache_hint(word) || matches!(word, "volatile" | "relaxed" | "acquire" | "release"));
     modifiers.drop_if(|word| matches!(word, "cta" | "gpu" | "sys"));
     let count = modifiers.take_one(&[("v2", 2), ("v4", 4)]).unwrap_or(1);
     let ty = modifiers.ty()?;

@@ -4,7 +4,10 @@ use super::{ALLOCATION_BITS, FIRST_ALLOCATION, Packet, Refusal, low_mask};
 use crate::error::Error;
 use bytemuck::{AnyBitPattern, NoUninit};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU8, AtomicU32,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 
 /// An address in global memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +36,7 @@ struct Allocation {
 
 /// The memory of a device. Kernels and the host see the same bytes.
 ///
-/// CTAs run in parallel, so words are atomic; which of two CTAs wins a race is as undefined as on a device, and
+/// CTAs run in parallel, so words are atomic, and every access acquires or releases; which of two CTAs wins a race is as undefined as on a device, and
 /// races between CTAs are not reported.
 #[derive(Default)]
 pub struct Memory {
@@ -166,7 +169,7 @@ impl Memory {
         }
         let count = bytes as usize / 4;
         for (to, from) in out.iter_mut().zip(&allocation.words[word..word + count]) {
-            *to = from.load(Relaxed);
+            *to = from.load(Acquire);
         }
         if !allocation.complete && allocation.written[word..word + count].iter().any(|w| w.load(Relaxed) != 0xf) {
             return Err(Refusal::Uninitialised);
@@ -190,8 +193,8 @@ impl Memory {
             return Ok(());
         }
         for (i, value) in packet.iter().enumerate().take(bytes as usize / 4) {
-            allocation.words[word + i].store(*value, Relaxed);
             allocation.written[word + i].store(0xf, Relaxed);
+            allocation.words[word + i].store(*value, Release);
         }
         Ok(())
     }
@@ -215,5 +218,5 @@ impl Memory {
 }
 
 fn update(word: &AtomicU32, f: impl Fn(u32) -> u32) -> u32 {
-    word.fetch_update(Relaxed, Relaxed, |old| Some(f(old))).expect("the update always has a value")
+    word.fetch_update(AcqRel, Acquire, |old| Some(f(old))).expect("the update always has a value")
 }
