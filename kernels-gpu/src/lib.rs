@@ -36,7 +36,9 @@ mod element;
         kernels = "attention_d64",
         kernels = "attention_d96",
         kernels = "attention_d128",
-        kernels = "attention_d256"
+        kernels = "attention_d256",
+        kernels = "hopper_d64",
+        kernels = "hopper_d128"
     )
 ))]
 mod attention;

@@ -7,7 +7,7 @@ use super::{Args, attention};
 
 macro_rules! scheme {
     (Default, $mt:literal) => {
-        BlockMax<$mt>
+        BlockMax<$mt, false>
     };
     (Paper, $mt:literal) => {
         Paper<$mt>

@@ -16,6 +16,7 @@
 mod entry;
 mod epilogue;
 mod exchange;
+mod hopper;
 mod mask;
 mod output;
 mod pipeline;
@@ -108,15 +109,16 @@ pub(crate) unsafe fn attention<
         let place = find_place();
         let mask = Mask::<CAUSAL>::new(&args, m_block * tile_m, tile_m);
 
-        let mut softmax = S::new(&args, &place);
-        let scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D);
+        let unit = S::unit(&args, place.head_kv);
+        let mut softmax = S::new(&args, unit, scores::query_scales(&args, &place));
+        let scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D, S::key_unit(&args, unit));
         let exchange = Exchange::<MT, TEAM>::new(exchange_offset(D, SLOTS), &place);
         let mut pipeline = Pipeline::<D, WARPS, SLOTS>::new(&args, &place, mask.blocks);
         let query = Query::<MT>::load::<D>(&args, &place);
         let mut acc = Accumulator::<MT>::zero();
 
         let mut block = 0;
-        scales.publish(&softmax, 0, scales.fetch(0));
+        scales.publish::<S, D, MT>(0, scales.fetch(0));
         while block < mask.blocks {
             step::<S, D, MT, WARPS, SLOTS, TEAM, CAUSAL>(
                 block,
@@ -132,7 +134,9 @@ pub(crate) unsafe fn attention<
             block += 1;
         }
         pipeline.drain();
-        epilogue::store::<S, D, MT, TEAM>(&args, &find_place(), &softmax, &acc);
+        let place = find_place();
+        let channels = |channel| epilogue::channels::<D>(&args, place.head_kv, channel);
+        epilogue::store::<S, D, MT, TEAM>(&args, &place, &softmax, &acc, channels);
     }
 }
 
@@ -167,7 +171,7 @@ unsafe fn step<
         }
         let (mut p, exponents) = softmax.probabilities(s, exchange);
         let v = pipeline.next_v();
-        scales.publish(softmax, block + 1, next_scale);
+        scales.publish::<S, D, MT>(block + 1, next_scale);
         exchange.collect(&mut p);
         let row = softmax.weigh(exponents, &p, acc, D / 8 / TEAM);
         output::update::<S, D, MT, TEAM>(acc, &p, v, place.member, &row);

@@ -48,20 +48,37 @@ impl<const MT: usize> Query<MT> {
     }
 }
 
+/// The scales of the lane's query rows; 1 for rows past the end.
+#[inline(always)]
+pub(crate) unsafe fn query_scales<const MT: usize>(args: &Args, place: &Place) -> [[f32; 2]; MT] {
+    let mut scales = [[1.0; 2]; MT];
+    unroll!(0..MT, |mt| {
+        unroll!(0..2, |half| {
+            let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
+            if row < args.seqlen_q {
+                let index = place.head * u64::from(args.seqlen_q) + u64::from(row);
+                scales[mt][half] = unsafe { *args.q_scale.add(index as usize) };
+            }
+        });
+    });
+    scales
+}
+
 /// The key factors of two blocks in shared memory, the keys of 32 in the order of `key_slot`: a lane's four of two n8 tiles are
 /// one load. The bias -MAGIC * factor is cheaper to multiply again than to load.
 pub(crate) struct KeyScales {
     global: *const f32,
     keys: u32,
+    unit: f32,
     shared: u32,
 }
 
 impl KeyScales {
     #[inline(always)]
-    pub(crate) unsafe fn new(args: &Args, place: &Place, offset: usize) -> Self {
+    pub(crate) unsafe fn new(args: &Args, place: &Place, offset: usize, unit: f32) -> Self {
         let keys = args.seqlen_kv.div_ceil(KV_BLOCK as u32) * KV_BLOCK as u32;
         let global = unsafe { args.k_scale.add((place.head_kv * u64::from(keys)) as usize) };
-        Self { global, keys, shared: smem::base() + offset as u32 }
+        Self { global, keys, unit, shared: smem::base() + offset as u32 }
     }
 
     /// This thread's key of a block, read early; past the last block any value will do.
@@ -73,16 +90,13 @@ impl KeyScales {
 
     /// Stores the factor of a fetched scale; visible after the next barrier.
     #[inline(always)]
-    pub(crate) unsafe fn publish<S: Softmax<D, MT>, const D: usize, const MT: usize>(
-        &self,
-        softmax: &S,
-        block: u32,
-        scale: f32,
-    ) {
+    pub(crate) unsafe fn publish<S: Softmax<D, MT>, const D: usize, const MT: usize>(&self, block: u32, scale: f32) {
         let key = tid_x();
         if key < KV_BLOCK as u32 {
             let slot = key / 32 * 32 + key_slot((key % 32) as usize) as u32;
-            unsafe { st_shared_f32(self.shared + (block % 2 * KV_BLOCK as u32 + slot) * 4, softmax.key_factor(scale)) };
+            unsafe {
+                st_shared_f32(self.shared + (block % 2 * KV_BLOCK as u32 + slot) * 4, S::key_factor(self.unit, scale))
+            };
         }
     }
 

@@ -55,6 +55,8 @@ unary! {
     ex2_approx_f16x2(u32) -> u32 = "ex2.approx.f16x2";
     /// log2(a); absolute error at most 2^-22.6 for a in [0.5, 2], relative 2^-22 elsewhere.
     lg2_approx_ftz_f32(f32) -> f32 = "lg2.approx.ftz.f32";
+    /// An integer rounded to float32: exact up to 2^24.
+    cvt_rn_f32_s32(i32) -> f32 = "cvt.rn.f32.s32";
     /// 1/a; at most 1 ulp off.
     rcp_approx_ftz_f32(f32) -> f32 = "rcp.approx.ftz.f32";
 }
@@ -81,6 +83,8 @@ binary! {
 }
 
 ternary! {
+    /// The sum of the four products of unsigned bytes, plus c.
+    dp4a_u32_u32(u32, u32, i32) -> i32 = "dp4a.u32.u32";
     /// a*b + c with one rounding.
     fma_rn_f32(f32, f32, f32) -> f32 = "fma.rn.f32";
     /// a*b + c of two float16, one rounding each.

@@ -52,6 +52,24 @@ pub unsafe fn bar_sync_some(id: u32, threads: u32) {
     unsafe { asm!("bar.sync {}, {};", in(reg32) id, in(reg32) threads, options(nostack)) }
 }
 
+/// `bar.warp.sync`: the warp's lanes see each other's earlier memory accesses.
+///
+/// # Safety
+/// All 32 lanes of the warp reach it.
+#[inline(always)]
+pub unsafe fn warp_sync() {
+    unsafe { asm!("bar.warp.sync -1;", options(nostack)) }
+}
+
+/// `bar.arrive id, threads`: arrives at [`bar_sync_some`]'s barrier without waiting.
+///
+/// # Safety
+/// As [`bar_sync_some`].
+#[inline(always)]
+pub unsafe fn bar_arrive_some(id: u32, threads: u32) {
+    unsafe { asm!("bar.arrive {}, {};", in(reg32) id, in(reg32) threads, options(nostack)) }
+}
+
 /// The value of lane `lane ^ MASK` (`shfl.sync.bfly`).
 ///
 /// # Safety
@@ -61,6 +79,19 @@ pub unsafe fn shfl_bfly<const MASK: u32>(value: u32) -> u32 {
     let d;
     unsafe {
         asm!("shfl.sync.bfly.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, const MASK, options(nomem, nostack));
+    }
+    d
+}
+
+/// The first lane's value, which the compiler then knows to be the same in all lanes (`shfl.sync.idx`).
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+pub unsafe fn first_lane(value: u32) -> u32 {
+    let d;
+    unsafe {
+        asm!("shfl.sync.idx.b32 {}, {}, 0, 31, -1;", out(reg32) d, in(reg32) value, options(nomem, nostack));
     }
     d
 }

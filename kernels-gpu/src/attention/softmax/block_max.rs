@@ -3,10 +3,10 @@
 use super::super::exchange::Exchange;
 use super::super::output::{Accumulator, Probabilities, weighted};
 use super::super::scores::{MAGIC, MAGIC_BITS};
-use super::super::{Args, KEY_STEPS, KEY_TILES, Place};
+use super::super::{Args, KEY_STEPS, KEY_TILES};
 use super::Softmax;
 use crate::ptx::math::{
-    add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rp_f16_f32, ex2_approx_f16x2,
+    add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rn_f32_s32, cvt_rp_f16_f32, dp4a_u32_u32, ex2_approx_f16x2,
     ex2_approx_ftz_f32, fma_rn_f16x2, fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt, rcp_approx_ftz_f32,
 };
 use crate::ptx::mma::mma_m16n8k32_s32_u8_s8;
@@ -22,9 +22,9 @@ const NEG_INFINITY: u32 = 0xfc00_fc00;
 /// and the rescale of the whole output almost never runs.
 const SLACK: f32 = 32.0;
 
-pub(crate) struct BlockMax<const MT: usize> {
-    /// softmax_scale * log2(e) * kappa.
-    key_factor: f32,
+/// `SPREAD`: each lane of a quad adds up its own keys, and the quad's four sums meet at the end. Else the tensor cores add them up,
+/// which on sm_90 would stand in line behind a warpgroup's products.
+pub(crate) struct BlockMax<const MT: usize, const SPREAD: bool> {
     /// The rows' scales over kappa, as pairs of equal float16.
     row_scale: [[u32; 2]; MT],
     /// Reference exponents and row sums.
@@ -32,7 +32,7 @@ pub(crate) struct BlockMax<const MT: usize> {
     row_sum: [[f32; 2]; MT],
 }
 
-impl<const MT: usize> BlockMax<MT> {
+impl<const MT: usize, const SPREAD: bool> BlockMax<MT, SPREAD> {
     /// The rows' maxima over the quad's four lanes, for two rows at once: (row g, row g+8) in the halves.
     #[inline(always)]
     unsafe fn maxima<const TEAM: usize>(scores: &[[[u32; KEY_TILES]; 2]; MT]) -> [u32; MT] {
@@ -91,16 +91,48 @@ impl<const MT: usize> BlockMax<MT> {
     }
 }
 
-/// Two to the unbiased exponent's complement: `2^(14 - exponent(bound))`, so that `bound * kappa` is in [2^14, 2^15).
+/// The sums of P over all keys, of the rows in the two halves of a fragment.
 #[inline(always)]
-fn kappa(bound: f32) -> f32 {
+unsafe fn quad_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
+    let mut sum = [MAGIC_BITS; 4];
+    unroll!(0..KEY_STEPS, |step| {
+        // Ones for B: every column of the product is the row sum.
+        sum = unsafe { mma_m16n8k32_s32_u8_s8(p[step], [0x0101_0101; 2], sum) };
+    });
+    [0, 2].map(|i| add_rn_f32(f32::from_bits(sum[i] as u32), -MAGIC))
+}
+
+/// The sums of P over the lane's own keys.
+#[inline(always)]
+fn lane_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
+    let mut sums = [0; 2];
+    unroll!(0..KEY_STEPS, |step| {
+        unroll!(0..4, |register| {
+            sums[register % 2] = dp4a_u32_u32(p[step][register], 0x0101_0101, sums[register % 2]);
+        });
+    });
+    sums.map(cvt_rn_f32_s32)
+}
+
+/// `softmax_scale * log2(e)`.
+#[inline(always)]
+fn base2(args: &Args) -> f32 {
+    mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E)
+}
+
+/// The power of two that brings the largest possible score of a head into [2^14, 2^15): `2^(14 - exponent)` of it.
+#[inline(always)]
+unsafe fn kappa<const D: usize>(args: &Args, head_kv: u64) -> f32 {
+    let magnitude = f32::from_bits(base2(args).to_bits() & 0x7fff_ffff);
+    let k_scale_max = unsafe { *args.k_scale_max.add(head_kv as usize) };
+    let bound = mul_rn_f32(mul_rn_f32((16129 * D) as f32, k_scale_max), magnitude);
     let exponent = 14 - ((bound.to_bits() >> 23) as i32 - 127);
     let exponent = if exponent > 100 { 100 } else { exponent };
     let exponent = if exponent < -100 { -100 } else { exponent };
     if bound == 0.0 { 1.0 } else { f32::from_bits(((exponent + 127) as u32) << 23) }
 }
 
-impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
+impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for BlockMax<MT, SPREAD> {
     type Scores = [[[u32; KEY_TILES]; 2]; MT];
     /// The block's exponents, negated, as pairs of equal float16.
     type Exponents = [[u32; 2]; MT];
@@ -108,40 +140,36 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
     type Row = [[f32; 2]; MT];
 
     #[inline(always)]
-    unsafe fn new(args: &Args, place: &Place) -> Self {
-        let c = mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E);
-        let magnitude = f32::from_bits(c.to_bits() & 0x7fff_ffff);
-        let k_scale_max = unsafe { *args.k_scale_max.add(place.head_kv as usize) };
-        let kappa = kappa(mul_rn_f32(mul_rn_f32((16129 * D) as f32, k_scale_max), magnitude));
+    unsafe fn unit(args: &Args, head_kv: u64) -> f32 {
+        unsafe { kappa::<D>(args, head_kv) }
+    }
+
+    #[inline(always)]
+    fn new(_: &Args, unit: f32, q_scale: [[f32; 2]; MT]) -> Self {
         // 2^-100 <= kappa <= 2^100, so its reciprocal is exact.
-        let inverse = f32::from_bits((254 << 23) - kappa.to_bits());
+        let inverse = f32::from_bits((254 << 23) - unit.to_bits());
         let mut row_scale = [[0; 2]; MT];
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
-                let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
-                let mut value = 1.0;
-                if row < args.seqlen_q {
-                    let index = place.head * u64::from(args.seqlen_q) + u64::from(row);
-                    value = mul_rn_f32(unsafe { *args.q_scale.add(index as usize) }, inverse);
-                }
+                let value = mul_rn_f32(q_scale[mt][half], inverse);
                 let value = if value > 1.0 { 1.0 } else { value };
                 // The smallest float16: zero times minus infinity would not be a number.
                 let value = if value < 5.960_464_5e-8 { 5.960_464_5e-8 } else { value };
                 row_scale[mt][half] = cvt_rn_f16x2_f32(value, value);
             });
         });
-        Self {
-            key_factor: mul_rn_f32(c, kappa),
-            row_scale,
-            reference: [[f32::NEG_INFINITY; 2]; MT],
-            row_sum: [[0.0; 2]; MT],
-        }
+        Self { row_scale, reference: [[f32::NEG_INFINITY; 2]; MT], row_sum: [[0.0; 2]; MT] }
     }
 
     #[inline(always)]
-    fn key_factor(&self, k_scale: f32) -> f32 {
+    fn key_unit(args: &Args, unit: f32) -> f32 {
+        mul_rn_f32(base2(args), unit)
+    }
+
+    #[inline(always)]
+    fn key_factor(key_unit: f32, k_scale: f32) -> f32 {
         // 22 bits: MAGIC times that is exact, so that fma(MAGIC + s, factor, -MAGIC * factor) is s * factor, rounded once.
-        f32::from_bits(mul_rn_f32(k_scale, self.key_factor).to_bits() & !3)
+        f32::from_bits(mul_rn_f32(k_scale, key_unit).to_bits() & !3)
     }
 
     #[inline(always)]
@@ -154,6 +182,19 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
         let low = fma_rn_f32(sums[0], key[0], key[1]);
         let high = fma_rn_f32(sums[1], key[2], key[3]);
         scores[mt][half][tile] = cvt_rn_f16x2_f32(high, low);
+    }
+
+    #[inline(always)]
+    fn put_exact(
+        &self,
+        scores: &mut Self::Scores,
+        mt: usize,
+        half: usize,
+        tile: usize,
+        sums: [f32; 2],
+        factors: [f32; 2],
+    ) {
+        scores[mt][half][tile] = cvt_rn_f16x2_f32(mul_rn_f32(sums[1], factors[1]), mul_rn_f32(sums[0], factors[0]));
     }
 
     #[inline(always)]
@@ -215,19 +256,16 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
         }
         let mut weight = [[0.0; 2]; MT];
         unroll!(0..MT, |mt| {
-            let mut sum = [MAGIC_BITS; 4];
-            unroll!(0..KEY_STEPS, |step| {
-                // Ones for B: every column of the product is the row sum.
-                sum = unsafe { mma_m16n8k32_s32_u8_s8(p[mt][step], [0x0101_0101; 2], sum) };
-            });
+            let sums = if SPREAD { lane_sums(&p[mt]) } else { unsafe { quad_sums(&p[mt]) } };
             unroll!(0..2, |half| {
-                let sum = add_rn_f32(f32::from_bits(sum[2 * half] as u32), -MAGIC);
                 weight[mt][half] = ex2_approx_ftz_f32(max[mt][half] - self.reference[mt][half]);
-                self.row_sum[mt][half] = fma_rn_f32(weight[mt][half], sum, self.row_sum[mt][half]);
+                self.row_sum[mt][half] = fma_rn_f32(weight[mt][half], sums[half], self.row_sum[mt][half]);
             });
         });
         weight
     }
+
+    const SIGNED: bool = false;
 
     #[inline(always)]
     unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4] {
@@ -241,7 +279,13 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for BlockMax<MT> {
 
     #[inline(always)]
     unsafe fn finish(&self, mt: usize, half: usize) -> Option<(f32, f32)> {
-        let sum = self.row_sum[mt][half];
+        let mut sum = self.row_sum[mt][half];
+        if SPREAD {
+            unsafe {
+                sum += f32::from_bits(shfl_bfly::<1>(sum.to_bits()));
+                sum += f32::from_bits(shfl_bfly::<2>(sum.to_bits()));
+            }
+        }
         if sum > 0.0 {
             Some((rcp_approx_ftz_f32(sum), self.reference[mt][half] + lg2_approx_ftz_f32(mul_rn_f32(sum, 1.0 / 255.0))))
         } else {

@@ -19,16 +19,34 @@ pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
     /// What the output update needs of each row.
     type Row;
 
-    unsafe fn new(args: &Args, place: &Place) -> Self;
+    /// The unit of a head's scores, a power of two.
+    unsafe fn unit(args: &Args, head_kv: u64) -> f32;
 
-    /// What a key's accumulator is multiplied with.
-    fn key_factor(&self, k_scale: f32) -> f32;
+    /// Of rows with these scales (any for a row that is not there), in a head with this unit.
+    fn new(args: &Args, unit: f32, q_scale: [[f32; 2]; MT]) -> Self;
+
+    /// What all keys of a head with this unit have in common in their factors.
+    fn key_unit(args: &Args, unit: f32) -> f32;
+
+    /// What a key's sums are multiplied with.
+    fn key_factor(key_unit: f32, k_scale: f32) -> f32;
 
     fn empty() -> Self::Scores;
 
     /// Takes the scores of two neighbouring keys of row `(mt, half)`: accumulators read as floats, still `MAGIC` too large,
     /// with the keys' `[factor, bias, factor, bias]`.
     fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4]);
+
+    /// Takes the exact scores of two neighbouring keys of row `(mt, half)`, with the keys' factors.
+    fn put_exact(
+        &self,
+        scores: &mut Self::Scores,
+        mt: usize,
+        half: usize,
+        tile: usize,
+        sums: [f32; 2],
+        factors: [f32; 2],
+    );
 
     /// Leaves `keys` (0, 1, 2 or out of that range) of two neighbouring keys, and makes the scores of the others minus infinity.
     fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, keys: i32);
@@ -49,7 +67,10 @@ pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
         tiles: usize,
     ) -> Self::Row;
 
-    /// P times V: P is unsigned in one scheme and signed in the other.
+    /// Whether P is signed.
+    const SIGNED: bool;
+
+    /// P times V.
     unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4];
 
     /// The output element after a block.

@@ -3,7 +3,7 @@
 use super::super::exchange::Exchange;
 use super::super::output::{Accumulator, Probabilities};
 use super::super::scores::MAGIC;
-use super::super::{Args, KEY_STEPS, KEY_TILES, Place};
+use super::super::{Args, KEY_STEPS, KEY_TILES};
 use super::Softmax;
 use crate::ptx::math::{
     add_rn_f32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt, rcp_approx_ftz_f32,
@@ -30,23 +30,24 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     type Row = [[f32; 2]; MT];
 
     #[inline(always)]
-    unsafe fn new(args: &Args, place: &Place) -> Self {
+    unsafe fn unit(_: &Args, _: u64) -> f32 {
+        1.0
+    }
+
+    #[inline(always)]
+    fn new(args: &Args, _: f32, q_scale: [[f32; 2]; MT]) -> Self {
         let c = mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E);
-        let mut row_scale = [[0.0; 2]; MT];
-        unroll!(0..MT, |mt| {
-            unroll!(0..2, |half| {
-                let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
-                if row < args.seqlen_q {
-                    let index = place.head * u64::from(args.seqlen_q) + u64::from(row);
-                    row_scale[mt][half] = mul_rn_f32(unsafe { *args.q_scale.add(index as usize) }, c);
-                }
-            });
-        });
+        let row_scale = q_scale.map(|halves| halves.map(|scale| mul_rn_f32(scale, c)));
         Self { row_scale, row_max: [[f32::NEG_INFINITY; 2]; MT], row_sum: [[0.0; 2]; MT] }
     }
 
     #[inline(always)]
-    fn key_factor(&self, k_scale: f32) -> f32 {
+    fn key_unit(_: &Args, unit: f32) -> f32 {
+        unit
+    }
+
+    #[inline(always)]
+    fn key_factor(_: f32, k_scale: f32) -> f32 {
         k_scale
     }
 
@@ -57,9 +58,22 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
 
     #[inline(always)]
     fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4]) {
+        let exact = [add_rn_f32(sums[0], -MAGIC), add_rn_f32(sums[1], -MAGIC)];
+        Softmax::<D, MT>::put_exact(self, scores, mt, half, tile, exact, [key[0], key[2]]);
+    }
+
+    #[inline(always)]
+    fn put_exact(
+        &self,
+        scores: &mut Self::Scores,
+        mt: usize,
+        half: usize,
+        tile: usize,
+        sums: [f32; 2],
+        factors: [f32; 2],
+    ) {
         unroll!(0..2, |i| {
-            scores[mt][half][tile][i] =
-                mul_rn_f32(add_rn_f32(sums[i], -MAGIC), mul_rn_f32(self.row_scale[mt][half], key[2 * i]));
+            scores[mt][half][tile][i] = mul_rn_f32(sums[i], mul_rn_f32(self.row_scale[mt][half], factors[i]));
         });
     }
 
@@ -128,6 +142,8 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     ) -> Self::Row {
         exponents
     }
+
+    const SIGNED: bool = true;
 
     #[inline(always)]
     unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4] {

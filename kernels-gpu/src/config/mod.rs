@@ -1,5 +1,7 @@
 //! Every kernel variant, as data: the device's entry points and the host's launches are generated from one table.
 
+pub mod hopper;
+
 use crate::layout::{KV_BLOCK, block_bytes};
 
 /// The numeric scheme of the softmax and of P.
@@ -128,6 +130,20 @@ macro_rules! attention_table {
             "attention_d128", 128, Paper, 1, 4, 3, 2, 1, true, attention_int8_paper_d128_causal;
             "attention_d256", 256, Default, 1, 4, 3, 2, 2, false, attention_int8_default_d256;
             "attention_d256", 256, Default, 1, 4, 3, 2, 2, true, attention_int8_default_d256_causal;
+        }
+    };
+}
+
+/// The INT8 table for sm_90a. A row: module, head_dim, scheme, consumer warpgroups, ring slots, keys and dims of a part of the
+/// products, causal, entry.
+#[macro_export]
+macro_rules! hopper_table {
+    ($emit:ident) => {
+        $emit! {
+            "hopper_d64", 64, Default, 4, 6, 64, 64, false, false, false, attention_int8_default_d64_sm90a;
+            "hopper_d64", 64, Default, 4, 6, 64, 64, false, false, true, attention_int8_default_d64_sm90a_causal;
+            "hopper_d128", 128, Default, 3, 4, 64, 64, false, false, false, attention_int8_default_d128_sm90a;
+            "hopper_d128", 128, Default, 3, 4, 64, 64, false, false, true, attention_int8_default_d128_sm90a_causal;
         }
     };
 }

@@ -1,0 +1,286 @@
+//! The consumers: the loop of the paper on what the producers have brought.
+
+use super::load::tile_m;
+use super::ring::{Rings, Turn};
+use super::work::{Item, Work};
+use super::{Heads, output, scores};
+use crate::attention::exchange::Exchange;
+use crate::attention::mask::Mask;
+use crate::attention::output::{Accumulator, Probabilities};
+use crate::attention::{Args, KEY_TILES, Place, Softmax, epilogue};
+use crate::config::hopper::{self, WARPGROUP_ROWS, q_bytes};
+use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32};
+use crate::ptx::opaque::opaque;
+use crate::ptx::special::{bar_arrive_some, bar_sync_some, first_lane, tid_x};
+use crate::ptx::wgmma::Products;
+
+/// Where a consumer stands in the rings.
+#[derive(Clone, Copy)]
+struct Turns {
+    q: Turn,
+    k: Turn,
+    v: Turn,
+}
+
+/// All tiles of the CTA, by one warpgroup. `K` and `V` are the sums of a part of a block's keys and of a part of the dims.
+#[inline(always)]
+pub(crate) unsafe fn run<
+    S: Softmax<D, 1>,
+    K: Products,
+    V: Products,
+    const D: usize,
+    const WGS: usize,
+    const SLOTS: usize,
+    const AHEAD: bool,
+    const ORDER: bool,
+    const CAUSAL: bool,
+>(
+    args: &Args,
+    heads: Heads,
+    rings: &Rings<D, WGS, SLOTS>,
+) {
+    let mut turns = Turns { q: Turn::first(), k: Turn::first(), v: Turn::first() };
+    if ORDER && tid_x() / 128 == WGS as u32 - 1 {
+        unsafe { bar_arrive_some(1, 256) }
+    }
+    let mut work = Work::<D, WGS, CAUSAL>::first();
+    while work.left(args, heads) {
+        unsafe { tile::<S, K, V, D, WGS, SLOTS, AHEAD, ORDER, CAUSAL>(args, rings, &mut turns) };
+        work.advance();
+    }
+    if ORDER && tid_x() / 128 == 0 {
+        unsafe { bar_sync_some(1, 256) }
+    }
+}
+
+/// One query tile.
+#[inline(always)]
+unsafe fn tile<
+    S: Softmax<D, 1>,
+    K: Products,
+    V: Products,
+    const D: usize,
+    const WGS: usize,
+    const SLOTS: usize,
+    const AHEAD: bool,
+    const ORDER: bool,
+    const CAUSAL: bool,
+>(
+    args: &Args,
+    rings: &Rings<D, WGS, SLOTS>,
+    turns: &mut Turns,
+) {
+    // SAFETY: all consumers come here, in whole warps.
+    let group = unsafe { first_lane(tid_x() / 128) };
+    let buffer = rings.q().address(turns.q);
+    let read_item = || unsafe { Item::read(buffer + hopper::item_offset(D, WGS) as u32) };
+    unsafe { rings.q().wait_full(turns.q) };
+    let (item, unit) = read_item();
+    let first = item.m_block * tile_m(WGS);
+    let row = first + group * WARPGROUP_ROWS as u32;
+    let place = place(&item, row);
+    // The CTA's blocks are brought for all; a warpgroup computes those that its own rows see.
+    let brought = Mask::<CAUSAL>::new(args, first, tile_m(WGS)).blocks;
+    let mask = Mask::<CAUSAL>::new(args, row, WARPGROUP_ROWS as u32);
+    let blocks = if row < args.seqlen_q { mask.blocks } else { 0 };
+    let speaks = tid_x() % 32 == 0;
+    let (ring_k, ring_v) = (rings.k(), rings.v());
+    unsafe {
+        let scale = buffer + (hopper::q_scale_offset(D, WGS) as u32) + 4 * (place.row - first + place.group);
+        let mut softmax = S::new(args, unit, [[ld_shared_f32(scale), ld_shared_f32(scale + 32)]]);
+        let mut acc = Accumulator::<1>::zero();
+        let q = buffer + group * q_bytes(D) as u32;
+        if AHEAD && blocks > 0 {
+            let scores = scores_of::<S, K, D, WGS, SLOTS>(&softmax, q, rings, &mut turns.k, &place, speaks);
+            let (mut p, mut exponents) = probabilities::<S, D, WGS, ORDER, CAUSAL>(&mut softmax, scores, &mask, 0, &place, group);
+            let mut block = 1;
+            while block < blocks {
+                // P V of the block before, and the scores of this one, at the same time.
+                ring_v.wait_full(turns.v);
+                let v = ring_v.address(turns.v);
+                let parts = D / 8 / V::TILES;
+                let mut o = output::start::<S, V, D>(&p, v, 0);
+                let mut sums;
+                let row;
+                if parts == 1 {
+                    ring_k.wait_full(turns.k);
+                    sums = scores::start::<K, D>(q, ring_k.address(turns.k), 0);
+                    row = softmax.weigh(exponents, &p, &mut acc, D / 8);
+                } else {
+                    row = softmax.weigh(exponents, &p, &mut acc, D / 8);
+                    unroll!(1..D / 8 / V::TILES, |part| {
+                        let next = output::start::<S, V, D>(&p, v, part);
+                        o.wait::<1>();
+                        output::add::<S, V, D>(&mut acc, &o, part - 1, &row);
+                        o = next;
+                    });
+                    ring_k.wait_full(turns.k);
+                    sums = scores::start::<K, D>(q, ring_k.address(turns.k), 0);
+                }
+                o.wait::<1>();
+                ring_v.release(&mut turns.v, speaks);
+                output::add::<S, V, D>(&mut acc, &o, parts - 1, &row);
+                let scores = take_all::<S, K, D>(&softmax, sums, q, ring_k.address(turns.k), rings.factors(turns.k), &place);
+                ring_k.release(&mut turns.k, speaks);
+                (p, exponents) = probabilities::<S, D, WGS, ORDER, CAUSAL>(&mut softmax, scores, &mask, block, &place, group);
+                block += 1;
+            }
+            update::<S, V, D, WGS, SLOTS>(&mut softmax, &mut acc, &p, exponents, rings, &mut turns.v, speaks);
+        } else {
+            let mut block = 0;
+            while block < blocks {
+                let scores = scores_of::<S, K, D, WGS, SLOTS>(&softmax, q, rings, &mut turns.k, &place, speaks);
+                let (p, exponents) = probabilities::<S, D, WGS, ORDER, CAUSAL>(&mut softmax, scores, &mask, block, &place, group);
+                update::<S, V, D, WGS, SLOTS>(&mut softmax, &mut acc, &p, exponents, rings, &mut turns.v, speaks);
+                block += 1;
+            }
+        }
+        let mut block = blocks;
+        while block < brought {
+            enter::<ORDER>(group);
+            leave::<WGS, ORDER>(group);
+            ring_k.wait_full(turns.k);
+            ring_k.release(&mut turns.k, speaks);
+            ring_v.wait_full(turns.v);
+            ring_v.release(&mut turns.v, speaks);
+            block += 1;
+        }
+        // Found anew: in the loop, registers are short.
+        let (item, _) = read_item();
+        let row = item.m_block * tile_m(WGS) + group * WARPGROUP_ROWS as u32;
+        let v_scale = buffer + hopper::v_scale_offset(D, WGS) as u32;
+        let channels = |channel: usize| {
+            let at = v_scale + 4 * channel as u32;
+            [ld_shared_v2_u32(at), ld_shared_v2_u32(at + 4 * D as u32)].map(|pair| pair.map(f32::from_bits))
+        };
+        epilogue::store::<S, D, 1, 1>(args, &self::place(&item, row), &softmax, &acc, channels);
+        rings.q().release(&mut turns.q, speaks);
+    }
+}
+
+/// The scores of the next block.
+#[inline(always)]
+unsafe fn scores_of<S: Softmax<D, 1>, K: Products, const D: usize, const WGS: usize, const SLOTS: usize>(
+    softmax: &S,
+    q: u32,
+    rings: &Rings<D, WGS, SLOTS>,
+    turn: &mut Turn,
+    place: &Place,
+    speaks: bool,
+) -> S::Scores {
+    unsafe {
+        rings.k().wait_full(*turn);
+        let k = rings.k().address(*turn);
+        let sums = scores::start::<K, D>(q, k, 0);
+        let scores = take_all::<S, K, D>(softmax, sums, q, k, rings.factors(*turn), place);
+        rings.k().release(turn, speaks);
+        scores
+    }
+}
+
+/// The scores of a block of which the first part has been started: a part is taken over while the next is on its way.
+#[inline(always)]
+unsafe fn take_all<S: Softmax<D, 1>, K: Products, const D: usize>(
+    softmax: &S,
+    mut sums: K,
+    q: u32,
+    k: u32,
+    factors: u32,
+    place: &Place,
+) -> S::Scores {
+    let mut scores = S::empty();
+    unsafe {
+        unroll!(1..KEY_TILES / K::TILES, |part| {
+            let next = scores::start::<K, D>(q, k, part);
+            sums.wait::<1>();
+            scores::take::<S, K, D>(softmax, &mut scores, &sums, part - 1, factors, place);
+            sums = next;
+        });
+        sums.wait::<0>();
+        scores::take::<S, K, D>(softmax, &mut scores, &sums, KEY_TILES / K::TILES - 1, factors, place);
+    }
+    scores
+}
+
+/// Adds P times the next block of V to the output.
+#[inline(always)]
+unsafe fn update<S: Softmax<D, 1>, V: Products, const D: usize, const WGS: usize, const SLOTS: usize>(
+    softmax: &mut S,
+    acc: &mut Accumulator<1>,
+    p: &Probabilities<1>,
+    exponents: S::Exponents,
+    rings: &Rings<D, WGS, SLOTS>,
+    turn: &mut Turn,
+    speaks: bool,
+) {
+    unsafe {
+        rings.v().wait_full(*turn);
+        let v = rings.v().address(*turn);
+        let mut sums = output::start::<S, V, D>(p, v, 0);
+        let row = softmax.weigh(exponents, p, acc, D / 8);
+        unroll!(1..D / 8 / V::TILES, |part| {
+            let next = output::start::<S, V, D>(p, v, part);
+            sums.wait::<1>();
+            output::add::<S, V, D>(acc, &sums, part - 1, &row);
+            sums = next;
+        });
+        sums.wait::<0>();
+        rings.v().release(turn, speaks);
+        output::add::<S, V, D>(acc, &sums, D / 8 / V::TILES - 1, &row);
+    }
+}
+
+/// Waits for this warpgroup's turn at the exponentials.
+#[inline(always)]
+unsafe fn enter<const ORDER: bool>(group: u32) {
+    if ORDER {
+        unsafe { bar_sync_some(1 + group, 256) }
+    }
+}
+
+/// Gives the turn to the next warpgroup.
+#[inline(always)]
+unsafe fn leave<const WGS: usize, const ORDER: bool>(group: u32) {
+    if ORDER {
+        let next = if group + 1 == WGS as u32 { 1 } else { group + 2 };
+        unsafe { bar_arrive_some(next, 256) }
+    }
+}
+
+/// P of a block, from its scores.
+#[inline(always)]
+unsafe fn probabilities<S: Softmax<D, 1>, const D: usize, const WGS: usize, const ORDER: bool, const CAUSAL: bool>(
+    softmax: &mut S,
+    mut scores: S::Scores,
+    mask: &Mask<CAUSAL>,
+    block: u32,
+    place: &Place,
+    group: u32,
+) -> (Probabilities<1>, S::Exponents) {
+    if block >= mask.full_blocks {
+        // Found anew: in registers across the loop, the columns would be too many.
+        mask.apply::<S, D, 1, 1>(&mut scores, block, &Place { quad: opaque(place.quad), ..*place });
+    }
+    unsafe {
+        enter::<ORDER>(group);
+        let p = softmax.probabilities(scores, &Exchange::<1, 1>::new(0, place));
+        leave::<WGS, ORDER>(group);
+        p
+    }
+}
+
+/// The place of a lane: its warp has 16 of the warpgroup's rows.
+#[inline(always)]
+fn place(item: &Item, row: u32) -> Place {
+    let (lane, warp) = (tid_x() % 32, tid_x() / 32 % 4);
+    Place {
+        group: lane / 4,
+        quad: lane % 4,
+        row: row + 16 * warp,
+        member: 0,
+        head: item.head.into(),
+        batch: item.batch,
+        head_q: item.head_q,
+        head_kv: item.head_kv.into(),
+    }
+}

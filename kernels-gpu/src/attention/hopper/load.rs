@@ -1,0 +1,189 @@
+//! The producers: a thread for the blocks of K and V, a warp for the keys' factors, two warps for the tiles of Q.
+
+use super::Heads;
+use super::ring::{QUERY_THREADS, Rings, Turn};
+use super::work::{Item, Work};
+use crate::attention::mask::Mask;
+use crate::attention::{Args, Softmax};
+use crate::config::hopper::{self, WARPGROUP_ROWS, q_bytes};
+use crate::layout::{KV_BLOCK, ROW_BYTES, block_bytes, swizzle};
+use crate::ptx::bulk;
+use crate::ptx::global::ld_global_nc_v4_u32;
+use crate::ptx::mbarrier;
+use crate::ptx::shared::{st_shared_f32, st_shared_v4_u32};
+use crate::ptx::special::tid_x;
+
+/// Rows of a CTA's query tile.
+pub(crate) const fn tile_m(warpgroups: usize) -> u32 {
+    (WARPGROUP_ROWS * warpgroups) as u32
+}
+
+/// Blocks of K and V of every tile, by one thread of the calling warp.
+#[inline(always)]
+pub(crate) unsafe fn blocks<const D: usize, const WGS: usize, const SLOTS: usize, const CAUSAL: bool>(
+    args: &Args,
+    heads: Heads,
+    rings: &Rings<D, WGS, SLOTS>,
+) {
+    if tid_x() % 32 != 0 {
+        return;
+    }
+    let bytes = block_bytes(D) as u32;
+    let stride = u64::from(args.seqlen_kv).div_ceil(KV_BLOCK as u64) * u64::from(bytes);
+    let (mut k, mut v) = (Turn::first(), Turn::first());
+    let mut work = Work::<D, WGS, CAUSAL>::first();
+    while work.left(args, heads) {
+        let item = work.item(args, heads);
+        let blocks = Mask::<CAUSAL>::new(args, item.m_block * tile_m(WGS), tile_m(WGS)).blocks;
+        let mut offset = u64::from(item.head_kv) * stride;
+        let mut block = 0;
+        while block < blocks {
+            unsafe {
+                rings.k().wait_empty(k);
+                mbarrier::arrive_expect(rings.k().full(k), bytes);
+                bulk::copy(rings.k().address(k), args.k.add(offset as usize), bytes, rings.k().full(k));
+                rings.k().advance(&mut k);
+                rings.v().wait_empty(v);
+                mbarrier::arrive_expect(rings.v().full(v), bytes);
+                bulk::copy(rings.v().address(v), args.v.add(offset as usize), bytes, rings.v().full(v));
+                rings.v().advance(&mut v);
+            }
+            offset += u64::from(bytes);
+            block += 1;
+        }
+        work.advance();
+    }
+}
+
+/// The factors of the keys of every tile, by one warp: a lane has the four keys whose sums one consumer lane has in two n8 tiles,
+/// so that they are one load there.
+#[inline(always)]
+pub(crate) unsafe fn factors<
+    S: Softmax<D, 1>,
+    const D: usize,
+    const WGS: usize,
+    const SLOTS: usize,
+    const CAUSAL: bool,
+>(
+    args: &Args,
+    heads: Heads,
+    rings: &Rings<D, WGS, SLOTS>,
+) {
+    let lane = tid_x() % 32;
+    let key = 16 * (lane / 4) + 2 * (lane % 4);
+    let stride = u64::from(args.seqlen_kv).div_ceil(KV_BLOCK as u64) * KV_BLOCK as u64;
+    let mut k = Turn::first();
+    let mut work = Work::<D, WGS, CAUSAL>::first();
+    while work.left(args, heads) {
+        let item = work.item(args, heads);
+        let blocks = Mask::<CAUSAL>::new(args, item.m_block * tile_m(WGS), tile_m(WGS)).blocks;
+        let unit = S::key_unit(args, unsafe { S::unit(args, u64::from(item.head_kv)) });
+        let mut source = unsafe { args.k_scale.add((u64::from(item.head_kv) * stride + u64::from(key)) as usize) };
+        let mut block = 0;
+        while block < blocks {
+            unsafe {
+                let scales = [*source, *source.add(1), *source.add(8), *source.add(9)];
+                rings.k().wait_empty(k);
+                let factors = scales.map(|scale| S::key_factor(unit, scale).to_bits());
+                st_shared_v4_u32(true, rings.factors(k) + 16 * lane, factors);
+                mbarrier::arrive(rings.k().full(k));
+                rings.k().advance(&mut k);
+                source = source.add(KV_BLOCK);
+            }
+            block += 1;
+        }
+        work.advance();
+    }
+}
+
+/// Every tile of Q, by two warps: rows past the end zero, 16 bytes a thread and step, to where `wgmma` wants them; and with it
+/// what the consumers need to know of the tile.
+#[inline(always)]
+pub(crate) unsafe fn queries<
+    S: Softmax<D, 1>,
+    const D: usize,
+    const WGS: usize,
+    const SLOTS: usize,
+    const CAUSAL: bool,
+>(
+    args: &Args,
+    heads: Heads,
+    rings: &Rings<D, WGS, SLOTS>,
+) {
+    let thread = tid_x() % QUERY_THREADS;
+    let mut q = Turn::first();
+    let mut work = Work::<D, WGS, CAUSAL>::first();
+    while work.left(args, heads) {
+        let item = work.item(args, heads);
+        let first = item.m_block * tile_m(WGS);
+        let index = u64::from(item.head) * u64::from(args.seqlen_q) + u64::from(first);
+        let rows = args.seqlen_q - first;
+        unsafe {
+            rings.q().wait_empty(q);
+            let buffer = rings.q().address(q);
+            rows_of::<D, WGS>(args.q.add((index * D as u64) as usize), rows, buffer, thread);
+            scales::<D, WGS>(args, &item, index, rows, buffer, thread);
+            if thread == 0 {
+                item.publish(buffer + hopper::item_offset(D, WGS) as u32, S::unit(args, item.head_kv.into()));
+            }
+            bulk::fence_proxy();
+            mbarrier::arrive(rings.q().full(q));
+        }
+        rings.q().advance(&mut q);
+        work.advance();
+    }
+}
+
+/// The rows of a tile, this thread's part.
+#[inline(always)]
+unsafe fn rows_of<const D: usize, const WGS: usize>(source: *const u8, rows: u32, buffer: u32, thread: u32) {
+    const BATCH: usize = 4;
+    let chunks = (D / 16) as u32;
+    let mut chunk = thread;
+    while chunk < tile_m(WGS) * chunks {
+        let mut bytes = [[0; 4]; BATCH];
+        unroll!(0..BATCH, |i| {
+            let chunk = chunk + i as u32 * QUERY_THREADS;
+            if chunk / chunks < rows {
+                bytes[i] = unsafe { ld_global_nc_v4_u32(source.add(16 * chunk as usize)) };
+            }
+        });
+        unroll!(0..BATCH, |i| {
+            let chunk = chunk + i as u32 * QUERY_THREADS;
+            let (row, part) = (chunk / chunks, chunk % chunks);
+            let (group, row) = (row / WARPGROUP_ROWS as u32, row % WARPGROUP_ROWS as u32);
+            let panel = group * q_bytes(D) as u32 + part / 2 * (WARPGROUP_ROWS * ROW_BYTES) as u32;
+            let at = panel + swizzle(row as usize, 16 * (part % 2) as usize) as u32;
+            unsafe { st_shared_v4_u32(true, buffer + at, bytes[i]) };
+        });
+        chunk += BATCH as u32 * QUERY_THREADS;
+    }
+}
+
+/// The scales of a tile's rows and of the head's channels, this thread's part.
+#[inline(always)]
+unsafe fn scales<const D: usize, const WGS: usize>(
+    args: &Args,
+    item: &Item,
+    index: u64,
+    rows: u32,
+    buffer: u32,
+    thread: u32,
+) {
+    let mut row = thread;
+    while row < tile_m(WGS) {
+        let scale = if row < rows { unsafe { *args.q_scale.add((index + u64::from(row)) as usize) } } else { 1.0 };
+        unsafe { st_shared_f32(buffer + (hopper::q_scale_offset(D, WGS) as u32) + 4 * row, scale) };
+        row += QUERY_THREADS;
+    }
+    let mut channel = thread;
+    while channel < D as u32 {
+        let at = (u64::from(item.head_kv) * D as u64 + u64::from(channel)) as usize;
+        let shared = buffer + hopper::v_scale_offset(D, WGS) as u32 + 4 * channel;
+        unsafe {
+            st_shared_f32(shared, *args.v_scale.add(at));
+            st_shared_f32(shared + 4 * D as u32, *args.v_mean.add(at));
+        }
+        channel += QUERY_THREADS;
+    }
+}

@@ -1,0 +1,81 @@
+//! The forward pass of INT-FlashAttention on `wgmma` (sm_90a).
+//!
+//! A CTA is `WGS` consumer warpgroups of 64 query rows each and a warpgroup of producers, and works through query tiles of
+//! `64 * WGS` rows until none is left (`work`). The producers bring tiles of Q, blocks of K and V and the keys' factors
+//! into rings in shared memory (`load`, `ring`); the consumers run the loop of the paper on what has landed (`consume`):
+//!
+//! ```text
+//! scores::block            S = Q K^T         wgmma, both operands in shared memory
+//! softmax.probabilities    m, P              as on sm_80: a warp of a warpgroup has 16 rows in the fragments of mma.sync
+//! softmax.weigh            w, l
+//! output::update           O += w * (P V)    wgmma, P from registers
+//! ```
+
+mod consume;
+mod entry;
+mod load;
+mod output;
+mod ring;
+mod scores;
+mod work;
+
+use super::{Args, Softmax};
+use crate::config::hopper;
+use crate::ptx::special::{bar_sync, tid_x};
+use crate::ptx::{mbarrier, warpgroup};
+use crate::smem;
+use crate::ptx::wgmma::Products;
+use ring::Rings;
+
+/// What the host passes beyond [`Args`].
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub heads_q: u32,
+    pub batch: u32,
+}
+
+/// One CTA of the attention kernel.
+#[inline(always)]
+pub(crate) unsafe fn attention<
+    S: Softmax<D, 1>,
+    K: Products,
+    V: Products,
+    const D: usize,
+    const WGS: usize,
+    const SLOTS: usize,
+    const AHEAD: bool,
+    const ORDER: bool,
+    const CAUSAL: bool,
+>(
+    args: Args,
+    heads: Heads,
+) {
+    unsafe {
+        let rings = Rings::<D, WGS, SLOTS>::new(smem::base());
+        if tid_x() == 0 {
+            rings.init();
+            mbarrier::fence_init();
+        }
+        bar_sync();
+        let group = tid_x() / 128;
+        if group == WGS as u32 {
+            match WGS {
+                2 => warpgroup::shrink::<{ hopper::producer_registers(2) }>(),
+                3 => warpgroup::shrink::<{ hopper::producer_registers(3) }>(),
+                _ => warpgroup::shrink::<{ hopper::producer_registers(4) }>(),
+            }
+            match tid_x() / 32 % 4 {
+                0 => load::blocks::<D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
+                1 => load::factors::<S, D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
+                _ => load::queries::<S, D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
+            }
+        } else {
+            match WGS {
+                2 => warpgroup::grow::<{ hopper::consumer_registers(2) }>(),
+                3 => warpgroup::grow::<{ hopper::consumer_registers(3) }>(),
+                _ => warpgroup::grow::<{ hopper::consumer_registers(4) }>(),
+            }
+            consume::run::<S, K, V, D, WGS, SLOTS, AHEAD, ORDER, CAUSAL>(&args, heads, &rings);
+        }
+    }
+}
