@@ -3,8 +3,8 @@
 use super::output::Accumulator;
 use super::{Args, Place, Softmax};
 use crate::ptx::global::ld_global_nc_v2_f32;
-use crate::ptx::select::selp_b32;
 use crate::ptx::math::{cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, fma_rn_f32};
+use crate::ptx::select::selp_b32;
 
 /// Tiles whose scales are in registers together.
 const CHUNK: usize = 4;

@@ -73,7 +73,7 @@ pub const fn shared_bytes(head_dim: usize, warpgroups: usize, slots: usize) -> u
 #[must_use]
 pub const fn consumer_registers(warpgroups: usize) -> u32 {
     match warpgroups {
-        2 => 240,
+        2 => 232,
         3 => 160,
         _ => 112,
     }
@@ -83,7 +83,7 @@ pub const fn consumer_registers(warpgroups: usize) -> u32 {
 #[must_use]
 pub const fn producer_registers(warpgroups: usize) -> u32 {
     match warpgroups {
-        2 => 24,
+        2 => 40,
         _ => 32,
     }
 }

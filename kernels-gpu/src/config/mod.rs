@@ -135,15 +135,19 @@ macro_rules! attention_table {
 }
 
 /// The INT8 table for sm_90a. A row: module, head_dim, scheme, consumer warpgroups, ring slots, keys and dims of a part of the
-/// products, causal, entry.
+/// products, whether a block's scores are made while the block before is multiplied with V, causal, entry.
 #[macro_export]
 macro_rules! hopper_table {
     ($emit:ident) => {
         $emit! {
-            "hopper_d64", 64, Default, 4, 6, 64, 64, false, false, false, attention_int8_default_d64_sm90a;
-            "hopper_d64", 64, Default, 4, 6, 64, 64, false, false, true, attention_int8_default_d64_sm90a_causal;
-            "hopper_d128", 128, Default, 3, 4, 64, 64, false, false, false, attention_int8_default_d128_sm90a;
-            "hopper_d128", 128, Default, 3, 4, 64, 64, false, false, true, attention_int8_default_d128_sm90a_causal;
+            "hopper_d64", 64, Default, 3, 6, 128, 64, true, false, attention_int8_default_d64_sm90a;
+            "hopper_d64", 64, Default, 3, 6, 128, 64, true, true, attention_int8_default_d64_sm90a_causal;
+            "hopper_d64", 64, Paper, 2, 6, 128, 64, false, false, attention_int8_paper_d64_sm90a;
+            "hopper_d64", 64, Paper, 2, 6, 128, 64, false, true, attention_int8_paper_d64_sm90a_causal;
+            "hopper_d128", 128, Default, 3, 4, 128, 64, false, false, attention_int8_default_d128_sm90a;
+            "hopper_d128", 128, Default, 3, 4, 128, 64, false, true, attention_int8_default_d128_sm90a_causal;
+            "hopper_d128", 128, Paper, 2, 4, 128, 64, false, false, attention_int8_paper_d128_sm90a;
+            "hopper_d128", 128, Paper, 2, 4, 128, 64, false, true, attention_int8_paper_d128_sm90a_causal;
         }
     };
 }

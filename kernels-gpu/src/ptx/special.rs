@@ -61,15 +61,6 @@ pub unsafe fn warp_sync() {
     unsafe { asm!("bar.warp.sync -1;", options(nostack)) }
 }
 
-/// `bar.arrive id, threads`: arrives at [`bar_sync_some`]'s barrier without waiting.
-///
-/// # Safety
-/// As [`bar_sync_some`].
-#[inline(always)]
-pub unsafe fn bar_arrive_some(id: u32, threads: u32) {
-    unsafe { asm!("bar.arrive {}, {};", in(reg32) id, in(reg32) threads, options(nostack)) }
-}
-
 /// The value of lane `lane ^ MASK` (`shfl.sync.bfly`).
 ///
 /// # Safety

@@ -9,9 +9,9 @@ use crate::attention::mask::Mask;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::{Args, KEY_TILES, Place, Softmax, epilogue};
 use crate::config::hopper::{self, WARPGROUP_ROWS, q_bytes};
-use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32};
 use crate::ptx::opaque::opaque;
-use crate::ptx::special::{bar_arrive_some, bar_sync_some, first_lane, tid_x};
+use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32};
+use crate::ptx::special::{first_lane, tid_x};
 use crate::ptx::wgmma::Products;
 
 /// Where a consumer stands in the rings.
@@ -32,7 +32,6 @@ pub(crate) unsafe fn run<
     const WGS: usize,
     const SLOTS: usize,
     const AHEAD: bool,
-    const ORDER: bool,
     const CAUSAL: bool,
 >(
     args: &Args,
@@ -40,16 +39,10 @@ pub(crate) unsafe fn run<
     rings: &Rings<D, WGS, SLOTS>,
 ) {
     let mut turns = Turns { q: Turn::first(), k: Turn::first(), v: Turn::first() };
-    if ORDER && tid_x() / 128 == WGS as u32 - 1 {
-        unsafe { bar_arrive_some(1, 256) }
-    }
     let mut work = Work::<D, WGS, CAUSAL>::first();
     while work.left(args, heads) {
-        unsafe { tile::<S, K, V, D, WGS, SLOTS, AHEAD, ORDER, CAUSAL>(args, rings, &mut turns) };
+        unsafe { tile::<S, K, V, D, WGS, SLOTS, AHEAD, CAUSAL>(args, rings, &mut turns) };
         work.advance();
-    }
-    if ORDER && tid_x() / 128 == 0 {
-        unsafe { bar_sync_some(1, 256) }
     }
 }
 
@@ -63,7 +56,6 @@ unsafe fn tile<
     const WGS: usize,
     const SLOTS: usize,
     const AHEAD: bool,
-    const ORDER: bool,
     const CAUSAL: bool,
 >(
     args: &Args,
@@ -78,9 +70,12 @@ unsafe fn tile<
     let (item, unit) = read_item();
     let first = item.m_block * tile_m(WGS);
     let row = first + group * WARPGROUP_ROWS as u32;
-    let place = place(&item, row);
-    // The CTA's blocks are brought for all; a warpgroup computes those that its own rows see.
-    let brought = Mask::<CAUSAL>::new(args, first, tile_m(WGS)).blocks;
+    let place = place(&item, row, tid_x());
+    // Found anew where it is seldom needed: registers are what the loop is short of.
+    let find_place = || {
+        let item = read_item().0;
+        self::place(&item, item.m_block * tile_m(WGS) + group * WARPGROUP_ROWS as u32, opaque(tid_x()))
+    };
     let mask = Mask::<CAUSAL>::new(args, row, WARPGROUP_ROWS as u32);
     let blocks = if row < args.seqlen_q { mask.blocks } else { 0 };
     let speaks = tid_x() % 32 == 0;
@@ -92,7 +87,8 @@ unsafe fn tile<
         let q = buffer + group * q_bytes(D) as u32;
         if AHEAD && blocks > 0 {
             let scores = scores_of::<S, K, D, WGS, SLOTS>(&softmax, q, rings, &mut turns.k, &place, speaks);
-            let (mut p, mut exponents) = probabilities::<S, D, WGS, ORDER, CAUSAL>(&mut softmax, scores, &mask, 0, &place, group);
+            let (mut p, mut exponents) =
+                probabilities::<S, D, CAUSAL>(&mut softmax, scores, &mask, 0, &place, find_place);
             let mut block = 1;
             while block < blocks {
                 // P V of the block before, and the scores of this one, at the same time.
@@ -120,9 +116,10 @@ unsafe fn tile<
                 o.wait::<1>();
                 ring_v.release(&mut turns.v, speaks);
                 output::add::<S, V, D>(&mut acc, &o, parts - 1, &row);
-                let scores = take_all::<S, K, D>(&softmax, sums, q, ring_k.address(turns.k), rings.factors(turns.k), &place);
+                let scores =
+                    take_all::<S, K, D>(&softmax, sums, q, ring_k.address(turns.k), rings.factors(turns.k), &place);
                 ring_k.release(&mut turns.k, speaks);
-                (p, exponents) = probabilities::<S, D, WGS, ORDER, CAUSAL>(&mut softmax, scores, &mask, block, &place, group);
+                (p, exponents) = probabilities::<S, D, CAUSAL>(&mut softmax, scores, &mask, block, &place, find_place);
                 block += 1;
             }
             update::<S, V, D, WGS, SLOTS>(&mut softmax, &mut acc, &p, exponents, rings, &mut turns.v, speaks);
@@ -130,30 +127,29 @@ unsafe fn tile<
             let mut block = 0;
             while block < blocks {
                 let scores = scores_of::<S, K, D, WGS, SLOTS>(&softmax, q, rings, &mut turns.k, &place, speaks);
-                let (p, exponents) = probabilities::<S, D, WGS, ORDER, CAUSAL>(&mut softmax, scores, &mask, block, &place, group);
+                let (p, exponents) =
+                    probabilities::<S, D, CAUSAL>(&mut softmax, scores, &mask, block, &place, find_place);
                 update::<S, V, D, WGS, SLOTS>(&mut softmax, &mut acc, &p, exponents, rings, &mut turns.v, speaks);
                 block += 1;
             }
         }
+        // The CTA's blocks are brought for all; a warpgroup computes those that its own rows see.
+        let first = read_item().0.m_block * tile_m(WGS);
+        let brought = Mask::<CAUSAL>::new(args, first, tile_m(WGS)).blocks;
         let mut block = blocks;
         while block < brought {
-            enter::<ORDER>(group);
-            leave::<WGS, ORDER>(group);
             ring_k.wait_full(turns.k);
             ring_k.release(&mut turns.k, speaks);
             ring_v.wait_full(turns.v);
             ring_v.release(&mut turns.v, speaks);
             block += 1;
         }
-        // Found anew: in the loop, registers are short.
-        let (item, _) = read_item();
-        let row = item.m_block * tile_m(WGS) + group * WARPGROUP_ROWS as u32;
         let v_scale = buffer + hopper::v_scale_offset(D, WGS) as u32;
         let channels = |channel: usize| {
             let at = v_scale + 4 * channel as u32;
             [ld_shared_v2_u32(at), ld_shared_v2_u32(at + 4 * D as u32)].map(|pair| pair.map(f32::from_bits))
         };
-        epilogue::store::<S, D, 1, 1>(args, &self::place(&item, row), &softmax, &acc, channels);
+        epilogue::store::<S, D, 1, 1>(args, &find_place(), &softmax, &acc, channels);
         rings.q().release(&mut turns.q, speaks);
     }
 }
@@ -230,49 +226,26 @@ unsafe fn update<S: Softmax<D, 1>, V: Products, const D: usize, const WGS: usize
     }
 }
 
-/// Waits for this warpgroup's turn at the exponentials.
-#[inline(always)]
-unsafe fn enter<const ORDER: bool>(group: u32) {
-    if ORDER {
-        unsafe { bar_sync_some(1 + group, 256) }
-    }
-}
-
-/// Gives the turn to the next warpgroup.
-#[inline(always)]
-unsafe fn leave<const WGS: usize, const ORDER: bool>(group: u32) {
-    if ORDER {
-        let next = if group + 1 == WGS as u32 { 1 } else { group + 2 };
-        unsafe { bar_arrive_some(next, 256) }
-    }
-}
-
 /// P of a block, from its scores.
 #[inline(always)]
-unsafe fn probabilities<S: Softmax<D, 1>, const D: usize, const WGS: usize, const ORDER: bool, const CAUSAL: bool>(
+unsafe fn probabilities<S: Softmax<D, 1>, const D: usize, const CAUSAL: bool>(
     softmax: &mut S,
     mut scores: S::Scores,
     mask: &Mask<CAUSAL>,
     block: u32,
     place: &Place,
-    group: u32,
+    find_place: impl Fn() -> Place,
 ) -> (Probabilities<1>, S::Exponents) {
     if block >= mask.full_blocks {
-        // Found anew: in registers across the loop, the columns would be too many.
-        mask.apply::<S, D, 1, 1>(&mut scores, block, &Place { quad: opaque(place.quad), ..*place });
+        mask.apply::<S, D, 1, 1>(&mut scores, block, &find_place());
     }
-    unsafe {
-        enter::<ORDER>(group);
-        let p = softmax.probabilities(scores, &Exchange::<1, 1>::new(0, place));
-        leave::<WGS, ORDER>(group);
-        p
-    }
+    unsafe { softmax.probabilities(scores, &Exchange::<1, 1>::new(0, place)) }
 }
 
 /// The place of a lane: its warp has 16 of the warpgroup's rows.
 #[inline(always)]
-fn place(item: &Item, row: u32) -> Place {
-    let (lane, warp) = (tid_x() % 32, tid_x() / 32 % 4);
+fn place(item: &Item, row: u32, thread: u32) -> Place {
+    let (lane, warp) = (thread % 32, thread / 32 % 4);
     Place {
         group: lane / 4,
         quad: lane % 4,

@@ -1,7 +1,8 @@
-//! The producers: a thread for the blocks of K and V, a warp for the keys' factors, two warps for the tiles of Q.
+//! The producers: a thread for the blocks of K and V, a warp for the keys' factors, a warp for the tiles of Q, and one for
+//! what else belongs to a tile.
 
 use super::Heads;
-use super::ring::{QUERY_THREADS, Rings, Turn};
+use super::ring::{Rings, Turn};
 use super::work::{Item, Work};
 use crate::attention::mask::Mask;
 use crate::attention::{Args, Softmax};
@@ -10,6 +11,7 @@ use crate::layout::{KV_BLOCK, ROW_BYTES, block_bytes, swizzle};
 use crate::ptx::bulk;
 use crate::ptx::global::ld_global_nc_v4_u32;
 use crate::ptx::mbarrier;
+use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{st_shared_f32, st_shared_v4_u32};
 use crate::ptx::special::tid_x;
 
@@ -96,10 +98,62 @@ pub(crate) unsafe fn factors<
     }
 }
 
-/// Every tile of Q, by two warps: rows past the end zero, 16 bytes a thread and step, to where `wgmma` wants them; and with it
-/// what the consumers need to know of the tile.
+/// Every tile of Q, by one warp: rows past the end zero, 16 bytes a thread and step, to where `wgmma` wants them.
 #[inline(always)]
-pub(crate) unsafe fn queries<
+pub(crate) unsafe fn queries<const D: usize, const WGS: usize, const SLOTS: usize, const CAUSAL: bool>(
+    args: &Args,
+    heads: Heads,
+    rings: &Rings<D, WGS, SLOTS>,
+) {
+    let mut q = Turn::first();
+    let mut work = Work::<D, WGS, CAUSAL>::first();
+    while work.left(args, heads) {
+        let item = work.item(args, heads);
+        let first = item.m_block * tile_m(WGS);
+        let index = u64::from(item.head) * u64::from(args.seqlen_q) + u64::from(first);
+        unsafe {
+            rings.q().wait_empty(q);
+            let source = args.q.add((index * D as u64) as usize);
+            rows::<D, WGS>(source, args.seqlen_q - first, rings.q().address(q));
+            bulk::fence_proxy();
+            mbarrier::arrive(rings.q().full(q));
+        }
+        rings.q().advance(&mut q);
+        work.advance();
+    }
+}
+
+/// The rows of a tile, this lane's part.
+#[inline(always)]
+unsafe fn rows<const D: usize, const WGS: usize>(source: *const u8, rows: u32, buffer: u32) {
+    const BATCH: usize = 4;
+    let chunks = (D / 16) as u32;
+    let mut first = tid_x() % 32;
+    // A bound that the compiler does not see: unrolled, the loop would need more registers than a producer has.
+    let end = opaque(tile_m(WGS) * chunks);
+    while first < end {
+        let mut bytes = [[0; 4]; BATCH];
+        unroll!(0..BATCH, |i| {
+            let chunk = first + 32 * i as u32;
+            if chunk / chunks < rows {
+                bytes[i] = unsafe { ld_global_nc_v4_u32(source.add(16 * chunk as usize)) };
+            }
+        });
+        unroll!(0..BATCH, |i| {
+            let chunk = first + 32 * i as u32;
+            let (row, part) = (chunk / chunks, chunk % chunks);
+            let (group, row) = (row / WARPGROUP_ROWS as u32, row % WARPGROUP_ROWS as u32);
+            let panel = group * q_bytes(D) as u32 + part / 2 * (WARPGROUP_ROWS * ROW_BYTES) as u32;
+            let at = panel + swizzle(row as usize, 16 * (part % 2) as usize) as u32;
+            unsafe { st_shared_v4_u32(true, buffer + at, bytes[i]) };
+        });
+        first += 32 * BATCH as u32;
+    }
+}
+
+/// What the consumers need to know of every tile, by one warp: which it is, the scales of its rows and of the head's channels.
+#[inline(always)]
+pub(crate) unsafe fn tiles<
     S: Softmax<D, 1>,
     const D: usize,
     const WGS: usize,
@@ -110,23 +164,17 @@ pub(crate) unsafe fn queries<
     heads: Heads,
     rings: &Rings<D, WGS, SLOTS>,
 ) {
-    let thread = tid_x() % QUERY_THREADS;
     let mut q = Turn::first();
     let mut work = Work::<D, WGS, CAUSAL>::first();
     while work.left(args, heads) {
         let item = work.item(args, heads);
-        let first = item.m_block * tile_m(WGS);
-        let index = u64::from(item.head) * u64::from(args.seqlen_q) + u64::from(first);
-        let rows = args.seqlen_q - first;
         unsafe {
             rings.q().wait_empty(q);
             let buffer = rings.q().address(q);
-            rows_of::<D, WGS>(args.q.add((index * D as u64) as usize), rows, buffer, thread);
-            scales::<D, WGS>(args, &item, index, rows, buffer, thread);
-            if thread == 0 {
+            scales::<D, WGS>(args, &item, buffer);
+            if tid_x() % 32 == 0 {
                 item.publish(buffer + hopper::item_offset(D, WGS) as u32, S::unit(args, item.head_kv.into()));
             }
-            bulk::fence_proxy();
             mbarrier::arrive(rings.q().full(q));
         }
         rings.q().advance(&mut q);
@@ -134,56 +182,29 @@ pub(crate) unsafe fn queries<
     }
 }
 
-/// The rows of a tile, this thread's part.
+/// The scales of a tile's rows (1 past the end) and of the head's channels, this lane's part.
 #[inline(always)]
-unsafe fn rows_of<const D: usize, const WGS: usize>(source: *const u8, rows: u32, buffer: u32, thread: u32) {
-    const BATCH: usize = 4;
-    let chunks = (D / 16) as u32;
-    let mut chunk = thread;
-    while chunk < tile_m(WGS) * chunks {
-        let mut bytes = [[0; 4]; BATCH];
-        unroll!(0..BATCH, |i| {
-            let chunk = chunk + i as u32 * QUERY_THREADS;
-            if chunk / chunks < rows {
-                bytes[i] = unsafe { ld_global_nc_v4_u32(source.add(16 * chunk as usize)) };
-            }
-        });
-        unroll!(0..BATCH, |i| {
-            let chunk = chunk + i as u32 * QUERY_THREADS;
-            let (row, part) = (chunk / chunks, chunk % chunks);
-            let (group, row) = (row / WARPGROUP_ROWS as u32, row % WARPGROUP_ROWS as u32);
-            let panel = group * q_bytes(D) as u32 + part / 2 * (WARPGROUP_ROWS * ROW_BYTES) as u32;
-            let at = panel + swizzle(row as usize, 16 * (part % 2) as usize) as u32;
-            unsafe { st_shared_v4_u32(true, buffer + at, bytes[i]) };
-        });
-        chunk += BATCH as u32 * QUERY_THREADS;
+unsafe fn scales<const D: usize, const WGS: usize>(args: &Args, item: &Item, buffer: u32) {
+    let lane = tid_x() % 32;
+    let first = item.m_block * tile_m(WGS);
+    let index = u64::from(item.head) * u64::from(args.seqlen_q) + u64::from(first);
+    let mut row = lane;
+    let end = opaque(tile_m(WGS));
+    while row < end {
+        let here = row < args.seqlen_q - first;
+        let scale = if here { unsafe { *args.q_scale.add((index + u64::from(row)) as usize) } } else { 1.0 };
+        unsafe { st_shared_f32(buffer + hopper::q_scale_offset(D, WGS) as u32 + 4 * row, scale) };
+        row += 32;
     }
-}
-
-/// The scales of a tile's rows and of the head's channels, this thread's part.
-#[inline(always)]
-unsafe fn scales<const D: usize, const WGS: usize>(
-    args: &Args,
-    item: &Item,
-    index: u64,
-    rows: u32,
-    buffer: u32,
-    thread: u32,
-) {
-    let mut row = thread;
-    while row < tile_m(WGS) {
-        let scale = if row < rows { unsafe { *args.q_scale.add((index + u64::from(row)) as usize) } } else { 1.0 };
-        unsafe { st_shared_f32(buffer + (hopper::q_scale_offset(D, WGS) as u32) + 4 * row, scale) };
-        row += QUERY_THREADS;
-    }
-    let mut channel = thread;
-    while channel < D as u32 {
+    let mut channel = lane;
+    let end = opaque(D as u32);
+    while channel < end {
         let at = (u64::from(item.head_kv) * D as u64 + u64::from(channel)) as usize;
         let shared = buffer + hopper::v_scale_offset(D, WGS) as u32 + 4 * channel;
         unsafe {
             st_shared_f32(shared, *args.v_scale.add(at));
             st_shared_f32(shared + 4 * D as u32, *args.v_mean.add(at));
         }
-        channel += QUERY_THREADS;
+        channel += 32;
     }
 }

@@ -22,9 +22,9 @@ mod work;
 use super::{Args, Softmax};
 use crate::config::hopper;
 use crate::ptx::special::{bar_sync, tid_x};
+use crate::ptx::wgmma::Products;
 use crate::ptx::{mbarrier, warpgroup};
 use crate::smem;
-use crate::ptx::wgmma::Products;
 use ring::Rings;
 
 /// What the host passes beyond [`Args`].
@@ -44,7 +44,6 @@ pub(crate) unsafe fn attention<
     const WGS: usize,
     const SLOTS: usize,
     const AHEAD: bool,
-    const ORDER: bool,
     const CAUSAL: bool,
 >(
     args: Args,
@@ -67,7 +66,8 @@ pub(crate) unsafe fn attention<
             match tid_x() / 32 % 4 {
                 0 => load::blocks::<D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
                 1 => load::factors::<S, D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
-                _ => load::queries::<S, D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
+                2 => load::queries::<D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
+                _ => load::tiles::<S, D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
             }
         } else {
             match WGS {
@@ -75,7 +75,7 @@ pub(crate) unsafe fn attention<
                 3 => warpgroup::grow::<{ hopper::consumer_registers(3) }>(),
                 _ => warpgroup::grow::<{ hopper::consumer_registers(4) }>(),
             }
-            consume::run::<S, K, V, D, WGS, SLOTS, AHEAD, ORDER, CAUSAL>(&args, heads, &rings);
+            consume::run::<S, K, V, D, WGS, SLOTS, AHEAD, CAUSAL>(&args, heads, &rings);
         }
     }
 }

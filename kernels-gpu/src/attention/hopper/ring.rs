@@ -6,9 +6,6 @@ use crate::layout::{KV_BLOCK, block_bytes};
 use crate::ptx::mbarrier;
 use crate::ptx::special::warp_sync;
 
-/// Threads that bring a tile of Q: two warps.
-pub(crate) const QUERY_THREADS: u32 = 64;
-
 /// A ring of slots.
 #[derive(Clone, Copy)]
 pub(crate) struct Ring {
@@ -117,7 +114,8 @@ impl<const D: usize, const WGS: usize, const SLOTS: usize> Rings<D, WGS, SLOTS> 
     pub(crate) unsafe fn init(&self) {
         let warps = 4 * WGS as u32;
         unsafe {
-            self.q().init(QUERY_THREADS, warps);
+            // A warp for the rows, and one for what belongs to them.
+            self.q().init(32 + 32, warps);
             // The copying thread, and a warp for the factors.
             self.k().init(1 + 32, warps);
             self.v().init(1, warps);

@@ -84,7 +84,13 @@ impl<const D: usize, const WGS: usize, const CAUSAL: bool> Work<D, WGS, CAUSAL> 
             // Heads worked on at a time.
             let band = if CAUSAL {
                 let (fit, _) = divide(L2_BYTES / (2 * D) as u32, opaque(args.seqlen_kv));
-                if fit == 0 { 1 } else if fit < all { fit } else { all }
+                if fit == 0 {
+                    1
+                } else if fit < all {
+                    fit
+                } else {
+                    all
+                }
             } else {
                 1
             };

@@ -6,8 +6,9 @@ use super::super::scores::{MAGIC, MAGIC_BITS};
 use super::super::{Args, KEY_STEPS, KEY_TILES};
 use super::Softmax;
 use crate::ptx::math::{
-    add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rn_f32_s32, cvt_rp_f16_f32, dp4a_u32_u32, ex2_approx_f16x2,
-    ex2_approx_ftz_f32, fma_rn_f16x2, fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt, rcp_approx_ftz_f32,
+    add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rn_f32_s32, cvt_rp_f16_f32, dp4a_u32_u32,
+    ex2_approx_f16x2, ex2_approx_ftz_f32, fma_rn_f16x2, fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt,
+    rcp_approx_ftz_f32,
 };
 use crate::ptx::mma::mma_m16n8k32_s32_u8_s8;
 use crate::ptx::select::selp_b32;
