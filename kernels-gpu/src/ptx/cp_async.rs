@@ -22,6 +22,17 @@ pub unsafe fn cp_async_16_zfill(shared: u32, global: *const u8, bytes: u32) {
     }
 }
 
+/// Copies the first `bytes` (0 or 4) of 4 bytes and fills the rest with zeros (`cp.async.ca`).
+///
+/// # Safety
+/// As [`cp_async_16_zfill`], with 4 bytes.
+#[inline(always)]
+pub unsafe fn cp_async_4_zfill(shared: u32, global: *const f32, bytes: u32) {
+    unsafe {
+        asm!("cp.async.ca.shared.global [{}], [{}], 4, {};", in(reg32) shared, in(reg64) global, in(reg32) bytes, options(nostack));
+    }
+}
+
 /// Closes the group of copies issued since the last commit.
 ///
 /// # Safety

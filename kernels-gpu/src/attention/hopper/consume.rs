@@ -86,7 +86,7 @@ unsafe fn tile<
         let mut acc = Accumulator::<1>::zero();
         let q = buffer + group * q_bytes(D) as u32;
         if AHEAD && blocks > 0 {
-            let scores = scores_of::<S, K, D, WGS, SLOTS>(&softmax, q, rings, &mut turns.k, &place, speaks);
+            let scores = scores_of::<S, K, D, WGS, SLOTS>(&softmax, q, rings, &mut turns.k, speaks);
             let (mut p, mut exponents) =
                 probabilities::<S, D, CAUSAL>(&mut softmax, scores, &mask, 0, &place, find_place);
             let mut block = 1;
@@ -116,8 +116,7 @@ unsafe fn tile<
                 o.wait::<1>();
                 ring_v.release(&mut turns.v, speaks);
                 output::add::<S, V, D>(&mut acc, &o, parts - 1, &row);
-                let scores =
-                    take_all::<S, K, D>(&softmax, sums, q, ring_k.address(turns.k), rings.factors(turns.k), &place);
+                let scores = take_all::<S, K, D>(&softmax, sums, q, ring_k.address(turns.k), rings.factors(turns.k));
                 ring_k.release(&mut turns.k, speaks);
                 (p, exponents) = probabilities::<S, D, CAUSAL>(&mut softmax, scores, &mask, block, &place, find_place);
                 block += 1;
@@ -126,7 +125,7 @@ unsafe fn tile<
         } else {
             let mut block = 0;
             while block < blocks {
-                let scores = scores_of::<S, K, D, WGS, SLOTS>(&softmax, q, rings, &mut turns.k, &place, speaks);
+                let scores = scores_of::<S, K, D, WGS, SLOTS>(&softmax, q, rings, &mut turns.k, speaks);
                 let (p, exponents) =
                     probabilities::<S, D, CAUSAL>(&mut softmax, scores, &mask, block, &place, find_place);
                 update::<S, V, D, WGS, SLOTS>(&mut softmax, &mut acc, &p, exponents, rings, &mut turns.v, speaks);
@@ -161,14 +160,13 @@ unsafe fn scores_of<S: Softmax<D, 1>, K: Products, const D: usize, const WGS: us
     q: u32,
     rings: &Rings<D, WGS, SLOTS>,
     turn: &mut Turn,
-    place: &Place,
     speaks: bool,
 ) -> S::Scores {
     unsafe {
         rings.k().wait_full(*turn);
         let k = rings.k().address(*turn);
         let sums = scores::start::<K, D>(q, k, 0);
-        let scores = take_all::<S, K, D>(softmax, sums, q, k, rings.factors(*turn), place);
+        let scores = take_all::<S, K, D>(softmax, sums, q, k, rings.factors(*turn));
         rings.k().release(turn, speaks);
         scores
     }
@@ -182,18 +180,17 @@ unsafe fn take_all<S: Softmax<D, 1>, K: Products, const D: usize>(
     q: u32,
     k: u32,
     factors: u32,
-    place: &Place,
 ) -> S::Scores {
     let mut scores = S::empty();
     unsafe {
         unroll!(1..KEY_TILES / K::TILES, |part| {
             let next = scores::start::<K, D>(q, k, part);
             sums.wait::<1>();
-            scores::take::<S, K, D>(softmax, &mut scores, &sums, part - 1, factors, place);
+            scores::take::<S, K, D>(softmax, &mut scores, &sums, part - 1, factors);
             sums = next;
         });
         sums.wait::<0>();
-        scores::take::<S, K, D>(softmax, &mut scores, &sums, KEY_TILES / K::TILES - 1, factors, place);
+        scores::take::<S, K, D>(softmax, &mut scores, &sums, KEY_TILES / K::TILES - 1, factors);
     }
     scores
 }

@@ -1,5 +1,4 @@
-//! The producers: a thread for the blocks of K and V, a warp for the keys' factors, a warp for the tiles of Q, and one for
-//! what else belongs to a tile.
+//! The producers: a thread for the blocks of K and V, a warp for the keys' factors, a warp for the tiles of Q.
 
 use super::Heads;
 use super::ring::{Rings, Turn};
@@ -9,10 +8,10 @@ use crate::attention::{Args, Softmax};
 use crate::config::hopper::{self, WARPGROUP_ROWS, q_bytes};
 use crate::layout::{KV_BLOCK, ROW_BYTES, block_bytes, swizzle};
 use crate::ptx::bulk;
-use crate::ptx::global::ld_global_nc_v4_u32;
+use crate::ptx::cp_async::{commit_group, cp_async_4_zfill, cp_async_16, cp_async_16_zfill, wait_group};
 use crate::ptx::mbarrier;
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{st_shared_f32, st_shared_v4_u32};
+use crate::ptx::shared::st_shared_v4_u32;
 use crate::ptx::special::tid_x;
 
 /// Rows of a CTA's query tile.
@@ -98,60 +97,7 @@ pub(crate) unsafe fn factors<
     }
 }
 
-/// Every tile of Q, by one warp: rows past the end zero, 16 bytes a thread and step, to where `wgmma` wants them.
-#[inline(always)]
-pub(crate) unsafe fn queries<const D: usize, const WGS: usize, const SLOTS: usize, const CAUSAL: bool>(
-    args: &Args,
-    heads: Heads,
-    rings: &Rings<D, WGS, SLOTS>,
-) {
-    let mut q = Turn::first();
-    let mut work = Work::<D, WGS, CAUSAL>::first();
-    while work.left(args, heads) {
-        let item = work.item(args, heads);
-        let first = item.m_block * tile_m(WGS);
-        let index = u64::from(item.head) * u64::from(args.seqlen_q) + u64::from(first);
-        unsafe {
-            rings.q().wait_empty(q);
-            let source = args.q.add((index * D as u64) as usize);
-            rows::<D, WGS>(source, args.seqlen_q - first, rings.q().address(q));
-            bulk::fence_proxy();
-            mbarrier::arrive(rings.q().full(q));
-        }
-        rings.q().advance(&mut q);
-        work.advance();
-    }
-}
-
-/// The rows of a tile, this lane's part.
-#[inline(always)]
-unsafe fn rows<const D: usize, const WGS: usize>(source: *const u8, rows: u32, buffer: u32) {
-    const BATCH: usize = 4;
-    let chunks = (D / 16) as u32;
-    let mut first = tid_x() % 32;
-    // A bound that the compiler does not see: unrolled, the loop would need more registers than a producer has.
-    let end = opaque(tile_m(WGS) * chunks);
-    while first < end {
-        let mut bytes = [[0; 4]; BATCH];
-        unroll!(0..BATCH, |i| {
-            let chunk = first + 32 * i as u32;
-            if chunk / chunks < rows {
-                bytes[i] = unsafe { ld_global_nc_v4_u32(source.add(16 * chunk as usize)) };
-            }
-        });
-        unroll!(0..BATCH, |i| {
-            let chunk = first + 32 * i as u32;
-            let (row, part) = (chunk / chunks, chunk % chunks);
-            let (group, row) = (row / WARPGROUP_ROWS as u32, row % WARPGROUP_ROWS as u32);
-            let panel = group * q_bytes(D) as u32 + part / 2 * (WARPGROUP_ROWS * ROW_BYTES) as u32;
-            let at = panel + swizzle(row as usize, 16 * (part % 2) as usize) as u32;
-            unsafe { st_shared_v4_u32(true, buffer + at, bytes[i]) };
-        });
-        first += 32 * BATCH as u32;
-    }
-}
-
-/// What the consumers need to know of every tile, by one warp: which it is, the scales of its rows and of the head's channels.
+/// Every tile of Q and what the consumers need to know of it, by one warp.
 #[inline(always)]
 pub(crate) unsafe fn tiles<
     S: Softmax<D, 1>,
@@ -171,10 +117,16 @@ pub(crate) unsafe fn tiles<
         unsafe {
             rings.q().wait_empty(q);
             let buffer = rings.q().address(q);
-            scales::<D, WGS>(args, &item, buffer);
+            let about = buffer + hopper::item_offset(D, WGS) as u32;
+            item.publish(tid_x() % 32 == 0, about);
+            rows::<D, WGS>(args, &item, buffer);
+            channels::<D, WGS>(args, &item, buffer);
+            commit_group();
             if tid_x() % 32 == 0 {
-                item.publish(buffer + hopper::item_offset(D, WGS) as u32, S::unit(args, item.head_kv.into()));
+                Item::publish_unit(about, S::unit(args, item.head_kv.into()));
             }
+            wait_group::<0>();
+            bulk::fence_proxy();
             mbarrier::arrive(rings.q().full(q));
         }
         rings.q().advance(&mut q);
@@ -182,29 +134,45 @@ pub(crate) unsafe fn tiles<
     }
 }
 
-/// The scales of a tile's rows (1 past the end) and of the head's channels, this lane's part.
+/// Requests the rows of a tile and their scales, this lane's part: zero past the end, 16 bytes of a row to where `wgmma` wants them.
 #[inline(always)]
-unsafe fn scales<const D: usize, const WGS: usize>(args: &Args, item: &Item, buffer: u32) {
-    let lane = tid_x() % 32;
+unsafe fn rows<const D: usize, const WGS: usize>(args: &Args, item: &Item, buffer: u32) {
     let first = item.m_block * tile_m(WGS);
     let index = u64::from(item.head) * u64::from(args.seqlen_q) + u64::from(first);
-    let mut row = lane;
-    let end = opaque(tile_m(WGS));
-    while row < end {
-        let here = row < args.seqlen_q - first;
-        let scale = if here { unsafe { *args.q_scale.add((index + u64::from(row)) as usize) } } else { 1.0 };
-        unsafe { st_shared_f32(buffer + hopper::q_scale_offset(D, WGS) as u32 + 4 * row, scale) };
+    let rows = args.seqlen_q - first;
+    let scales = unsafe { args.q_scale.add(index as usize) };
+    let mut row = tid_x() % 32;
+    while row < tile_m(WGS) {
+        let at = hopper::q_scale_offset(D, WGS) as u32 + 4 * row;
+        unsafe { cp_async_4_zfill(buffer + at, scales.add(row as usize), if row < rows { 4 } else { 0 }) };
         row += 32;
     }
-    let mut channel = lane;
-    let end = opaque(D as u32);
-    while channel < end {
-        let at = (u64::from(item.head_kv) * D as u64 + u64::from(channel)) as usize;
-        let shared = buffer + hopper::v_scale_offset(D, WGS) as u32 + 4 * channel;
+    let source = unsafe { args.q.add((index * D as u64) as usize) };
+    let chunks = (D / 16) as u32;
+    let mut chunk = tid_x() % 32;
+    // A bound that the compiler does not see: unrolled, the loop would need more registers than a producer has.
+    let end = opaque(tile_m(WGS) * chunks);
+    while chunk < end {
+        let (row, part) = (chunk / chunks, chunk % chunks);
+        let (group, row_of_group) = (row / WARPGROUP_ROWS as u32, row % WARPGROUP_ROWS as u32);
+        let panel = group * q_bytes(D) as u32 + part / 2 * (WARPGROUP_ROWS * ROW_BYTES) as u32;
+        let at = panel + swizzle(row_of_group as usize, 16 * (part % 2) as usize) as u32;
+        let bytes = if row < rows { 16 } else { 0 };
+        unsafe { cp_async_16_zfill(buffer + at, source.add(16 * chunk as usize), bytes) };
+        chunk += 32;
+    }
+}
+
+/// Requests the scales and means of the head's channels, this lane's part.
+#[inline(always)]
+unsafe fn channels<const D: usize, const WGS: usize>(args: &Args, item: &Item, buffer: u32) {
+    let lane = tid_x() % 32;
+    if lane < (D / 4) as u32 {
+        let at = u64::from(item.head_kv) * D as u64 + u64::from(4 * lane);
+        let shared = buffer + hopper::v_scale_offset(D, WGS) as u32 + 16 * lane;
         unsafe {
-            st_shared_f32(shared, *args.v_scale.add(at));
-            st_shared_f32(shared + 4 * D as u32, *args.v_mean.add(at));
+            cp_async_16(shared, args.v_scale.add(at as usize).cast());
+            cp_async_16(shared + 4 * D as u32, args.v_mean.add(at as usize).cast());
         }
-        channel += 32;
     }
 }

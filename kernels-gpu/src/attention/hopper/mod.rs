@@ -66,8 +66,8 @@ pub(crate) unsafe fn attention<
             match tid_x() / 32 % 4 {
                 0 => load::blocks::<D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
                 1 => load::factors::<S, D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
-                2 => load::queries::<D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
-                _ => load::tiles::<S, D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
+                2 => load::tiles::<S, D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
+                _ => {}
             }
         } else {
             match WGS {

@@ -114,8 +114,7 @@ impl<const D: usize, const WGS: usize, const SLOTS: usize> Rings<D, WGS, SLOTS> 
     pub(crate) unsafe fn init(&self) {
         let warps = 4 * WGS as u32;
         unsafe {
-            // A warp for the rows, and one for what belongs to them.
-            self.q().init(32 + 32, warps);
+            self.q().init(32, warps);
             // The copying thread, and a warp for the factors.
             self.k().init(1 + 32, warps);
             self.v().init(1, warps);

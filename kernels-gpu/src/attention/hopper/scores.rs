@@ -1,10 +1,12 @@
 //! S = Q K^T, 64 query rows a warpgroup.
 
-use crate::attention::{Place, Softmax};
+use crate::attention::Softmax;
 use crate::config::hopper::WARPGROUP_ROWS;
 use crate::layout::{KV_BLOCK, ROW_BYTES};
 use crate::ptx::math::cvt_rn_f32_s32;
 use crate::ptx::memory::ld_shared_v4_f32;
+use crate::ptx::opaque::opaque;
+use crate::ptx::special::tid_x;
 use crate::ptx::wgmma::{self, Products};
 
 /// Starts the products of the warpgroup's tile of Q with the keys of part `part` of a K block, as a group.
@@ -32,12 +34,13 @@ pub(crate) unsafe fn take<S: Softmax<D, 1>, P: Products, const D: usize>(
     sums: &P,
     part: usize,
     factors: u32,
-    place: &Place,
 ) {
     let sums = sums.tiles();
+    // Found anew: in the loop, registers are short.
+    let factors = factors + 16 * (opaque(tid_x()) % 4);
     unroll!(0..P::TILES / 2, |pair| {
         let first = part * P::TILES + 2 * pair;
-        let factors = unsafe { ld_shared_v4_f32(factors + 16 * place.quad + (32 * first) as u32) };
+        let factors = unsafe { ld_shared_v4_f32(factors + (32 * first) as u32) };
         unroll!(0..2, |n| {
             let exact = sums[2 * pair + n].map(cvt_rn_f32_s32);
             let keys = [factors[2 * n], factors[2 * n + 1]];

@@ -7,7 +7,7 @@ use super::Heads;
 use super::load::tile_m;
 use crate::attention::Args;
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_v2_u32, st_shared_v4_u32};
+use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{ctaid_x, nctaid_x};
 
 /// Bytes of K and V that CTAs should use at a time: the L2 cache of a Hopper GPU has 50 MB.
@@ -32,16 +32,22 @@ pub(crate) struct Item {
 }
 
 impl Item {
-    /// Writes the tile to shared memory, with the unit of the head's scores.
+    /// Writes the tile to shared memory, where `first`.
     #[inline(always)]
-    pub(crate) unsafe fn publish(&self, address: u32, unit: f32) {
+    pub(crate) unsafe fn publish(&self, first: bool, address: u32) {
         unsafe {
-            st_shared_v4_u32(true, address, [self.m_block, self.batch, self.head_q, self.head]);
-            st_shared_v2_u32(true, address + 16, [self.head_kv, unit.to_bits()]);
+            st_shared_v4_u32(first, address, [self.m_block, self.batch, self.head_q, self.head]);
+            st_shared_v2_u32(first, address + 16, [self.head_kv, 0]);
         }
     }
 
-    /// Reads what [`Self::publish`] wrote.
+    /// Adds the unit of the head's scores.
+    #[inline(always)]
+    pub(crate) unsafe fn publish_unit(address: u32, unit: f32) {
+        unsafe { st_shared_f32(address + 20, unit) }
+    }
+
+    /// Reads what [`Self::publish`] and [`Self::publish_unit`] wrote.
     #[inline(always)]
     pub(crate) unsafe fn read(address: u32) -> (Self, f32) {
         let ([m_block, batch, head_q, head], [head_kv, unit]) =
