@@ -182,6 +182,8 @@ unsafe fn take_all<S: Softmax<D, 1>, K: Products, const D: usize>(
     factors: u32,
 ) -> S::Scores {
     let mut scores = S::empty();
+    // Found anew, before the wait hides it: in the loop, registers are short.
+    let factors = factors + 16 * (opaque(tid_x()) % 4);
     unsafe {
         unroll!(1..KEY_TILES / K::TILES, |part| {
             let next = scores::start::<K, D>(q, k, part);

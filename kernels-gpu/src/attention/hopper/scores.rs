@@ -5,8 +5,6 @@ use crate::config::hopper::WARPGROUP_ROWS;
 use crate::layout::{KV_BLOCK, ROW_BYTES};
 use crate::ptx::math::cvt_rn_f32_s32;
 use crate::ptx::memory::ld_shared_v4_f32;
-use crate::ptx::opaque::opaque;
-use crate::ptx::special::tid_x;
 use crate::ptx::wgmma::{self, Products};
 
 /// Starts the products of the warpgroup's tile of Q with the keys of part `part` of a K block, as a group.
@@ -26,7 +24,8 @@ pub(crate) unsafe fn start<P: Products, const D: usize>(q: u32, k: u32, part: us
     }
 }
 
-/// Takes the sums of a part over into the softmax's working unit, with the keys' factors at shared address `factors`.
+/// Takes the sums of a part over into the softmax's working unit, with the factors of the lane's first keys at shared
+/// address `factors`.
 #[inline(always)]
 pub(crate) unsafe fn take<S: Softmax<D, 1>, P: Products, const D: usize>(
     softmax: &S,
@@ -36,8 +35,6 @@ pub(crate) unsafe fn take<S: Softmax<D, 1>, P: Products, const D: usize>(
     factors: u32,
 ) {
     let sums = sums.tiles();
-    // Found anew: in the loop, registers are short.
-    let factors = factors + 16 * (opaque(tid_x()) % 4);
     unroll!(0..P::TILES / 2, |pair| {
         let first = part * P::TILES + 2 * pair;
         let factors = unsafe { ld_shared_v4_f32(factors + (32 * first) as u32) };
