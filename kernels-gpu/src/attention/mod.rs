@@ -134,9 +134,7 @@ pub(crate) unsafe fn attention<
             block += 1;
         }
         pipeline.drain();
-        let place = find_place();
-        let channels = |channel| epilogue::channels::<D>(&args, place.head_kv, channel);
-        epilogue::store::<S, D, MT, TEAM>(&args, &place, &softmax, &acc, channels);
+        epilogue::store::<S, D, MT, TEAM>(&args, &find_place(), &softmax, &acc);
     }
 }
 

@@ -48,19 +48,6 @@ pub unsafe fn ld_global_nc_v2_u32(address: *const u8) -> [u32; 2] {
     d
 }
 
-/// `ld.global.nc.v2.f32`
-///
-/// # Safety
-/// As [`ld_global_nc_v4_u32`], with 8 bytes.
-#[inline(always)]
-pub unsafe fn ld_global_nc_v2_f32(address: *const f32) -> [f32; 2] {
-    let mut d = [0.0; 2];
-    unsafe {
-        asm!("ld.global.nc.v2.f32 {{{}, {}}}, [{}];", out(reg32) d[0], out(reg32) d[1], in(reg64) address, options(readonly, nostack));
-    }
-    d
-}
-
 /// `ld.global.nc.u32`
 ///
 /// # Safety

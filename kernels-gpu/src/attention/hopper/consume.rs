@@ -3,14 +3,14 @@
 use super::load::tile_m;
 use super::ring::{Rings, Turn};
 use super::work::{Item, Work};
-use super::{Heads, output, scores};
+use super::{Heads, epilogue, output, scores};
 use crate::attention::exchange::Exchange;
 use crate::attention::mask::Mask;
 use crate::attention::output::{Accumulator, Probabilities};
-use crate::attention::{Args, KEY_TILES, Place, Softmax, epilogue};
+use crate::attention::{Args, KEY_TILES, Place, Softmax};
 use crate::config::hopper::{self, WARPGROUP_ROWS, q_bytes};
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32};
+use crate::ptx::shared::ld_shared_f32;
 use crate::ptx::special::{first_lane, tid_x};
 use crate::ptx::wgmma::Products;
 
@@ -144,11 +144,7 @@ unsafe fn tile<
             block += 1;
         }
         let v_scale = buffer + hopper::v_scale_offset(D, WGS) as u32;
-        let channels = |channel: usize| {
-            let at = v_scale + 4 * channel as u32;
-            [ld_shared_v2_u32(at), ld_shared_v2_u32(at + 4 * D as u32)].map(|pair| pair.map(f32::from_bits))
-        };
-        epilogue::store::<S, D, 1, 1>(args, &find_place(), &softmax, &acc, channels);
+        epilogue::store::<S, D>(args, &find_place(), &softmax, &acc, v_scale);
         rings.q().release(&mut turns.q, speaks);
     }
 }

@@ -13,6 +13,7 @@
 
 mod consume;
 mod entry;
+mod epilogue;
 mod load;
 mod output;
 mod ring;
