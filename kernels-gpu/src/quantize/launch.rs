@@ -43,7 +43,8 @@ const _: () = assert!(SLICE_BYTES * STATS_CHUNK == TILE_BYTES);
 /// Tokens that one CTA of `quantize_*` quantizes: a power of two from 32 to 512.
 #[must_use]
 pub const fn tile_tokens(head_dim: usize, element_bytes: usize) -> usize {
-    TILE_BYTES >> (head_dim * element_bytes).next_power_of_two().trailing_zeros()
+    // 32 bits: rust-cuda counts the zeros of 64 wrongly.
+    TILE_BYTES >> ((head_dim * element_bytes) as u32).next_power_of_two().trailing_zeros()
 }
 
 /// Dynamic shared memory of a CTA of `quantize_*`: the tile, and two floats a channel, or three of a slice.
