@@ -2,6 +2,7 @@
 
 use crate::dtype::DType;
 use int_flash_attention_driver::DriverError;
+use int_flash_attention_kernels::config::Family;
 use std::path::PathBuf;
 
 /// What every fallible function of the crate returns.
@@ -210,6 +211,19 @@ pub enum Error {
         minor: u32,
     },
 
+    /// Kernels of a family that the GPU does not run.
+    #[error("{device} has compute capability {major}.{minor}; it does not run the kernels for {family}")]
+    Family {
+        /// The GPU's name.
+        device: String,
+        /// Its major compute capability.
+        major: u32,
+        /// Its minor compute capability.
+        minor: u32,
+        /// The family asked for.
+        family: Family,
+    },
+
     /// A GPU that does not exist.
     #[error("CUDA device {given} was asked for; there are {count}")]
     NoSuchDevice {
@@ -265,6 +279,15 @@ pub enum Error {
         /// What was to be launched.
         kernel: &'static str,
         /// The shape.
+        shape: String,
+    },
+
+    /// More tiles of query rows than an attention kernel counts.
+    #[error("{kernel} on {shape} has more tiles of query rows than its 32-bit count holds")]
+    Tiles {
+        /// What was to be launched.
+        kernel: &'static str,
+        /// The shape of Q.
         shape: String,
     },
 

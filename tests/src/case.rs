@@ -3,7 +3,7 @@
 use crate::values::Values;
 use anyhow::Result;
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, Shape, TensorLayout};
-use int_flash_attention_kernels::config::{self, AttentionVariant};
+use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use proptest::prelude::*;
 
@@ -119,16 +119,24 @@ impl Case {
     }
 }
 
-/// The kernel for a problem; the paper's scheme does not have one for every head dim.
+/// The kernel of sm_80 for a problem, so that every problem with a kernel has this one; the paper's scheme does not have one for
+/// every head dim.
 #[must_use]
 pub fn variant(problem: &AttentionProblem) -> Option<&'static AttentionVariant> {
-    config::attention(problem.head_dim, problem.causal, kernels_scheme(problem.scheme))
+    variant_of(Family::Sm80, problem)
+}
+
+/// The kernel of a family for a problem.
+#[must_use]
+pub fn variant_of(family: Family, problem: &AttentionProblem) -> Option<&'static AttentionVariant> {
+    config::attention(family, problem.head_dim, problem.causal, kernels_scheme(problem.scheme))
 }
 
 /// The head dims that a scheme has kernels for.
 #[must_use]
 pub fn head_dims(scheme: Scheme) -> Vec<usize> {
-    let has = |&head_dim: &usize| config::attention(head_dim, false, kernels_scheme(scheme)).is_some();
+    let has =
+        |&head_dim: &usize| variant(&AttentionProblem::new(1, 1, 1, 1, 1, head_dim).with_scheme(scheme)).is_some();
     HEAD_DIMS.into_iter().filter(has).collect()
 }
 

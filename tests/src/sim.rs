@@ -2,13 +2,13 @@
 //!
 //! Outputs are memory that nothing has written, so that an element which no thread wrote is an error, as is a stray access.
 
-use crate::case::{head_dims, variant};
+use crate::case::{head_dims, variant, variant_of};
 use crate::properties::{GUARD, Kernels, Operand, POISON, untouched};
 use anyhow::{Context, Result};
 use int_flash_attention::{
     AttentionProblem, DType, HostQuantized, HostTensor, QuantizedK, QuantizedQ, QuantizedV, Scheme, Shape, TensorLayout,
 };
-use int_flash_attention_kernels::config;
+use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
 use int_flash_attention_kernels::quantize::launch as quantization;
 use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
@@ -32,13 +32,16 @@ macro_rules! shipped {
 
 /// The PTX that ships, part of the program so that it runs anywhere.
 const SHIPPED: &[(&str, &str)] = shipped!(
-    "quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256" "baseline_f16"
+    "quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256" "hopper_d64"
+    "hopper_d128" "baseline_f16"
 );
 
 /// The shipped kernels, loaded as they are asked for.
 pub struct Simulator {
     /// Where modules are read from instead.
     folder: Option<PathBuf>,
+    family: Family,
+    multiprocessors: u32,
     modules: Mutex<HashMap<String, Arc<Module>>>,
 }
 
@@ -49,10 +52,17 @@ impl Default for Simulator {
 }
 
 impl Simulator {
-    /// The PTX that ships, or what lies in `$INT_FLASH_PTX_DIR`.
+    /// The PTX that ships, or what lies in `$INT_FLASH_PTX_DIR`; the kernels that every GPU runs.
     #[must_use]
     pub fn new() -> Self {
-        Self { folder: std::env::var_os("INT_FLASH_PTX_DIR").map(PathBuf::from), modules: Mutex::default() }
+        Self::of(Family::Sm80, 1)
+    }
+
+    /// [`new`](Self::new) with the kernels of this family where it has one for a problem, as on a GPU of so many multiprocessors.
+    #[must_use]
+    pub fn of(family: Family, multiprocessors: u32) -> Self {
+        let folder = std::env::var_os("INT_FLASH_PTX_DIR").map(PathBuf::from);
+        Self { folder, family, multiprocessors, modules: Mutex::default() }
     }
 
     fn module(&self, name: &str) -> Result<Arc<Module>> {
@@ -212,7 +222,7 @@ impl Kernels for Simulator {
         let AttentionProblem { head_dim, scheme, .. } = *problem;
         let none =
             || format!("head_dim is {head_dim}; the kernels of the {scheme} scheme have {:?}", head_dims(scheme));
-        let variant = variant(problem).with_context(none)?;
+        let variant = variant_of(self.family, problem).or_else(|| variant(problem)).with_context(none)?;
         let mut memory = Memory::new();
         let HostQuantized { q, k, v } = operands;
         let [q_data, k_data, v_data] = [&q.data, &k.data, &v.data].map(|data| memory.alloc_from(data));
@@ -222,8 +232,8 @@ impl Kernels for Simulator {
         let o = OutTensor::alloc(&mut memory, *out, dtype)?;
         let rows = problem.q_shape().rows();
         let lse_out = if lse { memory.alloc(4 * rows as u64, 256) } else { DevPtr::NULL };
-        let tiles = u32::try_from(problem.seqlen_q.div_ceil(variant.tile_m))?;
-        let grid = [tiles, u32::try_from(problem.heads_q)?, u32::try_from(problem.batch)?];
+        let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, self.multiprocessors);
+        let grid = grid.with_context(|| format!("{} has too many tiles for {problem:?}", variant.entry))?;
         let at = Grid { kernel: variant.entry, grid, threads: variant.threads, shared: variant.shared_bytes };
         let pointers = [q_data, k_data, v_data, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean, o.data];
         let mut args: Vec<Arg> = pointers.map(Arg::from).to_vec();
@@ -232,7 +242,10 @@ impl Kernels for Simulator {
         let numbers = [problem.seqlen_q, problem.seqlen_kv, problem.group(), dtype_code(dtype)];
         args.extend(numbers.map(|n| Arg::U32(n as u32)));
         args.push(Arg::F32(problem.scale()));
-        self.launch(&format!("attention_d{}", problem.head_dim), &at, &args, &memory)?;
+        if variant.family == Family::Sm90a {
+            args.extend([problem.heads_q, problem.batch].map(|n| Arg::U32(n as u32)));
+        }
+        self.launch(variant.module, &at, &args, &memory)?;
         let lse = if lse { Some(memory.read(lse_out, rows).context("lse")?) } else { None };
         Ok((o.read(&memory).context("o")?, lse))
     }

@@ -1,19 +1,21 @@
 //! Every shipped kernel on the PTX machine, against the CPU reference.
 
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, reference};
-use int_flash_attention_kernels::config::{self, MODULES};
+use int_flash_attention_kernels::config::{self, Family, MODULES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{Case, Placement, any_case, long_keys};
+use int_flash_attention_tests::case::{AWKWARD, Case, Placement, any_case, long_keys, variant_of};
 use int_flash_attention_tests::properties::Kernels;
 use int_flash_attention_tests::sim::Simulator;
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{baseline, cases, check_cases, properties};
+use proptest::prelude::*;
 
 /// Each int8 attention kernel once, with a tail in queries and keys, grouped heads and a padded layout.
 fn each_variant(head_dim: usize) {
-    let simulator = Simulator::new();
+    let simulators = Family::ALL.map(|family| Simulator::of(family, 3));
     for (seed, variant) in config::ATTENTION.iter().filter(|v| v.head_dim == head_dim).enumerate() {
-        properties::all(&simulator, &Case::of_variant(variant, seed))
+        let simulator = &simulators[Family::ALL.iter().position(|&family| family == variant.family).unwrap()];
+        properties::all(simulator, &Case::of_variant(variant, seed))
             .unwrap_or_else(|error| panic!("{}: {error:#}", variant.entry));
     }
 }
@@ -105,6 +107,53 @@ fn statistics_of_a_long_head_match_the_reference() {
     let want = reference::quantize(&problem, &q, &k, &v).unwrap();
     let got = Simulator::new().quantize(&problem, &q, &k, &v).unwrap();
     properties::same_operands(&problem, &got, &want, &q).unwrap();
+}
+
+/// Cases for which there is a kernel for Hopper.
+fn on_hopper(longest: usize) -> impl Strategy<Value = Case> {
+    (any_case(longest), prop::sample::select(vec![64, 128]))
+        .prop_map(|(case, head_dim)| Case { problem: AttentionProblem { head_dim, ..case.problem }, ..case })
+}
+
+/// On a machine of one multiprocessor and on one of three: CTAs that work through several tiles, whose rings come round.
+#[test]
+fn generated_cases_on_hopper_match_the_reference() {
+    let simulators = [1, 3].map(|multiprocessors| Simulator::of(Family::Sm90a, multiprocessors));
+    check_cases(cases(120), &on_hopper(450), |case| properties::all(&simulators[(case.seed % 2) as usize], case))
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Each kernel for Hopper, two batches of grouped heads, more blocks than a ring has slots.
+#[test]
+fn hopper_kernels_go_round_their_rings() {
+    for (i, variant) in config::ATTENTION.iter().filter(|v| v.family == Family::Sm90a).enumerate() {
+        let case = Case::of_variant(variant, i);
+        for (multiprocessors, (seqlen_q, seqlen_kv)) in
+            [(1, (200, 1000)), (3, (500, 300)), (2, (300, 20)), (5, (3, 800))]
+        {
+            let problem = AttentionProblem { batch: 2, heads_q: 4, heads_kv: 2, seqlen_q, seqlen_kv, ..case.problem };
+            let case = Case { problem, ..case.clone() };
+            assert_eq!(variant_of(Family::Sm90a, &problem), Some(variant));
+            properties::all(&Simulator::of(Family::Sm90a, multiprocessors), &case)
+                .unwrap_or_else(|error| panic!("{} {seqlen_q}/{seqlen_kv}: {error:#}", variant.entry));
+        }
+    }
+}
+
+#[test]
+fn awkward_lengths_on_hopper_match_the_reference() {
+    let simulator = Simulator::of(Family::Sm90a, 2);
+    for (seed, (seqlen_q, seqlen_kv)) in AWKWARD.into_iter().enumerate() {
+        for (i, variant) in config::ATTENTION.iter().filter(|v| v.family == Family::Sm90a).enumerate() {
+            // Each pair of lengths with every other kernel.
+            if (i + seed) % 2 == 0 {
+                let case = Case::of_variant(variant, seed);
+                let problem = AttentionProblem { seqlen_q, seqlen_kv, ..case.problem };
+                properties::all(&simulator, &Case { problem, ..case })
+                    .unwrap_or_else(|error| panic!("{} {seqlen_q}/{seqlen_kv}: {error:#}", variant.entry));
+            }
+        }
+    }
 }
 
 #[test]

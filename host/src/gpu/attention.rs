@@ -1,6 +1,6 @@
 //! The attention forward pass.
 
-use super::kernel::{Kernel, module_of};
+use super::kernel::Kernel;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewOperands, check_bias};
 use super::quantize::strides;
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
-use int_flash_attention_kernels::config::{ATTENTION, AttentionVariant};
+use int_flash_attention_kernels::config::{ATTENTION, AttentionVariant, Family};
 
 /// What an [`AttentionPlan`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,31 +28,71 @@ pub struct AttentionOutput {
 pub struct AttentionPlan {
     gpu: Gpu,
     kernel: Kernel,
+    family: Family,
     problem: AttentionProblem,
     output: AttentionOutput,
     q_lengths: Lengths,
     kv_lengths: Lengths,
     o_strides: [u64; 3],
     /// The parameters after the addresses.
-    sizes: [u64; 5],
+    sizes: [u64; 7],
 }
 
 impl Gpu {
-    /// The forward pass of a problem on quantized operands.
+    /// The forward pass of a problem on quantized operands, with the kernel that was made for this GPU where there is one (on
+    /// Hopper, head dims 64 and 128), else with the one for all.
     ///
     /// # Errors
-    /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU.
+    /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU; more tiles of
+    /// query rows than a kernel counts.
     pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
+        let families: Vec<Family> = self.families().collect();
+        self.plan_with(&families, problem, output)
+    }
+
+    /// [`plan_attention`](Self::plan_attention) with a kernel of this family, for comparisons.
+    ///
+    /// # Errors
+    /// As there; a GPU that does not run the family; a head dim that it does not have.
+    pub fn plan_attention_of(
+        &self,
+        family: Family,
+        problem: &AttentionProblem,
+        output: &AttentionOutput,
+    ) -> Result<AttentionPlan> {
+        let (major, minor) = self.compute_capability();
+        if !family.runs_on(major, minor) {
+            return Err(Error::Family { device: self.name().to_owned(), major, minor, family });
+        }
+        self.plan_with(&[family], problem, output)
+    }
+
+    /// The families of attention kernels that this GPU runs, the one for it in particular first.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        let (major, minor) = self.compute_capability();
+        Family::ALL.into_iter().rev().filter(move |family| family.runs_on(major, minor))
+    }
+
+    /// With the first kernel of the first of these families.
+    fn plan_with(
+        &self,
+        families: &[Family],
+        problem: &AttentionProblem,
+        output: &AttentionOutput,
+    ) -> Result<AttentionPlan> {
         problem.check()?;
         AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
         output.layout.check_disjoint()?;
-        let variant = self.variant(problem)?;
-        let tiles = problem.seqlen_q.div_ceil(variant.tile_m) as u32;
-        let grid = [tiles, problem.heads_q as u32, problem.batch as u32];
-        let kernel = self.kernel(module_of(variant), variant.entry, grid, variant.threads, variant.shared_bytes)?;
+        let variant = self.variant(families, problem)?;
+        let multiprocessors = self.multiprocessors()? as u32;
+        let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
+        let too_many = || Error::Tiles { kernel: variant.entry, shape: problem.q_shape().to_string() };
+        let grid = grid.ok_or_else(too_many)?;
+        let kernel = self.kernel(variant.module, variant.entry, grid, variant.threads, variant.shared_bytes)?;
         Ok(AttentionPlan {
             gpu: self.clone(),
             kernel,
+            family: variant.family,
             problem: *problem,
             output: *output,
             q_lengths: Lengths::of(problem.q_shape())?,
@@ -64,16 +104,19 @@ impl Gpu {
                 problem.group() as u64,
                 output.dtype.index() as u64,
                 problem.scale().to_bits().into(),
+                problem.heads_q as u64,
+                problem.batch as u64,
             ],
         })
     }
 
-    /// The first variant of the table that fits this GPU's shared memory.
-    fn variant(&self, p: &AttentionProblem) -> Result<&'static AttentionVariant> {
+    /// The first variant of the first of these families that fits this GPU's shared memory.
+    fn variant(&self, families: &[Family], p: &AttentionProblem) -> Result<&'static AttentionVariant> {
         let serves =
             |v: &&AttentionVariant| v.head_dim == p.head_dim && v.causal == p.causal && v.scheme == p.scheme.kernels();
         let fits = |v: &&AttentionVariant| v.shared_bytes <= self.0.shared_bytes;
-        let mut candidates = ATTENTION.iter().filter(serves);
+        let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);
+        let mut candidates = families.iter().flat_map(of_family).filter(serves);
         if let Some(variant) = candidates.clone().find(fits) {
             return Ok(variant);
         }
@@ -86,10 +129,11 @@ impl Gpu {
             },
             None => Error::HeadDim {
                 given: p.head_dim,
-                // The paper's float32 scores leave no registers for a wider head.
-                allowed: match p.scheme {
-                    Scheme::Default => &int_flash_attention_kernels::layout::HEAD_DIMS,
-                    Scheme::Paper => &[32, 64, 96, 128],
+                allowed: match (families, p.scheme) {
+                    ([Family::Sm90a], _) => &[64, 128],
+                    (_, Scheme::Default) => &int_flash_attention_kernels::layout::HEAD_DIMS,
+                    // The paper's float32 scores leave no registers for a wider head.
+                    (_, Scheme::Paper) => &[32, 64, 96, 128],
                 },
             },
         })
@@ -101,6 +145,12 @@ impl AttentionPlan {
     #[must_use]
     pub fn kernel(&self) -> &'static str {
         self.kernel.entry
+    }
+
+    /// The family that the kernel is of.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.family
     }
 
     /// Gives the kernel to the stream: no allocation, no waiting, capturable. `o` in the plan's layout; `lse`
@@ -129,12 +179,14 @@ impl AttentionPlan {
             (Some(_), false) => return Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
             (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
         };
-        let ([ob, oh, on], [seqlen_q, seqlen_kv, group, dtype, scale]) = (self.o_strides, self.sizes);
+        let ([ob, oh, on], [seqlen_q, seqlen_kv, group, dtype, scale, heads_q, batch]) = (self.o_strides, self.sizes);
         #[rustfmt::skip]
         let arguments = [
             q, k, v, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean,
             o, ob, oh, on, lse,
             seqlen_q, seqlen_kv, group, dtype, scale,
+            // These two the kernels of sm_90a alone have.
+            heads_q, batch,
         ];
         // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points"; all lengths have been checked; grid,
         // block and shared memory are those of the kernel's variant.

@@ -3,7 +3,7 @@
 use super::{Gpu, StreamRef};
 use crate::error::{Error, Result};
 use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
-use int_flash_attention_kernels::config::{self, AttentionVariant};
+use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::quantize::launch;
 use std::borrow::Cow;
 use std::ffi::c_void;
@@ -24,7 +24,7 @@ macro_rules! sources {
 }
 
 const SOURCES: &[Source] = sources!(
-    "quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256"
+    "quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256" "hopper_d64" "hopper_d128"
 );
 
 /// Modules that a feature adds.
@@ -97,13 +97,7 @@ fn entries(module: &str) -> Vec<&'static str> {
     if module == BASELINE {
         return config::BASELINE.iter().map(|variant| variant.entry).collect();
     }
-    config::ATTENTION.iter().filter(|variant| module_of(variant) == module).map(|variant| variant.entry).collect()
-}
-
-/// The module of a variant.
-pub(super) fn module_of(variant: &AttentionVariant) -> &'static str {
-    let name = format!("attention_d{}", variant.head_dim);
-    sources().map(|source| source.name).find(|&source| source == name).unwrap_or("")
+    config::ATTENTION.iter().filter(|variant| variant.module == module).map(|variant| variant.entry).collect()
 }
 
 /// A kernel and the blocks and threads of its launches.
@@ -180,7 +174,8 @@ impl Gpu {
         Ok(Loaded { name, module, functions })
     }
 
-    /// Launches a kernel. `arguments` holds one slot for each parameter, its value in the lowest bytes.
+    /// Launches a kernel. `arguments` holds one slot for each parameter, its value in the lowest bytes; slots past a kernel's last
+    /// parameter are not read.
     ///
     /// # Safety
     /// The values are the kernel's parameters, in order, and its pointers have the sizes that docs/kernel-abi.md says.
@@ -209,7 +204,7 @@ mod tests {
     #[test]
     fn every_kernel_has_a_module() {
         for variant in config::ATTENTION {
-            assert!(entries(module_of(variant)).contains(&variant.entry));
+            assert!(entries(variant.module).contains(&variant.entry));
         }
         for module in
             config::MODULES.iter().filter(|module| cfg!(feature = "baseline") || module.name != "baseline_f16")

@@ -46,6 +46,7 @@ pub use baseline::{BaselineLayouts, BaselinePlan};
 
 pub use attention::{AttentionOutput, AttentionPlan};
 pub use dequantize::{DequantizePlan, Operand};
+pub use int_flash_attention_kernels::config::Family;
 pub use memory::{AnySlice, AnySliceMut, DeviceBuffer, DeviceSlice, DeviceSliceMut};
 pub use operands::{
     DeviceK, DeviceOperands, DeviceQ, DeviceV, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,

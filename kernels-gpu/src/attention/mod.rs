@@ -13,6 +13,7 @@
 //! output::update           O += w * (P V)           int8 tensor cores, float sums
 //! ```
 
+#[cfg(not(any(kernels = "hopper_d64", kernels = "hopper_d128")))]
 mod entry;
 mod epilogue;
 mod exchange;

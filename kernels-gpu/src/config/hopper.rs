@@ -69,6 +69,12 @@ pub const fn shared_bytes(head_dim: usize, warpgroups: usize, slots: usize) -> u
     barrier_offset(head_dim, warpgroups, slots) + 8 * 2 * (2 * slots + Q_BUFFERS)
 }
 
+/// Threads of a CTA: the consumers' warpgroups and the producers.
+#[must_use]
+pub const fn threads(warpgroups: usize) -> usize {
+    128 * warpgroups + PRODUCERS
+}
+
 /// Registers of a consumer thread: an SM has 65536, and the producers keep [`producer_registers`].
 #[must_use]
 pub const fn consumer_registers(warpgroups: usize) -> u32 {
@@ -85,5 +91,63 @@ pub const fn producer_registers(warpgroups: usize) -> u32 {
     match warpgroups {
         2 => 40,
         _ => 32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Head dim, warpgroups and ring slots of each row of the table.
+    macro_rules! shapes {
+        ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $causal:literal, $entry:ident;)*) => {
+            [$(($d, $wgs, $slots)),*]
+        };
+    }
+
+    /// Shared memory that a CTA may have on compute capability 9.0.
+    const MOST_SHARED: usize = 227 << 10;
+
+    #[test]
+    fn parts_of_shared_memory_follow_each_other_aligned_and_fit() {
+        for (d, wgs, slots) in crate::hopper_table!(shapes) {
+            let mut end = 0;
+            let mut part = |start: usize, bytes: usize, align: usize| {
+                assert!(start >= end, "d{d}: {start} lies in the part before, which ends at {end}");
+                assert!(start.is_multiple_of(align), "d{d}: {start} is not a multiple of {align}");
+                end = start + bytes;
+            };
+            for buffer in 0..Q_BUFFERS {
+                let base = buffer * q_buffer_bytes(d, wgs);
+                // The panels of a wgmma operand: its 32-byte swizzle goes by the address, in steps of 256 bytes.
+                for group in 0..wgs {
+                    part(base + group * q_bytes(d), q_bytes(d), 256);
+                }
+                part(base + q_scale_offset(d, wgs), wgs * WARPGROUP_ROWS * 4, 16);
+                part(base + v_scale_offset(d, wgs), 2 * d * 4, 16);
+                // Five words and the unit of the scores, written 16 and 8 bytes at a time.
+                part(base + item_offset(d, wgs), 24, 16);
+            }
+            for slot in 0..slots {
+                part(k_offset(d, wgs) + slot * block_bytes(d), block_bytes(d), 256);
+            }
+            for slot in 0..slots {
+                part(v_offset(d, wgs, slots) + slot * block_bytes(d), block_bytes(d), 256);
+            }
+            for slot in 0..slots {
+                part(factor_offset(d, wgs, slots) + slot * 4 * KV_BLOCK, 4 * KV_BLOCK, 16);
+            }
+            part(barrier_offset(d, wgs, slots), 8 * 2 * (Q_BUFFERS + 2 * slots), 8);
+            assert!(end <= shared_bytes(d, wgs, slots) && end <= MOST_SHARED, "d{d}: {end}");
+        }
+    }
+
+    #[test]
+    fn registers_fit_and_change_in_steps_of_8() {
+        for (_, wgs, _) in crate::hopper_table!(shapes) {
+            let (consumer, producer) = (consumer_registers(wgs), producer_registers(wgs));
+            assert!([consumer, producer].iter().all(|n| n % 8 == 0 && (24..=256).contains(n)), "{consumer} {producer}");
+            assert!(128 * (wgs as u32 * consumer + producer) <= 65536, "{wgs} warpgroups");
+        }
     }
 }

@@ -3,6 +3,45 @@
 pub mod hopper;
 
 use crate::layout::{KV_BLOCK, block_bytes};
+use core::fmt;
+
+/// Kernels that share their instructions and the way they are launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// `mma.sync`: every GPU of compute capability 8.0 or later; a CTA for each tile of query rows.
+    Sm80,
+    /// `wgmma` and bulk copies: compute capability 9.0 (Hopper) and no other; CTAs that stay and share all tiles.
+    Sm90a,
+}
+
+impl Family {
+    /// All families, the most general first.
+    pub const ALL: [Self; 2] = [Self::Sm80, Self::Sm90a];
+
+    /// The target that its modules are compiled for.
+    #[must_use]
+    pub const fn target(self) -> &'static str {
+        match self {
+            Self::Sm80 => "sm_80",
+            Self::Sm90a => "sm_90a",
+        }
+    }
+
+    /// Whether a GPU of this compute capability runs it.
+    #[must_use]
+    pub const fn runs_on(self, major: u32, minor: u32) -> bool {
+        match self {
+            Self::Sm80 => major >= 8,
+            Self::Sm90a => major == 9 && minor == 0,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.target())
+    }
+}
 
 /// The numeric scheme of the softmax and of P.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +55,10 @@ pub enum Scheme {
 /// One INT8 attention kernel and how it is launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionVariant {
+    /// Which instructions it uses, and with them its grid.
+    pub family: Family,
+    /// Its module in [`MODULES`].
+    pub module: &'static str,
     /// Entry point in the module's PTX.
     pub entry: &'static str,
     /// Head dimension.
@@ -32,6 +75,24 @@ pub struct AttentionVariant {
     pub shared_bytes: usize,
     /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
     pub min_ctas: usize,
+}
+
+impl AttentionVariant {
+    /// The grid of a launch on a GPU of so many multiprocessors; `None` where there are more tiles than the kernel counts.
+    #[must_use]
+    pub fn grid(&self, batch: usize, heads_q: usize, seqlen_q: usize, multiprocessors: u32) -> Option<[u32; 3]> {
+        let [tiles, heads, batches] = [seqlen_q.div_ceil(self.tile_m), heads_q, batch].map(|n| u32::try_from(n).ok());
+        let (tiles, heads, batches) = (tiles?, heads?, batches?);
+        match self.family {
+            Family::Sm80 => Some([tiles, heads, batches]),
+            Family::Sm90a => {
+                let all = tiles.checked_mul(heads)?.checked_mul(batches)?;
+                // A CTA's place in the list goes one step past the end.
+                all.checked_add(multiprocessors)?;
+                Some([all.min(multiprocessors), 1, 1])
+            }
+        }
+    }
 }
 
 /// One float16 attention kernel (the yardstick) and how it is launched.
@@ -60,6 +121,9 @@ pub struct Module {
     pub name: &'static str,
     /// `-Ctarget-cpu`.
     pub target: &'static str,
+    /// The least PTX version, major and minor: a code generator knows what the target needs, and not what the kernels' inline
+    /// assembly does.
+    pub ptx: (u32, u32),
 }
 
 /// Where the teams' exchange begins in the shared memory of an attention CTA: behind a ring of `slots` K or V blocks and two
@@ -155,14 +219,36 @@ macro_rules! hopper_table {
 macro_rules! variants {
     ($($module:literal, $d:literal, $scheme:ident, $mt:literal, $warps:literal, $slots:literal, $ctas:literal, $team:literal, $causal:literal, $entry:ident;)*) => {
         &[$(AttentionVariant {
-            entry: stringify!($entry), head_dim: $d, causal: $causal, scheme: Scheme::$scheme, tile_m: 16 * $mt * $warps / $team,
-            threads: 32 * $warps, shared_bytes: attention_shared_bytes($d, $slots, $mt, $warps, $team), min_ctas: $ctas,
+            family: Family::Sm80, module: $module, entry: stringify!($entry), head_dim: $d, causal: $causal, scheme: Scheme::$scheme,
+            tile_m: 16 * $mt * $warps / $team, threads: 32 * $warps,
+            shared_bytes: attention_shared_bytes($d, $slots, $mt, $warps, $team), min_ctas: $ctas,
         }),*]
     };
 }
 
+macro_rules! hopper_variants {
+    ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $causal:literal, $entry:ident;)*) => {
+        &[$(AttentionVariant {
+            family: Family::Sm90a, module: $module, entry: stringify!($entry), head_dim: $d, causal: $causal, scheme: Scheme::$scheme,
+            tile_m: hopper::WARPGROUP_ROWS * $wgs, threads: hopper::threads($wgs),
+            shared_bytes: hopper::shared_bytes($d, $wgs, $slots), min_ctas: 1,
+        }),*]
+    };
+}
+
+const SM80: &[AttentionVariant] = attention_table!(variants);
+const SM90A: &[AttentionVariant] = hopper_table!(hopper_variants);
+
 /// All INT8 attention kernels.
-pub const ATTENTION: &[AttentionVariant] = attention_table!(variants);
+pub const ATTENTION: &[AttentionVariant] = &{
+    let mut all = [SM80[0]; SM80.len() + SM90A.len()];
+    let mut i = 0;
+    while i < all.len() {
+        all[i] = if i < SM80.len() { SM80[i] } else { SM90A[i - SM80.len()] };
+        i += 1;
+    }
+    all
+};
 
 macro_rules! baseline_variants {
     ($($d:literal, $mt:literal, $warps:literal, $keys:literal, $stages:literal, $resident:literal, $ctas:literal, $plain:ident, $causal:ident;)*) => {
@@ -182,25 +268,67 @@ macro_rules! baseline_variants {
 /// All float16 attention kernels.
 pub const BASELINE: &[BaselineVariant] = baseline_table!(baseline_variants);
 
+/// A module of kernels that every GPU from compute capability 8.0 on runs.
+const fn sm80(name: &'static str) -> Module {
+    Module { name, target: Family::Sm80.target(), ptx: (7, 0) }
+}
+
+/// A module of kernels for compute capability 9.0. `wgmma` of u8 and s8 came with PTX 8.4.
+const fn sm90a(name: &'static str) -> Module {
+    Module { name, target: Family::Sm90a.target(), ptx: (8, 4) }
+}
+
 /// All PTX modules that `xtask build` writes.
 pub const MODULES: &[Module] = &[
-    Module { name: "quantize", target: "sm_80" },
-    Module { name: "attention_d32", target: "sm_80" },
-    Module { name: "attention_d64", target: "sm_80" },
-    Module { name: "attention_d96", target: "sm_80" },
-    Module { name: "attention_d128", target: "sm_80" },
-    Module { name: "attention_d256", target: "sm_80" },
-    Module { name: "baseline_f16", target: "sm_80" },
+    sm80("quantize"),
+    sm80("attention_d32"),
+    sm80("attention_d64"),
+    sm80("attention_d96"),
+    sm80("attention_d128"),
+    sm80("attention_d256"),
+    sm90a("hopper_d64"),
+    sm90a("hopper_d128"),
+    sm80("baseline_f16"),
 ];
 
-/// The INT8 attention kernel for a head dim, mask and scheme.
+/// The INT8 attention kernel of a family for a head dim, mask and scheme.
 #[must_use]
-pub fn attention(head_dim: usize, causal: bool, scheme: Scheme) -> Option<&'static AttentionVariant> {
-    ATTENTION.iter().find(|v| v.head_dim == head_dim && v.causal == causal && v.scheme == scheme)
+pub fn attention(family: Family, head_dim: usize, causal: bool, scheme: Scheme) -> Option<&'static AttentionVariant> {
+    let mut variants = ATTENTION.iter().filter(|v| v.family == family);
+    variants.find(|v| v.head_dim == head_dim && v.causal == causal && v.scheme == scheme)
 }
 
 /// The float16 attention kernel for a head dim and mask.
 #[must_use]
 pub fn baseline(head_dim: usize, causal: bool) -> Option<&'static BaselineVariant> {
     BASELINE.iter().find(|v| v.head_dim == head_dim && v.causal == causal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_stand_once_in_modules_of_their_target() {
+        for (i, v) in ATTENTION.iter().enumerate() {
+            let module = MODULES.iter().find(|module| module.name == v.module).unwrap();
+            assert_eq!(module.target, v.family.target(), "{}", v.entry);
+            assert_eq!(attention(v.family, v.head_dim, v.causal, v.scheme), Some(v));
+            assert!(ATTENTION[..i].iter().all(|other| other.entry != v.entry), "{}", v.entry);
+        }
+    }
+
+    #[test]
+    fn hopper_grids_have_a_cta_a_multiprocessor_and_places_that_do_not_wrap() {
+        let [general, hopper] = Family::ALL.map(|family| attention(family, 64, false, Scheme::Default).unwrap());
+        assert_eq!(general.grid(2, 3, 1000, 132), Some([16, 3, 2]));
+        assert_eq!(hopper.tile_m, 192);
+        assert_eq!(hopper.grid(2, 3, 1000, 132), Some([36, 1, 1]));
+        assert_eq!(hopper.grid(4, 32, 1000, 132), Some([132, 1, 1]));
+        // 65535 * 65535 = 2^32 - 131071 places: 131071 multiprocessors would step past the end.
+        assert_eq!(hopper.grid(65535, 65535, 192, 131_070), Some([131_070, 1, 1]));
+        assert_eq!(hopper.grid(65535, 65535, 192, 131_071), None);
+        assert_eq!(hopper.grid(65535, 65535, 193, 132), None);
+        assert_eq!(hopper.grid(1, 1, usize::MAX, 132), None);
+    }
 }

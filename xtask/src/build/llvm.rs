@@ -58,6 +58,8 @@ impl CodeGenerator for Llvm {
         command.args([cpu.as_str(), "-Copt-level=3", "-Clto=fat", "-Ccodegen-units=1", "-Cpanic=abort"]);
         // without these, LLVM leaves tile loops rolled and keeps register tiles in local memory
         command.args(["-Cllvm-args=-unroll-threshold=100000", "-Cllvm-args=-unroll-full-max-count=64"]);
+        // warps branch to their part once; a table of branch targets is nothing that the PTX machine would have to know for that
+        command.arg("-Cllvm-args=-min-jump-table-entries=1000");
         // a module is a part of the crate; what the others use is dead in it
         command.args([remap.as_str(), "-Adead_code", "--cfg", &format!("kernels=\"{}\"", module.name)]);
         command.args(["--emit", "asm", "--out-dir"]).arg(&folder).arg("kernels-gpu/src/lib.rs");

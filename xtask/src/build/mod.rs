@@ -22,11 +22,13 @@ pub struct Module {
     pub name: &'static str,
     /// `sm_80`, ...
     pub target: &'static str,
+    /// The least PTX version.
+    pub version: (u32, u32),
 }
 
 /// The modules of the variant table.
 pub fn modules() -> Vec<Module> {
-    config::MODULES.iter().map(|m| Module { name: m.name, target: m.target }).collect()
+    config::MODULES.iter().map(|m| Module { name: m.name, target: m.target, version: m.ptx }).collect()
 }
 
 /// Where `--codegen nvvm` writes.
@@ -128,7 +130,7 @@ fn selected(only: &[String]) -> Result<Vec<Module>> {
 }
 
 fn build_one(generator: &dyn CodeGenerator, module: &Module, folder: &Path, check: bool) -> Result<String> {
-    let ptx = ptx_text::normalise(&generator.compile(module)?, module.name, table::launch_bounds)?;
+    let ptx = ptx_text::normalise(&generator.compile(module)?, module, table::launch_bounds)?;
     let missing: Vec<_> = table::expected_entries(module.name)
         .into_iter()
         .filter(|name| !ptx_text::entries(&ptx).any(|entry| entry == *name))

@@ -1,8 +1,10 @@
-//! Turns a code generator's PTX into the text that ships: no comments, no debug information, launch bounds added.
+//! Turns a code generator's PTX into the text that ships: no comments, no debug information, launch bounds added, and the PTX
+//! version raised to what the inline assembly needs, of which a code generator knows nothing.
 //!
 //! Neither code generator has an attribute for `.maxntid` and `.minnctapersm`, so they are written into the text, where
 //! both ptxas and the driver honour them.
 
+use super::Module;
 use anyhow::{Context, Result, bail};
 use std::fmt::Write;
 
@@ -15,8 +17,9 @@ pub struct LaunchBounds {
     pub min_ctas: usize,
 }
 
-/// Normalises `ptx` and gives each entry the bounds that `bounds` returns for its name.
-pub fn normalise(ptx: &str, module: &str, bounds: impl Fn(&str) -> Option<LaunchBounds>) -> Result<String> {
+/// Normalises a module's PTX and gives each entry the bounds that `bounds` returns for its name.
+pub fn normalise(ptx: &str, module: &Module, bounds: impl Fn(&str) -> Option<LaunchBounds>) -> Result<String> {
+    let Module { name: module, version: least, .. } = *module;
     let mut out = format!("// int-flash-attention, module {module}; written by `cargo xtask build`, do not edit\n");
     let mut entry: Option<&str> = None;
     for line in ptx.lines() {
@@ -31,7 +34,17 @@ pub fn normalise(ptx: &str, module: &str, bounds: impl Fn(&str) -> Option<Launch
         if let Some(name) = entry_name(text) {
             entry = Some(name);
         }
-        let _ = writeln!(out, "{line}");
+        match text.strip_prefix(".version ") {
+            Some(given) => {
+                let (major, minor) = version(given)
+                    .with_context(|| format!("module {module}: {given:?} is not a PTX version"))?
+                    .max(least);
+                let _ = writeln!(out, ".version {major}.{minor}");
+            }
+            None => {
+                let _ = writeln!(out, "{line}");
+            }
+        }
         if let (Some(name), true) = (entry, text.ends_with(')')) {
             let bounds =
                 bounds(name).with_context(|| format!("module {module}: the variant table has no kernel {name}"))?;
@@ -46,6 +59,12 @@ pub fn normalise(ptx: &str, module: &str, bounds: impl Fn(&str) -> Option<Launch
         bail!("module {module}: the parameter list of {name} does not end");
     }
     Ok(out)
+}
+
+/// Major and minor of `8.4`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.trim().split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// The entries of a module, in the order of the text.
@@ -99,13 +118,15 @@ mod tests {
         .visible .entry foo(\n\t.param .u64 .ptr .align 1 foo_param_0,\n\t.param .u32 foo_param_1\n)\n{\n\t.loc 1 2 3\n\t\
         // begin inline asm\n\tadd.u32 %r1, %r1, %r2; // x\n\tret;\n\n}\n";
 
+    const M: Module = Module { name: "m", target: "sm_80", version: (7, 0) };
+
     fn bounds(name: &str) -> Option<LaunchBounds> {
         (name == "foo").then_some(LaunchBounds { threads: 128, min_ctas: 2 })
     }
 
     #[test]
     fn comments_go_and_bounds_come() {
-        let text = normalise(RAW, "m", bounds).unwrap();
+        let text = normalise(RAW, &M, bounds).unwrap();
         assert_eq!(
             text,
             "// int-flash-attention, module m; written by `cargo xtask build`, do not edit\n.version 7.0\n.target sm_80\n\
@@ -117,7 +138,17 @@ mod tests {
 
     #[test]
     fn an_entry_without_bounds_is_an_error() {
-        assert!(normalise(RAW, "m", |_| None).unwrap_err().to_string().contains("foo"));
+        assert!(normalise(RAW, &M, |_| None).unwrap_err().to_string().contains("foo"));
+    }
+
+    #[test]
+    fn the_version_is_raised_and_never_lowered() {
+        let version = |least| {
+            let text = normalise(RAW, &Module { version: least, ..M }, bounds).unwrap();
+            text.lines().nth(1).unwrap().to_owned()
+        };
+        assert_eq!([version((6, 9)), version((8, 4))], [".version 7.0", ".version 8.4"]);
+        assert!(normalise(".version x\n", &M, bounds).is_err());
     }
 
     #[test]

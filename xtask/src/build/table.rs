@@ -18,10 +18,6 @@ pub fn expected_entries(module: &str) -> Vec<&'static str> {
     match module {
         "quantize" => BOUNDS.iter().map(|b| b.entry).collect(),
         "baseline_f16" => config::BASELINE.iter().map(|v| v.entry).collect(),
-        _ => config::ATTENTION
-            .iter()
-            .filter(|v| format!("attention_d{}", v.head_dim) == module)
-            .map(|v| v.entry)
-            .collect(),
+        _ => config::ATTENTION.iter().filter(|v| v.module == module).map(|v| v.entry).collect(),
     }
 }

@@ -37,6 +37,8 @@ struct Row {
     arch: String,
     #[serde(flatten)]
     resources: Resources,
+    /// What ptxas says it could not make fast.
+    losses: Vec<String>,
     instructions: u32,
     sass: sass::Counts,
     /// What breaks a rule; empty where all is well.
@@ -56,7 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (assembled, refused): (Vec<_>, Vec<_>) = outcome.into_iter().partition(Result::is_ok);
     let mut rows: Vec<Row> = assembled.into_iter().flatten().flatten().collect();
     for row in &mut rows {
-        row.faults = faults(&row.resources, &row.sass, args.allow_spills);
+        row.faults = faults(row, args.allow_spills);
     }
     println!("{}", tools.version()?);
     print_table(&rows);
@@ -74,7 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{} faults in {} kernels, {} modules that do not assemble", faults.len(), rows.len(), refused.len());
     }
     let spills = if args.allow_spills { "" } else { " no spills, no stack frames in attention kernels," };
-    println!("{} kernels x architectures assembled,{spills} IMMA in every int8 one", rows.len());
+    println!("{} kernels x architectures assembled,{spills} IMMA or IGMMA in every int8 one", rows.len());
     Ok(())
 }
 
@@ -91,23 +93,33 @@ fn assemble(tools: &Tools, folder: &Path, work: &Path, module: &str, arch: &str)
     let output = workspace::capture(ptxas.arg(format!("-arch={arch}")).arg("-v").arg("-o").args([&cubin, &ptx]))
         .with_context(|| format!("{} does not assemble for {arch}", workspace::shown(&ptx)))?;
     let report = [output.stdout, output.stderr].concat();
-    let resources = ptxas::parse(&String::from_utf8_lossy(&report));
+    let report = String::from_utf8_lossy(&report);
+    let resources = ptxas::parse(&report);
+    let losses = ptxas::losses(&report);
     if resources.is_empty() {
         bail!("{} has no kernel", workspace::shown(&ptx));
     }
     let listing = workspace::capture(Command::new(&tools.nvdisasm).arg("-c").arg(&cubin))?;
     let mut counts = sass::count(&String::from_utf8_lossy(&listing.stdout));
+    if let Some((_, loss)) = losses.iter().find(|(named, _)| !resources.iter().any(|r| r.kernel == *named)) {
+        bail!("{} for {arch}: ptxas says of no kernel in particular: {loss}", workspace::shown(&ptx));
+    }
     let row = |resources: Resources| {
+        let of_kernel = losses.iter().filter(|(kernel, _)| *kernel == resources.kernel);
+        let losses = of_kernel.map(|(_, loss)| loss.clone()).collect();
         let sass = counts.remove(&resources.kernel).unwrap_or_default();
         let instructions = sass.iter().filter(|(opcode, _)| *opcode != "NOP").map(|(_, n)| n).sum();
-        Row { module: module.to_owned(), arch: arch.to_owned(), resources, instructions, sass, faults: Vec::new() }
+        let (module, arch) = (module.to_owned(), arch.to_owned());
+        Row { module, arch, resources, losses, instructions, sass, faults: Vec::new() }
     };
     Ok(resources.into_iter().map(row).collect())
 }
 
-/// The rules: no spill anywhere; in attention kernels no stack frame; in int8 attention kernels IMMA.
-fn faults(kernel: &Resources, sass: &sass::Counts, allow_spills: bool) -> Vec<String> {
-    let mut faults = Vec::new();
+/// The rules: no spill and no known loss of speed anywhere; in attention kernels no stack frame; in int8 attention kernels IMMA,
+/// and where they are for sm_90a IGMMA in its place.
+fn faults(row: &Row, allow_spills: bool) -> Vec<String> {
+    let Row { resources: kernel, sass, arch, losses, .. } = row;
+    let mut faults: Vec<String> = losses.iter().map(|loss| format!("ptxas: {loss}")).collect();
     if kernel.spill_stores + kernel.spill_loads > 0 && !allow_spills {
         faults.push(format!("spills {} bytes out, {} in", kernel.spill_stores, kernel.spill_loads));
     }
@@ -115,10 +127,14 @@ fn faults(kernel: &Resources, sass: &sass::Counts, allow_spills: bool) -> Vec<St
         faults.push(format!("has a stack frame of {} bytes", kernel.stack));
     }
     let matrix = |opcode: &str| sass.get(opcode).copied().unwrap_or(0);
-    if kernel.kernel.starts_with("attention_int8") && matrix("IMMA") + matrix("IGMMA") == 0 {
-        faults.push("holds no IMMA".to_owned());
+    let (wanted, other) = if arch == "sm_90a" { ("IGMMA", "IMMA") } else { ("IMMA", "IGMMA") };
+    if kernel.kernel.starts_with("attention_int8") && matrix(wanted) == 0 {
+        faults.push(format!("holds no {wanted}"));
     }
-    if kernel.kernel.starts_with("attention_f16") && matrix("HMMA") + matrix("HGMMA") == 0 {
+    if kernel.kernel.starts_with("attention_int8") && matrix(other) > 0 {
+        faults.push(format!("holds {other} where {wanted} belongs"));
+    }
+    if kernel.kernel.starts_with("attention_f16") && matrix("HMMA") == 0 {
         faults.push("holds no HMMA".to_owned());
     }
     if sass.is_empty() {
@@ -130,14 +146,14 @@ fn faults(kernel: &Resources, sass: &sass::Counts, allow_spills: bool) -> Vec<St
 fn print_table(rows: &[Row]) {
     let width = rows.iter().map(|row| row.resources.kernel.len()).max().unwrap_or(6);
     println!(
-        "{:width$} {:6} {:>5} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6}",
-        "kernel", "arch", "regs", "stack", "spills", "instr", "IMMA", "HMMA", "LDSM", "MUFU"
+        "{:width$} {:6} {:>5} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6}",
+        "kernel", "arch", "regs", "stack", "spills", "instr", "IMMA", "IGMMA", "HMMA", "LDSM", "MUFU"
     );
     for row in rows {
         let count = |opcode: &str| row.sass.get(opcode).copied().unwrap_or(0);
         let r = &row.resources;
         println!(
-            "{:width$} {:6} {:5} {:6} {:6} {:6} {:6} {:6} {:6} {:6}{}",
+            "{:width$} {:6} {:5} {:6} {:6} {:6} {:6} {:6} {:6} {:6} {:6}{}",
             r.kernel,
             row.arch,
             r.registers,
@@ -145,6 +161,7 @@ fn print_table(rows: &[Row]) {
             r.spill_stores + r.spill_loads,
             row.instructions,
             count("IMMA"),
+            count("IGMMA"),
             count("HMMA"),
             count("LDSM"),
             count("MUFU"),
@@ -157,18 +174,44 @@ fn print_table(rows: &[Row]) {
 mod tests {
     use super::*;
 
+    fn row(kernel: &str, arch: &str, opcode: &str) -> Row {
+        Row {
+            module: String::new(),
+            arch: arch.to_owned(),
+            resources: Resources { kernel: kernel.to_owned(), ..Resources::default() },
+            losses: Vec::new(),
+            instructions: 1,
+            sass: sass::Counts::from([(opcode.to_owned(), 1)]),
+            faults: Vec::new(),
+        }
+    }
+
     #[test]
     fn each_rule_can_fail() {
-        let imma = sass::Counts::from([("IMMA".to_owned(), 1)]);
-        let good = Resources { kernel: "attention_int8_default_d64".into(), ..Resources::default() };
-        assert!(faults(&good, &imma, false).is_empty());
-        assert_eq!(faults(&Resources { spill_loads: 4, ..good.clone() }, &imma, false).len(), 1);
-        assert_eq!(faults(&Resources { stack: 8, ..good.clone() }, &imma, false).len(), 1);
-        assert_eq!(faults(&good, &sass::Counts::from([("HMMA".to_owned(), 1)]), false).len(), 1);
-        assert_eq!(faults(&good, &sass::Counts::new(), false).len(), 2);
-        assert!(faults(&Resources { stack: 8, spill_loads: 4, ..good.clone() }, &imma, true).is_empty());
-        let quantize = Resources { kernel: "quantize_f16".into(), stack: 8, ..Resources::default() };
-        assert!(faults(&quantize, &sass::Counts::from([("FADD".to_owned(), 1)]), false).is_empty());
+        let good = || row("attention_int8_default_d64", "sm_80", "IMMA");
+        let count = |change: fn(&mut Row), allow_spills| {
+            let mut row = good();
+            change(&mut row);
+            faults(&row, allow_spills).len()
+        };
+        assert_eq!(count(|_| (), false), 0);
+        assert_eq!(count(|row| row.resources.spill_loads = 4, false), 1);
+        assert_eq!(count(|row| row.resources.stack = 8, false), 1);
+        assert_eq!(count(|row| (row.resources.stack, row.resources.spill_loads) = (8, 4), true), 0);
+        assert_eq!(count(|row| row.losses.push("serialized".to_owned()), true), 1);
+        assert_eq!(count(|row| row.sass.clear(), false), 2);
+        for (arch, opcode, faulty) in
+            [("sm_90", "HMMA", 1), ("sm_90", "IGMMA", 2), ("sm_90a", "IGMMA", 0), ("sm_90a", "IMMA", 2)]
+        {
+            assert_eq!(
+                faults(&row("attention_int8_default_d64", arch, opcode), false).len(),
+                faulty,
+                "{arch} {opcode}"
+            );
+        }
+        let quantize = row("quantize_f16", "sm_80", "FADD");
+        let stack = Resources { stack: 8, ..quantize.resources.clone() };
+        assert!(faults(&Row { resources: stack, ..quantize }, false).is_empty());
     }
 
     #[test]

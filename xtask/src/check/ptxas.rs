@@ -45,6 +45,20 @@ pub fn parse(report: &str) -> Vec<Resources> {
     kernels
 }
 
+/// What ptxas says it could not make fast, with the kernel it says it of.
+///
+/// ```text
+/// ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ... in function 'name'
+/// ```
+pub fn losses(report: &str) -> Vec<(String, String)> {
+    let loss = |line: &str| {
+        let (_, loss) = line.split_once("Potential Performance Loss: ")?;
+        let kernel = loss.rsplit_once("function '").and_then(|(_, rest)| rest.split('\'').next());
+        Some((kernel.unwrap_or_default().to_owned(), loss.trim().to_owned()))
+    };
+    report.lines().filter_map(loss).collect()
+}
+
 fn number_before(line: &str, unit: &str) -> Option<u32> {
     let (head, _) = line.split_once(unit)?;
     head.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
@@ -71,5 +85,16 @@ mod tests {
         };
         let b = Resources { kernel: "b".into(), registers: 8, ..Resources::default() };
         assert_eq!(parse(report), [a, b]);
+        assert!(losses(report).is_empty());
+    }
+
+    #[test]
+    fn a_loss_is_read_with_its_kernel() {
+        let report = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \
+            insufficient register resources for the wgmma pipeline in the function 'a'\nptxas info    : 0 bytes gmem\n";
+        let found = losses(report);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].0, "a");
+        assert!(found[0].1.starts_with("wgmma.mma_async instructions are serialized"));
     }
 }

@@ -96,7 +96,7 @@ unsafe fn tile<
                 let v = ring_v.address(turns.v);
                 let parts = D / 8 / V::TILES;
                 let mut o = output::start::<S, V, D>(&p, v, 0);
-                let mut sums;
+                let sums;
                 let row;
                 if parts == 1 {
                     ring_k.wait_full(turns.k);

@@ -12,6 +12,7 @@
 //! ```
 
 mod consume;
+#[cfg(any(kernels = "hopper_d64", kernels = "hopper_d128"))]
 mod entry;
 mod epilogue;
 mod load;

@@ -6,9 +6,9 @@ mod paper;
 pub(crate) use block_max::BlockMax;
 pub(crate) use paper::Paper;
 
+use super::Args;
 use super::exchange::Exchange;
 use super::output::{Accumulator, Probabilities};
-use super::{Args, Place};
 
 /// What the attention loop asks of a scheme; `D` the head dim, `MT` the m16 tiles of a warp.
 pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
