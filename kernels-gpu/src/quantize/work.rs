@@ -257,7 +257,7 @@ mod tests {
             (work.operands, work.lead, work.stats, work.keys, work.group, work.queries.value),
             (12, 1, 6, 6, 2, 3)
         );
-        assert_eq!(work.grid(), [6 + 6 + 3, 13, 1]);
+        assert_eq!(work.grid(), [6 + 6 + 3, 12 + 2, 1]);
         assert_eq!(Work::new(&Shape { batch: 1 << 40, ..SHAPE }, true, true, 1), None);
         assert_eq!(Work::new(&Shape { seqlen_q: 1 << 45, ..SHAPE }, true, true, 1), None);
     }

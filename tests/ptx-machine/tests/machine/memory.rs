@@ -91,3 +91,34 @@ fn the_host_is_checked_too() -> Result<(), Error> {
     assert!(matches!(memory.write(ptr.offset(8), &[0_u32]), Err(Error::HostOutOfBounds { bytes: 4, .. })));
     Ok(())
 }
+
+/// CTA n waits until n CTAs before it have counted, then counts: it ends only where CTAs start in order.
+#[test]
+fn ctas_wait_for_earlier_ones() {
+    const CTAS: u32 = 500;
+    let module = Module::load(
+        ".version 7.0
+         .target sm_80
+         .address_size 64
+         .visible .entry turns(.param .u64 .ptr .align 4 count)
+         {
+         .reg .pred %p;
+         .reg .b32 %r<3>;
+         .reg .b64 %rd;
+         ld.param.b64 %rd, [count];
+         mov.u32 %r0, %ctaid.x;
+         WAIT:
+         ld.acquire.gpu.global.b32 %r1, [%rd];
+         setp.ne.u32 %p, %r0, %r1;
+         @%p bra WAIT;
+         atom.acq_rel.gpu.global.add.u32 %r2, [%rd], 1;
+         ret;
+         }",
+    )
+    .unwrap();
+    let mut memory = Memory::new();
+    let count = memory.alloc_from(&[0_u32]);
+    let launch = Launch { kernel: "turns", grid: [CTAS, 1, 1], block: [1, 1, 1], shared_bytes: 0 };
+    module.launch(&launch, &[count.into()], &memory).unwrap();
+    assert_eq!(memory.read::<u32>(count, 1).unwrap(), [CTAS]);
+}

@@ -27,7 +27,6 @@ fn unknown_instructions_types_and_modifiers() {
         "cvt.rn.f16.f32 %d, %a;",
         "ld.global.v8.b32 %d, [%in];",
         "ld.global.b128 %d, [%in];",
-        "ld.acquire.gpu.global.b32 %d, [%in];",
         "shfl.bfly.b32 %d, %a, 1, 31;",
         "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32 {%d,%r0,%r1,%r2}, {%a,%a,%a,%a}, {%b,%b}, {%c,%c,%c,%c};",
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%d,%r0,%r1,%r2}, {%a,%a,%a,%a}, {%b}, {%c,%c,%c,%c};",
