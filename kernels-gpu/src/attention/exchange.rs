@@ -5,8 +5,7 @@ use super::{KEY_STEPS, Place};
 use crate::config::{MAXIMA_BYTES, exchange_bytes};
 use crate::ptx::math::max_f16x2;
 use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_v2_u32, st_shared_v4_u32};
-use crate::ptx::special::{bar_sync_some, tid_x};
-use crate::smem;
+use crate::ptx::special::bar_sync_some;
 
 /// Bytes of a fragment of P in all of a warp's lanes.
 const FRAGMENT: usize = 32 * 16;
@@ -31,9 +30,9 @@ impl<const MT: usize, const TEAM: usize> Exchange<MT, TEAM> {
 
     #[inline(always)]
     pub(crate) fn new(offset: usize, place: &Place) -> Self {
-        let team = tid_x() / (32 * TEAM as u32);
-        let base = smem::base() + offset as u32 + team * exchange_bytes(MT, TEAM) as u32;
-        let fragments = base + (TEAM * MAXIMA_BYTES) as u32 + tid_x() % 32 * 16;
+        let team = place.thread / (32 * TEAM as u32);
+        let base = place.shared + offset as u32 + team * exchange_bytes(MT, TEAM) as u32;
+        let fragments = base + (TEAM * MAXIMA_BYTES) as u32 + place.thread % 32 * 16;
         Self { maxima: base + place.group * 8, fragments, team, member: place.member, speaks: place.quad == 0 }
     }
 

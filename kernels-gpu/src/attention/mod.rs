@@ -28,6 +28,7 @@ use crate::config::exchange_offset;
 use crate::layout::KV_BLOCK;
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, tid_x};
+use crate::smem;
 use epilogue::Out;
 use exchange::Exchange;
 use mask::Mask;
@@ -77,6 +78,10 @@ pub(crate) struct Place {
     pub quad: u32,
     /// First query row of the team.
     pub row: u32,
+    /// `tid.x`.
+    pub thread: u32,
+    /// The first byte of shared memory.
+    pub shared: u32,
     /// Which of the team's warps this is.
     pub member: u32,
     /// `batch * heads_q + head`.
@@ -106,7 +111,7 @@ pub(crate) unsafe fn attention<
         // The longest rows first, so that the last CTAs of a causal grid are the short ones.
         let m_block = if CAUSAL { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
         // Found anew where the loop does not need it: registers are what the loop is short of.
-        let find_place = || place(&args, m_block * tile_m, (16 * MT) as u32, TEAM as u32);
+        let find_place = || place::<MT, TEAM>(&args, m_block * tile_m);
         let place = find_place();
         let mask = Mask::<CAUSAL>::new(&args, m_block * tile_m, tile_m);
 
@@ -177,8 +182,10 @@ unsafe fn step<
     }
 }
 
+/// The team is a parameter of the type: where it was an argument, the order of the code cost 32 bytes of spills at d=64.
 #[inline(always)]
-fn place(args: &Args, cta_row: u32, team_rows: u32, team: u32) -> Place {
+fn place<const MT: usize, const TEAM: usize>(args: &Args, cta_row: u32) -> Place {
+    let (team, team_rows) = (TEAM as u32, (16 * MT) as u32);
     let thread = if team > 1 { opaque(tid_x()) } else { tid_x() };
     let (lane, warp) = (thread % 32, thread / 32);
     let (head_q, batch) = (ctaid_y(), ctaid_z());
@@ -191,6 +198,8 @@ fn place(args: &Args, cta_row: u32, team_rows: u32, team: u32) -> Place {
         group: lane / 4,
         quad: lane % 4,
         row: cta_row + warp / team * team_rows,
+        thread,
+        shared: smem::base(),
         member: warp % team,
         head,
         batch,

@@ -7,7 +7,7 @@ use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::{add_rn_f32, fma_rn_f32};
 
 /// n8 tiles of the widest head.
-const MAX_TILES: usize = 32;
+pub(crate) const MAX_TILES: usize = 32;
 
 /// The output rows of a warp in accumulator fragments, not yet divided by the row sum.
 pub(crate) struct Accumulator<const MT: usize> {

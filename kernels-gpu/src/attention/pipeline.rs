@@ -3,8 +3,7 @@
 use super::{Args, Place};
 use crate::layout::block_bytes;
 use crate::ptx::cp_async::{commit_group, cp_async_16, wait_group};
-use crate::ptx::special::{bar_sync, tid_x};
-use crate::smem;
+use crate::ptx::special::bar_sync;
 
 /// Blocks arrive in the order K0, V0, K1, V1, ...; `SLOTS - 1` of them are under way while one is in use.
 pub(crate) struct Pipeline<const D: usize, const WARPS: usize, const SLOTS: usize> {
@@ -13,6 +12,8 @@ pub(crate) struct Pipeline<const D: usize, const WARPS: usize, const SLOTS: usiz
     v: *const u8,
     /// This thread's part of slot 0.
     shared: u32,
+    /// Slot 0.
+    base: u32,
     /// Slot that is read next, and slot that is filled next, in bytes.
     read: u32,
     write: u32,
@@ -29,12 +30,13 @@ impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, 
     #[inline(always)]
     pub(crate) unsafe fn new(args: &Args, place: &Place, blocks: u32) -> Self {
         let nb = u64::from(args.seqlen_kv).div_ceil(crate::layout::KV_BLOCK as u64);
-        let start = place.head_kv * nb * u64::from(Self::BLOCK) + u64::from(16 * tid_x());
+        let start = place.head_kv * nb * u64::from(Self::BLOCK) + u64::from(16 * place.thread);
         let mut pipeline = unsafe {
             Self {
                 k: args.k.add(start as usize),
                 v: args.v.add(start as usize),
-                shared: smem::base() + 16 * tid_x(),
+                shared: place.shared + 16 * place.thread,
+                base: place.shared,
                 read: 0,
                 write: 0,
                 k_left: blocks.saturating_sub(1),
@@ -57,7 +59,7 @@ impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, 
             let (source, left) = if is_k { (&mut self.k, &mut self.k_left) } else { (&mut self.v, &mut self.v_left) };
             unroll!(0..Self::BLOCK.div_ceil(Self::STRIDE) as usize, |i| {
                 let offset = i as u32 * Self::STRIDE;
-                if offset + Self::STRIDE <= Self::BLOCK || offset + 16 * tid_x() < Self::BLOCK {
+                if offset + Self::STRIDE <= Self::BLOCK || offset + (self.shared - self.base) < Self::BLOCK {
                     cp_async_16(self.shared + self.write + offset, source.add(offset as usize));
                 }
             });
@@ -94,7 +96,7 @@ impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, 
             bar_sync();
             self.request(request_k);
         }
-        let slot = smem::base() + self.read;
+        let slot = self.base + self.read;
         self.read = Self::advance(self.read);
         slot
     }

@@ -8,7 +8,6 @@ use crate::ptx::memory::ld_shared_v4_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
 use crate::ptx::shared::st_shared_f32;
 use crate::ptx::special::tid_x;
-use crate::smem;
 
 /// 2^23 + 2^22 as bits. An int32 sum that starts here and moves by less than 2^22 is, read as a float, 12582912 + sum.
 pub(crate) const MAGIC_BITS: i32 = 0x4b40_0000;
@@ -71,6 +70,7 @@ pub(crate) struct KeyScales {
     keys: u32,
     unit: f32,
     shared: u32,
+    thread: u32,
 }
 
 impl KeyScales {
@@ -78,20 +78,20 @@ impl KeyScales {
     pub(crate) unsafe fn new(args: &Args, place: &Place, offset: usize, unit: f32) -> Self {
         let keys = args.seqlen_kv.div_ceil(KV_BLOCK as u32) * KV_BLOCK as u32;
         let global = unsafe { args.k_scale.add((place.head_kv * u64::from(keys)) as usize) };
-        Self { global, keys, unit, shared: smem::base() + offset as u32 }
+        Self { global, keys, unit, shared: place.shared + offset as u32, thread: place.thread }
     }
 
     /// This thread's key of a block, read early; past the last block any value will do.
     #[inline(always)]
     pub(crate) unsafe fn fetch(&self, block: u32) -> f32 {
-        let key = block * KV_BLOCK as u32 + tid_x();
+        let key = block * KV_BLOCK as u32 + self.thread;
         if key < self.keys { unsafe { *self.global.add(key as usize) } } else { 0.0 }
     }
 
     /// Stores the factor of a fetched scale; visible after the next barrier.
     #[inline(always)]
     pub(crate) unsafe fn publish<S: Softmax<D, MT>, const D: usize, const MT: usize>(&self, block: u32, scale: f32) {
-        let key = tid_x();
+        let key = self.thread;
         if key < KV_BLOCK as u32 {
             let slot = key / 32 * 32 + key_slot((key % 32) as usize) as u32;
             unsafe {

@@ -180,7 +180,7 @@ macro_rules! attention_table {
             "attention_d32", 32, Default, 1, 4, 4, 3, 1, true, attention_int8_default_d32_causal;
             "attention_d32", 32, Paper, 1, 4, 4, 3, 1, false, attention_int8_paper_d32;
             "attention_d32", 32, Paper, 1, 4, 4, 3, 1, true, attention_int8_paper_d32_causal;
-            "attention_d64", 64, Default, 1, 4, 3, 4, 1, false, attention_int8_default_d64;
+            "attention_d64", 64, Default, 2, 4, 3, 2, 1, false, attention_int8_default_d64;
             "attention_d64", 64, Default, 1, 4, 3, 4, 1, true, attention_int8_default_d64_causal;
             "attention_d64", 64, Paper, 1, 4, 3, 2, 1, false, attention_int8_paper_d64;
             "attention_d64", 64, Paper, 1, 4, 3, 2, 1, true, attention_int8_paper_d64_causal;
@@ -189,7 +189,7 @@ macro_rules! attention_table {
             "attention_d96", 96, Paper, 1, 4, 3, 2, 1, false, attention_int8_paper_d96;
             "attention_d96", 96, Paper, 1, 4, 3, 2, 1, true, attention_int8_paper_d96_causal;
             "attention_d128", 128, Default, 2, 4, 3, 2, 2, false, attention_int8_default_d128;
-            "attention_d128", 128, Default, 1, 4, 3, 2, 1, true, attention_int8_default_d128_causal;
+            "attention_d128", 128, Default, 2, 4, 3, 2, 2, true, attention_int8_default_d128_causal;
             "attention_d128", 128, Paper, 1, 4, 3, 2, 1, false, attention_int8_paper_d128;
             "attention_d128", 128, Paper, 1, 4, 3, 2, 1, true, attention_int8_paper_d128_causal;
             "attention_d256", 256, Default, 1, 4, 3, 2, 2, false, attention_int8_default_d256;

@@ -13,6 +13,7 @@ use crate::ptx::opaque::opaque;
 use crate::ptx::shared::ld_shared_f32;
 use crate::ptx::special::{first_lane, tid_x};
 use crate::ptx::wgmma::Products;
+use crate::smem;
 
 /// Where a consumer stands in the rings.
 #[derive(Clone, Copy)]
@@ -245,6 +246,8 @@ fn place(item: &Item, row: u32, thread: u32) -> Place {
         group: lane / 4,
         quad: lane % 4,
         row: row + 16 * warp,
+        thread,
+        shared: smem::base(),
         member: 0,
         head: item.head.into(),
         batch: item.batch,

@@ -49,10 +49,12 @@ impl<const MT: usize, const SPREAD: bool> BlockMax<MT, SPREAD> {
                 });
                 max[half] = max_f16x2(two[0], two[1]);
             });
-            let both = max_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
+            maxima[mt] = max_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
+        });
+        unroll!(0..MT, |mt| {
             unsafe {
-                let both = max_f16x2(both, shfl_bfly::<1>(both));
-                maxima[mt] = max_f16x2(both, shfl_bfly::<2>(both));
+                let max = max_f16x2(maxima[mt], shfl_bfly::<1>(maxima[mt]));
+                maxima[mt] = max_f16x2(max, shfl_bfly::<2>(max));
             }
         });
         maxima
@@ -159,7 +161,8 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
                 row_scale[mt][half] = cvt_rn_f16x2_f32(value, value);
             });
         });
-        Self { row_scale, reference: [[f32::NEG_INFINITY; 2]; MT], row_sum: [[0.0; 2]; MT] }
+        // Not minus infinity: ptxas would keep that one constant, for the rows without keys, in a register across the loop.
+        Self { row_scale, reference: [[f32::MIN; 2]; MT], row_sum: [[0.0; 2]; MT] }
     }
 
     #[inline(always)]
