@@ -1,4 +1,5 @@
-//! Two that run the same kernels, held against each other on the same inputs: a GPU, and the PTX machine.
+//! Two runs held against each other on the same inputs: a GPU and the PTX machine on the same kernels, or two families of
+//! attention kernels on one GPU.
 //!
 //! The quantization kernels must give the same bits, `q_bias` included. PTX defines the rounding and the order of all that
 //! they do (`.rn` keeps the assembler from contracting), but for `rcp.approx`; and of that comes the correctly rounded
@@ -20,7 +21,7 @@ use std::fmt;
 /// What was compared so far.
 #[derive(Debug, Default)]
 pub struct Agreement {
-    families: BTreeMap<&'static str, Tally>,
+    kinds: BTreeMap<&'static str, Tally>,
 }
 
 /// Of one kind of output.
@@ -44,7 +45,7 @@ impl Agreement {
         let (problem, [q, k, v]) = (&case.problem, case.tensors()?);
         let operands = machine.quantize(problem, &q, &k, &v)?;
         identical_operands(&gpu.quantize(problem, &q, &k, &v)?, &operands)?;
-        self.add("quantize", Tally { cases: 1, ..Tally::exact(quantized_elements(&operands)) });
+        self.add("GPU and PTX machine, quantize", Tally { cases: 1, ..Tally::exact(quantized_elements(&operands)) });
 
         let layout = case.output()?;
         let [(o_gpu, lse_gpu), (o_machine, lse_machine)] = [
@@ -55,8 +56,8 @@ impl Agreement {
         let [o_gpu, o_machine] = [&o_gpu, &o_machine].map(|o| representable(o, &want.o, &bounds.o));
         let tolerance = int8_tolerance(bounds, &reference::ideal_bounds(problem, &operands, case.out_dtype)?.1);
         let (o, lse) = match problem.scheme {
-            Scheme::Default => ("default scheme, o", "default scheme, lse"),
-            Scheme::Paper => ("paper's scheme, o", "paper's scheme, lse"),
+            Scheme::Default => ("GPU and PTX machine, default scheme, o", "GPU and PTX machine, default scheme, lse"),
+            Scheme::Paper => ("GPU and PTX machine, paper's scheme, o", "GPU and PTX machine, paper's scheme, lse"),
         };
         self.compare(o, &o_gpu, &o_machine, &tolerance.o)?;
         ensure!(lse_gpu.is_some() == case.lse && lse_machine.is_some() == case.lse, "a log-sum-exp unasked, or none");
@@ -72,7 +73,29 @@ impl Agreement {
             let same = bits(&on_gpu) == bits(&on_machine);
             ensure!(same, "dequantized {operand:?} differs");
             let cases = usize::from(operand == Operand::Q);
-            self.add("dequantize", Tally { cases, ..Tally::exact(shape.elements()) });
+            self.add("GPU and PTX machine, dequantize", Tally { cases, ..Tally::exact(shape.elements()) });
+        }
+        Ok(())
+    }
+
+    /// INT8 attention of a case on the same operands by two families of kernels on one GPU.
+    ///
+    /// Up to the exponentials both have the same bits, and these are the same instructions on the same GPU: their codes of P are the
+    /// same, whatever they are. `int8_tolerance`, which has the codes' share once, is more than enough.
+    ///
+    /// # Errors
+    ///
+    /// When one of them fails, or the first difference that is not allowed.
+    pub fn families<K: Kernels>(&mut self, both: [&K; 2], case: &Case, operands: &HostQuantized) -> Result<()> {
+        let (problem, layout) = (&case.problem, case.output()?);
+        let run = |kernels: &K| kernels.attention(problem, operands, &layout, case.out_dtype, case.lse);
+        let [(o_first, lse_first), (o_second, lse_second)] = [run(both[0])?, run(both[1])?];
+        let (want, bounds) = reference::gpu_bounds(problem, operands, case.out_dtype)?;
+        let [o_first, o_second] = [&o_first, &o_second].map(|o| representable(o, &want.o, &bounds.o));
+        let tolerance = int8_tolerance(bounds, &reference::ideal_bounds(problem, operands, case.out_dtype)?.1);
+        self.compare("two families, o", &o_first, &o_second, &tolerance.o)?;
+        if let (Some(first), Some(second)) = (lse_first, lse_second) {
+            self.compare("two families, lse", &doubles(&first), &doubles(&second), &tolerance.lse)?;
         }
         Ok(())
     }
@@ -95,15 +118,25 @@ impl Agreement {
         let rows: Vec<usize> = (0..problem.seqlen_q).collect();
         let expected = baseline::expected(problem, &q, &k, &v, &rows);
         let twice = |bounds: Vec<f64>| bounds.into_iter().map(|bound| 2.0 * bound).collect::<Vec<_>>();
-        self.compare("float16, o", &o_gpu.dense_f64(), &o_machine.dense_f64(), &twice(expected.bound))?;
-        self.compare("float16, lse", &doubles(&lse_gpu), &doubles(&lse_machine), &twice(expected.lse_bound))
+        self.compare(
+            "GPU and PTX machine, float16, o",
+            &o_gpu.dense_f64(),
+            &o_machine.dense_f64(),
+            &twice(expected.bound),
+        )?;
+        self.compare(
+            "GPU and PTX machine, float16, lse",
+            &doubles(&lse_gpu),
+            &doubles(&lse_machine),
+            &twice(expected.lse_bound),
+        )
     }
 
     fn compare(&mut self, name: &'static str, gpu: &[f64], machine: &[f64], allowed: &[f64]) -> Result<()> {
         ensure!(gpu.len() == machine.len() && gpu.len() == allowed.len(), "{name}: results of different lengths");
         if let Some(excess) = reference::first_excess(gpu, machine, allowed) {
             let reference::Excess { index, got, want, bound } = excess;
-            anyhow::bail!("{name}, element {index}: {got:e} on the GPU, {want:e} on the machine, allowed {bound:e}");
+            anyhow::bail!("{name}, element {index}: {got:e} and {want:e}, allowed {bound:e} apart");
         }
         let mut tally = Tally { cases: 1, elements: gpu.len(), ..Tally::default() };
         for ((gpu, machine), allowed) in gpu.iter().zip(machine).zip(allowed) {
@@ -118,7 +151,7 @@ impl Agreement {
     }
 
     fn add(&mut self, name: &'static str, more: Tally) {
-        let tally = self.families.entry(name).or_default();
+        let tally = self.kinds.entry(name).or_default();
         tally.cases += more.cases;
         tally.elements += more.elements;
         tally.same += more.same;
@@ -135,8 +168,8 @@ impl Tally {
 
 impl fmt::Display for Agreement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, Tally { cases, elements, same, largest }) in &self.families {
-            write!(f, "GPU and PTX machine, {name}: {cases} cases, {elements} elements")?;
+        for (name, Tally { cases, elements, same, largest }) in &self.kinds {
+            write!(f, "{name}: {cases} cases, {elements} elements")?;
             if same == elements {
                 writeln!(f, ", all the same bits")?;
             } else {

@@ -18,6 +18,9 @@
 //!    (relative error `2^-22 + ln 2 * 2^-24 * |difference|`; blocks further than 150 below the largest have no weight) and an
 //!    addition, and the row may be rescaled at each block. Over `n` blocks that is less than
 //!    `γ = 2^-17 + (n + 8) 2^-21` relative to `Σ w p |v|` and to the row sum.
+//!    Where each lane of a quad adds up its own keys and the four sums meet at the end (the paper's scheme, and both on sm_90a),
+//!    the sums are of terms that are not negative, so each has the same relative error; the two additions at the end are
+//!    `2 * 2^-24` more, and the paper's 31 within a block `31 * 2^-24`, for which γ has its `8 * 2^-21 = 64 * 2^-24`.
 //!    A weight or rescale below the smallest normal float is flushed to zero (`.ftz`), which moves the result by at most
 //!    `2^-125` of V's largest magnitude.
 //! 3. **The end.** `rcp.approx`, a product and a sum: `2^-21` of the result and of V's mean; then half a step of the output's

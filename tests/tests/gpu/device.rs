@@ -4,20 +4,32 @@ use anyhow::{Result, ensure};
 use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut, BaselineLayouts};
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DeviceBuffer, DeviceOperands, DeviceSliceMut, Gpu, HostQuantized,
-    HostTensor, Operand, QuantizeLayouts, TensorLayout,
+    AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, DeviceSliceMut, Family, Gpu,
+    HostQuantized, HostTensor, Operand, QuantizeLayouts, TensorLayout,
 };
-use int_flash_attention_tests::case::Case;
+use int_flash_attention_tests::case::{Case, variant_of};
 use int_flash_attention_tests::properties::{GUARD, Kernels, POISON, untouched};
 
 /// The library's plans and launches, with guard bytes around every output.
 #[derive(Clone)]
-pub struct OnGpu(pub Gpu);
+pub struct OnGpu {
+    pub gpu: Gpu,
+    /// Of the attention kernels, where it has one for the problem; else that of sm_80.
+    pub family: Family,
+}
 
 impl OnGpu {
+    /// The plan of an attention with a kernel of the family.
+    pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
+        let family = if variant_of(self.family, problem).is_some() { self.family } else { Family::Sm80 };
+        let plan = self.gpu.plan_attention_of(family, problem, output)?;
+        ensure!(plan.family() == family, "{} for {family}", plan.kernel());
+        Ok(plan)
+    }
+
     /// A buffer of poison: the output's bytes and a guard at each end.
     pub fn guarded(&self, bytes: usize) -> Result<DeviceBuffer<u8>> {
-        Ok(self.0.upload(&vec![POISON; bytes + 2 * GUARD])?)
+        Ok(self.gpu.upload(&vec![POISON; bytes + 2 * GUARD])?)
     }
 
     /// Reads an output back; nothing outside its rows may have changed.
@@ -65,7 +77,7 @@ impl Kernels for OnGpu {
         k: &HostTensor,
         v: &HostTensor,
     ) -> Result<HostQuantized> {
-        let gpu = &self.0;
+        let gpu = &self.gpu;
         let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
         let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
         Ok(quantized(gpu, problem, &layouts, [&q_in, &k_in, &v_in])?.to_host()?)
@@ -79,8 +91,8 @@ impl Kernels for OnGpu {
         dtype: DType,
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
-        let gpu = &self.0;
-        let plan = gpu.plan_attention(problem, &AttentionOutput { layout: *out, dtype, lse })?;
+        let gpu = &self.gpu;
+        let plan = self.plan_attention(problem, &AttentionOutput { layout: *out, dtype, lse })?;
         let operands = operands.to_device(gpu)?;
         let mut o = self.guarded(out.span() * dtype.size())?;
         let rows = problem.q_shape().rows();
@@ -101,7 +113,7 @@ impl Kernels for OnGpu {
         out: &TensorLayout,
         dtype: DType,
     ) -> Result<HostTensor> {
-        let gpu = &self.0;
+        let gpu = &self.gpu;
         let plan = gpu.plan_dequantize(problem, operand, out, dtype)?;
         let operands = operands.to_device(gpu)?;
         let (data, scale, mean) = match operand {
@@ -122,7 +134,7 @@ impl Kernels for OnGpu {
         [q, k, v]: [&HostTensor; 3],
         out: &TensorLayout,
     ) -> Result<(HostTensor, Vec<f32>)> {
-        let gpu = &self.0;
+        let gpu = &self.gpu;
         let layouts = BaselineLayouts { q: q.layout(), k: k.layout(), v: v.layout(), o: *out, lse: true };
         let plan = gpu.plan_baseline(problem, &layouts)?;
         let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
@@ -160,10 +172,11 @@ pub struct OnDevice {
 }
 
 impl OnDevice {
-    pub fn new(gpu: &Gpu, problem: AttentionProblem, seed: u64) -> Result<Self> {
+    pub fn new(on: &OnGpu, problem: AttentionProblem, seed: u64) -> Result<Self> {
+        let gpu = &on.gpu;
         let (q, kv) = (TensorLayout::bhnd(problem.q_shape()), TensorLayout::bhnd(problem.kv_shape()));
         let quantize = gpu.plan_quantize(&problem, &QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 })?;
-        let attention = gpu.plan_attention(&problem, &AttentionOutput { layout: q, dtype: DType::F16, lse: false })?;
+        let attention = on.plan_attention(&problem, &AttentionOutput { layout: q, dtype: DType::F16, lse: false })?;
         let [q_in, k_in, v_in] = f16_inputs(&problem, seed)?;
         Ok(Self {
             inputs: [gpu.upload(&q_in)?, gpu.upload(&k_in)?, gpu.upload(&v_in)?],

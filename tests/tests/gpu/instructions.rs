@@ -254,7 +254,7 @@ fn on_machine(ptx: &str, words: &[u32], outputs: usize) -> Result<Vec<u32>> {
 }
 
 fn on_gpu(gpu: &OnGpu, ptx: &str, words: &[u32], outputs: usize) -> Result<Vec<u32>> {
-    let gpu = &gpu.0;
+    let gpu = &gpu.gpu;
     let (input, output) = (gpu.upload(words)?, gpu.alloc::<u32>(outputs * THREADS)?);
     // making the buffers has made the context current on this thread
     let driver = Driver::load()?;

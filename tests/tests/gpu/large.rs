@@ -12,8 +12,8 @@ use int_flash_attention_tests::case::Case;
 use int_flash_attention_tests::properties;
 
 /// Few elements, far apart: offsets of inputs and output beyond 2^31 elements.
-pub fn far_strides(gpu: &OnGpu) -> Result<()> {
-    let gpu = &gpu.0;
+pub fn far_strides(on: &OnGpu) -> Result<()> {
+    let gpu = &on.gpu;
     let far: i64 = (1 << 31) + 4096;
     let problem = AttentionProblem::new(2, 1, 1, 130, 140, 64);
     let layout = |shape| TensorLayout::strided(shape, [far, 64 * 200, 64]);
@@ -39,7 +39,7 @@ pub fn far_strides(gpu: &OnGpu) -> Result<()> {
     let got = operands.to_host()?;
     properties::same_operands(&problem, &got, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
     drop((k_in, v_in));
-    let attention = gpu.plan_attention(&problem, &AttentionOutput { layout: q_far, dtype: DType::F16, lse: false })?;
+    let attention = on.plan_attention(&problem, &AttentionOutput { layout: q_far, dtype: DType::F16, lse: false })?;
     let mut o = q_in;
     let stream = gpu.stream()?;
     attention.launch(&stream, &operands.view(), AnySliceMut::from_bytes(o.slice_mut(), DType::F16), None)?;
@@ -59,8 +59,8 @@ pub fn far_strides(gpu: &OnGpu) -> Result<()> {
 
 /// Packed operands and an output of more than 2^31 elements each; every batch holds the same inputs (a batch stride of 0),
 /// so the last must come out as the first, which is compared with the reference.
-pub fn many_elements(gpu: &OnGpu) -> Result<()> {
-    let gpu = &gpu.0;
+pub fn many_elements(on: &OnGpu) -> Result<()> {
+    let gpu = &on.gpu;
     let (heads, seqlen, head_dim) = (16, 8192, 128);
     let batch = (1_usize << 31) / (heads * seqlen * head_dim) + 1;
     for (seqlen_q, seqlen_kv) in [(seqlen, 130), (130, seqlen)] {
@@ -80,7 +80,7 @@ pub fn many_elements(gpu: &OnGpu) -> Result<()> {
         let layouts = QuantizeLayouts { q: q_layout, k: kv, v: kv, dtype: DType::F16 };
         let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in])?;
         let layout = TensorLayout::bhnd(problem.q_shape());
-        let attention = gpu.plan_attention(&problem, &AttentionOutput { layout, dtype: DType::F16, lse: false })?;
+        let attention = on.plan_attention(&problem, &AttentionOutput { layout, dtype: DType::F16, lse: false })?;
         let mut o = gpu.alloc::<u8>(2 * layout.span())?;
         let stream = gpu.stream()?;
         attention.launch(&stream, &operands.view(), AnySliceMut::from_bytes(o.slice_mut(), DType::F16), None)?;

@@ -2,9 +2,11 @@
 //!
 //! `INT_FLASH_CASES` lowers the number of generated cases (under compute-sanitizer), `INT_FLASH_SEED` changes them;
 //! `INT_FLASH_PTX_DIR` is a folder of PTX to test instead of what is embedded.
-//! Without a GPU every test is reported as ignored, and why.
+//! Without a GPU every test is reported as ignored, and why. Where the GPU runs more than one family of attention kernels, tests
+//! that launch them run once for each; `NAME::sm_90a` is the one for Hopper.
 
 mod device;
+mod families;
 mod instructions;
 mod large;
 mod machine;
@@ -12,7 +14,8 @@ mod machine;
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
 use int_flash_attention::{
-    AttentionProblem, DType, Device, DeviceOperands, Gpu, HostTensor, Options, Order, Scheme, TensorLayout, reference,
+    AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme, TensorLayout,
+    reference,
 };
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, any_case, variant};
@@ -31,21 +34,27 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 
 type Test = fn(&OnGpu) -> Result<()>;
 
-const TESTS: [(&str, Test); 14] = [
+/// Tests of the attention kernels, for each family.
+const OF_FAMILIES: [(&str, Test); 10] = [
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
     ("long_sequences_match_the_reference", long_sequences),
-    ("float16_kernels_match_float64", float16),
     ("minilm_error_is_as_published", minilm),
-    ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("a_graph_replays_on_new_inputs", graph),
     ("launches_repeat_bit_for_bit", repeatable),
-    ("parts_of_the_quantization_equal_the_whole", quantize_parts),
     ("strides_past_2_to_the_31_elements", far_strides),
     ("operands_past_2_to_the_31_elements", many_elements),
-    ("the_ptx_machine_agrees_on_instructions", instructions::instructions),
     ("the_ptx_machine_agrees_on_kernels", machine::kernels),
+];
+
+/// All others.
+const ONCE: [(&str, Test); 5] = [
+    ("float16_kernels_match_float64", float16),
+    ("whole_job_equals_the_cpu_within_bounds", whole_job),
+    ("parts_of_the_quantization_equal_the_whole", quantize_parts),
+    ("the_families_agree", families::agree),
+    ("the_ptx_machine_agrees_on_instructions", instructions::instructions),
 ];
 
 fn main() -> ExitCode {
@@ -58,19 +67,31 @@ fn main() -> ExitCode {
         Some(folder) => unsafe { Gpu::with_ptx(0, folder) },
         None => Gpu::new(0),
     };
-    let gpu = gpu.map(OnGpu);
+    let all = OF_FAMILIES.len() + ONCE.len();
     match &gpu {
-        Ok(OnGpu(gpu)) => {
+        Ok(gpu) => {
             let ptx = folder.map_or("embedded".into(), |folder| folder.display().to_string());
             eprintln!("GPU tests on {gpu:?}, PTX {ptx}");
         }
-        Err(why) => eprintln!("GPU tests SKIPPED, all {}: {why}", TESTS.len()),
+        Err(why) => eprintln!("GPU tests SKIPPED, all {all}: {why}"),
     }
-    let trial = |(name, test): (&str, Test)| match gpu.clone() {
-        Ok(gpu) => Trial::test(name, move || test(&gpu).map_err(|error| Failed::from(format!("{error:#}")))),
-        Err(_) => Trial::test(name, || Ok(())).with_ignored_flag(true),
+    libtest_mimic::run(&arguments, trials(gpu.ok().as_ref())).exit_code()
+}
+
+/// The tests, those of attention kernels for each family that the GPU runs; without a GPU all, ignored.
+fn trials(gpu: Option<&Gpu>) -> Vec<Trial> {
+    let Some(gpu) = gpu else {
+        let tests = OF_FAMILIES.iter().chain(&ONCE);
+        return tests.map(|(name, _)| Trial::test(*name, || Ok(())).with_ignored_flag(true)).collect();
     };
-    libtest_mimic::run(&arguments, TESTS.into_iter().map(trial).collect()).exit_code()
+    let trial = |name: String, test: Test, family: Family| {
+        let on = OnGpu { gpu: gpu.clone(), family };
+        Trial::test(name, move || test(&on).map_err(|error| Failed::from(format!("{error:#}"))))
+    };
+    let of_family =
+        |family| OF_FAMILIES.iter().map(move |&(name, test)| trial(format!("{name}::{family}"), test, family));
+    let once = ONCE.iter().map(|&(name, test)| trial(name.into(), test, Family::Sm80));
+    gpu.families().flat_map(of_family).chain(once).collect()
 }
 
 fn generated_cases(gpu: &OnGpu) -> Result<()> {
@@ -176,10 +197,11 @@ fn minilm(gpu: &OnGpu) -> Result<()> {
     for (layer, file, published) in MINILM {
         let [q, k, v] = minilm_tensors(file)?;
         for scheme in [Scheme::Default, Scheme::Paper] {
-            let options = Options { scheme, ..Options::default() };
-            let output = gpu.0.attention(&q, &k, &v, &options)?;
-            let exact = reference::exact(&options.problem(&q, &k, &v)?, &q, &k, &v)?;
-            let error = reference::compare(&output.o.dense_f64(), &exact.o).relative_l2;
+            let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape())?.with_scheme(scheme);
+            let operands = gpu.quantize(&problem, &q, &k, &v)?;
+            let (o, _) = gpu.attention(&problem, &operands, &q.layout(), DType::F16, false)?;
+            let exact = reference::exact(&problem, &q, &k, &v)?;
+            let error = reference::compare(&o.dense_f64(), &exact.o).relative_l2;
             println!("MiniLM layer {layer}, {scheme}: relative L2 {error:.3e}");
             match scheme {
                 Scheme::Default => ensure!(error <= 1.0e-2, "layer {layer}: {error:.3e}, at most 1.0e-2"),
@@ -219,11 +241,11 @@ fn whole_job(_: &OnGpu) -> Result<()> {
     .map_err(anyhow::Error::msg)
 }
 
-fn graph(gpu: &OnGpu) -> Result<()> {
-    let gpu = &gpu.0;
+fn graph(on: &OnGpu) -> Result<()> {
+    let gpu = &on.gpu;
     for head_dim in [64, 128] {
         let problem = AttentionProblem::new(2, 4, 2, 300, 500, head_dim).with_causal(true);
-        let mut captured = OnDevice::new(gpu, problem, 1)?;
+        let mut captured = OnDevice::new(on, problem, 1)?;
         let stream = gpu.stream()?;
         let graph = gpu.capture(&stream, || captured.launch(&stream))?;
         for seed in [2, 3] {
@@ -232,7 +254,7 @@ fn graph(gpu: &OnGpu) -> Result<()> {
             }
             graph.launch(&stream)?;
             stream.synchronize()?;
-            let mut direct = OnDevice::new(gpu, problem, seed)?;
+            let mut direct = OnDevice::new(on, problem, seed)?;
             direct.launch(&stream)?;
             stream.synchronize()?;
             ensure!(
@@ -246,8 +268,8 @@ fn graph(gpu: &OnGpu) -> Result<()> {
 
 fn repeatable(gpu: &OnGpu) -> Result<()> {
     let problem = AttentionProblem::new(2, 8, 8, 1000, 1000, 128);
-    let mut device = OnDevice::new(&gpu.0, problem, 5)?;
-    let stream = gpu.0.stream()?;
+    let mut device = OnDevice::new(gpu, problem, 5)?;
+    let stream = gpu.gpu.stream()?;
     let mut first = None;
     for _ in 0..5 {
         device.launch(&stream)?;
@@ -259,11 +281,11 @@ fn repeatable(gpu: &OnGpu) -> Result<()> {
 }
 
 /// K and V first, Q later (a cache), gives what all three at once give.
-fn quantize_parts(gpu: &OnGpu) -> Result<()> {
-    let gpu = &gpu.0;
+fn quantize_parts(on: &OnGpu) -> Result<()> {
+    let gpu = &on.gpu;
     for scheme in [Scheme::Default, Scheme::Paper] {
         let problem = AttentionProblem::new(2, 6, 3, 77, 333, 96).with_scheme(scheme);
-        let mut whole = OnDevice::new(gpu, problem, 8)?;
+        let mut whole = OnDevice::new(on, problem, 8)?;
         let stream = gpu.stream()?;
         whole.launch(&stream)?;
         stream.synchronize()?;

@@ -6,7 +6,7 @@ use half::f16;
 use int_flash_attention::driver::Driver;
 use int_flash_attention::gpu::{BaselineLayouts, BaselinePlan};
 use int_flash_attention::{
-    AttentionOutput, AttentionPlan, AttentionProblem, DType, DequantizePlan, DeviceBuffer, DeviceOperands, Gpu,
+    AttentionOutput, AttentionPlan, AttentionProblem, DType, DequantizePlan, DeviceBuffer, DeviceOperands, Family, Gpu,
     HostQuantized, Operand, QuantizeLayouts, QuantizePlan, QuantizedK, QuantizedQ, QuantizedV, Scheme, StreamRef,
     TensorLayout, reference,
 };
@@ -30,17 +30,21 @@ pub struct Case {
     copies: Vec<Copy>,
     workspace: DeviceBuffer<f32>,
     quantize: QuantizePlan,
-    attention: AttentionPlan,
+    /// One for each family.
+    attention: Vec<AttentionPlan>,
     dequantize: DequantizePlan,
     float16: BaselinePlan,
 }
 
 impl Case {
-    /// Allocates and fills as many copies as exceed `cache` bytes (at most 8), and quantizes them.
-    pub fn new(gpu: &Gpu, problem: AttentionProblem, cache: usize, run: u64) -> Result<Self> {
+    /// Allocates and fills as many copies as exceed `cache` bytes (at most 8), and quantizes them. INT8 attention with a kernel of
+    /// each of these families.
+    pub fn new(gpu: &Gpu, problem: AttentionProblem, families: &[Family], cache: usize, run: u64) -> Result<Self> {
         let (q, kv) = (TensorLayout::bhnd(problem.q_shape()), TensorLayout::bhnd(problem.kv_shape()));
         let quantize = gpu.plan_quantize(&problem, &QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 })?;
-        let attention = gpu.plan_attention(&problem, &AttentionOutput { layout: q, dtype: DType::F16, lse: false })?;
+        let output = AttentionOutput { layout: q, dtype: DType::F16, lse: false };
+        let attention = families.iter().map(|&family| gpu.plan_attention_of(family, &problem, &output));
+        let attention = attention.collect::<int_flash_attention::Result<_>>()?;
         let dequantize = gpu.plan_dequantize(&problem, Operand::Q, &q, DType::F16)?;
         let float16 = gpu.plan_baseline(&problem, &BaselineLayouts { q, k: kv, v: kv, o: q, lse: false })?;
         let touched = 3 * q.span() + 2 * kv.span();
@@ -84,10 +88,10 @@ impl Case {
         Ok(())
     }
 
-    /// INT8 attention on the operands of a copy.
-    pub fn attention(&mut self, copy: usize) -> Result<()> {
+    /// INT8 attention on the operands of a copy, with the kernel of family number `plan`.
+    pub fn attention(&mut self, plan: usize, copy: usize) -> Result<()> {
         let Copy { operands, o, .. } = &mut self.copies[copy];
-        self.attention.launch(StreamRef::DEFAULT, &operands.view(), o.into(), None)?;
+        self.attention[plan].launch(StreamRef::DEFAULT, &operands.view(), o.into(), None)?;
         Ok(())
     }
 

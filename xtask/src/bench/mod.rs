@@ -10,8 +10,8 @@ use crate::workspace;
 use anyhow::{Result, bail};
 use case::{Case, Timed};
 use int_flash_attention::driver::{DeviceAttribute, Driver, StreamHandle};
-use int_flash_attention::{AttentionProblem, Gpu, Scheme};
-use int_flash_attention_tests::case::variant;
+use int_flash_attention::{AttentionProblem, Family, Gpu, Scheme};
+use int_flash_attention_tests::case::variant_of;
 use report::{Report, Row};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -36,6 +36,9 @@ pub struct Args {
     /// Lengths 1024 and 4096 only, no causal mask
     #[arg(long)]
     quick: bool,
+    /// INT8 kernels: sm_80, sm_90a or both; without it all that the GPU runs
+    #[arg(long, value_delimiter = ',', value_parser = family)]
+    family: Vec<Family>,
     /// Which GPU
     #[arg(long, default_value_t = 0)]
     device: usize,
@@ -60,7 +63,16 @@ pub fn run(args: &Args) -> Result<()> {
         Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,
         None => Gpu::new(args.device)?,
     };
+    let runs: Vec<Family> = gpu.families().collect();
+    if let Some(family) = args.family.iter().find(|family| !runs.contains(family)) {
+        bail!("{gpu:?} does not run the kernels for {family}");
+    }
     let bench = Bench {
+        families: runs
+            .iter()
+            .copied()
+            .filter(|family| args.family.is_empty() || args.family.contains(family))
+            .collect(),
         cache: 2 * gpu.attribute(DeviceAttribute::L2CacheSize)? as usize,
         // other values every time, so that no run is tuned to one input
         run: SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
@@ -100,8 +112,16 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// A family by its name.
+fn family(name: &str) -> Result<Family, String> {
+    let found = Family::ALL.into_iter().find(|family| family.to_string() == name);
+    found.ok_or_else(|| format!("it is one of {}", Family::ALL.map(|family| family.to_string()).join(", ")))
+}
+
 struct Bench {
     gpu: Gpu,
+    /// Of INT8 kernels, the GPU's own first.
+    families: Vec<Family>,
     /// Bytes that the copies of a problem exceed together.
     cache: usize,
     run: u64,
@@ -114,10 +134,14 @@ impl Bench {
         let mut rows = Vec::new();
         for scheme in [Scheme::Default, Scheme::Paper] {
             let problem = problem.with_scheme(scheme);
-            if variant(&problem).is_none() {
+            let has = |family: &Family| variant_of(*family, &problem).is_some();
+            let families: Vec<Family> = self.families.iter().copied().filter(has).collect();
+            // What the library takes by itself goes by the plain name.
+            let chosen = self.gpu.families().find(has);
+            if families.is_empty() {
                 continue;
             }
-            let mut case = Case::new(&self.gpu, problem, self.cache, self.run)?;
+            let mut case = Case::new(&self.gpu, problem, &families, self.cache, self.run)?;
             if scheme == Scheme::Default {
                 rows.push(speed("f16", &problem, self.time(&mut case, Timed::Float16, Case::float16)?));
                 if !problem.causal {
@@ -130,13 +154,18 @@ impl Bench {
                     ));
                 }
             }
-            let int8 = self.time(&mut case, Timed::Attention, Case::attention)?;
-            rows.push(speed(&format!("int8-{scheme}"), &problem, int8));
-            let job = self.time(&mut case, Timed::Attention, |case, copy| {
-                case.quantize(copy)?;
-                case.attention(copy)
-            })?;
-            rows.push(speed(&format!("job-{scheme}"), &problem, job));
+            for (plan, &family) in families.iter().enumerate() {
+                let suffix = if Some(family) == chosen { String::new() } else { format!("-{family}") };
+                let int8 = self.time(&mut case, Timed::Attention, |case, copy| case.attention(plan, copy))?;
+                let row = speed(&format!("int8-{scheme}{suffix}"), &problem, int8);
+                rows.push(Row { family: Some(family.to_string()), ..row });
+                let job = self.time(&mut case, Timed::Attention, |case, copy| {
+                    case.quantize(copy)?;
+                    case.attention(plan, copy)
+                })?;
+                let row = speed(&format!("job-{scheme}{suffix}"), &problem, job);
+                rows.push(Row { family: Some(family.to_string()), ..row });
+            }
         }
         Ok(rows)
     }
@@ -181,23 +210,15 @@ impl Bench {
 
     /// Host time of one attention launch.
     fn launch_cost(&self) -> Result<f64> {
-        let mut case = Case::new(&self.gpu, AttentionProblem::new(1, 2, 2, 128, 128, 64), 0, self.run)?;
-        timing::median_call_us(&self.gpu, || case.attention(0))
+        let problem = AttentionProblem::new(1, 2, 2, 128, 128, 64);
+        let mut case = Case::new(&self.gpu, problem, &self.families[..1], 0, self.run)?;
+        timing::median_call_us(&self.gpu, || case.attention(0, 0))
     }
 }
 
 fn row(what: &str, problem: &AttentionProblem, (ms, error_of_bound): (f64, f64)) -> Row {
     let AttentionProblem { head_dim, seqlen_q: seqlen, causal, .. } = *problem;
-    Row {
-        what: what.into(),
-        head_dim,
-        seqlen,
-        causal,
-        ms,
-        t: None,
-        tb_per_s: None,
-        error_of_bound: Some(error_of_bound),
-    }
+    Row { what: what.into(), head_dim, seqlen, causal, ms, error_of_bound: Some(error_of_bound), ..Row::default() }
 }
 
 /// 4 * batch * heads * seqlen^2 * head_dim operations, half of them where causal.

@@ -121,16 +121,8 @@ mod tests {
 
     #[test]
     fn every_figure_is_a_point() {
-        let row = |what: &str, head_dim, seqlen, t| Row {
-            what: what.into(),
-            head_dim,
-            seqlen,
-            causal: false,
-            ms: 1.0,
-            t,
-            tb_per_s: None,
-            error_of_bound: None,
-        };
+        let row =
+            |what: &str, head_dim, seqlen, t| Row { what: what.into(), head_dim, seqlen, ms: 1.0, t, ..Row::default() };
         let rows = vec![
             row("int8-default", 64, 1024, Some(500.0)),
             row("int8-default", 64, 2048, Some(600.0)),

@@ -7,8 +7,12 @@ use std::path::Path;
 /// One figure. The same fields as the rows that an external PyTorch script writes.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Row {
-    /// Kernel or job: `int8-default`, `int8-paper`, `f16`, `quantize`, `dequantize`, `job-default`, ...
+    /// Kernel or job: `int8-default`, `int8-paper`, `f16`, `quantize`, `dequantize`, `job-default`, ... A family of INT8 kernels that
+    /// the library would not take by itself is named at the end: `int8-default-sm_80` on a GPU with a kernel of its own.
     pub what: String,
+    /// Family of the INT8 kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
     #[serde(default)]
     pub head_dim: usize,
     #[serde(default)]
@@ -70,11 +74,14 @@ pub fn print(report: &Report) {
         let rows: Vec<&&Row> = speeds.iter().filter(|row| (row.head_dim, row.causal) == case).collect();
         let kinds = unique(rows.iter().map(|row| row.what.as_str()));
         println!("\nhead_dim {}{}, 1e12 operations a second", case.0, if case.1 { ", causal" } else { "" });
-        println!("{:>7} {}", "seqlen", kinds.iter().map(|kind| format!("{kind:>15}")).collect::<String>());
+        let width = |kind: &str| kind.len().max(7) + 2;
+        let titles = kinds.iter().map(|kind| format!("{kind:>w$}", w = width(kind)));
+        println!("{:>7} {}", "seqlen", titles.collect::<String>());
         for seqlen in unique(rows.iter().map(|row| row.seqlen)) {
             let cell = |kind: &&str| {
                 let row = rows.iter().find(|row| row.seqlen == seqlen && row.what == **kind);
-                format!("{:>15}", row.and_then(|row| row.t).map_or("-".into(), |t| format!("{t:.1}")))
+                let t = row.and_then(|row| row.t).map_or("-".into(), |t| format!("{t:.1}"));
+                format!("{t:>w$}", w = width(kind))
             };
             println!("{seqlen:7} {}", kinds.iter().map(cell).collect::<String>());
         }
@@ -93,18 +100,27 @@ pub fn print(report: &Report) {
     }
 }
 
-/// Speed relative to PyTorch's FlashAttention-2, where it was measured.
+/// Speed relative to PyTorch's attention (FlashAttention-2, cuDNN in float16, cuDNN in fp8) and to the kernels for all GPUs, where
+/// they were measured.
 fn print_ratios(rows: &[&&Row]) {
-    for (kind, label) in [("int8-default", "int8-default / flash2"), ("job-default", "job-default / flash2")] {
-        let ratio = |row: &&&&Row| -> Option<String> {
-            let yardstick = rows.iter().find(|other| other.what == "sdpa-flash2" && other.same_case(row))?;
-            Some(format!("{}: {:.2}", row.seqlen, row.t? / yardstick.t?))
-        };
-        let ratios: Vec<_> = rows.iter().filter(|row| row.what == kind).filter_map(|row| ratio(&row)).collect();
-        if !ratios.is_empty() {
-            println!("  {label}  {}", ratios.join("  "));
+    for kind in ["int8-default", "int8-default-sm_80", "job-default"] {
+        for yardstick in ["sdpa-flash2", "sdpa-cudnn", "sdpa-cudnn8", "int8-default-sm_80"] {
+            let ratios = ratios(rows, kind, yardstick);
+            if kind != yardstick && !ratios.is_empty() {
+                let ratios: Vec<_> = ratios.iter().map(|(seqlen, ratio)| format!("{seqlen}: {ratio:.2}")).collect();
+                println!("  {kind} / {yardstick}  {}", ratios.join("  "));
+            }
         }
     }
+}
+
+/// Lengths, and the speed of one kind over that of another.
+fn ratios(rows: &[&&Row], kind: &str, yardstick: &str) -> Vec<(usize, f64)> {
+    let ratio = |row: &&&&Row| -> Option<(usize, f64)> {
+        let yardstick = rows.iter().find(|other| other.what == yardstick && other.same_case(row))?;
+        Some((row.seqlen, row.t? / yardstick.t?))
+    };
+    rows.iter().filter(|row| row.what == kind).filter_map(|row| ratio(&row)).collect()
 }
 
 /// Without repetition, in order of appearance.
@@ -120,6 +136,21 @@ pub fn unique<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ratios_are_of_the_same_case() {
+        let row = |what: &str, seqlen, t| Row { what: what.into(), seqlen, t, ..Row::default() };
+        let rows = [
+            row("int8-default", 1024, Some(600.0)),
+            row("int8-default", 4096, Some(800.0)),
+            row("sdpa-cudnn8", 4096, Some(500.0)),
+            row("sdpa-cudnn8", 512, Some(1.0)),
+        ];
+        let rows: Vec<&Row> = rows.iter().collect();
+        let rows: Vec<&&Row> = rows.iter().collect();
+        assert_eq!(ratios(&rows, "int8-default", "sdpa-cudnn8"), [(4096, 1.6)]);
+        assert!(ratios(&rows, "int8-default", "sdpa-flash2").is_empty());
+    }
 
     #[test]
     fn an_external_report_is_read() {

@@ -1,0 +1,40 @@
+//! The families of attention kernels against each other, on the same operands and the same GPU.
+
+use crate::device::OnGpu;
+use anyhow::{Context, Result};
+use int_flash_attention::{AttentionOutput, AttentionProblem, DType, Family, TensorLayout};
+use int_flash_attention_kernels::config;
+use int_flash_attention_tests::agreement::Agreement;
+use int_flash_attention_tests::case::{Case, any_case};
+use int_flash_attention_tests::properties::Kernels;
+use int_flash_attention_tests::{cases, check_cases};
+use std::cell::RefCell;
+
+/// Every family that this GPU runs against that of sm_80, on each kernel's case and on generated ones; and what the library
+/// chooses by itself.
+pub fn agree(gpu: &OnGpu) -> Result<()> {
+    let on = |family| OnGpu { gpu: gpu.gpu.clone(), family };
+    for family in gpu.gpu.families().filter(|&family| family != Family::Sm80) {
+        let agreement = RefCell::new(Agreement::default());
+        let compare = |case: &Case| {
+            let [q, k, v] = case.tensors()?;
+            let operands = gpu.quantize(&case.problem, &q, &k, &v)?;
+            agreement.borrow_mut().families([&on(family), &on(Family::Sm80)], case, &operands)
+        };
+        for (seed, variant) in config::ATTENTION.iter().filter(|variant| variant.family == family).enumerate() {
+            let case = Case::of_variant(variant, seed);
+            compare(&case).context(variant.entry)?;
+            let layout = case.output()?;
+            let plan =
+                gpu.gpu.plan_attention(&case.problem, &AttentionOutput { layout, dtype: DType::F16, lse: false })?;
+            anyhow::ensure!(plan.kernel() == variant.entry, "the library chose {}", plan.kernel());
+        }
+        check_cases(cases(150), &any_case(500), compare).map_err(anyhow::Error::msg)?;
+        print!("{}", agreement.borrow());
+    }
+    // A head dim that no other family has.
+    let problem = AttentionProblem::new(1, 1, 1, 10, 10, 256);
+    let output = AttentionOutput { layout: TensorLayout::bhnd(problem.q_shape()), dtype: DType::F16, lse: false };
+    anyhow::ensure!(gpu.gpu.plan_attention(&problem, &output)?.family() == Family::Sm80);
+    Ok(())
+}
