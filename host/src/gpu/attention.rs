@@ -39,15 +39,15 @@ pub struct AttentionPlan {
 }
 
 impl Gpu {
-    /// The forward pass of a problem on quantized operands, with the kernel that was made for this GPU where there is one (on
-    /// Hopper, head dims 64 and 128), else with the one for all.
+    /// The forward pass of a problem on quantized operands, with the kernel that was made for this GPU where there is one that
+    /// is faster (on Hopper: head dim 128, and 64 from 1536 keys on), else with the one for all.
     ///
     /// # Errors
     /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU; more tiles of
     /// query rows than a kernel counts.
     pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
         let families: Vec<Family> = self.families().collect();
-        self.plan_with(&families, problem, output)
+        self.plan_with(&families, problem, output, true)
     }
 
     /// [`plan_attention`](Self::plan_attention) with a kernel of this family, for comparisons.
@@ -64,7 +64,7 @@ impl Gpu {
         if !family.runs_on(major, minor) {
             return Err(Error::Family { device: self.name().to_owned(), major, minor, family });
         }
-        self.plan_with(&[family], problem, output)
+        self.plan_with(&[family], problem, output, false)
     }
 
     /// The families of attention kernels that this GPU runs, the one for it in particular first.
@@ -73,18 +73,23 @@ impl Gpu {
         Family::ALL.into_iter().rev().filter(move |family| family.runs_on(major, minor))
     }
 
-    /// With the first kernel of the first of these families.
+    /// With the first kernel of the first of these families that fits; a `choosy` plan leaves out those that would not pay.
     fn plan_with(
         &self,
         families: &[Family],
         problem: &AttentionProblem,
         output: &AttentionOutput,
+        choosy: bool,
     ) -> Result<AttentionPlan> {
         problem.check()?;
         AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
         output.layout.check_disjoint()?;
-        let variant = self.variant(families, problem)?;
         let multiprocessors = self.multiprocessors()? as u32;
+        let pays = |v: &AttentionVariant| {
+            let grid = v.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
+            !choosy || v.family == Family::Sm80 || (problem.seqlen_kv >= v.from_keys && grid.is_some())
+        };
+        let variant = self.variant(families, problem, pays)?;
         let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
         let too_many = || Error::Tiles { kernel: variant.entry, shape: problem.q_shape().to_string() };
         let grid = grid.ok_or_else(too_many)?;
@@ -110,10 +115,16 @@ impl Gpu {
         })
     }
 
-    /// The first variant of the first of these families that fits this GPU's shared memory.
-    fn variant(&self, families: &[Family], p: &AttentionProblem) -> Result<&'static AttentionVariant> {
-        let serves =
-            |v: &&AttentionVariant| v.head_dim == p.head_dim && v.causal == p.causal && v.scheme == p.scheme.kernels();
+    /// The first variant of the first of these families that pays and fits this GPU's shared memory.
+    fn variant(
+        &self,
+        families: &[Family],
+        p: &AttentionProblem,
+        pays: impl Fn(&AttentionVariant) -> bool,
+    ) -> Result<&'static AttentionVariant> {
+        let serves = |v: &&AttentionVariant| {
+            v.head_dim == p.head_dim && v.causal == p.causal && v.scheme == p.scheme.kernels() && pays(v)
+        };
         let fits = |v: &&AttentionVariant| v.shared_bytes <= self.0.shared_bytes;
         let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);
         let mut candidates = families.iter().flat_map(of_family).filter(serves);

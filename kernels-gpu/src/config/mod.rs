@@ -75,6 +75,9 @@ pub struct AttentionVariant {
     pub shared_bytes: usize,
     /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
     pub min_ctas: usize,
+    /// The fewest keys from which it was measured to be faster than the kernel of the family before; with fewer the library
+    /// takes that.
+    pub from_keys: usize,
 }
 
 impl AttentionVariant {
@@ -199,19 +202,20 @@ macro_rules! attention_table {
 }
 
 /// The INT8 table for sm_90a. A row: module, head_dim, scheme, consumer warpgroups, ring slots, keys and dims of a part of the
-/// products, whether a block's scores are made while the block before is multiplied with V, causal, entry.
+/// products, whether a block's scores are made while the block before is multiplied with V, keys from which it is the faster
+/// one, causal, entry.
 #[macro_export]
 macro_rules! hopper_table {
     ($emit:ident) => {
         $emit! {
-            "hopper_d64", 64, Default, 3, 6, 128, 64, true, false, attention_int8_default_d64_sm90a;
-            "hopper_d64", 64, Default, 3, 6, 128, 64, true, true, attention_int8_default_d64_sm90a_causal;
-            "hopper_d64", 64, Paper, 2, 6, 128, 64, false, false, attention_int8_paper_d64_sm90a;
-            "hopper_d64", 64, Paper, 2, 6, 128, 64, false, true, attention_int8_paper_d64_sm90a_causal;
-            "hopper_d128", 128, Default, 3, 4, 128, 64, false, false, attention_int8_default_d128_sm90a;
-            "hopper_d128", 128, Default, 3, 4, 128, 64, false, true, attention_int8_default_d128_sm90a_causal;
-            "hopper_d128", 128, Paper, 2, 4, 128, 64, false, false, attention_int8_paper_d128_sm90a;
-            "hopper_d128", 128, Paper, 2, 4, 128, 64, false, true, attention_int8_paper_d128_sm90a_causal;
+            "hopper_d64", 64, Default, 3, 6, 128, 64, true, 1536, false, attention_int8_default_d64_sm90a;
+            "hopper_d64", 64, Default, 3, 6, 128, 64, true, 1536, true, attention_int8_default_d64_sm90a_causal;
+            "hopper_d64", 64, Paper, 2, 6, 128, 64, false, 0, false, attention_int8_paper_d64_sm90a;
+            "hopper_d64", 64, Paper, 2, 6, 128, 64, false, 0, true, attention_int8_paper_d64_sm90a_causal;
+            "hopper_d128", 128, Default, 3, 4, 128, 64, false, 0, false, attention_int8_default_d128_sm90a;
+            "hopper_d128", 128, Default, 3, 4, 128, 64, false, 0, true, attention_int8_default_d128_sm90a_causal;
+            "hopper_d128", 128, Paper, 2, 4, 128, 64, false, 0, false, attention_int8_paper_d128_sm90a;
+            "hopper_d128", 128, Paper, 2, 4, 128, 64, false, 0, true, attention_int8_paper_d128_sm90a_causal;
         }
     };
 }
@@ -221,17 +225,17 @@ macro_rules! variants {
         &[$(AttentionVariant {
             family: Family::Sm80, module: $module, entry: stringify!($entry), head_dim: $d, causal: $causal, scheme: Scheme::$scheme,
             tile_m: 16 * $mt * $warps / $team, threads: 32 * $warps,
-            shared_bytes: attention_shared_bytes($d, $slots, $mt, $warps, $team), min_ctas: $ctas,
+            shared_bytes: attention_shared_bytes($d, $slots, $mt, $warps, $team), min_ctas: $ctas, from_keys: 0,
         }),*]
     };
 }
 
 macro_rules! hopper_variants {
-    ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $causal:literal, $entry:ident;)*) => {
+    ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $from:literal, $causal:literal, $entry:ident;)*) => {
         &[$(AttentionVariant {
             family: Family::Sm90a, module: $module, entry: stringify!($entry), head_dim: $d, causal: $causal, scheme: Scheme::$scheme,
             tile_m: hopper::WARPGROUP_ROWS * $wgs, threads: hopper::threads($wgs),
-            shared_bytes: hopper::shared_bytes($d, $wgs, $slots), min_ctas: 1,
+            shared_bytes: hopper::shared_bytes($d, $wgs, $slots), min_ctas: 1, from_keys: $from,
         }),*]
     };
 }

@@ -137,7 +137,9 @@ impl Bench {
             let has = |family: &Family| variant_of(*family, &problem).is_some();
             let families: Vec<Family> = self.families.iter().copied().filter(has).collect();
             // What the library takes by itself goes by the plain name.
-            let chosen = self.gpu.families().find(has);
+            let pays =
+                |family: &Family| variant_of(*family, &problem).is_some_and(|v| problem.seqlen_kv >= v.from_keys);
+            let chosen = self.gpu.families().find(pays);
             if families.is_empty() {
                 continue;
             }

@@ -17,7 +17,7 @@ macro_rules! scheme {
 }
 
 macro_rules! entries {
-    ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $causal:literal, $name:ident;)*) => {$(
+    ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $from:literal, $causal:literal, $name:ident;)*) => {$(
         #[cfg(kernels = $module)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
