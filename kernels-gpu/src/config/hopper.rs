@@ -100,7 +100,7 @@ mod tests {
 
     /// Head dim, warpgroups and ring slots of each row of the table.
     macro_rules! shapes {
-        ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $causal:literal, $entry:ident;)*) => {
+        ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $from:literal, $causal:literal, $entry:ident;)*) => {
             [$(($d, $wgs, $slots)),*]
         };
     }
