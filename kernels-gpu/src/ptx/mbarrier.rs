@@ -33,6 +33,19 @@ pub unsafe fn arrive(barrier: u32) {
     unsafe { asm!("mbarrier.arrive.shared::cta.b64 _, [{}];", in(reg32) barrier, options(nostack)) }
 }
 
+/// [`arrive`] of the threads that say so: no branch, over which a compiler might take threads apart that a warp's next instruction
+/// needs together.
+///
+/// # Safety
+/// As [`arrive`].
+#[inline(always)]
+pub unsafe fn arrive_if(says: bool, barrier: u32) {
+    unsafe {
+        asm!("{{ .reg .pred p; setp.ne.u32 p, {}, 0; @p mbarrier.arrive.shared::cta.b64 _, [{}]; }}",
+            in(reg32) u32::from(says), in(reg32) barrier, options(nostack));
+    }
+}
+
 /// Arrives and announces `bytes` that copies will bring before the phase ends.
 ///
 /// # Safety

@@ -23,6 +23,7 @@ mod work;
 
 use super::{Args, Softmax};
 use crate::config::hopper;
+use crate::ptx::opaque::opaque;
 use crate::ptx::special::{bar_sync, tid_x};
 use crate::ptx::wgmma::Products;
 use crate::ptx::{mbarrier, warpgroup};
@@ -53,7 +54,8 @@ pub(crate) unsafe fn attention<
 ) {
     unsafe {
         let rings = Rings::<D, WGS, SLOTS>::new(smem::base());
-        if tid_x() == 0 {
+        // Opaque: rust-cuda's code generator would follow thread 0 past the barrier, apart from its warp.
+        if opaque(tid_x()) == 0 {
             rings.init();
             mbarrier::fence_init();
         }

@@ -80,9 +80,7 @@ impl Ring {
     pub(crate) unsafe fn release(&self, turn: &mut Turn, speaks: bool) {
         unsafe {
             warp_sync();
-            if speaks {
-                mbarrier::arrive(self.empty + 8 * turn.slot);
-            }
+            mbarrier::arrive_if(speaks, self.empty + 8 * turn.slot);
         }
         self.advance(turn);
     }
