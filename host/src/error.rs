@@ -211,8 +211,11 @@ pub enum Error {
         minor: u32,
     },
 
-    /// Kernels of a family that the GPU does not run.
-    #[error("{device} has compute capability {major}.{minor}; it does not run the kernels for {family}")]
+    /// Kernels of a family that the GPU or its driver does not run.
+    #[error(
+        "{device} has compute capability {major}.{minor} and a driver for CUDA {}.{}; they do not run the kernels for {family}",
+        .cuda / 1000, .cuda % 1000 / 10
+    )]
     Family {
         /// The GPU's name.
         device: String,
@@ -220,6 +223,8 @@ pub enum Error {
         major: u32,
         /// Its minor compute capability.
         minor: u32,
+        /// The CUDA version of its driver, `1000 * major + 10 * minor`.
+        cuda: u32,
         /// The family asked for.
         family: Family,
     },

@@ -40,14 +40,14 @@ pub struct AttentionPlan {
 
 impl Gpu {
     /// The forward pass of a problem on quantized operands, with the kernel that was made for this GPU where there is one that
-    /// is faster (on Hopper: head dim 128, and 64 from 1536 keys on), else with the one for all.
+    /// is faster (on Hopper with a driver for CUDA 12.4 or later: head dim 128, and 64 from 1536 keys on), else with the one
+    /// for all.
     ///
     /// # Errors
     /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU; more tiles of
     /// query rows than a kernel counts.
     pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
-        let families: Vec<Family> = self.families().collect();
-        self.plan_with(&families, problem, output, true)
+        self.plan_with(&self.families(), problem, output, true)
     }
 
     /// [`plan_attention`](Self::plan_attention) with a kernel of this family, for comparisons.
@@ -60,17 +60,18 @@ impl Gpu {
         problem: &AttentionProblem,
         output: &AttentionOutput,
     ) -> Result<AttentionPlan> {
-        let (major, minor) = self.compute_capability();
-        if !family.runs_on(major, minor) {
-            return Err(Error::Family { device: self.name().to_owned(), major, minor, family });
+        if !self.families().contains(&family) {
+            let (major, minor) = self.compute_capability();
+            return Err(Error::Family { device: self.name().to_owned(), major, minor, cuda: self.0.cuda, family });
         }
         self.plan_with(&[family], problem, output, false)
     }
 
-    /// The families of attention kernels that this GPU runs, the one for it in particular first.
-    pub fn families(&self) -> impl Iterator<Item = Family> {
-        let (major, minor) = self.compute_capability();
-        Family::ALL.into_iter().rev().filter(move |family| family.runs_on(major, minor))
+    /// The families of attention kernels that this GPU and its driver run, the one for it in particular first.
+    #[must_use]
+    pub fn families(&self) -> Vec<Family> {
+        let runs = |family: &Family| family.runs_on(self.0.capability, self.0.cuda);
+        Family::ALL.into_iter().rev().filter(runs).collect()
     }
 
     /// With the first kernel of the first of these families that fits; a `choosy` plan leaves out those that would not pay.

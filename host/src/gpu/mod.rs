@@ -74,6 +74,8 @@ struct Inner {
     retained: bool,
     name: String,
     capability: (u32, u32),
+    /// The CUDA version that the driver supports.
+    cuda: u32,
     shared_bytes: usize,
     modules: Modules,
 }
@@ -219,6 +221,7 @@ impl Inner {
             retained: false,
             name,
             capability: (major, minor),
+            cuda: driver.version()?,
             shared_bytes: attribute(DeviceAttribute::MaxSharedMemoryPerBlockOptin)? as usize,
             modules: Modules::default(),
         })

@@ -27,12 +27,13 @@ impl Family {
         }
     }
 
-    /// Whether a GPU of this compute capability runs it.
+    /// Whether a GPU of this compute capability runs it, with a driver for this CUDA version (`1000 * major + 10 * minor`): one for
+    /// CUDA 12.4 is the first to know the PTX of sm_90a's kernels.
     #[must_use]
-    pub const fn runs_on(self, major: u32, minor: u32) -> bool {
+    pub const fn runs_on(self, (major, minor): (u32, u32), cuda: u32) -> bool {
         match self {
             Self::Sm80 => major >= 8,
-            Self::Sm90a => major == 9 && minor == 0,
+            Self::Sm90a => major == 9 && minor == 0 && cuda >= 12040,
         }
     }
 }
@@ -320,6 +321,17 @@ mod tests {
             assert_eq!(attention(v.family, v.head_dim, v.causal, v.scheme), Some(v));
             assert!(ATTENTION[..i].iter().all(|other| other.entry != v.entry), "{}", v.entry);
         }
+    }
+
+    #[test]
+    fn one_family_runs_everywhere_and_one_on_hopper() {
+        for (capability, cuda, hopper) in
+            [((8, 0), 13000, false), ((9, 0), 12040, true), ((9, 0), 12030, false), ((10, 0), 13000, false)]
+        {
+            let runs = Family::ALL.map(|family| family.runs_on(capability, cuda));
+            assert_eq!(runs, [true, hopper], "{capability:?} {cuda}");
+        }
+        assert!(!Family::Sm80.runs_on((7, 5), 13000));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 /// chooses by itself.
 pub fn agree(gpu: &OnGpu) -> Result<()> {
     let on = |family| OnGpu { gpu: gpu.gpu.clone(), family };
-    for family in gpu.gpu.families().filter(|&family| family != Family::Sm80) {
+    for family in gpu.gpu.families().into_iter().filter(|&family| family != Family::Sm80) {
         let agreement = RefCell::new(Agreement::default());
         let compare = |case: &Case| {
             let [q, k, v] = case.tensors()?;

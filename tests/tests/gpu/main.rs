@@ -91,7 +91,7 @@ fn trials(gpu: Option<&Gpu>) -> Vec<Trial> {
     let of_family =
         |family| OF_FAMILIES.iter().map(move |&(name, test)| trial(format!("{name}::{family}"), test, family));
     let once = ONCE.iter().map(|&(name, test)| trial(name.into(), test, Family::Sm80));
-    gpu.families().flat_map(of_family).chain(once).collect()
+    gpu.families().into_iter().flat_map(of_family).chain(once).collect()
 }
 
 fn generated_cases(gpu: &OnGpu) -> Result<()> {

@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,
         None => Gpu::new(args.device)?,
     };
-    let runs: Vec<Family> = gpu.families().collect();
+    let runs = gpu.families();
     if let Some(family) = args.family.iter().find(|family| !runs.contains(family)) {
         bail!("{gpu:?} does not run the kernels for {family}");
     }
@@ -139,7 +139,7 @@ impl Bench {
             // What the library takes by itself goes by the plain name.
             let pays =
                 |family: &Family| variant_of(*family, &problem).is_some_and(|v| problem.seqlen_kv >= v.from_keys);
-            let chosen = self.gpu.families().find(pays);
+            let chosen = self.gpu.families().into_iter().find(pays);
             if families.is_empty() {
                 continue;
             }
