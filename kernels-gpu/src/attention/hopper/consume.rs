@@ -23,7 +23,8 @@ struct Turns {
     v: Turn,
 }
 
-/// All tiles of the CTA, by one warpgroup. `K` and `V` are the sums of a part of a block's keys and of a part of the dims.
+/// All tiles of the CTA, by one warpgroup. `K` and `V` are the sums of a part of a block's keys and of a part of the dims; where a
+/// block's scores are made `AHEAD`, `V` is all of them.
 #[inline(always)]
 pub(crate) unsafe fn run<
     S: Softmax<D, 1>,
@@ -95,28 +96,13 @@ unsafe fn tile<
                 // P V of the block before, and the scores of this one, at the same time.
                 ring_v.wait_full(turns.v);
                 let v = ring_v.address(turns.v);
-                let parts = D / 8 / V::TILES;
                 let mut o = output::start::<S, V, D>(&p, v, 0);
-                let sums;
-                let row;
-                if parts == 1 {
-                    ring_k.wait_full(turns.k);
-                    sums = scores::start::<K, D>(q, ring_k.address(turns.k), 0);
-                    row = softmax.weigh(exponents, &p, &mut acc, D / 8);
-                } else {
-                    row = softmax.weigh(exponents, &p, &mut acc, D / 8);
-                    unroll!(1..D / 8 / V::TILES, |part| {
-                        let next = output::start::<S, V, D>(&p, v, part);
-                        o.wait::<1>();
-                        output::add::<S, V, D>(&mut acc, &o, part - 1, &row);
-                        o = next;
-                    });
-                    ring_k.wait_full(turns.k);
-                    sums = scores::start::<K, D>(q, ring_k.address(turns.k), 0);
-                }
+                ring_k.wait_full(turns.k);
+                let sums = scores::start::<K, D>(q, ring_k.address(turns.k), 0);
+                let row = softmax.weigh(exponents, &p, &mut acc, D / 8);
                 o.wait::<1>();
                 ring_v.release(&mut turns.v, speaks);
-                output::add::<S, V, D>(&mut acc, &o, parts - 1, &row);
+                output::add::<S, V, D>(&mut acc, &o, 0, &row);
                 let scores = take_all::<S, K, D>(&softmax, sums, q, ring_k.address(turns.k), rings.factors(turns.k));
                 ring_k.release(&mut turns.k, speaks);
                 (p, exponents) = probabilities::<S, D, CAUSAL>(&mut softmax, scores, &mask, block, &place, find_place);

@@ -5,10 +5,11 @@
 //! into rings in shared memory (`load`, `ring`); the consumers run the loop of the paper on what has landed (`consume`):
 //!
 //! ```text
-//! scores::block            S = Q K^T         wgmma, both operands in shared memory
+//! scores::start, take      S = Q K^T         wgmma, both operands in shared memory
 //! softmax.probabilities    m, P              as on sm_80: a warp of a warpgroup has 16 rows in the fragments of mma.sync
-//! softmax.weigh            w, l
-//! output::update           O += w * (P V)    wgmma, P from registers
+//! output::start            P V               wgmma, P from registers
+//! softmax.weigh            w, l              while that is under way
+//! output::add              O += w * (P V)
 //! ```
 
 mod consume;
@@ -64,8 +65,7 @@ pub(crate) unsafe fn attention<
         if group == WGS as u32 {
             match WGS {
                 2 => warpgroup::shrink::<{ hopper::producer_registers(2) }>(),
-                3 => warpgroup::shrink::<{ hopper::producer_registers(3) }>(),
-                _ => warpgroup::shrink::<{ hopper::producer_registers(4) }>(),
+                _ => warpgroup::shrink::<{ hopper::producer_registers(3) }>(),
             }
             match tid_x() / 32 % 4 {
                 0 => load::blocks::<D, WGS, SLOTS, CAUSAL>(&args, heads, &rings),
@@ -76,8 +76,7 @@ pub(crate) unsafe fn attention<
         } else {
             match WGS {
                 2 => warpgroup::grow::<{ hopper::consumer_registers(2) }>(),
-                3 => warpgroup::grow::<{ hopper::consumer_registers(3) }>(),
-                _ => warpgroup::grow::<{ hopper::consumer_registers(4) }>(),
+                _ => warpgroup::grow::<{ hopper::consumer_registers(3) }>(),
             }
             consume::run::<S, K, V, D, WGS, SLOTS, AHEAD, CAUSAL>(&args, heads, &rings);
         }
