@@ -97,11 +97,10 @@ pub const fn producer_registers(warpgroups: usize) -> u32 {
 mod tests {
     use super::*;
 
-    /// Head dim, warpgroups and ring slots of each row of the table, and whether a kernel that makes scores ahead takes all dims at
-    /// once, as it must.
+    /// Head dim, warpgroups and ring slots of each row of the table.
     macro_rules! shapes {
-        ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $from:literal, $causal:literal, $entry:ident;)*) => {
-            [$(($d, $wgs, $slots, !$ahead || $dims == $d)),*]
+        ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $turn:literal, $from:literal, $causal:literal, $entry:ident;)*) => {
+            [$(($d, $wgs, $slots)),*]
         };
     }
 
@@ -110,7 +109,7 @@ mod tests {
 
     #[test]
     fn parts_of_shared_memory_follow_each_other_aligned_and_fit() {
-        for (d, wgs, slots, _) in crate::hopper_table!(shapes) {
+        for (d, wgs, slots) in crate::hopper_table!(shapes) {
             let mut end = 0;
             let mut part = |start: usize, bytes: usize, align: usize| {
                 assert!(start >= end, "d{d}: {start} lies in the part before, which ends at {end}");
@@ -143,12 +142,11 @@ mod tests {
     }
 
     #[test]
-    fn registers_fit_and_scores_ahead_take_all_dims() {
-        for (d, wgs, _, whole) in crate::hopper_table!(shapes) {
+    fn registers_fit() {
+        for (_, wgs, _) in crate::hopper_table!(shapes) {
             let (consumer, producer) = (consumer_registers(wgs), producer_registers(wgs));
             assert!([consumer, producer].iter().all(|n| n % 8 == 0 && (24..=256).contains(n)), "{consumer} {producer}");
             assert!(128 * (wgs as u32 * consumer + producer) <= 65536, "{wgs} warpgroups");
-            assert!(whole, "d{d}");
         }
     }
 }

@@ -202,21 +202,20 @@ macro_rules! attention_table {
     };
 }
 
-/// The INT8 table for sm_90a. A row: module, head_dim, scheme, consumer warpgroups, ring slots, keys and dims of a part of the
-/// products, whether a block's scores are made while the block before is multiplied with V, keys from which it is the faster
-/// one, causal, entry.
+/// The INT8 table for sm_90a. A row: module, head_dim, scheme, consumer warpgroups, ring slots, the step of a block's P after which
+/// a warp leaves the special function unit to the next, keys from which it is the faster one, causal, entry.
 #[macro_export]
 macro_rules! hopper_table {
     ($emit:ident) => {
         $emit! {
-            "hopper_d64", 64, Default, 3, 6, 128, 64, true, 1536, false, attention_int8_default_d64_sm90a;
-            "hopper_d64", 64, Default, 3, 6, 128, 64, true, 1536, true, attention_int8_default_d64_sm90a_causal;
-            "hopper_d64", 64, Paper, 2, 6, 128, 64, false, 0, false, attention_int8_paper_d64_sm90a;
-            "hopper_d64", 64, Paper, 2, 6, 128, 64, false, 0, true, attention_int8_paper_d64_sm90a_causal;
-            "hopper_d128", 128, Default, 3, 4, 128, 64, false, 0, false, attention_int8_default_d128_sm90a;
-            "hopper_d128", 128, Default, 3, 4, 128, 64, false, 0, true, attention_int8_default_d128_sm90a_causal;
-            "hopper_d128", 128, Paper, 2, 4, 128, 64, false, 0, false, attention_int8_paper_d128_sm90a;
-            "hopper_d128", 128, Paper, 2, 4, 128, 64, false, 0, true, attention_int8_paper_d128_sm90a_causal;
+            "hopper_d64", 64, Default, 3, 6, 0, 1536, false, attention_int8_default_d64_sm90a;
+            "hopper_d64", 64, Default, 3, 6, 0, 1536, true, attention_int8_default_d64_sm90a_causal;
+            "hopper_d64", 64, Paper, 2, 6, 1, 0, false, attention_int8_paper_d64_sm90a;
+            "hopper_d64", 64, Paper, 2, 6, 1, 0, true, attention_int8_paper_d64_sm90a_causal;
+            "hopper_d128", 128, Default, 3, 4, 1, 0, false, attention_int8_default_d128_sm90a;
+            "hopper_d128", 128, Default, 3, 4, 1, 0, true, attention_int8_default_d128_sm90a_causal;
+            "hopper_d128", 128, Paper, 2, 4, 1, 0, false, attention_int8_paper_d128_sm90a;
+            "hopper_d128", 128, Paper, 2, 4, 1, 0, true, attention_int8_paper_d128_sm90a_causal;
         }
     };
 }
@@ -232,7 +231,7 @@ macro_rules! variants {
 }
 
 macro_rules! hopper_variants {
-    ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $from:literal, $causal:literal, $entry:ident;)*) => {
+    ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $turn:literal, $from:literal, $causal:literal, $entry:ident;)*) => {
         &[$(AttentionVariant {
             family: Family::Sm90a, module: $module, entry: stringify!($entry), head_dim: $d, causal: $causal, scheme: Scheme::$scheme,
             tile_m: hopper::WARPGROUP_ROWS * $wgs, threads: hopper::threads($wgs),

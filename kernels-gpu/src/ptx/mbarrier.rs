@@ -57,20 +57,26 @@ pub unsafe fn arrive_expect(barrier: u32, bytes: u32) {
     }
 }
 
+/// Whether the phase of parity `parity` has ended; may wait for that a while.
+///
+/// # Safety
+/// As [`arrive`].
+#[inline(always)]
+#[must_use]
+pub unsafe fn test(barrier: u32, parity: u32) -> bool {
+    let done: u32;
+    unsafe {
+        asm!("{{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [{1}], {2}; selp.u32 {0}, 1, 0, p; }}",
+            out(reg32) done, in(reg32) barrier, in(reg32) parity, options(nostack));
+    }
+    done != 0
+}
+
 /// Waits for the end of the phase of parity `parity`.
 ///
 /// # Safety
 /// As [`arrive`]; the phase will end.
 #[inline(always)]
 pub unsafe fn wait(barrier: u32, parity: u32) {
-    loop {
-        let done: u32;
-        unsafe {
-            asm!("{{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [{1}], {2}; selp.u32 {0}, 1, 0, p; }}",
-                out(reg32) done, in(reg32) barrier, in(reg32) parity, options(nostack));
-        }
-        if done != 0 {
-            return;
-        }
-    }
+    while !unsafe { test(barrier, parity) } {}
 }

@@ -52,6 +52,15 @@ pub unsafe fn bar_sync_some(id: u32, threads: u32) {
     unsafe { asm!("bar.sync {}, {};", in(reg32) id, in(reg32) threads, options(nostack)) }
 }
 
+/// `bar.arrive id, threads`: as [`bar_sync_some`], without waiting for the others.
+///
+/// # Safety
+/// As [`bar_sync_some`].
+#[inline(always)]
+pub unsafe fn bar_arrive_some(id: u32, threads: u32) {
+    unsafe { asm!("bar.arrive {}, {};", in(reg32) id, in(reg32) threads, options(nostack)) }
+}
+
 /// `bar.warp.sync`: the warp's lanes see each other's earlier memory accesses.
 ///
 /// # Safety

@@ -1,5 +1,6 @@
 //! The consumers: the loop of the paper on what the producers have brought.
 
+use super::baton::Baton;
 use super::load::tile_m;
 use super::ring::{Rings, Turn};
 use super::work::{Item, Work};
@@ -7,13 +8,14 @@ use super::{Heads, epilogue, output, scores};
 use crate::attention::exchange::Exchange;
 use crate::attention::mask::Mask;
 use crate::attention::output::{Accumulator, Probabilities};
-use crate::attention::{Args, KEY_TILES, Place, Softmax};
+use crate::attention::{Args, KEY_STEPS, Place, Softmax};
 use crate::config::hopper::{self, WARPGROUP_ROWS, q_bytes};
 use crate::ptx::opaque::opaque;
 use crate::ptx::shared::ld_shared_f32;
 use crate::ptx::special::{first_lane, tid_x};
-use crate::ptx::wgmma::Products;
+use crate::ptx::wgmma::{self, Products};
 use crate::smem;
+use output::parts;
 
 /// Where a consumer stands in the rings.
 #[derive(Clone, Copy)]
@@ -23,17 +25,28 @@ struct Turns {
     v: Turn,
 }
 
-/// All tiles of the CTA, by one warpgroup. `K` and `V` are the sums of a part of a block's keys and of a part of the dims; where a
-/// block's scores are made `AHEAD`, `V` is all of them.
+/// A warpgroup's rows of a query tile.
+struct Rows<const D: usize, const WGS: usize, const SLOTS: usize, const CAUSAL: bool> {
+    rings: Rings<D, WGS, SLOTS>,
+    baton: Baton<WGS>,
+    /// Shared addresses of the tile's buffer and of the warpgroup's rows of Q in it.
+    buffer: u32,
+    q: u32,
+    group: u32,
+    mask: Mask<CAUSAL>,
+    place: Place,
+    /// Whether this lane speaks for its warp.
+    speaks: bool,
+}
+
+/// All tiles of the CTA, by one warpgroup.
 #[inline(always)]
 pub(crate) unsafe fn run<
     S: Softmax<D, 1>,
-    K: Products,
-    V: Products,
     const D: usize,
     const WGS: usize,
     const SLOTS: usize,
-    const AHEAD: bool,
+    const TURN: usize,
     const CAUSAL: bool,
 >(
     args: &Args,
@@ -42,186 +55,170 @@ pub(crate) unsafe fn run<
 ) {
     let mut turns = Turns { q: Turn::first(), k: Turn::first(), v: Turn::first() };
     let mut work = Work::<D, WGS, CAUSAL>::first();
+    // SAFETY: all consumers come here, in whole warps.
+    let baton = unsafe { Baton::new() };
     while work.left(args, heads) {
-        unsafe { tile::<S, K, V, D, WGS, SLOTS, AHEAD, CAUSAL>(args, rings, &mut turns) };
+        unsafe { tile::<S, D, WGS, SLOTS, TURN, CAUSAL>(args, rings, baton, &mut turns) };
         work.advance();
     }
+    unsafe { baton.finish() };
 }
 
 /// One query tile.
 #[inline(always)]
 unsafe fn tile<
     S: Softmax<D, 1>,
-    K: Products,
-    V: Products,
     const D: usize,
     const WGS: usize,
     const SLOTS: usize,
-    const AHEAD: bool,
+    const TURN: usize,
     const CAUSAL: bool,
 >(
     args: &Args,
     rings: &Rings<D, WGS, SLOTS>,
+    baton: Baton<WGS>,
     turns: &mut Turns,
 ) {
     // SAFETY: all consumers come here, in whole warps.
     let group = unsafe { first_lane(tid_x() / 128) };
     let buffer = rings.q().address(turns.q);
-    let read_item = || unsafe { Item::read(buffer + hopper::item_offset(D, WGS) as u32) };
     unsafe { rings.q().wait_full(turns.q) };
-    let (item, unit) = read_item();
+    let (item, unit) = unsafe { Item::read(buffer + hopper::item_offset(D, WGS) as u32) };
     let first = item.m_block * tile_m(WGS);
     let row = first + group * WARPGROUP_ROWS as u32;
-    let place = place(&item, row, tid_x());
-    // Found anew where it is seldom needed: registers are what the loop is short of.
-    let find_place = || {
-        let item = read_item().0;
-        self::place(&item, item.m_block * tile_m(WGS) + group * WARPGROUP_ROWS as u32, opaque(tid_x()))
+    let rows = Rows {
+        rings: *rings,
+        baton,
+        buffer,
+        q: buffer + group * q_bytes(D) as u32,
+        group,
+        mask: Mask::<CAUSAL>::new(args, row, WARPGROUP_ROWS as u32),
+        place: place(&item, row, tid_x()),
+        speaks: tid_x() % 32 == 0,
     };
-    let mask = Mask::<CAUSAL>::new(args, row, WARPGROUP_ROWS as u32);
-    let blocks = if row < args.seqlen_q { mask.blocks } else { 0 };
-    let speaks = tid_x() % 32 == 0;
+    let blocks = if row < args.seqlen_q { rows.mask.blocks } else { 0 };
     let (ring_k, ring_v) = (rings.k(), rings.v());
     unsafe {
-        let scale = buffer + (hopper::q_scale_offset(D, WGS) as u32) + 4 * (place.row - first + place.group);
+        let scale = buffer + (hopper::q_scale_offset(D, WGS) as u32) + 4 * (rows.place.row - first + rows.place.group);
         let mut softmax = S::new(args, unit, [[ld_shared_f32(scale), ld_shared_f32(scale + 32)]]);
         let mut acc = Accumulator::<1>::zero();
-        let q = buffer + group * q_bytes(D) as u32;
-        if AHEAD && blocks > 0 {
-            let scores = scores_of::<S, K, D, WGS, SLOTS>(&softmax, q, rings, &mut turns.k, speaks);
-            let (mut p, mut exponents) =
-                probabilities::<S, D, CAUSAL>(&mut softmax, scores, &mask, 0, &place, find_place);
-            let mut block = 1;
-            while block < blocks {
-                // P V of the block before, and the scores of this one, at the same time.
-                ring_v.wait_full(turns.v);
-                let v = ring_v.address(turns.v);
-                let mut o = output::start::<S, V, D>(&p, v, 0);
-                ring_k.wait_full(turns.k);
-                let sums = scores::start::<K, D>(q, ring_k.address(turns.k), 0);
-                let row = softmax.weigh(exponents, &p, &mut acc, D / 8);
-                o.wait::<1>();
-                ring_v.release(&mut turns.v, speaks);
-                output::add::<S, V, D>(&mut acc, &o, 0, &row);
-                let scores = take_all::<S, K, D>(&softmax, sums, q, ring_k.address(turns.k), rings.factors(turns.k));
-                ring_k.release(&mut turns.k, speaks);
-                (p, exponents) = probabilities::<S, D, CAUSAL>(&mut softmax, scores, &mask, block, &place, find_place);
-                block += 1;
+        if blocks > 0 {
+            ring_k.wait_full(turns.k);
+            let mut sums = scores::start::<D>(rows.q, ring_k.address(turns.k));
+            let mut index = 0;
+            while index + 1 < blocks {
+                rows.block::<S, TURN, true>(&mut softmax, &mut acc, &mut sums, turns, index);
+                index += 1;
             }
-            update::<S, V, D, WGS, SLOTS>(&mut softmax, &mut acc, &p, exponents, rings, &mut turns.v, speaks);
-        } else {
-            let mut block = 0;
-            while block < blocks {
-                let scores = scores_of::<S, K, D, WGS, SLOTS>(&softmax, q, rings, &mut turns.k, speaks);
-                let (p, exponents) =
-                    probabilities::<S, D, CAUSAL>(&mut softmax, scores, &mask, block, &place, find_place);
-                update::<S, V, D, WGS, SLOTS>(&mut softmax, &mut acc, &p, exponents, rings, &mut turns.v, speaks);
-                block += 1;
-            }
+            rows.block::<S, TURN, false>(&mut softmax, &mut acc, &mut sums, turns, index);
         }
         // The CTA's blocks are brought for all; a warpgroup computes those that its own rows see.
-        let first = read_item().0.m_block * tile_m(WGS);
+        let first = rows.read_item().m_block * tile_m(WGS);
         let brought = Mask::<CAUSAL>::new(args, first, tile_m(WGS)).blocks;
-        let mut block = blocks;
-        while block < brought {
+        let mut index = blocks;
+        while index < brought {
             ring_k.wait_full(turns.k);
-            ring_k.release(&mut turns.k, speaks);
+            ring_k.release(&mut turns.k, rows.speaks);
+            baton.take();
+            baton.pass();
             ring_v.wait_full(turns.v);
-            ring_v.release(&mut turns.v, speaks);
-            block += 1;
+            ring_v.release(&mut turns.v, rows.speaks);
+            index += 1;
         }
         let v_scale = buffer + hopper::v_scale_offset(D, WGS) as u32;
-        epilogue::store::<S, D>(args, &find_place(), &softmax, &acc, v_scale);
-        rings.q().release(&mut turns.q, speaks);
+        epilogue::store::<S, D>(args, &rows.find_place(), &softmax, &acc, v_scale);
+        rings.q().release(&mut turns.q, rows.speaks);
     }
 }
 
-/// The scores of the next block.
-#[inline(always)]
-unsafe fn scores_of<S: Softmax<D, 1>, K: Products, const D: usize, const WGS: usize, const SLOTS: usize>(
-    softmax: &S,
-    q: u32,
-    rings: &Rings<D, WGS, SLOTS>,
-    turn: &mut Turn,
-    speaks: bool,
-) -> S::Scores {
-    unsafe {
-        rings.k().wait_full(*turn);
-        let k = rings.k().address(*turn);
-        let sums = scores::start::<K, D>(q, k, 0);
-        let scores = take_all::<S, K, D>(softmax, sums, q, k, rings.factors(*turn));
-        rings.k().release(turn, speaks);
-        scores
+impl<const D: usize, const WGS: usize, const SLOTS: usize, const CAUSAL: bool> Rows<D, WGS, SLOTS, CAUSAL> {
+    /// Block `index`, whose scores are on their way in `sums`. With `MORE`, those of the next block are when it returns: they take
+    /// the place of P V, part by part.
+    #[inline(always)]
+    unsafe fn block<S: Softmax<D, 1>, const TURN: usize, const MORE: bool>(
+        &self,
+        softmax: &mut S,
+        acc: &mut Accumulator<1>,
+        sums: &mut scores::Sums,
+        turns: &mut Turns,
+        index: u32,
+    ) {
+        let (ring_k, ring_v) = (self.rings.k(), self.rings.v());
+        unsafe {
+            // Asked long before the answer matters, where a register is left to keep it.
+            let v_there = D < 128 && ring_v.test_full(turns.v);
+            // Found anew, before the wait hides it: in the loop, registers are short.
+            let factors = self.rings.factors(turns.k) + 16 * (opaque(tid_x()) % 4);
+            sums.wait::<0>();
+            let mut scores = scores::take::<S, D>(softmax, sums, factors);
+            if index >= self.mask.full_blocks {
+                self.mask.apply::<S, D, 1, 1>(&mut scores, index, &self.find_place());
+            }
+            let exponents = softmax.exponents(&scores, &Exchange::<1, 1>::new(0, &self.place));
+            ring_k.release(&mut turns.k, self.speaks);
+            let k_there = MORE && ring_k.test_full(turns.k);
+            self.baton.take();
+            ring_v.wait_full_unless(v_there, turns.v);
+            let (p, mut o) = self.products::<S, TURN>(softmax, &scores, &exponents, ring_v.address(turns.v));
+            let row = softmax.weigh(exponents, &p, acc, D / 8);
+            unroll!(0..parts(D), |part| {
+                if part + 1 == parts(D) {
+                    o[part].wait::<0>();
+                    ring_v.release(&mut turns.v, self.speaks);
+                } else {
+                    o[part].wait::<1>();
+                }
+                output::add::<S, D>(acc, &o[part], part, &row);
+            });
+            if MORE {
+                ring_k.wait_full_unless(k_there, turns.k);
+                *sums = scores::start::<D>(self.q, ring_k.address(turns.k));
+            }
+        }
     }
-}
 
-/// The scores of a block of which the first part has been started: a part is taken over while the next is on its way.
-#[inline(always)]
-unsafe fn take_all<S: Softmax<D, 1>, K: Products, const D: usize>(
-    softmax: &S,
-    mut sums: K,
-    q: u32,
-    k: u32,
-    factors: u32,
-) -> S::Scores {
-    let mut scores = S::empty();
-    // Found anew, before the wait hides it: in the loop, registers are short.
-    let factors = factors + 16 * (opaque(tid_x()) % 4);
-    unsafe {
-        unroll!(1..KEY_TILES / K::TILES, |part| {
-            let next = scores::start::<K, D>(q, k, part);
-            sums.wait::<1>();
-            scores::take::<S, K, D>(softmax, &mut scores, &sums, part - 1, factors);
-            sums = next;
-        });
-        sums.wait::<0>();
-        scores::take::<S, K, D>(softmax, &mut scores, &sums, KEY_TILES / K::TILES - 1, factors);
+    /// P of a block, and its products with the V block at shared address `v`. The first part's start as P comes.
+    #[inline(always)]
+    unsafe fn products<S: Softmax<D, 1>, const TURN: usize>(
+        &self,
+        softmax: &mut S,
+        scores: &S::Scores,
+        exponents: &S::Exponents,
+        v: u32,
+    ) -> (Probabilities<1>, [output::Sums; 2]) {
+        let mut p = [[[0; 4]; KEY_STEPS]; 1];
+        let mut o = [output::NONE; 2];
+        unsafe {
+            unroll!(0..KEY_STEPS, |step| {
+                p[0][step] = softmax.step(scores, exponents, step)[0];
+                output::step::<S, D>(&mut o[0], &p, step, v, 0);
+                if step == TURN {
+                    self.baton.pass();
+                }
+            });
+            wgmma::commit_group();
+            if parts(D) > 1 {
+                unroll!(0..KEY_STEPS, |step| {
+                    output::step::<S, D>(&mut o[1], &p, step, v, 1);
+                });
+                wgmma::commit_group();
+            }
+        }
+        (p, o)
     }
-    scores
-}
 
-/// Adds P times the next block of V to the output.
-#[inline(always)]
-unsafe fn update<S: Softmax<D, 1>, V: Products, const D: usize, const WGS: usize, const SLOTS: usize>(
-    softmax: &mut S,
-    acc: &mut Accumulator<1>,
-    p: &Probabilities<1>,
-    exponents: S::Exponents,
-    rings: &Rings<D, WGS, SLOTS>,
-    turn: &mut Turn,
-    speaks: bool,
-) {
-    unsafe {
-        rings.v().wait_full(*turn);
-        let v = rings.v().address(*turn);
-        let mut sums = output::start::<S, V, D>(p, v, 0);
-        let row = softmax.weigh(exponents, p, acc, D / 8);
-        unroll!(1..D / 8 / V::TILES, |part| {
-            let next = output::start::<S, V, D>(p, v, part);
-            sums.wait::<1>();
-            output::add::<S, V, D>(acc, &sums, part - 1, &row);
-            sums = next;
-        });
-        sums.wait::<0>();
-        rings.v().release(turn, speaks);
-        output::add::<S, V, D>(acc, &sums, D / 8 / V::TILES - 1, &row);
+    #[inline(always)]
+    fn read_item(&self) -> Item {
+        // SAFETY: the buffer is full.
+        unsafe { Item::read(self.buffer + hopper::item_offset(D, WGS) as u32).0 }
     }
-}
 
-/// P of a block, from its scores.
-#[inline(always)]
-unsafe fn probabilities<S: Softmax<D, 1>, const D: usize, const CAUSAL: bool>(
-    softmax: &mut S,
-    mut scores: S::Scores,
-    mask: &Mask<CAUSAL>,
-    block: u32,
-    place: &Place,
-    find_place: impl Fn() -> Place,
-) -> (Probabilities<1>, S::Exponents) {
-    if block >= mask.full_blocks {
-        mask.apply::<S, D, 1, 1>(&mut scores, block, &find_place());
+    /// The place of this lane, found anew where it is seldom needed: registers are what the loop is short of.
+    #[inline(always)]
+    fn find_place(&self) -> Place {
+        let item = self.read_item();
+        place(&item, item.m_block * tile_m(WGS) + self.group * WARPGROUP_ROWS as u32, opaque(tid_x()))
     }
-    unsafe { softmax.probabilities(scores, &Exchange::<1, 1>::new(0, place)) }
 }
 
 /// The place of a lane: its warp has 16 of the warpgroup's rows.

@@ -5,7 +5,6 @@ use crate::attention::Args;
 use crate::attention::epilogue::Out;
 #[allow(unused_imports, reason = "not every module has both schemes")]
 use crate::attention::softmax::{BlockMax, Paper};
-use crate::ptx::wgmma::Sums;
 
 macro_rules! scheme {
     (Default) => {
@@ -17,7 +16,7 @@ macro_rules! scheme {
 }
 
 macro_rules! entries {
-    ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $keys:literal, $dims:literal, $ahead:literal, $from:literal, $causal:literal, $name:ident;)*) => {$(
+    ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $turn:literal, $from:literal, $causal:literal, $name:ident;)*) => {$(
         #[cfg(kernels = $module)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
@@ -30,10 +29,7 @@ macro_rules! entries {
             let out = Out { o, stride_b: o_stride_b, stride_h: o_stride_h, stride_n: o_stride_n, lse, dtype: o_dtype };
             let args = Args { q, k, v, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean, out, seqlen_q, seqlen_kv, group, softmax_scale };
             unsafe {
-                super::attention::<scheme!($scheme), Sums<{ $keys / 8 }>, Sums<{ $dims / 8 }>, $d, $wgs, $slots, $ahead, $causal>(
-                    args,
-                    Heads { heads_q, batch },
-                );
+                super::attention::<scheme!($scheme), $d, $wgs, $slots, $turn, $causal>(args, Heads { heads_q, batch });
             }
         }
     )*};

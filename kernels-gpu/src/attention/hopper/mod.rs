@@ -5,13 +5,16 @@
 //! into rings in shared memory (`load`, `ring`); the consumers run the loop of the paper on what has landed (`consume`):
 //!
 //! ```text
-//! scores::start, take      S = Q K^T         wgmma, both operands in shared memory
-//! softmax.probabilities    m, P              as on sm_80: a warp of a warpgroup has 16 rows in the fragments of mma.sync
-//! output::start            P V               wgmma, P from registers
+//! scores::take             S                 of the products started a block ago, both operands in shared memory
+//! softmax.exponents        m                 as on sm_80: a warp of a warpgroup has 16 rows in the fragments of mma.sync
+//! softmax.step             P                 32 keys at a time, when it is the warp's turn (`baton`)
+//! output::step             P V               wgmma, P from registers, as soon as a step of P is there
 //! softmax.weigh            w, l              while that is under way
 //! output::add              O += w * (P V)
+//! scores::start            the next Q K^T    in the registers of P V
 //! ```
 
+mod baton;
 mod consume;
 #[cfg(any(kernels = "hopper_d64", kernels = "hopper_d128"))]
 mod entry;
@@ -26,7 +29,6 @@ use super::{Args, Softmax};
 use crate::config::hopper;
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{bar_sync, tid_x};
-use crate::ptx::wgmma::Products;
 use crate::ptx::{mbarrier, warpgroup};
 use crate::smem;
 use ring::Rings;
@@ -42,12 +44,10 @@ pub(crate) struct Heads {
 #[inline(always)]
 pub(crate) unsafe fn attention<
     S: Softmax<D, 1>,
-    K: Products,
-    V: Products,
     const D: usize,
     const WGS: usize,
     const SLOTS: usize,
-    const AHEAD: bool,
+    const TURN: usize,
     const CAUSAL: bool,
 >(
     args: Args,
@@ -78,7 +78,7 @@ pub(crate) unsafe fn attention<
                 2 => warpgroup::grow::<{ hopper::consumer_registers(2) }>(),
                 _ => warpgroup::grow::<{ hopper::consumer_registers(3) }>(),
             }
-            consume::run::<S, K, V, D, WGS, SLOTS, AHEAD, CAUSAL>(&args, heads, &rings);
+            consume::run::<S, D, WGS, SLOTS, TURN, CAUSAL>(&args, heads, &rings);
         }
     }
 }

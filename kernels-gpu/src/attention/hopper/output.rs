@@ -1,48 +1,55 @@
 //! O += w * (P V), 64 query rows a warpgroup.
 
+use crate::attention::Softmax;
 use crate::attention::output::{Accumulator, Probabilities};
-use crate::attention::{KEY_STEPS, Softmax};
 use crate::layout::ROW_BYTES;
 use crate::ptx::math::cvt_rn_f32_s32;
 use crate::ptx::wgmma::{self, Products};
 
-/// Starts the products of P with the dims of part `part` of a V block, as a group.
+/// Dims of a part of P V: the registers of two parts are those of a block's scores.
+const PART: usize = 64;
+/// n8 tiles of a part.
+const TILES: usize = PART / 8;
+
+/// The sums of a part.
+pub(crate) type Sums = wgmma::Sums<TILES>;
+
+/// Of a part that has not been started.
+pub(crate) const NONE: Sums = [[0; 4]; TILES];
+
+/// Parts of a head dim.
+pub(crate) const fn parts(head_dim: usize) -> usize {
+    head_dim / PART
+}
+
+/// Starts the products of step `step` of P with the dims of part `part` of the V block at shared address `v`. Step 0 begins the sums.
 #[inline(always)]
-pub(crate) unsafe fn start<S: Softmax<D, 1>, P: Products, const D: usize>(
+pub(crate) unsafe fn step<S: Softmax<D, 1>, const D: usize>(
+    sums: &mut Sums,
     p: &Probabilities<1>,
+    step: usize,
     v: u32,
     part: usize,
-) -> P {
-    let v = wgmma::descriptor(v + (part * 8 * P::TILES * ROW_BYTES) as u32);
-    let panel = (D * ROW_BYTES / 16) as u64;
+) {
+    let v = wgmma::descriptor(v + (part * PART * ROW_BYTES) as u32) + (step * D * ROW_BYTES / 16) as u64;
+    let p = p[0][step];
     unsafe {
         wgmma::fence();
-        let mut sums = if S::SIGNED { P::registers_s8_s8(p[0][0], v) } else { P::registers_u8_s8(p[0][0], v) };
-        unroll!(1..KEY_STEPS, |step| {
-            let v = v + step as u64 * panel;
-            if S::SIGNED {
-                sums.add_registers_s8_s8(p[0][step], v);
-            } else {
-                sums.add_registers_u8_s8(p[0][step], v);
-            }
-        });
-        wgmma::commit_group();
-        sums
+        match (step, S::SIGNED) {
+            (0, true) => *sums = Sums::registers_s8_s8(p, v),
+            (0, false) => *sums = Sums::registers_u8_s8(p, v),
+            (_, true) => sums.add_registers_s8_s8(p, v),
+            (_, false) => sums.add_registers_u8_s8(p, v),
+        }
     }
 }
 
 /// Adds a part's sums to the output.
 #[inline(always)]
-pub(crate) fn add<S: Softmax<D, 1>, P: Products, const D: usize>(
-    acc: &mut Accumulator<1>,
-    sums: &P,
-    part: usize,
-    row: &S::Row,
-) {
-    let sums = sums.tiles();
-    unroll!(0..P::TILES, |tile| {
+pub(crate) fn add<S: Softmax<D, 1>, const D: usize>(acc: &mut Accumulator<1>, sums: &Sums, part: usize, row: &S::Row) {
+    unroll!(0..TILES, |tile| {
         unroll!(0..4, |j| {
-            let o = &mut acc.o[0][part * P::TILES + tile][j];
+            let o = &mut acc.o[0][part * TILES + tile][j];
             *o = S::accumulate(*o, cvt_rn_f32_s32(sums[tile][j]), row, 0, j / 2);
         });
     });

@@ -69,6 +69,20 @@ impl Ring {
         unsafe { mbarrier::wait(self.full(turn), turn.parity) }
     }
 
+    /// Whether the slot has been filled.
+    #[inline(always)]
+    pub(crate) unsafe fn test_full(&self, turn: Turn) -> bool {
+        unsafe { mbarrier::test(self.full(turn), turn.parity) }
+    }
+
+    /// Waits until the slot has been filled, where a test a while ago did not say so. The test hides what asking takes.
+    #[inline(always)]
+    pub(crate) unsafe fn wait_full_unless(&self, tested: bool, turn: Turn) {
+        if !tested {
+            unsafe { self.wait_full(turn) }
+        }
+    }
+
     /// Waits until the slot is free. In the first round it is: the phase before a barrier's first counts as ended.
     #[inline(always)]
     pub(crate) unsafe fn wait_empty(&self, turn: Turn) {

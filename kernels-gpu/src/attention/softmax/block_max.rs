@@ -62,7 +62,7 @@ impl<const MT: usize, const SPREAD: bool> BlockMax<MT, SPREAD> {
 
     /// The block's exponents, negated, as pairs of equal float16.
     #[inline(always)]
-    fn exponents(&self, maxima: &[u32; MT]) -> [[u32; 2]; MT] {
+    fn negated(&self, maxima: &[u32; MT]) -> [[u32; 2]; MT] {
         let mut minus_m = [[0; 2]; MT];
         unroll!(0..MT, |mt| {
             let row_max = [cvt_f32_f16_low(maxima[mt]), cvt_f32_f16_high(maxima[mt])];
@@ -209,24 +209,26 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
     }
 
     #[inline(always)]
-    unsafe fn probabilities<const TEAM: usize>(
+    unsafe fn exponents<const TEAM: usize>(
         &mut self,
-        scores: Self::Scores,
+        scores: &Self::Scores,
         exchange: &Exchange<MT, TEAM>,
-    ) -> (Probabilities<MT>, Self::Exponents) {
-        let minus_m = self.exponents(&unsafe { exchange.largest(Self::maxima::<TEAM>(&scores)) });
-        let mut p = [[[0; 4]; KEY_STEPS]; MT];
-        unroll!(0..KEY_STEPS / TEAM, |step| {
-            unroll!(0..2, |upper| {
-                unroll!(0..MT, |mt| {
-                    unroll!(0..2, |half| {
-                        p[mt][step][half + 2 * upper] = self.codes(&scores, &minus_m, mt, half, 4 * step + 2 * upper);
-                    });
+    ) -> Self::Exponents {
+        let maxima = unsafe { exchange.largest(Self::maxima::<TEAM>(scores)) };
+        self.negated(&maxima)
+    }
+
+    #[inline(always)]
+    fn step(&mut self, scores: &Self::Scores, exponents: &Self::Exponents, step: usize) -> [[u32; 4]; MT] {
+        let mut p = [[0; 4]; MT];
+        unroll!(0..2, |upper| {
+            unroll!(0..MT, |mt| {
+                unroll!(0..2, |half| {
+                    p[mt][half + 2 * upper] = self.codes(scores, exponents, mt, half, 4 * step + 2 * upper);
                 });
             });
-            unsafe { exchange.share(&p, step) };
         });
-        (p, minus_m)
+        p
     }
 
     #[inline(always)]
@@ -237,6 +239,13 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
         acc: &mut Accumulator<MT>,
         tiles: usize,
     ) -> Self::Row {
+        // Before the branch, where they fill the gaps between the exponentials.
+        let mut sums = [[0.0; 2]; MT];
+        if SPREAD {
+            unroll!(0..MT, |mt| {
+                sums[mt] = lane_sums(&p[mt]);
+            });
+        }
         let mut max = [[0.0; 2]; MT];
         let mut moved = false;
         unroll!(0..MT, |mt| {
@@ -260,10 +269,12 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
         }
         let mut weight = [[0.0; 2]; MT];
         unroll!(0..MT, |mt| {
-            let sums = if SPREAD { lane_sums(&p[mt]) } else { unsafe { quad_sums(&p[mt]) } };
+            if !SPREAD {
+                sums[mt] = unsafe { quad_sums(&p[mt]) };
+            }
             unroll!(0..2, |half| {
                 weight[mt][half] = ex2_approx_ftz_f32(max[mt][half] - self.reference[mt][half]);
-                self.row_sum[mt][half] = fma_rn_f32(weight[mt][half], sums[half], self.row_sum[mt][half]);
+                self.row_sum[mt][half] = fma_rn_f32(weight[mt][half], sums[mt][half], self.row_sum[mt][half]);
             });
         });
         weight

@@ -6,9 +6,9 @@ mod paper;
 pub(crate) use block_max::BlockMax;
 pub(crate) use paper::Paper;
 
-use super::Args;
 use super::exchange::Exchange;
 use super::output::{Accumulator, Probabilities};
+use super::{Args, KEY_STEPS};
 
 /// What the attention loop asks of a scheme; `D` the head dim, `MT` the m16 tiles of a warp.
 pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
@@ -51,12 +51,34 @@ pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
     /// Leaves `keys` (0, 1, 2 or out of that range) of two neighbouring keys, and makes the scores of the others minus infinity.
     fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, keys: i32);
 
+    /// The exponents of a block's rows.
+    unsafe fn exponents<const TEAM: usize>(
+        &mut self,
+        scores: &Self::Scores,
+        exchange: &Exchange<MT, TEAM>,
+    ) -> Self::Exponents;
+
+    /// P of the keys of step `step`: exponentials, as A fragments.
+    fn step(&mut self, scores: &Self::Scores, exponents: &Self::Exponents, step: usize) -> [[u32; 4]; MT];
+
     /// Exponentials of the warp's keys: its part of P, given to the team.
+    #[inline(always)]
     unsafe fn probabilities<const TEAM: usize>(
         &mut self,
         scores: Self::Scores,
         exchange: &Exchange<MT, TEAM>,
-    ) -> (Probabilities<MT>, Self::Exponents);
+    ) -> (Probabilities<MT>, Self::Exponents) {
+        let exponents = unsafe { self.exponents(&scores, exchange) };
+        let mut p = [[[0; 4]; KEY_STEPS]; MT];
+        unroll!(0..KEY_STEPS / TEAM, |step| {
+            let codes = self.step(&scores, &exponents, step);
+            unroll!(0..MT, |mt| {
+                p[mt][step] = codes[mt];
+            });
+            unsafe { exchange.share(&p, step) };
+        });
+        (p, exponents)
+    }
 
     /// The state moved on by a block. Rescales the `tiles` tiles of the output when its reference exponent moves.
     unsafe fn weigh(

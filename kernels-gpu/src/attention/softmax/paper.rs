@@ -3,7 +3,7 @@
 use super::super::exchange::Exchange;
 use super::super::output::{Accumulator, Probabilities};
 use super::super::scores::MAGIC;
-use super::super::{Args, KEY_STEPS, KEY_TILES};
+use super::super::{Args, KEY_TILES};
 use super::Softmax;
 use crate::ptx::math::{
     add_rn_f32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt, rcp_approx_ftz_f32,
@@ -21,6 +21,12 @@ pub(crate) struct Paper<const MT: usize> {
     row_max: [[f32; 2]; MT],
     /// This lane's share of the row sum (the quad's four are added at the end).
     row_sum: [[f32; 2]; MT],
+}
+
+/// A maximum to subtract. Where no key has been seen yet it is a finite one, so that the differences are numbers.
+#[inline(always)]
+fn finite(max: f32) -> f32 {
+    max_f32(max, -1e30)
 }
 
 impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
@@ -87,13 +93,12 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    unsafe fn probabilities<const TEAM: usize>(
+    unsafe fn exponents<const TEAM: usize>(
         &mut self,
-        scores: Self::Scores,
+        scores: &Self::Scores,
         _: &Exchange<MT, TEAM>,
-    ) -> (Probabilities<MT>, Self::Exponents) {
+    ) -> Self::Exponents {
         const { assert!(TEAM == 1) }
-        let mut p = [[[0; 4]; KEY_STEPS]; MT];
         let mut alpha = [[0.0; 2]; MT];
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
@@ -105,31 +110,37 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
                     max = max_f32(max, f32::from_bits(shfl_bfly::<1>(max.to_bits())));
                     max = max_f32(max, f32::from_bits(shfl_bfly::<2>(max.to_bits())));
                 }
-                // No key seen yet: a finite reference keeps the differences from being no numbers.
-                let reference = max_f32(max, -1e30);
-                alpha[mt][half] = ex2_approx_ftz_f32(max_f32(self.row_max[mt][half], -1e30) - reference);
+                alpha[mt][half] = ex2_approx_ftz_f32(finite(self.row_max[mt][half]) - finite(max));
                 self.row_max[mt][half] = max;
-                let mut sum = 0.0;
-                let mut codes = [[0; 2]; KEY_TILES];
-                unroll!(0..KEY_TILES, |tile| {
-                    unroll!(0..2, |i| {
-                        let e = ex2_approx_ftz_f32(scores[mt][half][tile][i] - reference);
-                        sum += e;
-                        codes[tile][i] = fma_rn_f32(e, R, MAGIC).to_bits();
-                    });
-                });
-                self.row_sum[mt][half] = fma_rn_f32(self.row_sum[mt][half], alpha[mt][half], sum);
-                unroll!(0..KEY_STEPS, |step| {
-                    unroll!(0..2, |upper| {
-                        let tile = 4 * step + 2 * upper;
-                        let (low, high) = (codes[tile], codes[tile + 1]);
-                        p[mt][step][half + 2 * upper] =
-                            prmt(prmt(low[0], low[1], 0x0040), prmt(high[0], high[1], 0x0040), 0x5410);
-                    });
-                });
+                self.row_sum[mt][half] *= alpha[mt][half];
             });
         });
-        (p, alpha)
+        alpha
+    }
+
+    #[inline(always)]
+    fn step(&mut self, scores: &Self::Scores, _: &Self::Exponents, step: usize) -> [[u32; 4]; MT] {
+        let mut p = [[0; 4]; MT];
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
+                let reference = finite(self.row_max[mt][half]);
+                let mut sum = 0.0;
+                unroll!(0..2, |upper| {
+                    let mut codes = [[0; 2]; 2];
+                    unroll!(0..2, |i| {
+                        unroll!(0..2, |j| {
+                            let e = ex2_approx_ftz_f32(scores[mt][half][4 * step + 2 * upper + i][j] - reference);
+                            sum += e;
+                            codes[i][j] = fma_rn_f32(e, R, MAGIC).to_bits();
+                        });
+                    });
+                    let [low, high] = codes.map(|pair| prmt(pair[0], pair[1], 0x0040));
+                    p[mt][half + 2 * upper] = prmt(low, high, 0x5410);
+                });
+                self.row_sum[mt][half] += sum;
+            });
+        });
+        p
     }
 
     #[inline(always)]
