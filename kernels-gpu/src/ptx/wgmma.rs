@@ -37,6 +37,20 @@ pub unsafe fn fence() {
     unsafe { asm!("wgmma.fence.sync.aligned;", options(nostack)) }
 }
 
+/// [`fence`] behind what writes `a`: a compiler may move that, and not the fence.
+///
+/// # Safety
+/// As [`fence`].
+#[inline(always)]
+#[must_use]
+pub unsafe fn fence_behind(mut a: [u32; 4]) -> [u32; 4] {
+    unsafe {
+        asm!("wgmma.fence.sync.aligned; // {}, {}, {}, {}",
+            inout(reg32) a[0], inout(reg32) a[1], inout(reg32) a[2], inout(reg32) a[3], options(nostack));
+    }
+    a
+}
+
 /// Closes the group of products issued since the last commit (`wgmma.commit_group`).
 ///
 /// # Safety

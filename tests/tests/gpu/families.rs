@@ -24,10 +24,13 @@ pub fn agree(gpu: &OnGpu) -> Result<()> {
         for (seed, variant) in config::ATTENTION.iter().filter(|variant| variant.family == family).enumerate() {
             let case = Case::of_variant(variant, seed);
             compare(&case).context(variant.entry)?;
-            let layout = case.output()?;
-            let plan =
-                gpu.gpu.plan_attention(&case.problem, &AttentionOutput { layout, dtype: DType::F16, lse: false })?;
-            anyhow::ensure!(plan.kernel() == variant.entry, "the library chose {}", plan.kernel());
+            for seqlen_kv in [variant.from_keys, 4096].into_iter().filter(|&keys| keys > 0) {
+                anyhow::ensure!(chosen(gpu, &case.problem, seqlen_kv)? == (family, variant.entry), "{seqlen_kv} keys");
+            }
+            if variant.from_keys > 1 {
+                let (chosen, _) = chosen(gpu, &case.problem, variant.from_keys - 1)?;
+                anyhow::ensure!(chosen == Family::Sm80, "{chosen:?} for {} keys", variant.from_keys - 1);
+            }
         }
         check_cases(cases(150), &any_case(500), compare).map_err(anyhow::Error::msg)?;
         print!("{}", agreement.borrow());
@@ -37,4 +40,12 @@ pub fn agree(gpu: &OnGpu) -> Result<()> {
     let output = AttentionOutput { layout: TensorLayout::bhnd(problem.q_shape()), dtype: DType::F16, lse: false };
     anyhow::ensure!(gpu.gpu.plan_attention(&problem, &output)?.family() == Family::Sm80);
     Ok(())
+}
+
+/// The family and the kernel that the library takes for this problem with so many keys.
+fn chosen(gpu: &OnGpu, problem: &AttentionProblem, seqlen_kv: usize) -> Result<(Family, &'static str)> {
+    let problem = AttentionProblem { seqlen_kv, ..*problem };
+    let output = AttentionOutput { layout: TensorLayout::bhnd(problem.q_shape()), dtype: DType::F16, lse: false };
+    let plan = gpu.gpu.plan_attention(&problem, &output)?;
+    Ok((plan.family(), plan.kernel()))
 }

@@ -26,15 +26,15 @@ pub(crate) const fn parts(head_dim: usize) -> usize {
 #[inline(always)]
 pub(crate) unsafe fn step<S: Softmax<D, 1>, const D: usize>(
     sums: &mut Sums,
-    p: &Probabilities<1>,
+    p: &mut Probabilities<1>,
     step: usize,
     v: u32,
     part: usize,
 ) {
     let v = wgmma::descriptor(v + (part * PART * ROW_BYTES) as u32) + (step * D * ROW_BYTES / 16) as u64;
-    let p = p[0][step];
     unsafe {
-        wgmma::fence();
+        p[0][step] = wgmma::fence_behind(p[0][step]);
+        let p = p[0][step];
         match (step, S::SIGNED) {
             (0, true) => *sums = Sums::registers_s8_s8(p, v),
             (0, false) => *sums = Sums::registers_u8_s8(p, v),
