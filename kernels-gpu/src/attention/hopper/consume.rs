@@ -21,8 +21,8 @@ use output::parts;
 #[derive(Clone, Copy)]
 struct Turns {
     q: Turn,
-    k: Turn,
-    v: Turn,
+    /// Of K, V and the key factors: blocks come in step.
+    kv: Turn,
 }
 
 /// A warpgroup's rows of a query tile.
@@ -53,7 +53,7 @@ pub(crate) unsafe fn run<
     heads: Heads,
     rings: &Rings<D, WGS, SLOTS>,
 ) {
-    let mut turns = Turns { q: Turn::first(), k: Turn::first(), v: Turn::first() };
+    let mut turns = Turns { q: Turn::first(), kv: Turn::first() };
     let mut work = Work::<D, WGS, CAUSAL>::first();
     // SAFETY: all consumers come here, in whole warps.
     let baton = unsafe { Baton::new() };
@@ -103,8 +103,8 @@ unsafe fn tile<
         let mut softmax = S::new(args, unit, [[ld_shared_f32(scale), ld_shared_f32(scale + 32)]]);
         let mut acc = Accumulator::<1>::zero();
         if blocks > 0 {
-            ring_k.wait_full(turns.k);
-            let mut sums = scores::start::<D>(rows.q, ring_k.address(turns.k));
+            ring_k.wait_full(turns.kv);
+            let mut sums = scores::start::<D>(rows.q, ring_k.address(turns.kv));
             let mut index = 0;
             while index + 1 < blocks {
                 rows.block::<S, TURN, true>(&mut softmax, &mut acc, &mut sums, turns, index);
@@ -117,17 +117,19 @@ unsafe fn tile<
         let brought = Mask::<CAUSAL>::new(args, first, tile_m(WGS)).blocks;
         let mut index = blocks;
         while index < brought {
-            ring_k.wait_full(turns.k);
-            ring_k.release(&mut turns.k, rows.speaks);
+            ring_k.wait_full(turns.kv);
+            ring_k.release(turns.kv, rows.speaks);
             baton.take();
             baton.pass();
-            ring_v.wait_full(turns.v);
-            ring_v.release(&mut turns.v, rows.speaks);
+            ring_v.wait_full(turns.kv);
+            ring_v.release(turns.kv, rows.speaks);
+            turns.kv = ring_v.next(turns.kv);
             index += 1;
         }
         let v_scale = buffer + hopper::v_scale_offset(D, WGS) as u32;
         epilogue::store::<S, D>(args, &rows.find_place(), &softmax, &acc, v_scale);
-        rings.q().release(&mut turns.q, rows.speaks);
+        rings.q().release(turns.q, rows.speaks);
+        turns.q = rings.q().next(turns.q);
     }
 }
 
@@ -145,35 +147,38 @@ impl<const D: usize, const WGS: usize, const SLOTS: usize, const CAUSAL: bool> R
     ) {
         let (ring_k, ring_v) = (self.rings.k(), self.rings.v());
         unsafe {
+            let now = turns.kv;
             // Asked long before the answer matters, where a register is left to keep it.
-            let v_there = D < 128 && ring_v.test_full(turns.v);
+            let v_there = D < 128 && ring_v.test_full(now);
             // Found anew, before the wait hides it: in the loop, registers are short.
-            let factors = self.rings.factors(turns.k) + 16 * (opaque(tid_x()) % 4);
+            let factors = self.rings.factors(now) + 16 * (opaque(tid_x()) % 4);
             sums.wait::<0>();
             let mut scores = scores::take::<S, D>(softmax, sums, factors);
             if index >= self.mask.full_blocks {
                 self.mask.apply::<S, D, 1, 1>(&mut scores, index, &self.find_place());
             }
             let exponents = softmax.exponents(&scores, &Exchange::<1, 1>::new(0, &self.place));
-            ring_k.release(&mut turns.k, self.speaks);
-            let k_there = MORE && ring_k.test_full(turns.k);
+            ring_k.release(now, self.speaks);
+            let next = ring_k.next(now);
+            let k_there = MORE && ring_k.test_full(next);
             self.baton.take();
-            ring_v.wait_full_unless(v_there, turns.v);
-            let (p, mut o) = self.products::<S, TURN>(softmax, &scores, &exponents, ring_v.address(turns.v));
+            ring_v.wait_full_unless(v_there, now);
+            let (p, mut o) = self.products::<S, TURN>(softmax, &scores, &exponents, ring_v.address(now));
             let row = softmax.weigh(exponents, &p, acc, D / 8);
             unroll!(0..parts(D), |part| {
                 if part + 1 == parts(D) {
                     o[part].wait::<0>();
-                    ring_v.release(&mut turns.v, self.speaks);
+                    ring_v.release(now, self.speaks);
                 } else {
                     o[part].wait::<1>();
                 }
                 output::add::<S, D>(acc, &o[part], part, &row);
             });
             if MORE {
-                ring_k.wait_full_unless(k_there, turns.k);
-                *sums = scores::start::<D>(self.q, ring_k.address(turns.k));
+                ring_k.wait_full_unless(k_there, next);
+                *sums = scores::start::<D>(self.q, ring_k.address(next));
             }
+            turns.kv = next;
         }
     }
 

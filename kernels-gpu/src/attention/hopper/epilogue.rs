@@ -1,7 +1,7 @@
 //! O = acc / l * v_scale + v_mean, and the log-sum-exp.
 //!
-//! A warp's next exponentials wait behind this, and those of the other warps behind them: what nearly all rows need is a straight
-//! line without branches, and the channels' scales are in shared memory.
+//! All warps of a CTA come here at about the same time, and nobody is left to hide what they wait for: the channels' scales
+//! are in shared memory, and each row's address and alignment are found once.
 
 use crate::attention::epilogue::{Out, store_lse};
 use crate::attention::output::Accumulator;
@@ -9,6 +9,9 @@ use crate::attention::{Args, Place, Softmax};
 use crate::ptx::math::{cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, fma_rn_f32};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::ld_shared_v2_u32;
+
+/// Tiles whose scales are in registers together.
+const CHUNK: usize = 4;
 
 /// Writes the 16 rows of a warp; the channels' scales and then their means are at shared address `v_scale`.
 #[inline(always)]
@@ -19,105 +22,74 @@ pub(crate) unsafe fn store<S: Softmax<D, 1>, const D: usize>(
     acc: &Accumulator<1>,
     v_scale: u32,
 ) {
-    let v_scale = v_scale + 8 * place.quad;
     let row = place.row + place.group;
     // The shuffles inside need the whole warp.
     let finished = unsafe { [softmax.finish(0, 0), softmax.finish(0, 1)] };
-    // A row without keys: zero, and minus infinity.
-    let seen = finished.map(|row| row.is_some());
-    let factor = finished.map(|row| row.map_or(0.0, |(factor, _)| factor));
-    let lse = finished.map(|row| row.map_or(f32::NEG_INFINITY, |(_, lse)| lse));
-    let offset = [0, 8].map(|below: u32| {
-        i64::from(place.batch) * args.out.stride_b
-            + i64::from(place.head_q) * args.out.stride_h
-            + i64::from(row + below) * args.out.stride_n
-            + i64::from(2 * place.quad)
-    });
-    let inside = row + 8 < args.seqlen_q;
-    unsafe {
-        // Elements in pairs: where the first is aligned, all are.
-        let pairs = offset.map(|offset| args.out.o.cast::<u16>().offset(offset as isize));
-        let aligned = (pairs[0] as usize | pairs[1] as usize).is_multiple_of(4);
-        match (inside && aligned && seen[0] && seen[1], args.out.dtype) {
-            (true, 0) => {
-                rows::<D>(acc, factor, v_scale, pairs, cvt_rn_f16x2_f32);
-            }
-            (true, 1) => {
-                rows::<D>(acc, factor, v_scale, pairs, cvt_rn_bf16x2_f32);
-            }
-            _ => {
-                unroll!(0..2, |half| {
-                    if row + (8 * half as u32) < args.seqlen_q {
-                        any_row::<D>(&args.out, acc, half, factor[half], seen[half], v_scale, offset[half]);
-                    }
-                });
-            }
-        }
+    unroll!(0..D / 8 / CHUNK, |chunk| {
+        let column = 8 * CHUNK * chunk + 2 * place.quad as usize;
+        let mut channels = [[[0.0; 2]; 2]; CHUNK];
+        unroll!(0..CHUNK, |i| {
+            let at = v_scale + 4 * (8 * i + column) as u32;
+            channels[i] = unsafe { [ld_shared_v2_u32(at), ld_shared_v2_u32(at + 4 * D as u32)] }
+                .map(|pair| pair.map(f32::from_bits));
+        });
         unroll!(0..2, |half| {
             let row = row + 8 * half as u32;
-            if row < args.seqlen_q && place.quad == 0 {
-                store_lse(args, place, row, lse[half]);
+            if row < args.seqlen_q {
+                let factor = finished[half].map_or(0.0, |(factor, _)| factor);
+                let seen = if finished[half].is_some() { 1.0 } else { 0.0 };
+                let offset = i64::from(place.batch) * args.out.stride_b
+                    + i64::from(place.head_q) * args.out.stride_h
+                    + i64::from(row) * args.out.stride_n
+                    + column as i64;
+                let mut o = [[0.0; 2]; CHUNK];
+                unroll!(0..CHUNK, |i| {
+                    let acc = acc.o[0][CHUNK * chunk + i];
+                    let [scale, mean] = channels[i];
+                    unroll!(0..2, |j| {
+                        o[i][j] = fma_rn_f32(acc[2 * half + j] * factor, scale[j], mean[j] * seen);
+                    });
+                });
+                unsafe { store_chunk(&args.out, offset, &o) };
             }
         });
-    }
-}
-
-/// Two channels' scales, or means, at shared address `at`.
-#[inline(always)]
-unsafe fn pair(at: u32) -> [f32; 2] {
-    unsafe { ld_shared_v2_u32(at) }.map(f32::from_bits)
-}
-
-/// Stores both rows of a lane as pairs of 16-bit elements, eight elements apart.
-#[inline(always)]
-unsafe fn rows<const D: usize>(
-    acc: &Accumulator<1>,
-    factor: [f32; 2],
-    v_scale: u32,
-    o: [*mut u16; 2],
-    round: impl Fn(f32, f32) -> u32,
-) {
-    unroll!(0..D / 8, |tile| {
-        let at = v_scale + (32 * tile) as u32;
-        unsafe {
-            let (scale, mean) = (pair(at), pair(at + 4 * D as u32));
-            unroll!(0..2, |half| {
-                let acc = &acc.o[0][tile];
-                let low = fma_rn_f32(acc[2 * half] * factor[half], scale[0], mean[0]);
-                let high = fma_rn_f32(acc[2 * half + 1] * factor[half], scale[1], mean[1]);
-                *o[half].add(8 * tile).cast::<u32>() = round(high, low);
-            });
+    });
+    unroll!(0..2, |half| {
+        let row = row + 8 * half as u32;
+        if row < args.seqlen_q && place.quad == 0 {
+            let lse = finished[half].map_or(f32::NEG_INFINITY, |(_, lse)| lse);
+            unsafe { store_lse(args, place, row, lse) };
         }
     });
 }
 
-/// Stores a lane's part of a row, element by element, from element `offset` on.
+/// Stores pairs of neighbouring elements, eight elements apart, from element `offset` on. The host guarantees an element's
+/// alignment; in pairs the elements go where the first pair is aligned, and then all are.
 #[inline(always)]
-unsafe fn any_row<const D: usize>(
-    out: &Out,
-    acc: &Accumulator<1>,
-    half: usize,
-    factor: f32,
-    seen: bool,
-    v_scale: u32,
-    offset: i64,
-) {
-    let seen = if seen { 1.0 } else { 0.0 };
-    unroll!(0..D / 8, |tile| {
-        let at = v_scale + (32 * tile) as u32;
+unsafe fn store_chunk(out: &Out, offset: i64, o: &[[f32; 2]; CHUNK]) {
+    if out.dtype == 2 {
+        let address = unsafe { out.o.cast::<f32>().offset(offset as isize) };
+        unroll!(0..CHUNK, |i| {
+            unsafe {
+                *address.add(8 * i) = o[i][0];
+                *address.add(8 * i + 1) = o[i][1];
+            }
+        });
+        return;
+    }
+    let address = unsafe { out.o.cast::<u16>().offset(offset as isize) };
+    let aligned = (address as usize).is_multiple_of(4);
+    unroll!(0..CHUNK, |i| {
+        let (f16, bf16) = (cvt_rn_f16x2_f32(o[i][1], o[i][0]), cvt_rn_bf16x2_f32(o[i][1], o[i][0]));
+        let pair = selp_b32(out.dtype == 0, f16, bf16);
         unsafe {
-            let (scale, mean) = (pair(at), pair(at + 4 * D as u32));
-            let acc = &acc.o[0][tile];
-            unroll!(0..2, |j| {
-                let o = fma_rn_f32(acc[2 * half + j] * factor, scale[j], mean[j] * seen);
-                let index = (offset + (8 * tile + j) as i64) as isize;
-                if out.dtype == 2 {
-                    *out.o.cast::<f32>().offset(index) = o;
-                } else {
-                    let element = selp_b32(out.dtype == 0, cvt_rn_f16x2_f32(o, o), cvt_rn_bf16x2_f32(o, o));
-                    *out.o.cast::<u16>().offset(index) = element as u16;
-                }
-            });
+            let address = address.add(8 * i);
+            if aligned {
+                *address.cast::<u32>() = pair;
+            } else {
+                *address = pair as u16;
+                *address.add(1) = (pair >> 16) as u16;
+            }
         }
     });
 }

@@ -43,11 +43,11 @@ pub(crate) unsafe fn blocks<const D: usize, const WGS: usize, const SLOTS: usize
                 rings.k().wait_empty(k);
                 mbarrier::arrive_expect(rings.k().full(k), bytes);
                 bulk::copy(rings.k().address(k), args.k.add(offset as usize), bytes, rings.k().full(k));
-                rings.k().advance(&mut k);
+                k = rings.k().next(k);
                 rings.v().wait_empty(v);
                 mbarrier::arrive_expect(rings.v().full(v), bytes);
                 bulk::copy(rings.v().address(v), args.v.add(offset as usize), bytes, rings.v().full(v));
-                rings.v().advance(&mut v);
+                v = rings.v().next(v);
             }
             offset += u64::from(bytes);
             block += 1;
@@ -88,7 +88,7 @@ pub(crate) unsafe fn factors<
                 let factors = scales.map(|scale| S::key_factor(unit, scale).to_bits());
                 st_shared_v4_u32(true, rings.factors(k) + 16 * lane, factors);
                 mbarrier::arrive(rings.k().full(k));
-                rings.k().advance(&mut k);
+                k = rings.k().next(k);
                 source = source.add(KV_BLOCK);
             }
             block += 1;
@@ -129,7 +129,7 @@ pub(crate) unsafe fn tiles<
             bulk::fence_proxy();
             mbarrier::arrive(rings.q().full(q));
         }
-        rings.q().advance(&mut q);
+        q = rings.q().next(q);
         work.advance();
     }
 }

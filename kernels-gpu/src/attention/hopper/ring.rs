@@ -89,22 +89,22 @@ impl Ring {
         unsafe { mbarrier::wait(self.empty + 8 * turn.slot, turn.parity ^ 1) }
     }
 
-    /// This warp is done with the slot, and turns to the next; `speaks` in one of its lanes.
+    /// This warp is done with the slot; `speaks` in one of its lanes.
     #[inline(always)]
-    pub(crate) unsafe fn release(&self, turn: &mut Turn, speaks: bool) {
+    pub(crate) unsafe fn release(&self, turn: Turn, speaks: bool) {
         unsafe {
             warp_sync();
             mbarrier::arrive_if(speaks, self.empty + 8 * turn.slot);
         }
-        self.advance(turn);
     }
 
     /// The next slot.
     #[inline(always)]
-    pub(crate) fn advance(&self, turn: &mut Turn) {
-        turn.slot += 1;
-        if turn.slot == self.slots {
-            *turn = Turn { slot: 0, parity: turn.parity ^ 1 };
+    pub(crate) fn next(&self, turn: Turn) -> Turn {
+        if turn.slot + 1 == self.slots {
+            Turn { slot: 0, parity: turn.parity ^ 1 }
+        } else {
+            Turn { slot: turn.slot + 1, parity: turn.parity }
         }
     }
 }
