@@ -1,7 +1,8 @@
 //! Which query tiles a CTA works on, and in which order.
 //!
-//! All CTAs step through one list of tiles. A causal tile is the longer the later its rows are: the list has the long ones first,
-//! so that the last ones to be handed out are short. It does so for a few heads at a time, whose K and V stay in the L2 cache.
+//! All CTAs step through one list of tiles, in which the long ones come first, so that the last ones to be handed out are short.
+//! Without a causal mask those are the tiles with fewer rows, one at the end of each head. With it, a tile is the longer the later
+//! its rows are; the list then goes through a few heads at a time, whose K and V stay in the L2 cache.
 
 use super::Heads;
 use super::load::tile_m;
@@ -87,33 +88,29 @@ impl<const D: usize, const WGS: usize, const CAUSAL: bool> Work<D, WGS, CAUSAL> 
         let (m_blocks, all) = (Self::m_blocks(opaque(args.seqlen_q)), heads.heads_q * heads.batch);
         // SAFETY: where there are tiles, no length is zero, and a band that has tiles has heads.
         unsafe {
-            // Heads worked on at a time.
-            let band = if CAUSAL {
+            let (head, m_block) = if CAUSAL {
+                // Heads worked on at a time.
                 let (fit, _) = divide(L2_BYTES / (2 * D) as u32, opaque(args.seqlen_kv));
-                if fit == 0 {
+                let band = if fit == 0 {
                     1
                 } else if fit < all {
                     fit
                 } else {
                     all
-                }
+                };
+                let (bands, _) = divide(index, band * m_blocks);
+                let first = bands * band;
+                let in_band = if all - first < band { all - first } else { band };
+                let (rank, head) = divide(index - first * m_blocks, in_band);
+                (first + head, m_blocks - 1 - rank)
             } else {
-                1
+                let whole = opaque(args.seqlen_q) / tile_m(WGS);
+                if index < all * whole { divide(index, whole) } else { (index - all * whole, whole) }
             };
-            let (bands, _) = divide(index, band * m_blocks);
-            let first = bands * band;
-            let in_band = if all - first < band { all - first } else { band };
-            let (rank, head) = divide(index - first * m_blocks, in_band);
-            let (batch, head_q) = divide(first + head, heads.heads_q);
+            let (batch, head_q) = divide(head, heads.heads_q);
             let (kv_of_head, _) = divide(head_q, args.group);
             let (heads_kv, _) = divide(heads.heads_q, args.group);
-            Item {
-                m_block: m_blocks - 1 - rank,
-                batch,
-                head_q,
-                head: first + head,
-                head_kv: batch * heads_kv + kv_of_head,
-            }
+            Item { m_block, batch, head_q, head, head_kv: batch * heads_kv + kv_of_head }
         }
     }
 }
