@@ -91,8 +91,8 @@ impl AttentionVariant {
             Family::Sm80 => Some([tiles, heads, batches]),
             Family::Sm90a => {
                 let all = tiles.checked_mul(heads)?.checked_mul(batches)?;
-                // A CTA's place in the list goes one step past the end.
-                all.checked_add(multiprocessors)?;
+                // A CTA's place in the list goes less than two rounds past the end.
+                all.checked_add(multiprocessors.checked_mul(2)?)?;
                 Some([all.min(multiprocessors), 1, 1])
             }
         }
