@@ -14,8 +14,9 @@ use crate::ptx::special::{ctaid_x, nctaid_x};
 /// Bytes of K and V that CTAs should use at a time: the L2 cache of a Hopper GPU has 50 MB.
 const L2_BYTES: u32 = 16 << 20;
 
-/// The CTA's place in the list, which is dealt out forth and back: so nobody always has the longest tile of a round. What a tile
-/// is, is worked out when asked for: registers are short where it is not.
+/// The CTA's place in the list. Without a causal mask the list is dealt out forth and back, so that nobody has two of the last whole
+/// tiles while others have short ones; with it, that would give the same CTAs the longest tiles of each few heads. What a tile is,
+/// is worked out when asked for: registers are short where it is not.
 #[derive(Clone, Copy)]
 pub(crate) struct Work<const D: usize, const WGS: usize, const CAUSAL: bool> {
     index: u32,
@@ -63,13 +64,15 @@ impl Item {
 impl<const D: usize, const WGS: usize, const CAUSAL: bool> Work<D, WGS, CAUSAL> {
     #[inline(always)]
     pub(crate) fn first() -> Self {
-        Self { index: ctaid_x(), step: 2 * (nctaid_x() - ctaid_x()) - 1 }
+        Self { index: ctaid_x(), step: if CAUSAL { nctaid_x() } else { 2 * (nctaid_x() - ctaid_x()) - 1 } }
     }
 
     #[inline(always)]
     pub(crate) fn advance(&mut self) {
         self.index += self.step;
-        self.step = 2 * nctaid_x() - self.step;
+        if !CAUSAL {
+            self.step = 2 * nctaid_x() - self.step;
+        }
     }
 
     /// Query tiles of a head.
