@@ -20,7 +20,7 @@ const L2_BYTES: u32 = 16 << 20;
 #[derive(Clone, Copy)]
 pub(crate) struct Work<const D: usize, const WGS: usize, const CAUSAL: bool> {
     index: u32,
-    /// From this tile to the CTA's next.
+    /// From this tile to the CTA's next, without a causal mask.
     step: u32,
 }
 
@@ -64,13 +64,15 @@ impl Item {
 impl<const D: usize, const WGS: usize, const CAUSAL: bool> Work<D, WGS, CAUSAL> {
     #[inline(always)]
     pub(crate) fn first() -> Self {
-        Self { index: ctaid_x(), step: if CAUSAL { nctaid_x() } else { 2 * (nctaid_x() - ctaid_x()) - 1 } }
+        Self { index: ctaid_x(), step: 2 * (nctaid_x() - ctaid_x()) - 1 }
     }
 
     #[inline(always)]
     pub(crate) fn advance(&mut self) {
-        self.index += self.step;
-        if !CAUSAL {
+        if CAUSAL {
+            self.index += nctaid_x();
+        } else {
+            self.index += self.step;
             self.step = 2 * nctaid_x() - self.step;
         }
     }
