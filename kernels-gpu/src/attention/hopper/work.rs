@@ -20,7 +20,7 @@ const L2_BYTES: u32 = 16 << 20;
 #[derive(Clone, Copy)]
 pub(crate) struct Work<const D: usize, const WGS: usize, const CAUSAL: bool> {
     index: u32,
-    /// From this tile to the CTA's next, without a causal mask.
+    /// From this tile to the CTA's next, where there is no causal mask.
     step: u32,
 }
 
@@ -64,7 +64,8 @@ impl Item {
 impl<const D: usize, const WGS: usize, const CAUSAL: bool> Work<D, WGS, CAUSAL> {
     #[inline(always)]
     pub(crate) fn first() -> Self {
-        Self { index: ctaid_x(), step: 2 * (nctaid_x() - ctaid_x()) - 1 }
+        let index = ctaid_x();
+        Self { index, step: if CAUSAL { 0 } else { 2 * (nctaid_x() - index) - 1 } }
     }
 
     #[inline(always)]
