@@ -134,8 +134,8 @@ unsafe fn tile<
 }
 
 impl<const D: usize, const WGS: usize, const SLOTS: usize, const CAUSAL: bool> Rows<D, WGS, SLOTS, CAUSAL> {
-    /// Block `index`, whose scores are on their way in `sums`. With `MORE`, those of the next block are when it returns: they take
-    /// the place of P V, part by part.
+    /// Block `index`, whose scores are on their way in `sums`. With `MORE`, those of the next block are when it returns, in the
+    /// registers of P V.
     #[inline(always)]
     unsafe fn block<S: Softmax<D, 1>, const TURN: usize, const MORE: bool>(
         &self,
