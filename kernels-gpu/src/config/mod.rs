@@ -342,9 +342,9 @@ mod tests {
         assert_eq!(general.grid(2, 3, 1000, 132), Some([16, 3, 2]));
         assert_eq!(hopper.grid(2, 3, 1000, 132), Some([36, 1, 1]));
         assert_eq!(hopper.grid(4, 32, 1000, 132), Some([132, 1, 1]));
-        // 65535 * 65535 = 2^32 - 131071 places: 131071 multiprocessors would step past the end.
-        assert_eq!(hopper.grid(65535, 65535, 192, 131_070), Some([131_070, 1, 1]));
-        assert_eq!(hopper.grid(65535, 65535, 192, 131_071), None);
+        // 65535 * 65535 = 2^32 - 131071 places: two rounds of 65536 multiprocessors would step past the end.
+        assert_eq!(hopper.grid(65535, 65535, 192, 65535), Some([65535, 1, 1]));
+        assert_eq!(hopper.grid(65535, 65535, 192, 65536), None);
         assert_eq!(hopper.grid(65535, 65535, 193, 132), None);
         assert_eq!(hopper.grid(1, 1, usize::MAX, 132), None);
     }
