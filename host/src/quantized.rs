@@ -34,16 +34,17 @@ pub struct QuantizedK<I, F> {
 }
 
 /// V in INT8, one scale a channel (in the paper's scheme the same for all channels of a head), packed and transposed in
-/// blocks of 128 tokens (`int_flash_attention_kernels::layout::v_offset`).
+/// blocks of 128 tokens (`int_flash_attention_kernels::layout::v_offset`). A byte of the blocks is a code, -127 to 127, and 128: unsigned,
+/// so that sums of its products with P need no sign (`int_flash_attention_kernels::layout::v_byte`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedV<I, F> {
     /// Shape of V.
     pub shape: Shape,
-    /// `[batch][heads_kv][blocks][128 * head_dim]`, padding zero.
+    /// `[batch][heads_kv][blocks][128 * head_dim]`, padding 128.
     pub data: I,
     /// `[batch][heads_kv][head_dim]`.
     pub scale: F,
-    /// `[batch][heads_kv][head_dim]`: `V = v * scale + mean`.
+    /// `[batch][heads_kv][head_dim]`: `V = (byte - 128) * scale + mean`.
     pub mean: F,
 }
 

@@ -64,9 +64,10 @@ impl Head<'_> {
         (0..self.d).map(|dim| i32::from(q[dim]) * i32::from(k[at + k_offset(key % KV_BLOCK, dim)])).sum()
     }
 
+    /// A byte of V: a code and 128.
     fn value(&self, key: usize, dim: usize) -> f64 {
         let v = &self.operands.v.data;
-        v[self.block(v, key) + v_offset(key % KV_BLOCK, dim, self.d)].into()
+        (v[self.block(v, key) + v_offset(key % KV_BLOCK, dim, self.d)] as u8).into()
     }
 
     fn k_scale(&self, key: usize) -> f32 {
@@ -139,6 +140,7 @@ fn default_block(
 /// Output and log-sum-exp of a row.
 fn row(machine: &mut Machine, p: &AttentionProblem, head: &Head<'_>, row: usize) -> (Vec<f64>, f64) {
     let (mut acc, mut l, mut reference, mut max) = (vec![0.0; p.head_dim], 0.0, f64::NEG_INFINITY, f32::NEG_INFINITY);
+    let mut offset = 0.0;
     let visible = p.visible_keys(row);
     let q_scale = head.operands.q.scale[head.q * p.seqlen_q + row];
     for first in (0..visible).step_by(KV_BLOCK) {
@@ -157,10 +159,12 @@ fn row(machine: &mut Machine, p: &AttentionProblem, head: &Head<'_>, row: usize)
             let factor = (reference - exponent).exp2();
             acc.iter_mut().for_each(|acc| *acc = machine.sum(*acc * factor));
             l = machine.sum(l * factor);
+            offset = machine.sum(offset * factor);
             reference = exponent;
         }
         let weight = (exponent - reference).exp2();
         l = machine.sum(l + weight * sum);
+        offset = machine.sum(offset + weight * 128.0 * codes.iter().sum::<f64>());
         for (dim, acc) in acc.iter_mut().enumerate() {
             let product: f64 = keys.clone().zip(&codes).map(|(key, code)| code * head.value(key, dim)).sum();
             *acc = machine.sum(*acc + weight * product);
@@ -172,7 +176,7 @@ fn row(machine: &mut Machine, p: &AttentionProblem, head: &Head<'_>, row: usize)
     let (one, sum_one) = if p.scheme == Scheme::Default { (1.0, 255.0) } else { (127.0, 1.0) };
     let v = &head.operands.v;
     let channel = |dim: usize| head.kv * p.head_dim + dim;
-    let o = |dim| acc[dim] / (one * l) * f64::from(v.scale[channel(dim)]) + f64::from(v.mean[channel(dim)]);
+    let o = |dim| (acc[dim] - offset) / (one * l) * f64::from(v.scale[channel(dim)]) + f64::from(v.mean[channel(dim)]);
     let bias = head.operands.q.bias.as_ref().map_or(0.0, |bias| f64::from(bias[head.q * p.seqlen_q + row]));
     let lse = std::f64::consts::LN_2 * (reference + (l / sum_one).log2()) + f64::from(p.scale()) * bias;
     ((0..p.head_dim).map(o).collect(), lse)

@@ -11,7 +11,7 @@ use crate::ptx::math::{add_rn_f32, mul_rn_f32};
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{bar_sync, ctaid_x, tid_x};
 use crate::quantize::launch::{TOKENS, shared_bytes, threads};
-use crate::quantize::pack::dequantize4;
+use crate::quantize::pack::{V_OFFSETS, dequantize4};
 use crate::quantize::place::{ByChannel, ByToken, div_rem, spread};
 use crate::smem;
 
@@ -60,7 +60,7 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
             });
             let mut vectors = [[0; 4]; BATCH];
             unroll!(0..BATCH, |i| {
-                let (x, mean) = (floats(bytes[i]), &means[i % pieces]);
+                let (x, mean) = (floats(bytes[i].map(|word| word ^ V_OFFSETS)), &means[i % pieces]);
                 let mut y = [0.0; 8];
                 unroll!(0..E::LANES, |j| {
                     y[j] = add_rn_f32(mul_rn_f32(x[j], scales[i]), mean[j]);
@@ -132,7 +132,7 @@ unsafe fn load_block<E: Element>(block: &Block) {
     }
 }
 
-/// The eight signed bytes of two words.
+/// The eight codes of two words, which have each [`V_OFFSET`](crate::layout::V_OFFSET) too large.
 #[inline(always)]
 fn floats(bytes: [u32; 2]) -> [f32; 8] {
     let (low, high) = (dequantize4(bytes[0]), dequantize4(bytes[1]));

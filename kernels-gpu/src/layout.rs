@@ -16,7 +16,7 @@
 //!
 //! Inside a panel the 16-byte half of a row is exchanged where bit 2 of the row is set ([`swizzle`]): eight
 //! consecutive rows then cover all 32 banks once, and the pattern is the 32-byte swizzle of `wgmma` descriptors
-//! (PTX ISA, "Shared Memory Matrix Layout").
+//! (PTX ISA, "Shared Memory Matrix Layout"). K's bytes are its codes, V's are its codes and [`V_OFFSET`].
 
 /// Keys in one K or V block; the unit of P's scale (the block maximum) and of the attention loop.
 pub const KV_BLOCK: usize = 128;
@@ -24,6 +24,9 @@ pub const KV_BLOCK: usize = 128;
 pub const ROW_BYTES: usize = 32;
 /// Panels of a V block.
 pub const V_PANELS: usize = KV_BLOCK / ROW_BYTES;
+/// What the packed bytes of V have more than its codes, -127 to 127: they are unsigned, so that sums of their products with P are
+/// not negative.
+pub const V_OFFSET: u8 = 128;
 /// Tokens that one partial result of the K/V statistics covers.
 pub const STATS_CHUNK: usize = 512;
 /// Interleaved accumulators of a statistics chunk: token `t` of a chunk is added to accumulator `t % STATS_LANES`.
@@ -62,6 +65,13 @@ pub const fn k_offset(key: usize, dim: usize) -> usize {
 #[must_use]
 pub const fn v_offset(key: usize, dim: usize, head_dim: usize) -> usize {
     key / ROW_BYTES * (head_dim * ROW_BYTES) + swizzle(dim, key_slot(key % ROW_BYTES))
+}
+
+/// The packed byte of a code of V, or the code of a packed byte: they differ in the top bit.
+#[inline(always)]
+#[must_use]
+pub const fn v_byte(code: i8) -> i8 {
+    code.wrapping_add(V_OFFSET as i8)
 }
 
 /// Where key `key` (0..32) of a panel stands in a row of V.
@@ -113,6 +123,14 @@ mod tests {
                 }
             }
             assert!(k[..block_bytes(head_dim)].iter().all(|&s| s) && v[..block_bytes(head_dim)].iter().all(|&s| s));
+        }
+    }
+
+    #[test]
+    fn bytes_of_v_are_unsigned_and_come_back() {
+        for code in -127..=127_i8 {
+            assert_eq!(i32::from(v_byte(code) as u8), i32::from(code) + i32::from(V_OFFSET));
+            assert_eq!(v_byte(v_byte(code)), code);
         }
     }
 

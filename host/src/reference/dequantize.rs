@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::quantized::{HostK, HostQ, HostV};
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_offset};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
 use rayon::prelude::*;
 
 /// Q, `[batch][heads_q][seqlen_q][head_dim]`.
@@ -53,7 +53,7 @@ pub fn dequantize_v(v: &HostV) -> Result<Vec<f32>> {
         let block = &v.data[(head * blocks + key / KV_BLOCK) * block_bytes(d)..];
         for (dim, x) in out.iter_mut().enumerate() {
             let channel = head * d + dim;
-            *x = f32::from(block[v_offset(key % KV_BLOCK, dim, d)]) * v.scale[channel] + v.mean[channel];
+            *x = f32::from(v_byte(block[v_offset(key % KV_BLOCK, dim, d)])) * v.scale[channel] + v.mean[channel];
         }
     });
     Ok(out)

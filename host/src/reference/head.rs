@@ -2,7 +2,7 @@
 
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::HostQuantized;
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_offset};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
 
 /// One query head's view of its operands, and the factors of its scores.
 pub(super) struct Head<'a> {
@@ -86,7 +86,7 @@ fn unpack(k: &[i8], v: &[i8], d: usize) -> (Vec<i8>, Vec<i8>) {
     }
     for (packed, out) in v.chunks_exact(block_bytes(d)).zip(v_out.chunks_exact_mut(block_bytes(d))) {
         for (i, x) in out.iter_mut().enumerate() {
-            *x = packed[v_offset(i % KV_BLOCK, i / KV_BLOCK, d)];
+            *x = v_byte(packed[v_offset(i % KV_BLOCK, i / KV_BLOCK, d)]);
         }
     }
     (k_out, v_out)

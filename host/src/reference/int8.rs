@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::problem::{AttentionProblem, Scheme};
 use crate::progress::{ProgressFn, Ticker};
 use crate::quantized::HostQuantized;
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes};
+use int_flash_attention_kernels::layout::{KV_BLOCK, V_OFFSET, block_bytes};
 use rayon::prelude::*;
 
 /// Output and log-sum-exp of the INT8 algorithm, before the output is rounded.
@@ -181,8 +181,9 @@ pub(super) struct Slack {
     /// Sum of the codes' slack, and of its products with `|v|` per channel.
     pub(super) codes: f64,
     pub(super) values: Vec<f64>,
-    /// Sum of `p |v|` per channel, which float32 rounding errors are relative to.
+    /// Sum of `p (v + 128)` per channel and of `128 p`, which float32 rounding errors are relative to.
     pub(super) magnitude: Vec<f64>,
+    pub(super) offset: f64,
 }
 
 impl<S: Softmax> Row<S> {
@@ -215,6 +216,8 @@ impl<S: Softmax> Row<S> {
             let slack = &mut self.slack;
             slack.low = old * slack.low + new * sums.low;
             slack.high = old * slack.high + new * sums.high;
+            let offset = f64::from(V_OFFSET) * codes.p.iter().map(|&p| f64::from(p)).sum::<f64>();
+            slack.offset = old * slack.offset + new * offset;
             slack.codes = old * slack.codes + new * codes.slack.iter().map(|&s| f64::from(s)).sum::<f64>();
             let channels = slack.values.iter_mut().zip(&mut slack.magnitude);
             for ((values, magnitude), v) in channels.zip(v.chunks_exact(KV_BLOCK)) {
@@ -223,7 +226,7 @@ impl<S: Softmax> Row<S> {
                     *a = v.abs();
                 }
                 *values = old * *values + new * f64::from(dot(&codes.slack, &absolute));
-                *magnitude = old * *magnitude + new * f64::from(dot(&codes.p, &absolute));
+                *magnitude = old * *magnitude + new * (f64::from(dot(&codes.p, v)) + offset);
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, QuantizedK, QuantizedQ, QuantizedV};
 use crate::tensor::HostTensor;
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_offset};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
 use rayon::prelude::*;
 
 /// Quantizes Q, one scale a token.
@@ -103,7 +103,7 @@ pub fn quantize_v(scheme: Scheme, v: &HostTensor) -> Result<HostV> {
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedV {
         shape,
-        data: vec![0; lengths.kv_data],
+        data: vec![v_byte(0); lengths.kv_data],
         scale: vec![0.0; lengths.channels],
         mean: vec![0.0; lengths.channels],
     };
@@ -124,7 +124,7 @@ pub fn quantize_v(scheme: Scheme, v: &HostTensor) -> Result<HostV> {
         data.par_chunks_mut(block_bytes(d)).zip(rows.par_chunks(KV_BLOCK * d)).for_each(|(data, rows)| {
             for (key, row) in rows.chunks_exact(d).enumerate() {
                 for (dim, &x) in row.iter().enumerate() {
-                    data[v_offset(key, dim, d)] = code(x - mean[dim], inverse[dim]);
+                    data[v_offset(key, dim, d)] = v_byte(code(x - mean[dim], inverse[dim]));
                 }
             }
         });

@@ -1,7 +1,8 @@
 //! O = acc / l * v_scale + v_mean, and the log-sum-exp.
 
 use super::output::{Accumulator, MAX_TILES};
-use super::{Args, Place, Softmax};
+use super::softmax::{Finished, Softmax};
+use super::{Args, Place};
 use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::math::{cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, fma_rn_f32};
 
@@ -32,9 +33,7 @@ struct Row {
     /// Element offset of this lane's first pair.
     offset: i64,
     inside: bool,
-    factor: f32,
-    /// One, or zero for a row that sees no key.
-    seen: f32,
+    finished: Finished,
 }
 
 #[inline(always)]
@@ -45,16 +44,15 @@ pub(crate) unsafe fn store<S: Softmax<D, MT>, const D: usize, const MT: usize, c
     acc: &Accumulator<MT>,
 ) {
     let column = place.member as usize * (D / TEAM) + 2 * place.quad as usize;
-    let mut rows = [[Row { offset: 0, inside: false, factor: 0.0, seen: 0.0 }; 2]; MT];
+    let mut rows = [[Row { offset: 0, inside: false, finished: Finished::UNSEEN }; 2]; MT];
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
             let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
             // The shuffles inside need the whole warp.
             let finished = unsafe { softmax.finish(mt, half) };
-            let (factor, lse) = finished.unwrap_or((0.0, f32::NEG_INFINITY));
             let inside = row < args.seqlen_q;
             if inside && place.quad == 0 && place.member == 0 {
-                unsafe { store_lse(args, place, row, lse) };
+                unsafe { store_lse(args, place, row, finished.lse) };
             }
             rows[mt][half] = Row {
                 offset: i64::from(place.batch) * args.out.stride_b
@@ -62,8 +60,7 @@ pub(crate) unsafe fn store<S: Softmax<D, MT>, const D: usize, const MT: usize, c
                     + i64::from(row) * args.out.stride_n
                     + column as i64,
                 inside,
-                factor,
-                seen: if finished.is_some() { 1.0 } else { 0.0 },
+                finished,
             };
         });
     });
@@ -134,8 +131,8 @@ unsafe fn tiles<const D: usize, const MT: usize, const TEAM: usize>(
                 unroll!(0..D / 8 / TEAM, |tile| {
                     let mut pair = [0.0; 2];
                     unroll!(0..2, |i| {
-                        let mean = channels.mean[tile][i] * row.seen;
-                        pair[i] = fma_rn_f32(acc.o[mt][tile][2 * half + i] * row.factor, channels.scale[tile][i], mean);
+                        let o = acc.o[mt][tile][2 * half + i];
+                        pair[i] = row.finished.output(o, channels.scale[tile][i], channels.mean[tile][i]);
                     });
                     put(unsafe { first.add(8 * tile * bytes) }, pair);
                 });

@@ -1,13 +1,24 @@
 //! O += w * (P V) on the int8 tensor cores, with float sums across blocks.
 
-use super::scores::{MAGIC, MAGIC_BITS, panel_row};
+use super::scores::panel_row;
 use super::{KEY_STEPS, MAX_PAIRS, Softmax, pairs};
 use crate::layout::ROW_BYTES;
 use crate::ptx::ldmatrix::ldmatrix_x4;
-use crate::ptx::math::{add_rn_f32, fma_rn_f32};
+use crate::ptx::math::fma_rn_f32;
+use crate::ptx::mma::mma_m16n8k32_s32_u8_u8;
 
 /// n8 tiles of the widest head.
 pub(crate) const MAX_TILES: usize = 32;
+
+/// Their product is 2^149, which no float is.
+///
+/// P and the bytes of V are unsigned, so a sum of P V is from 0 to `255 * 255 * 128 < 2^23`, and its bits, read as a float, are the
+/// sum times 2^-149: floats next to zero (subnormal) have that step, and the arithmetic takes them at full speed. In the default scheme the
+/// sums so go into `fma` as they are; converting them would be an instruction of half the rate for each. What V's bytes
+/// have too much (`layout::V_OFFSET`) leaves the output at the end.
+pub(crate) const SUBNORMAL: [f32; 2] = [(1_u128 << 100) as f32, (1_u64 << 49) as f32];
+
+const _: () = assert!(255 * 255 * crate::layout::KV_BLOCK < 1 << 23);
 
 /// The output rows of a warp in accumulator fragments, not yet divided by the row sum.
 pub(crate) struct Accumulator<const MT: usize> {
@@ -54,7 +65,7 @@ pub(crate) unsafe fn update<S: Softmax<D, MT>, const D: usize, const MT: usize, 
         panels[other] += (member ^ other as u32) * (steps * D * ROW_BYTES) as u32;
     });
     unroll!(0..D / 16 / TEAM / pairs(MT), |group| {
-        let mut pv = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
+        let mut pv = [[[[0; 4]; 2]; MT]; MAX_PAIRS];
         unroll!(0..KEY_STEPS, |step| {
             unroll!(0..pairs(MT), |i| {
                 let b = unsafe {
@@ -64,8 +75,8 @@ pub(crate) unsafe fn update<S: Softmax<D, MT>, const D: usize, const MT: usize, 
                     )
                 };
                 unroll!(0..MT, |mt| {
-                    pv[i][mt][0] = unsafe { S::mma(p[mt][step], [b[0], b[1]], pv[i][mt][0]) };
-                    pv[i][mt][1] = unsafe { S::mma(p[mt][step], [b[2], b[3]], pv[i][mt][1]) };
+                    pv[i][mt][0] = unsafe { mma_m16n8k32_s32_u8_u8(p[mt][step], [b[0], b[1]], pv[i][mt][0]) };
+                    pv[i][mt][1] = unsafe { mma_m16n8k32_s32_u8_u8(p[mt][step], [b[2], b[3]], pv[i][mt][1]) };
                 });
             });
         });
@@ -73,9 +84,8 @@ pub(crate) unsafe fn update<S: Softmax<D, MT>, const D: usize, const MT: usize, 
             unroll!(0..MT, |mt| {
                 unroll!(0..2, |n| {
                     unroll!(0..4, |j| {
-                        let product = add_rn_f32(f32::from_bits(pv[i][mt][n][j] as u32), -MAGIC);
                         let o = &mut acc.o[mt][2 * (group * pairs(MT) + i) + n][j];
-                        *o = S::accumulate(*o, product, row, mt, j / 2);
+                        *o = S::accumulate(*o, pv[i][mt][n][j], row, mt, j / 2);
                     });
                 });
             });

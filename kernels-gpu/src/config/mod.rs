@@ -212,8 +212,8 @@ macro_rules! hopper_table {
             "hopper_d64", 64, Default, 3, 6, 0, 512, true, attention_int8_default_d64_sm90a_causal;
             "hopper_d64", 64, Paper, 2, 6, 1, 0, false, attention_int8_paper_d64_sm90a;
             "hopper_d64", 64, Paper, 2, 6, 1, 0, true, attention_int8_paper_d64_sm90a_causal;
-            "hopper_d128", 128, Default, 3, 4, 1, 512, false, attention_int8_default_d128_sm90a;
-            "hopper_d128", 128, Default, 3, 4, 1, 512, true, attention_int8_default_d128_sm90a_causal;
+            "hopper_d128", 128, Default, 3, 4, 0, 512, false, attention_int8_default_d128_sm90a;
+            "hopper_d128", 128, Default, 3, 4, 0, 512, true, attention_int8_default_d128_sm90a_causal;
             "hopper_d128", 128, Paper, 2, 4, 1, 0, false, attention_int8_paper_d128_sm90a;
             "hopper_d128", 128, Paper, 2, 4, 1, 0, true, attention_int8_paper_d128_sm90a_causal;
         }

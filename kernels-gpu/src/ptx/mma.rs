@@ -47,9 +47,9 @@ mma_s32!(
     "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"
 );
 mma_s32!(
-    /// `D = A * B + C`, unsigned by signed bytes, wrapping int32 sums: P (0..=255) times V.
-    mma_m16n8k32_s32_u8_s8,
-    "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"
+    /// `D = A * B + C`, unsigned bytes, wrapping int32 sums: P times V.
+    mma_m16n8k32_s32_u8_u8,
+    "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32"
 );
 
 /// `D = A * B + C` of float16 with float32 sums.

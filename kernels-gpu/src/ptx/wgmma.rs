@@ -79,26 +79,16 @@ pub trait Products: Sized {
     /// # Safety
     /// As [`Self::s8_s8`].
     unsafe fn add_s8_s8(&mut self, a: u64, b: u64);
-    /// `A * B`, signed by signed bytes, A in registers.
+    /// `A * B`, unsigned bytes, A in registers.
     ///
     /// # Safety
     /// As [`Self::s8_s8`].
-    unsafe fn registers_s8_s8(a: [u32; 4], b: u64) -> Self;
+    unsafe fn registers_u8_u8(a: [u32; 4], b: u64) -> Self;
     /// `self += A * B`.
     ///
     /// # Safety
     /// As [`Self::s8_s8`].
-    unsafe fn add_registers_s8_s8(&mut self, a: [u32; 4], b: u64);
-    /// `A * B`, unsigned by signed bytes, A in registers.
-    ///
-    /// # Safety
-    /// As [`Self::s8_s8`].
-    unsafe fn registers_u8_s8(a: [u32; 4], b: u64) -> Self;
-    /// `self += A * B`.
-    ///
-    /// # Safety
-    /// As [`Self::s8_s8`].
-    unsafe fn add_registers_u8_s8(&mut self, a: [u32; 4], b: u64);
+    unsafe fn add_registers_u8_u8(&mut self, a: [u32; 4], b: u64);
     /// Waits until at most `PENDING` of the latest groups are under way; these sums belong to an earlier one and are
     /// ready from here on.
     ///
@@ -159,9 +149,7 @@ macro_rules! products {
             }
 
             product!($n, "s8.s8", s8_s8, add_s8_s8, (a: u64), "{}", (in(reg64) a,), $($sum)*);
-            product!($n, "s8.s8", registers_s8_s8, add_registers_s8_s8, (a: [u32; 4]), "{{{}, {}, {}, {}}}",
-                (in(reg32) a[0], in(reg32) a[1], in(reg32) a[2], in(reg32) a[3],), $($sum)*);
-            product!($n, "u8.s8", registers_u8_s8, add_registers_u8_s8, (a: [u32; 4]), "{{{}, {}, {}, {}}}",
+            product!($n, "u8.u8", registers_u8_u8, add_registers_u8_u8, (a: [u32; 4]), "{{{}, {}, {}, {}}}",
                 (in(reg32) a[0], in(reg32) a[1], in(reg32) a[2], in(reg32) a[3],), $($sum)*);
             waits!($n: $($sum)*);
         }

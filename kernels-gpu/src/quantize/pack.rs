@@ -1,6 +1,7 @@
 //! Floats to bytes, and bytes to floats, without conversion instructions (they run at a quarter of the rate).
 
 use crate::element::Element;
+use crate::layout::V_OFFSET;
 use crate::ptx::math::{add_rn_f32, mul_rn_f32, prmt};
 
 /// 1.5 * 2^23: added to an integer's neighbourhood it rounds to nearest even, and the integer is in the low bits.
@@ -17,12 +18,14 @@ pub(crate) fn quantize4<E: Element>(x: [f32; 4], inverse: f32) -> u32 {
     prmt(prmt(byte(0), byte(1), 0x0040), prmt(byte(2), byte(3), 0x0040), 0x5410)
 }
 
-/// The four signed bytes of `word` as floats, exactly.
+/// [`V_OFFSET`] in each byte of a word. Added to or taken from signed bytes, it changes their top bits.
+pub(crate) const V_OFFSETS: u32 = u32::from_ne_bytes([V_OFFSET; 4]);
+
+/// The four codes of `word`, which has each 128 too large, as floats, exactly.
 #[inline(always)]
-pub(crate) fn dequantize4(word: u32) -> [f32; 4] {
+pub(crate) fn dequantize4(unsigned: u32) -> [f32; 4] {
     /// 2^23 in bits: with a byte in the low bits, 2^23 plus that byte.
     const BIAS: u32 = 0x4b00_0000;
-    let unsigned = word ^ 0x8080_8080;
     let float = |select| add_rn_f32(f32::from_bits(prmt(unsigned, BIAS, select)), -(8_388_608.0 + 128.0));
     [float(0x7440), float(0x7441), float(0x7442), float(0x7443)]
 }

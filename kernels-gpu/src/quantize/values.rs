@@ -4,7 +4,7 @@
 //! transposition happens in registers. Four lanes hold the octets of a row of 32 keys, a warp 32 of these rows.
 
 use super::launch::QUANTIZE_THREADS;
-use super::pack::quantize4;
+use super::pack::{V_OFFSETS, quantize4};
 use super::place::{div_rem, slot_key};
 use super::scale::reciprocal;
 use super::tile::{Tile, float_address, tile_address};
@@ -90,8 +90,8 @@ unsafe fn quantize_unit<E: Element>(tile: &Tile, panel: u32, first_dim: u32, hea
         let to = to.wrapping_add(swizzle(dim as usize, 8 * octet as usize));
         unroll!(0..DIMS, |i| {
             let x = |key: usize| E::get(&keys[key], i) - mean[i];
-            let low = quantize4::<E>([x(0), x(1), x(2), x(3)], inverse[i]) & masks[0];
-            let high = quantize4::<E>([x(4), x(5), x(6), x(7)], inverse[i]) & masks[1];
+            let low = quantize4::<E>([x(0), x(1), x(2), x(3)], inverse[i]) & masks[0] ^ V_OFFSETS;
+            let high = quantize4::<E>([x(4), x(5), x(6), x(7)], inverse[i]) & masks[1] ^ V_OFFSETS;
             // four rows from a multiple of four are swizzled alike
             st_global_cs_v2_u32(true, to.wrapping_add(i * ROW_BYTES), [low, high]);
         });

@@ -75,7 +75,7 @@ const INSTRUCTIONS: &[Instruction] = &[
     ("prmt.b32 %d0, %a0, %a1, %a2;", 3, 1, Words, Nothing),
     ("shfl.sync.bfly.b32 %d0, %a0, 2, 31, -1;", 1, 1, Words, Nothing),
     (
-        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 \
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 \
          {%d0, %d1, %d2, %d3}, {%a0, %a1, %a2, %a3}, {%a4, %a5}, {%a6, %a7, %a8, %a9};",
         10,
         4,

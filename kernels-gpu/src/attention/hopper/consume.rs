@@ -196,7 +196,7 @@ impl<const D: usize, const WGS: usize, const SLOTS: usize, const CAUSAL: bool> R
         unsafe {
             unroll!(0..KEY_STEPS, |step| {
                 p[0][step] = softmax.step(scores, exponents, step)[0];
-                output::step::<S, D>(&mut o[0], &mut p, step, v, 0);
+                output::step::<D>(&mut o[0], &mut p, step, v, 0);
                 if step == TURN {
                     self.baton.pass();
                 }
@@ -204,7 +204,7 @@ impl<const D: usize, const WGS: usize, const SLOTS: usize, const CAUSAL: bool> R
             wgmma::commit_group();
             if parts(D) > 1 {
                 unroll!(0..KEY_STEPS, |step| {
-                    output::step::<S, D>(&mut o[1], &mut p, step, v, 1);
+                    output::step::<D>(&mut o[1], &mut p, step, v, 1);
                 });
                 wgmma::commit_group();
             }

@@ -6,7 +6,7 @@
 use crate::attention::epilogue::{Out, store_lse};
 use crate::attention::output::Accumulator;
 use crate::attention::{Args, Place, Softmax};
-use crate::ptx::math::{cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, fma_rn_f32};
+use crate::ptx::math::{cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::ld_shared_v2_u32;
 
@@ -36,8 +36,6 @@ pub(crate) unsafe fn store<S: Softmax<D, 1>, const D: usize>(
         unroll!(0..2, |half| {
             let row = row + 8 * half as u32;
             if row < args.seqlen_q {
-                let factor = finished[half].map_or(0.0, |(factor, _)| factor);
-                let seen = if finished[half].is_some() { 1.0 } else { 0.0 };
                 let offset = i64::from(place.batch) * args.out.stride_b
                     + i64::from(place.head_q) * args.out.stride_h
                     + i64::from(row) * args.out.stride_n
@@ -47,7 +45,7 @@ pub(crate) unsafe fn store<S: Softmax<D, 1>, const D: usize>(
                     let acc = acc.o[0][CHUNK * chunk + i];
                     let [scale, mean] = channels[i];
                     unroll!(0..2, |j| {
-                        o[i][j] = fma_rn_f32(acc[2 * half + j] * factor, scale[j], mean[j] * seen);
+                        o[i][j] = finished[half].output(acc[2 * half + j], scale[j], mean[j]);
                     });
                 });
                 unsafe { store_chunk(&args.out, offset, &o) };
@@ -57,8 +55,7 @@ pub(crate) unsafe fn store<S: Softmax<D, 1>, const D: usize>(
     unroll!(0..2, |half| {
         let row = row + 8 * half as u32;
         if row < args.seqlen_q && place.quad == 0 {
-            let lse = finished[half].map_or(f32::NEG_INFINITY, |(_, lse)| lse);
-            unsafe { store_lse(args, place, row, lse) };
+            unsafe { store_lse(args, place, row, finished[half].lse) };
         }
     });
 }

@@ -3,7 +3,6 @@
 use crate::attention::Softmax;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::layout::ROW_BYTES;
-use crate::ptx::math::cvt_rn_f32_s32;
 use crate::ptx::wgmma::{self, Products};
 
 /// Dims of a part of P V: the registers of two parts are those of a block's scores.
@@ -24,22 +23,15 @@ pub(crate) const fn parts(head_dim: usize) -> usize {
 
 /// Starts the products of step `step` of P with the dims of part `part` of the V block at shared address `v`. Step 0 begins the sums.
 #[inline(always)]
-pub(crate) unsafe fn step<S: Softmax<D, 1>, const D: usize>(
-    sums: &mut Sums,
-    p: &mut Probabilities<1>,
-    step: usize,
-    v: u32,
-    part: usize,
-) {
+pub(crate) unsafe fn step<const D: usize>(sums: &mut Sums, p: &mut Probabilities<1>, step: usize, v: u32, part: usize) {
     let v = wgmma::descriptor(v + (part * PART * ROW_BYTES) as u32) + (step * D * ROW_BYTES / 16) as u64;
     unsafe {
         p[0][step] = wgmma::fence_behind(p[0][step]);
         let p = p[0][step];
-        match (step, S::SIGNED) {
-            (0, true) => *sums = Sums::registers_s8_s8(p, v),
-            (0, false) => *sums = Sums::registers_u8_s8(p, v),
-            (_, true) => sums.add_registers_s8_s8(p, v),
-            (_, false) => sums.add_registers_u8_s8(p, v),
+        if step == 0 {
+            *sums = Sums::registers_u8_u8(p, v);
+        } else {
+            sums.add_registers_u8_u8(p, v);
         }
     }
 }
@@ -50,7 +42,7 @@ pub(crate) fn add<S: Softmax<D, 1>, const D: usize>(acc: &mut Accumulator<1>, su
     unroll!(0..TILES, |tile| {
         unroll!(0..4, |j| {
             let o = &mut acc.o[0][part * TILES + tile][j];
-            *o = S::accumulate(*o, cvt_rn_f32_s32(sums[tile][j]), row, 0, j / 2);
+            *o = S::accumulate(*o, sums[tile][j], row, 0, j / 2);
         });
     });
 }

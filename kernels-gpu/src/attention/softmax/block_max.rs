@@ -1,16 +1,16 @@
 //! The default scheme: P in u8, scaled by the row's maximum inside the block; float16 exponentials; integer row sums.
 
 use super::super::exchange::Exchange;
-use super::super::output::{Accumulator, Probabilities, weighted};
+use super::super::output::{Accumulator, Probabilities, SUBNORMAL, weighted};
 use super::super::scores::{MAGIC, MAGIC_BITS};
 use super::super::{Args, KEY_STEPS, KEY_TILES};
-use super::Softmax;
+use super::{Finished, Softmax, lane_sums, quad_sum};
+use crate::layout::V_OFFSET;
 use crate::ptx::math::{
-    add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rn_f32_s32, cvt_rp_f16_f32, dp4a_u32_u32,
-    ex2_approx_f16x2, ex2_approx_ftz_f32, fma_rn_f16x2, fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt,
-    rcp_approx_ftz_f32,
+    add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rp_f16_f32, ex2_approx_f16x2,
+    ex2_approx_ftz_f32, fma_rn_f16x2, fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt, rcp_approx_ftz_f32,
 };
-use crate::ptx::mma::mma_m16n8k32_s32_u8_s8;
+use crate::ptx::mma::mma_m16n8k32_s32_u8_u8;
 use crate::ptx::select::selp_b32;
 use crate::ptx::special::{shfl_bfly, vote_any};
 
@@ -22,6 +22,11 @@ const NEG_INFINITY: u32 = 0xfc00_fc00;
 /// The reference exponent of a row moves only when a block's maximum exceeds it by this: float32 has the range,
 /// and the rescale of the whole output almost never runs.
 const SLACK: f32 = 32.0;
+/// Weights are 2^48 times as large as the exponents say: the sums of P V are taken as the 2^149th part of what they are
+/// ([`SUBNORMAL`]), and the output must stay far from the smallest normal float, the row sum below the largest.
+const SHIFT: f32 = 48.0;
+/// `2^-SHIFT`.
+const DOWN: f32 = 1.0 / (1_u64 << 48) as f32;
 
 /// `SPREAD`: each lane of a quad adds up its own keys, and the quad's four sums meet at the end. Else the tensor cores add them up,
 /// which on sm_90 would stand in line behind a warpgroup's products.
@@ -100,21 +105,9 @@ unsafe fn quad_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
     let mut sum = [MAGIC_BITS; 4];
     unroll!(0..KEY_STEPS, |step| {
         // Ones for B: every column of the product is the row sum.
-        sum = unsafe { mma_m16n8k32_s32_u8_s8(p[step], [0x0101_0101; 2], sum) };
+        sum = unsafe { mma_m16n8k32_s32_u8_u8(p[step], [0x0101_0101; 2], sum) };
     });
     [0, 2].map(|i| add_rn_f32(f32::from_bits(sum[i] as u32), -MAGIC))
-}
-
-/// The sums of P over the lane's own keys.
-#[inline(always)]
-fn lane_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
-    let mut sums = [0; 2];
-    unroll!(0..KEY_STEPS, |step| {
-        unroll!(0..4, |register| {
-            sums[register % 2] = dp4a_u32_u32(p[step][register], 0x0101_0101, sums[register % 2]);
-        });
-    });
-    sums.map(cvt_rn_f32_s32)
 }
 
 /// `softmax_scale * log2(e)`.
@@ -251,16 +244,17 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
                 max[mt][half] = -cvt_f32_f16_low(exponents[mt][half]);
-                moved |= max[mt][half] > self.reference[mt][half] + SLACK;
+                moved |= max[mt][half] > self.reference[mt][half] + (SHIFT + SLACK);
             });
         });
         if unsafe { vote_any(moved) } {
             let mut factor = [[1.0; 2]; MT];
             unroll!(0..MT, |mt| {
                 unroll!(0..2, |half| {
-                    if max[mt][half] > self.reference[mt][half] + SLACK {
-                        factor[mt][half] = ex2_approx_ftz_f32(self.reference[mt][half] - max[mt][half]);
-                        self.reference[mt][half] = max[mt][half];
+                    if max[mt][half] > self.reference[mt][half] + (SHIFT + SLACK) {
+                        let reference = max[mt][half] - SHIFT;
+                        factor[mt][half] = ex2_approx_ftz_f32(self.reference[mt][half] - reference);
+                        self.reference[mt][half] = reference;
                         self.row_sum[mt][half] *= factor[mt][half];
                     }
                 });
@@ -280,31 +274,25 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
         weight
     }
 
-    const SIGNED: bool = false;
-
     #[inline(always)]
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4] {
-        unsafe { mma_m16n8k32_s32_u8_s8(a, b, c) }
+    fn accumulate(o: f32, sum: i32, row: &Self::Row, mt: usize, half: usize) -> f32 {
+        weighted(o, f32::from_bits(sum as u32), row[mt][half])
     }
 
     #[inline(always)]
-    fn accumulate(o: f32, product: f32, row: &Self::Row, mt: usize, half: usize) -> f32 {
-        weighted(o, product, row[mt][half])
-    }
-
-    #[inline(always)]
-    unsafe fn finish(&self, mt: usize, half: usize) -> Option<(f32, f32)> {
-        let mut sum = self.row_sum[mt][half];
-        if SPREAD {
-            unsafe {
-                sum += f32::from_bits(shfl_bfly::<1>(sum.to_bits()));
-                sum += f32::from_bits(shfl_bfly::<2>(sum.to_bits()));
-            }
-        }
+    unsafe fn finish(&self, mt: usize, half: usize) -> Finished {
+        let sum = self.row_sum[mt][half];
+        let sum = if SPREAD { unsafe { quad_sum(sum) } } else { sum };
         if sum > 0.0 {
-            Some((rcp_approx_ftz_f32(sum), self.reference[mt][half] + lg2_approx_ftz_f32(mul_rn_f32(sum, 1.0 / 255.0))))
+            let [up, further] = SUBNORMAL;
+            Finished {
+                factor: mul_rn_f32(mul_rn_f32(rcp_approx_ftz_f32(sum), up), further),
+                offset: V_OFFSET.into(),
+                seen: 1.0,
+                lse: self.reference[mt][half] + SHIFT + lg2_approx_ftz_f32(mul_rn_f32(sum, DOWN / 255.0)),
+            }
         } else {
-            None
+            Finished::UNSEEN
         }
     }
 }

@@ -9,6 +9,8 @@ pub(crate) use paper::Paper;
 use super::exchange::Exchange;
 use super::output::{Accumulator, Probabilities};
 use super::{Args, KEY_STEPS};
+use crate::ptx::math::{cvt_rn_f32_s32, dp4a_u32_u32, fma_rn_f32};
+use crate::ptx::special::shfl_bfly;
 
 /// What the attention loop asks of a scheme; `D` the head dim, `MT` the m16 tiles of a warp.
 pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
@@ -89,15 +91,53 @@ pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
         tiles: usize,
     ) -> Self::Row;
 
-    /// Whether P is signed.
-    const SIGNED: bool;
+    /// The output element after a block, of which `sum` is P times the bytes of V.
+    fn accumulate(o: f32, sum: i32, row: &Self::Row, mt: usize, half: usize) -> f32;
 
-    /// P times V.
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4];
+    /// Row `(mt, half)` after the last block.
+    unsafe fn finish(&self, mt: usize, half: usize) -> Finished;
+}
 
-    /// The output element after a block.
-    fn accumulate(o: f32, product: f32, row: &Self::Row, mt: usize, half: usize) -> f32;
+/// What a row's output is made of: `o * factor - offset` in units of V's scales.
+#[derive(Clone, Copy)]
+pub(crate) struct Finished {
+    pub factor: f32,
+    /// The share of V's bytes that [`V_OFFSET`](crate::layout::V_OFFSET) has.
+    pub offset: f32,
+    /// One, or zero for a row that sees no key.
+    pub seen: f32,
+    /// The log-sum-exp in base 2.
+    pub lse: f32,
+}
 
-    /// Of row `(mt, half)`: what the output is multiplied with, and the log-sum-exp in base 2. `None` for a row without keys.
-    unsafe fn finish(&self, mt: usize, half: usize) -> Option<(f32, f32)>;
+impl Finished {
+    /// Of a row that sees no key.
+    pub(crate) const UNSEEN: Self = Self { factor: 0.0, offset: 0.0, seen: 0.0, lse: f32::NEG_INFINITY };
+
+    /// The output element in a channel of V with this scale and mean.
+    #[inline(always)]
+    pub(crate) fn output(&self, o: f32, scale: f32, mean: f32) -> f32 {
+        fma_rn_f32(fma_rn_f32(o, self.factor, -self.offset), scale, mean * self.seen)
+    }
+}
+
+/// The sums of P over the lane's own keys, of the rows in the two halves of a fragment.
+#[inline(always)]
+fn lane_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
+    let mut sums = [0; 2];
+    unroll!(0..KEY_STEPS, |step| {
+        unroll!(0..4, |register| {
+            sums[register % 2] = dp4a_u32_u32(p[step][register], 0x0101_0101, sums[register % 2]);
+        });
+    });
+    sums.map(cvt_rn_f32_s32)
+}
+
+/// The sum over the four lanes of a quad.
+#[inline(always)]
+unsafe fn quad_sum(mut sum: f32) -> f32 {
+    unsafe {
+        sum += f32::from_bits(shfl_bfly::<1>(sum.to_bits()));
+        sum + f32::from_bits(shfl_bfly::<2>(sum.to_bits()))
+    }
 }

@@ -4,11 +4,12 @@ use super::super::exchange::Exchange;
 use super::super::output::{Accumulator, Probabilities};
 use super::super::scores::MAGIC;
 use super::super::{Args, KEY_TILES};
-use super::Softmax;
+use super::{Finished, Softmax, lane_sums, quad_sum};
+use crate::layout::V_OFFSET;
 use crate::ptx::math::{
-    add_rn_f32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt, rcp_approx_ftz_f32,
+    add_rn_f32, cvt_rn_f32_s32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt,
+    rcp_approx_ftz_f32,
 };
-use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
 use crate::ptx::select::selp_b32;
 use crate::ptx::special::shfl_bfly;
 
@@ -21,6 +22,8 @@ pub(crate) struct Paper<const MT: usize> {
     row_max: [[f32; 2]; MT],
     /// This lane's share of the row sum (the quad's four are added at the end).
     row_sum: [[f32; 2]; MT],
+    /// The same of the codes of P: V's bytes are that much too large.
+    code_sum: [[f32; 2]; MT],
 }
 
 /// A maximum to subtract. Where no key has been seen yet it is a finite one, so that the differences are numbers.
@@ -44,7 +47,7 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     fn new(args: &Args, _: f32, q_scale: [[f32; 2]; MT]) -> Self {
         let c = mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E);
         let row_scale = q_scale.map(|halves| halves.map(|scale| mul_rn_f32(scale, c)));
-        Self { row_scale, row_max: [[f32::NEG_INFINITY; 2]; MT], row_sum: [[0.0; 2]; MT] }
+        Self { row_scale, row_max: [[f32::NEG_INFINITY; 2]; MT], row_sum: [[0.0; 2]; MT], code_sum: [[0.0; 2]; MT] }
     }
 
     #[inline(always)]
@@ -147,36 +150,33 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     unsafe fn weigh(
         &mut self,
         exponents: Self::Exponents,
-        _: &Probabilities<MT>,
+        p: &Probabilities<MT>,
         _: &mut Accumulator<MT>,
         _: usize,
     ) -> Self::Row {
+        unroll!(0..MT, |mt| {
+            let sums = lane_sums(&p[mt]);
+            unroll!(0..2, |half| {
+                self.code_sum[mt][half] = fma_rn_f32(self.code_sum[mt][half], exponents[mt][half], sums[half]);
+            });
+        });
         exponents
     }
 
-    const SIGNED: bool = true;
-
     #[inline(always)]
-    unsafe fn mma(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4] {
-        unsafe { mma_m16n8k32_s32_s8_s8(a, b, c) }
+    fn accumulate(o: f32, sum: i32, row: &Self::Row, mt: usize, half: usize) -> f32 {
+        fma_rn_f32(o, row[mt][half], cvt_rn_f32_s32(sum))
     }
 
     #[inline(always)]
-    fn accumulate(o: f32, product: f32, row: &Self::Row, mt: usize, half: usize) -> f32 {
-        fma_rn_f32(o, row[mt][half], product)
-    }
-
-    #[inline(always)]
-    unsafe fn finish(&self, mt: usize, half: usize) -> Option<(f32, f32)> {
-        let mut sum = self.row_sum[mt][half];
-        unsafe {
-            sum += f32::from_bits(shfl_bfly::<1>(sum.to_bits()));
-            sum += f32::from_bits(shfl_bfly::<2>(sum.to_bits()));
-        }
+    unsafe fn finish(&self, mt: usize, half: usize) -> Finished {
+        let [sum, codes] = unsafe { [quad_sum(self.row_sum[mt][half]), quad_sum(self.code_sum[mt][half])] };
         if sum > 0.0 {
-            Some((rcp_approx_ftz_f32(R * sum), self.row_max[mt][half] + lg2_approx_ftz_f32(sum)))
+            let factor = rcp_approx_ftz_f32(R * sum);
+            let offset = mul_rn_f32(f32::from(V_OFFSET) * factor, codes);
+            Finished { factor, offset, seen: 1.0, lse: self.row_max[mt][half] + lg2_approx_ftz_f32(sum) }
         } else {
-            None
+            Finished::UNSEEN
         }
     }
 }
