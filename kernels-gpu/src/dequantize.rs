@@ -82,7 +82,7 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
 #[inline(always)]
 unsafe fn values<E: Element>(block: &Block) {
     unsafe {
-        load_block::<E>(block);
+        load_block(block);
         bar_sync();
         let mut pass = 0;
         while pass < ByChannel::<E>::passes(block.head_dim) {
@@ -113,7 +113,7 @@ unsafe fn values<E: Element>(block: &Block) {
 
 /// Copies a packed block of V to shared memory.
 #[inline(always)]
-unsafe fn load_block<E: Element>(block: &Block) {
+unsafe fn load_block(block: &Block) {
     /// Loads of a thread under way at once.
     const BATCH: usize = 4;
     let bytes = shared_bytes(block.head_dim as usize) as u32;
@@ -126,7 +126,7 @@ unsafe fn load_block<E: Element>(block: &Block) {
             vectors[i] = unsafe { ld_global_nc_v4_u32(block.data.wrapping_add(at(i).min(bytes - 16) as usize)) };
         });
         unroll!(0..BATCH, |i| {
-            unsafe { st_shared_v4_u32(at(i) < bytes, smem::base() + spread::<E>(at(i)), vectors[i]) };
+            unsafe { st_shared_v4_u32(at(i) < bytes, smem::base() + spread(at(i)), vectors[i]) };
         });
         first += BATCH as u32 * step;
     }

@@ -214,8 +214,11 @@ pub(crate) unsafe fn load_elements<E: Element>(address: *const u8) -> Vector {
 }
 
 /// A vector, element by element.
+///
+/// # Safety
+/// As [`store_batch`].
 #[inline(always)]
-unsafe fn store_elements<E: Element>(predicate: bool, address: *mut u8, vector: &Vector) {
+pub(crate) unsafe fn store_elements<E: Element>(predicate: bool, address: *mut u8, vector: &Vector) {
     unroll!(0..4, |word| {
         let at = address.wrapping_add(4 * word);
         unsafe {

@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! K block  [head_dim/32 panels][128 keys      ][32 dims]     K row = the dims of a panel, in order
-//! V block  [4 panels          ][head_dim dims ][32 keys]     V row = the keys of a panel, permuted (key_slot)
+//! V block  [4 panels          ][head_dim dims ][32 keys]     V row = the keys of a panel, permuted (key_slot); rows: v_row
 //! ```
 //!
 //! Inside a panel the 16-byte half of a row is exchanged where bit 2 of the row is set ([`swizzle`]): eight
@@ -64,7 +64,22 @@ pub const fn k_offset(key: usize, dim: usize) -> usize {
 #[inline(always)]
 #[must_use]
 pub const fn v_offset(key: usize, dim: usize, head_dim: usize) -> usize {
-    key / ROW_BYTES * (head_dim * ROW_BYTES) + swizzle(dim, key_slot(key % ROW_BYTES))
+    key / ROW_BYTES * (head_dim * ROW_BYTES) + swizzle(v_row(dim), key_slot(key % ROW_BYTES))
+}
+
+/// Dims that [`v_row`] permutes among themselves.
+pub const V_GROUP: usize = 32;
+
+/// Where dim `dim` stands among the rows of a panel of V.
+///
+/// The accumulators of four n8 tiles leave lane `t` of a quad with the columns `8j+2t` and `8j+2t+1` (`j` the tile). With V's rows in
+/// this order these are the eight neighbours `8t..8t+8` of 32 dims, which are one store of the output: row = `8*(dim/2%4) + 2*(dim/8%4) +
+/// dim%2`.
+#[inline(always)]
+#[must_use]
+pub const fn v_row(dim: usize) -> usize {
+    let (group, quad, tile, odd) = (dim / V_GROUP, dim / 8 % 4, dim / 2 % 4, dim % 2);
+    V_GROUP * group + 8 * tile + 2 * quad + odd
 }
 
 /// The packed byte of a code of V, or the code of a packed byte: they differ in the top bit.
@@ -124,6 +139,15 @@ mod tests {
             }
             assert!(k[..block_bytes(head_dim)].iter().all(|&s| s) && v[..block_bytes(head_dim)].iter().all(|&s| s));
         }
+    }
+
+    #[test]
+    fn a_lane_has_eight_neighbouring_dims_of_v() {
+        for (t, tile, odd) in (0..4).flat_map(|t| (0..4).flat_map(move |tile| (0..2).map(move |odd| (t, tile, odd)))) {
+            // C operand (PTX ISA, mma.m16n8k32): lane t of a quad holds the columns 2t and 2t+1 of a tile.
+            assert_eq!(v_row(8 * t + 2 * tile + odd), 8 * tile + 2 * t + odd);
+        }
+        assert!((0..256).all(|dim| v_row(dim) / V_GROUP == dim / V_GROUP));
     }
 
     #[test]

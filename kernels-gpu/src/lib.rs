@@ -26,7 +26,8 @@ mod mask;
 
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod dequantize;
-#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+#[cfg(all(target_arch = "nvptx64", not(kernels = "baseline_f16")))]
+#[allow(dead_code, reason = "attention only writes elements")]
 mod element;
 
 #[cfg(all(

@@ -3,8 +3,13 @@
 use super::output::{Accumulator, MAX_TILES};
 use super::softmax::{Finished, Softmax};
 use super::{Args, Place};
-use crate::ptx::global::ld_global_nc_f32;
-use crate::ptx::math::{cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, fma_rn_f32};
+use crate::element::{Bf16, Element, F16, F32, store_elements};
+use crate::layout::V_GROUP;
+use crate::ptx::global::{ld_global_nc_v4_f32, st_global_v4_u32};
+use crate::ptx::math::fma_rn_f32;
+
+/// Groups of dims of the widest head.
+const MAX_GROUPS: usize = MAX_TILES / TILES;
 
 /// Where the output goes.
 #[derive(Clone, Copy)]
@@ -19,21 +24,81 @@ pub(crate) struct Out {
     pub dtype: u32,
 }
 
+/// Dims of a lane that are neighbours (`layout::v_row`), and n8 tiles that have them.
+pub(crate) const NEIGHBOURS: usize = 8;
+pub(crate) const TILES: usize = 4;
+
+/// Rows of the output in registers.
+pub(crate) trait OutputRows {
+    /// Stores them, by [`store_neighbours`].
+    unsafe fn store<E: Element, const WHOLE: bool>(&self);
+}
+
 impl Out {
-    /// Whether every pair of 16-bit elements that begins at an even dim is 4-byte aligned.
+    /// Stores rows in the type that is wanted. One branch, in front of everything: one for each store, and an address, cost as
+    /// much as two blocks of keys.
     #[inline(always)]
-    fn whole_pairs(&self) -> bool {
-        (self.stride_b | self.stride_h | self.stride_n) % 2 == 0 && (self.o as usize).is_multiple_of(4)
+    pub(crate) unsafe fn store(&self, rows: &impl OutputRows) {
+        // Whether eight neighbouring 16-bit elements of every row are 16-byte aligned.
+        let whole = (self.stride_b | self.stride_h | self.stride_n) % 8 == 0 && (self.o as usize).is_multiple_of(16);
+        unsafe {
+            match (self.dtype, whole) {
+                (0, true) => rows.store::<F16, true>(),
+                (1, true) => rows.store::<Bf16, true>(),
+                (0, false) => rows.store::<F16, false>(),
+                (1, false) => rows.store::<Bf16, false>(),
+                _ => rows.store::<F32, false>(),
+            }
+        }
+    }
+
+    /// The address of dim `dim` of a row.
+    #[inline(always)]
+    pub(crate) fn address<E: Element>(&self, place: &Place, row: u32, dim: usize) -> *mut u8 {
+        let offset = i64::from(place.batch) * self.stride_b
+            + i64::from(place.head_q) * self.stride_h
+            + i64::from(row) * self.stride_n
+            + dim as i64;
+        self.o.wrapping_offset((offset * E::BYTES as i64) as isize)
     }
 }
 
-/// A row of the tile: where it goes and what its accumulators are multiplied with.
-#[derive(Clone, Copy)]
-struct Row {
-    /// Element offset of this lane's first pair.
-    offset: i64,
+/// Stores neighbouring elements where `inside`: zeros in a row that sees no key. `WHOLE` says that 16 bytes are aligned.
+///
+/// # Safety
+/// Where `inside`, `address` is that of the elements in the output.
+#[inline(always)]
+pub(crate) unsafe fn store_neighbours<E: Element, const WHOLE: bool>(
     inside: bool,
-    finished: Finished,
+    address: *mut u8,
+    o: &[f32; NEIGHBOURS],
+    seen: u32,
+) {
+    unroll!(0..NEIGHBOURS / E::LANES, |piece| {
+        let mut values = [0.0; NEIGHBOURS];
+        unroll!(0..E::LANES, |i| {
+            values[i] = o[E::LANES * piece + i];
+        });
+        let vector = E::pack(&values).map(|word| word & seen);
+        let address = address.wrapping_add(16 * piece);
+        unsafe {
+            if WHOLE {
+                st_global_v4_u32(inside, address, vector);
+            } else {
+                store_elements::<E>(inside, address, &vector);
+            }
+        }
+    });
+}
+
+/// The rows of a warp.
+struct Warp<'a, const D: usize, const MT: usize, const TEAM: usize> {
+    out: &'a Out,
+    place: &'a Place,
+    acc: &'a Accumulator<MT>,
+    seqlen_q: u32,
+    finished: [[Finished; 2]; MT],
+    channels: Channels,
 }
 
 #[inline(always)]
@@ -43,41 +108,52 @@ pub(crate) unsafe fn store<S: Softmax<D, MT>, const D: usize, const MT: usize, c
     softmax: &S,
     acc: &Accumulator<MT>,
 ) {
-    let column = place.member as usize * (D / TEAM) + 2 * place.quad as usize;
-    let mut rows = [[Row { offset: 0, inside: false, finished: Finished::UNSEEN }; 2]; MT];
+    let mut finished = [[Finished::UNSEEN; 2]; MT];
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
-            let row = place.row + (16 * mt + 8 * half) as u32 + place.group;
             // The shuffles inside need the whole warp.
-            let finished = unsafe { softmax.finish(mt, half) };
-            let inside = row < args.seqlen_q;
-            if inside && place.quad == 0 && place.member == 0 {
-                unsafe { store_lse(args, place, row, finished.lse) };
+            finished[mt][half] = unsafe { softmax.finish(mt, half) };
+            let row = row(place, mt, half);
+            if row < args.seqlen_q && place.quad == 0 && place.member == 0 {
+                unsafe { store_lse(args, place, row, finished[mt][half].lse) };
             }
-            rows[mt][half] = Row {
-                offset: i64::from(place.batch) * args.out.stride_b
-                    + i64::from(place.head_q) * args.out.stride_h
-                    + i64::from(row) * args.out.stride_n
-                    + column as i64,
-                inside,
-                finished,
-            };
         });
     });
-    let channels = unsafe { Channels::load::<D, TEAM>(args, place.head_kv as usize * D + column) };
-    let o = args.out.o;
-    // One branch for the type, in front of everything: a branch and an address for each pair cost as much as two blocks of keys.
-    unsafe {
-        match (args.out.dtype, args.out.whole_pairs()) {
-            (0, true) => tiles::<D, MT, TEAM>(acc, &rows, &channels, o, 2, |at, o| *at.cast::<u32>() = halves(o)),
-            (1, true) => tiles::<D, MT, TEAM>(acc, &rows, &channels, o, 2, |at, o| *at.cast::<u32>() = bfloats(o)),
-            (0, false) => tiles::<D, MT, TEAM>(acc, &rows, &channels, o, 2, |at, o| store_apart(at, halves(o))),
-            (1, false) => tiles::<D, MT, TEAM>(acc, &rows, &channels, o, 2, |at, o| store_apart(at, bfloats(o))),
-            _ => tiles::<D, MT, TEAM>(acc, &rows, &channels, o, 4, |at, o| {
-                *at.cast::<f32>() = o[0];
-                *at.cast::<f32>().add(1) = o[1];
-            }),
-        }
+    let channels = unsafe { Channels::load::<D, TEAM>(args, place.head_kv as usize * D + first_dim::<D, TEAM>(place)) };
+    let warp = Warp::<D, MT, TEAM> { out: &args.out, place, acc, seqlen_q: args.seqlen_q, finished, channels };
+    unsafe { args.out.store(&warp) };
+}
+
+/// Row `(mt, half)` of the lane.
+#[inline(always)]
+fn row(place: &Place, mt: usize, half: usize) -> u32 {
+    place.row + (16 * mt + 8 * half) as u32 + place.group
+}
+
+/// First of the lane's dims.
+#[inline(always)]
+fn first_dim<const D: usize, const TEAM: usize>(place: &Place) -> usize {
+    place.member as usize * (D / TEAM) + NEIGHBOURS * place.quad as usize
+}
+
+impl<const D: usize, const MT: usize, const TEAM: usize> OutputRows for Warp<'_, D, MT, TEAM> {
+    #[inline(always)]
+    unsafe fn store<E: Element, const WHOLE: bool>(&self) {
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
+                let (row, finished) = (row(self.place, mt, half), &self.finished[mt][half]);
+                let first = self.out.address::<E>(self.place, row, first_dim::<D, TEAM>(self.place));
+                unroll!(0..D / V_GROUP / TEAM, |group| {
+                    let mut o = [0.0; NEIGHBOURS];
+                    unroll!(0..NEIGHBOURS, |i| {
+                        let acc = self.acc.o[mt][TILES * group + i / 2][2 * half + i % 2];
+                        o[i] = finished.output(acc, self.channels.scale[group][i], self.channels.mean[group][i]);
+                    });
+                    let address = first.wrapping_add(V_GROUP * group * E::BYTES);
+                    unsafe { store_neighbours::<E, WHOLE>(row < self.seqlen_q, address, &o, finished.seen) };
+                });
+            });
+        });
     }
 }
 
@@ -93,70 +169,25 @@ pub(crate) unsafe fn store_lse(args: &Args, place: &Place, row: u32, lse: f32) {
 
 /// Scales and means of this lane's channels of V, read in one go: a load behind a store would wait for it.
 struct Channels {
-    scale: [[f32; 2]; MAX_TILES],
-    mean: [[f32; 2]; MAX_TILES],
+    scale: [[f32; NEIGHBOURS]; MAX_GROUPS],
+    mean: [[f32; NEIGHBOURS]; MAX_GROUPS],
 }
 
 impl Channels {
     #[inline(always)]
     unsafe fn load<const D: usize, const TEAM: usize>(args: &Args, first: usize) -> Self {
-        let mut channels = Self { scale: [[0.0; 2]; MAX_TILES], mean: [[0.0; 2]; MAX_TILES] };
-        unroll!(0..D / 8 / TEAM, |tile| {
-            unroll!(0..2, |i| {
-                unsafe {
-                    channels.scale[tile][i] = ld_global_nc_f32(args.v_scale.add(first + 8 * tile + i));
-                    channels.mean[tile][i] = ld_global_nc_f32(args.v_mean.add(first + 8 * tile + i));
-                }
+        let mut channels = Self { scale: [[0.0; NEIGHBOURS]; MAX_GROUPS], mean: [[0.0; NEIGHBOURS]; MAX_GROUPS] };
+        unroll!(0..D / V_GROUP / TEAM, |group| {
+            unroll!(0..2, |half| {
+                let at = first + V_GROUP * group + 4 * half;
+                let (scale, mean) =
+                    unsafe { (ld_global_nc_v4_f32(args.v_scale.add(at)), ld_global_nc_v4_f32(args.v_mean.add(at))) };
+                unroll!(0..4, |i| {
+                    channels.scale[group][4 * half + i] = scale[i];
+                    channels.mean[group][4 * half + i] = mean[i];
+                });
             });
         });
         channels
-    }
-}
-
-/// Stores every pair with `put`, elements of `bytes` bytes.
-#[inline(always)]
-unsafe fn tiles<const D: usize, const MT: usize, const TEAM: usize>(
-    acc: &Accumulator<MT>,
-    rows: &[[Row; 2]; MT],
-    channels: &Channels,
-    o: *mut u8,
-    bytes: usize,
-    put: impl Fn(*mut u8, [f32; 2]),
-) {
-    unroll!(0..MT, |mt| {
-        unroll!(0..2, |half| {
-            let row = rows[mt][half];
-            if row.inside {
-                let first = unsafe { o.offset(row.offset as isize * bytes as isize) };
-                unroll!(0..D / 8 / TEAM, |tile| {
-                    let mut pair = [0.0; 2];
-                    unroll!(0..2, |i| {
-                        let o = acc.o[mt][tile][2 * half + i];
-                        pair[i] = row.finished.output(o, channels.scale[tile][i], channels.mean[tile][i]);
-                    });
-                    put(unsafe { first.add(8 * tile * bytes) }, pair);
-                });
-            }
-        });
-    });
-}
-
-#[inline(always)]
-fn halves(o: [f32; 2]) -> u32 {
-    cvt_rn_f16x2_f32(o[1], o[0])
-}
-
-#[inline(always)]
-fn bfloats(o: [f32; 2]) -> u32 {
-    cvt_rn_bf16x2_f32(o[1], o[0])
-}
-
-/// A pair at an address that is only 2-byte aligned.
-#[inline(always)]
-unsafe fn store_apart(at: *mut u8, pair: u32) {
-    let at = at.cast::<u16>();
-    unsafe {
-        *at = pair as u16;
-        *at.add(1) = (pair >> 16) as u16;
     }
 }

@@ -13,6 +13,7 @@
 //! output::update           O += w * (P V)           int8 tensor cores, float sums
 //! ```
 
+mod blocks;
 #[cfg(not(any(kernels = "hopper_d64", kernels = "hopper_d128")))]
 mod entry;
 mod epilogue;
@@ -20,19 +21,22 @@ mod exchange;
 mod hopper;
 mod mask;
 mod output;
+mod parked;
 mod pipeline;
 mod scores;
 mod softmax;
 
-use crate::config::exchange_offset;
+use crate::config::{exchange_offset, parked_offset};
 use crate::layout::KV_BLOCK;
 use crate::ptx::opaque::opaque;
-use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, tid_x};
+use crate::ptx::special::{bar_sync, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, tid_x};
 use crate::smem;
+use blocks::Blocks;
 use epilogue::Out;
 use exchange::Exchange;
 use mask::Mask;
 use output::Accumulator;
+use parked::{Parked, Tile};
 use pipeline::Pipeline;
 use scores::{KeyScales, Query};
 use softmax::Softmax;
@@ -106,42 +110,60 @@ pub(crate) unsafe fn attention<
 >(
     args: Args,
 ) {
+    // A thread brings the scale of its own key of a block.
+    const { assert!(32 * WARPS == KV_BLOCK) }
     unsafe {
-        let tile_m = (16 * MT * WARPS / TEAM) as u32;
         // The longest rows first, so that the last CTAs of a causal grid are the short ones.
         let m_block = if CAUSAL { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
-        // Found anew where the loop does not need it: registers are what the loop is short of.
-        let find_place = || place::<MT, TEAM>(&args, m_block * tile_m);
-        let place = find_place();
-        let mask = Mask::<CAUSAL>::new(&args, m_block * tile_m, tile_m);
-
+        let row = m_block * tile_m::<MT, WARPS, TEAM>();
+        let tile = Tile { row, head_q: ctaid_y(), batch: ctaid_z(), heads_q: nctaid_y() };
+        let place = place::<MT, TEAM>(&args, &tile, tid_x());
         let unit = S::unit(&args, place.head_kv);
-        let mut softmax = S::new(&args, unit, scores::query_scales(&args, &place));
-        let scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D, S::key_unit(&args, unit));
-        let exchange = Exchange::<MT, TEAM>::new(exchange_offset(D, SLOTS), &place);
-        let mut pipeline = Pipeline::<D, WARPS, SLOTS>::new(&args, &place, mask.blocks);
-        let query = Query::<MT>::load::<D>(&args, &place);
-        let mut acc = Accumulator::<MT>::zero();
+        let key_unit = S::key_unit(&args, unit);
+        let parked = Parked::new(place.shared + parked_offset(D, SLOTS) as u32);
+        parked.store(place.thread == 0, &tile, key_unit);
 
-        let mut block = 0;
-        scales.publish::<S, D, MT>(0, scales.fetch(0));
-        while block < mask.blocks {
-            step::<S, D, MT, WARPS, SLOTS, TEAM, CAUSAL>(
-                block,
-                &place,
-                &mask,
-                &query,
-                &scales,
-                &exchange,
-                &mut pipeline,
-                &mut softmax,
-                &mut acc,
-            );
-            block += 1;
+        let mut softmax = S::new(&args, unit, scores::query_scales(&args, &place));
+        let mut acc = Accumulator::<MT>::zero();
+        let mask = Mask::<CAUSAL>::new(&args, row, tile_m::<MT, WARPS, TEAM>());
+        if mask.blocks > 0 {
+            let exchange = Exchange::<MT, TEAM>::new(exchange_offset(D, SLOTS), &place);
+            let mut blocks = Blocks::new(&args, &place, mask.blocks);
+            let scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D);
+            scales.publish::<S, D, MT>(blocks.parity(), scales.fetch(&blocks, 0), key_unit);
+            let mut pipeline = Pipeline::<D, WARPS, SLOTS>::new(&args, &place, &blocks);
+            let query = Query::<MT>::load::<D>(&args, &place);
+            loop {
+                step::<S, D, MT, WARPS, SLOTS, TEAM, CAUSAL>(
+                    &args,
+                    &place,
+                    &blocks,
+                    mask.blocks - mask.full_blocks,
+                    &parked,
+                    &query,
+                    &scales,
+                    &exchange,
+                    &mut pipeline,
+                    &mut softmax,
+                    &mut acc,
+                );
+                if !blocks.advance() {
+                    break;
+                }
+            }
+            pipeline.drain();
+        } else {
+            // For what is parked.
+            bar_sync();
         }
-        pipeline.drain();
-        epilogue::store::<S, D, MT, TEAM>(&args, &find_place(), &softmax, &acc);
+        let place = self::place::<MT, TEAM>(&args, &parked.tile(), opaque(tid_x()));
+        epilogue::store::<S, D, MT, TEAM>(&args, &place, &softmax, &acc);
     }
+}
+
+/// Query rows of a CTA.
+const fn tile_m<const MT: usize, const WARPS: usize, const TEAM: usize>() -> u32 {
+    (16 * MT * WARPS / TEAM) as u32
 }
 
 /// One block of keys.
@@ -156,9 +178,11 @@ unsafe fn step<
     const TEAM: usize,
     const CAUSAL: bool,
 >(
-    block: u32,
+    args: &Args,
     place: &Place,
-    mask: &Mask<CAUSAL>,
+    blocks: &Blocks,
+    masked: u32,
+    parked: &Parked,
     query: &Query<MT>,
     scales: &KeyScales,
     exchange: &Exchange<MT, TEAM>,
@@ -167,15 +191,19 @@ unsafe fn step<
     acc: &mut Accumulator<MT>,
 ) {
     unsafe {
-        let next_scale = scales.fetch(block + 1);
-        let k = pipeline.next_k();
-        let mut s = scores::block::<S, D, MT, TEAM>(query, k, scales, softmax, block, place);
-        if block >= mask.full_blocks {
-            mask.apply::<S, D, MT, TEAM>(&mut s, block, place);
+        let next_scale = scales.fetch(blocks, 1);
+        let k = pipeline.next_k(blocks);
+        let mut s = scores::block::<S, D, MT, TEAM>(query, k, scales.factors(blocks.parity(), place), softmax, place);
+        if blocks.left < masked {
+            // All of it found anew: it would be in registers across the loop.
+            let tile = parked.tile();
+            let mask = Mask::<CAUSAL>::new(args, tile.row, tile_m::<MT, WARPS, TEAM>());
+            let place = self::place::<MT, TEAM>(args, &tile, opaque(tid_x()));
+            mask.apply::<S, D, MT, TEAM>(&mut s, mask.blocks - 1 - blocks.left, &place);
         }
         let (mut p, exponents) = softmax.probabilities(s, exchange);
-        let v = pipeline.next_v();
-        scales.publish::<S, D, MT>(block + 1, next_scale);
+        let v = pipeline.next_v(blocks);
+        scales.publish::<S, D, MT>(1 - blocks.parity(), next_scale, parked.key_unit());
         exchange.collect(&mut p);
         let row = softmax.weigh(exponents, &p, acc, D / 8 / TEAM);
         output::update::<S, D, MT, TEAM>(acc, &p, v, place.member, &row);
@@ -184,12 +212,11 @@ unsafe fn step<
 
 /// The team is a parameter of the type: where it was an argument, the order of the code cost 32 bytes of spills at d=64.
 #[inline(always)]
-fn place<const MT: usize, const TEAM: usize>(args: &Args, cta_row: u32) -> Place {
+fn place<const MT: usize, const TEAM: usize>(args: &Args, tile: &Tile, thread: u32) -> Place {
+    let Tile { row, head_q, batch, heads_q } = *tile;
     let (team, team_rows) = (TEAM as u32, (16 * MT) as u32);
-    let thread = if team > 1 { opaque(tid_x()) } else { tid_x() };
+    let thread = if team > 1 { opaque(thread) } else { thread };
     let (lane, warp) = (thread % 32, thread / 32);
-    let (head_q, batch) = (ctaid_y(), ctaid_z());
-    let heads_q = nctaid_y();
     // SAFETY: the host's plan rejects a group of zero; the panic of a checked division has no place on the device.
     unsafe { core::hint::assert_unchecked(args.group != 0) };
     let head = u64::from(batch) * u64::from(heads_q) + u64::from(head_q);
@@ -197,7 +224,7 @@ fn place<const MT: usize, const TEAM: usize>(args: &Args, cta_row: u32) -> Place
     Place {
         group: lane / 4,
         quad: lane % 4,
-        row: cta_row + warp / team * team_rows,
+        row: row + warp / team * team_rows,
         thread,
         shared: smem::base(),
         member: warp % team,

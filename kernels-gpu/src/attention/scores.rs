@@ -1,11 +1,12 @@
 //! S = Q K^T on the int8 tensor cores.
 
-use super::{Args, KEY_TILES, MAX_PAIRS, Place, Softmax, pairs};
+use super::{Args, Blocks, KEY_TILES, MAX_PAIRS, Place, Softmax, pairs};
 use crate::layout::{KV_BLOCK, ROW_BYTES, key_slot, swizzle};
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::memory::ld_shared_v4_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
+use crate::ptx::opaque::opaque;
 use crate::ptx::shared::st_shared_f32;
 use crate::ptx::special::tid_x;
 
@@ -67,43 +68,39 @@ pub(crate) unsafe fn query_scales<const MT: usize>(args: &Args, place: &Place) -
 /// one load. The bias -MAGIC * factor is cheaper to multiply again than to load.
 pub(crate) struct KeyScales {
     global: *const f32,
-    keys: u32,
-    unit: f32,
     shared: u32,
     thread: u32,
 }
 
 impl KeyScales {
     #[inline(always)]
-    pub(crate) unsafe fn new(args: &Args, place: &Place, offset: usize, unit: f32) -> Self {
-        let keys = args.seqlen_kv.div_ceil(KV_BLOCK as u32) * KV_BLOCK as u32;
-        let global = unsafe { args.k_scale.add((place.head_kv * u64::from(keys)) as usize) };
-        Self { global, keys, unit, shared: place.shared + offset as u32, thread: place.thread }
+    pub(crate) fn new(args: &Args, place: &Place, offset: usize) -> Self {
+        Self { global: args.k_scale, shared: place.shared + offset as u32, thread: place.thread }
     }
 
-    /// This thread's key of a block, read early; past the last block any value will do.
+    /// The scale of this thread's key of the block `ahead` further on, read early; past the last block any value will do.
     #[inline(always)]
-    pub(crate) unsafe fn fetch(&self, block: u32) -> f32 {
-        let key = block * KV_BLOCK as u32 + self.thread;
-        if key < self.keys { unsafe { *self.global.add(key as usize) } } else { 0.0 }
+    pub(crate) unsafe fn fetch(&self, blocks: &Blocks, ahead: u32) -> f32 {
+        unsafe { *self.global.add(blocks.index(ahead) * KV_BLOCK).add(opaque(self.thread) as usize) }
     }
 
     /// Stores the factor of a fetched scale; visible after the next barrier.
     #[inline(always)]
-    pub(crate) unsafe fn publish<S: Softmax<D, MT>, const D: usize, const MT: usize>(&self, block: u32, scale: f32) {
-        let key = self.thread;
-        if key < KV_BLOCK as u32 {
-            let slot = key / 32 * 32 + key_slot((key % 32) as usize) as u32;
-            unsafe {
-                st_shared_f32(self.shared + (block % 2 * KV_BLOCK as u32 + slot) * 4, S::key_factor(self.unit, scale))
-            };
-        }
+    pub(crate) unsafe fn publish<S: Softmax<D, MT>, const D: usize, const MT: usize>(
+        &self,
+        parity: u32,
+        scale: f32,
+        unit: f32,
+    ) {
+        let key = opaque(self.thread);
+        let slot = parity * KV_BLOCK as u32 + key / 32 * 32 + key_slot((key % 32) as usize) as u32;
+        unsafe { st_shared_f32(self.shared + 4 * slot, S::key_factor(unit, scale)) };
     }
 
-    /// The factors of this lane's four keys of the n8 tiles `2 * pair` and `2 * pair + 1`.
+    /// Shared address of the lane's factors of a block's first two n8 tiles; those of the next two are 64 bytes on.
     #[inline(always)]
-    unsafe fn factors(&self, block: u32, pair: u32, place: &Place) -> [f32; 4] {
-        unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 4) + place.quad * 16 + pair * 64) }
+    pub(crate) fn factors(&self, parity: u32, place: &Place) -> u32 {
+        self.shared + parity * (KV_BLOCK as u32 * 4) + place.quad * 16
     }
 }
 
@@ -116,14 +113,14 @@ pub(crate) fn panel_row(base: u32) -> u32 {
     base + swizzle((8 * (matrix / 2) + row) as usize, (16 * (matrix % 2)) as usize) as u32
 }
 
-/// The scores of the team's rows against the warp's keys of the block at shared address `k`, in the softmax's working unit.
+/// The scores of the team's rows against the warp's keys of the block at shared address `k`, in the softmax's working unit; the lane's
+/// factors are at `factors`.
 #[inline(always)]
 pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize, const TEAM: usize>(
     query: &Query<MT>,
     k: u32,
-    scales: &KeyScales,
+    factors: u32,
     softmax: &S,
-    block: u32,
     place: &Place,
 ) -> S::Scores {
     let mut scores = S::empty();
@@ -143,7 +140,7 @@ pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize, c
             });
         });
         unroll!(0..pairs(MT), |i| {
-            let factors = unsafe { scales.factors(block, first + (group * pairs(MT) + i) as u32, place) };
+            let factors = unsafe { ld_shared_v4_f32(factors + 64 * (first + (group * pairs(MT) + i) as u32)) };
             let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
             unroll!(0..2, |n| {
                 let tile = 2 * (group * pairs(MT) + i) + n;

@@ -130,11 +130,19 @@ pub struct Module {
     pub ptx: (u32, u32),
 }
 
-/// Where the teams' exchange begins in the shared memory of an attention CTA: behind a ring of `slots` K or V blocks and two
-/// blocks' key scales.
+/// Bytes that an attention CTA parks in shared memory (`attention/parked.rs`).
+pub const PARKED_BYTES: usize = 32;
+
+/// Where that is: behind a ring of `slots` K or V blocks and two blocks' key factors.
+#[must_use]
+pub const fn parked_offset(head_dim: usize, slots: usize) -> usize {
+    slots * block_bytes(head_dim) + 2 * KV_BLOCK * 4
+}
+
+/// Where the teams' exchange begins: behind that.
 #[must_use]
 pub const fn exchange_offset(head_dim: usize, slots: usize) -> usize {
-    slots * block_bytes(head_dim) + 2 * KV_BLOCK * 4
+    parked_offset(head_dim, slots) + PARKED_BYTES
 }
 
 /// Shared memory in which the `team` warps of `16 * mt` query rows exchange row maxima and P.

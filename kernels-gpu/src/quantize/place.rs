@@ -5,7 +5,7 @@
 
 use super::launch::{TOKENS, threads};
 use crate::element::{BATCH, Element};
-use crate::layout::{ROW_BYTES, key_slot, swizzle};
+use crate::layout::{ROW_BYTES, key_slot, swizzle, v_row};
 use crate::ptx::opaque::opaque;
 use crate::ptx::shuffle::{shfl_sync_bfly_add_f32, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x;
@@ -191,17 +191,17 @@ impl<E: Element> ByChannel<E> {
     /// Byte in shared memory of the lane's eight slots of dim `dim() + i`.
     #[inline(always)]
     pub fn shared_offset(&self, i: usize) -> u32 {
-        let row = self.dim() + i;
-        spread::<E>(self.panel * self.head_dim * ROW_BYTES as u32 + swizzle(row, 8 * self.octet as usize) as u32)
+        let row = v_row(self.dim() + i);
+        spread(self.panel * self.head_dim * ROW_BYTES as u32 + swizzle(row, 8 * self.octet as usize) as u32)
     }
 }
 
 /// Where byte `offset` of a packed V block lies in shared memory while it is transposed.
 ///
-/// Lanes of a warp differ in their vector, whole rows of 32 bytes apart: 128 or 256 bytes, the same banks. Exchanging a
-/// row with one of its three neighbours by the low bits of the vector number makes four lanes cover all banks.
+/// Sixteen lanes read four rows of 32 bytes at a time, which are (`layout::v_row`) 0, 2, 4 and 6 or 0, 2, 16 and 18 rows from the first.
+/// Exchanging every other of these with its neighbour makes them cover all banks.
 #[inline(always)]
-pub(crate) const fn spread<E: Element>(offset: u32) -> u32 {
+pub(crate) const fn spread(offset: u32) -> u32 {
     let row = offset / ROW_BYTES as u32;
-    offset ^ (row / E::LANES as u32 % 4) * ROW_BYTES as u32
+    offset ^ ((row >> 2 ^ row >> 4) & 1) * ROW_BYTES as u32
 }

@@ -9,7 +9,7 @@ use super::place::{div_rem, slot_key};
 use super::scale::reciprocal;
 use super::tile::{Tile, float_address, tile_address};
 use crate::element::{Element, Vector};
-use crate::layout::{KV_BLOCK, ROW_BYTES, V_PANELS, block_bytes, swizzle};
+use crate::layout::{KV_BLOCK, ROW_BYTES, V_PANELS, block_bytes, swizzle, v_row};
 use crate::ptx::global::st_global_cs_v2_u32;
 use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::memory::ld_shared_v4_f32;
@@ -18,7 +18,18 @@ use crate::ptx::special::tid_x;
 
 /// Dims of a lane.
 const DIMS: usize = 4;
+/// How many rows further the lane's dims stand than the first, which is a multiple of four: all four are swizzled alike.
+const FURTHER: [usize; DIMS] = [0, 1, 8, 9];
 const WARPS: u32 = QUANTIZE_THREADS as u32 / 32;
+
+const _: () = {
+    let mut dim = 0;
+    while dim < 256 {
+        let (first, row) = (v_row(dim - dim % DIMS), v_row(dim));
+        assert!(row == first + FURTHER[dim % DIMS] && row & 4 == first & 4);
+        dim += 1;
+    }
+};
 
 /// Means and reciprocals of the scales to shared memory, behind the tile; a barrier must follow. `channel` loads a channel's
 /// mean and scale.
@@ -87,13 +98,12 @@ unsafe fn quantize_unit<E: Element>(tile: &Tile, panel: u32, first_dim: u32, hea
         let panel_bytes = head_dim as usize * ROW_BYTES;
         let panel = (token / ROW_BYTES as u32) as usize % V_PANELS;
         let to = out.wrapping_add(block * block_bytes(head_dim as usize) + panel * panel_bytes);
-        let to = to.wrapping_add(swizzle(dim as usize, 8 * octet as usize));
+        let to = to.wrapping_add(swizzle(v_row(dim as usize), 8 * octet as usize));
         unroll!(0..DIMS, |i| {
             let x = |key: usize| E::get(&keys[key], i) - mean[i];
             let low = quantize4::<E>([x(0), x(1), x(2), x(3)], inverse[i]) & masks[0] ^ V_OFFSETS;
             let high = quantize4::<E>([x(4), x(5), x(6), x(7)], inverse[i]) & masks[1] ^ V_OFFSETS;
-            // four rows from a multiple of four are swizzled alike
-            st_global_cs_v2_u32(true, to.wrapping_add(i * ROW_BYTES), [low, high]);
+            st_global_cs_v2_u32(true, to.wrapping_add(FURTHER[i] * ROW_BYTES), [low, high]);
         });
     }
 }

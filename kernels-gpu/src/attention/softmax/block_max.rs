@@ -288,7 +288,7 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
             Finished {
                 factor: mul_rn_f32(mul_rn_f32(rcp_approx_ftz_f32(sum), up), further),
                 offset: V_OFFSET.into(),
-                seen: 1.0,
+                seen: u32::MAX,
                 lse: self.reference[mt][half] + SHIFT + lg2_approx_ftz_f32(mul_rn_f32(sum, DOWN / 255.0)),
             }
         } else {

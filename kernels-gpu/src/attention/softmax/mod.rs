@@ -104,20 +104,20 @@ pub(crate) struct Finished {
     pub factor: f32,
     /// The share of V's bytes that [`V_OFFSET`](crate::layout::V_OFFSET) has.
     pub offset: f32,
-    /// One, or zero for a row that sees no key.
-    pub seen: f32,
+    /// All bits, or none for a row that sees no key.
+    pub seen: u32,
     /// The log-sum-exp in base 2.
     pub lse: f32,
 }
 
 impl Finished {
     /// Of a row that sees no key.
-    pub(crate) const UNSEEN: Self = Self { factor: 0.0, offset: 0.0, seen: 0.0, lse: f32::NEG_INFINITY };
+    pub(crate) const UNSEEN: Self = Self { factor: 0.0, offset: 0.0, seen: 0, lse: f32::NEG_INFINITY };
 
-    /// The output element in a channel of V with this scale and mean.
+    /// The output element of a row that sees keys, in a channel of V with this scale and mean.
     #[inline(always)]
     pub(crate) fn output(&self, o: f32, scale: f32, mean: f32) -> f32 {
-        fma_rn_f32(fma_rn_f32(o, self.factor, -self.offset), scale, mean * self.seen)
+        fma_rn_f32(fma_rn_f32(o, self.factor, -self.offset), scale, mean)
     }
 }
 

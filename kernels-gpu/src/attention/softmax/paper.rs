@@ -26,11 +26,9 @@ pub(crate) struct Paper<const MT: usize> {
     code_sum: [[f32; 2]; MT],
 }
 
-/// A maximum to subtract. Where no key has been seen yet it is a finite one, so that the differences are numbers.
-#[inline(always)]
-fn finite(max: f32) -> f32 {
-    max_f32(max, -1e30)
-}
+/// The maximum of no keys: a finite one, so that differences are numbers. And not that of the rows without keys in `lse`: ptxas would
+/// keep one constant for both, in a register across the loop.
+const LEAST: f32 = -1e30;
 
 impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     type Scores = [[[[f32; 2]; KEY_TILES]; 2]; MT];
@@ -47,7 +45,7 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     fn new(args: &Args, _: f32, q_scale: [[f32; 2]; MT]) -> Self {
         let c = mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E);
         let row_scale = q_scale.map(|halves| halves.map(|scale| mul_rn_f32(scale, c)));
-        Self { row_scale, row_max: [[f32::NEG_INFINITY; 2]; MT], row_sum: [[0.0; 2]; MT], code_sum: [[0.0; 2]; MT] }
+        Self { row_scale, row_max: [[LEAST; 2]; MT], row_sum: [[0.0; 2]; MT], code_sum: [[0.0; 2]; MT] }
     }
 
     #[inline(always)]
@@ -113,7 +111,7 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
                     max = max_f32(max, f32::from_bits(shfl_bfly::<1>(max.to_bits())));
                     max = max_f32(max, f32::from_bits(shfl_bfly::<2>(max.to_bits())));
                 }
-                alpha[mt][half] = ex2_approx_ftz_f32(finite(self.row_max[mt][half]) - finite(max));
+                alpha[mt][half] = ex2_approx_ftz_f32(self.row_max[mt][half] - max);
                 self.row_max[mt][half] = max;
                 self.row_sum[mt][half] *= alpha[mt][half];
             });
@@ -126,7 +124,7 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
         let mut p = [[0; 4]; MT];
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
-                let reference = finite(self.row_max[mt][half]);
+                let reference = self.row_max[mt][half];
                 let mut sum = 0.0;
                 unroll!(0..2, |upper| {
                     let mut codes = [[0; 2]; 2];
@@ -174,7 +172,7 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
         if sum > 0.0 {
             let factor = rcp_approx_ftz_f32(R * sum);
             let offset = mul_rn_f32(f32::from(V_OFFSET) * factor, codes);
-            Finished { factor, offset, seen: 1.0, lse: self.row_max[mt][half] + lg2_approx_ftz_f32(sum) }
+            Finished { factor, offset, seen: u32::MAX, lse: self.row_max[mt][half] + lg2_approx_ftz_f32(sum) }
         } else {
             Finished::UNSEEN
         }
