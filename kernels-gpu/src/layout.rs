@@ -106,6 +106,14 @@ pub const fn key_slot(key: usize) -> usize {
     16 * half + 4 * pair + 2 * tile + odd
 }
 
+/// The key at slot `slot` (0..32) of a row of V: the inverse of [`key_slot`].
+#[inline(always)]
+#[must_use]
+pub const fn slot_key(slot: usize) -> usize {
+    let (half, pair, tile, odd) = (slot / 16, slot / 4 % 4, slot / 2 % 2, slot % 2);
+    16 * half + 8 * tile + 2 * pair + odd
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +129,7 @@ mod tests {
                     // A operand (PTX ISA, mma.m16n8k32 .s8): lane t holds k = 4t..4t+4 in a0, 16+4t..16+4t+4 in a2
                     assert_eq!(slot % 16 / 4, t);
                     assert_eq!(slot / 16, n8 / 2);
+                    assert_eq!(slot_key(slot), 8 * n8 + 2 * t + odd);
                 }
             }
         }

@@ -32,15 +32,15 @@ impl<const CAUSAL: bool, const KEYS: usize> Mask<CAUSAL, KEYS> {
     /// Keys of block `block` that row `row` sees, counted from the block's first.
     #[inline(always)]
     pub(crate) fn keys(&self, row: u32, block: u32) -> i32 {
-        let seqlen_kv = i64::from(self.seqlen_kv);
         let keys = if CAUSAL {
+            let seqlen_kv = i64::from(self.seqlen_kv);
             clamp(i64::from(row) + seqlen_kv - i64::from(self.seqlen_q) + 1, seqlen_kv)
         } else {
             self.seqlen_kv
         };
-        let start = u64::from(block) * KEYS as u64;
-        let rest = i64::from(keys) - start as i64;
-        if rest > KEYS as i64 { KEYS as i32 } else { rest as i32 }
+        // In 32 bits: a block that any row sees begins before the end of the keys.
+        let rest = keys.saturating_sub(block * KEYS as u32);
+        if rest > KEYS as u32 { KEYS as i32 } else { rest as i32 }
     }
 }
 

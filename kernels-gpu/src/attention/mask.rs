@@ -2,6 +2,7 @@
 
 use super::{Args, KEY_TILES, Place, Softmax};
 use crate::layout::KV_BLOCK;
+use crate::ptx::opaque::opaque;
 
 /// The mask of one CTA.
 pub(crate) type Mask<const CAUSAL: bool> = crate::mask::Mask<CAUSAL, KV_BLOCK>;
@@ -22,7 +23,8 @@ impl<const CAUSAL: bool> Mask<CAUSAL> {
     ) {
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
-                let keys = self.keys(place.row + (16 * mt + 8 * half) as u32 + place.group, block)
+                // Opaque: how many keys a row sees would be in a register across the loop.
+                let keys = self.keys(opaque(place.row) + place.group + (16 * mt + 8 * half) as u32, block)
                     - (place.member * (KV_BLOCK / TEAM) as u32 + 2 * place.quad) as i32;
                 unroll!(0..KEY_TILES / TEAM, |tile| {
                     S::hide(scores, mt, half, tile, keys - (8 * tile) as i32);

@@ -13,7 +13,6 @@
 //! output::update           O += w * (P V)           int8 tensor cores, float sums
 //! ```
 
-mod blocks;
 #[cfg(not(any(kernels = "hopper_d64", kernels = "hopper_d128")))]
 mod entry;
 mod epilogue;
@@ -31,7 +30,6 @@ use crate::layout::KV_BLOCK;
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{bar_sync, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, tid_x};
 use crate::smem;
-use blocks::Blocks;
 use epilogue::Out;
 use exchange::Exchange;
 use mask::Mask;
@@ -113,57 +111,49 @@ pub(crate) unsafe fn attention<
     // A thread brings the scale of its own key of a block.
     const { assert!(32 * WARPS == KV_BLOCK) }
     unsafe {
+        let tile_m = (16 * MT * WARPS / TEAM) as u32;
         // The longest rows first, so that the last CTAs of a causal grid are the short ones.
         let m_block = if CAUSAL { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
-        let row = m_block * tile_m::<MT, WARPS, TEAM>();
-        let tile = Tile { row, head_q: ctaid_y(), batch: ctaid_z(), heads_q: nctaid_y() };
+        let tile = Tile { row: m_block * tile_m, head_q: ctaid_y(), batch: ctaid_z(), heads_q: nctaid_y() };
         let place = place::<MT, TEAM>(&args, &tile, tid_x());
+        let parked = Parked::new(place.shared + parked_offset(D, SLOTS) as u32);
+        let mask = Mask::<CAUSAL>::new(&args, tile.row, tile_m);
+
         let unit = S::unit(&args, place.head_kv);
         let key_unit = S::key_unit(&args, unit);
-        let parked = Parked::new(place.shared + parked_offset(D, SLOTS) as u32);
         parked.store(place.thread == 0, &tile, key_unit);
-
         let mut softmax = S::new(&args, unit, scores::query_scales(&args, &place));
+        let mut scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D);
+        let exchange = Exchange::<MT, TEAM>::new(exchange_offset(D, SLOTS), &place);
+        let mut pipeline = Pipeline::<D, WARPS, SLOTS>::new(&args, &place, mask.blocks);
+        let query = Query::<MT>::load::<D>(&args, &place);
         let mut acc = Accumulator::<MT>::zero();
-        let mask = Mask::<CAUSAL>::new(&args, row, tile_m::<MT, WARPS, TEAM>());
-        if mask.blocks > 0 {
-            let exchange = Exchange::<MT, TEAM>::new(exchange_offset(D, SLOTS), &place);
-            let mut blocks = Blocks::new(&args, &place, mask.blocks);
-            let scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D);
-            scales.publish::<S, D, MT>(blocks.parity(), scales.fetch(&blocks, 0), key_unit);
-            let mut pipeline = Pipeline::<D, WARPS, SLOTS>::new(&args, &place, &blocks);
-            let query = Query::<MT>::load::<D>(&args, &place);
-            loop {
-                step::<S, D, MT, WARPS, SLOTS, TEAM, CAUSAL>(
-                    &args,
-                    &place,
-                    &blocks,
-                    mask.blocks - mask.full_blocks,
-                    &parked,
-                    &query,
-                    &scales,
-                    &exchange,
-                    &mut pipeline,
-                    &mut softmax,
-                    &mut acc,
-                );
-                if !blocks.advance() {
-                    break;
-                }
-            }
-            pipeline.drain();
-        } else {
-            // For what is parked.
-            bar_sync();
+
+        let mut block = 0;
+        let first = scales.fetch(mask.blocks > 0);
+        scales.publish::<S, D, MT>(0, first, key_unit);
+        // For what is parked: there may be no block.
+        bar_sync();
+        while block < mask.blocks {
+            step::<S, D, MT, WARPS, SLOTS, TEAM, CAUSAL>(
+                block,
+                &place,
+                &mask,
+                &parked,
+                &query,
+                &mut scales,
+                &exchange,
+                &mut pipeline,
+                &mut softmax,
+                &mut acc,
+            );
+            // Opaque: the compiler would count the blocks in more than one way.
+            block = opaque(block + 1);
         }
+        pipeline.drain();
         let place = self::place::<MT, TEAM>(&args, &parked.tile(), opaque(tid_x()));
         epilogue::store::<S, D, MT, TEAM>(&args, &place, &softmax, &acc);
     }
-}
-
-/// Query rows of a CTA.
-const fn tile_m<const MT: usize, const WARPS: usize, const TEAM: usize>() -> u32 {
-    (16 * MT * WARPS / TEAM) as u32
 }
 
 /// One block of keys.
@@ -178,32 +168,29 @@ unsafe fn step<
     const TEAM: usize,
     const CAUSAL: bool,
 >(
-    args: &Args,
+    block: u32,
     place: &Place,
-    blocks: &Blocks,
-    masked: u32,
+    mask: &Mask<CAUSAL>,
     parked: &Parked,
     query: &Query<MT>,
-    scales: &KeyScales,
+    scales: &mut KeyScales,
     exchange: &Exchange<MT, TEAM>,
     pipeline: &mut Pipeline<D, WARPS, SLOTS>,
     softmax: &mut S,
     acc: &mut Accumulator<MT>,
 ) {
     unsafe {
-        let next_scale = scales.fetch(blocks, 1);
-        let k = pipeline.next_k(blocks);
-        let mut s = scores::block::<S, D, MT, TEAM>(query, k, scales.factors(blocks.parity(), place), softmax, place);
-        if blocks.left < masked {
-            // All of it found anew: it would be in registers across the loop.
-            let tile = parked.tile();
-            let mask = Mask::<CAUSAL>::new(args, tile.row, tile_m::<MT, WARPS, TEAM>());
-            let place = self::place::<MT, TEAM>(args, &tile, opaque(tid_x()));
-            mask.apply::<S, D, MT, TEAM>(&mut s, mask.blocks - 1 - blocks.left, &place);
+        let next_scale = scales.fetch(block + 1 < mask.blocks);
+        let k = pipeline.next_k();
+        let mut s = scores::block::<S, D, MT, TEAM>(query, k, scales, softmax, block, place);
+        if block >= mask.full_blocks {
+            mask.apply::<S, D, MT, TEAM>(&mut s, block, place);
         }
         let (mut p, exponents) = softmax.probabilities(s, exchange);
-        let v = pipeline.next_v(blocks);
-        scales.publish::<S, D, MT>(1 - blocks.parity(), next_scale, parked.key_unit());
+        // Before the wait, which hides the load.
+        let key_unit = parked.key_unit();
+        let v = pipeline.next_v();
+        scales.publish::<S, D, MT>(block + 1, next_scale, key_unit);
         exchange.collect(&mut p);
         let row = softmax.weigh(exponents, &p, acc, D / 8 / TEAM);
         output::update::<S, D, MT, TEAM>(acc, &p, v, place.member, &row);

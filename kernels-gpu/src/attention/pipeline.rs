@@ -1,21 +1,25 @@
 //! The ring of K and V blocks in shared memory, filled by `cp.async` while earlier blocks are in use.
 
-use super::{Args, Blocks, Place};
-use crate::layout::block_bytes;
+use super::{Args, Place};
+use crate::layout::{KV_BLOCK, block_bytes};
 use crate::ptx::cp_async::{commit_group, cp_async_16, wait_group};
-use crate::ptx::opaque::opaque;
 use crate::ptx::special::bar_sync;
 
 /// Blocks arrive in the order K0, V0, K1, V1, ...; `SLOTS - 1` of them are under way while one is in use.
 pub(crate) struct Pipeline<const D: usize, const WARPS: usize, const SLOTS: usize> {
+    /// Where this thread's part of the next K and V block lies in global memory.
     k: *const u8,
     v: *const u8,
     /// This thread's part of slot 0.
     shared: u32,
     /// Slot 0.
     base: u32,
-    /// Slot that is read next, in bytes.
+    /// Slot that is read next, and slot that is filled next, in bytes.
     read: u32,
+    write: u32,
+    /// Blocks of K and of V still to advance by.
+    k_left: u32,
+    v_left: u32,
 }
 
 impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, SLOTS> {
@@ -24,49 +28,64 @@ impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, 
 
     /// Requests the first blocks.
     #[inline(always)]
-    pub(crate) unsafe fn new(args: &Args, place: &Place, blocks: &Blocks) -> Self {
-        let pipeline =
-            Self { k: args.k, v: args.v, shared: place.shared + 16 * place.thread, base: place.shared, read: 0 };
-        unroll!(0..SLOTS - 1, |ahead| {
-            unsafe { pipeline.request(blocks, ahead, ahead as u32 * Self::BLOCK) };
-        });
+    pub(crate) unsafe fn new(args: &Args, place: &Place, blocks: u32) -> Self {
+        let nb = u64::from(args.seqlen_kv).div_ceil(KV_BLOCK as u64);
+        let start = place.head_kv * nb * u64::from(Self::BLOCK) + u64::from(16 * place.thread);
+        let mut pipeline = unsafe {
+            Self {
+                k: args.k.add(start as usize),
+                v: args.v.add(start as usize),
+                shared: place.shared + 16 * place.thread,
+                base: place.shared,
+                read: 0,
+                write: 0,
+                k_left: blocks.saturating_sub(1),
+                v_left: blocks.saturating_sub(1),
+            }
+        };
+        if blocks > 0 {
+            unroll!(0..SLOTS - 1, |ahead| {
+                unsafe { pipeline.request(ahead % 2 == 0) };
+            });
+        }
         pipeline
     }
 
-    /// Requests what arrives `ahead` places behind the K of the block, as one group of copies. Past the last block it copies
-    /// that again, to a slot nobody reads: a condition on every copy would cost more than the bytes.
+    /// Requests the next block as one group of copies. Past the last block it copies that again, to a slot nobody reads: a
+    /// condition on every copy would cost more than the bytes.
     #[inline(always)]
-    unsafe fn request(&self, blocks: &Blocks, ahead: usize, slot: u32) {
+    unsafe fn request(&mut self, is_k: bool) {
         unsafe {
-            let tensor = if ahead.is_multiple_of(2) { self.k } else { self.v };
-            let block = blocks.index((ahead / 2) as u32);
-            let source = tensor.add(block * Self::BLOCK as usize).add(opaque(self.shared - self.base) as usize);
+            let (source, left) = if is_k { (&mut self.k, &mut self.k_left) } else { (&mut self.v, &mut self.v_left) };
             unroll!(0..Self::BLOCK.div_ceil(Self::STRIDE) as usize, |i| {
                 let offset = i as u32 * Self::STRIDE;
                 if offset + Self::STRIDE <= Self::BLOCK || offset + (self.shared - self.base) < Self::BLOCK {
-                    cp_async_16(self.shared + slot + offset, source.add(offset as usize));
+                    cp_async_16(self.shared + self.write + offset, source.add(offset as usize));
                 }
             });
             commit_group();
+            let more = u32::from(*left > 0);
+            *source = source.add((more * Self::BLOCK) as usize);
+            *left -= more;
+            self.write = Self::advance(self.write);
         }
     }
 
-    /// The K of the block: its shared address, see [`Self::next`].
+    /// The next K block: its shared address, see [`Self::next`].
     #[inline(always)]
-    pub(crate) unsafe fn next_k(&mut self, blocks: &Blocks) -> u32 {
-        unsafe { self.next(blocks, SLOTS - 1) }
+    pub(crate) unsafe fn next_k(&mut self) -> u32 {
+        unsafe { self.next(SLOTS % 2 == 1) }
     }
 
-    /// The V of the block: its shared address, see [`Self::next`].
+    /// The next V block: its shared address, see [`Self::next`].
     #[inline(always)]
-    pub(crate) unsafe fn next_v(&mut self, blocks: &Blocks) -> u32 {
-        unsafe { self.next(blocks, SLOTS) }
+    pub(crate) unsafe fn next_v(&mut self) -> u32 {
+        unsafe { self.next(SLOTS.is_multiple_of(2)) }
     }
 
-    /// The shared address of the next in the ring, landed and visible to the CTA; the slot of the one before it is refilled.
+    /// The shared address of the next block, landed and visible to the CTA; the slot of the block before it is refilled.
     #[inline(always)]
-    unsafe fn next(&mut self, blocks: &Blocks, request: usize) -> u32 {
-        let read = self.read;
+    unsafe fn next(&mut self, request_k: bool) -> u32 {
         unsafe {
             match SLOTS {
                 2 => wait_group::<0>(),
@@ -75,16 +94,22 @@ impl<const D: usize, const WARPS: usize, const SLOTS: usize> Pipeline<D, WARPS, 
                 _ => wait_group::<3>(),
             }
             bar_sync();
-            let last = (SLOTS as u32 - 1) * Self::BLOCK;
-            self.request(blocks, request, if read == 0 { last } else { read - Self::BLOCK });
-            self.read = if read == last { 0 } else { read + Self::BLOCK };
+            self.request(request_k);
         }
-        self.base + read
+        let slot = self.base + self.read;
+        self.read = Self::advance(self.read);
+        slot
     }
 
     /// Waits for the copies that nobody reads.
     #[inline(always)]
     pub(crate) unsafe fn drain(&self) {
         unsafe { wait_group::<0>() }
+    }
+
+    #[inline(always)]
+    fn advance(slot: u32) -> u32 {
+        let next = slot + Self::BLOCK;
+        if next == SLOTS as u32 * Self::BLOCK { 0 } else { next }
     }
 }

@@ -1,12 +1,11 @@
 //! S = Q K^T on the int8 tensor cores.
 
-use super::{Args, Blocks, KEY_TILES, MAX_PAIRS, Place, Softmax, pairs};
-use crate::layout::{KV_BLOCK, ROW_BYTES, key_slot, swizzle};
+use super::{Args, KEY_TILES, MAX_PAIRS, Place, Softmax, pairs};
+use crate::layout::{KV_BLOCK, ROW_BYTES, slot_key, swizzle};
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::memory::ld_shared_v4_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
-use crate::ptx::opaque::opaque;
 use crate::ptx::shared::st_shared_f32;
 use crate::ptx::special::tid_x;
 
@@ -67,6 +66,7 @@ pub(crate) unsafe fn query_scales<const MT: usize>(args: &Args, place: &Place) -
 /// The key factors of two blocks in shared memory, the keys of 32 in the order of `key_slot`: a lane's four of two n8 tiles are
 /// one load. The bias -MAGIC * factor is cheaper to multiply again than to load.
 pub(crate) struct KeyScales {
+    /// This thread's key of the next block to fetch.
     global: *const f32,
     shared: u32,
     thread: u32,
@@ -75,32 +75,37 @@ pub(crate) struct KeyScales {
 impl KeyScales {
     #[inline(always)]
     pub(crate) fn new(args: &Args, place: &Place, offset: usize) -> Self {
-        Self { global: args.k_scale, shared: place.shared + offset as u32, thread: place.thread }
+        let key = place.thread / 32 * 32 + slot_key((place.thread % 32) as usize) as u32;
+        let first =
+            place.head_kv * u64::from(args.seqlen_kv.div_ceil(KV_BLOCK as u32)) * KV_BLOCK as u64 + u64::from(key);
+        let global = args.k_scale.wrapping_add(first as usize);
+        Self { global, shared: place.shared + offset as u32, thread: place.thread }
     }
 
-    /// The scale of this thread's key of the block `ahead` further on, read early; past the last block any value will do.
+    /// The scale of this thread's key of the next block, read early, if there is `more`; else any value will do.
     #[inline(always)]
-    pub(crate) unsafe fn fetch(&self, blocks: &Blocks, ahead: u32) -> f32 {
-        unsafe { *self.global.add(blocks.index(ahead) * KV_BLOCK).add(opaque(self.thread) as usize) }
+    pub(crate) unsafe fn fetch(&mut self, more: bool) -> f32 {
+        let scale = if more { unsafe { *self.global } } else { 0.0 };
+        self.global = self.global.wrapping_add(KV_BLOCK);
+        scale
     }
 
     /// Stores the factor of a fetched scale; visible after the next barrier.
     #[inline(always)]
     pub(crate) unsafe fn publish<S: Softmax<D, MT>, const D: usize, const MT: usize>(
         &self,
-        parity: u32,
+        block: u32,
         scale: f32,
         unit: f32,
     ) {
-        let key = opaque(self.thread);
-        let slot = parity * KV_BLOCK as u32 + key / 32 * 32 + key_slot((key % 32) as usize) as u32;
+        let slot = block % 2 * KV_BLOCK as u32 + self.thread;
         unsafe { st_shared_f32(self.shared + 4 * slot, S::key_factor(unit, scale)) };
     }
 
-    /// Shared address of the lane's factors of a block's first two n8 tiles; those of the next two are 64 bytes on.
+    /// The factors of this lane's four keys of the n8 tiles `2 * pair` and `2 * pair + 1`.
     #[inline(always)]
-    pub(crate) fn factors(&self, parity: u32, place: &Place) -> u32 {
-        self.shared + parity * (KV_BLOCK as u32 * 4) + place.quad * 16
+    unsafe fn factors(&self, block: u32, pair: u32, place: &Place) -> [f32; 4] {
+        unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 4) + place.quad * 16 + pair * 64) }
     }
 }
 
@@ -113,14 +118,14 @@ pub(crate) fn panel_row(base: u32) -> u32 {
     base + swizzle((8 * (matrix / 2) + row) as usize, (16 * (matrix % 2)) as usize) as u32
 }
 
-/// The scores of the team's rows against the warp's keys of the block at shared address `k`, in the softmax's working unit; the lane's
-/// factors are at `factors`.
+/// The scores of the team's rows against the warp's keys of the block at shared address `k`, in the softmax's working unit.
 #[inline(always)]
 pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize, const TEAM: usize>(
     query: &Query<MT>,
     k: u32,
-    factors: u32,
+    scales: &KeyScales,
     softmax: &S,
+    block: u32,
     place: &Place,
 ) -> S::Scores {
     let mut scores = S::empty();
@@ -140,7 +145,7 @@ pub(crate) unsafe fn block<S: Softmax<D, MT>, const D: usize, const MT: usize, c
             });
         });
         unroll!(0..pairs(MT), |i| {
-            let factors = unsafe { ld_shared_v4_f32(factors + 64 * (first + (group * pairs(MT) + i) as u32)) };
+            let factors = unsafe { scales.factors(block, first + (group * pairs(MT) + i) as u32, place) };
             let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
             unroll!(0..2, |n| {
                 let tile = 2 * (group * pairs(MT) + i) + n;

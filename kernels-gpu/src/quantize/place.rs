@@ -5,7 +5,7 @@
 
 use super::launch::{TOKENS, threads};
 use crate::element::{BATCH, Element};
-use crate::layout::{ROW_BYTES, key_slot, swizzle, v_row};
+use crate::layout::{ROW_BYTES, slot_key, swizzle, v_row};
 use crate::ptx::opaque::opaque;
 use crate::ptx::shuffle::{shfl_sync_bfly_add_f32, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x;
@@ -117,9 +117,9 @@ impl<E: Element> ByToken<E> {
     }
 }
 
-/// Key of slot `8 * octet + i` of a panel of V, the inverse of [`key_slot`]: `i` in bits is (pair, tile, odd).
+/// [`slot_key`] of slot `8 * octet + i`: `i` in bits is (pair, tile, odd).
 #[inline(always)]
-pub(crate) const fn slot_key(octet: u32, i: usize) -> u32 {
+pub(crate) const fn octet_key(octet: u32, i: usize) -> u32 {
     let (pair, tile, odd) = (i as u32 / 4, i as u32 / 2 % 2, i as u32 % 2);
     octet / 2 * 16 + octet % 2 * 4 + 8 * tile + 2 * pair + odd
 }
@@ -127,7 +127,7 @@ pub(crate) const fn slot_key(octet: u32, i: usize) -> u32 {
 const _: () = {
     let mut slot = 0;
     while slot < ROW_BYTES {
-        assert!(key_slot(slot_key(slot as u32 / 8, slot % 8) as usize) == slot);
+        assert!(octet_key(slot as u32 / 8, slot % 8) as usize == slot_key(slot));
         slot += 1;
     }
 };
@@ -185,7 +185,7 @@ impl<E: Element> ByChannel<E> {
     /// Key of the block in the lane's slot number `i` of eight.
     #[inline(always)]
     pub fn key(&self, i: usize) -> u32 {
-        self.panel * ROW_BYTES as u32 + slot_key(self.octet, i)
+        self.panel * ROW_BYTES as u32 + octet_key(self.octet, i)
     }
 
     /// Byte in shared memory of the lane's eight slots of dim `dim() + i`.

@@ -5,7 +5,7 @@
 
 use super::launch::QUANTIZE_THREADS;
 use super::pack::{V_OFFSETS, quantize4};
-use super::place::{div_rem, slot_key};
+use super::place::{div_rem, octet_key};
 use super::scale::reciprocal;
 use super::tile::{Tile, float_address, tile_address};
 use crate::element::{Element, Vector};
@@ -65,12 +65,12 @@ pub(crate) unsafe fn quantize<E: Element>(tile: &Tile, head_dim: u32, out: *mut 
 /// The lane's vectors of its eight keys.
 #[inline(always)]
 unsafe fn load_keys<E: Element>(first_row: u32, octet: u32, row_bytes: u32, byte: u32) -> [Vector; 8] {
-    let even = tile_address(first_row + slot_key(octet, 0), row_bytes, byte);
-    let odd = tile_address(first_row + slot_key(octet, 1), row_bytes, byte);
+    let even = tile_address(first_row + octet_key(octet, 0), row_bytes, byte);
+    let odd = tile_address(first_row + octet_key(octet, 1), row_bytes, byte);
     let mut keys = [[0; 4]; 8];
     unroll!(0..8, |i| {
         // the keys of an octet are two neighbours, and these again 2, 8 and 10 rows on: no bit that `tile_address` looks at
-        let at = if i % 2 == 0 { even } else { odd } + (slot_key(0, i) - slot_key(0, i % 2)) * row_bytes;
+        let at = if i % 2 == 0 { even } else { odd } + (octet_key(0, i) - octet_key(0, i % 2)) * row_bytes;
         keys[i] = unsafe {
             if E::BYTES == 4 {
                 ld_shared_v4_u32(at)
@@ -115,7 +115,7 @@ fn masks(row: u32, octet: u32, count: u32) -> [u32; 2] {
     if row + ROW_BYTES as u32 > count {
         masks = [0; 2];
         unroll!(0..8, |i| {
-            if row + slot_key(octet, i) < count {
+            if row + octet_key(octet, i) < count {
                 masks[i / 4] |= 0xff << (8 * (i % 4));
             }
         });
