@@ -26,9 +26,7 @@ impl<const CAUSAL: bool> Mask<CAUSAL> {
                 // Opaque: how many keys a row sees would be in a register across the loop.
                 let keys = self.keys(opaque(place.row) + place.group + (16 * mt + 8 * half) as u32, block)
                     - (place.member * (KV_BLOCK / TEAM) as u32 + 2 * place.quad) as i32;
-                unroll!(0..KEY_TILES / TEAM, |tile| {
-                    S::hide(scores, mt, half, tile, keys - (8 * tile) as i32);
-                });
+                S::hide(scores, mt, half, KEY_TILES / TEAM, keys);
             });
         });
     }

@@ -147,8 +147,7 @@ pub(crate) unsafe fn attention<
                 &mut softmax,
                 &mut acc,
             );
-            // Opaque: the compiler would count the blocks in more than one way.
-            block = opaque(block + 1);
+            block += 1;
         }
         pipeline.drain();
         let place = self::place::<MT, TEAM>(&args, &parked.tile(), opaque(tid_x()));

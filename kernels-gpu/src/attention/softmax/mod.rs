@@ -50,8 +50,9 @@ pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
         factors: [f32; 2],
     );
 
-    /// Leaves `keys` (0, 1, 2 or out of that range) of two neighbouring keys, and makes the scores of the others minus infinity.
-    fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, keys: i32);
+    /// Makes the scores of a row against the keys from `keys` on minus infinity, counted from this lane's first key: it has the
+    /// keys `8 * tile` and `8 * tile + 1` of each of `tiles` tiles. Negative where the row sees none.
+    fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tiles: usize, keys: i32);
 
     /// The exponents of a block's rows.
     unsafe fn exponents<const TEAM: usize>(

@@ -10,6 +10,7 @@ use crate::ptx::math::{
     add_rn_f32, cvt_rn_f32_s32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt,
     rcp_approx_ftz_f32,
 };
+use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::special::shfl_bfly;
 
@@ -85,11 +86,15 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, keys: i32) {
-        unroll!(0..2, |i| {
-            let s = scores[mt][half][tile][i];
-            scores[mt][half][tile][i] =
-                f32::from_bits(selp_b32(keys > i as i32, s.to_bits(), f32::NEG_INFINITY.to_bits()));
+    fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tiles: usize, keys: i32) {
+        // Opaque: the first keys of all tiles would be in registers across the loop, to be subtracted from the row's.
+        let keys = opaque(keys as u32) as i32;
+        unroll!(0..tiles, |tile| {
+            unroll!(0..2, |i| {
+                let s = scores[mt][half][tile][i];
+                scores[mt][half][tile][i] =
+                    f32::from_bits(selp_b32(keys > (8 * tile + i) as i32, s.to_bits(), f32::NEG_INFINITY.to_bits()));
+            });
         });
     }
 
