@@ -1,6 +1,6 @@
 //! The mask on a block's scores.
 
-use super::{Args, KEY_TILES, Place, Softmax};
+use super::{Args, Place, Softmax};
 use crate::layout::KV_BLOCK;
 use crate::ptx::opaque::opaque;
 
@@ -26,7 +26,7 @@ impl<const CAUSAL: bool> Mask<CAUSAL> {
                 // Opaque: how many keys a row sees would be in a register across the loop.
                 let keys = self.keys(opaque(place.row) + place.group + (16 * mt + 8 * half) as u32, block)
                     - (place.member * (KV_BLOCK / TEAM) as u32 + 2 * place.quad) as i32;
-                S::hide(scores, mt, half, KEY_TILES / TEAM, keys);
+                S::hide::<TEAM>(scores, mt, half, keys);
             });
         });
     }

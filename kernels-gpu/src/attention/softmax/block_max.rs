@@ -195,8 +195,8 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
     }
 
     #[inline(always)]
-    fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tiles: usize, keys: i32) {
-        unroll!(0..tiles, |tile| {
+    fn hide<const TEAM: usize>(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32) {
+        unroll!(0..KEY_TILES / TEAM, |tile| {
             // prmt takes the visible halves from the scores and the others from minus infinity.
             let keys = keys - (8 * tile) as i32;
             let selector = selp_b32(keys > 1, 0x3210, selp_b32(keys > 0, 0x7610, 0x7654));

@@ -51,8 +51,8 @@ pub(crate) trait Softmax<const D: usize, const MT: usize>: Sized {
     );
 
     /// Makes the scores of a row against the keys from `keys` on minus infinity, counted from this lane's first key: it has the
-    /// keys `8 * tile` and `8 * tile + 1` of each of `tiles` tiles. Negative where the row sees none.
-    fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tiles: usize, keys: i32);
+    /// keys `8 * tile` and `8 * tile + 1` of each of its tiles. Negative where the row sees none.
+    fn hide<const TEAM: usize>(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32);
 
     /// The exponents of a block's rows.
     unsafe fn exponents<const TEAM: usize>(

@@ -86,10 +86,10 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    fn hide(scores: &mut Self::Scores, mt: usize, half: usize, tiles: usize, keys: i32) {
+    fn hide<const TEAM: usize>(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32) {
         // Opaque: the first keys of all tiles would be in registers across the loop, to be subtracted from the row's.
         let keys = opaque(keys as u32) as i32;
-        unroll!(0..tiles, |tile| {
+        unroll!(0..KEY_TILES / TEAM, |tile| {
             unroll!(0..2, |i| {
                 let s = scores[mt][half][tile][i];
                 scores[mt][half][tile][i] =
