@@ -3,6 +3,7 @@
 use crate::dtype::DType;
 use int_flash_attention_driver::DriverError;
 use int_flash_attention_kernels::config::Family;
+use int_flash_attention_kernels::layout::PACKED_FORMAT;
 use std::path::PathBuf;
 
 /// What every fallible function of the crate returns.
@@ -117,6 +118,13 @@ pub enum Error {
         given: DType,
         /// The type expected.
         expected: DType,
+    },
+
+    /// Quantized operands that another version of the library packed.
+    #[error("packed blocks of version {given} were given; this library reads version {PACKED_FORMAT}")]
+    PackedFormat {
+        /// Their version.
+        given: u32,
     },
 
     /// A buffer of the wrong size.

@@ -57,6 +57,6 @@ pub use gpu::{
 pub use int_flash_attention_driver::{self as driver, DriverError};
 pub use problem::{AttentionProblem, Scheme};
 pub use progress::{Progress, ProgressFn};
-pub use quantized::{HostK, HostQ, HostQuantized, HostV, Quantized, QuantizedK, QuantizedQ, QuantizedV};
+pub use quantized::{HostK, HostQ, HostQuantized, HostV, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV};
 pub use shape::{Order, Shape, TensorLayout};
 pub use tensor::{HostData, HostTensor};

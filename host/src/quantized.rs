@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::problem::check_head_dim;
 use crate::shape::Shape;
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
+use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks};
 
 /// Q in INT8, one scale a token. `I` is an array of `i8`, `F` one of `f32`.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,11 +18,39 @@ pub struct QuantizedQ<I, F> {
     pub bias: Option<F>,
 }
 
+/// How the bytes of K and V are packed (docs/kernel-abi.md, "Packed blocks").
+///
+/// There is a value of this type for what this version of the library reads and writes, and for nothing else. Who keeps quantized operands
+/// beyond a process stores [`version`](Self::version) with them, and comes back through [`from_version`](Self::from_version).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PackedFormat(());
+
+impl PackedFormat {
+    /// What this version of the library packs.
+    pub const CURRENT: Self = Self(());
+
+    /// The number to store.
+    #[must_use]
+    pub const fn version(self) -> u32 {
+        PACKED_FORMAT
+    }
+
+    /// The format with a stored number.
+    ///
+    /// # Errors
+    /// A version that this library does not read.
+    pub const fn from_version(version: u32) -> Result<Self> {
+        if version == PACKED_FORMAT { Ok(Self::CURRENT) } else { Err(Error::PackedFormat { given: version }) }
+    }
+}
+
 /// K in INT8, one scale a token, packed in blocks of 128 tokens (`int_flash_attention_kernels::layout::k_offset`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedK<I, F> {
     /// Shape of K.
     pub shape: Shape,
+    /// How `data` is packed.
+    pub format: PackedFormat,
     /// `[batch][heads_kv][blocks][128 * head_dim]`, padding zero.
     pub data: I,
     /// `[batch][heads_kv][blocks * 128]`, padding zero.
@@ -40,6 +68,8 @@ pub struct QuantizedK<I, F> {
 pub struct QuantizedV<I, F> {
     /// Shape of V.
     pub shape: Shape,
+    /// How `data` is packed.
+    pub format: PackedFormat,
     /// `[batch][heads_kv][blocks][128 * head_dim]`, padding 128.
     pub data: I,
     /// `[batch][heads_kv][head_dim]`.
@@ -151,5 +181,23 @@ impl HostV {
         check_len("v", self.data.len(), lengths.kv_data)?;
         check_len("v_scale", self.scale.len(), lengths.channels)?;
         check_len("v_mean", self.mean.len(), lengths.channels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_format_is_what_this_version_reads() {
+        let stored = PackedFormat::CURRENT.version();
+        assert_eq!(PackedFormat::from_version(stored), Ok(PackedFormat::CURRENT));
+        for other in [stored - 1, stored + 1] {
+            let error = PackedFormat::from_version(other).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("packed blocks of version {other} were given; this library reads version {stored}")
+            );
+        }
     }
 }

@@ -27,6 +27,9 @@ pub const V_PANELS: usize = KV_BLOCK / ROW_BYTES;
 /// What the packed bytes of V have more than its codes, -127 to 127: they are unsigned, so that sums of their products with P are
 /// not negative.
 pub const V_OFFSET: u8 = 128;
+/// Version of the packed blocks, counted up with every change of their bytes. Version 1 had V's codes signed and its rows in the order of
+/// the dims.
+pub const PACKED_FORMAT: u32 = 2;
 /// Tokens that one partial result of the K/V statistics covers.
 pub const STATS_CHUNK: usize = 512;
 /// Interleaved accumulators of a statistics chunk: token `t` of a chunk is added to accumulator `t % STATS_LANES`.
@@ -157,6 +160,21 @@ mod tests {
             assert_eq!(v_row(8 * t + 2 * tile + odd), 8 * tile + 2 * t + odd);
         }
         assert!((0..256).all(|dim| v_row(dim) / V_GROUP == dim / V_GROUP));
+    }
+
+    #[test]
+    fn packed_bytes_change_with_their_version() {
+        // FNV-1a of where every byte of a block goes and of V's bytes.
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut mix = |x: usize| hash = (hash ^ x as u64).wrapping_mul(0x0100_0000_01b3);
+        for head_dim in HEAD_DIMS {
+            for (key, dim) in (0..KV_BLOCK).flat_map(|key| (0..head_dim).map(move |dim| (key, dim))) {
+                mix(k_offset(key, dim));
+                mix(v_offset(key, dim, head_dim));
+            }
+        }
+        (-127..=127).for_each(|code: i8| mix(v_byte(code) as u8 as usize));
+        assert_eq!((PACKED_FORMAT, hash), (2, 0x840e_709d_5870_7fc7), "new bytes need a new version");
     }
 
     #[test]

@@ -6,7 +6,8 @@ use crate::case::{head_dims, variant, variant_of};
 use crate::properties::{GUARD, Kernels, Operand, POISON, untouched};
 use anyhow::{Context, Result};
 use int_flash_attention::{
-    AttentionProblem, DType, HostQuantized, HostTensor, QuantizedK, QuantizedQ, QuantizedV, Scheme, Shape, TensorLayout,
+    AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Scheme,
+    Shape, TensorLayout,
 };
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
@@ -197,6 +198,7 @@ impl Kernels for Simulator {
             },
             k: QuantizedK {
                 shape: kv_shape,
+                format: PackedFormat::CURRENT,
                 data: memory.read(k_out, blocks * block_bytes(d)).context("k")?,
                 scale: floats(k_scale, blocks * KV_BLOCK).context("k_scale")?,
                 mean: floats(k_mean, heads * d).context("k_mean")?,
@@ -204,6 +206,7 @@ impl Kernels for Simulator {
             },
             v: QuantizedV {
                 shape: kv_shape,
+                format: PackedFormat::CURRENT,
                 data: memory.read(v_out, blocks * block_bytes(d)).context("v")?,
                 scale: floats(v_scale, heads * d).context("v_scale")?,
                 mean: floats(v_mean, heads * d).context("v_mean")?,

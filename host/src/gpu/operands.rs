@@ -4,7 +4,9 @@ use super::memory::Checked;
 use super::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu};
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
-use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, Quantized, QuantizedK, QuantizedQ, QuantizedV};
+use crate::quantized::{
+    HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV,
+};
 use crate::shape::Shape;
 
 /// Quantized queries that own their memory.
@@ -34,15 +36,16 @@ pub type ViewMutV<'a> = QuantizedV<DeviceSliceMut<'a, i8>, DeviceSliceMut<'a, f3
 /// Quantized operands to be written.
 pub type ViewMutOperands<'a> = Quantized<DeviceSliceMut<'a, i8>, DeviceSliceMut<'a, f32>>;
 
-/// One operand's conversions between owner, views and the host. `$field` are arrays; `$optional` may be missing.
+/// One operand's conversions between owner, views and the host. `$plain` are no arrays, `$field` are, and
+/// `$optional` may be missing.
 macro_rules! operand {
-    ($owner:ident, $host:ident, $view:ident, $view_mut:ident, $base:ident; $($field:ident),*; $($optional:ident),*) => {
+    ($owner:ident, $host:ident, $view:ident, $view_mut:ident, $base:ident; $($plain:ident),*; $($field:ident),*; $($optional:ident),*) => {
         impl $owner {
             /// To be read by a kernel.
             #[must_use]
             pub fn view(&self) -> $view<'_> {
                 $base {
-                    shape: self.shape,
+                    $($plain: self.$plain,)*
                     $($field: self.$field.slice(),)*
                     $($optional: self.$optional.as_ref().map(DeviceBuffer::slice),)*
                 }
@@ -52,7 +55,7 @@ macro_rules! operand {
             #[must_use]
             pub fn view_mut(&mut self) -> $view_mut<'_> {
                 $base {
-                    shape: self.shape,
+                    $($plain: self.$plain,)*
                     $($field: self.$field.slice_mut(),)*
                     $($optional: self.$optional.as_mut().map(DeviceBuffer::slice_mut),)*
                 }
@@ -64,7 +67,7 @@ macro_rules! operand {
             /// What the driver says.
             pub fn to_host(&self) -> Result<$host> {
                 Ok($base {
-                    shape: self.shape,
+                    $($plain: self.$plain,)*
                     $($field: self.$field.to_vec()?,)*
                     $($optional: self.$optional.as_ref().map(DeviceBuffer::to_vec).transpose()?,)*
                 })
@@ -79,7 +82,7 @@ macro_rules! operand {
             pub fn to_device(&self, gpu: &Gpu) -> Result<$owner> {
                 self.check()?;
                 Ok($base {
-                    shape: self.shape,
+                    $($plain: self.$plain,)*
                     $($field: gpu.upload(&self.$field)?,)*
                     $($optional: self.$optional.as_ref().map(|values| gpu.upload(values)).transpose()?,)*
                 })
@@ -88,9 +91,9 @@ macro_rules! operand {
     };
 }
 
-operand!(DeviceQ, HostQ, ViewQ, ViewMutQ, QuantizedQ; data, scale; bias);
-operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; data, scale, mean, scale_max;);
-operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; data, scale, mean;);
+operand!(DeviceQ, HostQ, ViewQ, ViewMutQ, QuantizedQ; shape; data, scale; bias);
+operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; shape, format; data, scale, mean, scale_max;);
+operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; shape, format; data, scale, mean;);
 
 impl DeviceQ {
     /// Room for the queries of a problem.
@@ -119,6 +122,7 @@ impl DeviceK {
         let lengths = Lengths::of(problem.kv_shape())?;
         Ok(Self {
             shape: problem.kv_shape(),
+            format: PackedFormat::CURRENT,
             data: gpu.alloc(lengths.kv_data)?,
             scale: gpu.alloc(lengths.k_scale)?,
             mean: gpu.alloc(lengths.channels)?,
@@ -137,6 +141,7 @@ impl DeviceV {
         let lengths = Lengths::of(problem.kv_shape())?;
         Ok(Self {
             shape: problem.kv_shape(),
+            format: PackedFormat::CURRENT,
             data: gpu.alloc(lengths.kv_data)?,
             scale: gpu.alloc(lengths.channels)?,
             mean: gpu.alloc(lengths.channels)?,

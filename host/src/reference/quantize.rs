@@ -3,7 +3,7 @@
 use super::stats::{Stats, code, round_up_to_10_bits, scale};
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
-use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, QuantizedK, QuantizedQ, QuantizedV};
+use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, QuantizedK, QuantizedQ, QuantizedV};
 use crate::tensor::HostTensor;
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
 use rayon::prelude::*;
@@ -62,6 +62,7 @@ pub fn quantize_k(scheme: Scheme, k: &HostTensor) -> Result<HostK> {
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedK {
         shape,
+        format: PackedFormat::CURRENT,
         data: vec![0; lengths.kv_data],
         scale: vec![0.0; lengths.k_scale],
         mean: vec![0.0; lengths.channels],
@@ -103,6 +104,7 @@ pub fn quantize_v(scheme: Scheme, v: &HostTensor) -> Result<HostV> {
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedV {
         shape,
+        format: PackedFormat::CURRENT,
         data: vec![v_byte(0); lengths.kv_data],
         scale: vec![0.0; lengths.channels],
         mean: vec![0.0; lengths.channels],

@@ -217,6 +217,7 @@ fn head_operands(all: &DeviceOperands, one: &AttentionProblem, head: usize) -> R
         },
         k: QuantizedK {
             shape: one.kv_shape(),
+            format: all.k.format,
             data: read(&all.k.data, head * packed, packed)?,
             scale: read(&all.k.scale, head * keys, keys)?,
             mean: read(&all.k.mean, head * d, d)?,
@@ -224,6 +225,7 @@ fn head_operands(all: &DeviceOperands, one: &AttentionProblem, head: usize) -> R
         },
         v: QuantizedV {
             shape: one.kv_shape(),
+            format: all.v.format,
             data: read(&all.v.data, head * packed, packed)?,
             scale: read(&all.v.scale, head * d, d)?,
             mean: read(&all.v.mean, head * d, d)?,
