@@ -216,12 +216,12 @@ macro_rules! attention_table {
 macro_rules! hopper_table {
     ($emit:ident) => {
         $emit! {
-            "hopper_d64", 64, Default, 3, 6, 0, 512, false, attention_int8_default_d64_sm90a;
-            "hopper_d64", 64, Default, 3, 6, 0, 512, true, attention_int8_default_d64_sm90a_causal;
+            "hopper_d64", 64, Default, 3, 6, 0, 384, false, attention_int8_default_d64_sm90a;
+            "hopper_d64", 64, Default, 3, 6, 0, 384, true, attention_int8_default_d64_sm90a_causal;
             "hopper_d64", 64, Paper, 2, 6, 1, 0, false, attention_int8_paper_d64_sm90a;
             "hopper_d64", 64, Paper, 2, 6, 1, 0, true, attention_int8_paper_d64_sm90a_causal;
-            "hopper_d128", 128, Default, 3, 4, 0, 512, false, attention_int8_default_d128_sm90a;
-            "hopper_d128", 128, Default, 3, 4, 0, 512, true, attention_int8_default_d128_sm90a_causal;
+            "hopper_d128", 128, Default, 3, 4, 0, 256, false, attention_int8_default_d128_sm90a;
+            "hopper_d128", 128, Default, 3, 4, 0, 256, true, attention_int8_default_d128_sm90a_causal;
             "hopper_d128", 128, Paper, 2, 4, 1, 0, false, attention_int8_paper_d128_sm90a;
             "hopper_d128", 128, Paper, 2, 4, 1, 0, true, attention_int8_paper_d128_sm90a_causal;
         }
