@@ -121,14 +121,14 @@ pub(crate) unsafe fn attention<
 
         let unit = S::unit(&args, place.head_kv);
         let key_unit = S::key_unit(&args, unit);
-        parked.store(place.thread == 0, &tile, key_unit);
         let mut softmax = S::new(&args, unit, scores::query_scales(&args, &place));
         let mut scales = KeyScales::new(&args, &place, SLOTS * KV_BLOCK * D);
         let exchange = Exchange::<MT, TEAM>::new(exchange_offset(D, SLOTS), &place);
-        let mut pipeline = Pipeline::<D, WARPS, SLOTS>::new(&args, &place, mask.blocks);
         let query = Query::<MT>::load::<D>(&args, &place);
+        let mut pipeline = Pipeline::<D, WARPS, SLOTS>::new(&args, &place, mask.blocks);
         let mut acc = Accumulator::<MT>::zero();
 
+        parked.store(place.thread == 0, &tile, key_unit);
         let mut block = 0;
         let first = scales.fetch(mask.blocks > 0);
         scales.publish::<S, D, MT>(0, first, key_unit);
