@@ -43,7 +43,7 @@ pub const fn block_bytes(head_dim: usize) -> usize {
     KV_BLOCK * head_dim
 }
 
-/// Blocks that hold `seqlen_kv` keys; the last one is padded with zeros.
+/// Blocks that hold `seqlen_kv` keys; the last one is padded with codes of zero.
 #[must_use]
 pub const fn kv_blocks(seqlen_kv: usize) -> usize {
     seqlen_kv.div_ceil(KV_BLOCK)
