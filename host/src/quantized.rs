@@ -20,8 +20,9 @@ pub struct QuantizedQ<I, F> {
 
 /// How the bytes of K and V are packed (docs/kernel-abi.md, "Packed blocks").
 ///
-/// There is a value of this type for what this version of the library reads and writes, and for nothing else. Who keeps quantized operands
-/// beyond a process stores [`version`](Self::version) with them, and comes back through [`from_version`](Self::from_version).
+/// There is a value of this type for what this version of the library reads and writes, and for nothing else. Who keeps
+/// quantized operands beyond a process stores [`version`](Self::version) with them, and comes back through
+/// [`from_version`](Self::from_version).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PackedFormat(());
 
@@ -62,8 +63,8 @@ pub struct QuantizedK<I, F> {
 }
 
 /// V in INT8, one scale a channel (in the paper's scheme the same for all channels of a head), packed and transposed in
-/// blocks of 128 tokens (`int_flash_attention_kernels::layout::v_offset`). A byte of the blocks is a code, -127 to 127, and 128: unsigned,
-/// so that sums of its products with P need no sign (`int_flash_attention_kernels::layout::v_byte`).
+/// blocks of 128 tokens (`int_flash_attention_kernels::layout::v_offset`). A byte of the blocks is a code, -127 to 127, and 128:
+/// unsigned, so that sums of its products with P need no sign (`int_flash_attention_kernels::layout::v_byte`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedV<I, F> {
     /// Shape of V.

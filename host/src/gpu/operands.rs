@@ -39,7 +39,10 @@ pub type ViewMutOperands<'a> = Quantized<DeviceSliceMut<'a, i8>, DeviceSliceMut<
 /// One operand's conversions between owner, views and the host. `$plain` are no arrays, `$field` are, and
 /// `$optional` may be missing.
 macro_rules! operand {
-    ($owner:ident, $host:ident, $view:ident, $view_mut:ident, $base:ident; $($plain:ident),*; $($field:ident),*; $($optional:ident),*) => {
+    (
+        $owner:ident, $host:ident, $view:ident, $view_mut:ident, $base:ident;
+        $($plain:ident),*; $($field:ident),*; $($optional:ident),*
+    ) => {
         impl $owner {
             /// To be read by a kernel.
             #[must_use]

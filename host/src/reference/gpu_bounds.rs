@@ -17,14 +17,15 @@
 //! 2. **float32 sums over blocks.** Each block enters through a product with `ex2.approx.ftz.f32` of a rounded difference
 //!    (relative error `2^-22 + ln 2 * 2^-24 * |difference|`; blocks further than 150 below the largest have no weight) and an
 //!    addition, and the row may be rescaled at each block. Over `n` blocks that is less than
-//!    `γ = 2^-17 + (n + 8) 2^-21` relative to `Σ w p (v + 128)`, as V's bytes are unsigned, to the sum `Σ w 128 p` that is taken off in
-//!    the end, and to the row sum.
+//!    `γ = 2^-17 + (n + 8) 2^-21` relative to `Σ w p (v + 128)`, as V's bytes are unsigned, to the sum `Σ w 128 p` that is
+//!    taken off in the end, and to the row sum.
 //!    Where each lane of a quad adds up its own keys and the four sums meet at the end (the paper's scheme, and both on sm_90a),
 //!    the sums are of terms that are not negative, so each has the same relative error; the two additions at the end are
 //!    `2 * 2^-24` more, and the paper's 31 within a block `31 * 2^-24`, for which γ has its `8 * 2^-21 = 64 * 2^-24`.
 //!    A weight or rescale below the smallest normal float is flushed to zero (`.ftz`), which moves the result by at most
 //!    `2^-125` of V's largest magnitude.
-//! 3. **The end.** `rcp.approx`, products and sums: `2^-21` of both sums over the row sum, of the result and of V's mean; then half a step of the output's
+//! 3. **The end.** `rcp.approx`, products and sums: `2^-21` of both sums over the row sum, of the result and of V's mean; then
+//!    half a step of the output's
 //!    type. For the log-sum-exp: `lg2.approx` (`2^-22`), and roundings of each term.
 
 use super::Bounds;

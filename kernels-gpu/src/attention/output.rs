@@ -12,10 +12,10 @@ pub(crate) const MAX_TILES: usize = 32;
 
 /// Their product is 2^149, which no float is.
 ///
-/// P and the bytes of V are unsigned, so a sum of P V is from 0 to `255 * 255 * 128 < 2^23`, and its bits, read as a float, are the
-/// sum times 2^-149: floats next to zero (subnormal) have that step, and the arithmetic takes them at full speed. In the default scheme the
-/// sums so go into `fma` as they are; converting them would be an instruction of half the rate for each. What V's bytes
-/// have too much (`layout::V_OFFSET`) leaves the output at the end.
+/// P and the bytes of V are unsigned, so a sum of P V is from 0 to `255 * 255 * 128 < 2^23`, and its bits, read as a float, are
+/// the sum times 2^-149: floats next to zero (subnormal) have that step, and the arithmetic takes them at full speed. In the
+/// default scheme the sums so go into `fma` as they are; converting them would be an instruction of half the rate for each.
+/// What V's bytes have too much (`layout::V_OFFSET`) leaves the output at the end.
 pub(crate) const SUBNORMAL: [f32; 2] = [(1_u128 << 100) as f32, (1_u64 << 49) as f32];
 
 const _: () = assert!(255 * 255 * crate::layout::KV_BLOCK < 1 << 23);

@@ -21,7 +21,7 @@ pub(crate) fn quantize4<E: Element>(x: [f32; 4], inverse: f32) -> u32 {
 /// [`V_OFFSET`] in each byte of a word. Added to or taken from signed bytes, it changes their top bits.
 pub(crate) const V_OFFSETS: u32 = u32::from_ne_bytes([V_OFFSET; 4]);
 
-/// The four codes of `word`, which has each 128 too large, as floats, exactly.
+/// The four codes of a word, each of whose bytes is [`V_OFFSET`] larger, as floats, exactly.
 #[inline(always)]
 pub(crate) fn dequantize4(unsigned: u32) -> [f32; 4] {
     /// 2^23 in bits: with a byte in the low bits, 2^23 plus that byte.

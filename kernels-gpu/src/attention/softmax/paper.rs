@@ -23,7 +23,7 @@ pub(crate) struct Paper<const MT: usize> {
     row_max: [[f32; 2]; MT],
     /// This lane's share of the row sum (the quad's four are added at the end).
     row_sum: [[f32; 2]; MT],
-    /// The same of the codes of P: V's bytes are that much too large.
+    /// The same of the codes of P: `V_OFFSET` times that is what V's bytes add to the output.
     code_sum: [[f32; 2]; MT],
 }
 
