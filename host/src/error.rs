@@ -9,6 +9,21 @@ use std::path::PathBuf;
 /// What every fallible function of the crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Machine code that the driver refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedCode {
+    /// The architecture that it is for, as ptxas calls it.
+    pub architecture: &'static str,
+    /// The driver's error.
+    pub source: DriverError,
+}
+
+/// The end of [`Error::ModuleLoad`]'s sentence.
+fn refusal(refused: Option<&RefusedCode>) -> String {
+    let Some(RefusedCode { architecture, source }) = refused else { return String::new() };
+    format!("; before that it refused the machine code for {architecture}: {source}")
+}
+
 /// Everything that can be wrong with a request; each sentence says what was given and what is allowed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -277,13 +292,24 @@ pub enum Error {
         kernel: &'static str,
     },
 
-    /// PTX that the driver could not assemble.
-    #[error("the driver cannot load module {module}: {source}")]
+    /// A module that this build of the library was told to leave out.
+    #[error("module {module} is not in this build of int-flash-attention; it comes with the cargo features {}", .features.join(" and "))]
+    LeftOut {
+        /// The module.
+        module: &'static str,
+        /// The cargo features that bring it.
+        features: Vec<&'static str>,
+    },
+
+    /// A module that the driver takes neither as machine code, where there is some for the GPU, nor as PTX.
+    #[error("the driver cannot load the PTX of module {module}: {source}{}", refusal(.machine_code.as_deref()))]
     ModuleLoad {
-        /// The PTX module.
+        /// The module.
         module: &'static str,
         /// The driver's error, with its log.
         source: DriverError,
+        /// The machine code that was tried before.
+        machine_code: Option<Box<RefusedCode>>,
     },
 
     /// More blocks than a CUDA grid has.
@@ -307,4 +333,27 @@ pub enum Error {
     /// No driver, or a call that it refused.
     #[error(transparent)]
     Driver(#[from] DriverError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_that_loads_in_no_form_names_both() {
+        let call = |text: &str| DriverError::Load {
+            call: "cuModuleLoadDataEx",
+            code: 1,
+            name: "NAME".to_owned(),
+            text: text.to_owned(),
+            log: String::new(),
+        };
+        let machine_code = Some(Box::new(RefusedCode { architecture: "sm_86", source: call("too new") }));
+        let both = Error::ModuleLoad { module: "quantize", source: call("unknown version"), machine_code }.to_string();
+        for part in ["quantize", "PTX", "unknown version", "machine code for sm_86", "too new"] {
+            assert!(both.contains(part), "{both}");
+        }
+        let ptx = Error::ModuleLoad { module: "quantize", source: call("unknown version"), machine_code: None };
+        assert!(!ptx.to_string().contains("machine code"), "{ptx}");
+    }
 }

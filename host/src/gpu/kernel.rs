@@ -1,57 +1,28 @@
-//! PTX modules, loaded when first needed, and launches.
+//! Modules, each loaded when a plan first needs a kernel of it, and launches.
 
+use super::embedded;
 use super::{Gpu, StreamRef};
-use crate::error::{Error, Result};
+use crate::error::{Error, RefusedCode, Result};
 use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
-use int_flash_attention_kernels::config;
-use int_flash_attention_kernels::quantize::launch;
-use std::borrow::Cow;
+use int_flash_attention_kernels::config::{self, Family};
 use std::ffi::c_void;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
-
-/// A module's name and its PTX, which `cargo xtask build` makes.
-struct Source {
-    name: &'static str,
-    ptx: &'static str,
-}
-
-macro_rules! sources {
-    ($($name:literal)*) => {
-        &[$(Source { name: $name, ptx: include_str!(concat!("../../ptx/", $name, ".ptx")) }),*]
-    };
-}
-
-const SOURCES: &[Source] = sources!(
-    "quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256" "hopper_d64" "hopper_d128"
-);
-
-/// Modules that a feature adds.
-#[cfg(feature = "baseline")]
-const MORE_SOURCES: &[Source] = sources!("baseline_f16");
-/// Modules that a feature adds.
-#[cfg(not(feature = "baseline"))]
-const MORE_SOURCES: &[Source] = &[];
-
-/// All modules of this build.
-fn sources() -> impl Iterator<Item = &'static Source> {
-    SOURCES.iter().chain(MORE_SOURCES)
-}
 
 /// The module of the quantization kernels.
 pub(super) const QUANTIZE: &str = "quantize";
 /// The module of the float16 kernels.
 #[cfg(feature = "baseline")]
-pub(super) const BASELINE: &str = "baseline_f16";
+pub(super) const BASELINE: &str = config::BASELINE_MODULE;
 
 /// Shared memory that a block has without asking.
 const SHARED_BYTES_UNASKED: usize = 48 << 10;
 
-/// The modules loaded so far, and where their PTX is.
+/// The modules loaded so far, and where they come from.
 #[derive(Default)]
 pub(super) struct Modules {
-    /// In place of the embedded PTX.
+    /// PTX files in place of what is embedded.
     folder: Option<PathBuf>,
     loaded: Mutex<Vec<Loaded>>,
 }
@@ -59,6 +30,7 @@ pub(super) struct Modules {
 struct Loaded {
     name: &'static str,
     module: Module,
+    /// Those that a plan has asked for.
     functions: Vec<(&'static str, Function)>,
 }
 
@@ -68,14 +40,12 @@ impl Modules {
         Self { folder: Some(folder), ..Self::default() }
     }
 
-    /// The PTX of a module.
-    fn ptx(&self, name: &'static str) -> Result<Cow<'static, str>> {
-        let source = sources().find(|source| source.name == name);
-        let source = source.ok_or(Error::MissingKernel { module: name, kernel: "" })?;
-        let Some(folder) = &self.folder else { return Ok(source.ptx.into()) };
-        let path = folder.join(format!("{name}.ptx"));
-        let read = std::fs::read_to_string(&path);
-        read.map(Cow::Owned).map_err(|why| Error::PtxFile { path, why: why.to_string() })
+    /// Whether this build, or the folder, has kernels of a family.
+    pub(super) fn has(&self, family: Family) -> bool {
+        match family {
+            Family::Sm80 => true,
+            Family::Sm90a => cfg!(feature = "sm90a") || self.folder.is_some(),
+        }
     }
 
     /// # Safety
@@ -88,16 +58,19 @@ impl Modules {
     }
 }
 
-/// The entry points that a module should have.
-fn entries(module: &str) -> Vec<&'static str> {
-    if module == QUANTIZE {
-        return launch::BOUNDS.iter().map(|bounds| bounds.entry).collect();
+/// The PTX of a module in a folder.
+fn read_ptx(folder: &Path, name: &str) -> Result<String> {
+    let path = folder.join(format!("{name}.ptx"));
+    std::fs::read_to_string(&path).map_err(|why| Error::PtxFile { path, why: why.to_string() })
+}
+
+/// That a module is not embedded: either a feature is off, or there is none of the name.
+fn left_out(name: &'static str) -> Error {
+    let features = config::MODULES.iter().find(|module| module.name == name).map(|module| module.features().collect());
+    match features {
+        Some(features) => Error::LeftOut { module: name, features },
+        None => Error::MissingKernel { module: name, kernel: "" },
     }
-    #[cfg(feature = "baseline")]
-    if module == BASELINE {
-        return config::BASELINE.iter().map(|variant| variant.entry).collect();
-    }
-    config::ATTENTION.iter().filter(|variant| variant.module == module).map(|variant| variant.entry).collect()
 }
 
 /// A kernel and the blocks and threads of its launches.
@@ -142,36 +115,50 @@ impl Gpu {
         let at = match modules.iter().position(|loaded| loaded.name == module) {
             Some(at) => at,
             None => {
-                modules.push(self.load(module)?);
+                modules.push(Loaded { name: module, module: self.load(module)?, functions: Vec::new() });
                 modules.len() - 1
             }
         };
-        let found = modules[at].functions.iter().find(|(name, _)| *name == entry);
-        found.map(|&(_, function)| function).ok_or(Error::MissingKernel { module, kernel: entry })
+        let loaded = &mut modules[at];
+        if let Some(&(_, function)) = loaded.functions.iter().find(|(name, _)| *name == entry) {
+            return Ok(function);
+        }
+        // SAFETY: the module is loaded as long as this object lives.
+        let found = unsafe { self.bind()?.function(loaded.module, entry) };
+        let function = found.map_err(|error| match error {
+            // CUDA_ERROR_NOT_FOUND
+            DriverError::Call { code: 500, .. } => Error::MissingKernel { module, kernel: entry },
+            other => other.into(),
+        })?;
+        loaded.functions.push((entry, function));
+        Ok(function)
     }
 
-    /// Loads a module and looks all its kernels up.
-    fn load(&self, name: &'static str) -> Result<Loaded> {
-        let ptx = self.0.modules.ptx(name)?;
-        let driver = self.bind()?;
-        let (module, _notes) = driver.load_module(&ptx).map_err(|source| Error::ModuleLoad { module: name, source })?;
-        let mut functions = Vec::new();
-        for entry in entries(name) {
-            // SAFETY: the module has just been loaded.
-            match unsafe { driver.function(module, entry) } {
-                Ok(function) => functions.push((entry, function)),
-                Err(error) => {
-                    // SAFETY: as above, and no function of it is in use.
-                    let _ = unsafe { driver.unload_module(module) };
-                    return Err(match error {
-                        // CUDA_ERROR_NOT_FOUND
-                        DriverError::Call { code: 500, .. } => Error::MissingKernel { module: name, kernel: entry },
-                        other => other.into(),
-                    });
-                }
-            }
+    /// Loads a module: its machine code where there is some for this GPU and the driver takes it, else its PTX, which the driver
+    /// compiles.
+    fn load(&self, name: &'static str) -> Result<Module> {
+        if let Some(folder) = &self.0.modules.folder {
+            return self.load_ptx(name, &read_ptx(folder, name)?, None);
         }
-        Ok(Loaded { name, module, functions })
+        let embedded = embedded::find(name).ok_or_else(|| left_out(name))?;
+        let Some(code) = embedded.machine_code(self.0.capability) else {
+            return self.load_ptx(name, embedded.ptx, None);
+        };
+        // SAFETY: a whole cubin, which xtask had from ptxas.
+        let loaded = unsafe { self.bind()?.load_machine_code(&code.cubin()) };
+        // A driver from before the toolkit that made the code refuses it, and may still know the PTX.
+        loaded.or_else(|source| {
+            let refused = Box::new(RefusedCode { architecture: code.architecture, source });
+            self.load_ptx(name, embedded.ptx, Some(refused))
+        })
+    }
+
+    /// Loads PTX. `refused` is the machine code that was tried before.
+    fn load_ptx(&self, name: &'static str, ptx: &str, refused: Option<Box<RefusedCode>>) -> Result<Module> {
+        let loaded = self.bind()?.load_module(ptx);
+        let (module, _notes) =
+            loaded.map_err(|source| Error::ModuleLoad { module: name, source, machine_code: refused })?;
+        Ok(module)
     }
 
     /// Launches a kernel. `arguments` holds one slot for each parameter, its value in the lowest bytes; slots past a kernel's last
@@ -202,37 +189,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kernel_has_a_module() {
-        for variant in config::ATTENTION {
-            assert!(entries(variant.module).contains(&variant.entry));
-        }
-        for module in
-            config::MODULES.iter().filter(|module| cfg!(feature = "baseline") || module.name != "baseline_f16")
-        {
-            assert!(sources().any(|source| source.name == module.name), "{}", module.name);
-        }
-    }
-
-    #[test]
-    fn every_kernel_is_in_the_ptx() {
-        for source in sources() {
-            for entry in entries(source.name) {
-                let declared = source.ptx.contains(&format!(".entry {entry}("));
-                assert!(declared, "host/ptx/{}.ptx has no {entry}: run `cargo xtask build`", source.name);
-            }
-        }
-    }
-    #[test]
-    fn a_folder_replaces_the_embedded_ptx() {
+    fn a_folder_is_read_in_place_of_what_is_embedded() {
         let folder = std::env::temp_dir().join(format!("int-flash-ptx-{}", std::process::id()));
-        let modules = Modules::in_folder(folder.clone());
-        let missing = modules.ptx(QUANTIZE).unwrap_err();
+        let missing = read_ptx(&folder, QUANTIZE).unwrap_err();
         assert!(matches!(&missing, Error::PtxFile { path, .. } if *path == folder.join("quantize.ptx")), "{missing}");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("quantize.ptx"), "other").unwrap();
-        let read = modules.ptx(QUANTIZE);
+        let read = read_ptx(&folder, QUANTIZE);
         std::fs::remove_dir_all(folder).unwrap();
         assert_eq!(read.unwrap(), "other");
-        assert!(Modules::default().ptx(QUANTIZE).unwrap().contains(".entry"));
+    }
+
+    #[test]
+    fn what_is_left_out_names_the_feature_that_brings_it() {
+        let baseline = left_out(config::BASELINE_MODULE).to_string();
+        assert!(baseline.contains("baseline_f16") && baseline.contains("feature"), "{baseline}");
+        assert!(matches!(left_out("none"), Error::MissingKernel { module: "none", .. }));
+        assert!(Modules::in_folder(PathBuf::new()).has(Family::Sm90a));
+        assert_eq!(Modules::default().has(Family::Sm90a), cfg!(feature = "sm90a"));
     }
 }

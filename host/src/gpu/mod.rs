@@ -35,6 +35,7 @@ mod attention;
 #[cfg(feature = "baseline")]
 mod baseline;
 mod dequantize;
+mod embedded;
 mod kernel;
 mod memory;
 mod operands;

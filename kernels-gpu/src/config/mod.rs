@@ -1,6 +1,7 @@
 //! Every kernel variant, as data: the device's entry points and the host's launches are generated from one table.
 
 pub mod hopper;
+pub mod shipping;
 
 use crate::layout::{KV_BLOCK, block_bytes};
 use core::fmt;
@@ -290,6 +291,9 @@ const fn sm90a(name: &'static str) -> Module {
     Module { name, target: Family::Sm90a.target(), ptx: (8, 4) }
 }
 
+/// The module of the float16 kernels.
+pub const BASELINE_MODULE: &str = "baseline_f16";
+
 /// All PTX modules that `xtask build` writes.
 pub const MODULES: &[Module] = &[
     sm80("quantize"),
@@ -300,7 +304,7 @@ pub const MODULES: &[Module] = &[
     sm80("attention_d256"),
     sm90a("hopper_d64"),
     sm90a("hopper_d128"),
-    sm80("baseline_f16"),
+    sm80(BASELINE_MODULE),
 ];
 
 /// The INT8 attention kernel of a family for a head dim, mask and scheme.
