@@ -1,12 +1,16 @@
 //! `cargo xtask`: everything that is done with this repository, one module a command.
 
 mod accuracy;
+mod assembler;
 mod attention;
 mod bench;
 mod build;
 mod check;
 mod demo;
+mod machine_code;
+mod package;
 mod progress;
+mod sweep;
 mod tensors;
 mod test;
 mod tools;
@@ -30,8 +34,14 @@ struct Cli {
 enum Command {
     /// Compile the kernels to the PTX in host/ptx
     Build(build::Args),
+    /// Assemble the committed PTX into host/machine-code, from where library and package take it
+    MachineCode(machine_code::Args),
+    /// The library's package with its machine code, and whether it keeps to its size
+    Package(package::Args),
     /// Assemble the PTX for every architecture; fail on spills, stack frames and missing IMMA
     Check(check::Args),
+    /// Registers, spills, shared memory, CTAs and main loops of the kernels in one table, to choose between shapes
+    Sweep(sweep::Args),
     /// Q, K, V from a safetensors file through INT8 attention into another
     Attention(attention::Args),
     /// The job on real activations, both schemes
@@ -45,7 +55,10 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Build(args) => build::run(&args),
+        Command::MachineCode(args) => machine_code::run(&args),
+        Command::Package(args) => package::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Attention(args) => attention::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -28,10 +28,32 @@ impl Tools {
 
     /// `ptxas --version`'s last line.
     pub fn version(&self) -> Result<String> {
-        let output = workspace::capture(Command::new(&self.ptxas).arg("--version"))?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        Ok(text.lines().last().unwrap_or_default().to_owned())
+        ptxas_version(&self.ptxas)
     }
+}
+
+/// `ptxas --version`'s last line.
+pub fn ptxas_version(ptxas: &Path) -> Result<String> {
+    let output = workspace::capture(Command::new(ptxas).arg("--version"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().last().unwrap_or_default().to_owned())
+}
+
+/// ptxas of the pinned version, whatever else the machine has: machine code comes out the same everywhere.
+pub fn pinned_ptxas() -> Result<PathBuf> {
+    let kept = kept();
+    let ptxas = kept.join("ptxas");
+    if !ptxas.is_file() {
+        eprintln!("fetching ptxas {WHEEL_VERSION} (once)");
+        download("ptxas", "nvidia-cuda-nvcc", &kept)
+            .context("machine code is made by one version of ptxas, which `python3 -m pip` has to reach on PyPI")?;
+    }
+    Ok(ptxas)
+}
+
+/// Where the programs of the pinned version are kept.
+fn kept() -> PathBuf {
+    workspace::target().join("cuda-tools").join(WHEEL_VERSION)
 }
 
 fn find(program: &str, variable: &str, wheel: &str) -> Result<PathBuf> {
@@ -43,7 +65,7 @@ fn find(program: &str, variable: &str, wheel: &str) -> Result<PathBuf> {
     }
     let cuda = std::env::var_os("CUDA_PATH").map(|dir| PathBuf::from(dir).join("bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let kept = workspace::target().join("cuda-tools").join(WHEEL_VERSION);
+    let kept = kept();
     let places = cuda.into_iter().chain(std::env::split_paths(&path)).chain([kept.clone()]);
     if let Some(found) = places.map(|dir| dir.join(program)).find(|file| file.is_file()) {
         return Ok(found);
