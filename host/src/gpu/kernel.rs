@@ -29,6 +29,8 @@ pub(super) struct Modules {
 
 struct Loaded {
     name: &'static str,
+    /// The architecture whose machine code it is; `None` where the driver compiled PTX.
+    architecture: Option<&'static str>,
     module: Module,
     /// Those that a plan has asked for.
     functions: Vec<(&'static str, Function)>,
@@ -73,6 +75,35 @@ fn left_out(name: &'static str) -> Error {
     }
 }
 
+/// A module that has just been loaded, with a kernel of it; without that the module is given back. A driver that loads lazily
+/// looks at machine code only now.
+fn with_kernel(
+    driver: Driver,
+    name: &'static str,
+    architecture: Option<&'static str>,
+    module: Module,
+    entry: &'static str,
+) -> std::result::Result<Loaded, DriverError> {
+    // SAFETY: the module is loaded.
+    match unsafe { driver.function(module, entry) } {
+        Ok(function) => Ok(Loaded { name, architecture, module, functions: vec![(entry, function)] }),
+        Err(error) => {
+            // SAFETY: nothing has been launched from it.
+            let _ = unsafe { driver.unload_module(module) };
+            Err(error)
+        }
+    }
+}
+
+/// Why a module's function was not found.
+fn missing(module: &'static str, entry: &'static str, error: DriverError) -> Error {
+    match error {
+        // CUDA_ERROR_NOT_FOUND
+        DriverError::Call { code: 500, .. } => Error::MissingKernel { module, kernel: entry },
+        other => other.into(),
+    }
+}
+
 /// A kernel and the blocks and threads of its launches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernel {
@@ -109,56 +140,55 @@ impl Gpu {
         Ok(Kernel { entry, function, shape })
     }
 
+    /// The modules that plans have needed so far, each with the architecture whose machine code was loaded (`sm_86`), or `None` where the
+    /// driver compiled its PTX.
+    #[must_use]
+    pub fn loaded_modules(&self) -> Vec<(&'static str, Option<&'static str>)> {
+        let modules = self.0.modules.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        modules.iter().map(|loaded| (loaded.name, loaded.architecture)).collect()
+    }
+
     /// A function, after loading its module where that has not been done.
     fn function(&self, module: &'static str, entry: &'static str) -> Result<Function> {
         let mut modules = self.0.modules.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = match modules.iter().position(|loaded| loaded.name == module) {
-            Some(at) => at,
-            None => {
-                modules.push(Loaded { name: module, module: self.load(module)?, functions: Vec::new() });
-                modules.len() - 1
-            }
+        let Some(loaded) = modules.iter_mut().find(|loaded| loaded.name == module) else {
+            let loaded = self.load(module, entry)?;
+            let function = loaded.functions[0].1;
+            modules.push(loaded);
+            return Ok(function);
         };
-        let loaded = &mut modules[at];
         if let Some(&(_, function)) = loaded.functions.iter().find(|(name, _)| *name == entry) {
             return Ok(function);
         }
         // SAFETY: the module is loaded as long as this object lives.
         let found = unsafe { self.bind()?.function(loaded.module, entry) };
-        let function = found.map_err(|error| match error {
-            // CUDA_ERROR_NOT_FOUND
-            DriverError::Call { code: 500, .. } => Error::MissingKernel { module, kernel: entry },
-            other => other.into(),
-        })?;
+        let function = found.map_err(|error| missing(module, entry, error))?;
         loaded.functions.push((entry, function));
         Ok(function)
     }
 
-    /// Loads a module: its machine code where there is some for this GPU and the driver takes it, else its PTX, which the driver
-    /// compiles.
-    fn load(&self, name: &'static str) -> Result<Module> {
+    /// Loads a module and looks one kernel of it up: machine code where there is some for this GPU and the driver takes it, else PTX,
+    /// which the driver compiles.
+    fn load(&self, name: &'static str, entry: &'static str) -> Result<Loaded> {
+        let driver = self.bind()?;
+        let compile = |ptx: &str, refused: Option<RefusedCode>| {
+            let (module, _notes) = driver.load_module(ptx).map_err(|source| Error::ModuleLoad {
+                module: name,
+                source,
+                machine_code: refused.map(Box::new),
+            })?;
+            with_kernel(driver, name, None, module, entry).map_err(|error| missing(name, entry, error))
+        };
         if let Some(folder) = &self.0.modules.folder {
-            return self.load_ptx(name, &read_ptx(folder, name)?, None);
+            return compile(&read_ptx(folder, name)?, None);
         }
         let embedded = embedded::find(name).ok_or_else(|| left_out(name))?;
-        let Some(code) = embedded.machine_code(self.0.capability) else {
-            return self.load_ptx(name, embedded.ptx, None);
-        };
+        let Some(code) = embedded.machine_code(self.0.capability) else { return compile(embedded.ptx, None) };
         // SAFETY: a whole cubin, which xtask had from ptxas.
-        let loaded = unsafe { self.bind()?.load_machine_code(&code.cubin()) };
+        let loaded = unsafe { driver.load_machine_code(&code.cubin()) };
+        let loaded = loaded.and_then(|module| with_kernel(driver, name, Some(code.architecture), module, entry));
         // A driver from before the toolkit that made the code refuses it, and may still know the PTX.
-        loaded.or_else(|source| {
-            let refused = Box::new(RefusedCode { architecture: code.architecture, source });
-            self.load_ptx(name, embedded.ptx, Some(refused))
-        })
-    }
-
-    /// Loads PTX. `refused` is the machine code that was tried before.
-    fn load_ptx(&self, name: &'static str, ptx: &str, refused: Option<Box<RefusedCode>>) -> Result<Module> {
-        let loaded = self.bind()?.load_module(ptx);
-        let (module, _notes) =
-            loaded.map_err(|source| Error::ModuleLoad { module: name, source, machine_code: refused })?;
-        Ok(module)
+        loaded.or_else(|source| compile(embedded.ptx, Some(RefusedCode { architecture: code.architecture, source })))
     }
 
     /// Launches a kernel. `arguments` holds one slot for each parameter, its value in the lowest bytes; slots past a kernel's last
