@@ -59,7 +59,7 @@ fn write(ptxas: &Path) -> Result<()> {
     for (name, cubin) in &made {
         workspace::write_atomically(&folder.join(name), &compress_to_vec_zlib(cubin, LEVEL))?;
     }
-    let wanted: Vec<String> = shipped().flat_map(|module| file_names(module)).collect();
+    let wanted: Vec<String> = shipped().flat_map(file_names).collect();
     for stray in files()?.into_iter().filter(|name| !wanted.contains(name)) {
         fs::remove_file(folder.join(stray))?;
     }
