@@ -1,13 +1,17 @@
 //! `cargo xtask`: everything that is done with this repository, one module a command.
 
+// first, so that all others print with its macros
+#[macro_use]
+mod stdout;
+
 mod accuracy;
 mod attention;
 mod bench;
 mod build;
 mod check;
 mod demo;
+mod output;
 mod progress;
-mod tensors;
 mod test;
 mod tools;
 mod workspace;
