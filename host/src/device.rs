@@ -192,7 +192,7 @@ fn on_cpu(
     output: &AttentionOutput,
     progress: Option<ProgressFn<'_>>,
 ) -> Result<Output> {
-    resources::threads()?;
+    resources::start_threads()?;
     resources::room_for("attention on the CPU", cpu_bytes(problem, output)?)?;
     let operands = reference::quantize(problem, q, k, v)?;
     let result = reference::int8_with_progress(problem, &operands, progress)?;

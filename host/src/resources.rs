@@ -5,6 +5,7 @@ use bytemuck::Zeroable;
 use rayon::{ThreadPoolBuildError, ThreadPoolBuilder};
 use std::error::Error as _;
 use std::sync::OnceLock;
+use std::thread::available_parallelism;
 
 /// `len` zeros for `what`.
 pub(crate) fn zeroed<T: Zeroable>(what: &'static str, len: usize) -> Result<Vec<T>> {
@@ -17,15 +18,34 @@ pub(crate) fn room_for(what: &'static str, bytes: usize) -> Result<()> {
     Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| Error::Memory { what, bytes })
 }
 
-/// Starts rayon's threads where nobody has; rayon itself panics at first use where they cannot be had.
-pub(crate) fn threads() -> Result<()> {
+/// More threads than this, or than there are cores, have nothing to do, and `RAYON_NUM_THREADS` may ask for so many that starting
+/// them ends the process.
+const MOST_THREADS: usize = 256;
+
+/// Starts rayon's global pool, which the CPU device and this module work on, where nobody has: `RAYON_NUM_THREADS` threads, but
+/// no more than 256 or the number of cores, else one a core. Every job on the CPU does so first; rayon itself panics at first
+/// use where threads cannot be had.
+///
+/// # Errors
+/// [`Error::Threads`].
+pub fn start_threads() -> Result<()> {
     static STARTED: OnceLock<Result<()>> = OnceLock::new();
-    let start = || match ThreadPoolBuilder::new().build_global().as_ref().map_err(ThreadPoolBuildError::source) {
-        // Without a source it is that there are threads already.
-        Ok(()) | Err(None) => Ok(()),
-        Err(Some(why)) => Err(Error::Threads { why: why.to_string() }),
+    let start = || {
+        let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|number| number.parse().ok());
+        // 0 leaves it to rayon.
+        let threads = asked.map_or(0, |number| most_threads(number, available_parallelism().map_or(1, usize::from)));
+        let started = ThreadPoolBuilder::new().num_threads(threads).build_global();
+        match started.as_ref().map_err(ThreadPoolBuildError::source) {
+            // Without a source it is that there are threads already.
+            Ok(()) | Err(None) => Ok(()),
+            Err(Some(why)) => Err(Error::Threads { why: why.to_string() }),
+        }
     };
     STARTED.get_or_init(start).clone()
+}
+
+fn most_threads(asked: usize, cores: usize) -> usize {
+    asked.min(cores.max(MOST_THREADS))
 }
 
 #[cfg(test)]
@@ -39,5 +59,13 @@ mod tests {
         assert!(matches!(zeroed::<f32>("a test", usize::MAX), Err(Error::Memory { bytes: usize::MAX, .. })));
         assert!(room_for("a test", usize::MAX / 2).is_err() && room_for("a test", 1 << 10).is_ok());
         assert_eq!(zeroed::<i8>("a test", 3).unwrap(), [0; 3]);
+    }
+
+    #[test]
+    fn threads_are_as_asked_within_reason() {
+        assert_eq!([0, 1, 256, 257, usize::MAX].map(|asked| most_threads(asked, 16)), [0, 1, 256, 256, 256]);
+        assert_eq!([300, 513].map(|asked| most_threads(asked, 512)), [300, 512]);
+        start_threads().unwrap();
+        start_threads().unwrap();
     }
 }
