@@ -11,6 +11,7 @@ mod build;
 mod check;
 mod demo;
 mod output;
+mod paper;
 mod progress;
 mod test;
 mod tools;
@@ -42,6 +43,8 @@ enum Command {
     Demo(demo::Args),
     /// Speed on this machine's GPU, beside float16
     Bench(bench::Args),
+    /// The paper's two tables, time and error, measured here beside what it published
+    Paper(paper::Args),
     /// Format, lints, docs, PTX, tests, stable compiler: everything
     Test(test::Args),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Attention(args) => attention::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Paper(args) => paper::run(&args),
         Command::Test(args) => test::run(&args),
     });
     match result {

@@ -250,3 +250,16 @@ fn wrong_arguments_are_refused() {
     let nowhere = run(&input, &folder.file("no/such/folder/out.safetensors"), &[]);
     assert!(!nowhere.status.success() && String::from_utf8_lossy(&nowhere.stderr).contains("cannot write"));
 }
+
+#[test]
+fn the_papers_tables_are_made_without_a_gpu() {
+    let mut command = Command::new(&*XTASK);
+    let result = command.args(["paper", "--device", "cpu", "--seqlen", "128,200"]).output().expect("it starts");
+    let stdout = String::from_utf8_lossy(&result.stdout);
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    assert!(stdout.contains("time: not measured, as it is about a GPU (the CPU was asked for)"), "{stdout}");
+    assert_eq!(stdout.lines().filter(|line| line.starts_with("normal (0, 1)")).count(), 3, "{stdout}");
+    assert_eq!(stdout.lines().filter(|line| line.starts_with("uniform 0..1")).count(), 3, "{stdout}");
+    let result = Command::new(&*XTASK).args(["paper", "--device", "sim"]).output().expect("it starts");
+    assert!(!result.status.success());
+}
