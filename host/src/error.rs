@@ -192,6 +192,43 @@ pub enum Error {
         dim: usize,
     },
 
+    /// A NaN or an infinity among the results of finite inputs.
+    #[error(
+        "{name} came out as {value} in [batch {batch}, head {head}, token {token}]: the scores have left the range of the scheme, or the output that of {dtype}; scale q, k or v down, give a smaller softmax_scale, or ask for an output of another element type"
+    )]
+    ResultNotFinite {
+        /// "o" or "lse".
+        name: &'static str,
+        /// The value.
+        value: f32,
+        /// Its batch.
+        batch: usize,
+        /// Its head.
+        head: usize,
+        /// Its token.
+        token: usize,
+        /// The output's element type.
+        dtype: DType,
+    },
+
+    /// Memory of the host that the system does not give.
+    #[error("there is no memory for {what}, {bytes} bytes")]
+    Memory {
+        /// What it was for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: usize,
+    },
+
+    /// Threads that the system does not give.
+    #[error(
+        "the threads for the CPU cannot be started ({why}); RAYON_NUM_THREADS sets their number, else there is one a core"
+    )]
+    Threads {
+        /// What the system says.
+        why: String,
+    },
+
     /// A query position past the end.
     #[error("query row {given} was asked for; there are {seqlen_q}")]
     Row {

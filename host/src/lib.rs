@@ -41,6 +41,7 @@ mod problem;
 mod progress;
 mod quantized;
 pub mod reference;
+mod resources;
 mod round;
 mod shape;
 mod tensor;

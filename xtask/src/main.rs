@@ -1,5 +1,9 @@
 //! `cargo xtask`: everything that is done with this repository, one module a command.
 
+// first, so that all others print with its macros
+#[macro_use]
+mod stdout;
+
 mod accuracy;
 mod assembler;
 mod attention;
@@ -8,10 +12,11 @@ mod build;
 mod check;
 mod demo;
 mod machine_code;
+mod output;
 mod package;
+mod paper;
 mod progress;
 mod sweep;
-mod tensors;
 mod test;
 mod tools;
 mod workspace;
@@ -48,12 +53,17 @@ enum Command {
     Demo(demo::Args),
     /// Speed on this machine's GPU, beside float16
     Bench(bench::Args),
+    /// The paper's two tables, time and error, measured here beside what it published
+    Paper(paper::Args),
     /// Format, lints, docs, PTX, tests, stable compiler: everything
     Test(test::Args),
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // Later, rayon would panic where it cannot have them.
+    let threads = int_flash_attention::reference::start_threads().map_err(anyhow::Error::from);
+    let result = threads.and_then(|()| match command {
         Command::Build(args) => build::run(&args),
         Command::MachineCode(args) => machine_code::run(&args),
         Command::Package(args) => package::run(&args),
@@ -62,8 +72,9 @@ fn main() -> ExitCode {
         Command::Attention(args) => attention::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Paper(args) => paper::run(&args),
         Command::Test(args) => test::run(&args),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

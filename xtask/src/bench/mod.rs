@@ -84,21 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,
         None => Gpu::new(args.device)?,
     };
-    let runs = gpu.families();
-    if let Some(family) = args.family.iter().find(|family| !runs.contains(family)) {
-        bail!("{gpu:?} does not run the kernels for {family}");
-    }
-    let bench = Bench {
-        families: runs
-            .iter()
-            .copied()
-            .filter(|family| args.family.is_empty() || args.family.contains(family))
-            .collect(),
-        cache: 2 * gpu.attribute(DeviceAttribute::L2CacheSize)? as usize,
-        // other values every time, so that no run is tuned to one input
-        run: SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
-        gpu,
-    };
+    let bench = Bench::new(gpu, &args.family)?;
     let version = bench.gpu.driver_version()?;
     let mut report = Report {
         device: bench.gpu.name().to_owned(),
@@ -139,7 +125,8 @@ fn family(name: &str) -> Result<Family, String> {
     found.ok_or_else(|| format!("it is one of {}", Family::ALL.map(|family| family.to_string()).join(", ")))
 }
 
-struct Bench {
+/// A GPU to measure.
+pub struct Bench {
     gpu: Gpu,
     /// Of INT8 kernels, the GPU's own first.
     families: Vec<Family>,
@@ -149,8 +136,23 @@ struct Bench {
 }
 
 impl Bench {
+    /// With the INT8 kernels of these families, or of all that the GPU runs where none is named.
+    pub fn new(gpu: Gpu, families: &[Family]) -> Result<Self> {
+        let runs = gpu.families();
+        if let Some(family) = families.iter().find(|family| !runs.contains(family)) {
+            bail!("{gpu:?} does not run the kernels for {family}");
+        }
+        Ok(Self {
+            families: runs.into_iter().filter(|family| families.is_empty() || families.contains(family)).collect(),
+            cache: 2 * gpu.attribute(DeviceAttribute::L2CacheSize)? as usize,
+            // other values every time, so that no run is tuned to one input
+            run: SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
+            gpu,
+        })
+    }
+
     /// All figures of one shape and mask.
-    fn shape(&self, problem: AttentionProblem) -> Result<Vec<Row>> {
+    pub fn shape(&self, problem: AttentionProblem) -> Result<Vec<Row>> {
         problem.check()?;
         let mut rows = Vec::new();
         for scheme in [Scheme::Default, Scheme::Paper] {
