@@ -1,4 +1,4 @@
-//! `ptxas` and `nvdisasm`: from the environment where they are there, else from PyPI into `target/cuda-tools/`.
+//! `ptxas`, `nvdisasm` and libNVVM: from the environment where they are there, else from PyPI into `target/cuda-tools/`.
 
 use crate::workspace;
 use anyhow::{Context, Result, bail};
@@ -31,6 +31,15 @@ const NVDISASM: Wheel = Wheel {
     hashes: [
         "d3fdbdd49fa53e2e4aacd3db8259d052bd2b049ececdcb69e92e083c6728e7ca",
         "a3a8248074edb9fba63b74c38a5416b712a91ab09e70b8ab37186c3d293fc605",
+    ],
+};
+
+/// libNVVM. From 13.5 on it reads the LLVM IR of the pinned rustc.
+const NVVM: Wheel = Wheel {
+    package: "nvidia-nvvm",
+    hashes: [
+        "c41bfa362e407405163f103c2229f0765f8cc2ed7d148b754dc77f228bf7e070",
+        "b659bd3115b7ac7ec8931e67d0e2c0dd09cd35b08a6a7372df6f8f22c67da80a",
     ],
 };
 
@@ -69,14 +78,24 @@ pub fn ptxas_version(ptxas: &Path) -> Result<String> {
 
 /// ptxas of the pinned version, whatever else the machine has: machine code comes out the same everywhere.
 pub fn pinned_ptxas() -> Result<PathBuf> {
+    pinned("ptxas", &NVCC)
+}
+
+/// libNVVM of the pinned version.
+pub fn pinned_libnvvm() -> Result<PathBuf> {
+    pinned("libnvvm.so.4", &NVVM)
+}
+
+/// A file of a wheel, fetched where it is not kept yet.
+fn pinned(file: &str, wheel: &Wheel) -> Result<PathBuf> {
     let kept = kept();
-    let ptxas = kept.join("ptxas");
-    if !ptxas.is_file() {
-        eprintln!("fetching ptxas {WHEEL_VERSION} (once)");
-        download("ptxas", &NVCC, &kept)
-            .context("machine code is made by one version of ptxas, which `python3 -m pip` has to reach on PyPI")?;
+    if !kept.join(file).is_file() {
+        eprintln!("fetching the wheel {} {WHEEL_VERSION} (once)", wheel.package);
+        download(file, wheel, &kept).with_context(|| {
+            format!("cannot get {file} of version {WHEEL_VERSION}; `python3 -m pip` has to reach PyPI")
+        })?;
     }
-    Ok(ptxas)
+    Ok(kept.join(file))
 }
 
 /// Where the programs of the pinned version are kept.
@@ -134,7 +153,7 @@ fn download(program: &str, wheel: &Wheel, into: &Path) -> Result<()> {
 
 fn unpack(wheel: &Path, program: &str, into: &Path) -> Result<()> {
     let mut archive = zip::ZipArchive::new(fs::File::open(wheel)?)?;
-    let suffix = format!("/bin/{program}");
+    let suffix = format!("/{program}");
     let name = archive.file_names().flatten().find(|name| name.ends_with(&suffix)).map(|name| name.into_owned());
     let name = name.with_context(|| format!("{} holds no {program}", wheel.display()))?;
     let part = into.join(format!(".{program}.{}.part", std::process::id()));
