@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run these steps only (fmt, clippy, device-clippy, doc, build, machine-code, check, package, tests, nvvm, stable)
+    /// Run these steps only (fmt, clippy, device-clippy, doc, build, machine-code, check, package, tests, libnvvm, nvvm, stable)
     #[arg(long = "only", value_name = "STEP")]
     only: Vec<String>,
 }
@@ -33,7 +33,7 @@ impl Tally {
 
 type Step = fn() -> Result<Tally>;
 
-const STEPS: [(&str, Step); 11] = [
+const STEPS: [(&str, Step); 12] = [
     ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
     ("clippy", clippy),
     ("device-clippy", device_clippy),
@@ -43,6 +43,7 @@ const STEPS: [(&str, Step); 11] = [
     ("check", || xtask(&["check"])),
     ("package", || assembled(&["package", "--allow-dirty", "--checked"])),
     ("tests", || tests(&["--no-fail-fast"], &[])),
+    ("libnvvm", libnvvm),
     ("nvvm", nvvm),
     ("stable", stable),
 ];
@@ -182,6 +183,21 @@ fn parse_result(line: &str) -> Option<Tally> {
         part.split_whitespace().next()?.parse().ok()
     };
     Some(Tally { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
+}
+
+/// A second compiler's opinion: every module through libNVVM assembles, and its kernels give the reference's results on
+/// the PTX machine. Where the wheel cannot be fetched this says so and counts as skipped.
+fn libnvvm() -> Result<Tally> {
+    if let Err(error) = crate::tools::pinned_libnvvm() {
+        println!("SKIPPED: whether the kernels are the same from libNVVM is not known: {error:#}");
+        return Ok(Tally { skipped: 1, ..Tally::default() });
+    }
+    let folder = crate::build::libnvvm_dir();
+    let mut tally = xtask(&["build", "--codegen", "libnvvm"])?;
+    let mut sweep = Command::new(std::env::current_exe()?);
+    tally.add(succeed(sweep.args(["sweep", "--ptx"]).arg(&folder))?);
+    tally.add(tests(&["--test", "machine", "--", "--skip", "generated"], &[("INT_FLASH_PTX_DIR", &folder)])?);
+    Ok(tally)
 }
 
 /// What `build --codegen nvvm` wrote, where it has: ptxas and the PTX machine on it.
