@@ -52,7 +52,7 @@ fn allowed(p: &AttentionProblem) -> bool {
         && p.batch <= 65535
         && p.heads_q <= 65535
         && bytes(p.heads_q, p.seqlen_q).max(bytes(p.heads_kv, p.seqlen_kv)) <= i64::MAX.into()
-        && p.heads_q % p.heads_kv == 0
+        && p.heads_q.is_multiple_of(p.heads_kv)
         && p.softmax_scale.is_none_or(f32::is_finite)
         && [32, 64, 96, 128, 256].contains(&p.head_dim)
 }
