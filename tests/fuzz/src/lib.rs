@@ -14,12 +14,15 @@ pub use layout::layout;
 pub use problem::problem;
 pub use ptx::ptx;
 
+/// What takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// A target and its name, which is also that of its folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, fn(&[u8])); 4] = [("file", file), ("layout", layout), ("problem", problem), ("ptx", ptx)];
+pub const TARGETS: [(&str, Target); 4] = [("file", file), ("layout", layout), ("problem", problem), ("ptx", ptx)];
 
 /// An error is one sentence that can be read.
 fn is_sentence(text: &str) {
     assert!(!text.is_empty() && text.lines().count() == 1, "not one line: {text:?}");
-    assert!(text.len() < 2000, "{} bytes: {}", text.len(), &text[..text.floor_char_boundary(200)]);
+    assert!(text.len() < 2000, "{} bytes: {}", text.len(), text.chars().take(200).collect::<String>());
     assert!(!text.chars().any(char::is_control), "control characters: {text:?}");
 }

@@ -5,8 +5,9 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use int_flash_attention::{
     AttentionProblem, DType, Device, Error, HostTensor, Options, Scheme, Shape, TensorLayout, attention,
 };
+use int_flash_attention_kernels::layout::KV_BLOCK;
 
-/// Multiply-adds of a problem that is run.
+/// Multiply-adds of a problem that is run, its blocks of keys whole.
 const FEW: usize = 1 << 18;
 
 /// A problem is checked as the model says, and a small one gives a result or a sentence.
@@ -52,7 +53,7 @@ fn allowed(p: &AttentionProblem) -> bool {
         && p.batch <= 65535
         && p.heads_q <= 65535
         && bytes(p.heads_q, p.seqlen_q).max(bytes(p.heads_kv, p.seqlen_kv)) <= i64::MAX.into()
-        && p.heads_q % p.heads_kv == 0
+        && p.heads_q.is_multiple_of(p.heads_kv)
         && p.softmax_scale.is_none_or(f32::is_finite)
         && [32, 64, 96, 128, 256].contains(&p.head_dim)
 }
@@ -68,7 +69,8 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
         }
     }
     let (q, kv) = (problem.q_shape(), problem.kv_shape());
-    let work = q.rows().saturating_mul(problem.seqlen_kv).saturating_mul(problem.head_dim);
+    let keys = problem.seqlen_kv.next_multiple_of(KV_BLOCK);
+    let work = q.rows().saturating_mul(keys).saturating_mul(problem.head_dim);
     if work > FEW || kv.elements() > FEW {
         return Ok(());
     }

@@ -21,7 +21,7 @@ fn bounded(name: &str) {
     let (_, target) = TARGETS.into_iter().find(|(target, _)| *target == name).expect("a target");
     let corpus = corpus(name);
     let mut random = Random(number("INT_FLASH_SEED", 0));
-    let mutated = (0..number("INT_FLASH_FUZZ_CASES", 4000)).map(|_| mutate(&mut random, &corpus));
+    let mutated = (0..number("INT_FLASH_FUZZ_CASES", 20_000)).map(|_| mutate(&mut random, &corpus));
     for bytes in corpus.iter().cloned().chain(mutated) {
         if catch_unwind(AssertUnwindSafe(|| target(&bytes))).is_err() {
             panic!("{name} fails on \"{}\"", bytes.escape_ascii());
