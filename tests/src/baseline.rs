@@ -44,12 +44,13 @@ pub fn expected(
 }
 
 fn row(problem: &AttentionProblem, [q, k, v]: [&HostTensor; 3], [b, h, n]: [usize; 3], out: &mut Expected) {
-    let (d, keys, head) = (problem.head_dim, problem.visible_keys(n), h / problem.group());
+    let (d, visible, head) = (problem.head_dim, problem.visible_keys(n), h / problem.group());
+    let keys = visible.len();
     let scale = f64::from(problem.scale());
     let unit = (-24_f64).exp2();
     let mut scores = Vec::with_capacity(keys);
     let mut worst = 0.0_f64;
-    for key in 0..keys {
+    for key in visible.clone() {
         let products = || (0..d).map(|i| f64::from(q.get(b, h, n, i)) * f64::from(k.get(b, head, key, i)));
         scores.push(products().sum::<f64>() * scale);
         worst = worst.max(products().map(f64::abs).sum::<f64>() * scale.abs());
@@ -68,7 +69,7 @@ fn row(problem: &AttentionProblem, [q, k, v]: [&HostTensor; 3], [b, h, n]: [usiz
     let rounding = 4.0 * unit * if keys == 0 { 0.0 } else { lse.abs() };
     out.lse_bound.push(score_error + (-22_f64).exp2() + (keys + 8) as f64 * unit + logarithm + rounding);
     for i in 0..d {
-        let values = || (0..keys).map(|key| f64::from(v.get(b, head, key, i)));
+        let values = || visible.clone().map(|key| f64::from(v.get(b, head, key, i)));
         let o = if keys == 0 { 0.0 } else { weights.iter().zip(values()).map(|(w, v)| w * v).sum::<f64>() / sum };
         let magnitude = weights.iter().zip(values()).map(|(w, v)| w * v.abs()).sum::<f64>() / sum.max(1.0);
         let lost = values().map(f64::abs).sum::<f64>() * (-25_f64).exp2();

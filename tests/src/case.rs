@@ -2,7 +2,7 @@
 
 use crate::values::Values;
 use anyhow::Result;
-use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, Shape, TensorLayout};
+use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, Shape, TensorLayout, Window};
 use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use proptest::prelude::*;
@@ -80,18 +80,15 @@ impl Case {
     }
 
     /// A small case for a kernel, with a tail in queries and keys, grouped heads and a padded layout; `seed` also picks the
-    /// types.
+    /// window and the types.
     #[must_use]
     pub fn of_variant(variant: &AttentionVariant, seed: usize) -> Self {
-        let scheme = match variant.scheme {
-            config::Scheme::Default => Scheme::Default,
-            config::Scheme::Paper => Scheme::Paper,
-        };
         let problem = AttentionProblem::new(1, 2, 1, 67, 201, variant.head_dim);
         let (dtype, out_dtype) =
             [(DType::F16, DType::F32), (DType::BF16, DType::F16), (DType::F32, DType::BF16)][seed % 3];
         let placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
-        let plain = Self::plain(problem.with_causal(variant.causal).with_scheme(scheme), seed as u64);
+        let window = WINDOWS[seed % WINDOWS.len()];
+        let plain = Self::plain(problem.with_window(window).with_scheme(variant.scheme), seed as u64);
         Self { dtype, out_dtype, placement, ..plain }
     }
 
@@ -129,23 +126,16 @@ pub fn variant(problem: &AttentionProblem) -> Option<&'static AttentionVariant> 
 /// The kernel of a family for a problem.
 #[must_use]
 pub fn variant_of(family: Family, problem: &AttentionProblem) -> Option<&'static AttentionVariant> {
-    config::attention(family, problem.head_dim, problem.causal, kernels_scheme(problem.scheme))
+    config::attention(family, problem.head_dim, problem.scheme)
 }
 
-/// The head dims that a scheme has kernels for.
-#[must_use]
-pub fn head_dims(scheme: Scheme) -> Vec<usize> {
-    let has =
-        |&head_dim: &usize| variant(&AttentionProblem::new(1, 1, 1, 1, 1, head_dim).with_scheme(scheme)).is_some();
-    HEAD_DIMS.into_iter().filter(has).collect()
-}
-
-const fn kernels_scheme(scheme: Scheme) -> config::Scheme {
-    match scheme {
-        Scheme::Default => config::Scheme::Default,
-        Scheme::Paper => config::Scheme::Paper,
-    }
-}
+/// None, causal, sliding, and local on both sides; the ends of the last two lie inside of blocks and between tiles.
+pub const WINDOWS: [Window; 4] = [
+    Window::FULL,
+    Window::CAUSAL,
+    Window { left: Some(97), right: Some(0) },
+    Window { left: Some(30), right: Some(45) },
+];
 
 /// Query and key lengths that have broken kernels before: one, odd, one off a tile, primes, more queries than keys.
 pub const AWKWARD: [(usize, usize); 12] = [
@@ -163,19 +153,19 @@ pub const AWKWARD: [(usize, usize); 12] = [
     (1023, 1024),
 ];
 
-/// Cases over all head dims, dtypes, layouts, masks, schemes and values; no sequence longer than `longest`.
+/// Cases over all head dims, dtypes, layouts, windows, schemes and values; no sequence longer than `longest`.
 pub fn any_case(longest: usize) -> impl Strategy<Value = Case> {
     let awkward: Vec<_> = AWKWARD.into_iter().filter(|&(q, kv)| q.max(kv) <= longest).collect();
     let lengths = prop_oneof![1 => prop::sample::select(awkward), 2 => (1..=longest, 1..=longest)];
     let shape = (1..=2_usize, 1..=2_usize, 1..=3_usize, lengths, prop::sample::select(HEAD_DIMS.to_vec()));
     let scale = prop_oneof![3 => Just(None), 1 => (0.01..2.0_f32).prop_map(Some), 1 => (-1.0..0.0_f32).prop_map(Some), 1 => Just(Some(0.0))];
-    let mode = (any::<bool>(), any::<bool>(), scale, any::<bool>(), any::<u64>());
+    let mode = (any_window(longest), any::<bool>(), scale, any::<bool>(), any::<u64>());
     let kinds = ([any_dtype(), any_dtype()], any_values());
     (shape, mode, kinds, prop::array::uniform4(any_placement())).prop_map(|(shape, mode, kinds, placement)| {
         let (batch, heads_kv, group, (seqlen_q, seqlen_kv), head_dim) = shape;
-        let (causal, paper, softmax_scale, lse, seed) = mode;
+        let (window, paper, softmax_scale, lse, seed) = mode;
         let mut problem =
-            AttentionProblem::new(batch, heads_kv * group, heads_kv, seqlen_q, seqlen_kv, head_dim).with_causal(causal);
+            AttentionProblem::new(batch, heads_kv * group, heads_kv, seqlen_q, seqlen_kv, head_dim).with_window(window);
         if paper && variant(&problem.with_scheme(Scheme::Paper)).is_some() {
             problem.scheme = Scheme::Paper;
         }
@@ -188,12 +178,19 @@ pub fn any_case(longest: usize) -> impl Strategy<Value = Case> {
 /// More keys than a block, so that the loop, its prologue and its tail run; one head keeps it quick.
 pub fn long_keys() -> impl Strategy<Value = Case> {
     any_case(40).prop_flat_map(|case| {
-        (130..700_usize).prop_map(move |seqlen_kv| {
+        (130..700_usize, any_window(500)).prop_map(move |(seqlen_kv, window)| {
             let mut case = case.clone();
-            case.problem = AttentionProblem { batch: 1, heads_q: 1, heads_kv: 1, seqlen_kv, ..case.problem };
+            case.problem = AttentionProblem { batch: 1, heads_q: 1, heads_kv: 1, seqlen_kv, window, ..case.problem };
             case
         })
     })
+}
+
+/// None, causal, and every other kind: either side without an end, at the query's own key, near it, or anywhere.
+fn any_window(longest: usize) -> impl Strategy<Value = Window> {
+    let side = || prop_oneof![2 => Just(None), 2 => Just(Some(0)), 2 => (0..8_usize).prop_map(Some), 3 => (0..=longest).prop_map(Some)];
+    let any = (side(), side()).prop_map(|(left, right)| Window { left, right });
+    prop_oneof![2 => Just(Window::FULL), 2 => Just(Window::CAUSAL), 4 => any]
 }
 
 fn any_dtype() -> impl Strategy<Value = DType> {

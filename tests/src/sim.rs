@@ -2,40 +2,38 @@
 //!
 //! Outputs are memory that nothing has written, so that an element which no thread wrote is an error, as is a stray access.
 
-use crate::case::{head_dims, variant, variant_of};
+use crate::case::{variant, variant_of};
 use crate::properties::{GUARD, Kernels, Operand, POISON, untouched};
 use anyhow::{Context, Result};
 use int_flash_attention::{
-    AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Scheme,
-    Shape, TensorLayout,
+    AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Shape,
+    TensorLayout,
 };
 use int_flash_attention_kernels::config::{self, Family};
+use int_flash_attention_kernels::dequantize::launch as dequantization;
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
+use int_flash_attention_kernels::params::{AttentionParams, BaselineParams, Global, Params, Strided, operand};
 use int_flash_attention_kernels::quantize::launch as quantization;
 use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
+use int_flash_attention_kernels::{baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
 use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-/// `flags` of the quantization kernels.
-const SMOOTH_AND_SHORT: u32 = 1 | 2 | 8;
-const V_SCALE_PER_HEAD: u32 = 4;
 /// CTAs that the machine is taken to hold: so few that statistics and tiles alternate.
 const RESIDENT: usize = 8;
 
 macro_rules! shipped {
-    ($($name:literal)*) => {
-        &[$(($name, include_str!(concat!("../../host/ptx/", $name, ".ptx")))),*]
+    ($($name:ident { $($field:tt)* })*) => {
+        &[$((stringify!($name), include_str!(concat!("../../host/ptx/", stringify!($name), ".ptx")))),*]
     };
 }
 
 /// The PTX that ships, part of the program so that it runs anywhere.
-const SHIPPED: &[(&str, &str)] = shipped!(
-    "quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256" "hopper_d64"
-    "hopper_d128" "baseline_f16"
-);
+const SHIPPED: &[&[(&str, &str)]] =
+    &[conversion_rows!(shipped), sm80_rows!(shipped), sm90a_rows!(shipped), baseline_rows!(shipped)];
 
 /// The shipped kernels, loaded as they are asked for.
 pub struct Simulator {
@@ -83,7 +81,7 @@ impl Simulator {
             let ptx = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
             return Ok(ptx.into());
         }
-        let shipped = SHIPPED.iter().find(|(shipped, _)| *shipped == name);
+        let shipped = SHIPPED.iter().copied().flatten().find(|(shipped, _)| *shipped == name);
         Ok(shipped.with_context(|| format!("there is no module {name}"))?.1.into())
     }
 
@@ -146,8 +144,8 @@ impl Kernels for Simulator {
         let (q_shape, kv_shape) = (problem.q_shape(), problem.kv_shape());
         let heads = kv_shape.batch * kv_shape.heads;
         let blocks = heads * kv_blocks(kv_shape.seqlen);
-        let smooth = problem.scheme == Scheme::Default;
-        let flags = if smooth { SMOOTH_AND_SHORT } else { V_SCALE_PER_HEAD };
+        let smooth = problem.scheme.smooths();
+        let flags = problem.scheme.quantize_flags();
         let overflow = || format!("the grid overflows for {problem:?}");
         let shape = quantization_shape(problem, dtype);
         let work = Work::new(&shape, true, true, RESIDENT).with_context(overflow)?;
@@ -223,8 +221,10 @@ impl Kernels for Simulator {
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
         let AttentionProblem { head_dim, scheme, .. } = *problem;
-        let none =
-            || format!("head_dim is {head_dim}; the kernels of the {scheme} scheme have {:?}", head_dims(scheme));
+        let none = || {
+            let has: Vec<usize> = config::head_dims(&Family::ALL, scheme).collect();
+            format!("head_dim is {head_dim}; the kernels of the {scheme} scheme have {has:?}")
+        };
         let variant = variant_of(self.family, problem).or_else(|| variant(problem)).with_context(none)?;
         let mut memory = Memory::new();
         let HostQuantized { q, k, v } = operands;
@@ -236,19 +236,24 @@ impl Kernels for Simulator {
         let rows = problem.q_shape().rows();
         let lse_out = if lse { memory.alloc(4 * rows as u64, 256) } else { DevPtr::NULL };
         let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, self.multiprocessors);
-        let grid = grid.with_context(|| format!("{} has too many tiles for {problem:?}", variant.entry))?;
-        let at = Grid { kernel: variant.entry, grid, threads: variant.threads, shared: variant.shared_bytes };
-        let pointers = [q_data, k_data, v_data, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean, o.data];
-        let mut args: Vec<Arg> = pointers.map(Arg::from).to_vec();
-        args.extend(strides(out));
-        args.push(lse_out.into());
-        let numbers = [problem.seqlen_q, problem.seqlen_kv, problem.group(), dtype_code(dtype)];
-        args.extend(numbers.map(|n| Arg::U32(n as u32)));
-        args.push(Arg::F32(problem.scale()));
-        if variant.family == Family::Sm90a {
-            args.extend([problem.heads_q, problem.batch].map(|n| Arg::U32(n as u32)));
-        }
-        self.launch(variant.module, &at, &args, &memory)?;
+        let grid = grid.with_context(|| format!("{} has too many tiles for {problem:?}", variant.name))?;
+        let at = Grid { kernel: variant.name, grid, threads: variant.threads, shared: variant.shared_bytes };
+        let params = problem.params(out, dtype);
+        let params = AttentionParams {
+            q: global(q_data),
+            k: global(k_data),
+            v: global(v_data),
+            q_scale: global(q_scale),
+            q_bias: global(q_bias),
+            k_scale: global(k_scale),
+            k_scale_max: global(k_scale_max),
+            v_scale: global(v_scale),
+            v_mean: global(v_mean),
+            o: Strided { data: global(o.data), ..params.o },
+            lse: global(lse_out),
+            ..params
+        };
+        self.launch(variant.name, &at, &[structure(&params)], &memory)?;
         let lse = if lse { Some(memory.read(lse_out, rows).context("lse")?) } else { None };
         Ok((o.read(&memory).context("o")?, lse))
     }
@@ -259,28 +264,25 @@ impl Kernels for Simulator {
         [q, k, v]: [&HostTensor; 3],
         out: &TensorLayout,
     ) -> Result<(HostTensor, Vec<f32>)> {
-        let variant =
-            config::baseline(problem.head_dim, problem.causal).with_context(|| format!("no kernel for {problem:?}"))?;
+        let variant = config::baseline(problem.head_dim).with_context(|| format!("no kernel for {problem:?}"))?;
         let mut memory = Memory::new();
-        let mut args: Vec<Arg> = Vec::new();
-        for tensor in [q, k, v] {
-            args.push(upload(&mut memory, tensor)?.into());
-        }
-        for tensor in [q, k, v] {
-            args.extend(strides(&tensor.layout()));
-        }
+        let [q_in, k_in, v_in] = [q, k, v].map(|tensor| upload(&mut memory, tensor));
         let o = OutTensor::alloc(&mut memory, *out, DType::F16)?;
         let rows = problem.q_shape().rows();
         let lse = memory.alloc(4 * rows as u64, 256);
-        args.push(o.data.into());
-        args.extend(strides(out));
-        args.push(lse.into());
-        args.extend([problem.seqlen_q, problem.seqlen_kv, problem.group()].map(|n| Arg::U32(n as u32)));
-        args.push(Arg::F32(problem.scale()));
         let tiles = u32::try_from(problem.seqlen_q.div_ceil(variant.tile_m))?;
         let grid = [tiles, u32::try_from(problem.heads_q)?, u32::try_from(problem.batch)?];
-        let at = Grid { kernel: variant.entry, grid, threads: variant.threads, shared: variant.shared_bytes };
-        self.launch("baseline_f16", &at, &args, &memory)?;
+        let at = Grid { kernel: variant.name, grid, threads: variant.threads, shared: variant.shared_bytes };
+        let params = problem.baseline_params([&q.layout(), &k.layout(), &v.layout(), out]);
+        let params = BaselineParams {
+            q: Strided { data: global(q_in?), ..params.q },
+            k: Strided { data: global(k_in?), ..params.k },
+            v: Strided { data: global(v_in?), ..params.v },
+            o: Strided { data: global(o.data), ..params.o },
+            lse: global(lse),
+            ..params
+        };
+        self.launch(variant.name, &at, &[structure(&params)], &memory)?;
         Ok((o.read(&memory).context("o")?, memory.read(lse, rows).context("lse")?))
     }
 
@@ -288,35 +290,35 @@ impl Kernels for Simulator {
         &self,
         problem: &AttentionProblem,
         operands: &HostQuantized,
-        operand: Operand,
+        which: Operand,
         out: &TensorLayout,
         dtype: DType,
     ) -> Result<HostTensor> {
         let HostQuantized { q, k, v } = operands;
-        let (data, scale, mean, code) = match operand {
-            Operand::Q => (&q.data, &q.scale, None, 0),
-            Operand::K => (&k.data, &k.scale, Some(&k.mean), 1),
-            Operand::V => (&v.data, &v.scale, Some(&v.mean), 2),
+        let (data, scale, mean, code) = match which {
+            Operand::Q => (&q.data, &q.scale, None, operand::Q),
+            Operand::K => (&k.data, &k.scale, Some(&k.mean), operand::K),
+            Operand::V => (&v.data, &v.scale, Some(&v.mean), operand::V),
         };
         let mut memory = Memory::new();
         let (data, scale) = (memory.alloc_from(data), memory.alloc_from(scale));
         let mean = mean.map_or(DevPtr::NULL, |mean| memory.alloc_from(mean));
         let o = OutTensor::alloc(&mut memory, *out, dtype)?;
         let Shape { batch, heads, seqlen, head_dim } = out.shape();
-        let blocks = quantization::token_blocks(batch, heads, seqlen)
+        let blocks = dequantization::token_blocks(batch, heads, seqlen)
             .with_context(|| format!("the grid overflows for {problem:?}"))?;
         let name = format!("dequantize_{dtype}");
         let at = Grid {
             kernel: &name,
             grid: [blocks, 1, 1],
-            threads: quantization::threads(head_dim),
-            shared: quantization::shared_bytes(head_dim),
+            threads: dequantization::threads(head_dim),
+            shared: dequantization::shared_bytes(head_dim),
         };
         let mut args: Vec<Arg> = [data, scale, mean, o.data].map(Arg::from).to_vec();
         args.extend(strides(out));
-        args.extend([seqlen, heads, head_dim, code].map(|n| Arg::U32(n as u32)));
-        self.launch("quantize", &at, &args, &memory)?;
-        o.read(&memory).with_context(|| format!("dequantized {operand:?}"))
+        args.extend([seqlen as u32, heads as u32, head_dim as u32, code].map(Arg::U32));
+        self.launch("dequantize", &at, &args, &memory)?;
+        o.read(&memory).with_context(|| format!("dequantized {which:?}"))
     }
 }
 
@@ -325,12 +327,13 @@ fn quantization_shape(problem: &AttentionProblem, dtype: DType) -> WorkShape {
     WorkShape { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, element_bytes: dtype.size() }
 }
 
-const fn dtype_code(dtype: DType) -> usize {
-    match dtype {
-        DType::F16 => 0,
-        DType::BF16 => 1,
-        DType::F32 => 2,
-    }
+fn global<T>(ptr: DevPtr) -> Global<T> {
+    Global::new(ptr.0)
+}
+
+/// A kernel's parameter structure, as it is passed by value.
+fn structure(params: &impl Params) -> Arg {
+    Arg::Bytes(params.bytes().to_vec())
 }
 
 fn strides(layout: &TensorLayout) -> [Arg; 3] {

@@ -3,8 +3,9 @@
 use super::{Gpu, StreamRef};
 use crate::error::{Error, Result};
 use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
-use int_flash_attention_kernels::config;
-use int_flash_attention_kernels::quantize::launch;
+use int_flash_attention_kernels::params::Params;
+use int_flash_attention_kernels::quantize::launch::Bounds;
+use int_flash_attention_kernels::{dequantize, quantize};
 use std::borrow::Cow;
 use std::ffi::c_void;
 use std::path::PathBuf;
@@ -18,32 +19,27 @@ struct Source {
 }
 
 macro_rules! sources {
-    ($($name:literal)*) => {
-        &[$(Source { name: $name, ptx: include_str!(concat!("../../ptx/", $name, ".ptx")) }),*]
+    ($($name:ident { $($field:tt)* })*) => {
+        &[$(Source {
+            name: stringify!($name),
+            ptx: include_str!(concat!("../../ptx/", stringify!($name), ".ptx")),
+        }),*]
     };
 }
 
-const SOURCES: &[Source] = sources!(
-    "quantize" "attention_d32" "attention_d64" "attention_d96" "attention_d128" "attention_d256" "hopper_d64" "hopper_d128"
-);
-
-/// Modules that a feature adds.
-#[cfg(feature = "baseline")]
-const MORE_SOURCES: &[Source] = sources!("baseline_f16");
-/// Modules that a feature adds.
-#[cfg(not(feature = "baseline"))]
-const MORE_SOURCES: &[Source] = &[];
-
-/// All modules of this build.
-fn sources() -> impl Iterator<Item = &'static Source> {
-    SOURCES.iter().chain(MORE_SOURCES)
-}
+/// The modules of this build, from the tables that name them.
+const SOURCES: &[&[Source]] = &[
+    int_flash_attention_kernels::conversion_rows!(sources),
+    int_flash_attention_kernels::sm80_rows!(sources),
+    int_flash_attention_kernels::sm90a_rows!(sources),
+    #[cfg(feature = "baseline")]
+    int_flash_attention_kernels::baseline_rows!(sources),
+];
 
 /// The module of the quantization kernels.
 pub(super) const QUANTIZE: &str = "quantize";
-/// The module of the float16 kernels.
-#[cfg(feature = "baseline")]
-pub(super) const BASELINE: &str = "baseline_f16";
+/// The module of the dequantization kernels.
+pub(super) const DEQUANTIZE: &str = "dequantize";
 
 /// Shared memory that a block has without asking.
 const SHARED_BYTES_UNASKED: usize = 48 << 10;
@@ -70,7 +66,7 @@ impl Modules {
 
     /// The PTX of a module.
     fn ptx(&self, name: &'static str) -> Result<Cow<'static, str>> {
-        let source = sources().find(|source| source.name == name);
+        let source = SOURCES.iter().copied().flatten().find(|source| source.name == name);
         let source = source.ok_or(Error::MissingKernel { module: name, kernel: "" })?;
         let Some(folder) = &self.folder else { return Ok(source.ptx.into()) };
         let path = folder.join(format!("{name}.ptx"));
@@ -89,15 +85,14 @@ impl Modules {
 }
 
 /// The entry points that a module should have.
-fn entries(module: &str) -> Vec<&'static str> {
-    if module == QUANTIZE {
-        return launch::BOUNDS.iter().map(|bounds| bounds.entry).collect();
+fn entries(module: &'static str) -> Vec<&'static str> {
+    let of = |bounds: &'static [Bounds]| bounds.iter().map(|bounds| bounds.entry).collect();
+    match module {
+        QUANTIZE => of(quantize::launch::BOUNDS),
+        DEQUANTIZE => of(dequantize::launch::BOUNDS),
+        // An attention kernel's module and entry point have one name.
+        _ => vec![module],
     }
-    #[cfg(feature = "baseline")]
-    if module == BASELINE {
-        return config::BASELINE.iter().map(|variant| variant.entry).collect();
-    }
-    config::ATTENTION.iter().filter(|variant| variant.module == module).map(|variant| variant.entry).collect()
 }
 
 /// A kernel and the blocks and threads of its launches.
@@ -195,27 +190,40 @@ impl Gpu {
         unsafe { self.bind()?.launch(kernel.function, kernel.shape, stream.handle(), &mut pointers) }?;
         Ok(())
     }
+
+    /// Launches a kernel whose only parameter is a structure.
+    ///
+    /// # Safety
+    /// The kernel's parameter is such a structure, and its addresses have the sizes that docs/kernel-abi.md says.
+    #[inline]
+    pub(super) unsafe fn launch_with<P: Params>(
+        &self,
+        kernel: &Kernel,
+        stream: StreamRef<'_>,
+        params: &P,
+    ) -> Result<()> {
+        let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: the caller's promise; the driver copies the structure and does not write to it.
+        unsafe { self.bind()?.launch(kernel.function, kernel.shape, stream.handle(), &mut pointers) }?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use int_flash_attention_kernels::config::MODULES;
 
     #[test]
-    fn every_kernel_has_a_module() {
-        for variant in config::ATTENTION {
-            assert!(entries(variant.module).contains(&variant.entry));
-        }
-        for module in
-            config::MODULES.iter().filter(|module| cfg!(feature = "baseline") || module.name != "baseline_f16")
-        {
-            assert!(sources().any(|source| source.name == module.name), "{}", module.name);
+    fn every_module_ships() {
+        for module in MODULES.iter().filter(|module| cfg!(feature = "baseline") || module.part != "baseline") {
+            assert!(SOURCES.iter().copied().flatten().any(|source| source.name == module.name), "{}", module.name);
         }
     }
 
     #[test]
     fn every_kernel_is_in_the_ptx() {
-        for source in sources() {
+        for source in SOURCES.iter().copied().flatten() {
             for entry in entries(source.name) {
                 let declared = source.ptx.contains(&format!(".entry {entry}("));
                 assert!(declared, "host/ptx/{}.ptx has no {entry}: run `cargo xtask build`", source.name);
