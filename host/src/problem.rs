@@ -234,17 +234,7 @@ impl AttentionProblem {
     pub fn params(&self, o: &TensorLayout, dtype: DType) -> AttentionParams {
         let (window_left, window_right) = self.window_params();
         AttentionParams {
-            q: Global::NULL,
-            k: Global::NULL,
-            v: Global::NULL,
-            q_scale: Global::NULL,
-            q_bias: Global::NULL,
-            k_scale: Global::NULL,
-            k_scale_max: Global::NULL,
-            v_scale: Global::NULL,
-            v_mean: Global::NULL,
             o: strided(o),
-            lse: Global::NULL,
             batch: self.batch as u32,
             heads_q: self.heads_q as u32,
             heads_kv: self.heads_kv as u32,
@@ -255,6 +245,7 @@ impl AttentionProblem {
             window_right,
             o_dtype: dtype.code(),
             softmax_scale: self.scale(),
+            ..AttentionParams::NONE
         }
     }
 
@@ -343,7 +334,7 @@ impl AttentionProblem {
 /// A layout without an address.
 fn strided(layout: &TensorLayout) -> Strided {
     let [stride_b, stride_h, stride_n] = layout.strides();
-    Strided { data: Global::NULL, stride_b, stride_h, stride_n }
+    Strided { stride_b, stride_h, stride_n, ..Strided::NONE }
 }
 
 /// Whether the INT8 kernels and the packed layouts have this head dim.

@@ -188,6 +188,38 @@ pub unsafe trait Params: Copy {
     }
 }
 
+impl Strided {
+    /// No tensor.
+    pub const NONE: Self = Self { data: Global::NULL, stride_b: 0, stride_h: 0, stride_n: 0 };
+}
+
+impl AttentionParams {
+    /// Nothing: no arrays, lengths of zero, a window that every row sees through whole.
+    pub const NONE: Self = Self {
+        q: Global::NULL,
+        k: Global::NULL,
+        v: Global::NULL,
+        q_scale: Global::NULL,
+        q_bias: Global::NULL,
+        k_scale: Global::NULL,
+        k_scale_max: Global::NULL,
+        v_scale: Global::NULL,
+        v_mean: Global::NULL,
+        o: Strided::NONE,
+        lse: Global::NULL,
+        batch: 0,
+        heads_q: 0,
+        heads_kv: 0,
+        group: 0,
+        seqlen_q: 0,
+        seqlen_kv: 0,
+        window_left: UNLIMITED,
+        window_right: UNLIMITED,
+        o_dtype: dtype::F16,
+        softmax_scale: 0.0,
+    };
+}
+
 const _: () = assert!(size_of::<Strided>() == 4 * 8);
 const _: () = assert!(size_of::<AttentionParams>() == 10 * 8 + size_of::<Strided>() + 10 * 4);
 const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);

@@ -17,6 +17,7 @@ mod epilogue;
 pub(crate) mod lane;
 #[cfg(any(kernels = "sm80", kernels = "sm90a"))]
 mod output;
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "baseline"))]
 pub(crate) mod sequence;
 #[cfg(kernels = "sm80")]
 mod sm80;
@@ -25,9 +26,9 @@ mod sm90a;
 #[cfg(any(kernels = "sm80", kernels = "sm90a"))]
 mod softmax;
 
-use crate::layout::KV_BLOCK;
-
 /// n8 tiles in a block of keys.
-const KEY_TILES: usize = KV_BLOCK / 8;
+#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+const KEY_TILES: usize = crate::layout::KV_BLOCK / 8;
 /// k steps of P.V in a block of keys.
-const KEY_STEPS: usize = KV_BLOCK / 32;
+#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+const KEY_STEPS: usize = crate::layout::KV_BLOCK / 32;

@@ -6,7 +6,6 @@
 
 use crate::layout::KV_BLOCK;
 use crate::params::{AttentionParams, UNLIMITED};
-use crate::ptx::opaque::opaque;
 
 /// The window of a launch, for blocks of `KEYS` keys.
 #[derive(Clone, Copy)]
@@ -45,12 +44,6 @@ impl Window<KV_BLOCK> {
 }
 
 impl<const KEYS: usize> Window<KEYS> {
-    /// The same, for use in a loop: nothing is computed of it in front of the loop, to be in registers across.
-    #[inline(always)]
-    pub(crate) fn anew(self) -> Self {
-        Self { seqlen_q: opaque(self.seqlen_q), seqlen_kv: opaque(self.seqlen_kv), ..self }
-    }
-
     /// The first key that a row sees. 64 bits: an unlimited side, as any other, is only subtracted or added.
     #[inline(always)]
     fn from(&self, row: u32) -> u32 {
@@ -118,5 +111,99 @@ impl<const KEYS: usize> Window<KEYS> {
     #[inline(always)]
     pub(crate) fn hides_nothing(&self) -> bool {
         self.left & self.right == UNLIMITED
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: u32 = 128;
+
+    fn window(seqlen_q: u32, seqlen_kv: u32, left: u32, right: u32) -> Window<128> {
+        Window { seqlen_q, seqlen_kv, left, right }
+    }
+
+    /// Whether a row sees a key, by the definition.
+    fn sees(w: &Window<128>, row: u32, key: u32) -> bool {
+        let distance = i64::from(key) - (i64::from(row) + i64::from(w.seqlen_kv) - i64::from(w.seqlen_q));
+        let within = |side: u32, distance: i64| side == UNLIMITED || distance <= i64::from(side);
+        within(w.left, -distance) && within(w.right, distance)
+    }
+
+    #[test]
+    fn tiles_visit_what_their_rows_see() {
+        let sides = [0, 1, 5, 100, 127, 128, 300, UNLIMITED];
+        for (nq, nkv) in [(1, 1), (1, 700), (300, 300), (70, 400), (400, 70), (300, 1), (129, 257)] {
+            for (left, right) in sides.into_iter().flat_map(|left| sides.map(|right| (left, right))) {
+                let w = window(nq, nkv, left, right);
+                for (row, rows) in [(0, 64), (64, 64), (64, 1), (192, 192)].into_iter().filter(|&(row, _)| row < nq) {
+                    let tile = row..nq.min(row + rows);
+                    let any = |key: u32| tile.clone().any(|row| sees(&w, row, key));
+                    let all = |key: u32| tile.clone().all(|row| sees(&w, row, key));
+                    let (blocks, what) = (w.blocks(row, rows), (nq, nkv, left, right, row));
+                    assert!(blocks.first <= blocks.end, "{what:?}");
+                    for block in 0..nkv.div_ceil(KEYS) {
+                        let mut keys = block * KEYS..nkv.min((block + 1) * KEYS);
+                        let visited = (blocks.first..blocks.end).contains(&block);
+                        assert_eq!(visited, keys.clone().any(any), "{what:?} block {block}");
+                        if visited && block >= blocks.full_from && block < blocks.full_to {
+                            assert!(keys.len() == KEYS as usize && keys.all(all), "{what:?} block {block}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_see_their_part_of_a_block() {
+        for (left, right) in [(0, 0), (3, 200), (130, 0), (UNLIMITED, 7), (40, UNLIMITED), (UNLIMITED, UNLIMITED)] {
+            let w = window(200, 330, left, right);
+            for (row, block) in (0..200).flat_map(|row| (0..3).map(move |block| (row, block))) {
+                let seen = (0..KEYS as i32).filter(|&key| {
+                    let absolute = block * KEYS + key as u32;
+                    absolute < w.seqlen_kv && sees(&w, row, absolute)
+                });
+                let visible = w.from_in_block(row, block)..w.to_in_block(row, block);
+                assert!(seen.eq(visible), "{left} {right} row {row} block {block}");
+            }
+        }
+    }
+
+    /// The longest sequences that the library takes, and windows of any size.
+    #[test]
+    fn nothing_wraps() {
+        let long = (1 << 31) - 256;
+        for (nq, nkv) in [(long, long), (long, 1), (1, long)] {
+            for (left, right) in [(0, 0), (UNLIMITED, 0), (u32::MAX - 1, u32::MAX - 1), (1 << 31, 5), (5, 1 << 31)] {
+                let w = window(nq, nkv, left, right);
+                for row in [0, nq / 2, nq - 1] {
+                    let Blocks { first, full_from, full_to, end } = w.blocks(row, 192);
+                    let last = i64::from(nkv.div_ceil(KEYS));
+                    assert!(first <= end && [end, full_from, full_to].iter().all(|&block| i64::from(block) <= last));
+                    let beside = i64::from(row) + i64::from(nkv) - i64::from(nq);
+                    if beside >= 0 {
+                        let block = beside as u32 / KEYS;
+                        assert!((first..end).contains(&block), "{nq} {nkv} {left} {right} {row}");
+                        let key = (beside as u32 % KEYS) as i32;
+                        assert!(w.from_in_block(row, block) <= key && key < w.to_in_block(row, block));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn orders_of_tiles() {
+        let kinds = [(UNLIMITED, UNLIMITED), (UNLIMITED, 0), (5, UNLIMITED), (5, 5)].map(|(left, right)| {
+            let w = window(9, 9, left, right);
+            (w.hides_nothing(), w.grows())
+        });
+        assert_eq!(kinds, [(true, false), (false, true), (false, false), (false, true)]);
+        let params =
+            AttentionParams { window_left: 3, window_right: 4, seqlen_q: 5, seqlen_kv: 6, ..AttentionParams::NONE };
+        let Window { seqlen_q, seqlen_kv, left, right } = Window::of(&params);
+        assert_eq!([seqlen_q, seqlen_kv, left, right], [5, 6, 3, 4]);
     }
 }

@@ -186,7 +186,9 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
 ) {
     // Opaque, and the tile from shared memory: what only this needs would be in registers across the loop.
     let (lane, member) = unsafe { lane::<K, MT>(vars.tile().row, opaque(tid_x())) };
-    let (window, block) = (Window::of(params).anew(), opaque(block));
+    let window = Window::of(params);
+    let window = Window { seqlen_q: opaque(window.seqlen_q), seqlen_kv: opaque(window.seqlen_kv), ..window };
+    let block = opaque(block);
     let first = (member * (8 * K::KEY_TILES) as u32 + 2 * lane.quad) as i32;
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
