@@ -46,13 +46,13 @@ impl Window<KV_BLOCK> {
 impl<const KEYS: usize> Window<KEYS> {
     /// The first key that a row sees. 64 bits: an unlimited side, as any other, is only subtracted or added.
     #[inline(always)]
-    fn from(&self, row: u32) -> u32 {
+    fn first_key(&self, row: u32) -> u32 {
         self.clamp(self.beside(row) - i64::from(self.left))
     }
 
     /// Behind the last key that a row sees.
     #[inline(always)]
-    fn to(&self, row: u32) -> u32 {
+    fn end_key(&self, row: u32) -> u32 {
         self.clamp(self.beside(row) + i64::from(self.right) + 1)
     }
 
@@ -74,25 +74,25 @@ impl<const KEYS: usize> Window<KEYS> {
         let rows = if self.seqlen_q - row < rows { self.seqlen_q - row } else { rows };
         let last = row + rows - 1;
         // Windows of neighbouring rows touch, so together they have no gap.
-        let (first, end) = (self.from(row) / KEYS as u32, self.to(last).div_ceil(KEYS as u32));
+        let (first, end) = (self.first_key(row) / KEYS as u32, self.end_key(last).div_ceil(KEYS as u32));
         Blocks {
             first,
-            full_from: self.from(last).div_ceil(KEYS as u32),
-            full_to: self.to(row) / KEYS as u32,
+            full_from: self.first_key(last).div_ceil(KEYS as u32),
+            full_to: self.end_key(row) / KEYS as u32,
             end: if end < first { first } else { end },
         }
     }
 
     /// The first key of block `block` that a row sees, counted from the block's first; `KEYS` where that is a later one.
     #[inline(always)]
-    pub(crate) fn from_in_block(&self, row: u32, block: u32) -> i32 {
-        Self::in_block(self.from(row), block)
+    pub(crate) fn first_in_block(&self, row: u32, block: u32) -> i32 {
+        Self::in_block(self.first_key(row), block)
     }
 
     /// Behind the last key of block `block` that a row sees, counted from the block's first; 0 where that is an earlier one.
     #[inline(always)]
-    pub(crate) fn to_in_block(&self, row: u32, block: u32) -> i32 {
-        Self::in_block(self.to(row), block)
+    pub(crate) fn end_in_block(&self, row: u32, block: u32) -> i32 {
+        Self::in_block(self.end_key(row), block)
     }
 
     #[inline(always)]
@@ -165,7 +165,7 @@ mod tests {
                     let absolute = block * KEYS + key as u32;
                     absolute < w.seqlen_kv && sees(&w, row, absolute)
                 });
-                let visible = w.from_in_block(row, block)..w.to_in_block(row, block);
+                let visible = w.first_in_block(row, block)..w.end_in_block(row, block);
                 assert!(seen.eq(visible), "{left} {right} row {row} block {block}");
             }
         }
@@ -187,7 +187,7 @@ mod tests {
                         let block = beside as u32 / KEYS;
                         assert!((first..end).contains(&block), "{nq} {nkv} {left} {right} {row}");
                         let key = (beside as u32 % KEYS) as i32;
-                        assert!(w.from_in_block(row, block) <= key && key < w.to_in_block(row, block));
+                        assert!(w.first_in_block(row, block) <= key && key < w.end_in_block(row, block));
                     }
                 }
             }

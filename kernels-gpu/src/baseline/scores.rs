@@ -91,8 +91,8 @@ pub(crate) fn scale_and_hide<const MT: usize, const KEYS: usize>(
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
             let (row, first) = (place.lane.query(mt, half), 2 * place.lane.quad as i32);
-            let from = window.from_in_block(row, block) - first;
-            let to = window.to_in_block(row, block) - first;
+            let from = window.first_in_block(row, block) - first;
+            let to = window.end_in_block(row, block) - first;
             unroll!(0..KEYS / 8, |tile| {
                 unroll!(0..2, |i| {
                     let score = &mut s[mt][tile][2 * half + i];

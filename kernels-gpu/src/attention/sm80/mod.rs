@@ -194,9 +194,9 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
         unroll!(0..2, |half| {
             let row = lane.query(mt, half);
             if LEFT {
-                K::Softmax::hide_before(scores, mt, half, window.from_in_block(row, block) - first, K::KEY_TILES);
+                K::Softmax::hide_before(scores, mt, half, window.first_in_block(row, block) - first, K::KEY_TILES);
             } else {
-                K::Softmax::hide_from(scores, mt, half, window.to_in_block(row, block) - first, K::KEY_TILES);
+                K::Softmax::hide_from(scores, mt, half, window.end_in_block(row, block) - first, K::KEY_TILES);
             }
         });
     });

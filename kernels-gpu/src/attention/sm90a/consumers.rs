@@ -193,9 +193,9 @@ impl<K: Kernel> Rows<'_, K> {
             let row = Lane { row: opaque(lane.row), ..lane }.query(0, half);
             let first = 2 * lane.quad as i32;
             if LEFT {
-                K::Softmax::hide_before(scores, 0, half, window.from_in_block(row, block) - first, KEY_TILES);
+                K::Softmax::hide_before(scores, 0, half, window.first_in_block(row, block) - first, KEY_TILES);
             } else {
-                K::Softmax::hide_from(scores, 0, half, window.to_in_block(row, block) - first, KEY_TILES);
+                K::Softmax::hide_from(scores, 0, half, window.end_in_block(row, block) - first, KEY_TILES);
             }
         });
     }
