@@ -3,7 +3,7 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::{AttentionOutput, DeviceOperands, Gpu, QuantizeLayouts};
-use crate::problem::{AttentionProblem, Scheme};
+use crate::problem::{AttentionProblem, Scheme, Window};
 use crate::progress::ProgressFn;
 use crate::quantized::Lengths;
 use crate::reference;
@@ -69,8 +69,8 @@ impl std::str::FromStr for Device {
 /// How [`attention`] is done.
 #[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
-    /// With the causal mask, its diagonal aligned to the bottom right.
-    pub causal: bool,
+    /// Which keys a query sees; [`Window::CAUSAL`] is the causal mask, its diagonal aligned to the bottom right.
+    pub window: Window,
     /// Numeric scheme.
     pub scheme: Scheme,
     /// Factor of the scores; `None` is `1 / sqrt(head_dim)`.
@@ -86,7 +86,7 @@ pub struct Options<'a> {
 impl fmt::Debug for Options<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Options")
-            .field("causal", &self.causal)
+            .field("window", &self.window)
             .field("scheme", &self.scheme)
             .field("softmax_scale", &self.softmax_scale)
             .field("lse", &self.lse)
@@ -103,7 +103,7 @@ impl Options<'_> {
     pub fn problem(&self, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<AttentionProblem> {
         let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape())?;
         let problem = AttentionProblem { softmax_scale: self.softmax_scale, ..problem };
-        let problem = problem.with_causal(self.causal).with_scheme(self.scheme);
+        let problem = problem.with_window(self.window).with_scheme(self.scheme);
         problem.check()?;
         Ok(problem)
     }
@@ -125,10 +125,10 @@ pub struct Output {
 /// one element type. For tensors that are on a GPU already, see [`Gpu`].
 ///
 /// ```
-/// use int_flash_attention::{DType, Device, HostTensor, Options, Shape, TensorLayout, attention};
+/// use int_flash_attention::{DType, Device, HostTensor, Options, Shape, TensorLayout, Window, attention};
 /// let layout = TensorLayout::bhnd(Shape::new(1, 2, 100, 64)?);
 /// let x = HostTensor::from_fn(DType::F32, layout, |_, h, n, d| ((h + 3 * n + 7 * d) as f32).sin())?;
-/// let output = attention(Device::Cpu, &x, &x, &x, &Options { causal: true, ..Options::default() })?;
+/// let output = attention(Device::Cpu, &x, &x, &x, &Options { window: Window::CAUSAL, ..Options::default() })?;
 /// assert_eq!(output.o.shape(), x.shape());
 /// // the first row sees one key: its output is that key's value
 /// assert!((output.o.get(0, 0, 0, 5) - x.get(0, 0, 0, 5)).abs() < 0.01);
@@ -227,7 +227,7 @@ fn check_result(problem: &AttentionProblem, result: Output) -> Result<Output> {
     }
     for (row, &value) in result.lse.iter().flatten().enumerate() {
         let (head, token) = (row / problem.seqlen_q, row % problem.seqlen_q);
-        let no_keys = value == f32::NEG_INFINITY && problem.visible_keys(token) == 0;
+        let no_keys = value == f32::NEG_INFINITY && problem.visible_keys(token).is_empty();
         if !value.is_finite() && !no_keys {
             return refused("lse", value, [head / problem.heads_q, head % problem.heads_q, token]);
         }

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use half::{bf16, f16};
+use int_flash_attention_kernels::params::dtype;
 use std::fmt;
 
 /// The element type of a float tensor.
@@ -25,12 +26,12 @@ impl DType {
         }
     }
 
-    /// The suffix of the kernels for this type.
-    pub(crate) const fn index(self) -> usize {
+    /// The kernels' code of this type.
+    pub(crate) const fn code(self) -> u32 {
         match self {
-            Self::F16 => 0,
-            Self::BF16 => 1,
-            Self::F32 => 2,
+            Self::F16 => dtype::F16,
+            Self::BF16 => dtype::BF16,
+            Self::F32 => dtype::F32,
         }
     }
 

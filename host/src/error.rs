@@ -114,7 +114,19 @@ pub enum Error {
         /// The head dimension given.
         given: usize,
         /// Those that there are.
-        allowed: &'static [usize],
+        allowed: Vec<usize>,
+    },
+
+    /// A side of a window that is not a number of keys.
+    #[error(
+        "the window `{given}` has the side `{side}`; a side is how many keys are seen before or behind the query's own, which is not \
+         negative, or `inf` for all of them"
+    )]
+    Window {
+        /// The window given.
+        given: String,
+        /// The side of it.
+        side: String,
     },
 
     /// A softmax scale that is not a finite number.

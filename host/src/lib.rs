@@ -56,7 +56,7 @@ pub use gpu::{
     ViewQ, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
-pub use problem::{AttentionProblem, Scheme};
+pub use problem::{AttentionProblem, Scheme, Window};
 pub use progress::{Progress, ProgressFn};
 pub use quantized::{HostK, HostQ, HostQuantized, HostV, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV};
 pub use shape::{Order, Shape, TensorLayout};

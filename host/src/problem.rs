@@ -1,55 +1,80 @@
 //! What is asked: one attention forward pass.
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::shape::Shape;
+use crate::shape::{Shape, TensorLayout};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::params::{AttentionParams, BaselineParams, Global, Strided, UNLIMITED};
 use std::fmt;
+use std::ops::Range;
 
-/// The numeric scheme (docs/kernel-abi.md).
+pub use int_flash_attention_kernels::config::Scheme;
+
+/// Which keys a query sees, counted from the key beside it: query `i` stands beside key `i + seqlen_kv - seqlen_q`, so that the
+/// sequences end together, and sees `left` keys before that one, that one, and `right` keys behind it, as far as there are any.
+/// `None` is no limit.
+///
+/// A model's `sliding_window = W` (`i - j < W`) is `left = W - 1`, with `right = 0` as it is causal.
+///
+/// ```
+/// use int_flash_attention::Window;
+/// assert_eq!("4095,0".parse(), Ok(Window { left: Some(4095), right: Some(0) }));
+/// assert_eq!("inf,0".parse(), Ok(Window::CAUSAL));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Scheme {
-    /// The most accurate: u8 P scaled by the block's row maximum, integer row sums, V scaled per channel, K and V less
-    /// their token means.
-    #[default]
-    Default,
-    /// arXiv 2409.16997 to the letter: int8 P scaled by the running maximum, V scaled per head.
-    Paper,
+pub struct Window {
+    /// Keys before the one beside the query.
+    pub left: Option<usize>,
+    /// Keys behind the one beside the query.
+    pub right: Option<usize>,
 }
 
-impl Scheme {
-    pub(crate) const fn kernels(self) -> int_flash_attention_kernels::config::Scheme {
-        match self {
-            Self::Default => int_flash_attention_kernels::config::Scheme::Default,
-            Self::Paper => int_flash_attention_kernels::config::Scheme::Paper,
-        }
-    }
+impl Window {
+    /// Every query sees every key.
+    pub const FULL: Self = Self { left: None, right: None };
+    /// A query sees no key behind the one beside it.
+    pub const CAUSAL: Self = Self { left: None, right: Some(0) };
 
-    /// Whether the token means of K and V are taken out ("smoothing"), V is scaled per channel and Q's scales are
-    /// rounded up to 10 bits.
+    /// As a query of a sequence of `seqlen_q` sees it: a side that hides no key of `seqlen_kv` from any query has no limit.
     #[must_use]
-    pub const fn smooths(self) -> bool {
-        matches!(self, Self::Default)
+    pub const fn of_lengths(self, seqlen_q: usize, seqlen_kv: usize) -> Self {
+        let left = match self.left {
+            Some(left) if left < seqlen_kv.saturating_sub(1) => Some(left),
+            _ => None,
+        };
+        let right = match self.right {
+            Some(right) if right < seqlen_q.saturating_sub(1) => Some(right),
+            _ => None,
+        };
+        Self { left, right }
     }
 }
 
-impl fmt::Display for Scheme {
+impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Default => "default",
-            Self::Paper => "paper",
-        })
+        let side = |f: &mut fmt::Formatter<'_>, side: Option<usize>| match side {
+            Some(keys) => write!(f, "{keys}"),
+            None => f.write_str("inf"),
+        };
+        side(f, self.left)?;
+        f.write_str(",")?;
+        side(f, self.right)
     }
 }
 
-impl std::str::FromStr for Scheme {
+impl std::str::FromStr for Window {
     type Err = Error;
 
+    /// `LEFT,RIGHT`: how many keys, or `inf`.
     fn from_str(s: &str) -> Result<Self> {
-        match s.to_ascii_lowercase().as_str() {
-            "default" => Ok(Self::Default),
-            "paper" => Ok(Self::Paper),
-            _ => Err(Error::Parse { what: "scheme", given: s.into(), allowed: "default, paper" }),
-        }
+        let side = |side: &str| match side.trim() {
+            "inf" => Ok(None),
+            number => number.parse().map(Some).map_err(|_| Error::Window { given: s.into(), side: number.into() }),
+        };
+        let Some((left, right)) = s.split_once(',') else {
+            return Err(Error::Parse { what: "window", given: s.into(), allowed: "LEFT,RIGHT" });
+        };
+        Ok(Self { left: side(left)?, right: side(right)? })
     }
 }
 
@@ -61,7 +86,7 @@ impl std::str::FromStr for Scheme {
 /// // 2 sequences, 32 query heads that share 8 key/value heads, 1 new token on 4096 cached ones
 /// let problem = AttentionProblem::new(2, 32, 8, 1, 4096, 128).with_causal(true);
 /// assert_eq!(problem.group(), 4);
-/// assert_eq!(problem.visible_keys(0), 4096);
+/// assert_eq!(problem.visible_keys(0), 0..4096);
 /// problem.check()?;
 /// # Ok::<(), int_flash_attention::Error>(())
 /// ```
@@ -79,8 +104,8 @@ pub struct AttentionProblem {
     pub seqlen_kv: usize,
     /// Channels of a head.
     pub head_dim: usize,
-    /// Key `j` is hidden from query `i` where `j > i + seqlen_kv - seqlen_q`: the diagonal ends at the bottom right.
-    pub causal: bool,
+    /// Which keys a query sees.
+    pub window: Window,
     /// Factor of the scores; `None` is `1 / sqrt(head_dim)`.
     pub softmax_scale: Option<f32>,
     /// Numeric scheme.
@@ -110,7 +135,7 @@ impl AttentionProblem {
             seqlen_q,
             seqlen_kv,
             head_dim,
-            causal: false,
+            window: Window::FULL,
             softmax_scale: None,
             scheme: Scheme::Default,
         }
@@ -133,10 +158,16 @@ impl AttentionProblem {
         Ok(problem)
     }
 
-    /// With or without the causal mask.
+    /// With or without the causal mask: [`Window::CAUSAL`] or [`Window::FULL`].
     #[must_use]
     pub const fn with_causal(self, causal: bool) -> Self {
-        Self { causal, ..self }
+        Self { window: if causal { Window::CAUSAL } else { Window::FULL }, ..self }
+    }
+
+    /// With this window.
+    #[must_use]
+    pub const fn with_window(self, window: Window) -> Self {
+        Self { window, ..self }
     }
 
     /// In this scheme.
@@ -178,14 +209,74 @@ impl AttentionProblem {
         Shape { batch: self.batch, heads: self.heads_kv, seqlen: self.seqlen_kv, head_dim: self.head_dim }
     }
 
-    /// Keys that query `row` sees: the first so many.
+    /// Keys that query `row` sees.
     #[must_use]
-    pub const fn visible_keys(&self, row: usize) -> usize {
-        if !self.causal {
-            return self.seqlen_kv;
+    pub fn visible_keys(&self, row: usize) -> Range<usize> {
+        let within = |key: usize| key.saturating_sub(self.seqlen_q).min(self.seqlen_kv);
+        // Counted from `seqlen_q` keys before the first, so that nothing is negative; lengths are far from the end of `usize`.
+        let beside = row + self.seqlen_kv;
+        let from = self.window.left.map_or(0, |left| within(beside.saturating_sub(left)));
+        let to =
+            self.window.right.map_or(self.seqlen_kv, |right| within(beside.saturating_add(right).saturating_add(1)));
+        from..to
+    }
+
+    /// Pairs of a query and a key that it sees, of one head.
+    #[must_use]
+    pub fn visible_pairs(&self) -> u64 {
+        (0..self.seqlen_q).map(|row| self.visible_keys(row).len() as u64).sum()
+    }
+
+    /// What the INT8 kernels are handed for an output of this layout and type, all but the addresses. For the launches of this crate
+    /// and of its tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn params(&self, o: &TensorLayout, dtype: DType) -> AttentionParams {
+        let (window_left, window_right) = self.window_params();
+        AttentionParams {
+            o: strided(o),
+            batch: self.batch as u32,
+            heads_q: self.heads_q as u32,
+            heads_kv: self.heads_kv as u32,
+            group: self.group() as u32,
+            seqlen_q: self.seqlen_q as u32,
+            seqlen_kv: self.seqlen_kv as u32,
+            window_left,
+            window_right,
+            o_dtype: dtype.code(),
+            softmax_scale: self.scale(),
+            ..AttentionParams::NONE
         }
-        let end = (row + 1 + self.seqlen_kv).saturating_sub(self.seqlen_q);
-        if end < self.seqlen_kv { end } else { self.seqlen_kv }
+    }
+
+    /// What the float16 kernels are handed for tensors of these layouts (Q, K, V, O), all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn baseline_params(&self, [q, k, v, o]: [&TensorLayout; 4]) -> BaselineParams {
+        let (window_left, window_right) = self.window_params();
+        BaselineParams {
+            q: strided(q),
+            k: strided(k),
+            v: strided(v),
+            o: strided(o),
+            lse: Global::NULL,
+            heads_q: self.heads_q as u32,
+            group: self.group() as u32,
+            seqlen_q: self.seqlen_q as u32,
+            seqlen_kv: self.seqlen_kv as u32,
+            window_left,
+            window_right,
+            softmax_scale: self.scale(),
+            reserved: 0,
+        }
+    }
+
+    /// The window's sides as the kernels take them.
+    fn window_params(&self) -> (u32, u32) {
+        let side = |side: Option<usize>| side.map_or(UNLIMITED, |keys| keys as u32);
+        // A side that hides nothing has no limit: the kernels need not look at it.
+        let Window { left, right } = self.window.of_lengths(self.seqlen_q, self.seqlen_kv);
+        (side(left), side(right))
     }
 
     /// Everything but the head dims that the INT8 kernels are limited to; what the float64 reference asks.
@@ -240,9 +331,15 @@ impl AttentionProblem {
     }
 }
 
+/// A layout without an address.
+fn strided(layout: &TensorLayout) -> Strided {
+    let [stride_b, stride_h, stride_n] = layout.strides();
+    Strided { stride_b, stride_h, stride_n, ..Strided::NONE }
+}
+
 /// Whether the INT8 kernels and the packed layouts have this head dim.
 pub(crate) fn check_head_dim(given: usize) -> Result<()> {
-    if HEAD_DIMS.contains(&given) { Ok(()) } else { Err(Error::HeadDim { given, allowed: &HEAD_DIMS }) }
+    if HEAD_DIMS.contains(&given) { Ok(()) } else { Err(Error::HeadDim { given, allowed: HEAD_DIMS.to_vec() }) }
 }
 
 #[cfg(test)]
@@ -273,9 +370,47 @@ mod tests {
     #[test]
     fn the_mask_ends_at_the_bottom_right() {
         let problem = AttentionProblem::new(1, 1, 1, 4, 6, 32).with_causal(true);
-        assert_eq!([0, 1, 3].map(|row| problem.visible_keys(row)), [3, 4, 6]);
+        assert_eq!([0, 1, 3].map(|row| problem.visible_keys(row)), [0..3, 0..4, 0..6]);
         let tall = AttentionProblem::new(1, 1, 1, 6, 4, 32).with_causal(true);
-        assert_eq!([0, 1, 2, 5].map(|row| tall.visible_keys(row)), [0, 0, 1, 4]);
+        assert_eq!([0, 1, 2, 5].map(|row| tall.visible_keys(row)), [0..0, 0..0, 0..1, 0..4]);
+    }
+
+    #[test]
+    fn windows_are_what_their_definition_says() {
+        for (n, n_kv) in [(1, 1), (4, 6), (6, 4), (1, 9), (9, 1)] {
+            for (left, right) in (0..11).flat_map(|left| (0..11).map(move |right| (left, right))) {
+                let limit = |keys: usize| (keys < 10).then_some(keys);
+                let window = Window { left: limit(left), right: limit(right) };
+                let p = AttentionProblem::new(1, 1, 1, n, n_kv, 32).with_window(window);
+                for i in 0..n {
+                    let beside = i as i64 + n_kv as i64 - n as i64;
+                    let sees = |&j: &usize| {
+                        let distance = j as i64 - beside;
+                        window.left.is_none_or(|left| -distance <= left as i64)
+                            && window.right.is_none_or(|right| distance <= right as i64)
+                    };
+                    let seen: Vec<usize> = (0..n_kv).filter(sees).collect();
+                    assert_eq!(p.visible_keys(i).collect::<Vec<_>>(), seen, "{n}x{n_kv} {window} row {i}");
+                    let same = p.with_window(window.of_lengths(n, n_kv)).visible_keys(i);
+                    assert_eq!(same.collect::<Vec<_>>(), seen, "{n}x{n_kv} {window} row {i}");
+                }
+            }
+        }
+        let huge = Window { left: Some(usize::MAX), right: Some(usize::MAX) };
+        let longest = AttentionProblem::new(1, 1, 1, MAX_SEQLEN, MAX_SEQLEN, 32);
+        assert_eq!(longest.with_window(huge).visible_keys(0), 0..MAX_SEQLEN);
+        assert_eq!(huge.of_lengths(5, 5), Window::FULL);
+    }
+
+    #[test]
+    fn windows_are_read_and_written() {
+        for text in ["0,0", "4095,0", "inf,0", "128,inf", "inf,inf"] {
+            assert_eq!(text.parse::<Window>().unwrap().to_string(), text);
+        }
+        for (text, part) in [("-1,0", "-1"), ("5,-10", "-10"), ("5,x", "x"), ("5", "LEFT,RIGHT"), (",0", "inf")] {
+            let error = text.parse::<Window>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use int_flash_attention::reference::{self, compare, first_excess};
 use int_flash_attention::{
-    AttentionProblem, DType, Device, Error, HostTensor, Options, Order, Progress, Scheme, Shape, TensorLayout,
+    AttentionProblem, DType, Device, Error, HostTensor, Options, Order, Progress, Scheme, Shape, TensorLayout, Window,
     attention,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,7 @@ fn shapes() -> (Shape, Shape) {
 #[test]
 fn layouts_and_types_give_the_same_answer() {
     let (q_shape, kv_shape) = shapes();
-    let options = Options { causal: true, lse: true, ..Options::default() };
+    let options = Options { window: Window::CAUSAL, lse: true, ..Options::default() };
     let run = |dtype, layout: &dyn Fn(Shape) -> TensorLayout| {
         let [q, k, v] = [(q_shape, 1), (kv_shape, 2), (kv_shape, 3)].map(|(shape, seed)| {
             let sixteen_bits = tensor(DType::BF16, layout(shape), seed);
@@ -58,7 +58,7 @@ fn grouped_heads_and_cross_lengths_are_close_to_exact() {
                 done.fetch_max(p.done, Ordering::Relaxed);
             };
             let options = Options {
-                causal,
+                window: if causal { Window::CAUSAL } else { Window::FULL },
                 scheme,
                 lse: true,
                 softmax_scale: Some(0.2),
@@ -84,7 +84,7 @@ fn grouped_heads_and_cross_lengths_are_close_to_exact() {
 fn rows_without_keys_are_zero() {
     let (q, kv) = (Shape::new(1, 1, 5, 32).unwrap(), Shape::new(1, 1, 2, 32).unwrap());
     let [q, k, v] = [(q, 1), (kv, 2), (kv, 3)].map(|(s, seed)| tensor(DType::F16, TensorLayout::bhnd(s), seed));
-    let options = Options { causal: true, lse: true, ..Options::default() };
+    let options = Options { window: Window::CAUSAL, lse: true, ..Options::default() };
     let got = attention(Device::Cpu, &q, &k, &v, &options).unwrap();
     let lse = got.lse.unwrap();
     for (row, &lse) in lse.iter().take(3).enumerate() {

@@ -3,7 +3,7 @@
 
 use half::f16;
 use int_flash_attention::reference::{first_excess, gpu_bounds, int8, quantize};
-use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, Shape, TensorLayout};
+use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, Shape, TensorLayout, Window};
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_offset};
 
 /// A float16 in units of 2^-24.
@@ -143,8 +143,8 @@ fn row(machine: &mut Machine, p: &AttentionProblem, head: &Head<'_>, row: usize)
     let mut offset = 0.0;
     let visible = p.visible_keys(row);
     let q_scale = head.operands.q.scale[head.q * p.seqlen_q + row];
-    for first in (0..visible).step_by(KV_BLOCK) {
-        let keys = first..visible.min(first + KV_BLOCK);
+    for block in visible.start / KV_BLOCK..visible.end.div_ceil(KV_BLOCK) {
+        let keys = visible.start.max(block * KV_BLOCK)..visible.end.min((block + 1) * KV_BLOCK);
         let (codes, sum, exponent) = if p.scheme == Scheme::Default {
             default_block(machine, p, head, row, keys.clone())
         } else {
@@ -170,7 +170,7 @@ fn row(machine: &mut Machine, p: &AttentionProblem, head: &Head<'_>, row: usize)
             *acc = machine.sum(*acc + weight * product);
         }
     }
-    if visible == 0 {
+    if visible.is_empty() {
         return (acc, f64::NEG_INFINITY);
     }
     let (one, sum_one) = if p.scheme == Scheme::Default { (1.0, 255.0) } else { (127.0, 1.0) };
@@ -185,15 +185,17 @@ fn row(machine: &mut Machine, p: &AttentionProblem, head: &Head<'_>, row: usize)
 /// Problems and operands.
 fn cases() -> impl Iterator<Item = (AttentionProblem, HostQuantized)> {
     let cases = [
-        (Scheme::Default, 1, 9, 300, 32, true, 0.3),
-        (Scheme::Default, 2, 3, 129, 96, false, -0.2),
-        (Scheme::Default, 2, 7, 5, 64, true, 40.0),
-        (Scheme::Default, 1, 2, 128, 256, false, 1e-4),
-        (Scheme::Paper, 1, 9, 300, 32, true, 0.3),
-        (Scheme::Paper, 2, 4, 257, 128, false, 0.05),
+        (Scheme::Default, 1, 9, 300, 32, Window::CAUSAL, 0.3),
+        (Scheme::Default, 2, 3, 129, 96, Window::FULL, -0.2),
+        (Scheme::Default, 2, 7, 5, 64, Window::CAUSAL, 40.0),
+        (Scheme::Default, 1, 2, 128, 256, Window::FULL, 1e-4),
+        (Scheme::Default, 1, 9, 300, 32, Window { left: Some(150), right: Some(2) }, 0.1),
+        (Scheme::Paper, 1, 9, 300, 32, Window::CAUSAL, 0.3),
+        (Scheme::Paper, 2, 4, 257, 128, Window::FULL, 0.05),
+        (Scheme::Paper, 1, 9, 300, 32, Window { left: Some(150), right: Some(2) }, 0.1),
     ];
-    cases.into_iter().map(|(scheme, heads_kv, n, n_kv, d, causal, scale)| {
-        let p = AttentionProblem::new(1, 2, heads_kv, n, n_kv, d).with_causal(causal).with_scheme(scheme);
+    cases.into_iter().map(|(scheme, heads_kv, n, n_kv, d, window, scale)| {
+        let p = AttentionProblem::new(1, 2, heads_kv, n, n_kv, d).with_window(window).with_scheme(scheme);
         let p = p.with_softmax_scale(scale);
         let tensor = |shape: Shape, seed: usize| {
             let value = move |_, h: usize, n: usize, d: usize| {

@@ -27,6 +27,8 @@ pub const V_PANELS: usize = KV_BLOCK / ROW_BYTES;
 /// What the packed bytes of V have more than its codes, -127 to 127: they are unsigned, so that sums of their products with P are
 /// not negative.
 pub const V_OFFSET: u8 = 128;
+/// [`V_OFFSET`] in each byte of a word. Added to or taken from signed bytes, it changes their top bits.
+pub const V_OFFSETS: u32 = u32::from_ne_bytes([V_OFFSET; 4]);
 /// Version of the packed blocks, counted up with every change of their bytes. Version 1 had V's codes signed and its rows in the order of
 /// the dims.
 pub const PACKED_FORMAT: u32 = 2;
@@ -116,6 +118,22 @@ pub const fn slot_key(slot: usize) -> usize {
     let (half, pair, tile, odd) = (slot / 16, slot / 4 % 4, slot / 2 % 2, slot % 2);
     16 * half + 8 * tile + 2 * pair + odd
 }
+
+/// [`slot_key`] of slot `8 * octet + i`: `i` in bits is (pair, tile, odd).
+#[inline(always)]
+#[must_use]
+pub const fn octet_key(octet: u32, i: usize) -> u32 {
+    let (pair, tile, odd) = (i as u32 / 4, i as u32 / 2 % 2, i as u32 % 2);
+    octet / 2 * 16 + octet % 2 * 4 + 8 * tile + 2 * pair + odd
+}
+
+const _: () = {
+    let mut slot = 0;
+    while slot < ROW_BYTES {
+        assert!(octet_key(slot as u32 / 8, slot % 8) as usize == slot_key(slot));
+        slot += 1;
+    }
+};
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,8 @@
 //! INT8 FlashAttention kernels.
 //!
 //! On the device (`nvptx64-nvidia-cuda`) this crate is the kernels; on the host it is what they share with the host:
-//! [`layout`] (where each byte of a packed tile lies) and [`config`] (which kernels there are and how they are launched).
+//! [`layout`] (where each byte of a packed tile lies), [`config`] (which kernels there are and how they are launched) and
+//! [`params`] (what they are handed).
 #![no_std]
 #![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch))]
 #![cfg_attr(all(target_arch = "nvptx64", not(feature = "cuda-std")), feature(abi_ptx))]
@@ -12,40 +13,25 @@
 mod unroll;
 
 pub mod config;
+pub mod dequantize;
 pub mod layout;
+pub mod params;
 pub mod quantize;
 
+// A module of kernels is a part of this crate, which `--cfg kernels="PART"` selects; the entry points of the part that belong to
+// the module, `--cfg NAME` (config::Module).
+#[cfg(any(test, all(target_arch = "nvptx64", any(kernels = "sm80", kernels = "sm90a", kernels = "baseline"))))]
+mod attention;
+#[cfg(all(target_arch = "nvptx64", kernels = "baseline"))]
+mod baseline;
 #[cfg(target_arch = "nvptx64")]
-#[allow(dead_code, reason = "every module uses its own part of the instructions")]
+mod division;
+#[cfg(target_arch = "nvptx64")]
+mod element;
+#[cfg(target_arch = "nvptx64")]
 mod ptx;
 #[cfg(target_arch = "nvptx64")]
 mod smem;
-
-#[cfg(all(target_arch = "nvptx64", not(kernels = "quantize")))]
-mod mask;
-
-#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
-mod dequantize;
-#[cfg(all(target_arch = "nvptx64", not(kernels = "baseline_f16")))]
-#[allow(dead_code, reason = "attention only writes elements")]
-mod element;
-
-#[cfg(all(
-    target_arch = "nvptx64",
-    any(
-        kernels = "attention_d32",
-        kernels = "attention_d64",
-        kernels = "attention_d96",
-        kernels = "attention_d128",
-        kernels = "attention_d256",
-        kernels = "hopper_d64",
-        kernels = "hopper_d128"
-    )
-))]
-mod attention;
-
-#[cfg(all(target_arch = "nvptx64", kernels = "baseline_f16"))]
-mod baseline;
 
 /// The kernels have no panicking path (their PTX calls nothing); the language asks for a handler all the same.
 /// With the feature `cuda-std` it is cuda_std's.

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use half::f16;
 use int_flash_attention::{
-    AttentionProblem, DType, Device, Error, HostTensor, Options, Order, Scheme, Shape, TensorLayout, attention,
+    AttentionProblem, DType, Device, Error, HostTensor, Options, Order, Scheme, Shape, TensorLayout, Window, attention,
     reference,
 };
 use int_flash_attention_kernels::layout::{KV_BLOCK, kv_blocks};
@@ -94,7 +94,7 @@ fn awkward_lengths_are_within_the_distance_too() {
 
 fn options(case: &Case) -> Options<'static> {
     Options {
-        causal: case.problem.causal,
+        window: case.problem.window,
         scheme: case.problem.scheme,
         softmax_scale: case.problem.softmax_scale,
         lse: case.lse,
@@ -127,7 +127,7 @@ fn the_cpu_device_is_the_reference_rounded() {
 fn rows_without_keys_are_zero() {
     let problem = AttentionProblem::new(1, 1, 1, 9, 4, 32).with_causal(true);
     let [q, k, v] = Case::plain(problem, 3).tensors().unwrap();
-    let options = Options { causal: true, lse: true, ..Options::default() };
+    let options = Options { window: Window::CAUSAL, lse: true, ..Options::default() };
     let output = attention(Device::Cpu, &q, &k, &v, &options).unwrap();
     for row in 0..5 {
         assert!((0..32).all(|d| output.o.get(0, 0, row, d) == 0.0));
@@ -147,7 +147,7 @@ fn masked_keys_are_not_heard() {
     let k = tensor(|n, d| if n == 199 { 20.0 } else { ((7 * n + 3 * d) % 11) as f32 / 11.0 });
     let v = tensor(|n, d| if n == 199 { -100.0 } else { (d % 5) as f32 });
     for scheme in [Scheme::Default, Scheme::Paper] {
-        let options = Options { causal: true, scheme, ..Options::default() };
+        let options = Options { window: Window::CAUSAL, scheme, ..Options::default() };
         let o = attention(Device::Cpu, &q, &k, &v, &options).unwrap().o;
         // all unmasked values of a channel are equal; V is off by at most half a step of 100/127
         let heard = (0..199)

@@ -3,20 +3,22 @@
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, reference};
 use int_flash_attention_kernels::config::{self, Family, MODULES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{AWKWARD, Case, Placement, any_case, long_keys, variant_of};
+use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, long_keys, variant_of};
 use int_flash_attention_tests::properties::Kernels;
 use int_flash_attention_tests::sim::Simulator;
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{baseline, cases, check_cases, properties};
 use proptest::prelude::*;
 
-/// Each int8 attention kernel once, with a tail in queries and keys, grouped heads and a padded layout.
+/// Each int8 attention kernel under each kind of window, with a tail in queries and keys, grouped heads and a padded layout.
 fn each_variant(head_dim: usize) {
     let simulators = Family::ALL.map(|family| Simulator::of(family, 3));
-    for (seed, variant) in config::ATTENTION.iter().filter(|v| v.head_dim == head_dim).enumerate() {
+    for (i, variant) in config::ATTENTION.iter().filter(|v| v.head_dim == head_dim).enumerate() {
         let simulator = &simulators[Family::ALL.iter().position(|&family| family == variant.family).unwrap()];
-        properties::all(simulator, &Case::of_variant(variant, seed))
-            .unwrap_or_else(|error| panic!("{}: {error:#}", variant.entry));
+        for seed in 0..WINDOWS.len() {
+            properties::all(simulator, &Case::of_variant(variant, seed + 5 * i))
+                .unwrap_or_else(|error| panic!("{}: {error:#}", variant.name));
+        }
     }
 }
 
@@ -49,21 +51,22 @@ fn each_variant_d256() {
 #[test]
 fn float16_kernels_match_float64() {
     let simulator = Simulator::new();
-    for (seed, variant) in config::BASELINE.iter().enumerate() {
+    let windows = || WINDOWS.into_iter().enumerate();
+    for (variant, (seed, window)) in config::BASELINE.iter().flat_map(|variant| windows().map(move |at| (variant, at)))
+    {
         for (seqlen_q, seqlen_kv) in [(1, 1), (67, 203), (130, 64), (70, 3)] {
-            let problem =
-                AttentionProblem::new(1, 2, 1, seqlen_q, seqlen_kv, variant.head_dim).with_causal(variant.causal);
+            let problem = AttentionProblem::new(1, 2, 1, seqlen_q, seqlen_kv, variant.head_dim).with_window(window);
             let mut case = Case::plain(problem, seed as u64);
             case.placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
             let [q, k, v] = case.tensors().unwrap();
             let (o, lse) = simulator
                 .attention_f16(&problem, [&q, &k, &v], &case.output().unwrap())
-                .unwrap_or_else(|error| panic!("{} {seqlen_q}/{seqlen_kv}: {error:#}", variant.entry));
+                .unwrap_or_else(|error| panic!("{} {seqlen_q}/{seqlen_kv}: {error:#}", variant.name));
             let rows: Vec<usize> = (0..seqlen_q).collect();
             let want = baseline::expected(&problem, &q, &k, &v, &rows);
-            properties::within(variant.entry, &o.dense_f64(), &want.o, &want.bound, variant.head_dim).unwrap();
+            properties::within(variant.name, &o.dense_f64(), &want.o, &want.bound, variant.head_dim).unwrap();
             let lse: Vec<f64> = lse.into_iter().map(f64::from).collect();
-            properties::within(variant.entry, &lse, &want.lse, &want.lse_bound, 1).unwrap();
+            properties::within(variant.name, &lse, &want.lse, &want.lse_bound, 1).unwrap();
         }
     }
 }
@@ -72,10 +75,11 @@ fn float16_kernels_match_float64() {
 #[test]
 fn every_shipped_kernel_is_covered() {
     let simulator = Simulator::new();
-    let attention = config::ATTENTION.iter().map(|variant| variant.entry);
+    let attention = config::ATTENTION.iter().map(|variant| variant.name);
     let quantize = int_flash_attention_kernels::quantize::launch::BOUNDS.iter().map(|bounds| bounds.entry);
-    let baseline = config::BASELINE.iter().map(|variant| variant.entry);
-    let covered: Vec<_> = attention.chain(baseline).chain(quantize).collect();
+    let dequantize = int_flash_attention_kernels::dequantize::launch::BOUNDS.iter().map(|bounds| bounds.entry);
+    let baseline = config::BASELINE.iter().map(|variant| variant.name);
+    let covered: Vec<_> = attention.chain(baseline).chain(quantize).chain(dequantize).collect();
     assert!(config::ATTENTION.iter().all(|variant| HEAD_DIMS.contains(&variant.head_dim)));
     for module in MODULES {
         for kernel in simulator.kernels(module.name).unwrap() {
@@ -135,7 +139,7 @@ fn hopper_kernels_go_round_their_rings() {
             let case = Case { problem, ..case.clone() };
             assert_eq!(variant_of(Family::Sm90a, &problem), Some(variant));
             properties::all(&Simulator::of(Family::Sm90a, multiprocessors), &case)
-                .unwrap_or_else(|error| panic!("{} {seqlen_q}/{seqlen_kv}: {error:#}", variant.entry));
+                .unwrap_or_else(|error| panic!("{} {seqlen_q}/{seqlen_kv}: {error:#}", variant.name));
         }
     }
 }
@@ -150,7 +154,7 @@ fn awkward_lengths_on_hopper_match_the_reference() {
                 let case = Case::of_variant(variant, seed);
                 let problem = AttentionProblem { seqlen_q, seqlen_kv, ..case.problem };
                 properties::all(&simulator, &Case { problem, ..case })
-                    .unwrap_or_else(|error| panic!("{} {seqlen_q}/{seqlen_kv}: {error:#}", variant.entry));
+                    .unwrap_or_else(|error| panic!("{} {seqlen_q}/{seqlen_kv}: {error:#}", variant.name));
             }
         }
     }

@@ -4,7 +4,7 @@ use crate::accuracy::{self, Accuracy};
 use crate::output;
 use crate::progress::LateBar;
 use anyhow::{Result, bail};
-use int_flash_attention::{Device, Options, Order, Output, Scheme};
+use int_flash_attention::{Device, Options, Order, Output, Scheme, Window};
 use int_flash_attention_tests::sim::Simulator;
 use serde_json::json;
 use std::path::PathBuf;
@@ -25,9 +25,12 @@ pub struct Args {
     /// default: most accurate; paper: exactly arXiv 2409.16997
     #[arg(long, default_value = "default")]
     scheme: Scheme,
-    /// Keep key j for query i where j <= i + seqlen_kv - seqlen_q
+    /// Keep key j for query i where j <= i + seqlen_kv - seqlen_q: short for --window inf,0
     #[arg(long)]
     causal: bool,
+    /// Keep key j for query i where i' - LEFT <= j <= i' + RIGHT, i' = i + seqlen_kv - seqlen_q; a side is how many keys, or inf
+    #[arg(long, value_name = "LEFT,RIGHT", conflicts_with = "causal", allow_hyphen_values = true)]
+    window: Option<Window>,
     /// Factor of Q.K before the softmax [default: 1/sqrt(head_dim)]
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     softmax_scale: Option<f32>,
@@ -102,7 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
     let inputs = tensors::read(&args.input, args.layout)?;
     let (target, why_not_gpu) = args.device.resolve();
     let options = Options {
-        causal: args.causal,
+        window: args.window(),
         scheme: args.scheme,
         softmax_scale: args.softmax_scale,
         lse: args.lse,
@@ -130,6 +133,23 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{report}");
     }
     Ok(())
+}
+
+impl Args {
+    /// The window that was asked for.
+    fn window(&self) -> Window {
+        let causal = if self.causal { Window::CAUSAL } else { Window::FULL };
+        self.window.unwrap_or(causal)
+    }
+}
+
+/// A window as the text of a report has it.
+pub fn shown(window: Window) -> String {
+    match window {
+        Window::FULL => String::new(),
+        Window::CAUSAL => " causal".to_owned(),
+        other => format!(" window {other}"),
+    }
 }
 
 /// Runs the job on `target` behind a progress bar; the time includes copies to and from a device.
@@ -162,7 +182,7 @@ fn text_report(args: &Args, target: Target, inputs: &Inputs, time: Duration, che
         q.head_dim,
         inputs.q.dtype(),
         args.scheme,
-        if args.causal { " causal" } else { "" },
+        shown(args.window()),
         time.as_secs_f64() * 1e3
     );
     if let Some(Accuracy { figures, rows, rows_of }) = checked {
@@ -182,7 +202,7 @@ fn json_report(args: &Args, target: Target, output: &Output, time: Duration, che
                 "rows": c.rows, "rows_of": c.rows_of })
     });
     let report = json!({
-        "device": target.to_string(), "scheme": args.scheme.to_string(), "causal": args.causal, "dtype": output.o.dtype().to_string(),
+        "device": target.to_string(), "scheme": args.scheme.to_string(), "causal": args.window() == Window::CAUSAL, "window": args.window().to_string(), "dtype": output.o.dtype().to_string(),
         "batch": shape.batch, "heads": shape.heads, "seqlen_q": shape.seqlen, "head_dim": shape.head_dim,
         "ms": time.as_secs_f64() * 1e3, "check": check, "output": args.output.display().to_string(),
     });

@@ -3,14 +3,14 @@
 use super::kernel::Kernel;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewOperands, check_bias};
-use super::quantize::strides;
 use super::{AnySliceMut, DeviceSliceMut, Gpu, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme};
+use crate::problem::AttentionProblem;
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
-use int_flash_attention_kernels::config::{ATTENTION, AttentionVariant, Family};
+use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family};
+use int_flash_attention_kernels::params::{AttentionParams, Global, Strided};
 
 /// What an [`AttentionPlan`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,21 +33,29 @@ pub struct AttentionPlan {
     output: AttentionOutput,
     q_lengths: Lengths,
     kv_lengths: Lengths,
-    o_strides: [u64; 3],
-    /// The parameters after the addresses.
-    sizes: [u64; 7],
+    /// All but the addresses.
+    params: AttentionParams,
+}
+
+/// Which kernels a plan may have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// Of several the one that was measured to be faster.
+    Fastest,
+    /// Any that fits.
+    Any,
 }
 
 impl Gpu {
     /// The forward pass of a problem on quantized operands, with the kernel that was made for this GPU where there is one that
-    /// is faster (on Hopper with a driver for CUDA 12.4 or later: head dim 128, and 64 from 1536 keys on), else with the one
-    /// for all.
+    /// is faster (on Hopper, with a driver for CUDA 12.4 or later, for the head dims and from the numbers of keys that the table
+    /// of kernels has for it), else with the one for all.
     ///
     /// # Errors
     /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU; more tiles of
     /// query rows than a kernel counts.
     pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
-        self.plan_with(&self.families(), problem, output, true)
+        self.plan_with(&self.families(), problem, output, Choice::Fastest)
     }
 
     /// [`plan_attention`](Self::plan_attention) with a kernel of this family, for comparisons.
@@ -64,7 +72,7 @@ impl Gpu {
             let (major, minor) = self.compute_capability();
             return Err(Error::Family { device: self.name().to_owned(), major, minor, cuda: self.0.cuda, family });
         }
-        self.plan_with(&[family], problem, output, false)
+        self.plan_with(&[family], problem, output, Choice::Any)
     }
 
     /// The families of attention kernels that are built in and that this GPU and its driver run, the one for it in particular first.
@@ -74,13 +82,13 @@ impl Gpu {
         Family::ALL.into_iter().rev().filter(runs).collect()
     }
 
-    /// With the first kernel of the first of these families that fits; a `choosy` plan leaves out those that would not pay.
+    /// With the first kernel of the first of these families that fits.
     fn plan_with(
         &self,
         families: &[Family],
         problem: &AttentionProblem,
         output: &AttentionOutput,
-        choosy: bool,
+        choice: Choice,
     ) -> Result<AttentionPlan> {
         problem.check()?;
         AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
@@ -88,13 +96,13 @@ impl Gpu {
         let multiprocessors = self.multiprocessors()? as u32;
         let pays = |v: &AttentionVariant| {
             let grid = v.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
-            !choosy || v.family == Family::Sm80 || (problem.seqlen_kv >= v.from_keys && grid.is_some())
+            choice == Choice::Any || v.family == Family::Sm80 || (problem.seqlen_kv >= v.from_keys && grid.is_some())
         };
         let variant = self.variant(families, problem, pays)?;
         let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
-        let too_many = || Error::Tiles { kernel: variant.entry, shape: problem.q_shape().to_string() };
+        let too_many = || Error::Tiles { kernel: variant.name, shape: problem.q_shape().to_string() };
         let grid = grid.ok_or_else(too_many)?;
-        let kernel = self.kernel(variant.module, variant.entry, grid, variant.threads, variant.shared_bytes)?;
+        let kernel = self.kernel(variant.name, variant.name, grid, variant.threads, variant.shared_bytes)?;
         Ok(AttentionPlan {
             gpu: self.clone(),
             kernel,
@@ -103,16 +111,7 @@ impl Gpu {
             output: *output,
             q_lengths: Lengths::of(problem.q_shape())?,
             kv_lengths: Lengths::of(problem.kv_shape())?,
-            o_strides: strides(&output.layout),
-            sizes: [
-                problem.seqlen_q as u64,
-                problem.seqlen_kv as u64,
-                problem.group() as u64,
-                output.dtype.index() as u64,
-                problem.scale().to_bits().into(),
-                problem.heads_q as u64,
-                problem.batch as u64,
-            ],
+            params: problem.params(&output.layout, output.dtype),
         })
     }
 
@@ -123,9 +122,7 @@ impl Gpu {
         p: &AttentionProblem,
         pays: impl Fn(&AttentionVariant) -> bool,
     ) -> Result<&'static AttentionVariant> {
-        let serves = |v: &&AttentionVariant| {
-            v.head_dim == p.head_dim && v.causal == p.causal && v.scheme == p.scheme.kernels() && pays(v)
-        };
+        let serves = |v: &&AttentionVariant| v.head_dim == p.head_dim && v.scheme == p.scheme && pays(v);
         let fits = |v: &&AttentionVariant| v.shared_bytes <= self.0.shared_bytes;
         let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);
         let mut candidates = families.iter().flat_map(of_family).filter(serves);
@@ -134,20 +131,12 @@ impl Gpu {
         }
         Err(match candidates.next() {
             Some(variant) => Error::SharedMemory {
-                kernel: variant.entry,
+                kernel: variant.name,
                 needed: variant.shared_bytes,
                 available: self.0.shared_bytes,
                 device: self.name().to_owned(),
             },
-            None => Error::HeadDim {
-                given: p.head_dim,
-                allowed: match (families, p.scheme) {
-                    ([Family::Sm90a], _) => &[64, 128],
-                    (_, Scheme::Default) => &int_flash_attention_kernels::layout::HEAD_DIMS,
-                    // The paper's float32 scores leave no registers for a wider head.
-                    (_, Scheme::Paper) => &[32, 64, 96, 128],
-                },
-            },
+            None => Error::HeadDim { given: p.head_dim, allowed: config::head_dims(families, p.scheme).collect() },
         })
     }
 }
@@ -191,17 +180,14 @@ impl AttentionPlan {
             (Some(_), false) => return Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
             (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
         };
-        let ([ob, oh, on], [seqlen_q, seqlen_kv, group, dtype, scale, heads_q, batch]) = (self.o_strides, self.sizes);
-        #[rustfmt::skip]
-        let arguments = [
-            q, k, v, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean,
-            o, ob, oh, on, lse,
-            seqlen_q, seqlen_kv, group, dtype, scale,
-            // These two the kernels of sm_90a alone have.
-            heads_q, batch,
-        ];
-        // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points"; all lengths have been checked; grid,
-        // block and shared memory are those of the kernel's variant.
-        unsafe { self.gpu.launch(&self.kernel, stream.into(), arguments) }
+        let [q, k, v] = [q, k, v].map(Global::new);
+        let [q_scale, q_bias, k_scale, k_scale_max] = [q_scale, q_bias, k_scale, k_scale_max].map(Global::new);
+        let [v_scale, v_mean, lse] = [v_scale, v_mean, lse].map(Global::new);
+        let o = Strided { data: Global::new(o), ..self.params.o };
+        let params =
+            AttentionParams { q, k, v, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean, o, lse, ..self.params };
+        // SAFETY: the parameter of all INT8 attention kernels; all lengths have been checked; grid, block and shared memory are
+        // those of the kernel's variant.
+        unsafe { self.gpu.launch_with(&self.kernel, stream.into(), &params) }
     }
 }

@@ -1,14 +1,14 @@
 //! Attention in float16 (FlashAttention-2, arXiv 2307.08691): what INT8 is measured against.
 
-use super::kernel::{BASELINE, Kernel};
+use super::kernel::Kernel;
 use super::memory::Checked;
-use super::quantize::strides;
 use super::{AnySlice, AnySliceMut, DeviceSliceMut, Gpu, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::problem::AttentionProblem;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::config;
+use int_flash_attention_kernels::params::{BaselineParams, Global, Strided};
 
 /// The tensors of a [`BaselinePlan`], all float16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +32,8 @@ pub struct BaselinePlan {
     kernel: Kernel,
     layouts: BaselineLayouts,
     rows: usize,
-    strides: [[u64; 3]; 4],
-    /// The parameters after the addresses.
-    sizes: [u64; 4],
+    /// All but the addresses.
+    params: BaselineParams,
 }
 
 /// Elements of 16 bytes, to which the kernel's rows are aligned.
@@ -58,23 +57,17 @@ impl Gpu {
         AttentionProblem::check_shape("o", o.shape(), problem.q_shape())?;
         check_strides(&o, 2, "even")?;
         o.check_disjoint()?;
-        let variant = config::baseline(problem.head_dim, problem.causal);
-        let allowed = &int_flash_attention_kernels::layout::HEAD_DIMS;
-        let variant = variant.ok_or(Error::HeadDim { given: problem.head_dim, allowed })?;
+        let variant = config::baseline(problem.head_dim);
+        let allowed = || config::BASELINE.iter().map(|variant| variant.head_dim).collect();
+        let variant = variant.ok_or_else(|| Error::HeadDim { given: problem.head_dim, allowed: allowed() })?;
         let tiles = problem.seqlen_q.div_ceil(variant.tile_m) as u32;
         let grid = [tiles, problem.heads_q as u32, problem.batch as u32];
         Ok(BaselinePlan {
             gpu: self.clone(),
-            kernel: self.kernel(BASELINE, variant.entry, grid, variant.threads, variant.shared_bytes)?,
+            kernel: self.kernel(variant.name, variant.name, grid, variant.threads, variant.shared_bytes)?,
             layouts: *layouts,
             rows: problem.q_shape().rows(),
-            strides: [strides(&q), strides(&k), strides(&v), strides(&o)],
-            sizes: [
-                problem.seqlen_q as u64,
-                problem.seqlen_kv as u64,
-                problem.group() as u64,
-                problem.scale().to_bits().into(),
-            ],
+            params: problem.baseline_params([&q, &k, &v, &o]),
         })
     }
 }
@@ -122,16 +115,17 @@ impl BaselinePlan {
             (Some(_), false) => return Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
             (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
         };
-        let [[qb, qh, qn], [kb, kh, kn], [vb, vh, vn], [ob, oh, on]] = self.strides;
-        let [seqlen_q, seqlen_kv, group, scale] = self.sizes;
-        #[rustfmt::skip]
-        let arguments = [
-            q, k, v, qb, qh, qn, kb, kh, kn, vb, vh, vn,
-            o, ob, oh, on, lse,
-            seqlen_q, seqlen_kv, group, scale,
-        ];
-        // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points"; all spans, lengths and alignments have
-        // been checked; grid, block and shared memory are those of the kernel's variant.
-        unsafe { self.gpu.launch(&self.kernel, stream.into(), arguments) }
+        let at = |address, tensor: Strided| Strided { data: Global::new(address), ..tensor };
+        let params = BaselineParams {
+            q: at(q, self.params.q),
+            k: at(k, self.params.k),
+            v: at(v, self.params.v),
+            o: at(o, self.params.o),
+            lse: Global::new(lse),
+            ..self.params
+        };
+        // SAFETY: the parameter of all float16 kernels; all spans, lengths and alignments have been checked; grid, block and shared
+        // memory are those of the kernel's variant.
+        unsafe { self.gpu.launch_with(&self.kernel, stream.into(), &params) }
     }
 }

@@ -1,6 +1,6 @@
 //! INT8 and scales back to floats.
 
-use super::kernel::{Kernel, QUANTIZE};
+use super::kernel::{DEQUANTIZE, Kernel};
 use super::memory::Checked;
 use super::quantize::strides;
 use super::{AnySliceMut, DeviceSlice, Gpu, StreamRef};
@@ -9,9 +9,8 @@ use crate::error::{Error, Result};
 use crate::problem::AttentionProblem;
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
-use int_flash_attention_kernels::quantize::launch;
-
-const ENTRIES: [&str; 3] = ["dequantize_f16", "dequantize_bf16", "dequantize_f32"];
+use int_flash_attention_kernels::dequantize::launch;
+use int_flash_attention_kernels::params::operand;
 
 /// Which operand is dequantized: they differ in layout and in what a scale belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,15 +54,15 @@ impl Gpu {
         AttentionProblem::check_shape("the output", out.shape(), shape)?;
         out.check_disjoint()?;
         let lengths = Lengths::of(shape)?;
-        let entry = ENTRIES[dtype.index()];
+        let entry = launch::BOUNDS[dtype.code() as usize].entry;
         let blocks = launch::token_blocks(shape.batch, shape.heads, shape.seqlen);
         let blocks = blocks.ok_or_else(|| Error::Grid { kernel: entry, shape: shape.to_string() })?;
         let d = shape.head_dim;
-        let kernel = self.kernel(QUANTIZE, entry, [blocks, 1, 1], launch::threads(d), launch::shared_bytes(d))?;
+        let kernel = self.kernel(DEQUANTIZE, entry, [blocks, 1, 1], launch::threads(d), launch::shared_bytes(d))?;
         let (lengths, number) = match operand {
-            Operand::Q => ([lengths.q_data, lengths.q_scale, lengths.channels], 0),
-            Operand::K => ([lengths.kv_data, lengths.k_scale, lengths.channels], 1),
-            Operand::V => ([lengths.kv_data, lengths.channels, lengths.channels], 2),
+            Operand::Q => ([lengths.q_data, lengths.q_scale, lengths.channels], operand::Q),
+            Operand::K => ([lengths.kv_data, lengths.k_scale, lengths.channels], operand::K),
+            Operand::V => ([lengths.kv_data, lengths.channels, lengths.channels], operand::V),
         };
         Ok(DequantizePlan {
             gpu: self.clone(),
@@ -72,7 +71,7 @@ impl Gpu {
             span: out.span(),
             lengths,
             strides: strides(out),
-            sizes: [shape.seqlen as u64, shape.heads as u64, d as u64, number],
+            sizes: [shape.seqlen as u64, shape.heads as u64, d as u64, number.into()],
         })
     }
 }

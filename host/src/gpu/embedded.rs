@@ -47,8 +47,8 @@ impl Code {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use int_flash_attention_kernels::config;
-    use int_flash_attention_kernels::quantize::launch;
+    use crate::gpu::kernel::{DEQUANTIZE, QUANTIZE};
+    use int_flash_attention_kernels::{config, dequantize, quantize};
 
     #[test]
     fn the_features_decide_which_modules_there_are() {
@@ -66,10 +66,11 @@ mod tests {
 
     #[test]
     fn every_kernel_is_in_the_ptx_of_its_module() {
-        let attention = config::ATTENTION.iter().map(|variant| (variant.module, variant.entry));
-        let baseline = config::BASELINE.iter().map(|variant| (config::BASELINE_MODULE, variant.entry));
-        let quantize = launch::BOUNDS.iter().map(|bounds| (crate::gpu::kernel::QUANTIZE, bounds.entry));
-        for (module, entry) in attention.chain(baseline).chain(quantize) {
+        let attention = config::ATTENTION.iter().map(|variant| (variant.name, variant.name));
+        let baseline = config::BASELINE.iter().map(|variant| (variant.name, variant.name));
+        let quantize = quantize::launch::BOUNDS.iter().map(|bounds| (QUANTIZE, bounds.entry));
+        let dequantize = dequantize::launch::BOUNDS.iter().map(|bounds| (DEQUANTIZE, bounds.entry));
+        for (module, entry) in attention.chain(baseline).chain(quantize).chain(dequantize) {
             assert!(config::MODULES.iter().any(|known| known.name == module), "{module}");
             let Some(embedded) = find(module) else { continue };
             let declared = embedded.ptx.contains(&format!(".entry {entry}("));

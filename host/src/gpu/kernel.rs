@@ -5,6 +5,7 @@ use super::{Gpu, StreamRef};
 use crate::error::{Error, RefusedCode, Result};
 use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
 use int_flash_attention_kernels::config::{self, Family};
+use int_flash_attention_kernels::params::Params;
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
@@ -12,9 +13,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// The module of the quantization kernels.
 pub(super) const QUANTIZE: &str = "quantize";
-/// The module of the float16 kernels.
-#[cfg(feature = "baseline")]
-pub(super) const BASELINE: &str = config::BASELINE_MODULE;
+/// The module of the dequantization kernels.
+pub(super) const DEQUANTIZE: &str = "dequantize";
 
 /// Shared memory that a block has without asking.
 const SHARED_BYTES_UNASKED: usize = 48 << 10;
@@ -212,11 +212,29 @@ impl Gpu {
         unsafe { self.bind()?.launch(kernel.function, kernel.shape, stream.handle(), &mut pointers) }?;
         Ok(())
     }
+
+    /// Launches a kernel whose only parameter is a structure.
+    ///
+    /// # Safety
+    /// The kernel's parameter is such a structure, and its addresses have the sizes that docs/kernel-abi.md says.
+    #[inline]
+    pub(super) unsafe fn launch_with<P: Params>(
+        &self,
+        kernel: &Kernel,
+        stream: StreamRef<'_>,
+        params: &P,
+    ) -> Result<()> {
+        let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: the caller's promise; the driver copies the structure and does not write to it.
+        unsafe { self.bind()?.launch(kernel.function, kernel.shape, stream.handle(), &mut pointers) }?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use int_flash_attention_kernels::config::MODULES;
 
     #[test]
     fn a_folder_is_read_in_place_of_what_is_embedded() {
@@ -232,8 +250,8 @@ mod tests {
 
     #[test]
     fn what_is_left_out_names_the_feature_that_brings_it() {
-        let baseline = left_out(config::BASELINE_MODULE).to_string();
-        assert!(baseline.contains("baseline_f16") && baseline.contains("feature"), "{baseline}");
+        let baseline = left_out(config::BASELINE[0].name).to_string();
+        assert!(baseline.contains("baseline") && baseline.contains("feature"), "{baseline}");
         assert!(matches!(left_out("none"), Error::MissingKernel { module: "none", .. }));
         assert!(Modules::in_folder(PathBuf::new()).has(Family::Sm90a));
         assert_eq!(Modules::default().has(Family::Sm90a), cfg!(feature = "sm90a"));

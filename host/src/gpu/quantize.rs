@@ -12,9 +12,6 @@ use crate::shape::TensorLayout;
 use int_flash_attention_kernels::quantize::launch;
 use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
 
-/// Entry points by element type, [`DType::index`].
-const QUANTIZE_ENTRIES: [&str; 3] = ["quantize_f16", "quantize_bf16", "quantize_f32"];
-
 /// The tensors that a [`QuantizePlan`] reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuantizeLayouts {
@@ -173,18 +170,6 @@ struct KvOut {
     v_mean: u64,
 }
 
-/// `flags` of the kernels.
-const fn flags(scheme: Scheme) -> u64 {
-    const SMOOTH_K: u64 = 1;
-    const SMOOTH_V: u64 = 2;
-    const V_SCALE_PER_HEAD: u64 = 4;
-    const SHORT_Q_SCALE: u64 = 8;
-    match scheme {
-        Scheme::Default => SMOOTH_K | SMOOTH_V | SHORT_Q_SCALE,
-        Scheme::Paper => V_SCALE_PER_HEAD,
-    }
-}
-
 /// A layout's strides as kernel parameters.
 pub(super) fn strides(layout: &TensorLayout) -> [u64; 3] {
     layout.strides().map(|stride| stride as u64)
@@ -232,7 +217,7 @@ impl Pass {
             AttentionProblem::check_shape("k", k.shape(), problem.kv_shape())?;
             AttentionProblem::check_shape("v", v.shape(), problem.kv_shape())?;
         }
-        let entry = QUANTIZE_ENTRIES[dtype.index()];
+        let entry = launch::BOUNDS[dtype.code() as usize].entry;
         let overflow = || grid_error(entry, problem);
         let shape =
             WorkShape { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim: d, element_bytes: dtype.size() };
@@ -259,7 +244,7 @@ impl Pass {
             k_strides: strides(&k),
             v_strides: strides(&v),
             workspace,
-            sizes: [sizes[0], sizes[1], sizes[2], sizes[3], flags(problem.scheme)],
+            sizes: [sizes[0], sizes[1], sizes[2], sizes[3], problem.scheme.quantize_flags().into()],
             work,
         })
     }

@@ -71,14 +71,14 @@ impl HeadF64 {
         Self { q: read(q, head_q), k: read(k, head_q / p.group()), v: read(v, head_q / p.group()) }
     }
 
-    /// One row: the softmax weights, the output, and the log-sum-exp.
+    /// One row: the softmax weights of the keys that it sees, the output, and the log-sum-exp.
     pub(super) fn row(&self, problem: &AttentionProblem, row: usize, weights: &mut Vec<f64>, o: &mut [f64]) -> f64 {
         let d = problem.head_dim;
         let keys = problem.visible_keys(row);
         let q = &self.q[row * d..][..d];
         let scale = f64::from(problem.scale());
         weights.clear();
-        weights.extend(self.k.chunks_exact(d).take(keys).map(|k| scale * dot(q, k)));
+        weights.extend(self.k[keys.start * d..keys.end * d].chunks_exact(d).map(|k| scale * dot(q, k)));
         let max = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let mut sum = 0.0;
         for weight in &mut *weights {
@@ -86,13 +86,13 @@ impl HeadF64 {
             sum += *weight;
         }
         o.fill(0.0);
-        for (weight, v) in weights.iter_mut().zip(self.v.chunks_exact(d)) {
+        for (weight, v) in weights.iter_mut().zip(self.v[keys.start * d..].chunks_exact(d)) {
             *weight /= sum;
             for (o, v) in o.iter_mut().zip(v) {
                 *o += *weight * v;
             }
         }
-        if keys == 0 { f64::NEG_INFINITY } else { max + sum.ln() }
+        if keys.is_empty() { f64::NEG_INFINITY } else { max + sum.ln() }
     }
 }
 
@@ -114,6 +114,7 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::dtype::DType;
+    use crate::problem::Window;
     use crate::shape::{Shape, TensorLayout};
 
     /// The definition, with no thought of speed.
@@ -123,7 +124,11 @@ mod tests {
             (0..p.batch).flat_map(|b| (0..p.heads_q).flat_map(move |h| (0..p.seqlen_q).map(move |i| (b, h, i))))
         {
             let g = h / (p.heads_q / p.heads_kv);
-            let visible = |j: usize| !p.causal || j + p.seqlen_q <= i + p.seqlen_kv;
+            let Window { left, right } = p.window;
+            let visible = |j: usize| {
+                right.is_none_or(|right| j + p.seqlen_q <= i + p.seqlen_kv + right)
+                    && left.is_none_or(|left| i + p.seqlen_kv <= j + p.seqlen_q + left)
+            };
             let score = |j| {
                 let sum: f64 =
                     (0..p.head_dim).map(|d| f64::from(q.get(b, h, i, d)) * f64::from(k.get(b, g, j, d))).sum();
@@ -142,9 +147,19 @@ mod tests {
 
     #[test]
     fn agrees_with_the_definition() {
-        for (seqlen_q, seqlen_kv, causal) in [(5, 9, true), (9, 5, true), (7, 11, false), (1, 1, true)] {
+        let local = Window { left: Some(2), right: Some(1) };
+        let sliding = Window { left: Some(1), right: Some(0) };
+        for (seqlen_q, seqlen_kv, window) in [
+            (5, 9, Window::CAUSAL),
+            (9, 5, Window::CAUSAL),
+            (7, 11, Window::FULL),
+            (1, 1, Window::CAUSAL),
+            (9, 5, local),
+            (5, 9, local),
+            (8, 8, sliding),
+        ] {
             let p =
-                AttentionProblem::new(2, 4, 2, seqlen_q, seqlen_kv, 20).with_causal(causal).with_softmax_scale(0.31);
+                AttentionProblem::new(2, 4, 2, seqlen_q, seqlen_kv, 20).with_window(window).with_softmax_scale(0.31);
             let value = |b, h, n, d| ((b * 5 + h * 7 + n * 11 + d * 13) as f32 * 0.7).sin();
             let tensor = |s: Shape, m: f32| {
                 HostTensor::from_fn(DType::F32, TensorLayout::bnhd(s), |b, h, n, d| m * value(b, h, n, d)).unwrap()

@@ -35,6 +35,7 @@ use crate::round::f16_from_f64;
 use crate::tensor::HostTensor;
 use int_flash_attention_kernels::layout::{KV_BLOCK, kv_blocks};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Half a step, and the float32 roundings on the way to it.
 const HALF: f64 = 0.500_1;
@@ -187,6 +188,8 @@ fn run(p: &AttentionProblem, dtype: DType, rows: Rows<'_>, head: impl Fn(usize) 
 /// A row on its way to its bounds.
 struct Row {
     index: usize,
+    /// The keys that the row sees; of these are the following.
+    keys: Range<usize>,
     weights: Vec<f64>,
     /// Less the mean's share.
     scores: Vec<f64>,
@@ -204,10 +207,19 @@ struct RowBound {
     lse_bound: f64,
 }
 
+/// Where the blocks of 128 keys divide the keys that a row sees, counted from the first of these.
+fn blocks(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let Range { start, end } = *keys;
+    let within = move |key: usize| key.clamp(start, end.max(start)) - start;
+    let blocks = start / KV_BLOCK..end.div_ceil(KV_BLOCK);
+    blocks.map(move |block| within(block * KV_BLOCK)..within((block + 1) * KV_BLOCK))
+}
+
 impl Row {
     fn new(p: &AttentionProblem, head: &Head, index: usize) -> Self {
         let mut row = Self {
             index,
+            keys: p.visible_keys(index),
             weights: Vec::new(),
             scores: Vec::new(),
             score_error: Vec::new(),
@@ -218,7 +230,8 @@ impl Row {
         row.lse = head.x.row(p, index, &mut row.weights, &mut row.o);
         let (d, scale) = (p.head_dim, f64::from(p.scale()));
         let q = &head.x.q[index * d..][..d];
-        row.scores = head.x.k.chunks_exact(d).take(row.weights.len()).map(|k| scale * dot(q, k)).collect();
+        let keys = &head.x.k[row.keys.start * d..row.keys.end * d];
+        row.scores = keys.chunks_exact(d).map(|k| scale * dot(q, k)).collect();
         row.score_errors(p, head);
         row.code_errors(p);
         row
@@ -230,8 +243,9 @@ impl Row {
         let q_norm: f64 = head.x.q[self.index * d..][..d].iter().map(|q| q.abs()).sum();
         let scores = &self.scores;
         let steps = |j: usize| {
-            let sk: f64 = head.k_scale[j];
-            scale * head.half * (sq * head.k_norm[j] + sk * (q_norm + d as f64 * sq * head.half))
+            let key = self.keys.start + j;
+            let sk: f64 = head.k_scale[key];
+            scale * head.half * (sq * head.k_norm[key] + sk * (q_norm + d as f64 * sq * head.half))
         };
         match p.scheme {
             Scheme::Paper => {
@@ -242,8 +256,8 @@ impl Row {
                 let eleven_bits = (-11_f64).exp2() + (-20_f64).exp2();
                 let qs = sq / head.kappa;
                 let lost = (f64::from(f16_from_f64(qs.clamp((-24_f64).exp2(), 1.0))) - qs).abs() / qs;
-                for block in scores.chunks(KV_BLOCK) {
-                    let first = self.score_error.len();
+                for range in blocks(&self.keys) {
+                    let (first, block) = (range.start, &scores[range]);
                     let before_x: Vec<f64> = (block.iter().enumerate())
                         .map(|(j, score)| {
                             let steps = steps(first + j);
@@ -261,13 +275,13 @@ impl Row {
 
     fn code_errors(&mut self, p: &AttentionProblem) {
         let mut running: f64 = 0.0;
-        for (block, weights) in self.weights.chunks(KV_BLOCK).enumerate() {
-            let errors = &self.score_error[block * KV_BLOCK..];
+        for range in blocks(&self.keys) {
+            let (weights, errors) = (&self.weights[range.clone()], &self.score_error[range.clone()]);
             let max = weights.iter().zip(errors).map(|(w, e)| w * e.exp()).fold(0.0, f64::max);
             let (unit, error) = match p.scheme {
                 Scheme::Default => {
                     // The block's maximum is rounded up to 11 bits.
-                    let block = self.scores[block * KV_BLOCK..].iter().take(KV_BLOCK).zip(errors);
+                    let block = self.scores[range].iter().zip(errors);
                     let largest = block.map(|(s, e)| s.abs() + e).fold(0.0, f64::max);
                     (max * (largest * (-10_f64).exp2()).exp() / 255.0, 0.5 + 255.0 * (-12_f64).exp2())
                 }
@@ -290,7 +304,9 @@ impl Row {
         let (mut low, mut high, mut codes) = (0.0, 0.0, 0.0);
         let (mut around_o, mut around_zero) = (vec![0.0; d], vec![0.0; d]);
         let errors = self.score_error.iter().zip(&self.code_error);
-        for ((&w, (&score, &code)), v) in self.weights.iter().zip(errors).zip(head.x.v.chunks_exact(d)) {
+        for ((&w, (&score, &code)), v) in
+            self.weights.iter().zip(errors).zip(head.x.v[self.keys.start * d..].chunks_exact(d))
+        {
             let weight_error = w * score.exp_m1();
             let (shared, alone) = match p.scheme {
                 Scheme::Default => (weight_error + code, 0.0),
@@ -323,17 +339,21 @@ impl Row {
 mod tests {
     use super::super::{compare, first_excess, int8};
     use super::*;
+    use crate::problem::Window;
     use crate::shape::{Shape, TensorLayout};
 
     #[test]
     fn int8_is_within_both_bounds() {
-        for (scheme, n, n_kv, causal, spread) in [
-            (Scheme::Default, 40, 300, true, 1.0),
-            (Scheme::Default, 5, 130, false, 6.0),
-            (Scheme::Paper, 40, 300, true, 1.0),
-            (Scheme::Paper, 70, 20, true, 6.0),
+        let local = Window { left: Some(140), right: Some(30) };
+        for (scheme, n, n_kv, window, spread) in [
+            (Scheme::Default, 40, 300, Window::CAUSAL, 1.0),
+            (Scheme::Default, 5, 130, Window::FULL, 6.0),
+            (Scheme::Default, 40, 300, local, 1.0),
+            (Scheme::Paper, 40, 300, Window::CAUSAL, 1.0),
+            (Scheme::Paper, 70, 20, Window::CAUSAL, 6.0),
+            (Scheme::Paper, 40, 300, local, 1.0),
         ] {
-            let p = AttentionProblem::new(1, 2, 1, n, n_kv, 64).with_causal(causal).with_scheme(scheme);
+            let p = AttentionProblem::new(1, 2, 1, n, n_kv, 64).with_window(window).with_scheme(scheme);
             let tensor = |shape: Shape, seed: usize, spread: f32| {
                 let value = move |_, h: usize, n: usize, d: usize| {
                     let x = (h * 7919 + n * 104_729 + d * 1_299_709 + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;

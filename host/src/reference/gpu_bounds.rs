@@ -37,6 +37,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::AttentionProblem;
 use crate::quantized::HostQuantized;
+use int_flash_attention_kernels::layout::KV_BLOCK;
 
 /// [`int8`](super::int8), and how far a GPU's output in `dtype` and its log-sum-exp may be from it.
 ///
@@ -89,7 +90,7 @@ impl<S: Softmax> Row<S> {
             return;
         }
         let tiny = (-21_f64).exp2();
-        let blocks = self.keys.div_ceil(int_flash_attention_kernels::layout::KV_BLOCK) as f64;
+        let blocks = (self.keys.end.div_ceil(KV_BLOCK) - self.keys.start / KV_BLOCK) as f64;
         let gamma = (-17_f64).exp2() + (blocks + 8.0) * tiny;
         let one = S::ONE.0;
         let slack = &self.slack;

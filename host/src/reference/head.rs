@@ -7,8 +7,6 @@ use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_bl
 /// One query head's view of its operands, and the factors of its scores.
 pub(super) struct Head<'a> {
     pub(super) d: usize,
-    /// Keys of the head.
-    pub(super) seqlen_kv: usize,
     /// `[block][key][dim]`.
     pub(super) k: Vec<i8>,
     /// `[block][dim][key]`.
@@ -48,7 +46,6 @@ impl<'a> Head<'a> {
         };
         Self {
             d,
-            seqlen_kv: problem.seqlen_kv,
             k,
             v,
             q: &x.q.data[head * n * d..][..n * d],

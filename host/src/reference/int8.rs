@@ -11,6 +11,7 @@ use crate::progress::{ProgressFn, Ticker};
 use crate::quantized::HostQuantized;
 use int_flash_attention_kernels::layout::{KV_BLOCK, V_OFFSET, block_bytes};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Output and log-sum-exp of the INT8 algorithm, before the output is rounded.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -146,8 +147,9 @@ impl<S: Softmax, const BOUNDS: bool> Kernel for TileKernel<'_, S, BOUNDS> {
         for (block, v) in self.head.v.chunks_exact(block_bytes(d)).enumerate() {
             let k = &self.head.k[block * block_bytes(d)..][..block_bytes(d)];
             for row in &mut *self.rows {
-                let keys = row.keys.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
-                if keys == 0 {
+                let in_block = |key: usize| key.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
+                let keys = in_block(row.keys.start)..in_block(row.keys.end);
+                if keys.is_empty() {
                     continue;
                 }
                 for (score, k) in scores.iter_mut().zip(k.chunks_exact(d)) {
@@ -165,7 +167,7 @@ pub(super) struct Row<S> {
     softmax: S,
     q: Vec<i16>,
     index: usize,
-    pub(super) keys: usize,
+    pub(super) keys: Range<usize>,
     pub(super) reference: f64,
     pub(super) sum: f64,
     acc: Vec<f64>,
@@ -187,12 +189,12 @@ pub(super) struct Slack {
 }
 
 impl<S: Softmax> Row<S> {
-    fn new(head: &Head<'_>, index: usize, keys: usize) -> Self {
+    fn new(head: &Head<'_>, index: usize, keys: Range<usize>) -> Self {
         Self {
             softmax: S::new(head, index),
             q: head.q[index * head.d..][..head.d].iter().map(|&q| q.into()).collect(),
             index,
-            keys: keys.min(head.seqlen_kv),
+            keys,
             reference: f64::NEG_INFINITY,
             sum: 0.0,
             acc: vec![0.0; head.d],

@@ -6,6 +6,7 @@ use crate::round::{
 };
 use half::f16;
 use int_flash_attention_kernels::layout::KV_BLOCK;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Largest relative error of `ex2.approx.f16` (PTX ISA, "ex2": 2^-9.9).
@@ -34,13 +35,13 @@ pub(super) trait Softmax {
     /// Of query row `row`.
     fn new(head: &Head<'_>, row: usize) -> Self;
 
-    /// Codes and sums of block `block`, of which the first `keys` keys are seen. `BOUNDS`: fill in slack, low and high.
+    /// Codes and sums of block `block`, of which the keys `keys` are seen. `BOUNDS`: fill in slack, low and high.
     fn block<const BOUNDS: bool>(
         &mut self,
         head: &Head<'_>,
         block: usize,
         scores: &[i32; KV_BLOCK],
-        keys: usize,
+        keys: Range<usize>,
         codes: &mut Codes,
     ) -> BlockSums;
 
@@ -72,7 +73,7 @@ impl Softmax for BlockMax {
         head: &Head<'_>,
         block: usize,
         scores: &[i32; KV_BLOCK],
-        keys: usize,
+        keys: Range<usize>,
         codes: &mut Codes,
     ) -> BlockSums {
         let kf = &head.key_factor[block * KV_BLOCK..][..KV_BLOCK];
@@ -81,8 +82,9 @@ impl Softmax for BlockMax {
             // A kernel's fma(MAGIC + s, kf, -MAGIC * kf): with kf's 22 bits the last product is exact, and this is it.
             t[j] = f32_from_f16_bits(f16_bits_rn(scores[j] as f32 * kf[j]));
         }
-        t[keys..].fill(f32::NEG_INFINITY);
-        let max = t[..keys].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        t[..keys.start].fill(f32::NEG_INFINITY);
+        t[keys.end..].fill(f32::NEG_INFINITY);
+        let max = t[keys].iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let m = f64::from(f32_from_f16_bits(f16_bits_rp(max * self.qs)));
 
         let mut index = [0_u16; KV_BLOCK];
@@ -164,18 +166,18 @@ impl Softmax for RunningMax {
         head: &Head<'_>,
         block: usize,
         scores: &[i32; KV_BLOCK],
-        keys: usize,
+        keys: Range<usize>,
         codes: &mut Codes,
     ) -> BlockSums {
         let k_scale = &head.key_factor[block * KV_BLOCK..][..KV_BLOCK];
         let mut s = [f32::NEG_INFINITY; KV_BLOCK];
-        for j in 0..keys {
+        for j in keys.clone() {
             s[j] = scores[j] as f32 * (self.row_scale * k_scale[j]);
             self.max = self.max.max(s[j]);
         }
         let mut sum = 0.0;
         for (j, &s) in s.iter().enumerate() {
-            let e = if j < keys { f64::from(f64::from(s - self.max).exp2() as f32) } else { 0.0 };
+            let e = if keys.contains(&j) { f64::from(f64::from(s - self.max).exp2() as f32) } else { 0.0 };
             let p = round_ties_even(127.0 * e);
             codes.p[j] = p as i16;
             sum += e;

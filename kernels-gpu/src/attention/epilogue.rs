@@ -1,32 +1,42 @@
 //! O = acc / l * v_scale + v_mean, and the log-sum-exp.
 
-use super::output::{Accumulator, MAX_TILES};
-use super::softmax::{Finished, Softmax};
-use super::{Args, Place};
+use super::output::MAX_TILES;
+use super::sequence::Sequence;
 use crate::element::{Bf16, Element, F16, F32, store_elements};
-use crate::layout::V_GROUP;
-use crate::ptx::global::{ld_global_nc_v4_f32, st_global_v4_u32};
+use crate::params::{AttentionParams, Strided, dtype};
+use crate::ptx::global::{ld_global_nc_f32, st_global_f32, st_global_v4_u32};
 use crate::ptx::math::fma_rn_f32;
 
 /// Groups of dims of the widest head.
-const MAX_GROUPS: usize = MAX_TILES / TILES;
-
-/// Where the output goes.
-#[derive(Clone, Copy)]
-pub(crate) struct Out {
-    pub o: *mut u8,
-    pub stride_b: i64,
-    pub stride_h: i64,
-    pub stride_n: i64,
-    pub lse: *mut f32,
-    /// 0 float16, 1 bfloat16, 2 float32. A run-time value: the choice costs one uniform branch a CTA, and a const
-    /// parameter would triple the kernels that the driver compiles.
-    pub dtype: u32,
-}
+pub(crate) const MAX_GROUPS: usize = MAX_TILES / TILES;
 
 /// Dims of a lane that are neighbours (`layout::v_row`), and n8 tiles that have them.
 pub(crate) const NEIGHBOURS: usize = 8;
 pub(crate) const TILES: usize = 4;
+
+/// What a row's output is made of: `o * factor - offset` in units of V's scales.
+#[derive(Clone, Copy)]
+pub(crate) struct Finished {
+    pub factor: f32,
+    /// [`V_OFFSET`](crate::layout::V_OFFSET) times the sum of the row's weights: what V's bytes, which are so much larger than its
+    /// codes, have added to the row.
+    pub offset: f32,
+    /// All bits, or none for a row that sees no key.
+    pub seen: u32,
+    /// The log-sum-exp in base 2.
+    pub lse: f32,
+}
+
+impl Finished {
+    /// Of a row that sees no key.
+    pub(crate) const UNSEEN: Self = Self { factor: 0.0, offset: 0.0, seen: 0, lse: f32::NEG_INFINITY };
+
+    /// The output element of a row that sees keys, in a channel of V with this scale and mean.
+    #[inline(always)]
+    pub(crate) fn output(&self, o: f32, scale: f32, mean: f32) -> f32 {
+        fma_rn_f32(fma_rn_f32(o, self.factor, -self.offset), scale, mean)
+    }
+}
 
 /// Rows of the output in registers.
 pub(crate) trait OutputRows {
@@ -34,32 +44,21 @@ pub(crate) trait OutputRows {
     unsafe fn store<E: Element, const WHOLE: bool>(&self);
 }
 
-impl Out {
-    /// Stores rows in the type that is wanted. One branch, in front of everything: one for each store, and an address, cost as
-    /// much as two blocks of keys.
-    #[inline(always)]
-    pub(crate) unsafe fn store(&self, rows: &impl OutputRows) {
-        // Whether eight neighbouring 16-bit elements of every row are 16-byte aligned.
-        let whole = (self.stride_b | self.stride_h | self.stride_n) % 8 == 0 && (self.o as usize).is_multiple_of(16);
-        unsafe {
-            match (self.dtype, whole) {
-                (0, true) => rows.store::<F16, true>(),
-                (1, true) => rows.store::<Bf16, true>(),
-                (0, false) => rows.store::<F16, false>(),
-                (1, false) => rows.store::<Bf16, false>(),
-                _ => rows.store::<F32, false>(),
-            }
+/// Stores rows in the type that is wanted. One branch, in front of everything: one for each store, and an address, cost as
+/// much as two blocks of keys. A type as a const parameter of the kernel would triple what the driver compiles.
+#[inline(always)]
+pub(crate) unsafe fn store(params: &AttentionParams, rows: &impl OutputRows) {
+    let Strided { data, stride_b, stride_h, stride_n } = params.o;
+    // Whether eight neighbouring 16-bit elements of every row are 16-byte aligned.
+    let whole = (stride_b | stride_h | stride_n) % 8 == 0 && data.address().is_multiple_of(16);
+    unsafe {
+        match (params.o_dtype, whole) {
+            (dtype::F16, true) => rows.store::<F16, true>(),
+            (dtype::BF16, true) => rows.store::<Bf16, true>(),
+            (dtype::F16, false) => rows.store::<F16, false>(),
+            (dtype::BF16, false) => rows.store::<Bf16, false>(),
+            _ => rows.store::<F32, false>(),
         }
-    }
-
-    /// The address of dim `dim` of a row.
-    #[inline(always)]
-    pub(crate) fn address<E: Element>(&self, place: &Place, row: u32, dim: usize) -> *mut u8 {
-        let offset = i64::from(place.batch) * self.stride_b
-            + i64::from(place.head_q) * self.stride_h
-            + i64::from(row) * self.stride_n
-            + dim as i64;
-        self.o.wrapping_offset((offset * E::BYTES as i64) as isize)
     }
 }
 
@@ -91,103 +90,13 @@ pub(crate) unsafe fn store_neighbours<E: Element, const WHOLE: bool>(
     });
 }
 
-/// The rows of a warp.
-struct Warp<'a, const D: usize, const MT: usize, const TEAM: usize> {
-    out: &'a Out,
-    place: &'a Place,
-    acc: &'a Accumulator<MT>,
-    seqlen_q: u32,
-    finished: [[Finished; 2]; MT],
-    channels: Channels,
-}
-
-#[inline(always)]
-pub(crate) unsafe fn store<S: Softmax<D, MT>, const D: usize, const MT: usize, const TEAM: usize>(
-    args: &Args,
-    place: &Place,
-    softmax: &S,
-    acc: &Accumulator<MT>,
-) {
-    let mut finished = [[Finished::UNSEEN; 2]; MT];
-    unroll!(0..MT, |mt| {
-        unroll!(0..2, |half| {
-            // The shuffles inside need the whole warp.
-            finished[mt][half] = unsafe { softmax.finish(mt, half) };
-            let row = row(place, mt, half);
-            if row < args.seqlen_q && place.quad == 0 && place.member == 0 {
-                unsafe { store_lse(args, place, row, finished[mt][half].lse) };
-            }
-        });
-    });
-    let channels = unsafe { Channels::load::<D, TEAM>(args, place.head_kv as usize * D + first_dim::<D, TEAM>(place)) };
-    let warp = Warp::<D, MT, TEAM> { out: &args.out, place, acc, seqlen_q: args.seqlen_q, finished, channels };
-    unsafe { args.out.store(&warp) };
-}
-
-/// Row `(mt, half)` of the lane.
-#[inline(always)]
-fn row(place: &Place, mt: usize, half: usize) -> u32 {
-    place.row + (16 * mt + 8 * half) as u32 + place.group
-}
-
-/// First of the lane's dims.
-#[inline(always)]
-fn first_dim<const D: usize, const TEAM: usize>(place: &Place) -> usize {
-    place.member as usize * (D / TEAM) + NEIGHBOURS * place.quad as usize
-}
-
-impl<const D: usize, const MT: usize, const TEAM: usize> OutputRows for Warp<'_, D, MT, TEAM> {
-    #[inline(always)]
-    unsafe fn store<E: Element, const WHOLE: bool>(&self) {
-        unroll!(0..MT, |mt| {
-            unroll!(0..2, |half| {
-                let (row, finished) = (row(self.place, mt, half), &self.finished[mt][half]);
-                let first = self.out.address::<E>(self.place, row, first_dim::<D, TEAM>(self.place));
-                unroll!(0..D / V_GROUP / TEAM, |group| {
-                    let mut o = [0.0; NEIGHBOURS];
-                    unroll!(0..NEIGHBOURS, |i| {
-                        let acc = self.acc.o[mt][TILES * group + i / 2][2 * half + i % 2];
-                        o[i] = finished.output(acc, self.channels.scale[group][i], self.channels.mean[group][i]);
-                    });
-                    let address = first.wrapping_add(V_GROUP * group * E::BYTES);
-                    unsafe { store_neighbours::<E, WHOLE>(row < self.seqlen_q, address, &o, finished.seen) };
-                });
-            });
-        });
-    }
-}
-
 /// The log-sum-exp of a row, of which `lse` is the part in base 2, where the host wants it.
 #[inline(always)]
-pub(crate) unsafe fn store_lse(args: &Args, place: &Place, row: u32, lse: f32) {
-    if !args.out.lse.is_null() {
-        let index = place.head as usize * args.seqlen_q as usize + row as usize;
-        let bias = if args.q_bias.is_null() { 0.0 } else { unsafe { *args.q_bias.add(index) } };
-        unsafe { *args.out.lse.add(index) = fma_rn_f32(lse, core::f32::consts::LN_2, bias * args.softmax_scale) };
-    }
-}
-
-/// Scales and means of this lane's channels of V, read in one go: a load behind a store would wait for it.
-struct Channels {
-    scale: [[f32; NEIGHBOURS]; MAX_GROUPS],
-    mean: [[f32; NEIGHBOURS]; MAX_GROUPS],
-}
-
-impl Channels {
-    #[inline(always)]
-    unsafe fn load<const D: usize, const TEAM: usize>(args: &Args, first: usize) -> Self {
-        let mut channels = Self { scale: [[0.0; NEIGHBOURS]; MAX_GROUPS], mean: [[0.0; NEIGHBOURS]; MAX_GROUPS] };
-        unroll!(0..D / V_GROUP / TEAM, |group| {
-            unroll!(0..2, |half| {
-                let at = first + V_GROUP * group + 4 * half;
-                let (scale, mean) =
-                    unsafe { (ld_global_nc_v4_f32(args.v_scale.add(at)), ld_global_nc_v4_f32(args.v_mean.add(at))) };
-                unroll!(0..4, |i| {
-                    channels.scale[group][4 * half + i] = scale[i];
-                    channels.mean[group][4 * half + i] = mean[i];
-                });
-            });
-        });
-        channels
+pub(crate) unsafe fn store_lse(params: &AttentionParams, sequence: &Sequence, row: u32, lse: f32) {
+    if !params.lse.is_null() {
+        let bias =
+            if params.q_bias.is_null() { 0.0 } else { unsafe { ld_global_nc_f32(sequence.q_bias(params, row)) } };
+        let lse = fma_rn_f32(lse, core::f32::consts::LN_2, bias * params.softmax_scale);
+        unsafe { st_global_f32(true, sequence.lse(params, row), [lse]) };
     }
 }

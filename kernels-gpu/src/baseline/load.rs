@@ -1,10 +1,14 @@
 //! Global to shared memory by `cp.async`: the query tile once, the K and V tiles through a ring.
 
 use super::tile::{line, row_bytes, swizzle};
-use super::{Args, Place, Tensor};
+use super::{Kernel, Place};
+use crate::attention::sequence::token;
+use crate::params::{BaselineParams, Strided};
+use crate::ptx::barrier::bar_sync;
 use crate::ptx::cp_async::{commit_group, cp_async_16_zfill, wait_group};
-use crate::ptx::special::{bar_sync, tid_x};
+use crate::ptx::special::tid_x;
 use crate::smem;
+use core::marker::PhantomData;
 
 /// Rows that the CTA copies at once: `line` threads a row.
 const fn pass_rows(d: usize, warps: usize) -> u32 {
@@ -12,73 +16,80 @@ const fn pass_rows(d: usize, warps: usize) -> u32 {
 }
 
 /// One thread's part of the rows of a head: every `pass_rows`-th row, every `line`-th chunk.
-struct Rows<const D: usize, const WARPS: usize> {
+struct Rows<K, const MT: usize> {
     next: *const u8,
     /// From one pass to the next.
     pass_bytes: isize,
     /// The row at `next`, and where the rows end.
     row: u32,
     rows: u32,
+    kernel: PhantomData<K>,
 }
 
-impl<const D: usize, const WARPS: usize> Rows<D, WARPS> {
+impl<K: Kernel<MT>, const MT: usize> Rows<K, MT> {
+    /// Rows that the CTA copies at once.
+    const PASS: u32 = pass_rows(K::HEAD_DIM, K::WARPS);
+    /// Threads that share a row.
+    const LINE: u32 = line(K::HEAD_DIM);
+
     /// Rows `first..rows` of a head.
     #[inline(always)]
-    unsafe fn new(tensor: &Tensor, batch: u32, head: u32, first: u32, rows: u32) -> Self {
-        let row = first + tid_x() / line(D);
-        let next = unsafe { tensor.row(batch, head, row).add(16 * (tid_x() % line(D)) as usize) };
-        Self { next, pass_bytes: (2 * i64::from(pass_rows(D, WARPS)) * tensor.stride_n) as isize, row, rows }
+    unsafe fn new(tensor: &Strided, batch: u32, head: u32, first: u32, rows: u32) -> Self {
+        let row = first + tid_x() / Self::LINE;
+        let next = token(tensor, 2, [batch, head, row], 8 * (tid_x() % Self::LINE) as usize);
+        let pass_bytes = (2 * i64::from(Self::PASS) * tensor.stride_n) as isize;
+        Self { next, pass_bytes, row, rows, kernel: PhantomData }
     }
 
     /// This thread's byte of a tile.
     #[inline(always)]
     fn tile_offset() -> u32 {
-        let row = tid_x() / line(D);
-        row * row_bytes(D) + (tid_x() % line(D) ^ swizzle::<D>(row)) * 16
+        let row = tid_x() / Self::LINE;
+        row * row_bytes(K::HEAD_DIM) + (tid_x() % Self::LINE ^ swizzle(K::HEAD_DIM, row)) * 16
     }
 
     /// Requests the next `count` rows, into the tile of which this thread's byte is at `shared`; zeros past the last row.
     #[inline(always)]
     unsafe fn request(&mut self, shared: u32, count: u32) {
-        for pass in 0..count / pass_rows(D, WARPS) {
+        for pass in 0..count / Self::PASS {
             let bytes = if self.row < self.rows { 16 } else { 0 };
-            for chunk in 0..row_bytes(D) / 16 / line(D) {
-                let offset = chunk * 16 * line(D);
-                let to = shared + pass * pass_rows(D, WARPS) * row_bytes(D) + offset;
+            for chunk in 0..row_bytes(K::HEAD_DIM) / 16 / Self::LINE {
+                let offset = chunk * 16 * Self::LINE;
+                let to = shared + pass * Self::PASS * row_bytes(K::HEAD_DIM) + offset;
                 unsafe { cp_async_16_zfill(to, self.next.add(offset as usize), bytes) };
             }
             self.next = unsafe { self.next.offset(self.pass_bytes) };
-            self.row += pass_rows(D, WARPS);
+            self.row += Self::PASS;
         }
     }
 }
 
 /// Shared memory of the query tile.
-pub(crate) const fn query_bytes<const D: usize, const MT: usize, const WARPS: usize>() -> u32 {
-    (16 * MT * WARPS) as u32 * row_bytes(D)
+const fn query_bytes<K: Kernel<MT>, const MT: usize>() -> u32 {
+    K::TILE_M * row_bytes(K::HEAD_DIM)
 }
 
 /// Shared address of the warp's first query row.
 #[inline(always)]
-pub(crate) fn query_address<const D: usize, const MT: usize>() -> u32 {
-    smem::base() + tid_x() / 32 * (16 * MT) as u32 * row_bytes(D)
+pub(crate) fn query_address<K: Kernel<MT>, const MT: usize>() -> u32 {
+    smem::base() + tid_x() / 32 * (16 * MT) as u32 * row_bytes(K::HEAD_DIM)
 }
 
 /// Requests the CTA's query rows, as one group.
 #[inline(always)]
-pub(crate) unsafe fn query<const D: usize, const MT: usize, const WARPS: usize>(args: &Args, place: &Place) {
-    const { assert!(((16 * MT * WARPS) as u32).is_multiple_of(pass_rows(D, WARPS)), "whole passes only") };
+pub(crate) unsafe fn query<K: Kernel<MT>, const MT: usize>(params: &BaselineParams, place: &Place) {
+    const { assert!(K::TILE_M.is_multiple_of(Rows::<K, MT>::PASS), "whole passes only") };
     unsafe {
-        let mut rows = Rows::<D, WARPS>::new(&args.q, place.batch, place.head_q, place.cta_row, args.seqlen_q);
-        rows.request(smem::base() + Rows::<D, WARPS>::tile_offset(), (16 * MT * WARPS) as u32);
+        let mut rows = Rows::<K, MT>::new(&params.q, place.batch, place.head_q, place.cta_row, params.seqlen_q);
+        rows.request(smem::base() + Rows::<K, MT>::tile_offset(), K::TILE_M);
         commit_group();
     }
 }
 
 /// Pairs of a K and a V tile in a ring of `STAGES`; `STAGES - 1` of them are under way while one is in use.
-pub(crate) struct Ring<const D: usize, const KEYS: usize, const WARPS: usize, const STAGES: usize> {
-    k: Rows<D, WARPS>,
-    v: Rows<D, WARPS>,
+pub(crate) struct Ring<K, const MT: usize> {
+    k: Rows<K, MT>,
+    v: Rows<K, MT>,
     /// Stage 0, and this thread's byte of it.
     stages: u32,
     shared: u32,
@@ -89,26 +100,27 @@ pub(crate) struct Ring<const D: usize, const KEYS: usize, const WARPS: usize, co
     left: u32,
 }
 
-impl<const D: usize, const KEYS: usize, const WARPS: usize, const STAGES: usize> Ring<D, KEYS, WARPS, STAGES> {
-    const TILE: u32 = KEYS as u32 * row_bytes(D);
+impl<K: Kernel<MT>, const MT: usize> Ring<K, MT> {
+    const TILE: u32 = K::KEYS as u32 * row_bytes(K::HEAD_DIM);
 
-    /// Requests the first pairs; the ring starts `offset` bytes into shared memory.
+    /// Requests the first of the pairs `first..end`; the ring lies behind the query tile.
     #[inline(always)]
-    pub(crate) unsafe fn new(args: &Args, place: &Place, offset: u32, blocks: u32) -> Self {
-        const { assert!((KEYS as u32).is_multiple_of(pass_rows(D, WARPS)), "whole passes only") };
-        let stages = smem::base() + offset;
+    pub(crate) unsafe fn new(params: &BaselineParams, place: &Place, first: u32, end: u32) -> Self {
+        const { assert!((K::KEYS as u32).is_multiple_of(Rows::<K, MT>::PASS), "whole passes only") };
+        let stages = smem::base() + query_bytes::<K, MT>();
+        let (key, keys) = (first * K::KEYS as u32, params.seqlen_kv);
         let mut ring = unsafe {
             Self {
-                k: Rows::new(&args.k, place.batch, place.head_kv, 0, args.seqlen_kv),
-                v: Rows::new(&args.v, place.batch, place.head_kv, 0, args.seqlen_kv),
+                k: Rows::new(&params.k, place.batch, place.head_kv, key, keys),
+                v: Rows::new(&params.v, place.batch, place.head_kv, key, keys),
                 stages,
-                shared: stages + Rows::<D, WARPS>::tile_offset(),
+                shared: stages + Rows::<K, MT>::tile_offset(),
                 read: 0,
                 write: 0,
-                left: blocks,
+                left: end - first,
             }
         };
-        for _ in 0..STAGES - 1 {
+        for _ in 0..K::STAGES - 1 {
             unsafe { ring.request() };
         }
         ring
@@ -119,8 +131,8 @@ impl<const D: usize, const KEYS: usize, const WARPS: usize, const STAGES: usize>
     unsafe fn request(&mut self) {
         unsafe {
             if self.left > 0 {
-                self.k.request(self.shared + self.write, KEYS as u32);
-                self.v.request(self.shared + self.write + Self::TILE, KEYS as u32);
+                self.k.request(self.shared + self.write, K::KEYS as u32);
+                self.v.request(self.shared + self.write + Self::TILE, K::KEYS as u32);
                 self.left -= 1;
                 self.write = Self::advance(self.write);
             }
@@ -132,7 +144,7 @@ impl<const D: usize, const KEYS: usize, const WARPS: usize, const STAGES: usize>
     #[inline(always)]
     pub(crate) unsafe fn next(&mut self) -> (u32, u32) {
         unsafe {
-            landed::<STAGES>();
+            landed::<K, MT>();
             self.request();
         }
         let k = self.stages + self.read;
@@ -143,15 +155,15 @@ impl<const D: usize, const KEYS: usize, const WARPS: usize, const STAGES: usize>
     #[inline(always)]
     fn advance(stage: u32) -> u32 {
         let next = stage + 2 * Self::TILE;
-        if next == 2 * STAGES as u32 * Self::TILE { 0 } else { next }
+        if next == 2 * K::STAGES as u32 * Self::TILE { 0 } else { next }
     }
 }
 
 /// Waits for all but the latest `STAGES - 2` groups, of all threads.
 #[inline(always)]
-unsafe fn landed<const STAGES: usize>() {
+unsafe fn landed<K: Kernel<MT>, const MT: usize>() {
     unsafe {
-        match STAGES {
+        match K::STAGES {
             2 => wait_group::<0>(),
             _ => wait_group::<1>(),
         }
@@ -161,9 +173,9 @@ unsafe fn landed<const STAGES: usize>() {
 
 /// Waits for the query tile, behind which the ring has sent `STAGES - 1` groups.
 #[inline(always)]
-pub(crate) unsafe fn query_landed<const STAGES: usize>() {
+pub(crate) unsafe fn query_landed<K: Kernel<MT>, const MT: usize>() {
     unsafe {
-        match STAGES {
+        match K::STAGES {
             2 => wait_group::<1>(),
             _ => wait_group::<2>(),
         }

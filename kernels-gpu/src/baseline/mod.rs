@@ -13,13 +13,15 @@
 mod entry;
 mod epilogue;
 mod load;
-mod mask;
 mod output;
 mod scores;
 mod softmax;
 mod tile;
 
-use crate::mask::Mask;
+use crate::attention::lane::Lane;
+use crate::attention::window::Window;
+use crate::division::div_rem;
+use crate::params::BaselineParams;
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
 use load::Ring;
@@ -27,164 +29,100 @@ use output::Accumulator;
 use scores::Query;
 use softmax::Softmax;
 
-/// A `[batch][head][token][head_dim]` tensor of float16 with strides in elements; the last dim is contiguous.
-#[derive(Clone, Copy)]
-pub(crate) struct Tensor {
-    pub data: *const u8,
-    pub stride_b: i64,
-    pub stride_h: i64,
-    pub stride_n: i64,
+/// A row of the table `baseline_rows`; `MT` is its `m16_tiles`.
+pub(crate) trait Kernel<const MT: usize> {
+    const HEAD_DIM: usize;
+    const WARPS: usize;
+    /// Keys of a K or V tile.
+    const KEYS: usize;
+    const STAGES: usize;
+    const Q_IN_REGISTERS: bool;
+    /// Query rows of a CTA.
+    const TILE_M: u32 = (16 * MT * Self::WARPS) as u32;
 }
 
-impl Tensor {
-    /// Where token `row` of a head starts.
-    #[inline(always)]
-    unsafe fn row(&self, batch: u32, head: u32, row: u32) -> *const u8 {
-        let element =
-            i64::from(batch) * self.stride_b + i64::from(head) * self.stride_h + i64::from(row) * self.stride_n;
-        unsafe { self.data.offset(2 * element as isize) }
-    }
-}
-
-/// What the host passes; docs/kernel-abi.md has the shapes.
-#[derive(Clone, Copy)]
-pub(crate) struct Args {
-    pub q: Tensor,
-    pub k: Tensor,
-    pub v: Tensor,
-    pub o: Tensor,
-    pub lse: *mut f32,
-    pub seqlen_q: u32,
-    pub seqlen_kv: u32,
-    pub group: u32,
-    pub softmax_scale: f32,
-}
-
-/// The place of a lane in its warp's fragments, and of the warp in the grid.
+/// Where a lane is: in its warp's fragments, and which head it works on.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
-    /// `lane / 4`: the row of a fragment.
-    pub group: u32,
-    /// `lane % 4`: the column pair of a fragment.
-    pub quad: u32,
-    /// First query row of the CTA, and of the warp.
+    pub lane: Lane,
+    /// First query row of the CTA.
     pub cta_row: u32,
-    pub row: u32,
     pub batch: u32,
     pub head_q: u32,
     pub head_kv: u32,
 }
 
-/// One CTA.
+/// One CTA, whose kernel has K and V tiles of `KEYS` keys.
 #[inline(always)]
-pub(crate) unsafe fn attention<
-    const D: usize,
-    const MT: usize,
-    const WARPS: usize,
-    const KEYS: usize,
-    const STAGES: usize,
-    const RESIDENT: bool,
-    const CAUSAL: bool,
->(
-    args: Args,
-) {
+pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize, const KEYS: usize>(params: &BaselineParams) {
     unsafe {
-        let tile_m = (16 * MT * WARPS) as u32;
-        // The longest rows first, so that the last CTAs of a causal grid are the short ones.
-        let m_block = if CAUSAL { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
-        let place = place(&args, m_block * tile_m, (16 * MT) as u32);
-        let mask = Mask::<CAUSAL, KEYS>::of_rows(args.seqlen_q, args.seqlen_kv, place.cta_row, tile_m);
-        let scale = mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E);
+        let window = Window::<KEYS> {
+            seqlen_q: params.seqlen_q,
+            seqlen_kv: params.seqlen_kv,
+            left: params.window_left,
+            right: params.window_right,
+        };
+        // The longest rows first, so that the last CTAs of the grid are the short ones.
+        let m_block = if window.grows() { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
+        let place = place::<K, MT>(params, m_block * K::TILE_M);
+        let blocks = window.blocks(place.cta_row, K::TILE_M);
+        let scale = mul_rn_f32(params.softmax_scale, core::f32::consts::LOG2_E);
         // The fast step takes the maximum before the scale, which holds for positive scales only.
-        let fast_blocks = if scale > 0.0 { mask.full_blocks } else { 0 };
+        let fast_to = if scale > 0.0 { blocks.full_to } else { 0 };
 
-        load::query::<D, MT, WARPS>(&args, &place);
-        let mut ring =
-            Ring::<D, KEYS, WARPS, STAGES>::new(&args, &place, load::query_bytes::<D, MT, WARPS>(), mask.blocks);
-        let query = Query::<MT, RESIDENT>::new::<D, STAGES>(load::query_address::<D, MT>());
+        load::query::<K, MT>(params, &place);
+        let mut ring = Ring::<K, MT>::new(params, &place, blocks.first, blocks.end);
+        let query = Query::<K, MT>::new(load::query_address::<K, MT>());
         let mut softmax = Softmax::<MT>::new();
         let mut acc = Accumulator::<MT>::zero();
 
-        let mut block = 0;
-        while block < fast_blocks {
-            step::<D, MT, WARPS, KEYS, STAGES, RESIDENT, CAUSAL, false>(
-                block,
-                scale,
-                &place,
-                &mask,
-                &query,
-                &mut ring,
-                &mut softmax,
-                &mut acc,
-            );
-            block += 1;
+        let mut block = blocks.first;
+        while block < blocks.end {
+            while block >= blocks.full_from && block < fast_to {
+                step::<K, MT, KEYS, false>(block, scale, &window, &place, &query, &mut ring, &mut softmax, &mut acc);
+                block += 1;
+            }
+            if block < blocks.end {
+                step::<K, MT, KEYS, true>(block, scale, &window, &place, &query, &mut ring, &mut softmax, &mut acc);
+                block += 1;
+            }
         }
-        while block < mask.blocks {
-            step::<D, MT, WARPS, KEYS, STAGES, RESIDENT, CAUSAL, true>(
-                block,
-                scale,
-                &place,
-                &mask,
-                &query,
-                &mut ring,
-                &mut softmax,
-                &mut acc,
-            );
-            block += 1;
-        }
-        epilogue::store::<D, MT>(&args, &place, &softmax, &acc);
+        epilogue::store::<K, MT>(params, &place, &softmax, &acc);
     }
 }
 
 /// One tile of keys.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn step<
-    const D: usize,
-    const MT: usize,
-    const WARPS: usize,
-    const KEYS: usize,
-    const STAGES: usize,
-    const RESIDENT: bool,
-    const CAUSAL: bool,
-    const MASKED: bool,
->(
+unsafe fn step<K: Kernel<MT>, const MT: usize, const KEYS: usize, const MASKED: bool>(
     block: u32,
     scale: f32,
+    window: &Window<KEYS>,
     place: &Place,
-    mask: &Mask<CAUSAL, KEYS>,
-    query: &Query<MT, RESIDENT>,
-    ring: &mut Ring<D, KEYS, WARPS, STAGES>,
+    query: &Query<K, MT>,
+    ring: &mut Ring<K, MT>,
     softmax: &mut Softmax<MT>,
     acc: &mut Accumulator<MT>,
 ) {
     unsafe {
         let (k, v) = ring.next();
-        let mut s = scores::tile::<D, MT, KEYS, RESIDENT>(query, k);
+        let mut s = scores::tile(query, k);
         let scale = if MASKED {
-            mask::scale_and_hide::<CAUSAL, MT, KEYS>(mask, &mut s, scale, block, place);
+            scores::scale_and_hide(&mut s, scale, window, block, place);
             1.0
         } else {
             scale
         };
-        softmax.observe::<D, KEYS>(&s, scale, acc);
-        output::update::<D, MT, KEYS>(acc, softmax, &s, scale, v);
+        softmax.observe::<K>(&s, scale, acc);
+        output::update::<K, MT>(acc, softmax, &s, scale, v);
     }
 }
 
 #[inline(always)]
-fn place(args: &Args, cta_row: u32, warp_rows: u32) -> Place {
-    let (lane, warp) = (tid_x() % 32, tid_x() / 32);
-    let (head_q, batch) = (ctaid_y(), ctaid_z());
-    // SAFETY: the host's plan rejects a group of zero; the panic of a checked division has no place on the device.
-    unsafe { core::hint::assert_unchecked(args.group != 0) };
-    Place {
-        group: lane / 4,
-        quad: lane % 4,
-        cta_row,
-        row: cta_row + warp * warp_rows,
-        batch,
-        head_q,
-        head_kv: head_q / args.group,
-    }
+fn place<K: Kernel<MT>, const MT: usize>(params: &BaselineParams, cta_row: u32) -> Place {
+    let head_q = ctaid_y();
+    // SAFETY: the host's plan rejects a group of zero.
+    let (head_kv, _) = unsafe { div_rem(head_q, params.group) };
+    let row = cta_row + tid_x() / 32 * (16 * MT) as u32;
+    Place { lane: Lane::new(tid_x(), row), cta_row, batch: ctaid_z(), head_q, head_kv }
 }

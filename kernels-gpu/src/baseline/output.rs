@@ -1,5 +1,6 @@
 //! O += P V on the float16 tensor cores.
 
+use super::Kernel;
 use super::scores::Scores;
 use super::softmax::Softmax;
 use super::tile::{LaneRow, row_bytes};
@@ -20,14 +21,16 @@ impl<const MT: usize> Accumulator<MT> {
         Self { o: [[[0.0; 4]; MAX_TILES]; MT] }
     }
 
-    /// Multiplies each row of the `D` dims in use: `factor[mt][half]`.
+    /// Multiplies each row of the `head_dim` dims in use: `factor[mt][half]`.
     #[inline(always)]
-    pub(crate) fn scale<const D: usize>(&mut self, factor: &[[f32; 2]; MT]) {
+    pub(crate) fn scale(&mut self, head_dim: usize, factor: &[[f32; 2]; MT]) {
         unroll!(0..MT, |mt| {
-            unroll!(0..D / 8, |tile| {
-                unroll!(0..4, |i| {
-                    self.o[mt][tile][i] *= factor[mt][i / 2];
-                });
+            unroll!(0..MAX_TILES, |tile| {
+                if tile < head_dim / 8 {
+                    unroll!(0..4, |i| {
+                        self.o[mt][tile][i] *= factor[mt][i / 2];
+                    });
+                }
             });
         });
     }
@@ -36,18 +39,18 @@ impl<const MT: usize> Accumulator<MT> {
 /// Adds the tile at shared address `v`, 16 keys at a time: their exponentials, then their products. The assembler moves the
 /// exponentials of the next 16 keys between the products of these.
 #[inline(always)]
-pub(crate) unsafe fn update<const D: usize, const MT: usize, const KEYS: usize>(
+pub(crate) unsafe fn update<K: Kernel<MT>, const MT: usize>(
     acc: &mut Accumulator<MT>,
     softmax: &mut Softmax<MT>,
     s: &Scores<MT>,
     scale: f32,
     v: u32,
 ) {
-    let lane = LaneRow::rows_first::<D>();
-    unroll!(0..KEYS / 16, |step| {
+    let lane = LaneRow::rows_first(K::HEAD_DIM);
+    unroll!(0..K::KEYS / 16, |step| {
         let p = softmax.probabilities(s, scale, step);
-        unroll!(0..D / 16, |pair| {
-            let b = unsafe { ldmatrix_x4_trans(lane.address(v, pair) + 16 * step as u32 * row_bytes(D)) };
+        unroll!(0..K::HEAD_DIM / 16, |pair| {
+            let b = unsafe { ldmatrix_x4_trans(lane.address(v, pair) + 16 * step as u32 * row_bytes(K::HEAD_DIM)) };
             unroll!(0..MT, |mt| {
                 unroll!(0..2, |n| {
                     let o = &mut acc.o[mt][2 * pair + n];

@@ -1,11 +1,12 @@
 //! The online softmax in float32, base 2.
 
+use super::Kernel;
 use super::output::Accumulator;
 use super::scores::Scores;
 use crate::ptx::math::{
     cvt_rn_f16x2_f32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, rcp_approx_ftz_f32,
 };
-use crate::ptx::special::{shfl_bfly, vote_any};
+use crate::ptx::shuffle::{shfl_bfly, vote_any};
 
 /// A row's reference exponent follows its maximum only when that exceeds it by this. P then reaches 2^8, far below float16's
 /// limit and with the same relative precision, and the rescale of the whole output almost never runs.
@@ -30,27 +31,22 @@ impl<const MT: usize> Softmax<MT> {
     ///
     /// Each lane judges its own share of the row; the quad's maximum is found only if some lane of the warp is beyond the slack.
     #[inline(always)]
-    pub(crate) unsafe fn observe<const D: usize, const KEYS: usize>(
-        &mut self,
-        s: &Scores<MT>,
-        scale: f32,
-        acc: &mut Accumulator<MT>,
-    ) {
+    pub(crate) unsafe fn observe<K: Kernel<MT>>(&mut self, s: &Scores<MT>, scale: f32, acc: &mut Accumulator<MT>) {
         let mut max = [[0.0; 2]; MT];
         let mut beyond = false;
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
-                max[mt][half] = mul_rn_f32(row_max::<MT, KEYS>(s, mt, half), scale);
+                max[mt][half] = mul_rn_f32(row_max::<K, MT>(s, mt, half), scale);
                 beyond |= max[mt][half] > self.reference[mt][half] + SLACK;
             });
         });
         if unsafe { vote_any(beyond) } {
-            unsafe { self.advance::<D>(&max, acc) };
+            unsafe { self.advance::<K>(&max, acc) };
         }
     }
 
     #[inline(always)]
-    unsafe fn advance<const D: usize>(&mut self, lane_max: &[[f32; 2]; MT], acc: &mut Accumulator<MT>) {
+    unsafe fn advance<K: Kernel<MT>>(&mut self, lane_max: &[[f32; 2]; MT], acc: &mut Accumulator<MT>) {
         let mut factor = [[1.0; 2]; MT];
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
@@ -64,7 +60,7 @@ impl<const MT: usize> Softmax<MT> {
                 self.row_sum[mt][half] *= factor[mt][half];
             });
         });
-        acc.scale::<D>(&factor);
+        acc.scale(K::HEAD_DIM, &factor);
     }
 
     /// P of the 16 keys of step `step`, as A fragments: an accumulator of scores is the operand's layout already.
@@ -105,10 +101,10 @@ impl<const MT: usize> Softmax<MT> {
 
 /// The maximum of this lane's share of a row.
 #[inline(always)]
-fn row_max<const MT: usize, const KEYS: usize>(s: &Scores<MT>, mt: usize, half: usize) -> f32 {
+fn row_max<K: Kernel<MT>, const MT: usize>(s: &Scores<MT>, mt: usize, half: usize) -> f32 {
     let pair = |tile: usize| max_f32(s[mt][tile][2 * half], s[mt][tile][2 * half + 1]);
     let mut max = [pair(0), pair(1)];
-    unroll!(2..KEYS / 8, |tile| {
+    unroll!(2..K::KEYS / 8, |tile| {
         max[tile % 2] = max_f32(max[tile % 2], pair(tile));
     });
     max_f32(max[0], max[1])

@@ -16,8 +16,8 @@ pub(crate) const fn line(d: usize) -> u32 {
 
 /// What the chunk index of row `row` is xored with.
 #[inline(always)]
-pub(crate) fn swizzle<const D: usize>(row: u32) -> u32 {
-    if line(D) == 8 { row % 8 } else { row / 2 % 4 }
+pub(crate) fn swizzle(d: usize, row: u32) -> u32 {
+    if line(d) == 8 { row % 8 } else { row / 2 % 4 }
 }
 
 /// A lane's row for `ldmatrix.x4` in a block of 16 rows, where matrices are 8 rows by one chunk.
@@ -35,21 +35,21 @@ impl LaneRow {
     /// Matrices in the order (rows 0-7, chunk 0), (rows 8-15, chunk 0), (rows 0-7, chunk 1), (rows 8-15, chunk 1): an A fragment,
     /// or two B fragments when loaded transposed.
     #[inline(always)]
-    pub(crate) fn rows_first<const D: usize>() -> Self {
+    pub(crate) fn rows_first(d: usize) -> Self {
         let lane = opaque(tid_x()) % 32;
-        Self::new::<D>(lane % 16, lane / 16)
+        Self::new(d, lane % 16, lane / 16)
     }
 
     /// Matrices in the order (rows 0-7, chunk 0), (rows 0-7, chunk 1), (rows 8-15, chunk 0), (rows 8-15, chunk 1): two B fragments.
     #[inline(always)]
-    pub(crate) fn chunks_first<const D: usize>() -> Self {
+    pub(crate) fn chunks_first(d: usize) -> Self {
         let lane = opaque(tid_x()) % 32;
-        Self::new::<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2)
+        Self::new(d, lane / 16 * 8 + lane % 8, lane / 8 % 2)
     }
 
     #[inline(always)]
-    fn new<const D: usize>(row: u32, chunk: u32) -> Self {
-        Self { row: row * row_bytes(D), chunk: chunk ^ swizzle::<D>(row) }
+    fn new(d: usize, row: u32, chunk: u32) -> Self {
+        Self { row: row * row_bytes(d), chunk: chunk ^ swizzle(d, row) }
     }
 
     /// The lane's address for chunks `2*pair` and `2*pair + 1` of the 16 rows at shared address `base`.

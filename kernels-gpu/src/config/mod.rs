@@ -1,9 +1,12 @@
-//! Every kernel variant, as data: the device's entry points and the host's launches are generated from one table.
+//! Every kernel, as data: the device's entry points and the host's launches are generated from the tables in [`rows`].
 
-pub mod hopper;
+pub mod rows;
 pub mod shipping;
+pub mod sm80;
+pub mod sm90a;
 
-use crate::layout::{KV_BLOCK, block_bytes};
+use crate::layout::HEAD_DIMS;
+use crate::{baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
 use core::fmt;
 
 /// Kernels that share their instructions and the way they are launched.
@@ -45,28 +48,81 @@ impl fmt::Display for Family {
     }
 }
 
-/// The numeric scheme of the softmax and of P.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The numeric scheme (docs/kernel-abi.md).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// u8 P scaled by the block's row maximum, integer row sums, float16 softmax (docs/kernel-abi.md).
+    /// The most accurate: u8 P scaled by the block's row maximum, integer row sums, V scaled per channel, K and V less
+    /// their token means.
+    #[default]
     Default,
-    /// arXiv 2409.16997: int8 P scaled by the running maximum, float32 softmax.
+    /// arXiv 2409.16997 to the letter: int8 P scaled by the running maximum, V scaled per head.
     Paper,
+}
+
+impl Scheme {
+    /// All schemes.
+    pub const ALL: [Self; 2] = [Self::Default, Self::Paper];
+
+    /// Whether the token means of K and V are taken out ("smoothing"), V is scaled per channel and Q's scales are
+    /// rounded up to 10 bits.
+    #[must_use]
+    pub const fn smooths(self) -> bool {
+        matches!(self, Self::Default)
+    }
+
+    /// `flags` of the quantization kernels.
+    #[must_use]
+    pub const fn quantize_flags(self) -> u32 {
+        use crate::quantize::launch::flags::{SHORT_Q_SCALE, SMOOTH_K, SMOOTH_V, V_SCALE_PER_HEAD};
+        match self {
+            Self::Default => SMOOTH_K | SMOOTH_V | SHORT_Q_SCALE,
+            Self::Paper => V_SCALE_PER_HEAD,
+        }
+    }
+}
+
+/// A name that no [`Scheme`] has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownScheme;
+
+impl fmt::Display for UnknownScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the schemes are {} and {}", Scheme::Default, Scheme::Paper)
+    }
+}
+
+impl core::error::Error for UnknownScheme {}
+
+impl core::str::FromStr for Scheme {
+    type Err = UnknownScheme;
+
+    fn from_str(name: &str) -> Result<Self, UnknownScheme> {
+        let named = |scheme: &Self| match scheme {
+            Self::Default => name.eq_ignore_ascii_case("default"),
+            Self::Paper => name.eq_ignore_ascii_case("paper"),
+        };
+        Self::ALL.into_iter().find(named).ok_or(UnknownScheme)
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::Paper => "paper",
+        })
+    }
 }
 
 /// One INT8 attention kernel and how it is launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionVariant {
+    /// Its PTX module and its entry point there.
+    pub name: &'static str,
     /// Which instructions it uses, and with them its grid.
     pub family: Family,
-    /// Its module in [`MODULES`].
-    pub module: &'static str,
-    /// Entry point in the module's PTX.
-    pub entry: &'static str,
     /// Head dimension.
     pub head_dim: usize,
-    /// Whether the causal mask is applied.
-    pub causal: bool,
     /// Numeric scheme.
     pub scheme: Scheme,
     /// Query rows of one CTA.
@@ -103,12 +159,10 @@ impl AttentionVariant {
 /// One float16 attention kernel (the yardstick) and how it is launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BaselineVariant {
-    /// Entry point in the module's PTX.
-    pub entry: &'static str,
+    /// Its PTX module and its entry point there.
+    pub name: &'static str,
     /// Head dimension.
     pub head_dim: usize,
-    /// Whether the causal mask is applied.
-    pub causal: bool,
     /// Query rows of one CTA.
     pub tile_m: usize,
     /// Threads of one CTA.
@@ -119,46 +173,18 @@ pub struct BaselineVariant {
     pub min_ctas: usize,
 }
 
-/// A PTX module: the name of its file and of its `--cfg kernels` value, and the target it is compiled for.
+/// A PTX module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Module {
-    /// File stem in `host/ptx`.
+    /// File stem in `host/ptx`, and the `--cfg` that selects its entry points.
     pub name: &'static str,
+    /// The part of the crate that it is made of: the value of `--cfg kernels`.
+    pub part: &'static str,
     /// `-Ctarget-cpu`.
     pub target: &'static str,
     /// The least PTX version, major and minor: a code generator knows what the target needs, and not what the kernels' inline
     /// assembly does.
     pub ptx: (u32, u32),
-}
-
-/// Bytes that an attention CTA parks in shared memory (`attention/parked.rs`).
-pub const PARKED_BYTES: usize = 32;
-
-/// Where that is: behind a ring of `slots` K or V blocks and two blocks' key factors.
-#[must_use]
-pub const fn parked_offset(head_dim: usize, slots: usize) -> usize {
-    slots * block_bytes(head_dim) + 2 * KV_BLOCK * 4
-}
-
-/// Where the teams' exchange begins: behind that.
-#[must_use]
-pub const fn exchange_offset(head_dim: usize, slots: usize) -> usize {
-    parked_offset(head_dim, slots) + PARKED_BYTES
-}
-
-/// Shared memory in which the `team` warps of `16 * mt` query rows exchange row maxima and P.
-#[must_use]
-pub const fn exchange_bytes(mt: usize, team: usize) -> usize {
-    if team == 1 { 0 } else { team * MAXIMA_BYTES + 16 * mt * KV_BLOCK }
-}
-
-/// Row maxima of a warp in the exchange: two words a row of eight.
-pub const MAXIMA_BYTES: usize = 8 * 8;
-
-/// Shared memory of an attention CTA.
-#[must_use]
-pub const fn attention_shared_bytes(head_dim: usize, slots: usize, mt: usize, warps: usize, team: usize) -> usize {
-    exchange_offset(head_dim, slots) + warps / team * exchange_bytes(mt, team)
 }
 
 /// Shared memory of a float16 attention CTA: the query tile and a ring of `stages` pairs of tiles of `keys` K and V rows.
@@ -167,157 +193,114 @@ pub const fn baseline_shared_bytes(head_dim: usize, tile_m: usize, keys: usize, 
     2 * head_dim * (tile_m + 2 * stages * keys)
 }
 
-/// The float16 table. A row: head_dim, m16 tiles a warp, warps, keys a tile, ring stages, whether Q stays in registers,
-/// CTAs an SM, entry, causal entry.
-#[macro_export]
-macro_rules! baseline_table {
-    ($emit:ident) => {
-        $emit! {
-            32, 2, 4, 32, 3, true, 3, attention_f16_d32, attention_f16_d32_causal;
-            64, 2, 4, 64, 2, true, 2, attention_f16_d64, attention_f16_d64_causal;
-            96, 2, 4, 64, 2, false, 2, attention_f16_d96, attention_f16_d96_causal;
-            128, 2, 4, 32, 2, false, 2, attention_f16_d128, attention_f16_d128_causal;
-            256, 1, 4, 32, 2, false, 2, attention_f16_d256, attention_f16_d256_causal;
-        }
-    };
-}
-
-/// The INT8 table. A row: module, head_dim, scheme, m16 tiles a warp, warps, ring slots, CTAs an SM, warps a team,
-/// causal, entry. No row spills on any architecture: where two shapes of a kernel are as fast, or the faster one spills, the
-/// shape that fits stands here (docs/kernel-log.md). The paper's scheme has no d = 256: its float32 scores leave no room.
-#[macro_export]
-macro_rules! attention_table {
-    ($emit:ident) => {
-        $emit! {
-            "attention_d32", 32, Default, 1, 4, 4, 3, 1, false, attention_int8_default_d32;
-            "attention_d32", 32, Default, 1, 4, 4, 3, 1, true, attention_int8_default_d32_causal;
-            "attention_d32", 32, Paper, 1, 4, 4, 3, 1, false, attention_int8_paper_d32;
-            "attention_d32", 32, Paper, 1, 4, 4, 3, 1, true, attention_int8_paper_d32_causal;
-            "attention_d64", 64, Default, 2, 4, 3, 2, 1, false, attention_int8_default_d64;
-            "attention_d64", 64, Default, 1, 4, 3, 4, 1, true, attention_int8_default_d64_causal;
-            "attention_d64", 64, Paper, 1, 4, 3, 2, 1, false, attention_int8_paper_d64;
-            "attention_d64", 64, Paper, 1, 4, 3, 2, 1, true, attention_int8_paper_d64_causal;
-            "attention_d96", 96, Default, 1, 4, 3, 3, 1, false, attention_int8_default_d96;
-            "attention_d96", 96, Default, 1, 4, 3, 3, 1, true, attention_int8_default_d96_causal;
-            "attention_d96", 96, Paper, 1, 4, 3, 2, 1, false, attention_int8_paper_d96;
-            "attention_d96", 96, Paper, 1, 4, 3, 2, 1, true, attention_int8_paper_d96_causal;
-            "attention_d128", 128, Default, 2, 4, 3, 2, 2, false, attention_int8_default_d128;
-            "attention_d128", 128, Default, 2, 4, 3, 2, 2, true, attention_int8_default_d128_causal;
-            "attention_d128", 128, Paper, 1, 4, 3, 2, 1, false, attention_int8_paper_d128;
-            "attention_d128", 128, Paper, 1, 4, 3, 2, 1, true, attention_int8_paper_d128_causal;
-            "attention_d256", 256, Default, 1, 4, 3, 2, 2, false, attention_int8_default_d256;
-            "attention_d256", 256, Default, 1, 4, 3, 2, 2, true, attention_int8_default_d256_causal;
-        }
-    };
-}
-
-/// The INT8 table for sm_90a. A row: module, head_dim, scheme, consumer warpgroups, ring slots, the step of a block's P after which
-/// a warp leaves the special function unit to the next, keys from which it is the faster one, causal, entry.
-#[macro_export]
-macro_rules! hopper_table {
-    ($emit:ident) => {
-        $emit! {
-            "hopper_d64", 64, Default, 3, 6, 0, 384, false, attention_int8_default_d64_sm90a;
-            "hopper_d64", 64, Default, 3, 6, 0, 384, true, attention_int8_default_d64_sm90a_causal;
-            "hopper_d64", 64, Paper, 2, 6, 1, 0, false, attention_int8_paper_d64_sm90a;
-            "hopper_d64", 64, Paper, 2, 6, 1, 0, true, attention_int8_paper_d64_sm90a_causal;
-            "hopper_d128", 128, Default, 3, 4, 0, 256, false, attention_int8_default_d128_sm90a;
-            "hopper_d128", 128, Default, 3, 4, 0, 256, true, attention_int8_default_d128_sm90a_causal;
-            "hopper_d128", 128, Paper, 2, 4, 1, 0, false, attention_int8_paper_d128_sm90a;
-            "hopper_d128", 128, Paper, 2, 4, 1, 0, true, attention_int8_paper_d128_sm90a_causal;
-        }
-    };
-}
-
-macro_rules! variants {
-    ($($module:literal, $d:literal, $scheme:ident, $mt:literal, $warps:literal, $slots:literal, $ctas:literal, $team:literal, $causal:literal, $entry:ident;)*) => {
+macro_rules! sm80_variants {
+    ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal, slots: $slots:literal,
+        min_ctas: $ctas:literal, team: $team:literal })*) => {
         &[$(AttentionVariant {
-            family: Family::Sm80, module: $module, entry: stringify!($entry), head_dim: $d, causal: $causal, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm80, head_dim: $d, scheme: Scheme::$scheme,
             tile_m: 16 * $mt * $warps / $team, threads: 32 * $warps,
-            shared_bytes: attention_shared_bytes($d, $slots, $mt, $warps, $team), min_ctas: $ctas, from_keys: 0,
+            shared_bytes: sm80::shared_bytes($d, $slots, $mt, $warps, $team), min_ctas: $ctas, from_keys: 0,
         }),*]
     };
 }
 
-macro_rules! hopper_variants {
-    ($($module:literal, $d:literal, $scheme:ident, $wgs:literal, $slots:literal, $turn:literal, $from:literal, $causal:literal, $entry:ident;)*) => {
+macro_rules! sm90a_variants {
+    ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
+        handover: $handover:literal, from_keys: $from:literal })*) => {
         &[$(AttentionVariant {
-            family: Family::Sm90a, module: $module, entry: stringify!($entry), head_dim: $d, causal: $causal, scheme: Scheme::$scheme,
-            tile_m: hopper::WARPGROUP_ROWS * $wgs, threads: hopper::threads($wgs),
-            shared_bytes: hopper::shared_bytes($d, $wgs, $slots), min_ctas: 1, from_keys: $from,
+            name: stringify!($name), family: Family::Sm90a, head_dim: $d, scheme: Scheme::$scheme,
+            tile_m: sm90a::tile_m($wgs), threads: sm90a::threads($wgs),
+            shared_bytes: sm90a::shared_bytes($d, $wgs, $slots), min_ctas: 1, from_keys: $from,
         }),*]
     };
 }
-
-const SM80: &[AttentionVariant] = attention_table!(variants);
-const SM90A: &[AttentionVariant] = hopper_table!(hopper_variants);
-
-/// All INT8 attention kernels.
-pub const ATTENTION: &[AttentionVariant] = &{
-    let mut all = [SM80[0]; SM80.len() + SM90A.len()];
-    let mut i = 0;
-    while i < all.len() {
-        all[i] = if i < SM80.len() { SM80[i] } else { SM90A[i - SM80.len()] };
-        i += 1;
-    }
-    all
-};
 
 macro_rules! baseline_variants {
-    ($($d:literal, $mt:literal, $warps:literal, $keys:literal, $stages:literal, $resident:literal, $ctas:literal, $plain:ident, $causal:ident;)*) => {
-        &[$(
-            BaselineVariant {
-                entry: stringify!($plain), head_dim: $d, causal: false, tile_m: 16 * $mt * $warps, threads: 32 * $warps,
-                shared_bytes: baseline_shared_bytes($d, 16 * $mt * $warps, $keys, $stages), min_ctas: $ctas,
-            },
-            BaselineVariant {
-                entry: stringify!($causal), head_dim: $d, causal: true, tile_m: 16 * $mt * $warps, threads: 32 * $warps,
-                shared_bytes: baseline_shared_bytes($d, 16 * $mt * $warps, $keys, $stages), min_ctas: $ctas,
-            },
-        )*]
+    ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, warps: $warps:literal, keys: $keys:literal, stages: $stages:literal,
+        q_in_registers: $resident:literal, min_ctas: $ctas:literal })*) => {
+        &[$(BaselineVariant {
+            name: stringify!($name), head_dim: $d, tile_m: 16 * $mt * $warps, threads: 32 * $warps,
+            shared_bytes: baseline_shared_bytes($d, 16 * $mt * $warps, $keys, $stages), min_ctas: $ctas,
+        }),*]
     };
 }
 
+const SM80: &[AttentionVariant] = sm80_rows!(sm80_variants);
+const SM90A: &[AttentionVariant] = sm90a_rows!(sm90a_variants);
+
+/// All INT8 attention kernels.
+pub const ATTENTION: &[AttentionVariant] = &concat::<_, { SM80.len() + SM90A.len() }>(&[SM80, SM90A]);
+
 /// All float16 attention kernels.
-pub const BASELINE: &[BaselineVariant] = baseline_table!(baseline_variants);
+pub const BASELINE: &[BaselineVariant] = baseline_rows!(baseline_variants);
 
-/// A module of kernels that every GPU from compute capability 8.0 on runs.
-const fn sm80(name: &'static str) -> Module {
-    Module { name, target: Family::Sm80.target(), ptx: (7, 0) }
+/// Modules that every GPU from compute capability 8.0 on runs. `cp.async` came with PTX 7.0.
+macro_rules! sm80_modules {
+    ($part:expr; $($name:ident { $($field:tt)* })*) => {
+        &[$(Module { name: stringify!($name), part: $part, target: Family::Sm80.target(), ptx: (7, 0) }),*]
+    };
+    ($($name:ident { $($field:tt)* })*) => { sm80_modules!("sm80"; $($name {})*) };
 }
 
-/// A module of kernels for compute capability 9.0. `wgmma` of u8 and s8 came with PTX 8.4.
-const fn sm90a(name: &'static str) -> Module {
-    Module { name, target: Family::Sm90a.target(), ptx: (8, 4) }
+/// `wgmma` of u8 and s8 came with PTX 8.4.
+macro_rules! sm90a_modules {
+    ($($name:ident { $($field:tt)* })*) => {
+        &[$(Module { name: stringify!($name), part: "sm90a", target: Family::Sm90a.target(), ptx: (8, 4) }),*]
+    };
 }
 
-/// The module of the float16 kernels.
-pub const BASELINE_MODULE: &str = "baseline_f16";
+macro_rules! baseline_modules {
+    ($($name:ident { $($field:tt)* })*) => { sm80_modules!("baseline"; $($name {})*) };
+}
+
+macro_rules! conversion_modules {
+    ($($name:ident { $($field:tt)* })*) => {
+        &[$(Module { part: stringify!($name), ..(sm80_modules!(""; $name {}) as &[Module])[0] }),*]
+    };
+}
+
+const CONVERSION_MODULES: &[Module] = conversion_rows!(conversion_modules);
+const SM80_MODULES: &[Module] = sm80_rows!(sm80_modules);
+const SM90A_MODULES: &[Module] = sm90a_rows!(sm90a_modules);
+const BASELINE_MODULES: &[Module] = baseline_rows!(baseline_modules);
 
 /// All PTX modules that `xtask build` writes.
-pub const MODULES: &[Module] = &[
-    sm80("quantize"),
-    sm80("attention_d32"),
-    sm80("attention_d64"),
-    sm80("attention_d96"),
-    sm80("attention_d128"),
-    sm80("attention_d256"),
-    sm90a("hopper_d64"),
-    sm90a("hopper_d128"),
-    sm80(BASELINE_MODULE),
-];
+pub const MODULES: &[Module] = &concat::<
+    _,
+    { CONVERSION_MODULES.len() + SM80_MODULES.len() + SM90A_MODULES.len() + BASELINE_MODULES.len() },
+>(&[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, BASELINE_MODULES]);
 
-/// The INT8 attention kernel of a family for a head dim, mask and scheme.
-#[must_use]
-pub fn attention(family: Family, head_dim: usize, causal: bool, scheme: Scheme) -> Option<&'static AttentionVariant> {
-    let mut variants = ATTENTION.iter().filter(|v| v.family == family);
-    variants.find(|v| v.head_dim == head_dim && v.causal == causal && v.scheme == scheme)
+/// The parts, one after the other; `N` in all, and the first not empty.
+const fn concat<T: Copy, const N: usize>(parts: &[&[T]]) -> [T; N] {
+    let mut all = [parts[0][0]; N];
+    let (mut part, mut from, mut to) = (0, 0, 0);
+    while to < N {
+        if from == parts[part].len() {
+            (part, from) = (part + 1, 0);
+        } else {
+            all[to] = parts[part][from];
+            (from, to) = (from + 1, to + 1);
+        }
+    }
+    all
 }
 
-/// The float16 attention kernel for a head dim and mask.
+/// The INT8 attention kernel of a family for a head dim and scheme.
 #[must_use]
-pub fn baseline(head_dim: usize, causal: bool) -> Option<&'static BaselineVariant> {
-    BASELINE.iter().find(|v| v.head_dim == head_dim && v.causal == causal)
+pub fn attention(family: Family, head_dim: usize, scheme: Scheme) -> Option<&'static AttentionVariant> {
+    ATTENTION.iter().find(|v| (v.family, v.head_dim, v.scheme) == (family, head_dim, scheme))
+}
+
+/// The head dims for which one of these families has an INT8 attention kernel of this scheme, in order.
+pub fn head_dims(families: &[Family], scheme: Scheme) -> impl Iterator<Item = usize> {
+    let has = move |head_dim: &usize| families.iter().any(|&family| attention(family, *head_dim, scheme).is_some());
+    HEAD_DIMS.into_iter().filter(has)
+}
+
+/// The float16 attention kernel for a head dim.
+#[must_use]
+pub fn baseline(head_dim: usize) -> Option<&'static BaselineVariant> {
+    BASELINE.iter().find(|v| v.head_dim == head_dim)
 }
 
 #[cfg(test)]
@@ -327,11 +310,31 @@ mod tests {
     #[test]
     fn variants_stand_once_in_modules_of_their_target() {
         for (i, v) in ATTENTION.iter().enumerate() {
-            let module = MODULES.iter().find(|module| module.name == v.module).unwrap();
-            assert_eq!(module.target, v.family.target(), "{}", v.entry);
-            assert_eq!(attention(v.family, v.head_dim, v.causal, v.scheme), Some(v));
-            assert!(ATTENTION[..i].iter().all(|other| other.entry != v.entry), "{}", v.entry);
+            let module = MODULES.iter().find(|module| module.name == v.name).unwrap();
+            assert_eq!(module.target, v.family.target(), "{}", v.name);
+            assert_eq!(attention(v.family, v.head_dim, v.scheme), Some(v));
+            assert!(ATTENTION[..i].iter().all(|other| other.name != v.name), "{}", v.name);
         }
+    }
+
+    #[test]
+    fn names_say_what_a_kernel_is() {
+        extern crate std;
+        use std::format;
+        for v in ATTENTION {
+            let family = format!("{:?}", v.family).to_lowercase();
+            assert_eq!(v.name, format!("attention_{family}_d{}_{}", v.head_dim, v.scheme));
+        }
+        for v in BASELINE {
+            assert_eq!(v.name, format!("baseline_f16_d{}", v.head_dim));
+        }
+    }
+
+    #[test]
+    fn every_packed_head_dim_has_a_kernel_for_every_gpu() {
+        let with_kernel = SM80.iter().filter(|v| v.scheme == Scheme::Default).map(|v| v.head_dim);
+        assert!(with_kernel.eq(HEAD_DIMS));
+        assert!(ATTENTION.iter().all(|v| HEAD_DIMS.contains(&v.head_dim)));
     }
 
     #[test]
@@ -347,10 +350,8 @@ mod tests {
 
     #[test]
     fn hopper_grids_have_a_cta_a_multiprocessor_and_places_that_do_not_wrap() {
-        let [general, hopper] = [(Family::Sm80, 64), (Family::Sm90a, 192)].map(|(family, tile_m)| AttentionVariant {
-            tile_m,
-            ..*attention(family, 64, false, Scheme::Default).unwrap()
-        });
+        let [general, hopper] = [(Family::Sm80, 64), (Family::Sm90a, 192)]
+            .map(|(family, tile_m)| AttentionVariant { tile_m, ..*attention(family, 64, Scheme::Default).unwrap() });
         assert_eq!(general.grid(2, 3, 1000, 132), Some([16, 3, 2]));
         assert_eq!(hopper.grid(2, 3, 1000, 132), Some([36, 1, 1]));
         assert_eq!(hopper.grid(4, 32, 1000, 132), Some([132, 1, 1]));

@@ -1,6 +1,6 @@
 //! What ships of the modules: machine code for which GPUs beside the PTX, and the cargo features that bring a module.
 
-use super::{ATTENTION, BASELINE_MODULE, Family, Module, Scheme};
+use super::{ATTENTION, BASELINE, Family, Module, Scheme};
 
 /// A GPU architecture that machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,12 +76,12 @@ impl Module {
     /// Whether it is in the published package. The yardstick is for whoever works on this repository.
     #[must_use]
     pub fn ships(&self) -> bool {
-        self.name != BASELINE_MODULE
+        BASELINE.iter().all(|variant| variant.name != self.name)
     }
 
     /// The cargo features of the host library that have to be on for it to be built in.
     pub fn features(&self) -> impl Iterator<Item = &'static str> + use<> {
-        let mut kernels = ATTENTION.iter().filter(|variant| variant.module == self.name).peekable();
+        let mut kernels = ATTENTION.iter().filter(|variant| variant.name == self.name).peekable();
         let paper = kernels.peek().is_some() && kernels.all(|variant| matches!(variant.scheme, Scheme::Paper));
         [("baseline", !self.ships()), ("sm90a", self.target == Family::Sm90a.target()), ("paper", paper)]
             .into_iter()
@@ -144,7 +144,7 @@ mod tests {
                 assert!(names().eq(["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]), "{}", module.name);
             }
         }
-        let unknown = Module { name: "x", target: "sm_75", ptx: (7, 0) };
+        let unknown = Module { name: "x", part: "x", target: "sm_75", ptx: (7, 0) };
         assert_eq!(unknown.architectures().count(), 0);
     }
 
@@ -155,7 +155,7 @@ mod tests {
             assert_eq!(has("sm90a"), module.target == "sm_90a", "{}", module.name);
             assert_eq!(has("baseline"), !module.ships(), "{}", module.name);
             if has("paper") {
-                assert!(ATTENTION.iter().all(|v| v.module != module.name || v.scheme == Scheme::Paper));
+                assert!(ATTENTION.iter().all(|v| v.name != module.name || v.scheme == Scheme::Paper));
             }
         }
         assert!(MODULES.iter().any(|module| module.features().count() == 0), "something is always there");

@@ -134,8 +134,6 @@ store! {
     st_global_cs_v4_u32, "st.global.cs.v4.u32", u8, [u32; 4], "{{{2}, {3}, {4}, {5}}}", reg32 0, reg32 1, reg32 2, reg32 3;
     /// `st.global.cs.v2.u32`, of bytes that this launch does not read again.
     st_global_cs_v2_u32, "st.global.cs.v2.u32", u8, [u32; 2], "{{{2}, {3}}}", reg32 0, reg32 1;
-    /// `st.global.v2.u32`
-    st_global_v2_u32, "st.global.v2.u32", u8, [u32; 2], "{{{2}, {3}}}", reg32 0, reg32 1;
     /// `st.global.u32`
     st_global_u32, "st.global.u32", u8, [u32; 1], "{2}", reg32 0;
     /// `st.global.u16`

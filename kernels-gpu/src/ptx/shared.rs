@@ -1,6 +1,6 @@
-//! Loads and stores of shared memory in the widths that the quantizers use (PTX ISA 9.7.9.8 `ld`, 9.7.9.11 `st`).
+//! Loads and stores of shared memory (PTX ISA 9.7.9.8 `ld`, 9.7.9.11 `st`).
 //!
-//! None is `pure`: other threads write what the loads read, and only the order around `bar.sync` says when.
+//! But for one they are not `pure`: other threads write what the loads read, and only the order around `bar.sync` says when.
 
 use core::arch::asm;
 
@@ -15,6 +15,21 @@ pub unsafe fn ld_shared_v4_u32(address: u32) -> [u32; 4] {
         asm!("ld.shared.v4.u32 {{{}, {}, {}, {}}}, [{}];",
             out(reg32) d[0], out(reg32) d[1], out(reg32) d[2], out(reg32) d[3], in(reg32) address,
             options(readonly, nostack));
+    }
+    d
+}
+
+/// `ld.shared.v4.f32`, `pure`: of what no thread writes between the barriers around all its uses, so that the compiler may move it.
+///
+/// # Safety
+/// `address` is a 16-byte aligned shared address of 16 initialised bytes.
+#[inline(always)]
+pub unsafe fn ld_shared_v4_f32(address: u32) -> [f32; 4] {
+    let mut d = [0.0; 4];
+    unsafe {
+        asm!("ld.shared.v4.f32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) d[0], out(reg32) d[1], out(reg32) d[2], out(reg32) d[3], in(reg32) address,
+            options(pure, readonly, nostack));
     }
     d
 }

@@ -1,6 +1,50 @@
-//! Warp exchange with a mask that is known at run time (PTX ISA 9.7.9.6, `shfl.sync`).
+//! Exchange between the lanes of a warp (PTX ISA 9.7.9.6 `shfl.sync`, 9.7.13.5 `vote.sync`).
+//!
+//! None is `pure`: a compiler may move a pure instruction into a branch that only some of the lanes take.
 
 use core::arch::asm;
+
+/// The value of lane `lane ^ MASK` (`shfl.sync.bfly`).
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+pub unsafe fn shfl_bfly<const MASK: u32>(value: u32) -> u32 {
+    let d;
+    unsafe {
+        asm!("shfl.sync.bfly.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, const MASK, options(nomem, nostack));
+    }
+    d
+}
+
+/// The first lane's value, which the compiler then knows to be the same in all lanes (`shfl.sync.idx`).
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+pub unsafe fn first_lane(value: u32) -> u32 {
+    let d;
+    unsafe {
+        asm!("shfl.sync.idx.b32 {}, {}, 0, 31, -1;", out(reg32) d, in(reg32) value, options(nomem, nostack));
+    }
+    d
+}
+
+/// Whether `predicate` holds in any lane (`vote.sync.any`).
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+pub unsafe fn vote_any(predicate: bool) -> bool {
+    let d: u32;
+    unsafe {
+        asm!(
+            "{{ .reg .pred p, q; setp.ne.u32 p, {1}, 0; vote.sync.any.pred q, p, -1; selp.u32 {0}, 1, 0, q; }}",
+            out(reg32) d, in(reg32) u32::from(predicate), options(nomem, nostack)
+        );
+    }
+    d != 0
+}
 
 /// `value + (the value of lane `lane ^ mask`)`, or `value` where `mask` is 0 (`shfl.sync.bfly.b32`, then `add.rn.f32`
 /// under a predicate): one step of a sum over a group of lanes.
@@ -21,8 +65,6 @@ pub unsafe fn shfl_sync_bfly_add_f32(value: f32, mask: u32) -> f32 {
 }
 
 /// The value of lane `lane ^ mask` (`shfl.sync.bfly.b32`).
-///
-/// Not `pure`: a compiler may move a pure instruction into a branch that only some of the lanes take.
 ///
 /// # Safety
 /// All 32 lanes of a converged warp call it; `mask` is below 32.

@@ -65,10 +65,6 @@ pub type Sums<const TILES: usize> = [[i32; 4]; TILES];
 
 /// The products whose sums are `TILES` n8 tiles wide.
 pub trait Products: Sized {
-    /// How many n8 tiles.
-    const TILES: usize;
-    /// The sums; [`Self::wait`] comes first.
-    fn tiles(&self) -> &[[i32; 4]];
     /// `A * B`, signed by signed bytes, both in shared memory.
     ///
     /// # Safety
@@ -141,13 +137,6 @@ macro_rules! product {
 macro_rules! products {
     ($n:tt: $($sum:tt)*) => {
         impl Products for Sums<{ $n / 8 }> {
-            const TILES: usize = $n / 8;
-
-            #[inline(always)]
-            fn tiles(&self) -> &[[i32; 4]] {
-                self
-            }
-
             product!($n, "s8.s8", s8_s8, add_s8_s8, (a: u64), "{}", (in(reg64) a,), $($sum)*);
             product!($n, "u8.u8", registers_u8_u8, add_registers_u8_u8, (a: [u32; 4]), "{{{}, {}, {}, {}}}",
                 (in(reg32) a[0], in(reg32) a[1], in(reg32) a[2], in(reg32) a[3],), $($sum)*);

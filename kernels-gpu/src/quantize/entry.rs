@@ -1,5 +1,6 @@
 //! The entry points: arguments to CTAs' work (docs/kernel-abi.md, "Entry points").
 
+use super::launch::flags::{SHORT_Q_SCALE, SMOOTH_K, SMOOTH_V, V_SCALE_PER_HEAD};
 use super::launch::{QUANTIZE_THREADS, counters, operand_counters, tile_tokens};
 use super::scale::BEYOND_10_BITS;
 use super::tile::{Tile, await_copies, float_address};
@@ -7,19 +8,11 @@ use super::work::{Divisor, Item, Work};
 use super::{stats, tokens, values};
 use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::layout::{KV_BLOCK, STATS_CHUNK, block_bytes, kv_blocks};
+use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::{ld_global_f32, st_global_f32};
 use crate::ptx::order::{atom_acq_rel_gpu_add_u32, ld_acquire_gpu_u32, red_relaxed_gpu_max_u32};
 use crate::ptx::shared::{ld_shared_u32, st_shared_f32};
-use crate::ptx::special::{bar_sync, ctaid_x, ctaid_y, ctaid_z, tid_x};
-
-/// `flags`: take the mean out of K.
-const SMOOTH_K: u32 = 1;
-/// `flags`: take the mean out of V.
-const SMOOTH_V: u32 = 2;
-/// `flags`: one scale for all channels of a head of V, the paper's.
-const V_SCALE_PER_HEAD: u32 = 4;
-/// `flags`: round Q's scale up to a fraction of 10 bits.
-const SHORT_Q_SCALE: u32 = 8;
+use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, tid_x};
 
 /// A caller's tensor: strides in elements, the head's dims contiguous.
 #[derive(Clone, Copy)]

@@ -1,9 +1,6 @@
 //! How the quantization kernels are launched: blocks, grids, shared memory. The host and the kernels read the same functions.
 
-use crate::layout::{KV_BLOCK, STATS_CHUNK, block_bytes};
-
-/// Tokens that one CTA of `dequantize_*` handles: one packed block.
-pub const TOKENS: usize = KV_BLOCK;
+use crate::layout::STATS_CHUNK;
 
 /// Entry points of the module and what ptxas may assume of their launches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +18,19 @@ pub const BOUNDS: &[Bounds] = &[
     Bounds { entry: "quantize_f16", threads: QUANTIZE_THREADS, min_ctas: 5 },
     Bounds { entry: "quantize_bf16", threads: QUANTIZE_THREADS, min_ctas: 5 },
     Bounds { entry: "quantize_f32", threads: QUANTIZE_THREADS, min_ctas: 5 },
-    Bounds { entry: "dequantize_f16", threads: MAX_THREADS, min_ctas: 5 },
-    Bounds { entry: "dequantize_bf16", threads: MAX_THREADS, min_ctas: 5 },
-    Bounds { entry: "dequantize_f32", threads: MAX_THREADS, min_ctas: 5 },
 ];
+
+/// Bits of `flags`.
+pub mod flags {
+    /// Take the mean out of K.
+    pub const SMOOTH_K: u32 = 1;
+    /// Take the mean out of V.
+    pub const SMOOTH_V: u32 = 2;
+    /// One scale for all channels of a head of V, the paper's.
+    pub const V_SCALE_PER_HEAD: u32 = 4;
+    /// Round Q's scale up to a fraction of 10 bits.
+    pub const SHORT_Q_SCALE: u32 = 8;
+}
 
 /// Threads of a CTA of `quantize_*`.
 pub const QUANTIZE_THREADS: usize = 128;
@@ -86,34 +92,10 @@ pub const fn workspace_len(
     }
 }
 
-/// Threads of a CTA of `dequantize_*`: up to 64 dims, eight 16-byte vectors of a float16 block each;
-/// beyond that they take several rounds, so that an SM's registers hold blocks in different phases.
-///
-/// No `next_power_of_two`: of a `usize` it becomes 0 in rust-cuda's code generator (docs/codegen.md).
-#[must_use]
-pub const fn threads(head_dim: usize) -> usize {
-    if head_dim < MAX_THREADS / 2 { MAX_THREADS / 2 } else { MAX_THREADS }
-}
-
-/// Most threads of a CTA of `dequantize_*`.
-const MAX_THREADS: usize = 128;
-
-/// Dynamic shared memory of a CTA of `dequantize_*`: one packed block, in which V is transposed.
-#[must_use]
-pub const fn shared_bytes(head_dim: usize) -> usize {
-    block_bytes(head_dim)
-}
-
-/// Grid of `dequantize_*`: one for each [`TOKENS`] tokens of a head. `None` where the count leaves the grid's range.
-#[must_use]
-pub const fn token_blocks(batch: usize, heads: usize, seqlen: usize) -> Option<u32> {
-    grid(batch, heads, seqlen.div_ceil(TOKENS))
-}
-
 /// Largest x of a grid (CUDA programming guide, technical specifications per compute capability).
-pub(super) const MAX_GRID: usize = i32::MAX as usize;
+pub(crate) const MAX_GRID: usize = i32::MAX as usize;
 
-const fn grid(batch: usize, heads: usize, each: usize) -> Option<u32> {
+pub(crate) const fn grid(batch: usize, heads: usize, each: usize) -> Option<u32> {
     match batch.checked_mul(heads) {
         Some(all_heads) => match all_heads.checked_mul(each) {
             Some(blocks) if blocks <= MAX_GRID => Some(blocks as u32),
@@ -129,14 +111,6 @@ mod tests {
     use crate::layout::HEAD_DIMS;
 
     #[test]
-    fn blocks_are_whole_warps_within_the_bounds() {
-        let bound = |entry| BOUNDS.iter().find(|b| b.entry == entry).unwrap().threads;
-        for d in HEAD_DIMS {
-            assert!(threads(d).is_multiple_of(32) && threads(d) <= bound("dequantize_f16"));
-        }
-    }
-
-    #[test]
     fn tiles_hold_whole_panels_and_fit() {
         for (d, bytes) in HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
             let tokens = tile_tokens(d, bytes);
@@ -147,9 +121,6 @@ mod tests {
 
     #[test]
     fn grids_that_do_not_fit_are_none() {
-        assert_eq!(token_blocks(4, 32, 16385), Some(4 * 32 * 129));
-        assert_eq!(token_blocks(1 << 16, 1 << 16, 1), None);
-        assert_eq!(token_blocks(usize::MAX, 2, 1), None);
         assert_eq!(workspace_len(2, 3, 513, 64, 2), Some(2 * 6 * 4 + 2 * 6 * 2 * 3 * 64));
         assert_eq!(workspace_len(1 << 16, 1 << 16, 1, 64, 2), None);
     }

@@ -7,7 +7,6 @@
 //!             chunks to mean, and to V's scale (per channel, or the paper's one a head)                  stats.rs
 //!             Q and K by token (the paper's token-level scales), row-major and packed                    tokens.rs
 //!             V with the scales of the statistics, packed and transposed                                 values.rs
-//! dequantize  int8 and scales back to floats                                                             ../dequantize.rs, place.rs
 //! ```
 //!
 //! | line of the contract | where |
@@ -39,9 +38,7 @@ pub mod work;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod entry;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
-pub(crate) mod pack;
-#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
-pub(crate) mod place;
+mod pack;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod stats;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]

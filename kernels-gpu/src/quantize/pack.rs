@@ -1,7 +1,6 @@
-//! Floats to bytes, and bytes to floats, without conversion instructions (they run at a quarter of the rate).
+//! Floats to bytes without conversion instructions (they run at a quarter of the rate).
 
 use crate::element::Element;
-use crate::layout::V_OFFSET;
 use crate::ptx::math::{add_rn_f32, mul_rn_f32, prmt};
 
 /// 1.5 * 2^23: added to an integer's neighbourhood it rounds to nearest even, and the integer is in the low bits.
@@ -16,16 +15,4 @@ pub(crate) fn quantize4<E: Element>(x: [f32; 4], inverse: f32) -> u32 {
     let clamp = |y: f32| if E::CLAMPS { y.max(-127.0).min(127.0) } else { y };
     let byte = |i: usize| add_rn_f32(clamp(mul_rn_f32(x[i], inverse)), ROUNDER).to_bits();
     prmt(prmt(byte(0), byte(1), 0x0040), prmt(byte(2), byte(3), 0x0040), 0x5410)
-}
-
-/// [`V_OFFSET`] in each byte of a word. Added to or taken from signed bytes, it changes their top bits.
-pub(crate) const V_OFFSETS: u32 = u32::from_ne_bytes([V_OFFSET; 4]);
-
-/// The four codes of a word, each of whose bytes is [`V_OFFSET`] larger, as floats, exactly.
-#[inline(always)]
-pub(crate) fn dequantize4(unsigned: u32) -> [f32; 4] {
-    /// 2^23 in bits: with a byte in the low bits, 2^23 plus that byte.
-    const BIAS: u32 = 0x4b00_0000;
-    let float = |select| add_rn_f32(f32::from_bits(prmt(unsigned, BIAS, select)), -(8_388_608.0 + 128.0));
-    [float(0x7440), float(0x7441), float(0x7442), float(0x7443)]
 }

@@ -10,12 +10,13 @@ use super::scale::scale;
 use super::tile::{Tile, await_copies, float_address};
 use crate::element::{BATCH, Element, Rows};
 use crate::layout::{STATS_CHUNK, STATS_LANES};
+use crate::ptx::barrier::bar_sync;
 use crate::ptx::cp_async::cp_async_16;
 use crate::ptx::global::st_global_f32;
 use crate::ptx::math::fma_rn_f32;
 use crate::ptx::shared::{ld_shared_f32, ld_shared_u32, st_shared_f32};
 use crate::ptx::shuffle::shfl_sync_bfly_b32;
-use crate::ptx::special::{bar_sync, tid_x};
+use crate::ptx::special::tid_x;
 use crate::smem;
 
 /// Statistics kept for each channel: sum, minimum, maximum.

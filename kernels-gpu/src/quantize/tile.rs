@@ -5,9 +5,10 @@
 
 use super::launch::{QUANTIZE_THREADS, TILE_BYTES};
 use crate::element::{Element, Rows, load_elements};
+use crate::ptx::barrier::bar_sync;
 use crate::ptx::cp_async::{commit_group, cp_async_16, wait_group};
 use crate::ptx::shared::st_shared_v4_u32;
-use crate::ptx::special::{bar_sync, tid_x};
+use crate::ptx::special::tid_x;
 use crate::smem;
 
 /// Vectors of a whole tile that each thread copies.

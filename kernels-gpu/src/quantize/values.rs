@@ -4,16 +4,15 @@
 //! transposition happens in registers. Four lanes hold the octets of a row of 32 keys, a warp 32 of these rows.
 
 use super::launch::QUANTIZE_THREADS;
-use super::pack::{V_OFFSETS, quantize4};
-use super::place::{div_rem, octet_key};
+use super::pack::quantize4;
 use super::scale::reciprocal;
 use super::tile::{Tile, float_address, tile_address};
+use crate::division::div_rem;
 use crate::element::{Element, Vector};
-use crate::layout::{KV_BLOCK, ROW_BYTES, V_PANELS, block_bytes, swizzle, v_row};
+use crate::layout::{KV_BLOCK, ROW_BYTES, V_OFFSETS, V_PANELS, block_bytes, octet_key, swizzle, v_row};
 use crate::ptx::global::st_global_cs_v2_u32;
 use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
-use crate::ptx::memory::ld_shared_v4_f32;
-use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32};
+use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_f32, ld_shared_v4_u32, st_shared_f32};
 use crate::ptx::special::tid_x;
 
 /// Dims of a lane.
@@ -51,8 +50,8 @@ pub(crate) unsafe fn load_channels(head_dim: u32, channel: impl Fn(usize) -> (f3
 pub(crate) unsafe fn quantize<E: Element>(tile: &Tile, head_dim: u32, out: *mut u8) {
     // a warp's unit: 32 keys of 32 dims; the next is as many units on as there are warps
     let groups = head_dim / 32;
-    let (panels_on, groups_on) = div_rem(WARPS, groups);
-    let (mut panel, mut group) = div_rem(tid_x() / 32, groups);
+    let (panels_on, groups_on) = unsafe { div_rem(WARPS, groups) };
+    let (mut panel, mut group) = unsafe { div_rem(tid_x() / 32, groups) };
     while panel < tile.padded / ROW_BYTES as u32 {
         unsafe { quantize_unit::<E>(tile, panel, 32 * group, head_dim, out) };
         (panel, group) = (panel + panels_on, group + groups_on);

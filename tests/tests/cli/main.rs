@@ -150,6 +150,40 @@ fn the_job_runs_on_the_ptx_machine() {
     }
 }
 
+/// Windows, where CPU and kernels have the same bits but for the order of float32 sums.
+#[test]
+fn windows_run_on_the_cpu_and_on_the_ptx_machine() {
+    for (device, window) in [("cpu", "3,0"), ("cpu", "2,1"), ("sim", "3,0"), ("sim", "inf,0"), ("sim", "2,1")] {
+        let folder = Folder::new(&format!("window-{device}-{window}"));
+        let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+        std::fs::write(&input, encode(&good([1, 2, 9, 32]))).expect("the input is written");
+        let result = run_on(device, &input, &output, &["--window", window, "--check", "--json"]);
+        assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+        let report: Value = serde_json::from_slice(&result.stdout).expect("one JSON object");
+        assert_eq!((&report["window"], &report["causal"]), (&Value::from(window), &Value::from(window == "inf,0")));
+        assert!(report["check"]["relative_l2"].as_f64().expect("a figure") < 2e-2, "{report}");
+    }
+}
+
+#[test]
+fn wrong_windows_are_refused() {
+    let folder = Folder::new("windows");
+    let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+    std::fs::write(&input, encode(&good([1, 2, 4, 32]))).expect("the input is written");
+    for (more, expected) in [
+        (&["--window", "-1,0"][..], "the side `-1`; a side is how many keys are seen"),
+        (&["--window", "5,-10"], "the side `-10`; a side is how many keys are seen"),
+        (&["--window", "all,0"], "or `inf` for all of them"),
+        (&["--window", "5"], "LEFT,RIGHT"),
+        (&["--window", "5,0", "--causal"], "cannot be used with '--causal'"),
+    ] {
+        let result = run(&input, &output, more);
+        let stderr = String::from_utf8_lossy(&result.stderr);
+        assert!(!result.status.success() && !output.exists(), "{more:?} was taken");
+        assert!(stderr.lines().next().is_some_and(|line| line.contains(expected)), "{more:?}: {stderr}");
+    }
+}
+
 #[test]
 fn a_problem_without_a_kernel_is_refused_on_the_ptx_machine() {
     let folder = Folder::new("sim-none");

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use int_flash_attention::{AttentionOutput, AttentionProblem, DType, Family, TensorLayout};
 use int_flash_attention_kernels::config;
 use int_flash_attention_tests::agreement::Agreement;
-use int_flash_attention_tests::case::{Case, any_case};
+use int_flash_attention_tests::case::{Case, WINDOWS, any_case};
 use int_flash_attention_tests::properties::Kernels;
 use int_flash_attention_tests::{cases, check_cases};
 use std::cell::RefCell;
@@ -22,10 +22,12 @@ pub fn agree(gpu: &OnGpu) -> Result<()> {
             agreement.borrow_mut().families([&on(family), &on(Family::Sm80)], case, &operands)
         };
         for (seed, variant) in config::ATTENTION.iter().filter(|variant| variant.family == family).enumerate() {
+            for window in 0..WINDOWS.len() {
+                compare(&Case::of_variant(variant, window + 5 * seed)).context(variant.name)?;
+            }
             let case = Case::of_variant(variant, seed);
-            compare(&case).context(variant.entry)?;
             for seqlen_kv in [variant.from_keys, 4096].into_iter().filter(|&keys| keys > 0) {
-                anyhow::ensure!(chosen(gpu, &case.problem, seqlen_kv)? == (family, variant.entry), "{seqlen_kv} keys");
+                anyhow::ensure!(chosen(gpu, &case.problem, seqlen_kv)? == (family, variant.name), "{seqlen_kv} keys");
             }
             if variant.from_keys > 1 {
                 let (chosen, _) = chosen(gpu, &case.problem, variant.from_keys - 1)?;

@@ -15,10 +15,10 @@ use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
 use int_flash_attention::{
     AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme, TensorLayout,
-    reference,
+    Window, reference,
 };
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{AWKWARD, Case, Placement, any_case, variant};
+use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, variant};
 use int_flash_attention_tests::properties::{self, Kernels};
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{baseline, cases, check_cases};
@@ -101,11 +101,11 @@ fn generated_cases(gpu: &OnGpu) -> Result<()> {
 fn awkward_lengths(gpu: &OnGpu) -> Result<()> {
     for (seed, (seqlen_q, seqlen_kv)) in AWKWARD.into_iter().enumerate() {
         for head_dim in HEAD_DIMS {
-            for (causal, scheme) in
-                [(false, Scheme::Default), (true, Scheme::Default), (false, Scheme::Paper), (true, Scheme::Paper)]
+            for (window, scheme) in
+                WINDOWS.into_iter().flat_map(|window| [Scheme::Default, Scheme::Paper].map(|scheme| (window, scheme)))
             {
                 let problem = AttentionProblem::new(1, 4, 2, seqlen_q, seqlen_kv, head_dim)
-                    .with_causal(causal)
+                    .with_window(window)
                     .with_scheme(scheme);
                 if variant(&problem).is_some() {
                     properties::all(gpu, &Case::plain(problem, seed as u64)).with_context(|| format!("{problem:?}"))?;
@@ -133,9 +133,20 @@ fn hostile_values(gpu: &OnGpu) -> Result<()> {
 
 /// Thousands of keys, on a few query positions.
 fn long_sequences(gpu: &OnGpu) -> Result<()> {
-    for (head_dim, causal) in [(64, false), (64, true), (128, false), (128, true), (256, false)] {
+    let (sliding, local) = (Window { left: Some(1023), right: Some(0) }, Window { left: Some(700), right: Some(900) });
+    for (head_dim, window) in [
+        (64, Window::FULL),
+        (64, Window::CAUSAL),
+        (64, sliding),
+        (128, Window::FULL),
+        (128, Window::CAUSAL),
+        (128, sliding),
+        (128, local),
+        (256, Window::FULL),
+        (256, sliding),
+    ] {
         for scheme in [Scheme::Default, Scheme::Paper] {
-            let problem = AttentionProblem::new(1, 2, 2, 4000, 9001, head_dim).with_causal(causal).with_scheme(scheme);
+            let problem = AttentionProblem::new(1, 2, 2, 4000, 9001, head_dim).with_window(window).with_scheme(scheme);
             if variant(&problem).is_none() {
                 continue;
             }
@@ -170,7 +181,7 @@ fn values_at(o: &HostTensor, rows: &[usize]) -> Vec<f64> {
 fn float16(gpu: &OnGpu) -> Result<()> {
     for (seed, (seqlen_q, seqlen_kv)) in AWKWARD.into_iter().enumerate() {
         for head_dim in HEAD_DIMS {
-            let problem = AttentionProblem::new(1, 4, 2, seqlen_q, seqlen_kv, head_dim).with_causal(seed % 2 == 1);
+            let problem = AttentionProblem::new(1, 4, 2, seqlen_q, seqlen_kv, head_dim).with_window(WINDOWS[seed % 4]);
             let mut case = Case::plain(problem, seed as u64);
             case.placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
             let [q, k, v] = case.tensors()?;
@@ -224,7 +235,7 @@ fn whole_job(_: &OnGpu) -> Result<()> {
         let [q, k, v] = case.tensors()?;
         let problem = case.problem;
         let options = Options {
-            causal: problem.causal,
+            window: problem.window,
             scheme: problem.scheme,
             softmax_scale: problem.softmax_scale,
             lse: case.lse,

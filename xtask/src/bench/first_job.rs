@@ -5,7 +5,7 @@ use crate::workspace;
 use anyhow::{Context, Result, bail, ensure};
 use half::f16;
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DeviceOperands, Gpu, QuantizeLayouts, StreamRef, TensorLayout,
+    AttentionOutput, AttentionProblem, DType, DeviceOperands, Gpu, QuantizeLayouts, StreamRef, TensorLayout, Window,
 };
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -122,7 +122,11 @@ fn child(device: usize, head_dim: usize, causal: bool, folder: Option<&Path>) ->
 
 /// The one job of a child process: B = 1, 8 heads, 1024 tokens, float16 in and out. Its figures go to stdout.
 pub fn once(device: usize, head_dim: usize, causal: bool, folder: Option<&Path>) -> Result<()> {
-    let problem = AttentionProblem::new(1, 8, 8, 1024, 1024, head_dim).with_causal(causal);
+    let problem = AttentionProblem::new(1, 8, 8, 1024, 1024, head_dim).with_window(if causal {
+        Window::CAUSAL
+    } else {
+        Window::FULL
+    });
     let layout = TensorLayout::bhnd(problem.q_shape());
     let values = super::data::values(1, 0, layout.span());
     let mut start = Instant::now();

@@ -12,7 +12,7 @@ use crate::workspace;
 use anyhow::{Result, bail};
 use case::{Case, Timed};
 use int_flash_attention::driver::{DeviceAttribute, Driver, StreamHandle};
-use int_flash_attention::{AttentionProblem, Family, Gpu, Scheme};
+use int_flash_attention::{AttentionProblem, Family, Gpu, Scheme, Window};
 use int_flash_attention_tests::case::variant_of;
 use report::{Report, Row};
 use std::path::PathBuf;
@@ -30,6 +30,9 @@ pub struct Args {
     /// Masks: 0 (none), 1 (causal) or both
     #[arg(long, value_delimiter = ',', default_value = "0,1", value_parser = clap::value_parser!(u8).range(0..=1))]
     causal: Vec<u8>,
+    /// Windows in place of these masks, LEFT,RIGHT each: how many keys, or inf
+    #[arg(long, value_name = "LEFT,RIGHT", allow_hyphen_values = true)]
+    window: Vec<Window>,
     /// Batch
     #[arg(long, default_value_t = 4)]
     batch: usize,
@@ -96,14 +99,14 @@ pub fn run(args: &Args) -> Result<()> {
     };
     report.rows.extend(bench.copy_bandwidth()?);
     report.launch_us = Some(bench.launch_cost()?);
-    let (seqlens, masks) =
-        if args.quick { (vec![1024, 4096], vec![0]) } else { (args.seqlen.clone(), args.causal.clone()) };
+    let (seqlens, windows) =
+        if args.quick { (vec![1024, 4096], vec![Window::FULL]) } else { (args.seqlen.clone(), args.windows()) };
     for &head_dim in &args.head_dim {
-        for &causal in &masks {
+        for &window in &windows {
             for &seqlen in &seqlens {
                 let problem = AttentionProblem::new(args.batch, args.heads, args.heads, seqlen, seqlen, head_dim)
-                    .with_causal(causal == 1);
-                eprintln!("head_dim {head_dim} seqlen {seqlen}{}", if causal == 1 { " causal" } else { "" });
+                    .with_window(window);
+                eprintln!("head_dim {head_dim} seqlen {seqlen}{}", crate::attention::shown(window));
                 report.rows.extend(bench.shape(problem)?);
             }
         }
@@ -117,6 +120,21 @@ pub fn run(args: &Args) -> Result<()> {
         workspace::write_atomically(file, plot::svg(&report).as_bytes())?;
     }
     Ok(())
+}
+
+impl Args {
+    /// What is measured, the causal mask before windows that are a part of it: `--window` is beside the kernel's time with that.
+    fn windows(&self) -> Vec<Window> {
+        if self.window.is_empty() {
+            return self.causal.iter().map(|&causal| if causal == 1 { Window::CAUSAL } else { Window::FULL }).collect();
+        }
+        let mut windows = Vec::new();
+        for window in &self.window {
+            let whole = if window.right == Some(0) { Window::CAUSAL } else { Window::FULL };
+            windows.extend([whole, *window]);
+        }
+        report::unique(windows.into_iter())
+    }
 }
 
 /// A family by its name.
@@ -169,7 +187,7 @@ impl Bench {
             let mut case = Case::new(&self.gpu, problem, &families, self.cache, self.run)?;
             if scheme == Scheme::Default {
                 rows.push(speed("f16", &problem, self.time(&mut case, Timed::Float16, Case::float16)?));
-                if !problem.causal {
+                if problem.window == Window::FULL {
                     rows.push(traffic("quantize", &problem, self.time(&mut case, Timed::Quantize, Case::quantize)?, 9));
                     rows.push(traffic(
                         "dequantize",
@@ -243,17 +261,24 @@ impl Bench {
 }
 
 fn row(what: &str, problem: &AttentionProblem, (times, error_of_bound): (Spread, f64)) -> Row {
-    let AttentionProblem { head_dim, seqlen_q: seqlen, causal, .. } = *problem;
-    let error_of_bound = Some(error_of_bound);
+    let AttentionProblem { head_dim, seqlen_q: seqlen, window, .. } = *problem;
+    let (causal, error_of_bound) = (window == Window::CAUSAL, Some(error_of_bound));
+    let window = (!causal && window != Window::FULL).then(|| window.to_string());
     let (ms, spread) = (times.median, Some(times));
-    Row { what: what.into(), head_dim, seqlen, causal, ms, spread, error_of_bound, ..Row::default() }
+    Row { what: what.into(), head_dim, seqlen, causal, window, ms, spread, error_of_bound, ..Row::default() }
 }
 
-/// 4 * batch * heads * seqlen^2 * head_dim operations, half of them where causal.
+/// 4 * batch * heads * head_dim operations for each pair of a query and a key that it sees; where causal, half of all pairs.
 fn speed(what: &str, problem: &AttentionProblem, timed: (Spread, f64)) -> Row {
-    let scores = (problem.batch * problem.heads_q * problem.seqlen_q * problem.seqlen_kv) as f64;
-    let operations = 4.0 * scores * problem.head_dim as f64 * if problem.causal { 0.5 } else { 1.0 };
-    Row { t: Some(operations / timed.0.median * 1e-9), ..row(what, problem, timed) }
+    let all = problem.seqlen_q as f64 * problem.seqlen_kv as f64;
+    let pairs = match problem.window {
+        Window::FULL => all,
+        // As others count it.
+        Window::CAUSAL => 0.5 * all,
+        _ => problem.visible_pairs() as f64,
+    };
+    let operations = 4.0 * (problem.batch * problem.heads_q * problem.head_dim) as f64 * pairs;
+    Row { t: Some(operations / timed.0.median * 1e-9), kept: Some(pairs / all), ..row(what, problem, timed) }
 }
 
 /// Each tensor read once and written once: `bytes` for an element of Q (and, in `quantize`, of K and V).

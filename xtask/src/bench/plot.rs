@@ -1,6 +1,6 @@
 //! The figures as a picture: a panel for each head dim and mask, a line a kernel.
 
-use super::report::{Report, Row, unique};
+use super::report::{Report, Row, panels, unique};
 use std::fmt::Write;
 
 const PANEL: (f64, f64) = (360.0, 240.0);
@@ -11,7 +11,7 @@ const COLOURS: [&str; 8] = ["#c0392b", "#e08e79", "#2c3e50", "#2980b9", "#27ae60
 pub fn svg(report: &Report) -> String {
     let rows: Vec<&Row> = report.rows.iter().filter(|r| r.t.is_some() && !r.what.starts_with("job")).collect();
     let kinds = unique(rows.iter().map(|row| row.what.as_str()));
-    let panels = unique(rows.iter().map(|row| (row.head_dim, row.causal)));
+    let panels = panels(&rows);
     let columns = panels.len().clamp(1, 2);
     let lines = panels.len().div_ceil(columns);
     let (width, height) =
@@ -28,20 +28,13 @@ pub fn svg(report: &Report) -> String {
     );
     let _ = writeln!(out, "<text x=\"{}\" y=\"20\" font-size=\"13\">{title}</text>", MARGIN.0);
     let top = rows.iter().filter_map(|row| row.t).fold(1.0, f64::max) * 1.05;
-    for (i, &(head_dim, causal)) in panels.iter().enumerate() {
+    for (i, of_panel) in panels.into_iter().enumerate() {
         let at = (
             MARGIN.0 + (i % columns) as f64 * (PANEL.0 + MARGIN.0),
             54.0 + (i / columns) as f64 * (PANEL.1 + MARGIN.1 + 24.0),
         );
-        let here: Vec<&Row> = rows.iter().copied().filter(|r| (r.head_dim, r.causal) == (head_dim, causal)).collect();
-        panel(
-            &mut out,
-            at,
-            &format!("head_dim {head_dim}{}", if causal { ", causal" } else { "" }),
-            &here,
-            &kinds,
-            top,
-        );
+        let here: Vec<&Row> = rows.iter().copied().filter(|row| row.same_panel(of_panel)).collect();
+        panel(&mut out, at, &format!("head_dim {}{}", of_panel.head_dim, of_panel.mask()), &here, &kinds, top);
     }
     for (i, kind) in kinds.iter().enumerate() {
         let (x, y) = (width - 165.0, 70.0 + 18.0 * i as f64);

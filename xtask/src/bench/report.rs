@@ -20,12 +20,19 @@ pub struct Row {
     pub seqlen: usize,
     #[serde(default)]
     pub causal: bool,
+    /// The window, where it is neither that nor without an end on both sides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
+    /// Share of all pairs of a query and a key that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<f64>,
     /// Median time of one launch (of all launches, for a job).
     pub ms: f64,
     /// All of the launches' times in short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread: Option<Spread>,
-    /// 1e12 operations a second: 4 * batch * heads * seqlen^2 * head_dim / time, half of it where causal.
+    /// 1e12 operations a second: 4 * batch * heads * head_dim * pairs / time, pairs of a query and a key that it sees: seqlen^2, half of
+    /// it where causal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub t: Option<f64>,
     /// 1e12 bytes read plus written a second.
@@ -39,7 +46,21 @@ pub struct Row {
 impl Row {
     /// Same shape and mask.
     pub fn same_case(&self, other: &Self) -> bool {
-        (self.head_dim, self.seqlen, self.causal) == (other.head_dim, other.seqlen, other.causal)
+        self.seqlen == other.seqlen && self.same_panel(other)
+    }
+
+    /// Same head dim and mask.
+    pub fn same_panel(&self, other: &Self) -> bool {
+        (self.head_dim, self.causal, &self.window) == (other.head_dim, other.causal, &other.window)
+    }
+
+    /// The mask, as a title has it.
+    pub fn mask(&self) -> String {
+        match &self.window {
+            Some(window) => format!(", window {window}"),
+            None if self.causal => ", causal".to_owned(),
+            None => String::new(),
+        }
     }
 }
 
@@ -80,10 +101,10 @@ pub fn read_sdpa(path: &Path) -> Result<Vec<Row>> {
 pub fn print(report: &Report) {
     println!("{}, driver {}, batch {}, heads {}", report.device, report.driver, report.batch, report.heads);
     let speeds: Vec<&Row> = report.rows.iter().filter(|row| row.t.is_some()).collect();
-    for case in unique(speeds.iter().map(|row| (row.head_dim, row.causal))) {
-        let rows: Vec<&&Row> = speeds.iter().filter(|row| (row.head_dim, row.causal) == case).collect();
+    for panel in panels(&speeds) {
+        let rows: Vec<&&Row> = speeds.iter().filter(|row| row.same_panel(panel)).collect();
         let kinds = unique(rows.iter().map(|row| row.what.as_str()));
-        println!("\nhead_dim {}{}, 1e12 operations a second", case.0, if case.1 { ", causal" } else { "" });
+        println!("\nhead_dim {}{}, 1e12 operations a second", panel.head_dim, panel.mask());
         let width = |kind: &str| kind.len().max(7) + 2;
         let titles = kinds.iter().map(|kind| format!("{kind:>w$}", w = width(kind)));
         println!("{:>7} {}", "seqlen", titles.collect::<String>());
@@ -96,6 +117,7 @@ pub fn print(report: &Report) {
             println!("{seqlen:7} {}", kinds.iter().map(cell).collect::<String>());
         }
         print_ratios(&rows);
+        print_shares(&rows, &speeds);
     }
     println!();
     for row in report.rows.iter().filter(|row| row.tb_per_s.is_some()) {
@@ -122,6 +144,42 @@ fn print_ratios(rows: &[&&Row]) {
             }
         }
     }
+}
+
+/// Under a window: the time, and how it compares with the same kernel's without the window's end on the left (or on both sides), as
+/// the ratio of times over the ratio of kept pairs.
+fn print_shares(rows: &[&&Row], all: &[&Row]) {
+    for row in rows.iter().filter(|row| row.window.is_some()) {
+        let whole = |other: &&&Row| {
+            other.window.is_none()
+                && other.head_dim == row.head_dim
+                && other.seqlen == row.seqlen
+                && other.what == row.what
+        };
+        let Some(whole) = all.iter().find(whole) else { continue };
+        if let (Some(kept), Some(of)) = (row.kept, whole.kept) {
+            println!(
+                "  {:20} seqlen {:6} {:9.4} ms, {:.3} of the pairs{} in {:.3} of the time: {:.3} of its share",
+                row.what,
+                row.seqlen,
+                row.ms,
+                kept / of,
+                whole.mask(),
+                row.ms / whole.ms,
+                row.ms / whole.ms / (kept / of),
+            );
+        }
+    }
+}
+
+/// A row of each head dim and mask, in order of appearance.
+pub fn panels<'a>(rows: &[&'a Row]) -> Vec<&'a Row> {
+    rows.iter().fold(Vec::new(), |mut seen: Vec<&Row>, row| {
+        if !seen.iter().any(|other| other.same_panel(row)) {
+            seen.push(row);
+        }
+        seen
+    })
 }
 
 /// Lengths, and the speed of one kind over that of another.

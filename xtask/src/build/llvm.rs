@@ -1,8 +1,9 @@
 //! Code generator `llvm`: rustc's own NVPTX backend. Needs nothing but the toolchain that `rust-toolchain.toml` names.
 
-use super::{CodeGenerator, Module};
+use super::CodeGenerator;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
+use int_flash_attention_kernels::config::Module;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -67,8 +68,9 @@ impl Llvm {
         command.args(["-Cllvm-args=-unroll-threshold=100000", "-Cllvm-args=-unroll-full-max-count=64"]);
         // warps branch to their part once; a table of branch targets is nothing that the PTX machine would have to know for that
         command.arg("-Cllvm-args=-min-jump-table-entries=1000");
-        // a module is a part of the crate; what the others use is dead in it
-        command.args([remap.as_str(), "-Adead_code", "--cfg", &format!("kernels=\"{}\"", module.name)]);
+        // a module is a part of the crate; what the others use is dead in it (`xtask test` looks at all together)
+        command.args([remap.as_str(), "-Adead_code", "-Aunused_imports"]);
+        command.args(super::cfgs(module).flat_map(|cfg| ["--cfg".to_owned(), cfg]));
         command.args(["--emit", kind, "--out-dir"]).arg(&folder).arg("kernels-gpu/src/lib.rs");
         let output =
             workspace::capture(&mut command).with_context(|| format!("module {} does not compile", module.name))?;

@@ -12,24 +12,19 @@ mod table;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use int_flash_attention_kernels::config;
+use int_flash_attention_kernels::config::{self, Module};
 use rayon::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// One PTX file: the kernels that `--cfg kernels="NAME"` selects, for one target.
-pub struct Module {
-    /// File name without `.ptx`.
-    pub name: &'static str,
-    /// `sm_80`, ...
-    pub target: &'static str,
-    /// The least PTX version.
-    pub version: (u32, u32),
+/// The modules of the tables of kernels.
+pub fn modules() -> Vec<Module> {
+    config::MODULES.to_vec()
 }
 
-/// The modules of the variant table.
-pub fn modules() -> Vec<Module> {
-    config::MODULES.iter().map(|m| Module { name: m.name, target: m.target, version: m.ptx }).collect()
+/// What selects a module's part of the crate, and of that its entry points.
+pub fn cfgs(module: &Module) -> impl Iterator<Item = String> {
+    [format!("kernels=\"{}\"", module.part), module.name.to_owned()].into_iter()
 }
 
 /// Where `--codegen nvvm` writes.
@@ -164,7 +159,7 @@ fn build_one(generator: &dyn CodeGenerator, module: &Module, folder: &Path, chec
         (false, true) => "unchanged",
         (false, false) => "written",
     };
-    Ok(format!("{:<18} {kernels:3} kernels {lines:7} lines  {done}", module.name))
+    Ok(format!("{:<28} {kernels:3} kernels {lines:7} lines  {done}", module.name))
 }
 
 fn compare(path: &Path, built: &str) -> Result<()> {

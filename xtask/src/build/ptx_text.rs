@@ -4,8 +4,8 @@
 //! Neither code generator has an attribute for `.maxntid` and `.minnctapersm`, so they are written into the text, where
 //! both ptxas and the driver honour them.
 
-use super::Module;
 use anyhow::{Context, Result, bail};
+use int_flash_attention_kernels::config::Module;
 use std::fmt::Write;
 
 /// What the launch of an entry promises; ptxas divides the register file by it.
@@ -19,7 +19,7 @@ pub struct LaunchBounds {
 
 /// Normalises a module's PTX and gives each entry the bounds that `bounds` returns for its name.
 pub fn normalise(ptx: &str, module: &Module, bounds: impl Fn(&str) -> Option<LaunchBounds>) -> Result<String> {
-    let Module { name: module, version: least, .. } = *module;
+    let Module { name: module, ptx: least, .. } = *module;
     let mut out = format!("// int-flash-attention, module {module}; written by `cargo xtask build`, do not edit\n");
     let mut entry: Option<&str> = None;
     for line in ptx.lines() {
@@ -69,7 +69,7 @@ pub fn retarget(ptx: &str, module: &Module) -> Result<String> {
     for line in ptx.lines() {
         if line.starts_with(".version ") {
             versions += 1;
-            let (major, minor) = module.version;
+            let (major, minor) = module.ptx;
             let _ = writeln!(out, ".version {major}.{minor}");
         } else if line.starts_with(".target ") {
             targets += 1;
@@ -144,7 +144,7 @@ mod tests {
         .visible .entry foo(\n\t.param .u64 .ptr .align 1 foo_param_0,\n\t.param .u32 foo_param_1\n)\n{\n\t.loc 1 2 3\n\t\
         // begin inline asm\n\tadd.u32 %r1, %r1, %r2; // x\n\tret;\n\n}\n";
 
-    const M: Module = Module { name: "m", target: "sm_80", version: (7, 0) };
+    const M: Module = Module { name: "m", part: "p", target: "sm_80", ptx: (7, 0) };
 
     fn bounds(name: &str) -> Option<LaunchBounds> {
         (name == "foo").then_some(LaunchBounds { threads: 128, min_ctas: 2 })
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn the_version_is_raised_and_never_lowered() {
         let version = |least| {
-            let text = normalise(RAW, &Module { version: least, ..M }, bounds).unwrap();
+            let text = normalise(RAW, &Module { ptx: least, ..M }, bounds).unwrap();
             text.lines().nth(1).unwrap().to_owned()
         };
         assert_eq!([version((6, 9)), version((8, 4))], [".version 7.0", ".version 8.4"]);
@@ -181,7 +181,7 @@ mod tests {
     fn a_header_is_set_back() {
         let newer = RAW.replace(".version 7.0", ".version 9.5").replace(".target sm_80", ".target sm_100");
         assert_eq!(retarget(&newer, &M).unwrap(), RAW);
-        let hopper = retarget(&newer, &Module { target: "sm_90a", version: (8, 4), ..M }).unwrap();
+        let hopper = retarget(&newer, &Module { target: "sm_90a", ptx: (8, 4), ..M }).unwrap();
         assert!(hopper.contains(".version 8.4\n.target sm_90a\n"));
         assert!(retarget("ret;\n", &M).is_err());
     }

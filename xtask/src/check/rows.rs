@@ -47,8 +47,8 @@ pub struct Plan {
 impl Plan {
     /// That of a kernel in the tables of attention.
     fn of(entry: &str) -> Option<Self> {
-        let attention = ATTENTION.iter().map(|v| (v.entry, v.threads, v.shared_bytes, v.min_ctas));
-        let baseline = BASELINE.iter().map(|v| (v.entry, v.threads, v.shared_bytes, v.min_ctas));
+        let attention = ATTENTION.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.min_ctas));
+        let baseline = BASELINE.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.min_ctas));
         let (_, threads, shared_bytes, min_ctas) = attention.chain(baseline).find(|(name, ..)| *name == entry)?;
         Some(Self { threads, shared_bytes, min_ctas })
     }

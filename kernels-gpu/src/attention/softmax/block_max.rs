@@ -1,18 +1,20 @@
 //! The default scheme: P in u8, scaled by the row's maximum inside the block; float16 exponentials; integer row sums.
 
-use super::super::exchange::Exchange;
-use super::super::output::{Accumulator, Probabilities, SUBNORMAL, weighted};
-use super::super::scores::{MAGIC, MAGIC_BITS};
-use super::super::{Args, KEY_STEPS, KEY_TILES};
-use super::{Finished, Softmax, lane_sums, quad_sum};
-use crate::layout::V_OFFSET;
+use super::{MAGIC, MAGIC_BITS, Softmax, Team, lane_sums, quad_sum};
+use crate::attention::epilogue::Finished;
+use crate::attention::output::{Accumulator, Probabilities};
+use crate::attention::sequence::Sequence;
+use crate::attention::{KEY_STEPS, KEY_TILES};
+use crate::layout::{KV_BLOCK, V_OFFSET};
+use crate::params::AttentionParams;
+use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::math::{
     add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rp_f16_f32, ex2_approx_f16x2,
     ex2_approx_ftz_f32, fma_rn_f16x2, fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt, rcp_approx_ftz_f32,
 };
 use crate::ptx::mma::mma_m16n8k32_s32_u8_u8;
 use crate::ptx::select::selp_b32;
-use crate::ptx::special::{shfl_bfly, vote_any};
+use crate::ptx::shuffle::{shfl_bfly, vote_any};
 
 /// 255 and 1024 as pairs of float16: `255 e + 1024` has the rounded code of P in its low byte.
 const CODES: u32 = 0x5bf8_5bf8;
@@ -28,9 +30,20 @@ const SHIFT: f32 = 48.0;
 /// `2^-SHIFT`.
 const DOWN: f32 = 1.0 / (1_u64 << 48) as f32;
 
-/// `SPREAD`: each lane of a quad adds up its own keys, and the quad's four sums meet at the end. Else the tensor cores add them up,
-/// which on sm_90 would stand in line behind a warpgroup's products.
-pub(crate) struct BlockMax<const MT: usize, const SPREAD: bool> {
+/// Their product is 2^149, which no float is.
+///
+/// P and the bytes of V are unsigned, so a sum of P V is from 0 to `255 * 255 * 128 < 2^23`, and its bits, read as a float, are
+/// the sum times 2^-149: floats next to zero (subnormal) have that step, and the arithmetic takes them at full speed. The sums
+/// so go into `fma` as they are; converting them would be an instruction of half the rate for each. What V's bytes have too much
+/// ([`V_OFFSET`]) leaves the output at the end.
+const SUBNORMAL: [f32; 2] = [(1_u128 << 100) as f32, (1_u64 << 49) as f32];
+
+const _: () = assert!(255 * 255 * KV_BLOCK < 1 << 23);
+
+/// `LANE_SUMS`: each lane of a quad adds up P of its own keys, and the quad's four sums are added at the end of the row. Else the
+/// tensor cores add up P of all keys of a block: fewer instructions, but on sm_90a a product of `mma.sync` would wait until those
+/// of the warpgroup's `wgmma` are done.
+pub(crate) struct BlockMax<const MT: usize, const LANE_SUMS: bool> {
     /// The rows' scales over kappa, as pairs of equal float16.
     row_scale: [[u32; 2]; MT],
     /// Reference exponents and row sums.
@@ -38,10 +51,10 @@ pub(crate) struct BlockMax<const MT: usize, const SPREAD: bool> {
     row_sum: [[f32; 2]; MT],
 }
 
-impl<const MT: usize, const SPREAD: bool> BlockMax<MT, SPREAD> {
-    /// The rows' maxima over the quad's four lanes, for two rows at once: (row g, row g+8) in the halves.
+impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
+    /// The rows' maxima over the `tiles` n8 tiles of the quad's four lanes, for two rows at once: (row g, row g+8) in the halves.
     #[inline(always)]
-    unsafe fn maxima<const TEAM: usize>(scores: &[[[u32; KEY_TILES]; 2]; MT]) -> [u32; MT] {
+    unsafe fn maxima(scores: &[[[u32; KEY_TILES]; 2]; MT], tiles: usize) -> [u32; MT] {
         let mut maxima = [0; MT];
         unroll!(0..MT, |mt| {
             let mut max = [NEG_INFINITY; 2];
@@ -49,8 +62,10 @@ impl<const MT: usize, const SPREAD: bool> BlockMax<MT, SPREAD> {
                 let t = &scores[mt][half];
                 // Three at a time: sm_90 has an instruction for that.
                 let mut two = [max_f16x2(t[0], t[1]), max_f16x2(t[2], t[3])];
-                unroll!(2..KEY_TILES / TEAM / 2, |i| {
-                    two[i % 2] = max_f16x2(max_f16x2(two[i % 2], t[2 * i]), t[2 * i + 1]);
+                unroll!(2..KEY_TILES / 2, |i| {
+                    if 2 * i < tiles {
+                        two[i % 2] = max_f16x2(max_f16x2(two[i % 2], t[2 * i]), t[2 * i + 1]);
+                    }
                 });
                 max[half] = max_f16x2(two[0], two[1]);
             });
@@ -99,6 +114,22 @@ impl<const MT: usize, const SPREAD: bool> BlockMax<MT, SPREAD> {
     }
 }
 
+/// Selectors of `prmt` that take these halves of a pair of scores, and the other ones from minus infinity.
+const BOTH: u32 = 0x3210;
+const LOW: u32 = 0x7610;
+const HIGH: u32 = 0x3254;
+const NEITHER: u32 = 0x7654;
+
+/// Makes the scores of a row minus infinity but for the halves that `visible` selects in each of its `tiles` tiles.
+#[inline(always)]
+fn hide(scores: &mut [u32; KEY_TILES], tiles: usize, visible: impl Fn(usize) -> u32) {
+    unroll!(0..KEY_TILES, |tile| {
+        if tile < tiles {
+            scores[tile] = prmt(scores[tile], NEG_INFINITY, visible(tile));
+        }
+    });
+}
+
 /// The sums of P over all keys, of the rows in the two halves of a fragment.
 #[inline(always)]
 unsafe fn quad_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
@@ -112,38 +143,33 @@ unsafe fn quad_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
 
 /// `softmax_scale * log2(e)`.
 #[inline(always)]
-fn base2(args: &Args) -> f32 {
-    mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E)
+fn base2(params: &AttentionParams) -> f32 {
+    mul_rn_f32(params.softmax_scale, core::f32::consts::LOG2_E)
 }
 
-/// The power of two that brings the largest possible score of a head into [2^14, 2^15): `2^(14 - exponent)` of it.
-#[inline(always)]
-unsafe fn kappa<const D: usize>(args: &Args, head_kv: u64) -> f32 {
-    let magnitude = f32::from_bits(base2(args).to_bits() & 0x7fff_ffff);
-    let k_scale_max = unsafe { *args.k_scale_max.add(head_kv as usize) };
-    let bound = mul_rn_f32(mul_rn_f32((16129 * D) as f32, k_scale_max), magnitude);
-    let exponent = 14 - ((bound.to_bits() >> 23) as i32 - 127);
-    let exponent = if exponent > 100 { 100 } else { exponent };
-    let exponent = if exponent < -100 { -100 } else { exponent };
-    if bound == 0.0 { 1.0 } else { f32::from_bits(((exponent + 127) as u32) << 23) }
-}
-
-impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for BlockMax<MT, SPREAD> {
+impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_SUMS> {
     type Scores = [[[u32; KEY_TILES]; 2]; MT];
     /// The block's exponents, negated, as pairs of equal float16.
     type Exponents = [[u32; 2]; MT];
     /// The block's weight against the reference exponent.
     type Row = [[f32; 2]; MT];
 
+    /// The power of two that brings the largest possible score of a head into [2^14, 2^15): `2^(14 - exponent)` of it.
     #[inline(always)]
-    unsafe fn unit(args: &Args, head_kv: u64) -> f32 {
-        unsafe { kappa::<D>(args, head_kv) }
+    unsafe fn kappa(params: &AttentionParams, sequence: &Sequence, head_dim: usize) -> f32 {
+        let magnitude = f32::from_bits(base2(params).to_bits() & 0x7fff_ffff);
+        let k_scale_max = unsafe { ld_global_nc_f32(sequence.k_scale_max(params)) };
+        let bound = mul_rn_f32(mul_rn_f32((16129 * head_dim) as f32, k_scale_max), magnitude);
+        let exponent = 14 - ((bound.to_bits() >> 23) as i32 - 127);
+        let exponent = if exponent > 100 { 100 } else { exponent };
+        let exponent = if exponent < -100 { -100 } else { exponent };
+        if bound == 0.0 { 1.0 } else { f32::from_bits(((exponent + 127) as u32) << 23) }
     }
 
     #[inline(always)]
-    fn new(_: &Args, unit: f32, q_scale: [[f32; 2]; MT]) -> Self {
+    fn new(_: &AttentionParams, kappa: f32, q_scale: [[f32; 2]; MT]) -> Self {
         // 2^-100 <= kappa <= 2^100, so its reciprocal is exact.
-        let inverse = f32::from_bits((254 << 23) - unit.to_bits());
+        let inverse = f32::from_bits((254 << 23) - kappa.to_bits());
         let mut row_scale = [[0; 2]; MT];
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
@@ -159,14 +185,14 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
     }
 
     #[inline(always)]
-    fn key_unit(args: &Args, unit: f32) -> f32 {
-        mul_rn_f32(base2(args), unit)
+    fn common_factor(params: &AttentionParams, kappa: f32) -> f32 {
+        mul_rn_f32(base2(params), kappa)
     }
 
     #[inline(always)]
-    fn key_factor(key_unit: f32, k_scale: f32) -> f32 {
+    fn key_factor(common_factor: f32, k_scale: f32) -> f32 {
         // 22 bits: MAGIC times that is exact, so that fma(MAGIC + s, factor, -MAGIC * factor) is s * factor, rounded once.
-        f32::from_bits(mul_rn_f32(k_scale, key_unit).to_bits() & !3)
+        f32::from_bits(mul_rn_f32(k_scale, common_factor).to_bits() & !3)
     }
 
     #[inline(always)]
@@ -175,14 +201,22 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
     }
 
     #[inline(always)]
-    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4]) {
+    fn scores_of_magic(
+        &self,
+        scores: &mut Self::Scores,
+        mt: usize,
+        half: usize,
+        tile: usize,
+        sums: [f32; 2],
+        key: [f32; 4],
+    ) {
         let low = fma_rn_f32(sums[0], key[0], key[1]);
         let high = fma_rn_f32(sums[1], key[2], key[3]);
         scores[mt][half][tile] = cvt_rn_f16x2_f32(high, low);
     }
 
     #[inline(always)]
-    fn put_exact(
+    fn scores_of_sums(
         &self,
         scores: &mut Self::Scores,
         mt: usize,
@@ -195,22 +229,24 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
     }
 
     #[inline(always)]
-    fn hide<const TEAM: usize>(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32) {
-        unroll!(0..KEY_TILES / TEAM, |tile| {
-            // prmt takes the visible halves from the scores and the others from minus infinity.
+    fn hide_from(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32, tiles: usize) {
+        hide(&mut scores[mt][half], tiles, |tile| {
             let keys = keys - (8 * tile) as i32;
-            let selector = selp_b32(keys > 1, 0x3210, selp_b32(keys > 0, 0x7610, 0x7654));
-            scores[mt][half][tile] = prmt(scores[mt][half][tile], NEG_INFINITY, selector);
+            selp_b32(keys > 1, BOTH, selp_b32(keys > 0, LOW, NEITHER))
         });
     }
 
     #[inline(always)]
-    unsafe fn exponents<const TEAM: usize>(
-        &mut self,
-        scores: &Self::Scores,
-        exchange: &Exchange<MT, TEAM>,
-    ) -> Self::Exponents {
-        let maxima = unsafe { exchange.largest(Self::maxima::<TEAM>(scores)) };
+    fn hide_before(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32, tiles: usize) {
+        hide(&mut scores[mt][half], tiles, |tile| {
+            let keys = keys - (8 * tile) as i32;
+            selp_b32(keys < 1, BOTH, selp_b32(keys < 2, HIGH, NEITHER))
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn exponents<T: Team<MT>>(&mut self, scores: &Self::Scores, team: &T) -> Self::Exponents {
+        let maxima = unsafe { team.largest(Self::maxima(scores, KEY_TILES / T::WARPS)) };
         self.negated(&maxima)
     }
 
@@ -228,7 +264,7 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
     }
 
     #[inline(always)]
-    unsafe fn weigh(
+    unsafe fn add_block(
         &mut self,
         exponents: Self::Exponents,
         p: &Probabilities<MT>,
@@ -237,7 +273,7 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
     ) -> Self::Row {
         // Before the branch, where they fill the gaps between the exponentials.
         let mut sums = [[0.0; 2]; MT];
-        if SPREAD {
+        if LANE_SUMS {
             unroll!(0..MT, |mt| {
                 sums[mt] = lane_sums(&p[mt]);
             });
@@ -266,7 +302,7 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
         }
         let mut weight = [[0.0; 2]; MT];
         unroll!(0..MT, |mt| {
-            if !SPREAD {
+            if !LANE_SUMS {
                 sums[mt] = unsafe { quad_sums(&p[mt]) };
             }
             unroll!(0..2, |half| {
@@ -279,13 +315,13 @@ impl<const D: usize, const MT: usize, const SPREAD: bool> Softmax<D, MT> for Blo
 
     #[inline(always)]
     fn accumulate(o: f32, sum: i32, row: &Self::Row, mt: usize, half: usize) -> f32 {
-        weighted(o, f32::from_bits(sum as u32), row[mt][half])
+        fma_rn_f32(row[mt][half], f32::from_bits(sum as u32), o)
     }
 
     #[inline(always)]
     unsafe fn finish(&self, mt: usize, half: usize) -> Finished {
         let sum = self.row_sum[mt][half];
-        let sum = if SPREAD { unsafe { quad_sum(sum) } } else { sum };
+        let sum = if LANE_SUMS { unsafe { quad_sum(sum) } } else { sum };
         if sum > 0.0 {
             let [up, further] = SUBNORMAL;
             Finished {

@@ -1,18 +1,19 @@
 //! The paper's scheme (arXiv 2409.16997, algorithm 1): int8 P scaled by the running maximum, float32 softmax.
 
-use super::super::exchange::Exchange;
-use super::super::output::{Accumulator, Probabilities};
-use super::super::scores::MAGIC;
-use super::super::{Args, KEY_TILES};
-use super::{Finished, Softmax, lane_sums, quad_sum};
+use super::{MAGIC, Softmax, Team, lane_sums, quad_sum};
+use crate::attention::KEY_TILES;
+use crate::attention::epilogue::Finished;
+use crate::attention::output::{Accumulator, Probabilities};
+use crate::attention::sequence::Sequence;
 use crate::layout::V_OFFSET;
+use crate::params::AttentionParams;
 use crate::ptx::math::{
     add_rn_f32, cvt_rn_f32_s32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt,
     rcp_approx_ftz_f32,
 };
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
-use crate::ptx::special::shfl_bfly;
+use crate::ptx::shuffle::shfl_bfly;
 
 /// R, the largest int8 code.
 const R: f32 = 127.0;
@@ -31,27 +32,27 @@ pub(crate) struct Paper<const MT: usize> {
 /// keep one constant for both, in a register across the loop.
 const LEAST: f32 = -1e30;
 
-impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
+impl<const MT: usize> Softmax<MT> for Paper<MT> {
     type Scores = [[[[f32; 2]; KEY_TILES]; 2]; MT];
     /// `2^(old maximum - new maximum)`.
     type Exponents = [[f32; 2]; MT];
     type Row = [[f32; 2]; MT];
 
     #[inline(always)]
-    unsafe fn unit(_: &Args, _: u64) -> f32 {
+    unsafe fn kappa(_: &AttentionParams, _: &Sequence, _: usize) -> f32 {
         1.0
     }
 
     #[inline(always)]
-    fn new(args: &Args, _: f32, q_scale: [[f32; 2]; MT]) -> Self {
-        let c = mul_rn_f32(args.softmax_scale, core::f32::consts::LOG2_E);
+    fn new(params: &AttentionParams, _: f32, q_scale: [[f32; 2]; MT]) -> Self {
+        let c = mul_rn_f32(params.softmax_scale, core::f32::consts::LOG2_E);
         let row_scale = q_scale.map(|halves| halves.map(|scale| mul_rn_f32(scale, c)));
         Self { row_scale, row_max: [[LEAST; 2]; MT], row_sum: [[0.0; 2]; MT], code_sum: [[0.0; 2]; MT] }
     }
 
     #[inline(always)]
-    fn key_unit(_: &Args, unit: f32) -> f32 {
-        unit
+    fn common_factor(_: &AttentionParams, kappa: f32) -> f32 {
+        kappa
     }
 
     #[inline(always)]
@@ -65,13 +66,21 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    fn put(&self, scores: &mut Self::Scores, mt: usize, half: usize, tile: usize, sums: [f32; 2], key: [f32; 4]) {
+    fn scores_of_magic(
+        &self,
+        scores: &mut Self::Scores,
+        mt: usize,
+        half: usize,
+        tile: usize,
+        sums: [f32; 2],
+        key: [f32; 4],
+    ) {
         let exact = [add_rn_f32(sums[0], -MAGIC), add_rn_f32(sums[1], -MAGIC)];
-        Softmax::<D, MT>::put_exact(self, scores, mt, half, tile, exact, [key[0], key[2]]);
+        self.scores_of_sums(scores, mt, half, tile, exact, [key[0], key[2]]);
     }
 
     #[inline(always)]
-    fn put_exact(
+    fn scores_of_sums(
         &self,
         scores: &mut Self::Scores,
         mt: usize,
@@ -86,25 +95,22 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    fn hide<const TEAM: usize>(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32) {
+    fn hide_from(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32, tiles: usize) {
         // Opaque: the first keys of all tiles would be in registers across the loop, to be subtracted from the row's.
         let keys = opaque(keys as u32) as i32;
-        unroll!(0..KEY_TILES / TEAM, |tile| {
-            unroll!(0..2, |i| {
-                let s = scores[mt][half][tile][i];
-                scores[mt][half][tile][i] =
-                    f32::from_bits(selp_b32(keys > (8 * tile + i) as i32, s.to_bits(), f32::NEG_INFINITY.to_bits()));
-            });
-        });
+        hide(&mut scores[mt][half], tiles, |key| key < keys);
     }
 
     #[inline(always)]
-    unsafe fn exponents<const TEAM: usize>(
-        &mut self,
-        scores: &Self::Scores,
-        _: &Exchange<MT, TEAM>,
-    ) -> Self::Exponents {
-        const { assert!(TEAM == 1) }
+    fn hide_before(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32, tiles: usize) {
+        // Opaque: as above.
+        let keys = opaque(keys as u32) as i32;
+        hide(&mut scores[mt][half], tiles, |key| key >= keys);
+    }
+
+    #[inline(always)]
+    unsafe fn exponents<T: Team<MT>>(&mut self, scores: &Self::Scores, _: &T) -> Self::Exponents {
+        const { assert!(T::WARPS == 1) }
         let mut alpha = [[0.0; 2]; MT];
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
@@ -150,7 +156,7 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    unsafe fn weigh(
+    unsafe fn add_block(
         &mut self,
         exponents: Self::Exponents,
         p: &Probabilities<MT>,
@@ -182,4 +188,18 @@ impl<const D: usize, const MT: usize> Softmax<D, MT> for Paper<MT> {
             Finished::UNSEEN
         }
     }
+}
+
+/// Makes the scores of a row minus infinity but for those of the keys that are `visible`, counted from this lane's first.
+#[inline(always)]
+fn hide(scores: &mut [[f32; 2]; KEY_TILES], tiles: usize, visible: impl Fn(i32) -> bool) {
+    unroll!(0..KEY_TILES, |tile| {
+        unroll!(0..2, |i| {
+            if tile < tiles {
+                let s = scores[tile][i].to_bits();
+                let seen = selp_b32(visible((8 * tile + i) as i32), s, f32::NEG_INFINITY.to_bits());
+                scores[tile][i] = f32::from_bits(seen);
+            }
+        });
+    });
 }

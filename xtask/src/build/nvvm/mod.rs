@@ -6,9 +6,10 @@
 mod package;
 mod preflight;
 
-use super::{CodeGenerator, Module};
+use super::CodeGenerator;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
+use int_flash_attention_kernels::config::Module;
 use preflight::{Machine, Parts};
 use std::fs;
 use std::path::PathBuf;
@@ -123,7 +124,11 @@ impl CodeGenerator for Nvvm {
         }
         let out = self.work.join(format!("{}.ptx", module.name));
         let mut driver = self.command(self.target_dir().join("release").join(package::DRIVER), parts)?;
-        driver.arg(self.work.join("kernels")).args([package::KERNELS, module.target, module.name]).arg(&out);
+        driver
+            .arg(self.work.join("kernels"))
+            .args([package::KERNELS, module.target])
+            .arg(&out)
+            .args(super::cfgs(module));
         // warnings about the source are for `llvm` to show, which everyone can run
         workspace::capture(&mut driver).with_context(|| format!("module {} does not compile", module.name))?;
         fs::read_to_string(&out).with_context(|| format!("cuda_builder wrote no {}", out.display()))

@@ -1,0 +1,119 @@
+//! Where the rows and blocks of a sequence lie: the only code that turns (batch, head, row, block) into addresses.
+
+use crate::division::div_rem;
+use crate::element::Element;
+use crate::layout::{KV_BLOCK, block_bytes};
+use crate::params::{AttentionParams, Strided};
+
+/// A query head of a sequence, and the head of K and V that serves it.
+#[derive(Clone, Copy)]
+pub(crate) struct Sequence {
+    pub batch: u32,
+    pub head_q: u32,
+    /// `batch * heads_q + head_q`.
+    pub index_q: u64,
+    /// `batch * heads_kv + head_q / group`.
+    pub index_kv: u64,
+}
+
+impl Sequence {
+    #[inline(always)]
+    pub(crate) fn new(params: &AttentionParams, batch: u32, head_q: u32) -> Self {
+        // SAFETY: the host's plan rejects a group of zero.
+        let (head_kv, _) = unsafe { div_rem(head_q, params.group) };
+        Self {
+            batch,
+            head_q,
+            index_q: u64::from(batch) * u64::from(params.heads_q) + u64::from(head_q),
+            index_kv: u64::from(batch) * u64::from(params.heads_kv) + u64::from(head_kv),
+        }
+    }
+
+    /// The place of a query among all rows.
+    #[inline(always)]
+    fn row(&self, params: &AttentionParams, row: u32) -> u64 {
+        self.index_q * u64::from(params.seqlen_q) + u64::from(row)
+    }
+
+    /// The codes of a query.
+    #[inline(always)]
+    pub(crate) fn q(&self, params: &AttentionParams, head_dim: usize, row: u32) -> *const u8 {
+        params.q.ptr().wrapping_add((self.row(params, row) * head_dim as u64) as usize)
+    }
+
+    /// The scale of a query.
+    #[inline(always)]
+    pub(crate) fn q_scale(&self, params: &AttentionParams, row: u32) -> *const f32 {
+        params.q_scale.ptr().wrapping_add(self.row(params, row) as usize)
+    }
+
+    /// The product of a query with K's mean, where K has one.
+    #[inline(always)]
+    pub(crate) fn q_bias(&self, params: &AttentionParams, row: u32) -> *const f32 {
+        params.q_bias.ptr().wrapping_add(self.row(params, row) as usize)
+    }
+
+    /// The log-sum-exp of a query, where it is wanted.
+    #[inline(always)]
+    pub(crate) fn lse(&self, params: &AttentionParams, row: u32) -> *mut f32 {
+        params.lse.ptr().cast_mut().wrapping_add(self.row(params, row) as usize)
+    }
+
+    /// The place of a block of keys among all blocks.
+    #[inline(always)]
+    fn block(&self, params: &AttentionParams, block: u32) -> u64 {
+        self.index_kv * u64::from(params.seqlen_kv.div_ceil(KV_BLOCK as u32)) + u64::from(block)
+    }
+
+    /// A packed block of K.
+    #[inline(always)]
+    pub(crate) fn k(&self, params: &AttentionParams, head_dim: usize, block: u32) -> *const u8 {
+        params.k.ptr().wrapping_add((self.block(params, block) * block_bytes(head_dim) as u64) as usize)
+    }
+
+    /// A packed block of V.
+    #[inline(always)]
+    pub(crate) fn v(&self, params: &AttentionParams, head_dim: usize, block: u32) -> *const u8 {
+        params.v.ptr().wrapping_add((self.block(params, block) * block_bytes(head_dim) as u64) as usize)
+    }
+
+    /// The scales of a block of keys.
+    #[inline(always)]
+    pub(crate) fn k_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
+        params.k_scale.ptr().wrapping_add((self.block(params, block) * KV_BLOCK as u64) as usize)
+    }
+
+    /// An upper bound of the keys' scales.
+    #[inline(always)]
+    pub(crate) fn k_scale_max(&self, params: &AttentionParams) -> *const f32 {
+        params.k_scale_max.ptr().wrapping_add(self.index_kv as usize)
+    }
+
+    /// The scales of V's channels.
+    #[inline(always)]
+    pub(crate) fn v_scale(&self, params: &AttentionParams, head_dim: usize) -> *const f32 {
+        params.v_scale.ptr().wrapping_add(self.index_kv as usize * head_dim)
+    }
+
+    /// The means of V's channels.
+    #[inline(always)]
+    pub(crate) fn v_mean(&self, params: &AttentionParams, head_dim: usize) -> *const f32 {
+        params.v_mean.ptr().wrapping_add(self.index_kv as usize * head_dim)
+    }
+
+    /// Dim `dim` of the output of a query.
+    #[inline(always)]
+    pub(crate) fn o<E: Element>(&self, params: &AttentionParams, row: u32, dim: usize) -> *mut u8 {
+        token(&params.o, E::BYTES, [self.batch, self.head_q, row], dim).cast_mut()
+    }
+}
+
+/// Dim `dim` of a token, given by batch, head and position, of a tensor of elements of `bytes` bytes.
+#[inline(always)]
+pub(crate) fn token(tensor: &Strided, bytes: usize, [batch, head, row]: [u32; 3], dim: usize) -> *const u8 {
+    let element = i64::from(batch) * tensor.stride_b
+        + i64::from(head) * tensor.stride_h
+        + i64::from(row) * tensor.stride_n
+        + dim as i64;
+    tensor.data.ptr().wrapping_offset((element * bytes as i64) as isize)
+}

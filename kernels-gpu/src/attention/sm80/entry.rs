@@ -1,0 +1,35 @@
+//! The entry points, from the table `sm80_rows`.
+
+use super::{Kernel, attention};
+use crate::params::AttentionParams;
+
+macro_rules! scheme {
+    (Default, $mt:literal) => {
+        crate::attention::softmax::BlockMax<$mt, false>
+    };
+    (Paper, $mt:literal) => {
+        crate::attention::softmax::Paper<$mt>
+    };
+}
+
+macro_rules! entries {
+    ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal, slots: $slots:literal,
+        min_ctas: $ctas:literal, team: $team:literal })*) => {$(
+        #[cfg($name)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+        pub unsafe extern "ptx-kernel" fn $name(params: AttentionParams) {
+            struct Row;
+            impl Kernel<$mt> for Row {
+                type Softmax = scheme!($scheme, $mt);
+                const HEAD_DIM: usize = $d;
+                const WARPS: usize = $warps;
+                const SLOTS: usize = $slots;
+                const TEAM: usize = $team;
+            }
+            unsafe { attention::<Row, $mt>(&params) }
+        }
+    )*};
+}
+
+crate::sm80_rows!(entries);

@@ -1,0 +1,220 @@
+//! The forward pass on `mma.sync` and `cp.async`: compute capability 8.0 and newer.
+//!
+//! One CTA owns `16 * MT * WARPS / TEAM` query rows of one head; a team of `TEAM` warps shares `16 * MT` of them. A warp makes
+//! the scores and P of its part of a block's keys and the output of its part of the dims: 32 rows use each fragment of K and V
+//! twice, and a team keeps their output in registers where one warp could not. Per block of 128 keys:
+//!
+//! ```text
+//! pipeline.next_k          K block lands in shared memory, the next one is requested
+//! scores::block            S = Q K^T                int8 tensor cores, straight to the softmax's working unit
+//! mask                     S = -inf                 where the window ends in the block
+//! softmax.exponents, step  m, P                     the team's maximum, exponentials, P to bytes in registers
+//! pipeline.next_v          V block lands, and the team's P
+//! softmax.add_block        w, l                     the block's weight and row sum
+//! output::update           O += w * (P V)           int8 tensor cores, float sums
+//! ```
+
+mod entry;
+mod epilogue;
+mod output;
+mod pipeline;
+mod scores;
+mod shared_vars;
+mod team;
+
+use super::lane::Lane;
+use super::output::{Accumulator, Probabilities};
+use super::sequence::Sequence;
+use super::softmax::Softmax;
+use super::window::Window;
+use super::{KEY_STEPS, KEY_TILES};
+use crate::config::sm80::{team_offset, vars_offset};
+use crate::layout::KV_BLOCK;
+use crate::params::AttentionParams;
+use crate::ptx::barrier::bar_sync;
+use crate::ptx::opaque::opaque;
+use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
+use crate::smem;
+use pipeline::Pipeline;
+use scores::{KeyFactors, Query};
+use shared_vars::{SharedVars, Tile};
+use team::SharingTeam;
+
+/// A row of the table `sm80_rows`; `MT` is its `m16_tiles`.
+pub(crate) trait Kernel<const MT: usize> {
+    type Softmax: Softmax<MT>;
+    const HEAD_DIM: usize;
+    const WARPS: usize;
+    const SLOTS: usize;
+    const TEAM: usize;
+    /// Query rows of a CTA.
+    const TILE_M: u32 = (16 * MT * Self::WARPS / Self::TEAM) as u32;
+    /// n8 tiles of a block's keys that a warp has.
+    const KEY_TILES: usize = KEY_TILES / Self::TEAM;
+    /// k steps of a block's P that a warp has.
+    const KEY_STEPS: usize = KEY_STEPS / Self::TEAM;
+}
+
+/// Most pairs of n8 tiles in flight.
+const MAX_PAIRS: usize = 2;
+
+/// Pairs of n8 tiles whose products are in flight together: four independent sums hide the latency of the tensor cores.
+const fn pairs(mt: usize) -> usize {
+    if mt == 1 { MAX_PAIRS } else { 1 }
+}
+
+/// Where a lane is: in its warp's fragments, in its team, and which head it works on.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub lane: Lane,
+    /// `tid.x`.
+    pub thread: u32,
+    /// The first byte of shared memory.
+    pub shared: u32,
+    /// Which of the team's warps this is.
+    pub member: u32,
+    pub sequence: Sequence,
+}
+
+/// One CTA of the attention kernel.
+#[inline(always)]
+pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &AttentionParams) {
+    // A thread brings the scale of its own key of a block.
+    const { assert!(32 * K::WARPS == KV_BLOCK) }
+    unsafe {
+        let window = Window::of(params);
+        // The longest rows first, so that the last CTAs of the grid are the short ones.
+        let m_block = if window.grows() { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
+        let tile = Tile { row: m_block * K::TILE_M, head_q: ctaid_y(), batch: ctaid_z() };
+        let place = place::<K, MT>(params, &tile, tid_x());
+        let vars = SharedVars::new(place.shared + vars_offset(K::HEAD_DIM, K::SLOTS) as u32);
+        let blocks = window.blocks(tile.row, K::TILE_M);
+
+        let kappa = K::Softmax::kappa(params, &place.sequence, K::HEAD_DIM);
+        let common_factor = K::Softmax::common_factor(params, kappa);
+        let mut softmax = K::Softmax::new(params, kappa, scores::query_scales(params, &place));
+        let mut factors = KeyFactors::<K, MT>::new(params, &place, blocks.first);
+        let team = SharingTeam::<K, MT>::new(team_offset(K::HEAD_DIM, K::SLOTS), &place);
+        let query = Query::<MT>::load(params, K::HEAD_DIM, &place);
+        let mut pipeline = Pipeline::<K, MT>::new(params, &place, &blocks);
+        let mut acc = Accumulator::<MT>::zero();
+
+        vars.store(place.thread == 0, &tile, common_factor, &blocks);
+        let (mut block, mut more) = (blocks.first, blocks.first != blocks.end);
+        let first = factors.fetch(more);
+        factors.publish(block, first, common_factor);
+        // For the variables in shared memory: there may be no block, and so no other barrier before the end.
+        bar_sync();
+        while more {
+            // Opaque: else the end of the blocks and the one before it would be in registers across the loop.
+            let next = opaque(block + 1);
+            more = next != blocks.end;
+            step(
+                params,
+                block,
+                more,
+                &place,
+                &vars,
+                &query,
+                &mut factors,
+                &team,
+                &mut pipeline,
+                &mut softmax,
+                &mut acc,
+            );
+            block = next;
+        }
+        pipeline.drain();
+        let place = self::place::<K, MT>(params, &vars.tile(), opaque(tid_x()));
+        epilogue::store::<K, MT>(params, &place, &softmax, &acc);
+    }
+}
+
+/// One block of keys; whether there are more of them.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn step<K: Kernel<MT>, const MT: usize>(
+    params: &AttentionParams,
+    block: u32,
+    more: bool,
+    place: &Place,
+    vars: &SharedVars,
+    query: &Query<MT>,
+    factors: &mut KeyFactors<K, MT>,
+    team: &SharingTeam<K, MT>,
+    pipeline: &mut Pipeline<K, MT>,
+    softmax: &mut K::Softmax,
+    acc: &mut Accumulator<MT>,
+) {
+    unsafe {
+        let next_scale = factors.fetch(more);
+        let k = pipeline.next_k();
+        let mut s = scores::block(query, k, factors, softmax, block, place);
+        let [full_from, full_to] = vars.full();
+        if block >= full_to {
+            mask::<K, MT, false>(params, &mut s, block, vars);
+        }
+        if block < full_from {
+            mask::<K, MT, true>(params, &mut s, block, vars);
+        }
+        let exponents = softmax.exponents(&s, team);
+        let mut p: Probabilities<MT> = [[[0; 4]; KEY_STEPS]; MT];
+        unroll!(0..K::KEY_STEPS, |step| {
+            let codes = softmax.step(&s, &exponents, step);
+            unroll!(0..MT, |mt| {
+                p[mt][step] = codes[mt];
+            });
+            team.share(&p, step);
+        });
+        // Before the wait, which hides the load.
+        let common_factor = vars.common_factor();
+        let v = pipeline.next_v();
+        factors.publish(block + 1, next_scale, common_factor);
+        team.collect(&mut p);
+        let row = softmax.add_block(exponents, &p, acc, K::HEAD_DIM / 8 / K::TEAM);
+        output::update::<K, MT>(acc, &p, v, place.member, &row);
+    }
+}
+
+/// Hides the scores of a block that lie before (`LEFT`) or behind the window of their row.
+#[inline(always)]
+unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
+    params: &AttentionParams,
+    scores: &mut <K::Softmax as Softmax<MT>>::Scores,
+    block: u32,
+    vars: &SharedVars,
+) {
+    // Opaque, and the tile from shared memory: what only this needs would be in registers across the loop.
+    let (lane, member) = unsafe { lane::<K, MT>(vars.tile().row, opaque(tid_x())) };
+    let window = Window::of(params);
+    let window = Window { seqlen_q: opaque(window.seqlen_q), seqlen_kv: opaque(window.seqlen_kv), ..window };
+    let block = opaque(block);
+    let first = (member * (8 * K::KEY_TILES) as u32 + 2 * lane.quad) as i32;
+    unroll!(0..MT, |mt| {
+        unroll!(0..2, |half| {
+            let row = lane.query(mt, half);
+            if LEFT {
+                K::Softmax::hide_before(scores, mt, half, window.first_in_block(row, block) - first, K::KEY_TILES);
+            } else {
+                K::Softmax::hide_from(scores, mt, half, window.end_in_block(row, block) - first, K::KEY_TILES);
+            }
+        });
+    });
+}
+
+/// The lane of a thread of the CTA whose tile begins at `row`, and which of its team's warps it is in.
+#[inline(always)]
+fn lane<K: Kernel<MT>, const MT: usize>(row: u32, thread: u32) -> (Lane, u32) {
+    let (team, team_rows) = (K::TEAM as u32, (16 * MT) as u32);
+    let warp = thread / 32;
+    (Lane::new(thread, row + warp / team * team_rows), warp % team)
+}
+
+/// The place of thread `thread` of the CTA with this tile.
+#[inline(always)]
+fn place<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, tile: &Tile, thread: u32) -> Place {
+    let thread = if K::TEAM > 1 { opaque(thread) } else { thread };
+    let (lane, member) = lane::<K, MT>(tile.row, thread);
+    let sequence = Sequence::new(params, tile.batch, tile.head_q);
+    Place { lane, thread, shared: smem::base(), member, sequence }
+}

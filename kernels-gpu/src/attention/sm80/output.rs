@@ -1,0 +1,56 @@
+//! O += w * (P V) on the int8 tensor cores, with float sums across blocks.
+
+use super::scores::panel_row;
+use super::{Kernel, MAX_PAIRS, pairs};
+use crate::attention::KEY_STEPS;
+use crate::attention::output::{Accumulator, Probabilities};
+use crate::attention::softmax::Softmax;
+use crate::layout::ROW_BYTES;
+use crate::ptx::ldmatrix::ldmatrix_x4;
+use crate::ptx::mma::mma_m16n8k32_s32_u8_u8;
+
+/// Warps of the largest team.
+const MAX_TEAM: usize = 2;
+
+/// Adds the block at shared address `v`, in the dims of member `member`.
+#[inline(always)]
+pub(crate) unsafe fn update<K: Kernel<MT>, const MT: usize>(
+    acc: &mut Accumulator<MT>,
+    p: &Probabilities<MT>,
+    v: u32,
+    member: u32,
+    row: &<K::Softmax as Softmax<MT>>::Row,
+) {
+    let (d, steps) = (K::HEAD_DIM, K::KEY_STEPS);
+    let mut panels = [panel_row(v) + member * (d / K::TEAM * ROW_BYTES) as u32; MAX_TEAM];
+    unroll!(0..K::TEAM, |other| {
+        panels[other] += (member ^ other as u32) * (steps * d * ROW_BYTES) as u32;
+    });
+    unroll!(0..K::HEAD_DIM / 16 / K::TEAM / pairs(MT), |group| {
+        let mut pv = [[[[0; 4]; 2]; MT]; MAX_PAIRS];
+        unroll!(0..KEY_STEPS, |step| {
+            unroll!(0..pairs(MT), |i| {
+                let b = unsafe {
+                    ldmatrix_x4(
+                        panels[step / steps]
+                            + (step % steps * d * ROW_BYTES + (group * pairs(MT) + i) * 16 * ROW_BYTES) as u32,
+                    )
+                };
+                unroll!(0..MT, |mt| {
+                    pv[i][mt][0] = unsafe { mma_m16n8k32_s32_u8_u8(p[mt][step], [b[0], b[1]], pv[i][mt][0]) };
+                    pv[i][mt][1] = unsafe { mma_m16n8k32_s32_u8_u8(p[mt][step], [b[2], b[3]], pv[i][mt][1]) };
+                });
+            });
+        });
+        unroll!(0..pairs(MT), |i| {
+            unroll!(0..MT, |mt| {
+                unroll!(0..2, |n| {
+                    unroll!(0..4, |j| {
+                        let o = &mut acc.o[mt][2 * (group * pairs(MT) + i) + n][j];
+                        *o = K::Softmax::accumulate(*o, pv[i][mt][n][j], row, mt, j / 2);
+                    });
+                });
+            });
+        });
+    });
+}

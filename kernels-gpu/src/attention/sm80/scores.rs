@@ -1,0 +1,155 @@
+//! S = Q K^T on the int8 tensor cores.
+
+use super::{Kernel, MAX_PAIRS, Place, pairs};
+use crate::attention::softmax::{MAGIC, MAGIC_BITS, Softmax};
+use crate::layout::{KV_BLOCK, ROW_BYTES, slot_key, swizzle};
+use crate::params::AttentionParams;
+use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};
+use crate::ptx::ldmatrix::ldmatrix_x4;
+use crate::ptx::math::mul_rn_f32;
+use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
+use crate::ptx::shared::{ld_shared_v4_f32, st_shared_f32};
+use crate::ptx::special::tid_x;
+use core::marker::PhantomData;
+
+/// k steps of the widest head.
+const MAX_STEPS: usize = 8;
+
+/// The warp's query rows as A fragments, resident for the whole kernel.
+pub(crate) struct Query<const MT: usize> {
+    fragment: [[[u32; 4]; MAX_STEPS]; MT],
+}
+
+impl<const MT: usize> Query<MT> {
+    /// Rows past the end are zero.
+    #[inline(always)]
+    pub(crate) unsafe fn load(params: &AttentionParams, head_dim: usize, place: &Place) -> Self {
+        let mut fragment = [[[0; 4]; MAX_STEPS]; MT];
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
+                let row = place.lane.query(mt, half);
+                let codes = place.sequence.q(params, head_dim, row);
+                unroll!(0..MAX_STEPS, |step| {
+                    unroll!(0..2, |upper| {
+                        if step < head_dim / ROW_BYTES && row < params.seqlen_q {
+                            let offset = ROW_BYTES * step + 16 * upper + 4 * place.lane.quad as usize;
+                            fragment[mt][step][half + 2 * upper] = unsafe { ld_global_nc_u32(codes.add(offset)) };
+                        }
+                    });
+                });
+            });
+        });
+        Self { fragment }
+    }
+}
+
+/// The scales of the lane's query rows; 1 for rows past the end.
+#[inline(always)]
+pub(crate) unsafe fn query_scales<const MT: usize>(params: &AttentionParams, place: &Place) -> [[f32; 2]; MT] {
+    let mut scales = [[1.0; 2]; MT];
+    unroll!(0..MT, |mt| {
+        unroll!(0..2, |half| {
+            let row = place.lane.query(mt, half);
+            if row < params.seqlen_q {
+                scales[mt][half] = unsafe { ld_global_nc_f32(place.sequence.q_scale(params, row)) };
+            }
+        });
+    });
+    scales
+}
+
+/// The key factors of two blocks in shared memory, the keys of 32 in the order of `key_slot`: a lane's four of two n8 tiles are
+/// one load. The bias -MAGIC * factor is cheaper to multiply again than to load.
+pub(crate) struct KeyFactors<K, const MT: usize> {
+    /// This thread's key of the next block to fetch.
+    global: *const f32,
+    shared: u32,
+    thread: u32,
+    kernel: PhantomData<K>,
+}
+
+impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
+    /// Those from block `first` on.
+    #[inline(always)]
+    pub(crate) fn new(params: &AttentionParams, place: &Place, first: u32) -> Self {
+        let key = place.thread / 32 * 32 + slot_key((place.thread % 32) as usize) as u32;
+        let global = place.sequence.k_scale(params, first).wrapping_add(key as usize);
+        let shared = place.shared + (K::SLOTS * KV_BLOCK * K::HEAD_DIM) as u32;
+        Self { global, shared, thread: place.thread, kernel: PhantomData }
+    }
+
+    /// The scale of this thread's key of the next block, read early, if there is `more`; else any value will do.
+    #[inline(always)]
+    pub(crate) unsafe fn fetch(&mut self, more: bool) -> f32 {
+        let scale = if more { unsafe { ld_global_nc_f32(self.global) } } else { 0.0 };
+        self.global = self.global.wrapping_add(KV_BLOCK);
+        scale
+    }
+
+    /// Stores the factor of a fetched scale; visible after the next barrier.
+    #[inline(always)]
+    pub(crate) unsafe fn publish(&self, block: u32, scale: f32, common_factor: f32) {
+        let slot = block % 2 * KV_BLOCK as u32 + self.thread;
+        unsafe { st_shared_f32(self.shared + 4 * slot, K::Softmax::key_factor(common_factor, scale)) };
+    }
+
+    /// The factors of this lane's four keys of the n8 tiles `2 * pair` and `2 * pair + 1`.
+    #[inline(always)]
+    unsafe fn factors(&self, block: u32, pair: u32, place: &Place) -> [f32; 4] {
+        unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 4) + place.lane.quad * 16 + pair * 64) }
+    }
+}
+
+/// Shared address of this lane's row for `ldmatrix.x4` at the start of a panel: matrices are (rows 0-7, low half),
+/// (rows 0-7, high half), (rows 8-15, low), (rows 8-15, high), so that the four registers are the B fragments of two n8 tiles.
+#[inline(always)]
+pub(crate) fn panel_row(base: u32) -> u32 {
+    let lane = tid_x() % 32;
+    let (matrix, row) = (lane / 8, lane % 8);
+    base + swizzle((8 * (matrix / 2) + row) as usize, (16 * (matrix % 2)) as usize) as u32
+}
+
+/// The scores of the team's rows against the warp's keys of the block at shared address `k`, in the softmax's working unit.
+#[inline(always)]
+pub(crate) unsafe fn block<K: Kernel<MT>, const MT: usize>(
+    query: &Query<MT>,
+    k: u32,
+    keys: &KeyFactors<K, MT>,
+    softmax: &K::Softmax,
+    block: u32,
+    place: &Place,
+) -> <K::Softmax as Softmax<MT>>::Scores {
+    let mut scores = K::Softmax::empty();
+    let first = place.member * (K::KEY_TILES / 2) as u32;
+    let row = panel_row(k) + first * (16 * ROW_BYTES) as u32;
+    unroll!(0..K::KEY_TILES / 2 / pairs(MT), |group| {
+        let mut acc = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
+        unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
+            unroll!(0..pairs(MT), |i| {
+                let offset = (step * KV_BLOCK * ROW_BYTES + (group * pairs(MT) + i) * 16 * ROW_BYTES) as u32;
+                let b = unsafe { ldmatrix_x4(row + offset) };
+                unroll!(0..MT, |mt| {
+                    let a = query.fragment[mt][step];
+                    acc[i][mt][0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], acc[i][mt][0]) };
+                    acc[i][mt][1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], acc[i][mt][1]) };
+                });
+            });
+        });
+        unroll!(0..pairs(MT), |i| {
+            let factors = unsafe { keys.factors(block, first + (group * pairs(MT) + i) as u32, place) };
+            let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
+            unroll!(0..2, |n| {
+                let tile = 2 * (group * pairs(MT) + i) + n;
+                let key = [factors[2 * n], bias[2 * n], factors[2 * n + 1], bias[2 * n + 1]];
+                unroll!(0..MT, |mt| {
+                    unroll!(0..2, |half| {
+                        let acc = &acc[i][mt][n];
+                        let sums = [f32::from_bits(acc[2 * half] as u32), f32::from_bits(acc[2 * half + 1] as u32)];
+                        softmax.scores_of_magic(&mut scores, mt, half, tile, sums, key);
+                    });
+                });
+            });
+        });
+    });
+    scores
+}

@@ -1,0 +1,59 @@
+//! Variables of a CTA that are needed now and then: in shared memory meanwhile, not in registers.
+//!
+//! ptxas keeps what it can compute once, special registers included, in registers from there to the last use, and the loop has none to
+//! spare: what would be spilled to local memory stands here.
+
+use crate::attention::window::Blocks;
+use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_v2_u32, st_shared_v4_u32};
+
+/// The query rows of a CTA.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// First row.
+    pub row: u32,
+    pub head_q: u32,
+    pub batch: u32,
+}
+
+/// [`VARS_BYTES`](crate::config::sm80::VARS_BYTES) of shared memory.
+pub(crate) struct SharedVars {
+    address: u32,
+}
+
+impl SharedVars {
+    #[inline(always)]
+    pub(crate) fn new(address: u32) -> Self {
+        Self { address }
+    }
+
+    /// Stores all, where `predicate`; visible after the next barrier.
+    ///
+    /// # Safety
+    /// The bytes belong to nothing else.
+    #[inline(always)]
+    pub(crate) unsafe fn store(&self, predicate: bool, tile: &Tile, common_factor: f32, blocks: &Blocks) {
+        let Tile { row, head_q, batch } = *tile;
+        unsafe { st_shared_v4_u32(predicate, self.address, [row, head_q, batch, common_factor.to_bits()]) };
+        unsafe { st_shared_v2_u32(predicate, self.address + 16, [blocks.full_from, blocks.full_to]) };
+    }
+
+    /// # Safety
+    /// [`Self::store`] and a barrier are behind.
+    #[inline(always)]
+    pub(crate) unsafe fn tile(&self) -> Tile {
+        let [row, head_q, batch, _] = unsafe { ld_shared_v4_u32(self.address) };
+        Tile { row, head_q, batch }
+    }
+
+    /// `full_from` and `full_to` of the tile's blocks, see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn full(&self) -> [u32; 2] {
+        unsafe { ld_shared_v2_u32(self.address + 16) }
+    }
+
+    /// The common factor of the keys, see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn common_factor(&self) -> f32 {
+        unsafe { ld_shared_f32(self.address + 12) }
+    }
+}

@@ -1,0 +1,251 @@
+//! The consumers: the loop of the paper on what the producers have brought.
+
+use super::producers::brought;
+use super::ring::{RingState, Rings};
+use super::scheduler_barrier::SchedulerBarrier;
+use super::tile_order::{QueryTile, TileOrder};
+use super::{Kernel, epilogue, output, scores};
+use crate::attention::lane::Lane;
+use crate::attention::output::{Accumulator, Probabilities};
+use crate::attention::softmax::{Alone, Softmax};
+use crate::attention::window::{Blocks, Window};
+use crate::attention::{KEY_STEPS, KEY_TILES};
+use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
+use crate::params::AttentionParams;
+use crate::ptx::opaque::opaque;
+use crate::ptx::shared::ld_shared_f32;
+use crate::ptx::shuffle::first_lane;
+use crate::ptx::special::tid_x;
+use crate::ptx::wgmma::{self, Products};
+use output::parts;
+
+/// Where a consumer is in the rings.
+#[derive(Clone, Copy)]
+struct RingStates {
+    q: RingState,
+    /// Of K, V and the key factors: blocks come in step.
+    kv: RingState,
+}
+
+/// A warpgroup's rows of a query tile.
+struct Rows<'a, K> {
+    params: &'a AttentionParams,
+    rings: &'a Rings<K>,
+    barrier: SchedulerBarrier<K>,
+    /// Shared addresses of the tile's buffer and of the warpgroup's rows of Q in it.
+    buffer: u32,
+    q: u32,
+    group: u32,
+    /// The blocks that these rows see.
+    blocks: Blocks,
+    /// Whether this lane speaks for its warp at the barriers of the rings.
+    elected: bool,
+}
+
+/// All tiles of the CTA, by one warpgroup.
+#[inline(always)]
+pub(crate) unsafe fn run<K: Kernel>(params: &AttentionParams, rings: &Rings<K>) {
+    let mut states = RingStates { q: RingState::first(), kv: RingState::first() };
+    let mut order = TileOrder::<K>::first(params);
+    // SAFETY: all consumers come here, in whole warps.
+    let barrier = unsafe { SchedulerBarrier::new() };
+    while order.left(params) {
+        unsafe { tile(params, rings, barrier, &mut states) };
+        order.advance();
+    }
+    unsafe { barrier.finish() };
+}
+
+/// One query tile.
+#[inline(always)]
+unsafe fn tile<K: Kernel>(
+    params: &AttentionParams,
+    rings: &Rings<K>,
+    barrier: SchedulerBarrier<K>,
+    states: &mut RingStates,
+) {
+    // SAFETY: all consumers come here, in whole warps.
+    let group = unsafe { first_lane(tid_x() / 128) };
+    let buffer = rings.q().address(states.q);
+    unsafe { rings.q().wait_full(states.q) };
+    let (tile, kappa) = unsafe { QueryTile::read(buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32) };
+    let first = tile.m_block * K::TILE_M;
+    let row = first + group * WARPGROUP_ROWS as u32;
+    let first_brought = brought::<K>(params, tile.m_block).first;
+    let blocks = if row < params.seqlen_q {
+        Window::of(params).blocks(row, WARPGROUP_ROWS as u32)
+    } else {
+        // Rows past the end: all that is brought is for others.
+        Blocks { first: first_brought, full_from: 0, full_to: 0, end: first_brought }
+    };
+    let rows = Rows {
+        params,
+        rings,
+        barrier,
+        buffer,
+        q: buffer + group * q_bytes(K::HEAD_DIM) as u32,
+        group,
+        blocks,
+        elected: tid_x() % 32 == 0,
+    };
+    let ring_k = rings.k();
+    unsafe {
+        let lane = lane(row, tid_x());
+        let scale = buffer + (sm90a::q_scale_offset(K::HEAD_DIM, K::WGS) as u32) + 4 * (lane.query(0, 0) - first);
+        let mut softmax = K::Softmax::new(params, kappa, [[ld_shared_f32(scale), ld_shared_f32(scale + 32)]]);
+        let mut acc = Accumulator::<1>::zero();
+        rows.skip(states, blocks.first - first_brought);
+        if blocks.first < blocks.end {
+            ring_k.wait_full(states.kv);
+            let mut sums = scores::start::<K>(rows.q, ring_k.address(states.kv));
+            let mut index = blocks.first;
+            while index + 1 < blocks.end {
+                rows.block::<true>(&mut softmax, &mut acc, &mut sums, states, index);
+                index += 1;
+            }
+            rows.block::<false>(&mut softmax, &mut acc, &mut sums, states, index);
+        }
+        rows.skip(states, brought::<K>(params, rows.read_tile().m_block).end - blocks.end);
+        let v_scale = buffer + sm90a::v_scale_offset(K::HEAD_DIM, K::WGS) as u32;
+        epilogue::store::<K>(params, &rows.read_tile().sequence, rows.find_lane(), &softmax, &acc, v_scale);
+        rings.q().release(states.q, rows.elected);
+        states.q = rings.q().next(states.q);
+    }
+}
+
+impl<K: Kernel> Rows<'_, K> {
+    /// Passes over blocks that are brought for rows of other warpgroups.
+    #[inline(always)]
+    unsafe fn skip(&self, states: &mut RingStates, blocks: u32) {
+        let (ring_k, ring_v) = (self.rings.k(), self.rings.v());
+        let mut left = blocks;
+        while left > 0 {
+            unsafe {
+                ring_k.wait_full(states.kv);
+                ring_k.release(states.kv, self.elected);
+                self.barrier.await_turn();
+                self.barrier.end_turn();
+                ring_v.wait_full(states.kv);
+                ring_v.release(states.kv, self.elected);
+            }
+            states.kv = ring_v.next(states.kv);
+            left -= 1;
+        }
+    }
+
+    /// Block `index`, whose scores are on their way in `sums`. With `MORE`, those of the next block are when it returns, in the
+    /// registers of P V.
+    #[inline(always)]
+    unsafe fn block<const MORE: bool>(
+        &self,
+        softmax: &mut K::Softmax,
+        acc: &mut Accumulator<1>,
+        sums: &mut scores::Sums,
+        states: &mut RingStates,
+        index: u32,
+    ) {
+        let (ring_k, ring_v) = (self.rings.k(), self.rings.v());
+        unsafe {
+            let now = states.kv;
+            // Early, so that the test's latency is hidden; d = 128 has no register in which to keep the answer until it is used.
+            let v_there = K::HEAD_DIM < 128 && ring_v.test_full(now);
+            // Opaque: computed anew here, where the wait hides it, instead of kept in a register across the loop.
+            let factors = self.rings.factors(now) + 16 * (opaque(tid_x()) % 4);
+            sums.wait::<0>();
+            let mut scores = scores::take(softmax, sums, factors);
+            if index >= self.blocks.full_to {
+                self.mask::<false>(&mut scores, index);
+            }
+            if index < self.blocks.full_from {
+                self.mask::<true>(&mut scores, index);
+            }
+            let exponents = softmax.exponents(&scores, &Alone);
+            ring_k.release(now, self.elected);
+            let next = ring_k.next(now);
+            let k_there = MORE && ring_k.test_full(next);
+            self.barrier.await_turn();
+            ring_v.wait_full_unless(v_there, now);
+            let (p, mut o) = self.products(softmax, &scores, &exponents, ring_v.address(now));
+            let row = softmax.add_block(exponents, &p, acc, K::HEAD_DIM / 8);
+            unroll!(0..parts(K::HEAD_DIM), |part| {
+                if part + 1 == parts(K::HEAD_DIM) {
+                    o[part].wait::<0>();
+                    ring_v.release(now, self.elected);
+                } else {
+                    o[part].wait::<1>();
+                }
+                output::add::<K::Softmax>(acc, &o[part], part, &row);
+            });
+            if MORE {
+                ring_k.wait_full_unless(k_there, next);
+                *sums = scores::start::<K>(self.q, ring_k.address(next));
+            }
+            states.kv = next;
+        }
+    }
+
+    /// Hides the scores of a block that lie before (`LEFT`) or behind the window of their row.
+    #[inline(always)]
+    fn mask<const LEFT: bool>(&self, scores: &mut <K::Softmax as Softmax<1>>::Scores, block: u32) {
+        let (lane, window) = (self.find_lane(), Window::of(self.params));
+        unroll!(0..2, |half| {
+            // Opaque: where each row's window ends would be in registers across the loop.
+            let row = Lane { row: opaque(lane.row), ..lane }.query(0, half);
+            let first = 2 * lane.quad as i32;
+            if LEFT {
+                K::Softmax::hide_before(scores, 0, half, window.first_in_block(row, block) - first, KEY_TILES);
+            } else {
+                K::Softmax::hide_from(scores, 0, half, window.end_in_block(row, block) - first, KEY_TILES);
+            }
+        });
+    }
+
+    /// P of a block, and its products with the V block at shared address `v`. The first part's start as P comes.
+    #[inline(always)]
+    unsafe fn products(
+        &self,
+        softmax: &mut K::Softmax,
+        scores: &<K::Softmax as Softmax<1>>::Scores,
+        exponents: &<K::Softmax as Softmax<1>>::Exponents,
+        v: u32,
+    ) -> (Probabilities<1>, [output::Sums; 2]) {
+        let mut p = [[[0; 4]; KEY_STEPS]; 1];
+        let mut o = [output::NONE; 2];
+        unsafe {
+            unroll!(0..KEY_STEPS, |step| {
+                p[0][step] = softmax.step(scores, exponents, step)[0];
+                output::step::<K>(&mut o[0], &mut p, step, v, 0);
+                if step == K::HANDOVER {
+                    self.barrier.end_turn();
+                }
+            });
+            wgmma::commit_group();
+            if parts(K::HEAD_DIM) > 1 {
+                unroll!(0..KEY_STEPS, |step| {
+                    output::step::<K>(&mut o[1], &mut p, step, v, 1);
+                });
+                wgmma::commit_group();
+            }
+        }
+        (p, o)
+    }
+
+    #[inline(always)]
+    fn read_tile(&self) -> QueryTile {
+        // SAFETY: the buffer is full.
+        unsafe { QueryTile::read(self.buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32).0 }
+    }
+
+    /// This lane, computed anew where it is seldom needed: registers are what the loop is short of.
+    #[inline(always)]
+    fn find_lane(&self) -> Lane {
+        let row = self.read_tile().m_block * K::TILE_M + self.group * WARPGROUP_ROWS as u32;
+        lane(row, opaque(tid_x()))
+    }
+}
+
+/// A lane of the warpgroup whose rows begin at `row`: its warp has 16 of them.
+#[inline(always)]
+fn lane(row: u32, thread: u32) -> Lane {
+    Lane::new(thread, row + 16 * (thread / 32 % 4))
+}

@@ -1,0 +1,35 @@
+//! The entry points, from the table `sm90a_rows`.
+
+use super::{Kernel, attention};
+use crate::params::AttentionParams;
+
+macro_rules! scheme {
+    (Default) => {
+        crate::attention::softmax::BlockMax<1, true>
+    };
+    (Paper) => {
+        crate::attention::softmax::Paper<1>
+    };
+}
+
+macro_rules! entries {
+    ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
+        handover: $handover:literal, from_keys: $from:literal })*) => {$(
+        #[cfg($name)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+        pub unsafe extern "ptx-kernel" fn $name(params: AttentionParams) {
+            struct Row;
+            impl Kernel for Row {
+                type Softmax = scheme!($scheme);
+                const HEAD_DIM: usize = $d;
+                const WGS: usize = $wgs;
+                const SLOTS: usize = $slots;
+                const HANDOVER: usize = $handover;
+            }
+            unsafe { attention::<Row>(&params) }
+        }
+    )*};
+}
+
+crate::sm90a_rows!(entries);

@@ -1,0 +1,157 @@
+//! The producers: a thread for the blocks of K and V, a warp for the keys' factors, a warp for the tiles of Q.
+
+use super::Kernel;
+use super::ring::{RingState, Rings};
+use super::tile_order::{QueryTile, TileOrder};
+use crate::attention::softmax::Softmax;
+use crate::attention::window::{Blocks, Window};
+use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
+use crate::layout::{KV_BLOCK, ROW_BYTES, block_bytes, swizzle};
+use crate::params::AttentionParams;
+use crate::ptx::bulk;
+use crate::ptx::cp_async::{commit_group, cp_async_4_zfill, cp_async_16, cp_async_16_zfill, wait_group};
+use crate::ptx::global::ld_global_nc_f32;
+use crate::ptx::mbarrier;
+use crate::ptx::opaque::opaque;
+use crate::ptx::shared::st_shared_v4_u32;
+use crate::ptx::special::tid_x;
+
+/// The blocks of keys that are brought for a tile: those that any of its rows sees.
+#[inline(always)]
+pub(crate) fn brought<K: Kernel>(params: &AttentionParams, m_block: u32) -> Blocks {
+    Window::of(params).blocks(m_block * K::TILE_M, K::TILE_M)
+}
+
+/// Blocks of K and V of every tile, by one thread of the calling warp.
+#[inline(always)]
+pub(crate) unsafe fn blocks<K: Kernel>(params: &AttentionParams, rings: &Rings<K>) {
+    if tid_x() % 32 != 0 {
+        return;
+    }
+    let bytes = block_bytes(K::HEAD_DIM) as u32;
+    let (mut at_k, mut at_v) = (RingState::first(), RingState::first());
+    let mut order = TileOrder::<K>::first(params);
+    while order.left(params) {
+        let tile = order.tile(params);
+        let Blocks { first, end, .. } = brought::<K>(params, tile.m_block);
+        let mut k = tile.sequence.k(params, K::HEAD_DIM, first);
+        let mut v = tile.sequence.v(params, K::HEAD_DIM, first);
+        let mut left = end - first;
+        while left > 0 {
+            unsafe {
+                rings.k().wait_empty(at_k);
+                mbarrier::arrive_expect(rings.k().full(at_k), bytes);
+                bulk::copy(rings.k().address(at_k), k, bytes, rings.k().full(at_k));
+                at_k = rings.k().next(at_k);
+                rings.v().wait_empty(at_v);
+                mbarrier::arrive_expect(rings.v().full(at_v), bytes);
+                bulk::copy(rings.v().address(at_v), v, bytes, rings.v().full(at_v));
+                at_v = rings.v().next(at_v);
+                k = k.add(bytes as usize);
+                v = v.add(bytes as usize);
+            }
+            left -= 1;
+        }
+        order.advance();
+    }
+}
+
+/// The factors of the keys of every tile, by one warp: a lane has the four keys whose sums one consumer lane has in two n8 tiles,
+/// so that they are one load there.
+#[inline(always)]
+pub(crate) unsafe fn factors<K: Kernel>(params: &AttentionParams, rings: &Rings<K>) {
+    let lane = tid_x() % 32;
+    let key = 16 * (lane / 4) + 2 * (lane % 4);
+    let mut k = RingState::first();
+    let mut order = TileOrder::<K>::first(params);
+    while order.left(params) {
+        let tile = order.tile(params);
+        let Blocks { first, end, .. } = brought::<K>(params, tile.m_block);
+        let kappa = unsafe { K::Softmax::kappa(params, &tile.sequence, K::HEAD_DIM) };
+        let common_factor = K::Softmax::common_factor(params, kappa);
+        let mut source = tile.sequence.k_scale(params, first).wrapping_add(key as usize);
+        let mut left = end - first;
+        while left > 0 {
+            unsafe {
+                let scales = [0, 1, 8, 9].map(|key| ld_global_nc_f32(source.add(key)));
+                rings.k().wait_empty(k);
+                let factors = scales.map(|scale| K::Softmax::key_factor(common_factor, scale).to_bits());
+                st_shared_v4_u32(true, rings.factors(k) + 16 * lane, factors);
+                mbarrier::arrive(rings.k().full(k));
+                k = rings.k().next(k);
+                source = source.add(KV_BLOCK);
+            }
+            left -= 1;
+        }
+        order.advance();
+    }
+}
+
+/// Every tile of Q and what the consumers need to know of it, by one warp.
+#[inline(always)]
+pub(crate) unsafe fn tiles<K: Kernel>(params: &AttentionParams, rings: &Rings<K>) {
+    let mut q = RingState::first();
+    let mut order = TileOrder::<K>::first(params);
+    while order.left(params) {
+        let tile = order.tile(params);
+        unsafe {
+            rings.q().wait_empty(q);
+            let buffer = rings.q().address(q);
+            let about = buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32;
+            tile.publish(tid_x() % 32 == 0, about);
+            rows::<K>(params, &tile, buffer);
+            channels::<K>(params, &tile, buffer);
+            commit_group();
+            if tid_x() % 32 == 0 {
+                QueryTile::publish_kappa(about, K::Softmax::kappa(params, &tile.sequence, K::HEAD_DIM));
+            }
+            wait_group::<0>();
+            bulk::fence_proxy();
+            mbarrier::arrive(rings.q().full(q));
+        }
+        q = rings.q().next(q);
+        order.advance();
+    }
+}
+
+/// Requests the rows of a tile and their scales, this lane's part: zero past the end, 16 bytes of a row to where `wgmma` wants them.
+#[inline(always)]
+unsafe fn rows<K: Kernel>(params: &AttentionParams, tile: &QueryTile, buffer: u32) {
+    let first = tile.m_block * K::TILE_M;
+    let rows = params.seqlen_q - first;
+    let scales = tile.sequence.q_scale(params, first);
+    let mut row = tid_x() % 32;
+    while row < K::TILE_M {
+        let at = sm90a::q_scale_offset(K::HEAD_DIM, K::WGS) as u32 + 4 * row;
+        unsafe { cp_async_4_zfill(buffer + at, scales.add(row as usize), if row < rows { 4 } else { 0 }) };
+        row += 32;
+    }
+    let source = tile.sequence.q(params, K::HEAD_DIM, first);
+    let chunks = (K::HEAD_DIM / 16) as u32;
+    let mut chunk = tid_x() % 32;
+    // A bound that the compiler does not see: unrolled, the loop would need more registers than a producer has.
+    let end = opaque(K::TILE_M * chunks);
+    while chunk < end {
+        let (row, part) = (chunk / chunks, chunk % chunks);
+        let (group, row_of_group) = (row / WARPGROUP_ROWS as u32, row % WARPGROUP_ROWS as u32);
+        let panel = group * q_bytes(K::HEAD_DIM) as u32 + part / 2 * (WARPGROUP_ROWS * ROW_BYTES) as u32;
+        let at = panel + swizzle(row_of_group as usize, 16 * (part % 2) as usize) as u32;
+        let bytes = if row < rows { 16 } else { 0 };
+        unsafe { cp_async_16_zfill(buffer + at, source.add(16 * chunk as usize), bytes) };
+        chunk += 32;
+    }
+}
+
+/// Requests the scales and means of the head's channels, this lane's part.
+#[inline(always)]
+unsafe fn channels<K: Kernel>(params: &AttentionParams, tile: &QueryTile, buffer: u32) {
+    let lane = tid_x() % 32;
+    if lane < (K::HEAD_DIM / 4) as u32 {
+        let shared = buffer + sm90a::v_scale_offset(K::HEAD_DIM, K::WGS) as u32 + 16 * lane;
+        let at = 4 * lane as usize;
+        unsafe {
+            cp_async_16(shared, tile.sequence.v_scale(params, K::HEAD_DIM).add(at).cast());
+            cp_async_16(shared + 4 * K::HEAD_DIM as u32, tile.sequence.v_mean(params, K::HEAD_DIM).add(at).cast());
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Which query tiles a CTA works on, and in which order.
+//!
+//! All CTAs step through one list of tiles, in which the long ones come first, so that the last ones to be handed out are short.
+//! Where every row sees every key those are the tiles with fewer rows, one at the end of each head. Under a window a tile is the
+//! longer the later its rows are, or the earlier where only the left side has an end; the list then goes through a few heads at a
+//! time, whose K and V stay in the L2 cache.
+
+use super::Kernel;
+use crate::attention::sequence::Sequence;
+use crate::attention::window::Window;
+use crate::division::div_rem;
+use crate::params::AttentionParams;
+use crate::ptx::opaque::opaque;
+use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32};
+use crate::ptx::special::{ctaid_x, nctaid_x};
+use core::marker::PhantomData;
+
+/// Bytes of K and V that CTAs should use at a time: the L2 cache of a Hopper GPU has 50 MB.
+const L2_BYTES: u32 = 16 << 20;
+
+/// The CTA's place in the list. Without a window the list is dealt out forth and back, so that nobody has two of the last whole
+/// tiles while others have short ones; with one, that would give the same CTAs the longest tiles of each few heads. What a tile is,
+/// is worked out when asked for: registers are short where it is not.
+pub(crate) struct TileOrder<K> {
+    index: u32,
+    /// From this tile to the CTA's next.
+    step: u32,
+    kernel: PhantomData<K>,
+}
+
+/// A tile of query rows of one head.
+#[derive(Clone, Copy)]
+pub(crate) struct QueryTile {
+    pub m_block: u32,
+    pub sequence: Sequence,
+}
+
+impl QueryTile {
+    /// Writes the tile to shared memory, where `first`.
+    #[inline(always)]
+    pub(crate) unsafe fn publish(&self, first: bool, address: u32) {
+        let Sequence { batch, head_q, index_q, index_kv } = self.sequence;
+        unsafe {
+            st_shared_v4_u32(first, address, [self.m_block, batch, head_q, index_q as u32]);
+            st_shared_v2_u32(first, address + 16, [index_kv as u32, 0]);
+        }
+    }
+
+    /// Adds the head's `kappa`.
+    #[inline(always)]
+    pub(crate) unsafe fn publish_kappa(address: u32, kappa: f32) {
+        unsafe { st_shared_f32(address + 20, kappa) }
+    }
+
+    /// Reads what [`Self::publish`] and [`Self::publish_kappa`] wrote.
+    #[inline(always)]
+    pub(crate) unsafe fn read(address: u32) -> (Self, f32) {
+        let ([m_block, batch, head_q, index_q], [index_kv, kappa]) =
+            unsafe { (ld_shared_v4_u32(address), ld_shared_v2_u32(address + 16)) };
+        let sequence = Sequence { batch, head_q, index_q: index_q.into(), index_kv: index_kv.into() };
+        (Self { m_block, sequence }, f32::from_bits(kappa))
+    }
+}
+
+impl<K: Kernel> TileOrder<K> {
+    #[inline(always)]
+    pub(crate) fn first(params: &AttentionParams) -> Self {
+        let index = ctaid_x();
+        let step = if Window::of(params).hides_nothing() { 2 * (nctaid_x() - index) - 1 } else { nctaid_x() };
+        Self { index, step, kernel: PhantomData }
+    }
+
+    #[inline(always)]
+    pub(crate) fn advance(&mut self) {
+        self.index += self.step;
+        self.step = 2 * nctaid_x() - self.step;
+    }
+
+    /// Query tiles of a head.
+    #[inline(always)]
+    fn m_blocks(seqlen_q: u32) -> u32 {
+        seqlen_q.div_ceil(K::TILE_M)
+    }
+
+    /// Heads of all sequences.
+    #[inline(always)]
+    fn heads(params: &AttentionParams) -> u32 {
+        params.heads_q * params.batch
+    }
+
+    /// Whether the list goes on.
+    #[inline(always)]
+    pub(crate) fn left(&self, params: &AttentionParams) -> bool {
+        self.index < Self::heads(params) * Self::m_blocks(opaque(params.seqlen_q))
+    }
+
+    /// The current tile, where there is one left.
+    #[inline(always)]
+    pub(crate) fn tile(&self, params: &AttentionParams) -> QueryTile {
+        let index = opaque(self.index);
+        let (m_blocks, all) = (Self::m_blocks(opaque(params.seqlen_q)), Self::heads(params));
+        // SAFETY: where there are tiles, no length is zero, and a band that has tiles has heads.
+        let (head, m_block) = unsafe {
+            if Window::of(params).hides_nothing() {
+                let whole = opaque(params.seqlen_q) / K::TILE_M;
+                if index < all * whole { div_rem(index, whole) } else { (index - all * whole, whole) }
+            } else {
+                // Heads worked on at a time.
+                let (fit, _) = div_rem(L2_BYTES / (2 * K::HEAD_DIM) as u32, opaque(params.seqlen_kv));
+                let band = if fit == 0 {
+                    1
+                } else if fit < all {
+                    fit
+                } else {
+                    all
+                };
+                let (bands, _) = div_rem(index, band * m_blocks);
+                let first = bands * band;
+                let in_band = if all - first < band { all - first } else { band };
+                let (rank, head) = div_rem(index - first * m_blocks, in_band);
+                (first + head, if Window::of(params).grows() { m_blocks - 1 - rank } else { rank })
+            }
+        };
+        // SAFETY: there are heads.
+        let (batch, head_q) = unsafe { div_rem(head, params.heads_q) };
+        QueryTile { m_block, sequence: Sequence::new(params, batch, head_q) }
+    }
+}

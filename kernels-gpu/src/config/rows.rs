@@ -1,0 +1,70 @@
+//! The attention kernels: a row each, and everything else about them generated from the rows.
+//!
+//! The name of a row is the name of its PTX module, of its entry point and of the `--cfg` that selects it. A list of kernels,
+//! wherever one is needed, is one of these macros applied to another that takes the rows apart.
+//!
+//! A kernel for another head dim is another row: `cargo xtask build` compiles it, `cargo xtask check` shows its registers and
+//! spills, the library launches it and the tests run it.
+
+/// The INT8 kernels for every GPU. `m16_tiles`: m16 tiles of query rows a warp; `slots`: K or V blocks in shared memory;
+/// `min_ctas`: CTAs that an SM should hold; `team`: warps that share rows.
+///
+/// No row spills on any architecture: where two shapes of a kernel are as fast, or the faster one spills, the shape that fits
+/// stands here (docs/kernel-log.md). The paper's scheme has no 256: its float32 scores leave no registers for so wide a head.
+#[macro_export]
+macro_rules! sm80_rows {
+    ($emit:ident) => {
+        $emit! {
+            attention_sm80_d32_default { head_dim: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, min_ctas: 3, team: 1 }
+            attention_sm80_d32_paper { head_dim: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, min_ctas: 3, team: 1 }
+            attention_sm80_d64_default { head_dim: 64, scheme: Default, m16_tiles: 2, warps: 4, slots: 3, min_ctas: 2, team: 1 }
+            attention_sm80_d64_paper { head_dim: 64, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1 }
+            attention_sm80_d96_default { head_dim: 96, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 3, team: 1 }
+            attention_sm80_d96_paper { head_dim: 96, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1 }
+            attention_sm80_d128_default { head_dim: 128, scheme: Default, m16_tiles: 2, warps: 4, slots: 3, min_ctas: 2, team: 2 }
+            attention_sm80_d128_paper { head_dim: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1 }
+            attention_sm80_d256_default { head_dim: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 2 }
+        }
+    };
+}
+
+/// The INT8 kernels for compute capability 9.0. `warpgroups`: of consumers; `slots`: of each ring of K or V blocks;
+/// `handover`: the step of a block's P after which a warp leaves the special function unit to the next; `from_keys`: the fewest
+/// keys from which the kernel was measured to be faster than the one for every GPU.
+#[macro_export]
+macro_rules! sm90a_rows {
+    ($emit:ident) => {
+        $emit! {
+            attention_sm90a_d64_default { head_dim: 64, scheme: Default, warpgroups: 3, slots: 6, handover: 0, from_keys: 384 }
+            attention_sm90a_d64_paper { head_dim: 64, scheme: Paper, warpgroups: 2, slots: 6, handover: 1, from_keys: 0 }
+            attention_sm90a_d128_default { head_dim: 128, scheme: Default, warpgroups: 3, slots: 4, handover: 0, from_keys: 256 }
+            attention_sm90a_d128_paper { head_dim: 128, scheme: Paper, warpgroups: 2, slots: 4, handover: 1, from_keys: 0 }
+        }
+    };
+}
+
+/// The float16 kernels. `m16_tiles` as above; `keys`: of a K or V tile; `stages`: pairs of these in shared memory;
+/// `q_in_registers`: else Q is read from shared memory for every tile; `min_ctas`: CTAs that an SM should hold.
+#[macro_export]
+macro_rules! baseline_rows {
+    ($emit:ident) => {
+        $emit! {
+            baseline_f16_d32 { head_dim: 32, m16_tiles: 2, warps: 4, keys: 32, stages: 3, q_in_registers: true, min_ctas: 3 }
+            baseline_f16_d64 { head_dim: 64, m16_tiles: 2, warps: 4, keys: 64, stages: 2, q_in_registers: true, min_ctas: 2 }
+            baseline_f16_d96 { head_dim: 96, m16_tiles: 2, warps: 4, keys: 64, stages: 2, q_in_registers: false, min_ctas: 2 }
+            baseline_f16_d128 { head_dim: 128, m16_tiles: 2, warps: 4, keys: 32, stages: 2, q_in_registers: false, min_ctas: 2 }
+            baseline_f16_d256 { head_dim: 256, m16_tiles: 1, warps: 4, keys: 32, stages: 2, q_in_registers: false, min_ctas: 2 }
+        }
+    };
+}
+
+/// The modules that convert between floats and codes; their entry points are named in their `launch` modules.
+#[macro_export]
+macro_rules! conversion_rows {
+    ($emit:ident) => {
+        $emit! {
+            quantize {}
+            dequantize {}
+        }
+    };
+}

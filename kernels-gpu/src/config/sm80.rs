@@ -1,0 +1,33 @@
+//! Shared memory of the INT8 kernels for every GPU.
+
+use crate::layout::{KV_BLOCK, block_bytes};
+
+/// Bytes of the variables that a CTA keeps in shared memory instead of in registers (`attention/sm80/shared_vars.rs`).
+pub const VARS_BYTES: usize = 32;
+
+/// Where that is: behind a ring of `slots` K or V blocks and two blocks' key factors.
+#[must_use]
+pub const fn vars_offset(head_dim: usize, slots: usize) -> usize {
+    slots * block_bytes(head_dim) + 2 * KV_BLOCK * 4
+}
+
+/// Where what the teams share begins: behind that.
+#[must_use]
+pub const fn team_offset(head_dim: usize, slots: usize) -> usize {
+    vars_offset(head_dim, slots) + VARS_BYTES
+}
+
+/// Shared memory in which the `team` warps of `16 * mt` query rows exchange row maxima and P.
+#[must_use]
+pub const fn team_bytes(mt: usize, team: usize) -> usize {
+    if team == 1 { 0 } else { team * MAXIMA_BYTES + 16 * mt * KV_BLOCK }
+}
+
+/// Row maxima of a warp among it: two words a row of eight.
+pub const MAXIMA_BYTES: usize = 8 * 8;
+
+/// Shared memory of an attention CTA.
+#[must_use]
+pub const fn shared_bytes(head_dim: usize, slots: usize, mt: usize, warps: usize, team: usize) -> usize {
+    team_offset(head_dim, slots) + warps / team * team_bytes(mt, team)
+}

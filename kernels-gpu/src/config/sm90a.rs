@@ -1,0 +1,158 @@
+//! Shared memory and registers of the kernels for sm_90a.
+
+use crate::layout::{KV_BLOCK, block_bytes};
+
+/// Query rows of a CTA's tile.
+#[must_use]
+pub const fn tile_m(warpgroups: usize) -> usize {
+    WARPGROUP_ROWS * warpgroups
+}
+
+/// Threads of the producers' warpgroup.
+pub const PRODUCERS: usize = 128;
+/// Query rows of a consumer warpgroup.
+pub const WARPGROUP_ROWS: usize = 64;
+/// Tiles of Q in shared memory: one in use, one on its way.
+pub const Q_BUFFERS: usize = 2;
+
+/// Bytes of a warpgroup's tile of Q: panels of 32 dims as in a K block, with 64 rows.
+#[must_use]
+pub const fn q_bytes(head_dim: usize) -> usize {
+    WARPGROUP_ROWS * head_dim
+}
+
+/// In a buffer of Q, where the rows' scales begin, behind the tiles of all warpgroups.
+#[must_use]
+pub const fn q_scale_offset(head_dim: usize, warpgroups: usize) -> usize {
+    warpgroups * q_bytes(head_dim)
+}
+
+/// In a buffer of Q, where the scales and then the means of V's channels begin.
+#[must_use]
+pub const fn v_scale_offset(head_dim: usize, warpgroups: usize) -> usize {
+    q_scale_offset(head_dim, warpgroups) + warpgroups * 4 * WARPGROUP_ROWS
+}
+
+/// In a buffer of Q, where the words begin that say which tile it is.
+#[must_use]
+pub const fn tile_offset(head_dim: usize, warpgroups: usize) -> usize {
+    v_scale_offset(head_dim, warpgroups) + 2 * 4 * head_dim
+}
+
+/// Bytes of a buffer of Q with all that comes with it.
+#[must_use]
+pub const fn q_buffer_bytes(head_dim: usize, warpgroups: usize) -> usize {
+    tile_offset(head_dim, warpgroups) + 256
+}
+
+/// Where the ring of K begins.
+#[must_use]
+pub const fn k_offset(head_dim: usize, warpgroups: usize) -> usize {
+    Q_BUFFERS * q_buffer_bytes(head_dim, warpgroups)
+}
+
+/// Where the ring of V begins.
+#[must_use]
+pub const fn v_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
+    k_offset(head_dim, warpgroups) + slots * block_bytes(head_dim)
+}
+
+/// Where the ring of key factors begins; a block of them goes with each K block.
+#[must_use]
+pub const fn factor_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
+    v_offset(head_dim, warpgroups, slots) + slots * block_bytes(head_dim)
+}
+
+/// Where the barriers begin.
+#[must_use]
+pub const fn barrier_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
+    factor_offset(head_dim, warpgroups, slots) + slots * 4 * KV_BLOCK
+}
+
+/// Shared memory of a CTA: two barriers for each slot of K and of V and for each buffer of Q.
+#[must_use]
+pub const fn shared_bytes(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
+    barrier_offset(head_dim, warpgroups, slots) + 8 * 2 * (2 * slots + Q_BUFFERS)
+}
+
+/// Threads of a CTA: the consumers' warpgroups and the producers.
+#[must_use]
+pub const fn threads(warpgroups: usize) -> usize {
+    128 * warpgroups + PRODUCERS
+}
+
+/// Registers of a consumer thread, of 2 or 3 warpgroups: an SM has 65536, and the producers keep [`producer_registers`].
+#[must_use]
+pub const fn consumer_registers(warpgroups: usize) -> u32 {
+    match warpgroups {
+        2 => 232,
+        _ => 160,
+    }
+}
+
+/// Registers of a producer thread.
+#[must_use]
+pub const fn producer_registers(warpgroups: usize) -> u32 {
+    match warpgroups {
+        2 => 40,
+        _ => 32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Head dim, warpgroups and ring slots of each row of the table.
+    macro_rules! shapes {
+        ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal, $($more:tt)* })*) => {
+            [$(($d, $wgs, $slots)),*]
+        };
+    }
+
+    /// Shared memory that a CTA may have on compute capability 9.0.
+    const MOST_SHARED: usize = 227 << 10;
+
+    #[test]
+    fn parts_of_shared_memory_follow_each_other_aligned_and_fit() {
+        for (d, wgs, slots) in crate::sm90a_rows!(shapes) {
+            let mut end = 0;
+            let mut part = |start: usize, bytes: usize, align: usize| {
+                assert!(start >= end, "d{d}: {start} lies in the part before, which ends at {end}");
+                assert!(start.is_multiple_of(align), "d{d}: {start} is not a multiple of {align}");
+                end = start + bytes;
+            };
+            for buffer in 0..Q_BUFFERS {
+                let base = buffer * q_buffer_bytes(d, wgs);
+                // The panels of a wgmma operand: its 32-byte swizzle goes by the address, in steps of 256 bytes.
+                for group in 0..wgs {
+                    part(base + group * q_bytes(d), q_bytes(d), 256);
+                }
+                part(base + q_scale_offset(d, wgs), wgs * WARPGROUP_ROWS * 4, 16);
+                part(base + v_scale_offset(d, wgs), 2 * d * 4, 16);
+                // Five words and the unit of the scores, written 16 and 8 bytes at a time.
+                part(base + tile_offset(d, wgs), 24, 16);
+            }
+            for slot in 0..slots {
+                part(k_offset(d, wgs) + slot * block_bytes(d), block_bytes(d), 256);
+            }
+            for slot in 0..slots {
+                part(v_offset(d, wgs, slots) + slot * block_bytes(d), block_bytes(d), 256);
+            }
+            for slot in 0..slots {
+                part(factor_offset(d, wgs, slots) + slot * 4 * KV_BLOCK, 4 * KV_BLOCK, 16);
+            }
+            part(barrier_offset(d, wgs, slots), 8 * 2 * (Q_BUFFERS + 2 * slots), 8);
+            assert!(end <= shared_bytes(d, wgs, slots) && end <= MOST_SHARED, "d{d}: {end}");
+        }
+    }
+
+    #[test]
+    fn registers_fit() {
+        for (_, wgs, _) in crate::sm90a_rows!(shapes) {
+            let (consumer, producer) = (consumer_registers(wgs), producer_registers(wgs));
+            assert!([consumer, producer].iter().all(|n| n % 8 == 0 && (24..=256).contains(n)), "{consumer} {producer}");
+            assert!(128 * (wgs as u32 * consumer + producer) <= 65536, "{wgs} warpgroups");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Division without the panic of a checked one, which has no place on the device.
+
+/// Quotient and remainder.
+///
+/// # Safety
+/// `b` is not zero.
+#[inline(always)]
+pub(crate) unsafe fn div_rem(a: u32, b: u32) -> (u32, u32) {
+    // SAFETY: the caller's promise.
+    unsafe { core::hint::assert_unchecked(b != 0) };
+    (a / b, a % b)
+}

@@ -1,0 +1,230 @@
+//! What the host hands to an attention kernel: one structure by value, the kernel's only parameter.
+//!
+//! The host fills it, the kernels read it and the tests' PTX machine is given its bytes, all from this definition
+//! (docs/kernel-abi.md has the shapes). An optional array or output that is not there has address zero.
+
+use core::fmt;
+use core::marker::PhantomData;
+
+/// The address of the first of some `T` in the GPU's global memory; zero where there are none.
+#[repr(transparent)]
+pub struct Global<T> {
+    address: u64,
+    pointee: PhantomData<fn() -> T>,
+}
+
+impl<T> Global<T> {
+    /// No array.
+    pub const NULL: Self = Self::new(0);
+
+    /// The array at an address.
+    #[must_use]
+    pub const fn new(address: u64) -> Self {
+        Self { address, pointee: PhantomData }
+    }
+
+    /// The address.
+    #[must_use]
+    pub const fn address(self) -> u64 {
+        self.address
+    }
+}
+
+impl<T> Clone for Global<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Global<T> {}
+
+impl<T> fmt::Debug for Global<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.address)
+    }
+}
+
+#[cfg(target_arch = "nvptx64")]
+impl<T> Global<T> {
+    /// The address as a pointer.
+    #[inline(always)]
+    pub(crate) fn ptr(self) -> *const T {
+        self.address as *const T
+    }
+
+    /// Whether there is no array.
+    #[inline(always)]
+    pub(crate) fn is_null(self) -> bool {
+        self.address == 0
+    }
+}
+
+/// A `[batch][head][token][head_dim]` tensor whose last dimension is contiguous; strides in elements.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Strided {
+    /// The first element.
+    pub data: Global<u8>,
+    /// From one batch to the next.
+    pub stride_b: i64,
+    /// From one head to the next.
+    pub stride_h: i64,
+    /// From one token to the next.
+    pub stride_n: i64,
+}
+
+/// `o_dtype`: the element type of an output.
+pub mod dtype {
+    /// IEEE binary16.
+    pub const F16: u32 = 0;
+    /// bfloat16.
+    pub const BF16: u32 = 1;
+    /// IEEE binary32.
+    pub const F32: u32 = 2;
+}
+
+/// `operand` of the dequantization: layout, and what a scale belongs to.
+pub mod operand {
+    /// Queries: row-major, one scale a token.
+    pub const Q: u32 = 0;
+    /// Keys: packed, one scale a token.
+    pub const K: u32 = 1;
+    /// Values: packed and transposed, one scale a channel.
+    pub const V: u32 = 2;
+}
+
+/// `window_left` or `window_right` of a window that has no end on that side.
+pub const UNLIMITED: u32 = u32::MAX;
+
+/// The parameter of every INT8 attention kernel, of both families.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionParams {
+    /// Codes, row-major.
+    pub q: Global<u8>,
+    /// Codes, packed blocks.
+    pub k: Global<u8>,
+    /// Codes plus [`V_OFFSET`](crate::layout::V_OFFSET), packed blocks.
+    pub v: Global<u8>,
+    /// A scale a query.
+    pub q_scale: Global<f32>,
+    /// The product of each query with K's mean; null where K has none.
+    pub q_bias: Global<f32>,
+    /// A scale a key, padded to whole blocks.
+    pub k_scale: Global<f32>,
+    /// An upper bound of a head's `k_scale`.
+    pub k_scale_max: Global<f32>,
+    /// A scale a channel of a head.
+    pub v_scale: Global<f32>,
+    /// A mean a channel of a head.
+    pub v_mean: Global<f32>,
+    /// The output, of [`o_dtype`](Self::o_dtype).
+    pub o: Strided,
+    /// The log-sum-exp of each query; null where it is not wanted.
+    pub lse: Global<f32>,
+    /// Sequences.
+    pub batch: u32,
+    /// Heads of Q and of the output.
+    pub heads_q: u32,
+    /// Heads of K and V.
+    pub heads_kv: u32,
+    /// Query heads of one head of K and V, `heads_q / heads_kv`.
+    pub group: u32,
+    /// Query tokens.
+    pub seqlen_q: u32,
+    /// Key and value tokens.
+    pub seqlen_kv: u32,
+    /// How many keys before its own a query sees, or [`UNLIMITED`].
+    pub window_left: u32,
+    /// How many keys behind its own a query sees, or [`UNLIMITED`]; 0 is the causal mask.
+    pub window_right: u32,
+    /// One of [`dtype`].
+    pub o_dtype: u32,
+    /// Factor of the scores before the softmax.
+    pub softmax_scale: f32,
+}
+
+/// The parameter of the float16 kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct BaselineParams {
+    /// Float16.
+    pub q: Strided,
+    /// Float16.
+    pub k: Strided,
+    /// Float16.
+    pub v: Strided,
+    /// Float16.
+    pub o: Strided,
+    /// The log-sum-exp of each query; null where it is not wanted.
+    pub lse: Global<f32>,
+    /// Heads of Q and of the output.
+    pub heads_q: u32,
+    /// Query heads of one head of K and V, at least 1.
+    pub group: u32,
+    /// Query tokens.
+    pub seqlen_q: u32,
+    /// Key and value tokens.
+    pub seqlen_kv: u32,
+    /// As of [`AttentionParams`].
+    pub window_left: u32,
+    /// As of [`AttentionParams`].
+    pub window_right: u32,
+    /// Factor of the scores before the softmax.
+    pub softmax_scale: f32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
+}
+
+/// A kernel's parameter: a structure whose every byte is part of a field.
+///
+/// # Safety
+/// `repr(C)`, without padding.
+pub unsafe trait Params: Copy {
+    /// The bytes, as a launch passes them.
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: every byte belongs to a field.
+        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
+}
+
+impl Strided {
+    /// No tensor.
+    pub const NONE: Self = Self { data: Global::NULL, stride_b: 0, stride_h: 0, stride_n: 0 };
+}
+
+impl AttentionParams {
+    /// Nothing: no arrays, lengths of zero, a window that every row sees through whole.
+    pub const NONE: Self = Self {
+        q: Global::NULL,
+        k: Global::NULL,
+        v: Global::NULL,
+        q_scale: Global::NULL,
+        q_bias: Global::NULL,
+        k_scale: Global::NULL,
+        k_scale_max: Global::NULL,
+        v_scale: Global::NULL,
+        v_mean: Global::NULL,
+        o: Strided::NONE,
+        lse: Global::NULL,
+        batch: 0,
+        heads_q: 0,
+        heads_kv: 0,
+        group: 0,
+        seqlen_q: 0,
+        seqlen_kv: 0,
+        window_left: UNLIMITED,
+        window_right: UNLIMITED,
+        o_dtype: dtype::F16,
+        softmax_scale: 0.0,
+    };
+}
+
+const _: () = assert!(size_of::<Strided>() == 4 * 8);
+const _: () = assert!(size_of::<AttentionParams>() == 10 * 8 + size_of::<Strided>() + 10 * 4);
+const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);
+
+// SAFETY: the sizes above are the sums of the fields'.
+unsafe impl Params for AttentionParams {}
+// SAFETY: the sizes above are the sums of the fields'.
+unsafe impl Params for BaselineParams {}

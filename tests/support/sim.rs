@@ -1,0 +1,393 @@
+//! The kernels on the PTX machine: arguments and memory as docs/kernel-abi.md says.
+//!
+//! Outputs are memory that nothing has written, so that an element which no thread wrote is an error, as is a stray access.
+
+use crate::case::{variant, variant_of};
+use crate::properties::{GUARD, Kernels, Operand, POISON, untouched};
+use anyhow::{Context, Result};
+use int_flash_attention::{
+    AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Shape,
+    TensorLayout,
+};
+use int_flash_attention_kernels::config::{self, Family};
+use int_flash_attention_kernels::dequantize::launch as dequantization;
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
+use int_flash_attention_kernels::params::{AttentionParams, BaselineParams, Global, Params, Strided, operand};
+use int_flash_attention_kernels::quantize::launch as quantization;
+use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
+use int_flash_attention_kernels::{baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
+use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// CTAs that the machine is taken to hold: so few that statistics and tiles alternate.
+const RESIDENT: usize = 8;
+
+macro_rules! shipped {
+    ($($name:ident { $($field:tt)* })*) => {
+        &[$((stringify!($name), include_str!(concat!("../../host/ptx/", stringify!($name), ".ptx")))),*]
+    };
+}
+
+/// The PTX that ships, part of the program so that it runs anywhere.
+const SHIPPED: &[&[(&str, &str)]] =
+    &[conversion_rows!(shipped), sm80_rows!(shipped), sm90a_rows!(shipped), baseline_rows!(shipped)];
+
+/// The shipped kernels, loaded as they are asked for.
+pub struct Simulator {
+    /// Where modules are read from instead.
+    folder: Option<PathBuf>,
+    family: Family,
+    multiprocessors: u32,
+    modules: Mutex<HashMap<String, Arc<Module>>>,
+}
+
+impl Default for Simulator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Simulator {
+    /// The PTX that ships, or what lies in `$INT_FLASH_PTX_DIR`; the kernels that every GPU runs.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::of(Family::Sm80, 1)
+    }
+
+    /// [`new`](Self::new) with the kernels of this family where it has one for a problem, as on a GPU of so many multiprocessors.
+    #[must_use]
+    pub fn of(family: Family, multiprocessors: u32) -> Self {
+        let folder = std::env::var_os("INT_FLASH_PTX_DIR").map(PathBuf::from);
+        Self { folder, family, multiprocessors, modules: Mutex::default() }
+    }
+
+    fn module(&self, name: &str) -> Result<Arc<Module>> {
+        let mut modules = self.modules.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(module) = modules.get(name) {
+            return Ok(module.clone());
+        }
+        let ptx = self.source(name)?;
+        let module = Arc::new(Module::load(&ptx).with_context(|| format!("{name}.ptx"))?);
+        modules.insert(name.to_owned(), module.clone());
+        Ok(module)
+    }
+
+    fn source(&self, name: &str) -> Result<Cow<'static, str>> {
+        if let Some(folder) = &self.folder {
+            let path = folder.join(format!("{name}.ptx"));
+            let ptx = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            return Ok(ptx.into());
+        }
+        let shipped = SHIPPED.iter().copied().flatten().find(|(shipped, _)| *shipped == name);
+        Ok(shipped.with_context(|| format!("there is no module {name}"))?.1.into())
+    }
+
+    /// The names of a module's kernels.
+    ///
+    /// # Errors
+    ///
+    /// When the module does not load.
+    pub fn kernels(&self, module: &str) -> Result<Vec<String>> {
+        Ok(self.module(module)?.kernels().into_iter().map(str::to_owned).collect())
+    }
+
+    fn launch(&self, module: &str, at: &Grid<'_>, args: &[Arg], memory: &Memory) -> Result<()> {
+        let [x, y, z] = at.grid;
+        let launch = Launch {
+            kernel: at.kernel,
+            grid: [x, y, z],
+            block: [u32::try_from(at.threads)?, 1, 1],
+            shared_bytes: u32::try_from(at.shared)?,
+        };
+        self.module(module)?.launch(&launch, args, memory).with_context(|| at.kernel.to_owned())?;
+        Ok(())
+    }
+
+    /// The whole job: quantize, attend; O in Q's dtype and layout, and the log-sum-exp where it is asked for.
+    ///
+    /// # Errors
+    ///
+    /// When the library refuses the problem, or the machine finds fault with a kernel.
+    pub fn job(
+        &self,
+        problem: &AttentionProblem,
+        [q, k, v]: [&HostTensor; 3],
+        lse: bool,
+    ) -> Result<(HostTensor, Option<Vec<f32>>)> {
+        problem.check()?;
+        let operands = self.quantize(problem, q, k, v)?;
+        self.attention(problem, &operands, &q.layout(), q.dtype(), lse)
+    }
+}
+
+struct Grid<'a> {
+    kernel: &'a str,
+    grid: [u32; 3],
+    threads: usize,
+    shared: usize,
+}
+
+impl Kernels for Simulator {
+    const EXACT_EXPONENTIALS: bool = true;
+
+    fn quantize(
+        &self,
+        problem: &AttentionProblem,
+        q: &HostTensor,
+        k: &HostTensor,
+        v: &HostTensor,
+    ) -> Result<HostQuantized> {
+        let (d, dtype) = (problem.head_dim, q.dtype());
+        let (q_shape, kv_shape) = (problem.q_shape(), problem.kv_shape());
+        let heads = kv_shape.batch * kv_shape.heads;
+        let blocks = heads * kv_blocks(kv_shape.seqlen);
+        let smooth = problem.scheme.smooths();
+        let flags = problem.scheme.quantize_flags();
+        let overflow = || format!("the grid overflows for {problem:?}");
+        let shape = quantization_shape(problem, dtype);
+        let work = Work::new(&shape, true, true, RESIDENT).with_context(overflow)?;
+        let workspace_len =
+            quantization::workspace_len(problem.batch, problem.heads_kv, problem.seqlen_kv, d, dtype.size());
+
+        let mut memory = Memory::new();
+        let [q_in, k_in, v_in] = [q, k, v].map(|tensor| upload(&mut memory, tensor));
+        let (q_in, k_in, v_in) = (q_in?, k_in?, v_in?);
+        let mut floats = |len: usize| memory.alloc(4 * len as u64, 256);
+        let workspace = floats(workspace_len.with_context(overflow)?);
+        let (k_mean, v_mean, v_scale, k_scale_max) =
+            (floats(heads * d), floats(heads * d), floats(heads * d), floats(heads));
+        let (q_scale, q_bias, k_scale) = (floats(q_shape.rows()), floats(q_shape.rows()), floats(blocks * KV_BLOCK));
+        let mut bytes = |len: usize| memory.alloc(len as u64, 256);
+        let (q_out, k_out, v_out) =
+            (bytes(q_shape.elements()), bytes(blocks * block_bytes(d)), bytes(blocks * block_bytes(d)));
+        let (seqlen_q, seqlen_kv) = (u32::try_from(problem.seqlen_q)?, u32::try_from(problem.seqlen_kv)?);
+        let heads_q = u32::try_from(problem.heads_q)?;
+        memory.write(workspace, &vec![0_u32; quantization::counters(heads, work.slices.value as usize)])?;
+
+        let name = format!("quantize_{dtype}");
+        let at = Grid {
+            kernel: &name,
+            grid: work.grid(),
+            threads: quantization::QUANTIZE_THREADS,
+            shared: quantization::quantize_shared_bytes(d),
+        };
+        let mut args = Vec::new();
+        for (ptr, tensor) in [(q_in, q), (k_in, k), (v_in, v)] {
+            args.push(ptr.into());
+            args.extend(strides(&tensor.layout()));
+        }
+        let bias = if smooth { q_bias } else { DevPtr::NULL };
+        let pointers = [k_mean, v_mean, v_scale, k_scale_max, q_out, q_scale, bias, k_out, k_scale, v_out, workspace];
+        args.extend(pointers.map(Arg::from));
+        args.extend([seqlen_q, seqlen_kv, heads_q, d as u32, flags].map(Arg::U32));
+        args.extend(work.parameters().map(Arg::U32));
+        self.launch("quantize", &at, &args, &memory)?;
+
+        let floats = |ptr, len| memory.read::<f32>(ptr, len);
+        Ok(HostQuantized {
+            q: QuantizedQ {
+                shape: q_shape,
+                data: memory.read(q_out, q_shape.elements()).context("q")?,
+                scale: floats(q_scale, q_shape.rows()).context("q_scale")?,
+                bias: if smooth { Some(floats(q_bias, q_shape.rows()).context("q_bias")?) } else { None },
+            },
+            k: QuantizedK {
+                shape: kv_shape,
+                format: PackedFormat::CURRENT,
+                data: memory.read(k_out, blocks * block_bytes(d)).context("k")?,
+                scale: floats(k_scale, blocks * KV_BLOCK).context("k_scale")?,
+                mean: floats(k_mean, heads * d).context("k_mean")?,
+                scale_max: floats(k_scale_max, heads).context("k_scale_max")?,
+            },
+            v: QuantizedV {
+                shape: kv_shape,
+                format: PackedFormat::CURRENT,
+                data: memory.read(v_out, blocks * block_bytes(d)).context("v")?,
+                scale: floats(v_scale, heads * d).context("v_scale")?,
+                mean: floats(v_mean, heads * d).context("v_mean")?,
+            },
+        })
+    }
+
+    fn attention(
+        &self,
+        problem: &AttentionProblem,
+        operands: &HostQuantized,
+        out: &TensorLayout,
+        dtype: DType,
+        lse: bool,
+    ) -> Result<(HostTensor, Option<Vec<f32>>)> {
+        let AttentionProblem { head_dim, scheme, .. } = *problem;
+        let none = || {
+            let has: Vec<usize> = config::head_dims(&Family::ALL, scheme).collect();
+            format!("head_dim is {head_dim}; the kernels of the {scheme} scheme have {has:?}")
+        };
+        let variant = variant_of(self.family, problem).or_else(|| variant(problem)).with_context(none)?;
+        let mut memory = Memory::new();
+        let HostQuantized { q, k, v } = operands;
+        let [q_data, k_data, v_data] = [&q.data, &k.data, &v.data].map(|data| memory.alloc_from(data));
+        let q_bias = q.bias.as_ref().map_or(DevPtr::NULL, |bias| memory.alloc_from(bias));
+        let [q_scale, k_scale, k_scale_max, v_scale, v_mean] =
+            [&q.scale, &k.scale, &k.scale_max, &v.scale, &v.mean].map(|data| memory.alloc_from(data));
+        let o = OutTensor::alloc(&mut memory, *out, dtype)?;
+        let rows = problem.q_shape().rows();
+        let lse_out = if lse { memory.alloc(4 * rows as u64, 256) } else { DevPtr::NULL };
+        let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, self.multiprocessors);
+        let grid = grid.with_context(|| format!("{} has too many tiles for {problem:?}", variant.name))?;
+        let at = Grid { kernel: variant.name, grid, threads: variant.threads, shared: variant.shared_bytes };
+        let params = problem.params(out, dtype);
+        let params = AttentionParams {
+            q: global(q_data),
+            k: global(k_data),
+            v: global(v_data),
+            q_scale: global(q_scale),
+            q_bias: global(q_bias),
+            k_scale: global(k_scale),
+            k_scale_max: global(k_scale_max),
+            v_scale: global(v_scale),
+            v_mean: global(v_mean),
+            o: Strided { data: global(o.data), ..params.o },
+            lse: global(lse_out),
+            ..params
+        };
+        self.launch(variant.name, &at, &[structure(&params)], &memory)?;
+        let lse = if lse { Some(memory.read(lse_out, rows).context("lse")?) } else { None };
+        Ok((o.read(&memory).context("o")?, lse))
+    }
+
+    fn attention_f16(
+        &self,
+        problem: &AttentionProblem,
+        [q, k, v]: [&HostTensor; 3],
+        out: &TensorLayout,
+    ) -> Result<(HostTensor, Vec<f32>)> {
+        let variant = config::baseline(problem.head_dim).with_context(|| format!("no kernel for {problem:?}"))?;
+        let mut memory = Memory::new();
+        let [q_in, k_in, v_in] = [q, k, v].map(|tensor| upload(&mut memory, tensor));
+        let o = OutTensor::alloc(&mut memory, *out, DType::F16)?;
+        let rows = problem.q_shape().rows();
+        let lse = memory.alloc(4 * rows as u64, 256);
+        let tiles = u32::try_from(problem.seqlen_q.div_ceil(variant.tile_m))?;
+        let grid = [tiles, u32::try_from(problem.heads_q)?, u32::try_from(problem.batch)?];
+        let at = Grid { kernel: variant.name, grid, threads: variant.threads, shared: variant.shared_bytes };
+        let params = problem.baseline_params([&q.layout(), &k.layout(), &v.layout(), out]);
+        let params = BaselineParams {
+            q: Strided { data: global(q_in?), ..params.q },
+            k: Strided { data: global(k_in?), ..params.k },
+            v: Strided { data: global(v_in?), ..params.v },
+            o: Strided { data: global(o.data), ..params.o },
+            lse: global(lse),
+            ..params
+        };
+        self.launch(variant.name, &at, &[structure(&params)], &memory)?;
+        Ok((o.read(&memory).context("o")?, memory.read(lse, rows).context("lse")?))
+    }
+
+    fn dequantize(
+        &self,
+        problem: &AttentionProblem,
+        operands: &HostQuantized,
+        which: Operand,
+        out: &TensorLayout,
+        dtype: DType,
+    ) -> Result<HostTensor> {
+        let HostQuantized { q, k, v } = operands;
+        let (data, scale, mean, code) = match which {
+            Operand::Q => (&q.data, &q.scale, None, operand::Q),
+            Operand::K => (&k.data, &k.scale, Some(&k.mean), operand::K),
+            Operand::V => (&v.data, &v.scale, Some(&v.mean), operand::V),
+        };
+        let mut memory = Memory::new();
+        let (data, scale) = (memory.alloc_from(data), memory.alloc_from(scale));
+        let mean = mean.map_or(DevPtr::NULL, |mean| memory.alloc_from(mean));
+        let o = OutTensor::alloc(&mut memory, *out, dtype)?;
+        let Shape { batch, heads, seqlen, head_dim } = out.shape();
+        let blocks = dequantization::token_blocks(batch, heads, seqlen)
+            .with_context(|| format!("the grid overflows for {problem:?}"))?;
+        let name = format!("dequantize_{dtype}");
+        let at = Grid {
+            kernel: &name,
+            grid: [blocks, 1, 1],
+            threads: dequantization::threads(head_dim),
+            shared: dequantization::shared_bytes(head_dim),
+        };
+        let mut args: Vec<Arg> = [data, scale, mean, o.data].map(Arg::from).to_vec();
+        args.extend(strides(out));
+        args.extend([seqlen as u32, heads as u32, head_dim as u32, code].map(Arg::U32));
+        self.launch("dequantize", &at, &args, &memory)?;
+        o.read(&memory).with_context(|| format!("dequantized {which:?}"))
+    }
+}
+
+fn quantization_shape(problem: &AttentionProblem, dtype: DType) -> WorkShape {
+    let AttentionProblem { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, .. } = *problem;
+    WorkShape { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, element_bytes: dtype.size() }
+}
+
+fn global<T>(ptr: DevPtr) -> Global<T> {
+    Global::new(ptr.0)
+}
+
+/// A kernel's parameter structure, as it is passed by value.
+fn structure(params: &impl Params) -> Arg {
+    Arg::Bytes(params.bytes().to_vec())
+}
+
+fn strides(layout: &TensorLayout) -> [Arg; 3] {
+    layout.strides().map(Arg::I64)
+}
+
+fn rows(shape: Shape) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..shape.batch).flat_map(move |b| (0..shape.heads).flat_map(move |h| (0..shape.seqlen).map(move |n| (b, h, n))))
+}
+
+/// Writes the rows of a tensor and leaves the gaps between them unwritten, so that reading one is an error.
+fn upload(memory: &mut Memory, tensor: &HostTensor) -> Result<DevPtr> {
+    let (layout, size) = (tensor.layout(), tensor.dtype().size());
+    let bytes = bytemuck::cast_slice::<u8, u8>(tensor.bytes());
+    let ptr = memory.alloc(bytes.len() as u64, 256);
+    if layout.span() == layout.shape().elements() {
+        memory.write(ptr, bytes)?;
+        return Ok(ptr);
+    }
+    for (b, h, n) in rows(layout.shape()) {
+        let start = layout.offset(b, h, n) * size;
+        memory.write(ptr.offset(start as u64), &bytes[start..start + layout.shape().head_dim * size])?;
+    }
+    Ok(ptr)
+}
+
+/// An output. Dense: exactly its bytes, unwritten. With gaps: poisoned, with guards, and examined afterwards.
+struct OutTensor {
+    data: DevPtr,
+    guarded: bool,
+    layout: TensorLayout,
+    dtype: DType,
+}
+
+impl OutTensor {
+    fn alloc(memory: &mut Memory, layout: TensorLayout, dtype: DType) -> Result<Self> {
+        let bytes = layout.span() * dtype.size();
+        let guarded = layout.span() != layout.shape().elements();
+        if !guarded {
+            return Ok(Self { data: memory.alloc(bytes as u64, 256), guarded, layout, dtype });
+        }
+        let data = memory.alloc_from(&vec![POISON; bytes + 2 * GUARD]).offset(GUARD as u64);
+        Ok(Self { data, guarded, layout, dtype })
+    }
+
+    fn read(&self, memory: &Memory) -> Result<HostTensor> {
+        let bytes = self.layout.span() * self.dtype.size();
+        let values: Vec<u8> = if self.guarded {
+            let all: Vec<u8> = memory.read(DevPtr(self.data.0 - GUARD as u64), bytes + 2 * GUARD)?;
+            untouched("the output", &all, &self.layout, self.dtype.size())?;
+            all[GUARD..GUARD + bytes].to_vec()
+        } else {
+            memory.read(self.data, bytes)?
+        };
+        Ok(HostTensor::from_bytes(self.dtype, &values, self.layout)?)
+    }
+}
