@@ -234,7 +234,6 @@ impl Gpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use int_flash_attention_kernels::config::MODULES;
 
     #[test]
     fn a_folder_is_read_in_place_of_what_is_embedded() {
