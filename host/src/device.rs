@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::gpu::{AttentionOutput, DeviceOperands, Gpu, QuantizeLayouts};
 use crate::problem::{AttentionProblem, Scheme, Window};
 use crate::progress::ProgressFn;
+use crate::quantized::Lengths;
 use crate::reference;
+use crate::resources;
 use crate::shape::{Order, TensorLayout};
 use crate::tensor::HostTensor;
 use std::fmt;
@@ -134,8 +136,8 @@ pub struct Output {
 /// ```
 ///
 /// # Errors
-/// Shapes that do not go together or have no kernels, tensors of different types, values that are not finite, and
-/// everything about the GPU.
+/// Shapes that do not go together or have no kernels, tensors of different types, values that are not finite, results that
+/// are not (docs/kernel-abi.md, "Range"), memory or threads that the system does not give, and everything about the GPU.
 pub fn attention(
     device: Device,
     q: &HostTensor,
@@ -146,7 +148,7 @@ pub fn attention(
     match device {
         Device::Cpu => {
             let (problem, output) = check(q, k, v, options)?;
-            on_cpu(&problem, q, k, v, &output, options.progress)
+            check_result(&problem, on_cpu(&problem, q, k, v, &output, options.progress)?)
         }
         Device::Cuda(ordinal) => Gpu::new(ordinal)?.attention(q, k, v, options),
     }
@@ -159,7 +161,7 @@ impl Gpu {
     /// As [`attention`].
     pub fn attention(&self, q: &HostTensor, k: &HostTensor, v: &HostTensor, options: &Options<'_>) -> Result<Output> {
         let (problem, output) = check(q, k, v, options)?;
-        on_gpu(self, &problem, q, k, v, &output)
+        check_result(&problem, on_gpu(self, &problem, q, k, v, &output)?)
     }
 }
 
@@ -190,12 +192,47 @@ fn on_cpu(
     output: &AttentionOutput,
     progress: Option<ProgressFn<'_>>,
 ) -> Result<Output> {
+    resources::start_threads()?;
+    resources::room_for("attention on the CPU", cpu_bytes(problem, output)?)?;
     let operands = reference::quantize(problem, q, k, v)?;
     let result = reference::int8_with_progress(problem, &operands, progress)?;
     Ok(Output {
         o: HostTensor::from_dense(output.dtype, output.layout, &result.o)?,
         lse: output.lse.then(|| result.lse.iter().map(|&lse| lse as f32).collect()),
     })
+}
+
+/// What [`on_cpu`] allocates, to within the small parts.
+fn cpu_bytes(problem: &AttentionProblem, output: &AttentionOutput) -> Result<usize> {
+    let (q, kv) = (Lengths::of(problem.q_shape())?, Lengths::of(problem.kv_shape())?);
+    // a head of K or V in float32, or both unpacked, for each thread
+    let heads = rayon::current_num_threads().min(kv.heads).saturating_mul(kv.kv_data / kv.heads * size_of::<f32>());
+    // float64 results, as they come and put together
+    let results = (q.q_data + q.q_scale).saturating_mul(2 * size_of::<f64>());
+    let operands = (q.q_data + 2 * kv.kv_data).saturating_add(4 * (2 * q.q_scale + kv.k_scale));
+    Ok(heads
+        .saturating_add(results)
+        .saturating_add(operands)
+        .saturating_add(output.layout.span() * output.dtype.size()))
+}
+
+/// Whether a result is one: finite inputs may leave the range of a scheme or of the output's element type.
+fn check_result(problem: &AttentionProblem, result: Output) -> Result<Output> {
+    let dtype = result.o.dtype();
+    let refused = |name, value, [batch, head, token]: [usize; 3]| {
+        Err(Error::ResultNotFinite { name, value, batch, head, token, dtype })
+    };
+    if let Err(Error::NotFinite { name, value, batch, head, token, .. }) = result.o.check_finite("o") {
+        return refused(name, value, [batch, head, token]);
+    }
+    for (row, &value) in result.lse.iter().flatten().enumerate() {
+        let (head, token) = (row / problem.seqlen_q, row % problem.seqlen_q);
+        let no_keys = value == f32::NEG_INFINITY && problem.visible_keys(token).is_empty();
+        if !value.is_finite() && !no_keys {
+            return refused("lse", value, [head / problem.heads_q, head % problem.heads_q, token]);
+        }
+    }
+    Ok(result)
 }
 
 fn on_gpu(
@@ -226,4 +263,42 @@ fn on_gpu(
         o: HostTensor::from_bytes(output.dtype, &o.to_vec()?, output.layout)?,
         lse: lse.map(|lse| lse.to_vec()).transpose()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Shape;
+
+    fn constant(value: f32) -> HostTensor {
+        let layout = TensorLayout::bhnd(Shape::new(1, 1, 4, 32).unwrap());
+        HostTensor::from_fn(DType::F32, layout, |_, _, _, _| value).unwrap()
+    }
+
+    #[test]
+    fn results_that_are_not_finite_are_errors() {
+        let (x, large) = (constant(1.0), constant(1e6));
+        // Fine in float32, more than float16 holds.
+        let options = Options { lse: true, ..Options::default() };
+        assert!(attention(Device::Cpu, &x, &x, &large, &options).is_ok());
+        let narrow = Options { output_dtype: Some(DType::F16), ..options };
+        let error = attention(Device::Cpu, &x, &x, &large, &narrow).unwrap_err();
+        assert!(matches!(error, Error::ResultNotFinite { name: "o", token: 0, dtype: DType::F16, .. }), "{error}");
+        // Scores of 1e39 and more: o is whatever, and a row's log-sum-exp leaves float32.
+        let huge = constant(1e19);
+        for scheme in [Scheme::Default, Scheme::Paper] {
+            let options = Options { softmax_scale: Some(30.0), scheme, ..options };
+            let error = attention(Device::Cpu, &huge, &huge, &x, &options).unwrap_err();
+            assert!(matches!(error, Error::ResultNotFinite { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn rows_without_keys_are_results() {
+        let layout = TensorLayout::bhnd(Shape::new(1, 1, 2, 32).unwrap());
+        let kv = HostTensor::from_fn(DType::F32, layout, |_, _, n, _| n as f32).unwrap();
+        let options = Options { lse: true, window: Window::CAUSAL, ..Options::default() };
+        let output = attention(Device::Cpu, &constant(1.0), &kv, &kv, &options).unwrap();
+        assert_eq!(output.lse.unwrap()[..2], [f32::NEG_INFINITY; 2]);
+    }
 }

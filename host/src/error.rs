@@ -9,6 +9,21 @@ use std::path::PathBuf;
 /// What every fallible function of the crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Machine code that the driver refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedCode {
+    /// The architecture that it is for, as ptxas calls it.
+    pub architecture: &'static str,
+    /// The driver's error.
+    pub source: DriverError,
+}
+
+/// The end of [`Error::ModuleLoad`]'s sentence.
+fn refusal(refused: Option<&RefusedCode>) -> String {
+    let Some(RefusedCode { architecture, source }) = refused else { return String::new() };
+    format!("; before that it refused the machine code for {architecture}: {source}")
+}
+
 /// Everything that can be wrong with a request; each sentence says what was given and what is allowed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -189,6 +204,43 @@ pub enum Error {
         dim: usize,
     },
 
+    /// A NaN or an infinity among the results of finite inputs.
+    #[error(
+        "{name} came out as {value} in [batch {batch}, head {head}, token {token}]: the scores have left the range of the scheme, or the output that of {dtype}; scale q, k or v down, give a smaller softmax_scale, or ask for an output of another element type"
+    )]
+    ResultNotFinite {
+        /// "o" or "lse".
+        name: &'static str,
+        /// The value.
+        value: f32,
+        /// Its batch.
+        batch: usize,
+        /// Its head.
+        head: usize,
+        /// Its token.
+        token: usize,
+        /// The output's element type.
+        dtype: DType,
+    },
+
+    /// Memory of the host that the system does not give.
+    #[error("there is no memory for {what}, {bytes} bytes")]
+    Memory {
+        /// What it was for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: usize,
+    },
+
+    /// Threads that the system does not give.
+    #[error(
+        "the threads for the CPU cannot be started ({why}); RAYON_NUM_THREADS sets their number, else there is one a core"
+    )]
+    Threads {
+        /// What the system says.
+        why: String,
+    },
+
     /// A query position past the end.
     #[error("query row {given} was asked for; there are {seqlen_q}")]
     Row {
@@ -289,13 +341,24 @@ pub enum Error {
         kernel: &'static str,
     },
 
-    /// PTX that the driver could not assemble.
-    #[error("the driver cannot load module {module}: {source}")]
+    /// A module that this build of the library was told to leave out.
+    #[error("module {module} is not in this build of int-flash-attention; it comes with the cargo features {}", .features.join(" and "))]
+    LeftOut {
+        /// The module.
+        module: &'static str,
+        /// The cargo features that bring it.
+        features: Vec<&'static str>,
+    },
+
+    /// A module that the driver takes neither as machine code, where there is some for the GPU, nor as PTX.
+    #[error("the driver cannot load the PTX of module {module}: {source}{}", refusal(.machine_code.as_deref()))]
     ModuleLoad {
-        /// The PTX module.
+        /// The module.
         module: &'static str,
         /// The driver's error, with its log.
         source: DriverError,
+        /// The machine code that was tried before.
+        machine_code: Option<Box<RefusedCode>>,
     },
 
     /// More blocks than a CUDA grid has.
@@ -319,4 +382,27 @@ pub enum Error {
     /// No driver, or a call that it refused.
     #[error(transparent)]
     Driver(#[from] DriverError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_that_loads_in_no_form_names_both() {
+        let call = |text: &str| DriverError::Load {
+            call: "cuModuleLoadDataEx",
+            code: 1,
+            name: "NAME".to_owned(),
+            text: text.to_owned(),
+            log: String::new(),
+        };
+        let machine_code = Some(Box::new(RefusedCode { architecture: "sm_86", source: call("too new") }));
+        let both = Error::ModuleLoad { module: "quantize", source: call("unknown version"), machine_code }.to_string();
+        for part in ["quantize", "PTX", "unknown version", "machine code for sm_86", "too new"] {
+            assert!(both.contains(part), "{both}");
+        }
+        let ptx = Error::ModuleLoad { module: "quantize", source: call("unknown version"), machine_code: None };
+        assert!(!ptx.to_string().contains("machine code"), "{ptx}");
+    }
 }

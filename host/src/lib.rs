@@ -41,13 +41,14 @@ mod problem;
 mod progress;
 mod quantized;
 pub mod reference;
+mod resources;
 mod round;
 mod shape;
 mod tensor;
 
 pub use device::{Device, Options, Output, attention};
 pub use dtype::{DType, Element};
-pub use error::{Error, Result};
+pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
     AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DequantizePlan, DeviceBuffer, DeviceK, DeviceOperands,
     DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, Operand, QuantizeKvPlan, QuantizeLayouts,

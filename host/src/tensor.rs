@@ -2,6 +2,7 @@
 
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::resources::zeroed;
 use crate::shape::{Shape, TensorLayout};
 use half::{bf16, f16};
 
@@ -61,13 +62,16 @@ impl HostData {
     }
 
     /// `len` zeros.
-    #[must_use]
-    pub fn zeros(dtype: DType, len: usize) -> Self {
-        match dtype {
-            DType::F16 => Self::F16(vec![f16::ZERO; len]),
-            DType::BF16 => Self::BF16(vec![bf16::ZERO; len]),
-            DType::F32 => Self::F32(vec![0.0; len]),
-        }
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn zeros(dtype: DType, len: usize) -> Result<Self> {
+        const WHAT: &str = "the elements of a host tensor";
+        Ok(match dtype {
+            DType::F16 => Self::F16(zeroed(WHAT, len)?),
+            DType::BF16 => Self::BF16(zeroed(WHAT, len)?),
+            DType::F32 => Self::F32(zeroed(WHAT, len)?),
+        })
     }
 
     /// Element `index` as float32, exactly.
@@ -152,7 +156,7 @@ impl HostTensor {
         if len != layout.span() {
             return Err(Error::Length { name: "a host tensor", given: len, expected: layout.span() });
         }
-        let mut data = HostData::zeros(dtype, len);
+        let mut data = HostData::zeros(dtype, len)?;
         data.bytes_mut().copy_from_slice(bytes);
         Self::new(data, layout)
     }
@@ -167,7 +171,7 @@ impl HostTensor {
         mut f: impl FnMut(usize, usize, usize, usize) -> f32,
     ) -> Result<Self> {
         layout.check_disjoint()?;
-        let mut data = HostData::zeros(dtype, layout.span());
+        let mut data = HostData::zeros(dtype, layout.span())?;
         let Shape { batch, heads, seqlen, head_dim } = layout.shape();
         for b in 0..batch {
             for h in 0..heads {
@@ -192,7 +196,7 @@ impl HostTensor {
         if values.len() != shape.elements() {
             return Err(Error::Length { name: "values", given: values.len(), expected: shape.elements() });
         }
-        let mut data = HostData::zeros(dtype, layout.span());
+        let mut data = HostData::zeros(dtype, layout.span())?;
         for (row, channels) in values.chunks_exact(shape.head_dim).enumerate() {
             let (head, token) = (row / shape.seqlen, row % shape.seqlen);
             let start = layout.offset(head / shape.heads, head % shape.heads, token);

@@ -1,10 +1,10 @@
 //! How far an output is from float64 attention.
 
 use crate::progress::LateBar;
-use crate::tensors::Inputs;
 use anyhow::Result;
 use int_flash_attention::reference::{self, Figures};
 use int_flash_attention::{AttentionProblem, HostTensor};
+use xtask::tensors::Inputs;
 
 /// Multiply-adds that the float64 reference is given; beyond it, query rows are sampled.
 const BUDGET: f64 = 2e11;

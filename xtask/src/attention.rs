@@ -1,21 +1,22 @@
 //! `cargo xtask attention`: the job. Q, K, V from a file, quantized, attended, written, and how far off it is.
 
 use crate::accuracy::{self, Accuracy};
+use crate::output;
 use crate::progress::LateBar;
-use crate::tensors::{self, Inputs};
 use anyhow::{Result, bail};
 use int_flash_attention::{Device, Options, Order, Output, Scheme, Window};
 use int_flash_attention_tests::sim::Simulator;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use xtask::tensors::{self, Inputs};
 
 #[derive(clap::Args)]
 pub struct Args {
     /// safetensors file with the tensors q, k and v (f16, bf16 or f32, four dimensions)
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// safetensors file to write: o in the input's dtype, and lse with --lse
+    /// safetensors file to write, or - for stdout: o in the input's dtype, and lse with --lse
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// auto, cpu, cuda, cuda:N, or sim: the GPU's kernels on an interpreter
@@ -99,6 +100,8 @@ pub fn run(args: &Args) -> Result<()> {
     if args.softmax_scale.is_some_and(|scale| !scale.is_finite()) {
         bail!("--softmax-scale must be a finite number");
     }
+    let destination = output::Target::of(&args.output)?;
+    destination.refuse_input(&args.input)?;
     let inputs = tensors::read(&args.input, args.layout)?;
     let (target, why_not_gpu) = args.device.resolve();
     let options = Options {
@@ -115,14 +118,19 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         None
     };
-    tensors::write(&args.output, &output, args.layout)?;
-    if args.json {
-        print_json(args, target, &output, time, checked.as_ref());
+    let lse: &[f32] = output.lse.as_deref().unwrap_or_default();
+    let header = tensors::output_header(&output, args.layout);
+    destination.write(&[&header, output.o.bytes(), bytemuck::cast_slice(lse)])?;
+    let report = if args.json {
+        json_report(args, target, &output, time, checked.as_ref())
     } else {
-        if let Some(why) = why_not_gpu {
-            println!("no GPU: {why}");
-        }
-        print_text(args, target, &inputs, time, checked.as_ref());
+        let why = why_not_gpu.map(|why| format!("no GPU: {why}\n")).unwrap_or_default();
+        why + &text_report(args, target, &inputs, time, checked.as_ref())
+    };
+    if destination.is_stdout() {
+        eprintln!("{report}");
+    } else {
+        println!("{report}");
     }
     Ok(())
 }
@@ -162,10 +170,10 @@ pub fn job(target: Target, inputs: &Inputs, options: &Options<'_>) -> Result<(Ou
     Ok((output, start.elapsed()))
 }
 
-fn print_text(args: &Args, target: Target, inputs: &Inputs, time: Duration, checked: Option<&Accuracy>) {
+fn text_report(args: &Args, target: Target, inputs: &Inputs, time: Duration, checked: Option<&Accuracy>) -> String {
     let (q, k) = (inputs.q.shape(), inputs.k.shape());
-    println!(
-        "batch {} heads {}/{} seqlen {}/{} head_dim {} {} {}{}: {:.1} ms on {target}",
+    let mut report = format!(
+        "batch {} heads {}/{} seqlen {}/{} head_dim {} {} {}{}: {:.1} ms on {target}\n",
         q.batch,
         q.heads,
         k.heads,
@@ -178,16 +186,16 @@ fn print_text(args: &Args, target: Target, inputs: &Inputs, time: Duration, chec
         time.as_secs_f64() * 1e3
     );
     if let Some(Accuracy { figures, rows, rows_of }) = checked {
-        println!("against float64 ({rows} of {rows_of} query positions of every head):");
-        println!(
-            "  relative L2  {:.3e}\n  max abs      {:.3e}\n  cosine       {:.9}",
+        report += &format!("against float64 ({rows} of {rows_of} query positions of every head):\n");
+        report += &format!(
+            "  relative L2  {:.3e}\n  max abs      {:.3e}\n  cosine       {:.9}\n",
             figures.relative_l2, figures.max_abs, figures.cosine
         );
     }
-    println!("wrote {}", args.output.display());
+    report + &format!("wrote {}", args.output.display())
 }
 
-fn print_json(args: &Args, target: Target, output: &Output, time: Duration, checked: Option<&Accuracy>) {
+fn json_report(args: &Args, target: Target, output: &Output, time: Duration, checked: Option<&Accuracy>) -> String {
     let shape = output.o.shape();
     let check = checked.map(|c| {
         json!({ "relative_l2": c.figures.relative_l2, "max_abs": c.figures.max_abs, "cosine": c.figures.cosine,
@@ -198,5 +206,5 @@ fn print_json(args: &Args, target: Target, output: &Output, time: Duration, chec
         "batch": shape.batch, "heads": shape.heads, "seqlen_q": shape.seqlen, "head_dim": shape.head_dim,
         "ms": time.as_secs_f64() * 1e3, "check": check, "output": args.output.display().to_string(),
     });
-    println!("{report}");
+    report.to_string()
 }

@@ -2,10 +2,11 @@
 
 use crate::accuracy;
 use crate::attention::{self, Target};
-use crate::{tensors, workspace};
+use crate::workspace;
 use anyhow::Result;
 use int_flash_attention::{Options, Order, Scheme};
 use std::time::Duration;
+use xtask::tensors;
 
 /// Encoder layers of all-MiniLM-L6-v2 (tests/data/README.md).
 const LAYERS: [u32; 2] = [0, 5];

@@ -1,27 +1,70 @@
-//! Q, K and V from a safetensors file, the output into one.
+//! Q, K and V from a safetensors file, and the header of one with the output.
+//!
+//! The header is read here, and not with the crate `safetensors`, which refuses the whole file where one tensor has an element type
+//! that it does not know. What belongs to somebody else decides nothing: only the entries `q`, `k` and `v` are looked into, and
+//! only their bytes are read.
 
-use crate::workspace;
-use anyhow::{Context, Result, anyhow, bail};
-use int_flash_attention::{DType, HostTensor, Order, Output, TensorLayout};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
-use std::fs;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use half::{bf16, f16};
+use int_flash_attention::{DType, HostData, HostTensor, Order, Output, TensorLayout};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Cursor, ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
+
+/// The largest header that the format allows.
+const MAX_HEADER: u64 = 100_000_000;
+/// Other tensors that an error names.
+const NAMES_SHOWN: usize = 8;
+/// Characters of a name or a word that an error shows.
+const WORD_SHOWN: usize = 40;
 
 /// The inputs of the job.
 pub struct Inputs {
+    /// Queries.
     pub q: HostTensor,
+    /// Keys.
     pub k: HostTensor,
+    /// Values.
     pub v: HostTensor,
 }
 
-/// Reads the tensors `q`, `k` and `v`; each has four dimensions in `order`.
+/// Reads the tensors `q`, `k` and `v`; each has four dimensions in `order`, and only finite values.
+///
+/// # Errors
+/// A file that cannot be read, is no safetensors file or ends too early; a tensor that is missing, of another type or of other
+/// dimensions.
 pub fn read(path: &Path, order: Order) -> Result<Inputs> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| anyhow!("{} is not a whole safetensors file ({error})", path.display()))?;
-    let tensor = |name: &'static str| tensor(&file, name, order).with_context(|| format!("in {}", path.display()));
-    let inputs = Inputs { q: tensor("q")?, k: tensor("k")?, v: tensor("v")? };
+    let cannot = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(cannot)?;
+    let inputs = if file.metadata().with_context(cannot)?.is_file() {
+        parse(&mut file, order)
+    } else {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).with_context(cannot)?;
+        parse(&mut Cursor::new(bytes), order)
+    };
+    inputs.with_context(|| format!("in {}", path.display()))
+}
+
+/// [`read`] of what is open already.
+///
+/// # Errors
+/// As there.
+pub fn parse(source: &mut (impl Read + Seek), order: Order) -> Result<Inputs> {
+    let end = source.seek(SeekFrom::End(0))?;
+    source.rewind()?;
+    let (header, data) = header(source, end)?;
+    let mut tensor = |at: usize| {
+        let name = WANTED[at];
+        match &header.wanted[at] {
+            Some(entry) => entry.read(source, name, data, end, order).with_context(|| format!("tensor `{name}`")),
+            None => bail!("there is no tensor `{name}`; the file has {}", header.names()),
+        }
+    };
+    let inputs = Inputs { q: tensor(0)?, k: tensor(1)?, v: tensor(2)? };
     for (name, other) in [("k", &inputs.k), ("v", &inputs.v)] {
         if other.dtype() != inputs.q.dtype() {
             bail!("q is {} but {name} is {}; all three must have one dtype", inputs.q.dtype(), other.dtype());
@@ -30,44 +73,171 @@ pub fn read(path: &Path, order: Order) -> Result<Inputs> {
     Ok(inputs)
 }
 
-fn tensor(file: &SafeTensors<'_>, name: &'static str, order: Order) -> Result<HostTensor> {
-    let Ok(view) = file.tensor(name) else {
-        let mut names = file.names();
-        names.sort_unstable();
-        bail!(
-            "there is no tensor `{name}`; the file has {}",
-            if names.is_empty() { "none".into() } else { names.join(", ") }
-        );
-    };
-    let dtype = match view.dtype() {
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::F32 => DType::F32,
-        other => bail!("tensor `{name}` is {other:?}; allowed are F16, BF16 and F32"),
-    };
-    let layout = TensorLayout::from_dims(view.shape(), order).with_context(|| format!("tensor `{name}`"))?;
-    let tensor = HostTensor::from_bytes(dtype, view.data(), layout).with_context(|| format!("tensor `{name}`"))?;
-    tensor.check_finite(name)?;
-    Ok(tensor)
+fn not_whole(why: impl std::fmt::Display) -> anyhow::Error {
+    anyhow!("this is not a whole safetensors file ({})", shown(&why.to_string(), 5 * WORD_SHOWN))
 }
 
-/// Writes `o` in `order` and, where there is one, `lse` as float32 [batch, heads, seqlen_q].
-pub fn write(path: &Path, output: &Output, order: Order) -> Result<()> {
-    let shape = output.o.shape();
-    let dims = match order {
-        Order::Bhnd => vec![shape.batch, shape.heads, shape.seqlen, shape.head_dim],
-        Order::Bnhd => vec![shape.batch, shape.seqlen, shape.heads, shape.head_dim],
-    };
-    let dtype = match output.o.dtype() {
-        DType::F16 => Dtype::F16,
-        DType::BF16 => Dtype::BF16,
-        DType::F32 => Dtype::F32,
-    };
-    let mut tensors = vec![("o", TensorView::new(dtype, dims, output.o.bytes())?)];
-    let lse: Option<Vec<u8>> = output.lse.as_ref().map(|lse| lse.iter().flat_map(|x| x.to_le_bytes()).collect());
-    if let Some(lse) = &lse {
-        tensors.push(("lse", TensorView::new(Dtype::F32, vec![shape.batch, shape.heads, shape.seqlen], lse)?));
+/// Text from a file, in one line of bounded length.
+fn shown(text: &str, longest: usize) -> String {
+    let mut out: String = text.chars().take(longest).flat_map(char::escape_debug).collect();
+    if text.chars().nth(longest).is_some() {
+        out.push('…');
     }
-    let bytes = safetensors::serialize(tensors, None).context("cannot encode the output")?;
-    workspace::write_atomically(path, &bytes)
+    out
+}
+
+const WANTED: [&str; 3] = ["q", "k", "v"];
+
+/// The entries asked for, and what else there is.
+#[derive(Default)]
+struct Header {
+    wanted: [Option<Entry>; 3],
+    /// The first names, in the alphabet's order.
+    first: BTreeSet<String>,
+    tensors: usize,
+}
+
+/// One tensor of the header.
+#[derive(serde::Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [u64; 2],
+}
+
+/// The header, and where the data begins.
+fn header(source: &mut impl Read, end: u64) -> Result<(Header, u64)> {
+    let mut length = [0; 8];
+    source.read_exact(&mut length).map_err(|_| not_whole("it is shorter than a header's length"))?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER || length > end - 8 {
+        return Err(not_whole(format!("its header should have {length} bytes")));
+    }
+    let mut text = Vec::new();
+    text.try_reserve_exact(length as usize).with_context(|| format!("no memory for a header of {length} bytes"))?;
+    source.take(length).read_to_end(&mut text)?;
+    if text.first() != Some(&b'{') {
+        return Err(not_whole("its header is not JSON"));
+    }
+    let mut json = serde_json::Deserializer::from_slice(&text);
+    let header = json.deserialize_map(Header::default()).and_then(|header| json.end().map(|()| header));
+    Ok((header.map_err(not_whole)?, 8 + length))
+}
+
+impl<'de> Visitor<'de> for Header {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a header of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            if let Some(at) = WANTED.iter().position(|wanted| *wanted == name) {
+                if self.wanted[at].replace(map.next_value()?).is_some() {
+                    return Err(A::Error::custom(format_args!("tensor `{name}` stands twice in it")));
+                }
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+            if name != "__metadata__" {
+                self.tensors += 1;
+                self.first.insert(name);
+                if self.first.len() > NAMES_SHOWN {
+                    self.first.pop_last();
+                }
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl Header {
+    fn names(&self) -> String {
+        if self.tensors == 0 {
+            return "none".into();
+        }
+        let names: Vec<_> = self.first.iter().map(|name| shown(name, WORD_SHOWN)).collect();
+        let more = self.tensors.saturating_sub(names.len());
+        names.join(", ") + &if more == 0 { String::new() } else { format!(" and {more} more") }
+    }
+}
+
+impl Entry {
+    fn read(
+        &self,
+        source: &mut (impl Read + Seek),
+        name: &'static str,
+        data: u64,
+        file_end: u64,
+        order: Order,
+    ) -> Result<HostTensor> {
+        let dtype = match self.dtype.as_str() {
+            "F16" => DType::F16,
+            "BF16" => DType::BF16,
+            "F32" => DType::F32,
+            other => bail!("it is {}; allowed are F16, BF16 and F32", shown(other, WORD_SHOWN)),
+        };
+        let rank = self.shape.len();
+        ensure!(
+            rank <= 8,
+            "it has {rank} dimensions; four are needed, [batch, heads, tokens, head_dim] or [batch, tokens, heads, head_dim]"
+        );
+        let layout = TensorLayout::from_dims(&self.shape, order)?;
+        let [begin, end] = self.data_offsets;
+        let bytes = (layout.span() * dtype.size()) as u64;
+        if end.checked_sub(begin) != Some(bytes) {
+            return Err(not_whole(format!("tensor `{name}` of {bytes} bytes lies at bytes {begin} to {end}")));
+        }
+        if end > file_end - data {
+            return Err(not_whole(format!("tensor `{name}` ends at byte {end} of {}", file_end - data)));
+        }
+        source.seek(SeekFrom::Start(data + begin))?;
+        let tensor = match dtype {
+            DType::F16 => HostTensor::new(values::<f16>(source, layout.span())?, layout),
+            DType::BF16 => HostTensor::new(values::<bf16>(source, layout.span())?, layout),
+            DType::F32 => HostTensor::new(values::<f32>(source, layout.span())?, layout),
+        }?;
+        tensor.check_finite(name)?;
+        Ok(tensor)
+    }
+}
+
+/// As many elements from where `source` stands.
+fn values<T>(source: &mut impl Read, len: usize) -> Result<Vec<T>>
+where
+    T: bytemuck::Pod,
+    HostData: From<Vec<T>>,
+{
+    let memory = || format!("there is no memory for its {} bytes", len * size_of::<T>());
+    let mut values: Vec<T> = bytemuck::allocation::try_zeroed_vec(len).ok().with_context(memory)?;
+    source.read_exact(bytemuck::cast_slice_mut(&mut values)).map_err(|error| match error.kind() {
+        ErrorKind::UnexpectedEof => not_whole("it became shorter while it was read"),
+        _ => error.into(),
+    })?;
+    Ok(values)
+}
+
+/// What stands before the bytes of `o` in `order` and, where there is one, of `lse` as float32 [batch, heads, seqlen_q].
+#[must_use]
+pub fn output_header(output: &Output, order: Order) -> Vec<u8> {
+    let shape = output.o.shape();
+    let dtype = match output.o.dtype() {
+        DType::F16 => "F16",
+        DType::BF16 => "BF16",
+        DType::F32 => "F32",
+    };
+    let end = output.o.bytes().len();
+    let mut entries =
+        json!({ "o": { "dtype": dtype, "shape": output.o.layout().dims(order), "data_offsets": [0, end] } });
+    if let Some(lse) = &output.lse {
+        let rows = [shape.batch, shape.heads, shape.seqlen];
+        entries["lse"] = json!({ "dtype": "F32", "shape": rows, "data_offsets": [end, end + 4 * lse.len()] });
+    }
+    let mut text = entries.to_string();
+    // The data begins at a multiple of 8.
+    text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.extend(text.into_bytes());
+    header
 }

@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run these steps only (fmt, clippy, device-clippy, doc, build, check, tests, nvvm, stable)
+    /// Run these steps only (fmt, clippy, device-clippy, doc, build, machine-code, check, package, tests, libnvvm, nvvm, stable)
     #[arg(long = "only", value_name = "STEP")]
     only: Vec<String>,
 }
@@ -33,16 +33,17 @@ impl Tally {
 
 type Step = fn() -> Result<Tally>;
 
-const STEPS: [(&str, Step); 9] = [
+const STEPS: [(&str, Step); 12] = [
     ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
-    ("clippy", || {
-        cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "-D", "warnings"], &[])
-    }),
+    ("clippy", clippy),
     ("device-clippy", device_clippy),
     ("doc", || cargo(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])),
     ("build", || xtask(&["build", "--check"])),
+    ("machine-code", || assembled(&["machine-code"])),
     ("check", || xtask(&["check"])),
+    ("package", || assembled(&["package", "--allow-dirty", "--checked"])),
     ("tests", || tests(&["--no-fail-fast"], &[])),
+    ("libnvvm", libnvvm),
     ("nvvm", nvvm),
     ("stable", stable),
 ];
@@ -111,6 +112,22 @@ fn succeed(command: &mut Command) -> Result<Tally> {
     Ok(PASSED)
 }
 
+/// Lints of everything, and of the library as small as it can be built.
+fn clippy() -> Result<Tally> {
+    cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "-D", "warnings"], &[])?;
+    let smallest = ["clippy", "--package", "int-flash-attention", "--all-targets", "--no-default-features", "--quiet"];
+    cargo(&[&smallest[..], &["--", "-D", "warnings"]].concat(), &[])
+}
+
+/// A command that needs the pinned ptxas; where that cannot be fetched this says so and counts as skipped.
+fn assembled(args: &[&str]) -> Result<Tally> {
+    if let Err(error) = crate::tools::pinned_ptxas() {
+        println!("SKIPPED: whether the machine code is what ptxas makes of the PTX is not known: {error:#}");
+        return Ok(Tally { skipped: 1, ..Tally::default() });
+    }
+    xtask(args)
+}
+
 /// Lints of the device code, which the host build does not see: all modules at once, so that what none of them uses is found.
 ///
 /// Allowed are clippy's own: what they would rewrite is chosen for the instructions that it becomes, and loops over register tiles
@@ -161,6 +178,21 @@ fn parse_result(line: &str) -> Option<Tally> {
     Some(Tally { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
 }
 
+/// A second compiler's opinion: every module through libNVVM assembles, and its kernels give the reference's results on
+/// the PTX machine. Where the wheel cannot be fetched this says so and counts as skipped.
+fn libnvvm() -> Result<Tally> {
+    if let Err(error) = crate::tools::pinned_libnvvm() {
+        println!("SKIPPED: whether the kernels are the same from libNVVM is not known: {error:#}");
+        return Ok(Tally { skipped: 1, ..Tally::default() });
+    }
+    let folder = crate::build::libnvvm_dir();
+    let mut tally = xtask(&["build", "--codegen", "libnvvm"])?;
+    let mut sweep = Command::new(std::env::current_exe()?);
+    tally.add(succeed(sweep.args(["sweep", "--ptx"]).arg(&folder))?);
+    tally.add(tests(&["--test", "machine", "--", "--skip", "generated"], &[("INT_FLASH_PTX_DIR", &folder)])?);
+    Ok(tally)
+}
+
 /// What `build --codegen nvvm` wrote, where it has: ptxas and the PTX machine on it.
 fn nvvm() -> Result<Tally> {
     let folder = crate::build::nvvm_dir();
@@ -209,13 +241,16 @@ fn stable() -> Result<Tally> {
         println!("SKIPPED: no stable toolchain is installed, so whether the library builds on it is not known");
         return Ok(Tally { skipped: 1, ..Tally::default() });
     }
-    let mut command = Command::new("rustup");
-    command.args(["run", "stable", "cargo", "check", "--quiet", "--package", "int-flash-attention", "--all-features"]);
-    command
-        .env("CARGO_TARGET_DIR", workspace::target().join("stable"))
-        .env_remove("CARGO")
-        .env_remove("RUSTUP_TOOLCHAIN");
-    succeed(command.current_dir(workspace::root()))
+    for features in ["--all-features", "--no-default-features"] {
+        let mut command = Command::new("rustup");
+        command.args(["run", "stable", "cargo", "check", "--quiet", "--package", "int-flash-attention", features]);
+        command
+            .env("CARGO_TARGET_DIR", workspace::target().join("stable"))
+            .env_remove("CARGO")
+            .env_remove("RUSTUP_TOOLCHAIN");
+        succeed(command.current_dir(workspace::root()))?;
+    }
+    Ok(PASSED)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! The repository on disk: where things lie, programs that run in it, files that appear whole or not at all.
+//! The repository on disk: where things lie, and programs that run in it.
 
+pub use crate::output::write_atomically;
 use anyhow::{Context, Result, bail};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -54,34 +54,4 @@ pub fn capture(command: &mut Command) -> Result<Output> {
         bail!("`{program}` ended with {}:\n{}", output.status, stderr.trim_end());
     }
     Ok(output)
-}
-
-/// Writes `bytes` beside `path` and renames, so that a reader or a crash never sees half a file.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
-    let part = folder.join(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
-    let written =
-        fs::File::create(&part).and_then(|mut file| file.write_all(bytes)).and_then(|()| fs::rename(&part, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&part);
-    }
-    written.with_context(|| format!("cannot write {}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failed_write_leaves_nothing() {
-        let folder = std::env::temp_dir().join(format!("xtask-write-{}", std::process::id()));
-        fs::create_dir_all(folder.join("taken")).unwrap();
-        assert!(write_atomically(&folder.join("taken"), b"x").is_err());
-        write_atomically(&folder.join("file"), b"x").unwrap();
-        let mut left: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["file", "taken"]);
-        fs::remove_dir_all(folder).unwrap();
-    }
 }

@@ -15,6 +15,25 @@ impl Driver {
     /// [`DriverError::Load`] with the assembler's log.
     pub fn load_module(self, ptx: &str) -> Result<(Module, String)> {
         let source = CString::new(ptx).map_err(|_| DriverError::Name { name: "the PTX".to_owned() })?;
+        // SAFETY: text that ends in a zero byte.
+        unsafe { self.load_image(source.as_ptr().cast()) }
+    }
+
+    /// Loads machine code (a cubin, as `ptxas` writes it) into the current context.
+    ///
+    /// # Safety
+    /// The bytes are a whole cubin: the driver is not told their length, and reads as far as their headers say.
+    ///
+    /// # Errors
+    /// [`DriverError::Load`], for instance where it is for another GPU, or newer than the driver.
+    pub unsafe fn load_machine_code(self, cubin: &[u8]) -> Result<Module> {
+        // SAFETY: the caller's promise.
+        unsafe { self.load_image(cubin.as_ptr().cast()) }.map(|(module, _)| module)
+    }
+
+    /// # Safety
+    /// The image is PTX that ends in a zero byte, or a whole cubin.
+    unsafe fn load_image(self, image: *const c_void) -> Result<(Module, String)> {
         let (mut info, mut errors) = (vec![0_u8; LOG_BYTES], vec![0_u8; LOG_BYTES]);
         let mut options = [
             jit::INFO_LOG_BUFFER,
@@ -25,11 +44,11 @@ impl Driver {
         let size = LOG_BYTES as *mut c_void;
         let mut values = [info.as_mut_ptr().cast(), size, errors.as_mut_ptr().cast(), size];
         let mut module = Module::NULL;
-        // SAFETY: the source ends in a zero byte; four options with their values; the buffers are as long as said.
+        // SAFETY: the caller's promise; four options with their values; the buffers are as long as said.
         let code = unsafe {
             (self.0.module_load_data_ex)(
                 &mut module,
-                source.as_ptr().cast(),
+                image,
                 options.len() as u32,
                 options.as_mut_ptr(),
                 values.as_mut_ptr(),
@@ -45,7 +64,7 @@ impl Driver {
     /// Unloads a module.
     ///
     /// # Safety
-    /// The module is from [`load_module`](Self::load_module); neither it nor a function of it is used any more.
+    /// The module is from [`load_module`](Self::load_module) or [`load_machine_code`](Self::load_machine_code); neither it nor a function of it is used any more.
     ///
     /// # Errors
     /// What `cuModuleUnload` says.

@@ -75,10 +75,10 @@ impl Gpu {
         self.plan_with(&[family], problem, output, Choice::Any)
     }
 
-    /// The families of attention kernels that this GPU and its driver run, the one for it in particular first.
+    /// The families of attention kernels that are built in and that this GPU and its driver run, the one for it in particular first.
     #[must_use]
     pub fn families(&self) -> Vec<Family> {
-        let runs = |family: &Family| family.runs_on(self.0.capability, self.0.cuda);
+        let runs = |family: &Family| family.runs_on(self.0.capability, self.0.cuda) && self.0.modules.has(*family);
         Family::ALL.into_iter().rev().filter(runs).collect()
     }
 

@@ -1,40 +1,15 @@
-//! PTX modules, loaded when first needed, and launches.
+//! Modules, each loaded when a plan first needs a kernel of it, and launches.
 
+use super::embedded;
 use super::{Gpu, StreamRef};
-use crate::error::{Error, Result};
+use crate::error::{Error, RefusedCode, Result};
 use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
+use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::params::Params;
-use int_flash_attention_kernels::quantize::launch::Bounds;
-use int_flash_attention_kernels::{dequantize, quantize};
-use std::borrow::Cow;
 use std::ffi::c_void;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
-
-/// A module's name and its PTX, which `cargo xtask build` makes.
-struct Source {
-    name: &'static str,
-    ptx: &'static str,
-}
-
-macro_rules! sources {
-    ($($name:ident { $($field:tt)* })*) => {
-        &[$(Source {
-            name: stringify!($name),
-            ptx: include_str!(concat!("../../ptx/", stringify!($name), ".ptx")),
-        }),*]
-    };
-}
-
-/// The modules of this build, from the tables that name them.
-const SOURCES: &[&[Source]] = &[
-    int_flash_attention_kernels::conversion_rows!(sources),
-    int_flash_attention_kernels::sm80_rows!(sources),
-    int_flash_attention_kernels::sm90a_rows!(sources),
-    #[cfg(feature = "baseline")]
-    int_flash_attention_kernels::baseline_rows!(sources),
-];
 
 /// The module of the quantization kernels.
 pub(super) const QUANTIZE: &str = "quantize";
@@ -44,17 +19,20 @@ pub(super) const DEQUANTIZE: &str = "dequantize";
 /// Shared memory that a block has without asking.
 const SHARED_BYTES_UNASKED: usize = 48 << 10;
 
-/// The modules loaded so far, and where their PTX is.
+/// The modules loaded so far, and where they come from.
 #[derive(Default)]
 pub(super) struct Modules {
-    /// In place of the embedded PTX.
+    /// PTX files in place of what is embedded.
     folder: Option<PathBuf>,
     loaded: Mutex<Vec<Loaded>>,
 }
 
 struct Loaded {
     name: &'static str,
+    /// The architecture whose machine code it is; `None` where the driver compiled PTX.
+    architecture: Option<&'static str>,
     module: Module,
+    /// Those that a plan has asked for.
     functions: Vec<(&'static str, Function)>,
 }
 
@@ -64,14 +42,12 @@ impl Modules {
         Self { folder: Some(folder), ..Self::default() }
     }
 
-    /// The PTX of a module.
-    fn ptx(&self, name: &'static str) -> Result<Cow<'static, str>> {
-        let source = SOURCES.iter().copied().flatten().find(|source| source.name == name);
-        let source = source.ok_or(Error::MissingKernel { module: name, kernel: "" })?;
-        let Some(folder) = &self.folder else { return Ok(source.ptx.into()) };
-        let path = folder.join(format!("{name}.ptx"));
-        let read = std::fs::read_to_string(&path);
-        read.map(Cow::Owned).map_err(|why| Error::PtxFile { path, why: why.to_string() })
+    /// Whether this build, or the folder, has kernels of a family.
+    pub(super) fn has(&self, family: Family) -> bool {
+        match family {
+            Family::Sm80 => true,
+            Family::Sm90a => cfg!(feature = "sm90a") || self.folder.is_some(),
+        }
     }
 
     /// # Safety
@@ -84,14 +60,49 @@ impl Modules {
     }
 }
 
-/// The entry points that a module should have.
-fn entries(module: &'static str) -> Vec<&'static str> {
-    let of = |bounds: &'static [Bounds]| bounds.iter().map(|bounds| bounds.entry).collect();
-    match module {
-        QUANTIZE => of(quantize::launch::BOUNDS),
-        DEQUANTIZE => of(dequantize::launch::BOUNDS),
-        // An attention kernel's module and entry point have one name.
-        _ => vec![module],
+/// The PTX of a module in a folder.
+fn read_ptx(folder: &Path, name: &str) -> Result<String> {
+    let path = folder.join(format!("{name}.ptx"));
+    std::fs::read_to_string(&path).map_err(|why| Error::PtxFile { path, why: why.to_string() })
+}
+
+/// That a module is not embedded: either a feature is off, or there is none of the name.
+fn left_out(name: &'static str) -> Error {
+    let module = config::MODULES.iter().find(|module| module.name == name);
+    let features: Vec<_> = module.into_iter().flat_map(config::Module::features).collect();
+    if features.is_empty() {
+        Error::MissingKernel { module: name, kernel: "" }
+    } else {
+        Error::LeftOut { module: name, features }
+    }
+}
+
+/// A module that has just been loaded, with a kernel of it; without that the module is given back. A driver that loads lazily
+/// looks at machine code only now.
+fn with_kernel(
+    driver: Driver,
+    name: &'static str,
+    architecture: Option<&'static str>,
+    module: Module,
+    entry: &'static str,
+) -> std::result::Result<Loaded, DriverError> {
+    // SAFETY: the module is loaded.
+    match unsafe { driver.function(module, entry) } {
+        Ok(function) => Ok(Loaded { name, architecture, module, functions: vec![(entry, function)] }),
+        Err(error) => {
+            // SAFETY: nothing has been launched from it.
+            let _ = unsafe { driver.unload_module(module) };
+            Err(error)
+        }
+    }
+}
+
+/// Why a module's function was not found.
+fn missing(module: &'static str, entry: &'static str, error: DriverError) -> Error {
+    match error {
+        // CUDA_ERROR_NOT_FOUND
+        DriverError::Call { code: 500, .. } => Error::MissingKernel { module, kernel: entry },
+        other => other.into(),
     }
 }
 
@@ -131,42 +142,55 @@ impl Gpu {
         Ok(Kernel { entry, function, shape })
     }
 
+    /// The modules that plans have needed so far, each with the architecture whose machine code was loaded (`sm_86`), or `None` where the
+    /// driver compiled its PTX.
+    #[must_use]
+    pub fn loaded_modules(&self) -> Vec<(&'static str, Option<&'static str>)> {
+        let modules = self.0.modules.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        modules.iter().map(|loaded| (loaded.name, loaded.architecture)).collect()
+    }
+
     /// A function, after loading its module where that has not been done.
     fn function(&self, module: &'static str, entry: &'static str) -> Result<Function> {
         let mut modules = self.0.modules.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = match modules.iter().position(|loaded| loaded.name == module) {
-            Some(at) => at,
-            None => {
-                modules.push(self.load(module)?);
-                modules.len() - 1
-            }
+        let Some(loaded) = modules.iter_mut().find(|loaded| loaded.name == module) else {
+            let loaded = self.load(module, entry)?;
+            let function = loaded.functions[0].1;
+            modules.push(loaded);
+            return Ok(function);
         };
-        let found = modules[at].functions.iter().find(|(name, _)| *name == entry);
-        found.map(|&(_, function)| function).ok_or(Error::MissingKernel { module, kernel: entry })
+        if let Some(&(_, function)) = loaded.functions.iter().find(|(name, _)| *name == entry) {
+            return Ok(function);
+        }
+        // SAFETY: the module is loaded as long as this object lives.
+        let found = unsafe { self.bind()?.function(loaded.module, entry) };
+        let function = found.map_err(|error| missing(module, entry, error))?;
+        loaded.functions.push((entry, function));
+        Ok(function)
     }
 
-    /// Loads a module and looks all its kernels up.
-    fn load(&self, name: &'static str) -> Result<Loaded> {
-        let ptx = self.0.modules.ptx(name)?;
+    /// Loads a module and looks one kernel of it up: machine code where there is some for this GPU and the driver takes it, else PTX,
+    /// which the driver compiles.
+    fn load(&self, name: &'static str, entry: &'static str) -> Result<Loaded> {
         let driver = self.bind()?;
-        let (module, _notes) = driver.load_module(&ptx).map_err(|source| Error::ModuleLoad { module: name, source })?;
-        let mut functions = Vec::new();
-        for entry in entries(name) {
-            // SAFETY: the module has just been loaded.
-            match unsafe { driver.function(module, entry) } {
-                Ok(function) => functions.push((entry, function)),
-                Err(error) => {
-                    // SAFETY: as above, and no function of it is in use.
-                    let _ = unsafe { driver.unload_module(module) };
-                    return Err(match error {
-                        // CUDA_ERROR_NOT_FOUND
-                        DriverError::Call { code: 500, .. } => Error::MissingKernel { module: name, kernel: entry },
-                        other => other.into(),
-                    });
-                }
-            }
+        let compile = |ptx: &str, refused: Option<RefusedCode>| {
+            let (module, _notes) = driver.load_module(ptx).map_err(|source| Error::ModuleLoad {
+                module: name,
+                source,
+                machine_code: refused.map(Box::new),
+            })?;
+            with_kernel(driver, name, None, module, entry).map_err(|error| missing(name, entry, error))
+        };
+        if let Some(folder) = &self.0.modules.folder {
+            return compile(&read_ptx(folder, name)?, None);
         }
-        Ok(Loaded { name, module, functions })
+        let embedded = embedded::find(name).ok_or_else(|| left_out(name))?;
+        let Some(code) = embedded.machine_code(self.0.capability) else { return compile(embedded.ptx, None) };
+        // SAFETY: a whole cubin, which xtask had from ptxas.
+        let loaded = unsafe { driver.load_machine_code(&code.cubin()) };
+        let loaded = loaded.and_then(|module| with_kernel(driver, name, Some(code.architecture), module, entry));
+        // A driver from before the toolkit that made the code refuses it, and may still know the PTX.
+        loaded.or_else(|source| compile(embedded.ptx, Some(RefusedCode { architecture: code.architecture, source })))
     }
 
     /// Launches a kernel. `arguments` holds one slot for each parameter, its value in the lowest bytes; slots past a kernel's last
@@ -212,35 +236,25 @@ impl Gpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use int_flash_attention_kernels::config::MODULES;
 
     #[test]
-    fn every_module_ships() {
-        for module in MODULES.iter().filter(|module| cfg!(feature = "baseline") || module.part != "baseline") {
-            assert!(SOURCES.iter().copied().flatten().any(|source| source.name == module.name), "{}", module.name);
-        }
-    }
-
-    #[test]
-    fn every_kernel_is_in_the_ptx() {
-        for source in SOURCES.iter().copied().flatten() {
-            for entry in entries(source.name) {
-                let declared = source.ptx.contains(&format!(".entry {entry}("));
-                assert!(declared, "host/ptx/{}.ptx has no {entry}: run `cargo xtask build`", source.name);
-            }
-        }
-    }
-    #[test]
-    fn a_folder_replaces_the_embedded_ptx() {
+    fn a_folder_is_read_in_place_of_what_is_embedded() {
         let folder = std::env::temp_dir().join(format!("int-flash-ptx-{}", std::process::id()));
-        let modules = Modules::in_folder(folder.clone());
-        let missing = modules.ptx(QUANTIZE).unwrap_err();
+        let missing = read_ptx(&folder, QUANTIZE).unwrap_err();
         assert!(matches!(&missing, Error::PtxFile { path, .. } if *path == folder.join("quantize.ptx")), "{missing}");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("quantize.ptx"), "other").unwrap();
-        let read = modules.ptx(QUANTIZE);
+        let read = read_ptx(&folder, QUANTIZE);
         std::fs::remove_dir_all(folder).unwrap();
         assert_eq!(read.unwrap(), "other");
-        assert!(Modules::default().ptx(QUANTIZE).unwrap().contains(".entry"));
+    }
+
+    #[test]
+    fn what_is_left_out_names_the_feature_that_brings_it() {
+        let baseline = left_out(config::BASELINE[0].name).to_string();
+        assert!(baseline.contains("baseline_f16") && baseline.contains("feature"), "{baseline}");
+        assert!(matches!(left_out("none"), Error::MissingKernel { module: "none", .. }));
+        assert!(Modules::in_folder(PathBuf::new()).has(Family::Sm90a));
+        assert_eq!(Modules::default().has(Family::Sm90a), cfg!(feature = "sm90a"));
     }
 }

@@ -35,6 +35,7 @@ mod attention;
 #[cfg(feature = "baseline")]
 mod baseline;
 mod dequantize;
+mod embedded;
 mod kernel;
 mod memory;
 mod operands;
@@ -46,6 +47,8 @@ pub use baseline::{BaselineLayouts, BaselinePlan};
 
 pub use attention::{AttentionOutput, AttentionPlan};
 pub use dequantize::{DequantizePlan, Operand};
+#[doc(hidden)]
+pub use embedded::embedded_ptx;
 pub use int_flash_attention_kernels::config::Family;
 pub use memory::{AnySlice, AnySliceMut, DeviceBuffer, DeviceSlice, DeviceSliceMut};
 pub use operands::{

@@ -21,6 +21,7 @@ mod simd;
 mod softmax;
 mod stats;
 
+pub use crate::resources::start_threads;
 pub use compare::{Excess, Figures, compare, first_excess};
 pub use dequantize::{dequantize_k, dequantize_q, dequantize_v};
 pub use exact::{Exact, exact, exact_rows};

@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: speed on this machine's GPU, each figure from launches whose output was checked.
 
 mod case;
+mod compare;
 mod data;
+mod first_job;
 mod plot;
 mod report;
 mod timing;
@@ -15,6 +17,7 @@ use int_flash_attention_tests::case::variant_of;
 use report::{Report, Row};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
+use timing::Spread;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -57,30 +60,34 @@ pub struct Args {
     /// Draw the figures as an SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Measure nothing: compare two files that --json wrote, the one before and the one after
+    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"])]
+    compare: Option<Vec<PathBuf>>,
+    /// Measure what a process waits for before its first result, with machine code and with PTX, nothing being cached
+    #[arg(long, conflicts_with_all = ["sdpa", "plot", "compare"])]
+    first_job: bool,
+    /// A process that --first-job starts
+    #[arg(long, hide = true)]
+    first_job_once: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if let Some([before, after]) = args.compare.as_deref() {
+        return compare::run(before, after);
+    }
+    if args.first_job_once {
+        return first_job::once(args.device, args.head_dim[0], args.causal == [1], args.ptx.as_deref());
+    }
+    if args.first_job {
+        return first_job::run(args.device, &args.head_dim, args.ptx.as_deref(), args.json.as_deref());
+    }
     let sdpa = args.sdpa.as_deref().map(report::read_sdpa).transpose()?;
     let gpu = match &args.ptx {
         // SAFETY: what the folder is for is said where it is asked for.
         Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,
         None => Gpu::new(args.device)?,
     };
-    let runs = gpu.families();
-    if let Some(family) = args.family.iter().find(|family| !runs.contains(family)) {
-        bail!("{gpu:?} does not run the kernels for {family}");
-    }
-    let bench = Bench {
-        families: runs
-            .iter()
-            .copied()
-            .filter(|family| args.family.is_empty() || args.family.contains(family))
-            .collect(),
-        cache: 2 * gpu.attribute(DeviceAttribute::L2CacheSize)? as usize,
-        // other values every time, so that no run is tuned to one input
-        run: SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
-        gpu,
-    };
+    let bench = Bench::new(gpu, &args.family)?;
     let version = bench.gpu.driver_version()?;
     let mut report = Report {
         device: bench.gpu.name().to_owned(),
@@ -136,7 +143,8 @@ fn family(name: &str) -> Result<Family, String> {
     found.ok_or_else(|| format!("it is one of {}", Family::ALL.map(|family| family.to_string()).join(", ")))
 }
 
-struct Bench {
+/// A GPU to measure.
+pub struct Bench {
     gpu: Gpu,
     /// Of INT8 kernels, the GPU's own first.
     families: Vec<Family>,
@@ -146,8 +154,23 @@ struct Bench {
 }
 
 impl Bench {
+    /// With the INT8 kernels of these families, or of all that the GPU runs where none is named.
+    pub fn new(gpu: Gpu, families: &[Family]) -> Result<Self> {
+        let runs = gpu.families();
+        if let Some(family) = families.iter().find(|family| !runs.contains(family)) {
+            bail!("{gpu:?} does not run the kernels for {family}");
+        }
+        Ok(Self {
+            families: runs.into_iter().filter(|family| families.is_empty() || families.contains(family)).collect(),
+            cache: 2 * gpu.attribute(DeviceAttribute::L2CacheSize)? as usize,
+            // other values every time, so that no run is tuned to one input
+            run: SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
+            gpu,
+        })
+    }
+
     /// All figures of one shape and mask.
-    fn shape(&self, problem: AttentionProblem) -> Result<Vec<Row>> {
+    pub fn shape(&self, problem: AttentionProblem) -> Result<Vec<Row>> {
         problem.check()?;
         let mut rows = Vec::new();
         for scheme in [Scheme::Default, Scheme::Paper] {
@@ -190,23 +213,23 @@ impl Bench {
         Ok(rows)
     }
 
-    /// Median time and the check of the last launches' outputs.
+    /// Times and the check of the last launches' outputs.
     fn time(
         &self,
         case: &mut Case,
         what: Timed,
         launch: impl Fn(&mut Case, usize) -> Result<()>,
-    ) -> Result<(f64, f64)> {
+    ) -> Result<(Spread, f64)> {
         let copies = case.copies();
         for copy in 0..copies {
             case.poison(copy)?;
         }
         let mut last = 0;
-        let ms = timing::median_ms(&self.gpu, |number| {
+        let times = timing::launch_ms(&self.gpu, |number| {
             last = number % copies;
             launch(case, last)
         })?;
-        Ok((ms, case.check(last, what)?))
+        Ok((times, case.check(last, what)?))
     }
 
     /// Bytes read plus written by a copy of 1 GiB inside the GPU's memory; nothing where that does not fit.
@@ -217,15 +240,16 @@ impl Bench {
         }
         let (from, to) = (self.gpu.upload(&vec![0x5a_u8; BYTES])?, self.gpu.alloc::<u8>(BYTES)?);
         let driver = Driver::load()?;
-        let ms = timing::median_ms(&self.gpu, |_| {
+        let times = timing::launch_ms(&self.gpu, |_| {
             // SAFETY: both buffers have as many bytes and outlive the copy, which `median_ms` waits for.
             Ok(unsafe { driver.copy_on_device_async(to.ptr(), from.ptr(), BYTES, StreamHandle::NULL) }?)
         })?;
         if to.to_vec()?.iter().any(|&byte| byte != 0x5a) {
             bail!("the copy did not copy");
         }
-        let rate = 2.0 * BYTES as f64 / ms * 1e-9;
-        Ok(Some(Row { what: "copy".into(), ms, tb_per_s: Some(rate), ..Row::default() }))
+        let rate = 2.0 * BYTES as f64 / times.median * 1e-9;
+        let ms = times.median;
+        Ok(Some(Row { what: "copy".into(), ms, spread: Some(times), tb_per_s: Some(rate), ..Row::default() }))
     }
 
     /// Host time of one attention launch.
@@ -236,15 +260,16 @@ impl Bench {
     }
 }
 
-fn row(what: &str, problem: &AttentionProblem, (ms, error_of_bound): (f64, f64)) -> Row {
+fn row(what: &str, problem: &AttentionProblem, (times, error_of_bound): (Spread, f64)) -> Row {
     let AttentionProblem { head_dim, seqlen_q: seqlen, window, .. } = *problem;
     let (causal, error_of_bound) = (window == Window::CAUSAL, Some(error_of_bound));
+    let (ms, spread) = (times.median, Some(times));
     let window = (!causal && window != Window::FULL).then(|| window.to_string());
-    Row { what: what.into(), head_dim, seqlen, causal, window, ms, error_of_bound, ..Row::default() }
+    Row { what: what.into(), head_dim, seqlen, causal, window, ms, spread, error_of_bound, ..Row::default() }
 }
 
 /// 4 * batch * heads * head_dim operations for each pair of a query and a key that it sees; where causal, half of all pairs.
-fn speed(what: &str, problem: &AttentionProblem, timed: (f64, f64)) -> Row {
+fn speed(what: &str, problem: &AttentionProblem, timed: (Spread, f64)) -> Row {
     let all = problem.seqlen_q as f64 * problem.seqlen_kv as f64;
     let pairs = match problem.window {
         Window::FULL => all,
@@ -253,11 +278,11 @@ fn speed(what: &str, problem: &AttentionProblem, timed: (f64, f64)) -> Row {
         _ => problem.visible_pairs() as f64,
     };
     let operations = 4.0 * (problem.batch * problem.heads_q * problem.head_dim) as f64 * pairs;
-    Row { t: Some(operations / timed.0 * 1e-9), kept: Some(pairs / all), ..row(what, problem, timed) }
+    Row { t: Some(operations / timed.0.median * 1e-9), kept: Some(pairs / all), ..row(what, problem, timed) }
 }
 
 /// Each tensor read once and written once: `bytes` for an element of Q (and, in `quantize`, of K and V).
-fn traffic(what: &str, problem: &AttentionProblem, timed: (f64, f64), bytes: usize) -> Row {
+fn traffic(what: &str, problem: &AttentionProblem, timed: (Spread, f64), bytes: usize) -> Row {
     let moved = (bytes * problem.q_shape().elements()) as f64;
-    Row { tb_per_s: Some(moved / timed.0 * 1e-9), ..row(what, problem, timed) }
+    Row { tb_per_s: Some(moved / timed.0.median * 1e-9), ..row(what, problem, timed) }
 }

@@ -1,5 +1,6 @@
 //! The figures: rows, their table, their JSON, and another program's figures beside them.
 
+use super::timing::Spread;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -27,6 +28,9 @@ pub struct Row {
     pub kept: Option<f64>,
     /// Median time of one launch (of all launches, for a job).
     pub ms: f64,
+    /// All of the launches' times in short.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<Spread>,
     /// 1e12 operations a second: 4 * batch * heads * head_dim * pairs / time, pairs of a query and a key that it sees: seqlen^2, half of
     /// it where causal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +78,12 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launch_us: Option<f64>,
     pub rows: Vec<Row>,
+}
+
+/// A report that an earlier run wrote.
+pub fn read(path: &Path) -> Result<Report> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not what `xtask bench --json` writes", path.display()))
 }
 
 /// Rows that PyTorch's script measured, their names prefixed, in the order of the file.

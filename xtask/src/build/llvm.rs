@@ -48,10 +48,17 @@ impl CodeGenerator for Llvm {
     }
 
     fn compile(&self, module: &Module) -> Result<String> {
+        self.emit(module, "asm", "s")
+    }
+}
+
+impl Llvm {
+    /// What rustc writes of a module: `asm`, which is PTX, or `llvm-ir`, in a file with this ending.
+    pub fn emit(&self, module: &Module, kind: &str, ending: &str) -> Result<String> {
         // a folder each: rustc's intermediate files carry the crate's name, which all modules share
         let folder = self.work.join(module.name);
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let out = folder.join("kernels.s");
+        let out = folder.join(format!("kernels.{ending}"));
         let remap = format!("--remap-path-prefix={}=.", workspace::root().display());
         let cpu = format!("-Ctarget-cpu={}", module.target);
         let mut command = self.rustc();
@@ -64,15 +71,15 @@ impl CodeGenerator for Llvm {
         // a module is a part of the crate; what the others use is dead in it (`xtask test` looks at all together)
         command.args([remap.as_str(), "-Adead_code", "-Aunused_imports"]);
         command.args(super::cfgs(module).flat_map(|cfg| ["--cfg".to_owned(), cfg]));
-        command.args(["--emit", "asm", "--out-dir"]).arg(&folder).arg("kernels-gpu/src/lib.rs");
+        command.args(["--emit", kind, "--out-dir"]).arg(&folder).arg("kernels-gpu/src/lib.rs");
         let output =
             workspace::capture(&mut command).with_context(|| format!("module {} does not compile", module.name))?;
         let warnings = String::from_utf8_lossy(&output.stderr);
         if !warnings.trim().is_empty() {
             eprint!("module {}:\n{warnings}", module.name);
         }
-        let ptx = fs::read_to_string(&out).with_context(|| format!("rustc wrote no {}", out.display()))?;
+        let text = fs::read_to_string(&out).with_context(|| format!("rustc wrote no {}", out.display()))?;
         fs::remove_dir_all(&folder)?;
-        Ok(ptx)
+        Ok(text)
     }
 }

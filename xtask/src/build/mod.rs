@@ -3,6 +3,7 @@
 //! A [`CodeGenerator`] turns one module into raw PTX; everything else (launch bounds, normal form, comparing with what
 //! is committed) is the same for all of them.
 
+mod libnvvm;
 mod llvm;
 mod nvvm;
 pub mod ptx_text;
@@ -31,6 +32,11 @@ pub fn nvvm_dir() -> PathBuf {
     workspace::target().join("ptx-nvvm")
 }
 
+/// Where `--codegen libnvvm` writes.
+pub fn libnvvm_dir() -> PathBuf {
+    workspace::target().join("ptx-libnvvm")
+}
+
 /// A way from Rust to PTX.
 pub trait CodeGenerator: Sync {
     /// Finds out what is missing before anything is compiled, and says in one message what to install or set.
@@ -45,7 +51,9 @@ enum Codegen {
     Llvm,
     /// rust-cuda's rustc_codegen_nvvm: LLVM 7 and libNVVM; writes target/ptx-nvvm
     Nvvm,
-    /// One after the other
+    /// rustc's LLVM IR through libNVVM, without rust-cuda; writes target/ptx-libnvvm
+    Libnvvm,
+    /// llvm and nvvm, one after the other
     Both,
 }
 
@@ -77,6 +85,9 @@ pub fn run(args: &Args) -> Result<()> {
     let generators: Vec<(Box<dyn CodeGenerator>, PathBuf)> = match (args.codegen, &args.out) {
         (Codegen::Llvm, _) => vec![(llvm(), folder(workspace::ptx_dir()))],
         (Codegen::Nvvm, _) => vec![(nvvm(), folder(nvvm_dir()))],
+        (Codegen::Libnvvm, _) => {
+            vec![(Box::new(libnvvm::LibNvvm::new(toolchain.clone())), folder(libnvvm_dir()))]
+        }
         (Codegen::Both, None) => vec![(llvm(), workspace::ptx_dir()), (nvvm(), nvvm_dir())],
         (Codegen::Both, Some(out)) => vec![(llvm(), out.join("llvm")), (nvvm(), out.join("nvvm"))],
     };

@@ -61,6 +61,32 @@ pub fn normalise(ptx: &str, module: &Module, bounds: impl Fn(&str) -> Option<Lau
     Ok(out)
 }
 
+/// PTX that was compiled for a newer architecture than its module is for, with the module's target and version in its header. What the
+/// module's own architecture does not have, ptxas refuses.
+pub fn retarget(ptx: &str, module: &Module) -> Result<String> {
+    let (mut versions, mut targets) = (0, 0);
+    let mut out = String::with_capacity(ptx.len());
+    for line in ptx.lines() {
+        if line.starts_with(".version ") {
+            versions += 1;
+            let (major, minor) = module.ptx;
+            let _ = writeln!(out, ".version {major}.{minor}");
+        } else if line.starts_with(".target ") {
+            targets += 1;
+            let _ = writeln!(out, ".target {}", module.target);
+        } else {
+            let _ = writeln!(out, "{line}");
+        }
+    }
+    if (versions, targets) != (1, 1) {
+        bail!(
+            "module {}: {versions} lines with a version and {targets} with a target; one of each is a header",
+            module.name
+        );
+    }
+    Ok(out)
+}
+
 /// Major and minor of `8.4`.
 fn version(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.trim().split_once('.')?;
@@ -149,6 +175,15 @@ mod tests {
         };
         assert_eq!([version((6, 9)), version((8, 4))], [".version 7.0", ".version 8.4"]);
         assert!(normalise(".version x\n", &M, bounds).is_err());
+    }
+
+    #[test]
+    fn a_header_is_set_back() {
+        let newer = RAW.replace(".version 7.0", ".version 9.5").replace(".target sm_80", ".target sm_100");
+        assert_eq!(retarget(&newer, &M).unwrap(), RAW);
+        let hopper = retarget(&newer, &Module { target: "sm_90a", ptx: (8, 4), ..M }).unwrap();
+        assert!(hopper.contains(".version 8.4\n.target sm_90a\n"));
+        assert!(retarget("ret;\n", &M).is_err());
     }
 
     #[test]

@@ -4,6 +4,9 @@ use super::lexer::{Token, tokens};
 use super::statement::Cursor;
 use super::{Failure, Function, Kernel, Param, Source};
 
+/// Of a kernel's parameters together, as PTX has it; of one alone here.
+const MOST_PARAMETER_BYTES: u32 = 32764;
+
 /// Parses a whole file.
 pub(crate) fn parse(ptx: &str) -> Result<Source<'_>, Failure> {
     let mut cursor = Cursor::new(tokens(ptx)?);
@@ -90,7 +93,7 @@ fn entry<'a>(cursor: &mut Cursor<'a>) -> Result<Kernel<'a>, Failure> {
             }
             Some(Token::Dot("maxntid")) => {
                 cursor.next();
-                kernel.max_threads = Some(dimensions(cursor)?.iter().product());
+                kernel.max_threads = Some(dimensions(cursor)?.into_iter().fold(1, u32::saturating_mul));
             }
             Some(Token::Dot("minnctapersm")) => {
                 cursor.next();
@@ -128,19 +131,23 @@ fn params<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<Param<'a>>, Failure> {
         if !cursor.take_dot("param") {
             return cursor.syntax("`.param` was expected");
         }
-        let mut align = if cursor.take_dot("align") { Some(cursor.small()?) } else { None };
+        let mut align = if cursor.take_dot("align") { Some(cursor.alignment()?) } else { None };
         let ty = cursor.ty()?;
         let pointer = cursor.take_dot("ptr");
         if pointer {
             let _space = cursor.take_dot("global") || cursor.take_dot("shared");
         }
         if cursor.take_dot("align") {
-            align = Some(cursor.small()?);
+            align = Some(cursor.alignment()?);
         }
         let name = cursor.word()?;
         let mut array = None;
         if cursor.take('[') {
-            array = Some(cursor.small()? * ty.bytes());
+            let bytes = cursor.small()?.saturating_mul(ty.bytes());
+            if bytes > MOST_PARAMETER_BYTES {
+                return cursor.syntax(format!("a parameter has at most {MOST_PARAMETER_BYTES} bytes"));
+            }
+            array = Some(bytes);
             cursor.expect(']')?;
         }
         let align = align.unwrap_or(if pointer { 1 } else { ty.bytes() });

@@ -5,15 +5,24 @@ use super::{Failure, Init, Instruction, Operand, Statement, Variable};
 use crate::memory::Space;
 use crate::ty::Ty;
 
+/// Registers that a file may declare, and bytes of its variables: a few characters could ask for all memory there is.
+const MOST_REGISTERS: u32 = 1 << 20;
+const MOST_BYTES: u64 = 1 << 26;
+/// The largest alignment of a variable or parameter.
+const MOST_ALIGN: u32 = 1 << 16;
+
 /// Walks the tokens of a file.
 pub(super) struct Cursor<'a> {
     tokens: Vec<Spanned<'a>>,
     at: usize,
+    /// Declared so far.
+    registers: u32,
+    bytes: u64,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(tokens: Vec<Spanned<'a>>) -> Self {
-        Self { tokens, at: 0 }
+        Self { tokens, at: 0, registers: 0, bytes: 0 }
     }
 
     pub(super) fn peek(&self) -> Option<Token<'a>> {
@@ -84,6 +93,16 @@ impl<'a> Cursor<'a> {
         u32::try_from(value).or_else(|_| self.syntax("the number is too large"))
     }
 
+    /// The number after `.align`.
+    pub(super) fn alignment(&mut self) -> Result<u32, Failure> {
+        let align = self.small()?;
+        if align.is_power_of_two() && align <= MOST_ALIGN {
+            Ok(align)
+        } else {
+            self.syntax(format!("an alignment is a power of two, at most {MOST_ALIGN}"))
+        }
+    }
+
     pub(super) fn ty(&mut self) -> Result<Ty, Failure> {
         match self.peek() {
             Some(Token::Dot(word)) => match Ty::parse(word) {
@@ -151,6 +170,10 @@ impl<'a> Cursor<'a> {
                         count = Some(self.small()?);
                         self.expect('>')?;
                     }
+                    self.registers = self.registers.saturating_add(count.unwrap_or(1));
+                    if self.registers > MOST_REGISTERS {
+                        return self.unsupported(format!("more than {MOST_REGISTERS} registers"));
+                    }
                     out.push(Statement::Registers { ty, name, count });
                     if !self.take(',') {
                         return self.expect(';');
@@ -190,20 +213,25 @@ impl<'a> Cursor<'a> {
             Some(Token::Dot("const")) => Space::Const,
             _ => Space::Global,
         };
-        let align = if self.take_dot("align") { Some(self.small()?) } else { None };
+        let align = if self.take_dot("align") { Some(self.alignment()?) } else { None };
         let ty = self.ty()?;
         let mut out = Vec::new();
         loop {
             let line = self.line();
             let name = self.word()?;
-            let mut count = 1;
+            let mut count = 1_u64;
             while self.take('[') {
-                count *= if self.peek() == Some(Token::Punct(']')) { 0 } else { self.int()? };
+                let elements = if self.peek() == Some(Token::Punct(']')) { 0 } else { self.int()? };
+                count = count.saturating_mul(elements);
                 self.expect(']')?;
             }
             let init = if self.take('=') { self.initialiser()? } else { Vec::new() };
             let align = align.unwrap_or(ty.bytes());
-            let bytes = count * u64::from(ty.bytes());
+            let bytes = count.saturating_mul(ty.bytes().into());
+            self.bytes = self.bytes.saturating_add(bytes);
+            if self.bytes > MOST_BYTES {
+                return self.unsupported(format!("variables of more than {MOST_BYTES} bytes"));
+            }
             out.push(Variable { name, line, space, ty, align, bytes, init, external });
             if !self.take(',') {
                 self.expect(';')?;
@@ -271,6 +299,9 @@ impl<'a> Cursor<'a> {
     fn list(&mut self, end: char) -> Result<Operand<'a>, Failure> {
         let mut out = Vec::new();
         while !self.take(end) {
+            if let Some(Token::Punct('{' | '(')) = self.peek() {
+                return self.syntax("a list stands in a list");
+            }
             out.push(self.operand()?);
             if !self.take(',') {
                 self.expect(end)?;

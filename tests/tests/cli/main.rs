@@ -1,5 +1,8 @@
 //! The attention command from end to end: good files, and every way a file can be bad.
 
+mod limits;
+mod output;
+
 use half::f16;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -7,6 +10,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `cargo xtask`'s program: that which runs the tests, else a fresh build.
 static XTASK: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -28,7 +32,9 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("int-flash-cli-{name}-{}", std::process::id()));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("int-flash-cli-{name}-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a temporary folder");
         Self(path)
     }
@@ -277,4 +283,17 @@ fn wrong_arguments_are_refused() {
     }
     let nowhere = run(&input, &folder.file("no/such/folder/out.safetensors"), &[]);
     assert!(!nowhere.status.success() && String::from_utf8_lossy(&nowhere.stderr).contains("cannot write"));
+}
+
+#[test]
+fn the_papers_tables_are_made_without_a_gpu() {
+    let mut command = Command::new(&*XTASK);
+    let result = command.args(["paper", "--device", "cpu", "--seqlen", "128,200"]).output().expect("it starts");
+    let stdout = String::from_utf8_lossy(&result.stdout);
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    assert!(stdout.contains("time: not measured, as it is about a GPU (the CPU was asked for)"), "{stdout}");
+    assert_eq!(stdout.lines().filter(|line| line.starts_with("normal (0, 1)")).count(), 3, "{stdout}");
+    assert_eq!(stdout.lines().filter(|line| line.starts_with("uniform 0..1")).count(), 3, "{stdout}");
+    let result = Command::new(&*XTASK).args(["paper", "--device", "sim"]).output().expect("it starts");
+    assert!(!result.status.success());
 }

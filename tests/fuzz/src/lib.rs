@@ -1,0 +1,25 @@
+//! Bytes that nobody has looked at, through everything that reads such: tensor files, layouts, problems, PTX.
+//!
+//! A target takes any bytes and panics where a property does not hold. `fuzz/` at the repository's root puts libFuzzer on top of
+//! them (`cargo fuzz run file`); `tests/bounded.rs` runs them on mutations of the same corpus, a fixed number of times.
+
+mod file;
+mod layout;
+pub mod mutate;
+mod problem;
+mod ptx;
+
+pub use file::file;
+pub use layout::layout;
+pub use problem::problem;
+pub use ptx::ptx;
+
+/// A target and its name, which is also that of its folder in `fuzz/corpus`.
+pub const TARGETS: [(&str, fn(&[u8])); 4] = [("file", file), ("layout", layout), ("problem", problem), ("ptx", ptx)];
+
+/// An error is one sentence that can be read.
+fn is_sentence(text: &str) {
+    assert!(!text.is_empty() && text.lines().count() == 1, "not one line: {text:?}");
+    assert!(text.len() < 2000, "{} bytes: {}", text.len(), &text[..text.floor_char_boundary(200)]);
+    assert!(!text.chars().any(char::is_control), "control characters: {text:?}");
+}

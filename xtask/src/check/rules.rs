@@ -1,0 +1,149 @@
+//! What `cargo xtask check` holds every kernel to.
+
+use super::rows::{Plan, Row};
+
+/// Rows whose plan is known not to hold on a class of GPUs: the start of the kernel's name, the class, and the CTAs that a
+/// multiprocessor holds there instead. A row that stands here and holds more, or less, is an error as well, and so is a line here of
+/// which there is no row: what is known stays true.
+const KNOWN: [(&str, &str, usize); 9] = [
+    ("attention_sm80_d96_default", "99", 2),
+    ("attention_sm80_d128_default", "99", 1),
+    ("attention_sm80_d128_paper", "99", 1),
+    // It asks for 103,712 bytes, which one CTA may not have there: no launch.
+    ("attention_sm80_d256_default", "99", 0),
+    ("attention_sm80_d256_default", "163", 1),
+    // The yardstick, whose rows were chosen on an H200.
+    ("baseline_f16_d96", "99", 1),
+    ("baseline_f16_d128", "99", 1),
+    ("baseline_f16_d256", "99", 1),
+    ("baseline_f16_d256", "163", 1),
+];
+
+/// No spill and no known loss of speed anywhere; in attention kernels no stack frame; in int8 attention kernels IMMA, and where they
+/// are for sm_90a IGMMA in its place; as many CTAs a multiprocessor as the row plans.
+pub fn faults(row: &Row, allow_spills: bool) -> Vec<String> {
+    let Row { resources: kernel, sass, arch, losses, .. } = row;
+    let mut faults: Vec<String> = losses.iter().map(|loss| format!("ptxas: {loss}")).collect();
+    if row.spills() > 0 && !allow_spills {
+        faults.push(format!("spills {} bytes out, {} in", kernel.spill_stores, kernel.spill_loads));
+    }
+    if !kernel.kernel.contains("quantize") && kernel.stack > 0 && !allow_spills {
+        faults.push(format!("has a stack frame of {} bytes", kernel.stack));
+    }
+    let matrix = |opcode: &str| sass.get(opcode).copied().unwrap_or(0);
+    let (wanted, other) = if arch == "sm_90a" { ("IGMMA", "IMMA") } else { ("IMMA", "IGMMA") };
+    if kernel.kernel.starts_with("attention") && matrix(wanted) == 0 {
+        faults.push(format!("holds no {wanted}"));
+    }
+    if kernel.kernel.starts_with("attention") && matrix(other) > 0 {
+        faults.push(format!("holds {other} where {wanted} belongs"));
+    }
+    if kernel.kernel.starts_with("baseline") && matrix("HMMA") == 0 {
+        faults.push("holds no HMMA".to_owned());
+    }
+    if sass.is_empty() {
+        faults.push("is not in the disassembly".to_owned());
+    }
+    faults.extend(occupancy(row));
+    faults
+}
+
+/// Whether a multiprocessor holds what the row plans, or what is known that it holds instead.
+fn occupancy(row: &Row) -> Option<String> {
+    let (Some(Plan { min_ctas, shared_bytes, .. }), Some(ctas), Some(class)) = (row.plan, row.ctas, row.class()) else {
+        return None;
+    };
+    let name = &row.resources.kernel;
+    let at = format!("{ctas} CTAs fit a multiprocessor of the class with {} KiB, of {shared_bytes} bytes", class.name);
+    match known(row) {
+        Some(expected) if expected == ctas => None,
+        Some(expected) => Some(format!("{at}; xtask/src/check/rules.rs says {expected} of {name}")),
+        None => (ctas < min_ctas).then(|| format!("{at}; its row plans {min_ctas}")),
+    }
+}
+
+/// The CTAs of a row whose plan is known not to hold.
+pub fn known(row: &Row) -> Option<usize> {
+    KNOWN.iter().find(|(name, class, _)| is_of(row, name, class)).map(|&(.., ctas)| ctas)
+}
+
+/// What is said to be known of kernels that there are not.
+pub fn stale(rows: &[Row]) -> impl Iterator<Item = String> {
+    let listed = KNOWN.iter().filter(|(name, class, _)| !rows.iter().any(|row| is_of(row, name, class)));
+    listed.map(|(name, class, _)| {
+        format!("xtask/src/check/rules.rs knows of {name} on the class with {class} KiB, and there is no such row")
+    })
+}
+
+fn is_of(row: &Row, name: &str, class: &str) -> bool {
+    row.resources.kernel.starts_with(name) && row.class().is_some_and(|of| of.name == class)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ptxas::Resources;
+    use super::super::sass;
+    use super::*;
+
+    fn row(kernel: &str, arch: &str, opcode: &str) -> Row {
+        Row {
+            module: String::new(),
+            arch: arch.to_owned(),
+            resources: Resources { kernel: kernel.to_owned(), ..Resources::default() },
+            losses: Vec::new(),
+            instructions: 1,
+            sass: sass::Counts::from([(opcode.to_owned(), 1)]),
+            main_loop: sass::Counts::new(),
+            plan: None,
+            ctas: None,
+            faults: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn each_rule_can_fail() {
+        let good = || row("attention_sm80_d64_default", "sm_80", "IMMA");
+        let count = |change: fn(&mut Row), allow_spills| {
+            let mut row = good();
+            change(&mut row);
+            faults(&row, allow_spills).len()
+        };
+        assert_eq!(count(|_| (), false), 0);
+        assert_eq!(count(|row| row.resources.spill_loads = 4, false), 1);
+        assert_eq!(count(|row| row.resources.stack = 8, false), 1);
+        assert_eq!(count(|row| (row.resources.stack, row.resources.spill_loads) = (8, 4), true), 0);
+        assert_eq!(count(|row| row.losses.push("serialized".to_owned()), true), 1);
+        assert_eq!(count(|row| row.sass.clear(), false), 2);
+        for (arch, opcode, faulty) in
+            [("sm_90", "HMMA", 1), ("sm_90", "IGMMA", 2), ("sm_90a", "IGMMA", 0), ("sm_90a", "IMMA", 2)]
+        {
+            let row = row("attention_sm80_d64_default", arch, opcode);
+            assert_eq!(faults(&row, false).len(), faulty, "{arch} {opcode}");
+        }
+        let quantize = row("quantize_f16", "sm_80", "FADD");
+        let stack = Resources { stack: 8, ..quantize.resources.clone() };
+        assert!(faults(&Row { resources: stack, ..quantize }, false).is_empty());
+    }
+
+    #[test]
+    fn a_plan_that_does_not_hold_is_a_fault_and_what_is_known_stays_true() {
+        let faulty = |name: &str, arch: &str, ctas| {
+            let plan = Some(Plan { threads: 128, shared_bytes: 1, min_ctas: 2 });
+            !faults(&Row { plan, ctas: Some(ctas), ..row(name, arch, "IMMA") }, false).is_empty()
+        };
+        for (ctas, fault) in [(1, true), (2, false), (3, false)] {
+            assert_eq!(faulty("attention_sm80_d64_default", "sm_80", ctas), fault, "{ctas}");
+        }
+        let (name, _, expected) = *KNOWN.iter().find(|(_, class, _)| *class == "99").unwrap();
+        assert!(!faulty(name, "sm_86", expected) && faulty(name, "sm_86", expected + 1));
+        let only_99 = KNOWN.iter().find(|(name, ..)| KNOWN.iter().filter(|(other, ..)| other == name).count() == 1);
+        let (name, ..) = *only_99.unwrap();
+        assert!(!faulty(name, "sm_80", 2) && faulty(name, "sm_80", 1));
+        assert_eq!(stale(&[]).count(), KNOWN.len());
+        let all: Vec<Row> = KNOWN
+            .iter()
+            .map(|(name, class, _)| row(name, if *class == "99" { "sm_86" } else { "sm_80" }, "IMMA"))
+            .collect();
+        assert_eq!(stale(&all).next(), None);
+    }
+}
