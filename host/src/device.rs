@@ -297,7 +297,7 @@ mod tests {
     fn rows_without_keys_are_results() {
         let layout = TensorLayout::bhnd(Shape::new(1, 1, 2, 32).unwrap());
         let kv = HostTensor::from_fn(DType::F32, layout, |_, _, n, _| n as f32).unwrap();
-        let options = Options { lse: true, window: crate::Window::CAUSAL, ..Options::default() };
+        let options = Options { lse: true, window: Window::CAUSAL, ..Options::default() };
         let output = attention(Device::Cpu, &constant(1.0), &kv, &kv, &options).unwrap();
         assert_eq!(output.lse.unwrap()[..2], [f32::NEG_INFINITY; 2]);
     }

@@ -213,8 +213,8 @@ impl AttentionProblem {
     #[must_use]
     pub fn visible_keys(&self, row: usize) -> Range<usize> {
         let within = |key: usize| key.saturating_sub(self.seqlen_q).min(self.seqlen_kv);
-        // Counted from `seqlen_q` keys before the first, so that nothing is negative; lengths are far from the end of `usize`.
-        let beside = row + self.seqlen_kv;
+        // Counted from `seqlen_q` keys before the first, so that nothing is negative.
+        let beside = row.saturating_add(self.seqlen_kv);
         let from = self.window.left.map_or(0, |left| within(beside.saturating_sub(left)));
         let to =
             self.window.right.map_or(self.seqlen_kv, |right| within(beside.saturating_add(right).saturating_add(1)));

@@ -5,6 +5,7 @@
 use crate::case::{variant, variant_of};
 use crate::properties::{GUARD, Kernels, Operand, POISON, untouched};
 use anyhow::{Context, Result};
+use int_flash_attention::gpu::embedded_ptx;
 use int_flash_attention::{
     AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Shape,
     TensorLayout,
@@ -15,7 +16,6 @@ use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
 use int_flash_attention_kernels::params::{AttentionParams, BaselineParams, Global, Params, Strided, operand};
 use int_flash_attention_kernels::quantize::launch as quantization;
 use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
-use int_flash_attention_kernels::{baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
 use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -24,16 +24,6 @@ use std::sync::{Arc, Mutex};
 
 /// CTAs that the machine is taken to hold: so few that statistics and tiles alternate.
 const RESIDENT: usize = 8;
-
-macro_rules! shipped {
-    ($($name:ident { $($field:tt)* })*) => {
-        &[$((stringify!($name), include_str!(concat!("../../host/ptx/", stringify!($name), ".ptx")))),*]
-    };
-}
-
-/// The PTX that ships, part of the program so that it runs anywhere.
-const SHIPPED: &[&[(&str, &str)]] =
-    &[conversion_rows!(shipped), sm80_rows!(shipped), sm90a_rows!(shipped), baseline_rows!(shipped)];
 
 /// The shipped kernels, loaded as they are asked for.
 pub struct Simulator {
@@ -81,8 +71,7 @@ impl Simulator {
             let ptx = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
             return Ok(ptx.into());
         }
-        let shipped = SHIPPED.iter().copied().flatten().find(|(shipped, _)| *shipped == name);
-        Ok(shipped.with_context(|| format!("there is no module {name}"))?.1.into())
+        Ok(embedded_ptx(name).with_context(|| format!("there is no module {name}"))?.into())
     }
 
     /// The names of a module's kernels.

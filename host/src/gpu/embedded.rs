@@ -26,6 +26,13 @@ pub(super) fn find(name: &str) -> Option<&'static Embedded> {
     MODULES.iter().find(|module| module.name == name)
 }
 
+/// The PTX of a module of this build. For the tests, which run what ships.
+#[doc(hidden)]
+#[must_use]
+pub fn embedded_ptx(name: &str) -> Option<&'static str> {
+    find(name).map(|module| module.ptx)
+}
+
 impl Embedded {
     /// The machine code that a GPU of this compute capability runs.
     pub(super) fn machine_code(&self, capability: (u32, u32)) -> Option<&Code> {
@@ -48,7 +55,8 @@ impl Code {
 mod tests {
     use super::*;
     use crate::gpu::kernel::{DEQUANTIZE, QUANTIZE};
-    use int_flash_attention_kernels::{config, dequantize, quantize};
+    use int_flash_attention_kernels::config;
+    use int_flash_attention_kernels::{dequantize, quantize};
 
     #[test]
     fn the_features_decide_which_modules_there_are() {

@@ -47,6 +47,8 @@ pub use baseline::{BaselineLayouts, BaselinePlan};
 
 pub use attention::{AttentionOutput, AttentionPlan};
 pub use dequantize::{DequantizePlan, Operand};
+#[doc(hidden)]
+pub use embedded::embedded_ptx;
 pub use int_flash_attention_kernels::config::Family;
 pub use memory::{AnySlice, AnySliceMut, DeviceBuffer, DeviceSlice, DeviceSliceMut};
 pub use operands::{

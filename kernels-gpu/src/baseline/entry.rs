@@ -23,4 +23,4 @@ macro_rules! entries {
     )*};
 }
 
-crate::baseline_rows!(entries);
+crate::config::rows::baseline_rows!(entries);

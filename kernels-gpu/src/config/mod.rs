@@ -1,13 +1,13 @@
 //! Every kernel, as data: the device's entry points and the host's launches are generated from the tables in [`rows`].
 
-pub mod rows;
+pub(crate) mod rows;
 pub mod shipping;
 pub mod sm80;
 pub mod sm90a;
 
 use crate::layout::HEAD_DIMS;
-use crate::{baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
 use core::fmt;
+use rows::{baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
 
 /// Kernels that share their instructions and the way they are launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -11,7 +11,6 @@
 ///
 /// No row spills on any architecture: where two shapes of a kernel are as fast, or the faster one spills, the shape that fits
 /// stands here (docs/kernel-log.md). The paper's scheme has no 256: its float32 scores leave no registers for so wide a head.
-#[macro_export]
 macro_rules! sm80_rows {
     ($emit:ident) => {
         $emit! {
@@ -31,7 +30,6 @@ macro_rules! sm80_rows {
 /// The INT8 kernels for compute capability 9.0. `warpgroups`: of consumers; `slots`: of each ring of K or V blocks;
 /// `handover`: the step of a block's P after which a warp leaves the special function unit to the next; `from_keys`: the fewest
 /// keys from which the kernel was measured to be faster than the one for every GPU.
-#[macro_export]
 macro_rules! sm90a_rows {
     ($emit:ident) => {
         $emit! {
@@ -45,7 +43,6 @@ macro_rules! sm90a_rows {
 
 /// The float16 kernels. `m16_tiles` as above; `keys`: of a K or V tile; `stages`: pairs of these in shared memory;
 /// `q_in_registers`: else Q is read from shared memory for every tile; `min_ctas`: CTAs that an SM should hold.
-#[macro_export]
 macro_rules! baseline_rows {
     ($emit:ident) => {
         $emit! {
@@ -59,7 +56,6 @@ macro_rules! baseline_rows {
 }
 
 /// The modules that convert between floats and codes; their entry points are named in their `launch` modules.
-#[macro_export]
 macro_rules! conversion_rows {
     ($emit:ident) => {
         $emit! {
@@ -68,3 +64,5 @@ macro_rules! conversion_rows {
         }
     };
 }
+
+pub(crate) use {baseline_rows, conversion_rows, sm80_rows, sm90a_rows};

@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn parts_of_shared_memory_follow_each_other_aligned_and_fit() {
-        for (d, wgs, slots) in crate::sm90a_rows!(shapes) {
+        for (d, wgs, slots) in crate::config::rows::sm90a_rows!(shapes) {
             let mut end = 0;
             let mut part = |start: usize, bytes: usize, align: usize| {
                 assert!(start >= end, "d{d}: {start} lies in the part before, which ends at {end}");
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn registers_fit() {
-        for (_, wgs, _) in crate::sm90a_rows!(shapes) {
+        for (_, wgs, _) in crate::config::rows::sm90a_rows!(shapes) {
             let (consumer, producer) = (consumer_registers(wgs), producer_registers(wgs));
             assert!([consumer, producer].iter().all(|n| n % 8 == 0 && (24..=256).contains(n)), "{consumer} {producer}");
             assert!(128 * (wgs as u32 * consumer + producer) <= 65536, "{wgs} warpgroups");

@@ -263,8 +263,8 @@ impl Bench {
 fn row(what: &str, problem: &AttentionProblem, (times, error_of_bound): (Spread, f64)) -> Row {
     let AttentionProblem { head_dim, seqlen_q: seqlen, window, .. } = *problem;
     let (causal, error_of_bound) = (window == Window::CAUSAL, Some(error_of_bound));
-    let window = (!causal && window != Window::FULL).then(|| window.to_string());
     let (ms, spread) = (times.median, Some(times));
+    let window = (!causal && window != Window::FULL).then(|| window.to_string());
     Row { what: what.into(), head_dim, seqlen, causal, window, ms, spread, error_of_bound, ..Row::default() }
 }
 

@@ -32,4 +32,4 @@ macro_rules! entries {
     )*};
 }
 
-crate::sm80_rows!(entries);
+crate::config::rows::sm80_rows!(entries);

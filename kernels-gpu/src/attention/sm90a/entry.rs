@@ -32,4 +32,4 @@ macro_rules! entries {
     )*};
 }
 
-crate::sm90a_rows!(entries);
+crate::config::rows::sm90a_rows!(entries);
