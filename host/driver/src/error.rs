@@ -20,6 +20,12 @@ pub enum DriverError {
         symbol: &'static str,
     },
 
+    /// The process is a `fork` of one that had initialized the driver.
+    #[error(
+        "this process was forked from one that had initialized the NVIDIA driver, and CUDA does not work in such a child; fork before the first use of a GPU, or start the child with exec"
+    )]
+    Forked,
+
     /// A driver call returned an error.
     #[error("{call} failed: {name} ({code}), {text}")]
     Call {
@@ -55,6 +61,9 @@ pub enum DriverError {
         name: String,
     },
 }
+
+/// `CUDA_ERROR_NOT_INITIALIZED`.
+pub(crate) const NOT_INITIALIZED: u32 = 3;
 
 impl DriverError {
     /// The driver's `CUresult`, where a call failed.
