@@ -246,6 +246,28 @@ pub enum Error {
         count: usize,
     },
 
+    /// Several GPUs, none of which can be used.
+    #[error("none of the {} GPUs can be used: {}", .reasons.len(), numbered(.reasons))]
+    NoUsableGpu {
+        /// Why, GPU by GPU.
+        reasons: Vec<Error>,
+    },
+
+    /// A GPU on which INT8 is slower than float16.
+    #[error(
+        "{device} (compute capability {major}.{minor}) does INT8 at {rate:.2} times its float16 rate, so attention in float16 is faster there; `Gpu::plan_attention_of` makes the plan all the same"
+    )]
+    SlowInt8 {
+        /// The GPU's name.
+        device: String,
+        /// Its major compute capability.
+        major: u32,
+        /// Its minor compute capability.
+        minor: u32,
+        /// The rate of INT8 over that of float16.
+        rate: f32,
+    },
+
     /// A kernel that needs more shared memory than the GPU lends to one block.
     #[error("kernel {kernel} needs {needed} bytes of shared memory a block; {device} has {available}")]
     SharedMemory {
@@ -278,12 +300,12 @@ pub enum Error {
     },
 
     /// PTX that the driver could not assemble.
-    #[error("the driver cannot load module {module}: {source}")]
+    #[error("the driver cannot load module {module}: {why}")]
     ModuleLoad {
         /// The PTX module.
         module: &'static str,
-        /// The driver's error, with its log.
-        source: DriverError,
+        /// The driver's error, with its log. (No source, so that a chain of errors shows the log once.)
+        why: DriverError,
     },
 
     /// More blocks than a CUDA grid has.
@@ -304,7 +326,50 @@ pub enum Error {
         shape: String,
     },
 
+    /// Memory, a stream or an event of another GPU or context than the plan's.
+    #[error(
+        "{name} is of {given}; {expected} was meant: what is launched together has to be of one context, so make plans, buffers and streams with one `Gpu`"
+    )]
+    OtherContext {
+        /// Which one.
+        name: &'static str,
+        /// Where it is.
+        given: String,
+        /// Where the plan is.
+        expected: String,
+    },
+
+    /// Something that CUDA does not allow beside a recording.
+    #[error(
+        "{what} is not possible while a graph is being recorded on this GPU, because it would break the recording; do it before or after `Gpu::capture`, or wait for one stream (`Stream::synchronize`, `DeviceBuffer::to_vec_on`)"
+    )]
+    Recording {
+        /// What was asked.
+        what: &'static str,
+    },
+
+    /// Memory of another library in a recorded launch.
+    #[error(
+        "{name} is memory of another library, which a graph cannot keep alive; record with this crate's buffers, or with `from_raw`, where the caller promises that the memory outlives the graph"
+    )]
+    RecordedForeign {
+        /// Which operand.
+        name: &'static str,
+    },
+
+    /// A current context that cannot be held.
+    #[error(
+        "the thread's current CUDA context is not the primary context of its GPU, so it cannot be kept alive; use `Gpu::new`, or the unsafe `Gpu::borrow_current`"
+    )]
+    NotPrimary,
+
     /// No driver, or a call that it refused.
     #[error(transparent)]
     Driver(#[from] DriverError),
+}
+
+/// `cuda:0: why; cuda:1: why`.
+fn numbered(reasons: &[Error]) -> String {
+    let reasons: Vec<String> = reasons.iter().enumerate().map(|(gpu, why)| format!("cuda:{gpu}: {why}")).collect();
+    reasons.join("; ")
 }

@@ -74,4 +74,11 @@ impl DriverError {
             _ => None,
         }
     }
+
+    /// Whether a call was refused because of a recording under way (`CUDA_ERROR_STREAM_CAPTURE_...`,
+    /// `CUDA_ERROR_CAPTURED_EVENT`).
+    #[must_use]
+    pub const fn is_about_recording(&self) -> bool {
+        matches!(self.code(), Some(900..=908))
+    }
 }

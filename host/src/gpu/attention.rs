@@ -45,8 +45,20 @@ impl Gpu {
     ///
     /// # Errors
     /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU; more tiles of
-    /// query rows than a kernel counts.
+    /// query rows than a kernel counts; [`Error::SlowInt8`] on a GPU that is faster in float16 ([`int8_rate`](Self::int8_rate)).
     pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
+        if let (Some(rate), (major, minor)) = (self.int8_rate().filter(|&rate| rate < 1.0), self.compute_capability()) {
+            return Err(Error::SlowInt8 { device: self.name().to_owned(), major, minor, rate });
+        }
+        self.plan_attention_anyway(problem, output)
+    }
+
+    /// [`plan_attention`](Self::plan_attention) also where float16 would be faster.
+    pub(crate) fn plan_attention_anyway(
+        &self,
+        problem: &AttentionProblem,
+        output: &AttentionOutput,
+    ) -> Result<AttentionPlan> {
         self.plan_with(&self.families(), problem, output, true)
     }
 
@@ -179,14 +191,15 @@ impl AttentionPlan {
         o: AnySliceMut<'_>,
         lse: Option<DeviceSliceMut<'_, f32>>,
     ) -> Result<()> {
+        let launch = &self.gpu.launching(stream.into())?;
         let p = &self.problem;
         check_bias(p.scheme, &operands.q.bias)?;
-        let [q, q_scale, q_bias] = operands.q.addresses(p.q_shape(), &self.q_lengths)?;
-        let [k, k_scale, _, k_scale_max] = operands.k.addresses(p.kv_shape(), &self.kv_lengths)?;
-        let [v, v_scale, v_mean] = operands.v.addresses(p.kv_shape(), &self.kv_lengths)?;
-        let o = o.checked("o", self.output.dtype, self.output.layout.span())?;
+        let [q, q_scale, q_bias] = operands.q.addresses(launch, p.q_shape(), &self.q_lengths)?;
+        let [k, k_scale, _, k_scale_max] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
+        let [v, v_scale, v_mean] = operands.v.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
+        let o = o.checked(launch, "o", self.output.dtype, self.output.layout.span())?;
         let lse = match (lse, self.output.lse) {
-            (Some(lse), true) => lse.checked("lse", self.q_lengths.q_scale)?,
+            (Some(lse), true) => lse.checked(launch, "lse", self.q_lengths.q_scale)?,
             (None, false) => 0,
             (Some(_), false) => return Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
             (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
@@ -202,6 +215,6 @@ impl AttentionPlan {
         ];
         // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points"; all lengths have been checked; grid,
         // block and shared memory are those of the kernel's variant.
-        unsafe { self.gpu.launch(&self.kernel, stream.into(), arguments) }
+        unsafe { launch.kernel(&self.kernel, arguments) }
     }
 }

@@ -136,13 +136,18 @@ impl Gpu {
         Ok(Kernel { entry, function, shape })
     }
 
+    /// Loads the module that every job needs.
+    pub(super) fn load_quantization(&self) -> Result<()> {
+        self.function(QUANTIZE, entries(QUANTIZE)[0]).map(|_| ())
+    }
+
     /// A function, after loading its module where that has not been done.
     fn function(&self, module: &'static str, entry: &'static str) -> Result<Function> {
         let mut modules = self.0.modules.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let at = match modules.iter().position(|loaded| loaded.name == module) {
             Some(at) => at,
             None => {
-                modules.push(self.load(module)?);
+                modules.push(self.0.context.beside_recordings(|_| self.load(module))?);
                 modules.len() - 1
             }
         };
@@ -154,7 +159,7 @@ impl Gpu {
     fn load(&self, name: &'static str) -> Result<Loaded> {
         let ptx = self.0.modules.ptx(name)?;
         let driver = self.bind()?;
-        let (module, _notes) = driver.load_module(&ptx).map_err(|source| Error::ModuleLoad { module: name, source })?;
+        let (module, _notes) = driver.load_module(&ptx).map_err(|why| Error::ModuleLoad { module: name, why })?;
         let mut functions = Vec::new();
         for entry in entries(name) {
             // SAFETY: the module has just been loaded.

@@ -1,46 +1,72 @@
 //! Memory of a GPU: owned buffers, typed views, and views whose element type is a value.
 
-use super::Gpu;
+use super::launch::Launch;
+use super::{Gpu, Stream};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use bytemuck::Pod;
-use int_flash_attention_driver::DevicePtr;
+use int_flash_attention_driver::{DevicePtr, Driver};
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-/// Memory of a GPU that this object owns.
+/// An allocation.
 #[derive(Debug)]
-pub struct DeviceBuffer<T> {
+pub(super) struct Memory {
     gpu: Gpu,
     ptr: DevicePtr,
+}
+
+impl Memory {
+    pub(super) const fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `uninitialized`; views borrow the buffer, and graphs keep a clone of the `Arc`.
+        unsafe { self.gpu.0.context.free(self.ptr) };
+    }
+}
+
+/// Memory of a GPU that this object owns. A graph that was recorded with it keeps the memory as well.
+#[derive(Debug)]
+pub struct DeviceBuffer<T> {
+    memory: Arc<Memory>,
     len: usize,
     elements: PhantomData<T>,
 }
 
 impl Gpu {
-    /// Room for `len` elements, all bytes zero.
+    /// Room for `len` elements, all bytes zero. Works beside a recording, and waits for nothing else.
     ///
     /// # Errors
     /// More bytes than 63 bits hold, or what the driver says, for instance that there is not so much memory.
     pub fn alloc<T: Pod>(&self, len: usize) -> Result<DeviceBuffer<T>> {
-        let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| i64::try_from(bytes).is_ok());
-        let bytes = bytes.ok_or_else(|| Error::Overflow { what: "the bytes", shape: format!("{len} elements") })?;
-        let driver = self.bind()?;
-        let ptr = driver.alloc(bytes)?;
-        let buffer = DeviceBuffer { gpu: self.clone(), ptr, len, elements: PhantomData };
+        let buffer = self.uninitialized(len)?;
         // SAFETY: just allocated with so many bytes. Waiting makes it ready for every stream.
-        unsafe { driver.fill(ptr, 0, bytes) }?;
-        driver.synchronize()?;
+        self.0
+            .context
+            .transfer(|driver, stream| unsafe { driver.fill_async(buffer.ptr(), 0, len * size_of::<T>(), stream) })?;
         Ok(buffer)
     }
 
-    /// A copy of `values`.
+    /// A copy of `values`. Works beside a recording, and waits for nothing else.
     ///
     /// # Errors
     /// As [`alloc`](Self::alloc).
     pub fn upload<T: Pod>(&self, values: &[T]) -> Result<DeviceBuffer<T>> {
-        let mut buffer = self.alloc(values.len())?;
-        buffer.copy_from(values)?;
+        let mut buffer = self.uninitialized(values.len())?;
+        buffer.transfer_from(values)?;
         Ok(buffer)
+    }
+
+    fn uninitialized<T: Pod>(&self, len: usize) -> Result<DeviceBuffer<T>> {
+        let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| i64::try_from(bytes).is_ok());
+        let bytes = bytes.ok_or_else(|| Error::Overflow { what: "the bytes", shape: format!("{len} elements") })?;
+        self.0.context.free_given_up();
+        let ptr = self.0.context.beside_recordings(|driver| Ok(driver.alloc(bytes)?))?;
+        Ok(DeviceBuffer { memory: Arc::new(Memory { gpu: self.clone(), ptr }), len, elements: PhantomData })
     }
 }
 
@@ -59,77 +85,119 @@ impl<T: Pod> DeviceBuffer<T> {
 
     /// The first element's address on the GPU.
     #[must_use]
-    pub const fn ptr(&self) -> DevicePtr {
-        self.ptr
+    pub fn ptr(&self) -> DevicePtr {
+        self.memory.ptr
     }
 
     /// The GPU.
     #[must_use]
-    pub const fn gpu(&self) -> &Gpu {
-        &self.gpu
+    pub fn gpu(&self) -> &Gpu {
+        &self.memory.gpu
     }
 
     /// To be read by a kernel.
     #[must_use]
-    pub const fn slice(&self) -> DeviceSlice<'_, T> {
-        DeviceSlice { ptr: self.ptr, len: self.len, elements: PhantomData }
+    pub fn slice(&self) -> DeviceSlice<'_, T> {
+        DeviceSlice { ptr: self.ptr(), len: self.len, home: Home::Buffer(&self.memory), elements: PhantomData }
     }
 
     /// To be written by a kernel.
     #[must_use]
-    pub const fn slice_mut(&mut self) -> DeviceSliceMut<'_, T> {
-        DeviceSliceMut { ptr: self.ptr, len: self.len, elements: PhantomData }
+    pub fn slice_mut(&mut self) -> DeviceSliceMut<'_, T> {
+        DeviceSliceMut { ptr: self.ptr(), len: self.len, home: Home::Buffer(&self.memory), elements: PhantomData }
     }
 
     /// Copies all elements from the host, after everything that the GPU was given, and waits.
     ///
     /// # Errors
-    /// Another number of elements, or what the driver says.
+    /// Another number of elements; [`Error::Recording`] while a graph is being recorded on the GPU, where
+    /// [`copy_from_on`](Self::copy_from_on) works; what the driver says.
     pub fn copy_from(&mut self, values: &[T]) -> Result<()> {
-        if values.len() != self.len {
-            return Err(Error::Length { name: "the host's slice", given: values.len(), expected: self.len });
-        }
-        let driver = self.gpu.bind()?;
-        driver.synchronize()?;
-        // SAFETY: the buffer has as many bytes, and the GPU is idle. The copy may still be under way when the call
-        // returns, hence the wait.
-        unsafe { driver.copy_to_device(self.ptr, bytemuck::cast_slice(values)) }?;
-        Ok(driver.synchronize()?)
+        self.check_len(values.len())?;
+        self.gpu().synchronize()?;
+        self.transfer_from(values)
+    }
+
+    /// Copies all elements from the host in the stream's order, and waits for the stream.
+    ///
+    /// # Errors
+    /// Another number of elements; a stream of another context, or one that is being recorded; what the driver says.
+    pub fn copy_from_on(&mut self, stream: &Stream, values: &[T]) -> Result<()> {
+        self.check_len(values.len())?;
+        let stream = self.gpu().launching(stream.into())?.not_recorded("a copy from the host")?;
+        let copy = |driver: Driver, stream| {
+            // SAFETY: the buffer has as many bytes, and the values are borrowed until the stream has come there.
+            unsafe { driver.copy_to_device_async(self.ptr(), values.as_ptr().cast(), size_of_val(values), stream) }
+        };
+        self.gpu().0.context.on_stream(stream, copy)
+    }
+
+    /// Into memory that nothing on the GPU uses.
+    fn transfer_from(&mut self, values: &[T]) -> Result<()> {
+        // SAFETY: the buffer has as many bytes; they are borrowed until the copy is done.
+        self.gpu().0.context.transfer(|driver, stream| unsafe {
+            driver.copy_to_device_async(self.ptr(), values.as_ptr().cast(), size_of_val(values), stream)
+        })
     }
 
     /// Copies all elements to the host, after everything that the GPU was given.
     ///
     /// # Errors
-    /// Another number of elements, or what the driver says, which includes errors of earlier launches.
+    /// Another number of elements; [`Error::Recording`] while a graph is being recorded on the GPU, where
+    /// [`to_vec_on`](Self::to_vec_on) works; what the driver says, which includes errors of earlier launches.
     pub fn copy_to(&self, values: &mut [T]) -> Result<()> {
-        if values.len() != self.len {
-            return Err(Error::Length { name: "the host's slice", given: values.len(), expected: self.len });
-        }
-        let driver = self.gpu.bind()?;
-        driver.synchronize()?;
-        // SAFETY: the buffer has as many bytes, and the GPU is idle.
-        Ok(unsafe { driver.copy_to_host(bytemuck::cast_slice_mut(values), self.ptr) }?)
+        self.check_len(values.len())?;
+        self.gpu().synchronize()?;
+        // SAFETY: the buffer has as many bytes; they are borrowed until the copy is done.
+        self.gpu().0.context.transfer(|driver, stream| unsafe {
+            driver.copy_to_host_async(values.as_mut_ptr().cast(), self.ptr(), size_of_val(values), stream)
+        })
     }
 
     /// All elements, after everything that the GPU was given.
     ///
     /// # Errors
-    /// What the driver says, which includes errors of earlier launches.
+    /// As [`copy_to`](Self::copy_to).
     pub fn to_vec(&self) -> Result<Vec<T>> {
         let mut values = vec![T::zeroed(); self.len];
         self.copy_to(&mut values)?;
         Ok(values)
     }
+
+    /// All elements, after everything that the stream was given.
+    ///
+    /// # Errors
+    /// A stream of another context, or one that is being recorded; what the driver says, which includes errors of earlier
+    /// launches.
+    pub fn to_vec_on(&self, stream: &Stream) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); self.len];
+        let stream = self.gpu().launching(stream.into())?.not_recorded("a copy to the host")?;
+        let bytes = size_of_val(&*values);
+        let to = values.as_mut_ptr();
+        // SAFETY: the buffer has as many bytes, and the values are there until the stream has come there.
+        let copy = |driver: Driver, stream| unsafe { driver.copy_to_host_async(to.cast(), self.ptr(), bytes, stream) };
+        self.gpu().0.context.on_stream(stream, copy)?;
+        Ok(values)
+    }
+
+    fn check_len(&self, given: usize) -> Result<()> {
+        if given == self.len {
+            return Ok(());
+        }
+        Err(Error::Length { name: "the host's slice", given, expected: self.len })
+    }
 }
 
-impl<T> Drop for DeviceBuffer<T> {
-    fn drop(&mut self) {
-        if let Ok(driver) = self.gpu.bind() {
-            // An error means that the context is gone, and the memory with it.
-            // SAFETY: allocated by this object; `cuMemFree` waits for kernels that use it.
-            let _ = unsafe { driver.free(self.ptr) };
-        }
-    }
+/// What a view knows of its memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Home<'a> {
+    /// A buffer of this crate.
+    Buffer(&'a Arc<Memory>),
+    /// An address of which the caller has promised everything.
+    Promised,
+    /// Another library's memory, borrowed for the call: the driver is asked where it is.
+    #[cfg_attr(not(feature = "cust"), allow(dead_code))]
+    Foreign,
 }
 
 /// Elements in a GPU's memory, to be read.
@@ -137,6 +205,7 @@ impl<T> Drop for DeviceBuffer<T> {
 pub struct DeviceSlice<'a, T> {
     ptr: DevicePtr,
     len: usize,
+    home: Home<'a>,
     elements: PhantomData<&'a [T]>,
 }
 
@@ -153,6 +222,7 @@ impl<T> Copy for DeviceSlice<'_, T> {}
 pub struct DeviceSliceMut<'a, T> {
     ptr: DevicePtr,
     len: usize,
+    home: Home<'a>,
     elements: PhantomData<&'a mut [T]>,
 }
 
@@ -163,10 +233,20 @@ macro_rules! view {
             ///
             /// # Safety
             /// `len` elements at `ptr` belong to the context that the view is used in; until the launches that got the view
-            /// are done, they stay allocated and nothing else uses them in a conflicting way.
+            /// are done, and while a graph that recorded them may be launched, they stay allocated, and nothing else uses them in
+            /// a conflicting way.
             #[must_use]
             pub const unsafe fn from_raw(ptr: DevicePtr, len: usize) -> Self {
-                Self { ptr, len, elements: PhantomData }
+                Self { ptr, len, home: Home::Promised, elements: PhantomData }
+            }
+
+            /// Another library's memory, of a GPU and context that the launch will ask the driver for.
+            ///
+            /// # Safety
+            /// As [`from_raw`](Self::from_raw), without the context and the graphs.
+            #[cfg(feature = "cust")]
+            pub(crate) const unsafe fn foreign(ptr: DevicePtr, len: usize) -> Self {
+                Self { ptr, len, home: Home::Foreign, elements: PhantomData }
             }
 
             /// Elements.
@@ -191,7 +271,7 @@ macro_rules! view {
             #[must_use]
             pub const fn cast<U: Pod>(self) -> $view<'a, U> {
                 const { assert!(size_of::<T>() == size_of::<U>(), "the element types differ in size") };
-                $view { ptr: self.ptr, len: self.len, elements: PhantomData }
+                $view { ptr: self.ptr, len: self.len, home: self.home, elements: PhantomData }
             }
 
             /// The elements from `start` to before `end`.
@@ -203,7 +283,7 @@ macro_rules! view {
                     return Err(Error::Length { name: "a device slice", given: self.len, expected: end.max(start) });
                 }
                 let ptr = self.ptr + (start * size_of::<T>()) as u64;
-                Ok(Self { ptr, len: end - start, elements: PhantomData })
+                Ok(Self { ptr, len: end - start, home: self.home, elements: PhantomData })
             }
         }
     };
@@ -216,13 +296,13 @@ impl<T> DeviceSliceMut<'_, T> {
     /// A shorter borrow of the same elements.
     #[must_use]
     pub const fn reborrow(&mut self) -> DeviceSliceMut<'_, T> {
-        DeviceSliceMut { ptr: self.ptr, len: self.len, elements: PhantomData }
+        DeviceSliceMut { ptr: self.ptr, len: self.len, home: self.home, elements: PhantomData }
     }
 
     /// The same elements, to be read.
     #[must_use]
     pub const fn as_slice(&self) -> DeviceSlice<'_, T> {
-        DeviceSlice { ptr: self.ptr, len: self.len, elements: PhantomData }
+        DeviceSlice { ptr: self.ptr, len: self.len, home: self.home, elements: PhantomData }
     }
 }
 
@@ -279,19 +359,27 @@ macro_rules! any_view {
                 self.len() == 0
             }
 
-            /// The address, after the type, the length and the alignment have been checked.
+            /// The address, after the type, the length, the alignment and the context have been checked.
             #[inline]
-            pub(super) fn checked(&self, name: &'static str, dtype: DType, len: usize) -> Result<u64> {
+            pub(super) fn checked(
+                &self,
+                launch: &Launch<'_>,
+                name: &'static str,
+                dtype: DType,
+                len: usize,
+            ) -> Result<u64> {
                 if self.dtype != dtype {
                     return Err(Error::DTypeMismatch { name, given: self.dtype, expected: dtype });
                 }
-                check(name, self.bytes.ptr, self.len(), len, dtype.size() as u64)
+                check(name, self.bytes.ptr, self.len(), len, dtype.size() as u64)?;
+                launch.accept(name, self.bytes.ptr, self.bytes.home)
             }
         }
 
         impl<'a, T: Element> From<$view<'a, T>> for $any<'a> {
             fn from(view: $view<'a, T>) -> Self {
-                let bytes = $view { ptr: view.ptr, len: view.len * size_of::<T>(), elements: PhantomData };
+                let $view { ptr, len, home, .. } = view;
+                let bytes = $view { ptr, len: len * size_of::<T>(), home, elements: PhantomData };
                 Self { bytes, dtype: T::DTYPE }
             }
         }
@@ -310,34 +398,36 @@ any_view!(AnySliceMut, DeviceSliceMut, &'a mut DeviceBuffer<T>);
 /// What the kernels' vector accesses to packed arrays ask.
 const PACKED_ALIGN: u64 = 16;
 
-/// A contiguous array's address, after its length and alignment have been checked. It may be longer than needed.
+/// A contiguous array's address, after its length, alignment and context have been checked. It may be longer than needed.
 pub(super) trait Checked {
-    fn checked(&self, name: &'static str, len: usize) -> Result<u64>;
+    fn checked(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64>;
 }
 
 impl<T> Checked for DeviceSlice<'_, T> {
     #[inline]
-    fn checked(&self, name: &'static str, len: usize) -> Result<u64> {
-        check(name, self.ptr, self.len, len, PACKED_ALIGN)
+    fn checked(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
+        check(name, self.ptr, self.len, len, PACKED_ALIGN)?;
+        launch.accept(name, self.ptr, self.home)
     }
 }
 
 impl<T> Checked for DeviceSliceMut<'_, T> {
     #[inline]
-    fn checked(&self, name: &'static str, len: usize) -> Result<u64> {
-        check(name, self.ptr, self.len, len, PACKED_ALIGN)
+    fn checked(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
+        check(name, self.ptr, self.len, len, PACKED_ALIGN)?;
+        launch.accept(name, self.ptr, self.home)
     }
 }
 
 #[inline]
-fn check(name: &'static str, address: u64, given: usize, expected: usize, align: u64) -> Result<u64> {
+fn check(name: &'static str, address: u64, given: usize, expected: usize, align: u64) -> Result<()> {
     if given < expected {
         return Err(Error::Length { name, given, expected });
     }
     if !address.is_multiple_of(align) || address == 0 {
         return Err(Error::Alignment { name, address, align });
     }
-    Ok(address)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -346,18 +436,13 @@ mod tests {
     use half::f16;
 
     #[test]
-    fn views_are_checked() {
+    fn views_are_parts() {
         // SAFETY: never used on a GPU.
         let view = unsafe { DeviceSlice::<u16>::from_raw(0x1010, 10) };
-        assert_eq!(view.checked("k", 10), Ok(0x1010));
-        assert!(matches!(view.checked("k", 11), Err(Error::Length { name: "k", given: 10, expected: 11 })));
         assert!(view.range(3, 11).is_err());
         let part = view.range(1, 10).unwrap();
         assert_eq!((part.ptr(), part.len()), (0x1012, 9));
-        assert!(matches!(part.checked("k", 9), Err(Error::Alignment { align: 16, .. })));
         let any = AnySlice::from(part.cast::<f16>());
-        assert_eq!(any.checked("q", DType::F16, 9), Ok(0x1012));
-        assert!(matches!(any.checked("q", DType::F32, 9), Err(Error::DTypeMismatch { .. })));
-        assert!(matches!(any.checked("q", DType::F16, 10), Err(Error::Length { .. })));
+        assert_eq!((any.len(), any.dtype()), (9, DType::F16));
     }
 }

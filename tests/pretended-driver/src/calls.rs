@@ -1,0 +1,445 @@
+//! The functions, by the names under which the library exports them.
+
+use crate::module::{Module, kernels};
+use crate::recording::{CAPTURED_EVENT, IMPLICIT, UNSUPPORTED, exchange_mode};
+use crate::world::{Launch, Stream, World, current, set_current, with};
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+
+/// Addresses, sizes and handles.
+type Word = usize;
+
+/// One function: counted, refused where that was asked for, and dead in a forked process.
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) |$world:ident| $body:block)*) => {
+        $(
+            $(#[$doc])*
+            #[allow(non_snake_case)]
+            unsafe extern "system" fn $name($($argument: $type),*) -> u32 {
+                let call = |$world: &mut World| -> Result<(), u32> {
+                    before($world, stringify!($name))?;
+                    $body
+                };
+                with(call).err().unwrap_or(0)
+            }
+        )*
+
+        pub(crate) fn lookup(name: &str) -> Option<NonNull<c_void>> {
+            let address = match name {
+                $(stringify!($name) => $name as *mut c_void,)*
+                _ => return None,
+            };
+            NonNull::new(address)
+        }
+    };
+}
+
+fn before(world: &mut World, name: &'static str) -> Result<(), u32> {
+    static PROCESS: OnceLock<u32> = OnceLock::new();
+    *world.calls.entry(name).or_default() += 1;
+    // CUDA_ERROR_NOT_INITIALIZED
+    if *PROCESS.get_or_init(std::process::id) != std::process::id() {
+        return Err(3);
+    }
+    let refused = world.refused.iter().find(|(refused, _)| *refused == name);
+    refused.map_or(Ok(()), |&(_, code)| Err(code))
+}
+
+/// Stores a result.
+///
+/// # Safety
+/// The address is the caller's, for one value.
+unsafe fn store<T>(to: *mut T, value: T) {
+    if !to.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { to.write(value) };
+    }
+}
+
+/// Attributes of a GPU (cuda.h).
+fn attribute(world: &World, number: i32, gpu: i32) -> Result<i32, u32> {
+    let gpu = world.gpus.get(gpu as usize).ok_or(101_u32)?;
+    Ok(match number {
+        8 => 49152,
+        16 => gpu.multiprocessors,
+        75 => gpu.capability.0,
+        76 => gpu.capability.1,
+        81 | 97 => gpu.shared_bytes,
+        _ => 1,
+    })
+}
+
+/// Copies between places, both of which are the host's.
+fn copy(world: &mut World, device: &[Word], to: Word, from: Word, bytes: usize) -> Result<(), u32> {
+    let context = world.context()?;
+    for &address in device {
+        world.inside(context, address, bytes)?;
+    }
+    // SAFETY: the device's side is in an allocation, the host's is the caller's promise.
+    unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+    Ok(())
+}
+
+fn fill(world: &mut World, to: Word, byte: u8, bytes: usize) -> Result<(), u32> {
+    let context = world.context()?;
+    world.inside(context, to, bytes)?;
+    // SAFETY: the memory is in an allocation.
+    unsafe { (to as *mut u8).write_bytes(byte, bytes) };
+    Ok(())
+}
+
+/// A stream's recording; the stream is of the current context.
+fn stream_recording(world: &mut World, stream: Word) -> Result<Option<u64>, u32> {
+    let context = world.context()?;
+    // The default streams.
+    if stream <= 2 {
+        return Ok(None);
+    }
+    match world.streams.get(&stream) {
+        Some(found) if found.context == context => Ok(found.recording),
+        found => {
+            let what = if found.is_some() { "is of another context" } else { "is used after its end" };
+            world.violation(format!("stream {stream:#x} {what}"));
+            // CUDA_ERROR_INVALID_HANDLE
+            Err(400)
+        }
+    }
+}
+
+/// Work on a stream that is recorded, or done at once.
+fn on_stream(world: &mut World, stream: Word, launches: Vec<Launch>) -> Result<bool, u32> {
+    let recording = stream_recording(world, stream)?;
+    match recording.and_then(|id| world.recordings.get_mut(&id)) {
+        Some(recording) => {
+            recording.launches.extend(launches);
+            Ok(false)
+        }
+        None => {
+            run(world, launches);
+            Ok(true)
+        }
+    }
+}
+
+/// Runs launches: their memory and modules have to be alive.
+fn run(world: &mut World, launches: Vec<Launch>) {
+    for launch in launches {
+        for &(address, number) in &launch.memory {
+            if world.allocations.get(&address).is_none_or(|allocation| allocation.number != number) {
+                world.violation(format!("{} writes or reads freed memory at {address:#x}", launch.kernel));
+            }
+        }
+        if !world.functions.contains_key(&launch.function) {
+            world.violation(format!("{} is launched after its module's end", launch.kernel));
+        }
+        world.launched.push(launch.kernel);
+    }
+}
+
+/// A launch on memory of its module's context.
+///
+/// # Safety
+/// `arguments` point to as many values of 8 bytes as the kernel has parameters.
+unsafe fn launch(world: &mut World, function: Word, arguments: *mut *mut c_void) -> Result<Launch, u32> {
+    let context = world.context()?;
+    let &(module, index) = world.functions.get(&function).ok_or(400_u32)?;
+    let module = &world.modules[&module];
+    let (kernel, of) = (&module.kernels[index], module.context);
+    let name = kernel.name.clone();
+    // SAFETY: the caller's promise.
+    let values = unsafe { std::slice::from_raw_parts(arguments, kernel.parameters) };
+    // SAFETY: the same; what is smaller than 8 bytes is in a slot of 8.
+    let values: Vec<Word> = values.iter().map(|value| unsafe { value.cast::<Word>().read() }).collect();
+    if of != context {
+        world.violation(format!("{name} is launched in another context than its module's"));
+    }
+    let mut memory = Vec::new();
+    for value in values {
+        if let Some((address, allocation)) = world.find(value) {
+            let (number, home) = (allocation.number, allocation.context);
+            memory.push((address, number));
+            if home != context {
+                world.violation(format!("{name} is given memory of another context"));
+            }
+        }
+    }
+    Ok(Launch { kernel: name, memory, function })
+}
+
+calls! {
+    cuInit(_flags: u32) |world| {
+        // CUDA_ERROR_NO_DEVICE
+        if world.gpus.is_empty() { Err(100) } else { Ok(()) }
+    }
+    cuDriverGetVersion(version: *mut i32) |_world| { unsafe { store(version, 13000) }; Ok(()) }
+    cuGetErrorName(_code: u32, text: *mut *const c_char) |_world| {
+        unsafe { store(text, c"CUDA_ERROR_PRETENDED".as_ptr()) };
+        Ok(())
+    }
+    cuGetErrorString(_code: u32, text: *mut *const c_char) |_world| {
+        unsafe { store(text, c"the pretended driver refuses".as_ptr()) };
+        Ok(())
+    }
+
+    cuDeviceGet(device: *mut i32, ordinal: i32) |_world| { unsafe { store(device, ordinal) }; Ok(()) }
+    cuDeviceGetCount(count: *mut i32) |world| { unsafe { store(count, world.gpus.len() as i32) }; Ok(()) }
+    cuDeviceGetName(name: *mut c_char, len: i32, device: i32) |world| {
+        let text = world.gpus.get(device as usize).ok_or(101_u32)?.name;
+        let bytes = text.len().min(len as usize - 1);
+        // SAFETY: the caller's buffer has `len` bytes.
+        unsafe {
+            std::ptr::copy_nonoverlapping(text.as_ptr(), name.cast(), bytes);
+            name.add(bytes).write(0);
+        }
+        Ok(())
+    }
+    cuDeviceGetAttribute(value: *mut i32, number: i32, device: i32) |world| {
+        let found = attribute(world, number, device)?;
+        unsafe { store(value, found) };
+        Ok(())
+    }
+    cuDevicePrimaryCtxRetain(context: *mut Word, device: i32) |world| {
+        let handle = world.retain(device);
+        unsafe { store(context, handle) };
+        Ok(())
+    }
+    cuDevicePrimaryCtxRelease_v2(device: i32) |world| {
+        match world.release(device) { 0 => Ok(()), code => Err(code) }
+    }
+    cuDevicePrimaryCtxGetState(device: i32, _flags: *mut u32, active: *mut i32) |world| {
+        unsafe { store(active, i32::from(world.retained[device as usize] > 0)) };
+        Ok(())
+    }
+
+    cuCtxGetCurrent(context: *mut Word) |_world| { unsafe { store(context, current()) }; Ok(()) }
+    cuCtxSetCurrent(context: Word) |world| {
+        if context != 0 && world.gpu_of(context).is_none() {
+            world.violation(format!("context {context:#x} is made current after its end"));
+            return Err(201);
+        }
+        set_current(context);
+        Ok(())
+    }
+    cuCtxGetDevice(device: *mut i32) |world| {
+        let context = world.context()?;
+        unsafe { store(device, world.gpu_of(context).unwrap_or(0)) };
+        Ok(())
+    }
+    cuCtxSynchronize() |world| {
+        let context = world.context()?;
+        world.whole_device(context, UNSUPPORTED)
+    }
+
+    cuModuleLoadDataEx(
+        module: *mut Word, image: *const c_char, options: u32, names: *mut i32, values: *mut *mut c_void
+    ) |world| {
+        let context = world.context()?;
+        world.unsafe_call()?;
+        if !world.assembler_log.is_empty() {
+            // SAFETY: as many options and values as said; the buffers have the sizes that stand behind them.
+            unsafe {
+                let names = std::slice::from_raw_parts(names, options as usize);
+                // CU_JIT_ERROR_LOG_BUFFER
+                if let Some(at) = names.iter().position(|&name| name == 5) {
+                    let log = world.assembler_log;
+                    std::ptr::copy_nonoverlapping(log.as_ptr(), (*values.add(at)).cast(), log.len());
+                }
+            }
+            // CUDA_ERROR_INVALID_PTX
+            return Err(218);
+        }
+        // SAFETY: PTX ends in a zero byte.
+        let text = unsafe { CStr::from_ptr(image) }.to_string_lossy();
+        let mut kernels = kernels(&text);
+        kernels.retain(|kernel| !world.left_out.contains(&kernel.name.as_str()));
+        let handle = world.handle();
+        world.modules.insert(handle, Module { context, kernels });
+        unsafe { store(module, handle) };
+        Ok(())
+    }
+    cuModuleUnload(module: Word) |world| {
+        world.context()?;
+        world.unsafe_call()?;
+        world.functions.retain(|_, (of, _)| *of != module);
+        world.modules.remove(&module).map(|_| ()).ok_or(400)
+    }
+    cuModuleGetFunction(function: *mut Word, module: Word, name: *const c_char) |world| {
+        // SAFETY: names end in a zero byte.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+        let kernels = &world.modules.get(&module).ok_or(400_u32)?.kernels;
+        // CUDA_ERROR_NOT_FOUND
+        let index = kernels.iter().position(|kernel| kernel.name == name).ok_or(500_u32)?;
+        let handle = world.handle();
+        world.functions.insert(handle, (module, index));
+        unsafe { store(function, handle) };
+        Ok(())
+    }
+    cuFuncGetAttribute(value: *mut i32, _attribute: i32, _function: Word) |_world| { unsafe { store(value, 1) }; Ok(()) }
+    cuFuncSetAttribute(_function: Word, _attribute: i32, _value: i32) |_world| { Ok(()) }
+    cuLaunchKernel(
+        function: Word, _gx: u32, _gy: u32, _gz: u32, _bx: u32, _by: u32, _bz: u32, _shared: u32, stream: Word,
+        arguments: *mut *mut c_void, _extra: *mut *mut c_void
+    ) |world| {
+        // SAFETY: the caller of the driver's function promises the same.
+        let launch = unsafe { launch(world, function, arguments) }?;
+        on_stream(world, stream, vec![launch]).map(|_| ())
+    }
+
+    cuPointerGetAttribute(to: *mut c_void, number: i32, address: Word) |world| {
+        let context = world.find(address).map(|(_, allocation)| allocation.context).ok_or(1_u32)?;
+        match number {
+            1 => unsafe { store(to.cast(), context) },
+            _ => unsafe { store(to.cast(), world.gpu_of(context).unwrap_or(0)) },
+        }
+        Ok(())
+    }
+    cuMemGetInfo_v2(free: *mut usize, total: *mut usize) |world| {
+        let context = world.context()?;
+        let all = world.gpus[world.gpu_of(context).unwrap_or(0) as usize].memory;
+        let used: usize = world.allocations.values().map(|allocation| allocation.layout.size()).sum();
+        unsafe { store(free, all - used.min(all)) };
+        unsafe { store(total, all) };
+        Ok(())
+    }
+    cuMemAlloc_v2(address: *mut Word, bytes: usize) |world| {
+        let context = world.context()?;
+        world.unsafe_call()?;
+        let found = world.alloc(context, bytes)?;
+        unsafe { store(address, found) };
+        Ok(())
+    }
+    cuMemFree_v2(address: Word) |world| {
+        world.context()?;
+        world.unsafe_call()?;
+        world.free(address)
+    }
+    cuMemcpyHtoD_v2(to: Word, from: Word, bytes: usize) |world| {
+        let context = world.context()?;
+        world.whole_device(context, IMPLICIT)?;
+        copy(world, &[to], to, from, bytes)
+    }
+    cuMemcpyDtoH_v2(to: Word, from: Word, bytes: usize) |world| {
+        let context = world.context()?;
+        world.whole_device(context, IMPLICIT)?;
+        copy(world, &[from], to, from, bytes)
+    }
+    cuMemcpyDtoD_v2(to: Word, from: Word, bytes: usize) |world| {
+        let context = world.context()?;
+        world.whole_device(context, IMPLICIT)?;
+        copy(world, &[to, from], to, from, bytes)
+    }
+    cuMemcpyHtoDAsync_v2(to: Word, from: Word, bytes: usize, stream: Word) |world| {
+        if on_stream(world, stream, Vec::new())? { copy(world, &[to], to, from, bytes) } else { Ok(()) }
+    }
+    cuMemcpyDtoHAsync_v2(to: Word, from: Word, bytes: usize, stream: Word) |world| {
+        if on_stream(world, stream, Vec::new())? { copy(world, &[from], to, from, bytes) } else { Ok(()) }
+    }
+    cuMemcpyDtoDAsync_v2(to: Word, from: Word, bytes: usize, stream: Word) |world| {
+        if on_stream(world, stream, Vec::new())? { copy(world, &[to, from], to, from, bytes) } else { Ok(()) }
+    }
+    cuMemsetD8_v2(to: Word, byte: u8, bytes: usize) |world| {
+        let context = world.context()?;
+        world.whole_device(context, IMPLICIT)?;
+        fill(world, to, byte, bytes)
+    }
+    cuMemsetD8Async(to: Word, byte: u8, bytes: usize, stream: Word) |world| {
+        if on_stream(world, stream, Vec::new())? { fill(world, to, byte, bytes) } else { Ok(()) }
+    }
+
+    cuStreamCreate(stream: *mut Word, _flags: u32) |world| {
+        let context = world.context()?;
+        let handle = world.handle();
+        world.streams.insert(handle, Stream { context, recording: None });
+        unsafe { store(stream, handle) };
+        Ok(())
+    }
+    cuStreamDestroy_v2(stream: Word) |world| {
+        let recording = stream_recording(world, stream)?;
+        let _ = world.not_recorded(recording, UNSUPPORTED);
+        world.streams.remove(&stream).map(|_| ()).ok_or(400)
+    }
+    cuStreamSynchronize(stream: Word) |world| {
+        let recording = stream_recording(world, stream)?;
+        world.not_recorded(recording, UNSUPPORTED)
+    }
+    cuStreamWaitEvent(stream: Word, event: Word, _flags: u32) |world| {
+        stream_recording(world, stream)?;
+        let &mark = world.events.get(&event).ok_or(400_u32)?;
+        // The stream becomes part of the recording that the mark is part of.
+        if let (Some(id), Some(found)) = (mark, world.streams.get_mut(&stream)) {
+            found.recording.get_or_insert(id);
+        }
+        Ok(())
+    }
+    cuStreamGetCtx(stream: Word, context: *mut Word) |world| {
+        let of = match world.streams.get(&stream) { Some(found) => found.context, None => world.context()? };
+        unsafe { store(context, of) };
+        Ok(())
+    }
+    cuStreamBeginCapture_v2(stream: Word, mode: i32) |world| {
+        stream_recording(world, stream)?;
+        world.begin_recording(stream, mode)
+    }
+    cuStreamEndCapture(stream: Word, graph: *mut Word) |world| {
+        stream_recording(world, stream)?;
+        let made = world.end_recording(stream);
+        unsafe { store(graph, made.unwrap_or(0)) };
+        made.map(|_| ())
+    }
+    cuStreamGetCaptureInfo_v2(
+        stream: Word, status: *mut i32, id: *mut u64, _graph: *mut Word, _nodes: *mut *const c_void, _count: *mut usize
+    ) |world| {
+        let recording = stream_recording(world, stream)?;
+        unsafe { store(status, i32::from(recording.is_some())) };
+        unsafe { store(id, recording.unwrap_or(0)) };
+        Ok(())
+    }
+    cuThreadExchangeStreamCaptureMode(mode: *mut i32) |_world| {
+        // SAFETY: the caller's integer.
+        unsafe { *mode = exchange_mode(*mode) };
+        Ok(())
+    }
+
+    cuEventCreate(event: *mut Word, _flags: u32) |world| {
+        world.context()?;
+        let handle = world.handle();
+        world.events.insert(handle, None);
+        unsafe { store(event, handle) };
+        Ok(())
+    }
+    cuEventDestroy_v2(event: Word) |world| { world.events.remove(&event).map(|_| ()).ok_or(400) }
+    cuEventRecord(event: Word, stream: Word) |world| {
+        let recording = stream_recording(world, stream)?;
+        *world.events.get_mut(&event).ok_or(400_u32)? = recording;
+        // A stream that joined a recording and marks its end is taken to be joined again by whoever waits for the mark.
+        if recording.is_some_and(|id| world.recordings[&id].origin != stream) {
+            if let Some(found) = world.streams.get_mut(&stream) {
+                found.recording = None;
+            }
+        }
+        Ok(())
+    }
+    cuEventSynchronize(event: Word) |world| {
+        let &mark = world.events.get(&event).ok_or(400_u32)?;
+        world.not_recorded(mark, CAPTURED_EVENT)
+    }
+    cuEventElapsedTime(milliseconds: *mut f32, _start: Word, _end: Word) |_world| {
+        unsafe { store(milliseconds, 1.0) };
+        Ok(())
+    }
+
+    cuGraphInstantiateWithFlags(exec: *mut Word, graph: Word, _flags: u64) |world| {
+        let launches = world.graphs.get(&graph).cloned().ok_or(400_u32)?;
+        let handle = world.handle();
+        world.execs.insert(handle, launches);
+        unsafe { store(exec, handle) };
+        Ok(())
+    }
+    cuGraphLaunch(exec: Word, stream: Word) |world| {
+        let launches = world.execs.get(&exec).cloned().ok_or(400_u32)?;
+        on_stream(world, stream, launches).map(|_| ())
+    }
+    cuGraphDestroy(graph: Word) |world| { world.graphs.remove(&graph).map(|_| ()).ok_or(400) }
+    cuGraphExecDestroy(exec: Word) |world| { world.execs.remove(&exec).map(|_| ()).ok_or(400) }
+}
