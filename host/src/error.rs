@@ -3,7 +3,7 @@
 use crate::dtype::DType;
 use int_flash_attention_driver::DriverError;
 use int_flash_attention_kernels::config::Family;
-use int_flash_attention_kernels::layout::PACKED_FORMAT;
+use int_flash_attention_kernels::layout::{HEAD_DIMS, PACKED_FORMAT};
 use std::path::PathBuf;
 
 /// What every fallible function of the crate returns.
@@ -21,7 +21,7 @@ pub enum Error {
     },
 
     /// A size above what the kernels' 32-bit indices or the grid hold.
-    #[error("{name} is {given}; at most {max} is possible")]
+    #[error("{name} is {given}; at most {max} is possible: {way}")]
     TooLarge {
         /// Which size.
         name: &'static str,
@@ -29,6 +29,8 @@ pub enum Error {
         given: usize,
         /// The largest one allowed.
         max: usize,
+        /// Why, and the way out.
+        way: &'static str,
     },
 
     /// A number of elements or bytes that does not fit a 64-bit address.
@@ -94,7 +96,7 @@ pub enum Error {
     },
 
     /// A head dimension without an INT8 kernel.
-    #[error("head_dim is {given}; the INT8 kernels have {allowed:?}")]
+    #[error("head_dim is {given}; the INT8 kernels have {allowed:?}: {}", padding(*.given, .allowed))]
     HeadDim {
         /// The head dimension given.
         given: usize,
@@ -366,6 +368,20 @@ pub enum Error {
     /// No driver, or a call that it refused.
     #[error(transparent)]
     Driver(#[from] DriverError),
+}
+
+/// What to do with a head dim that has no kernel.
+fn padding(given: usize, allowed: &[usize]) -> String {
+    if let Some(wide) = allowed.iter().filter(|&&wide| wide > given).min() {
+        let scale = (1.0 / (given as f64).sqrt()) as f32;
+        return format!(
+            "fill the channels of Q, K and V with zeros to {wide}, give the softmax_scale {scale} (1/sqrt({given})) where the default was meant, and leave the output's added channels out"
+        );
+    }
+    if HEAD_DIMS.contains(&given) {
+        return format!("the default scheme has {HEAD_DIMS:?}");
+    }
+    "no kernel is wide enough".into()
 }
 
 /// `cuda:0: why; cuda:1: why`.

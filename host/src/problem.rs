@@ -24,6 +24,15 @@ impl Scheme {
         }
     }
 
+    /// The head dims of the scheme's kernels.
+    pub(crate) const fn head_dims(self) -> &'static [usize] {
+        match self {
+            Self::Default => &HEAD_DIMS,
+            // The paper's float32 scores leave no registers for a wider head.
+            Self::Paper => &[32, 64, 96, 128],
+        }
+    }
+
     /// Whether the token means of K and V are taken out ("smoothing"), V is scaled per channel and Q's scales are
     /// rounded up to 10 bits.
     #[must_use]
@@ -184,7 +193,7 @@ impl AttentionProblem {
         if !self.causal {
             return self.seqlen_kv;
         }
-        let end = (row + 1 + self.seqlen_kv).saturating_sub(self.seqlen_q);
+        let end = row.saturating_add(1).saturating_add(self.seqlen_kv).saturating_sub(self.seqlen_q);
         if end < self.seqlen_kv { end } else { self.seqlen_kv }
     }
 
@@ -202,12 +211,18 @@ impl AttentionProblem {
             match seqlen {
                 0 => return Err(Error::ZeroSize { name }),
                 1..=MAX_SEQLEN => {}
-                given => return Err(Error::TooLarge { name, given, max: MAX_SEQLEN }),
+                given => {
+                    let way =
+                        "positions are 32-bit numbers; take the queries in parts, each with the keys that it sees";
+                    return Err(Error::TooLarge { name, given, max: MAX_SEQLEN, way });
+                }
             }
         }
         for (name, given) in [("batch", self.batch), ("heads_q", self.heads_q)] {
             if given > MAX_GRID_YZ {
-                return Err(Error::TooLarge { name, given, max: MAX_GRID_YZ });
+                let way =
+                    "they are y and z of a CUDA grid; make a plan for a part and launch it on each part of the tensors";
+                return Err(Error::TooLarge { name, given, max: MAX_GRID_YZ, way });
             }
         }
         let (q, kv) = (self.q_shape(), self.kv_shape());
@@ -222,13 +237,14 @@ impl AttentionProblem {
         }
     }
 
-    /// [`check_sizes`](Self::check_sizes), and a head dim of the INT8 kernels.
+    /// [`check_sizes`](Self::check_sizes), and a head dim of the scheme's INT8 kernels. It is the same on the CPU.
     ///
     /// # Errors
     /// As there, and [`Error::HeadDim`].
     pub fn check(&self) -> Result<()> {
         self.check_sizes()?;
-        check_head_dim(self.head_dim)
+        let allowed = self.scheme.head_dims();
+        if allowed.contains(&self.head_dim) { Ok(()) } else { Err(Error::HeadDim { given: self.head_dim, allowed }) }
     }
 
     /// `expected`'s shape against a tensor's.
@@ -240,7 +256,7 @@ impl AttentionProblem {
     }
 }
 
-/// Whether the INT8 kernels and the packed layouts have this head dim.
+/// Whether the packed layouts have this head dim.
 pub(crate) fn check_head_dim(given: usize) -> Result<()> {
     if HEAD_DIMS.contains(&given) { Ok(()) } else { Err(Error::HeadDim { given, allowed: &HEAD_DIMS }) }
 }
@@ -258,7 +274,15 @@ mod tests {
         assert!(matches!(AttentionProblem { heads_kv: 3, ..good }.check(), Err(Error::HeadGroups { .. })));
         assert!(matches!(AttentionProblem { heads_kv: 0, ..good }.check(), Err(Error::ZeroSize { name: "heads_kv" })));
         assert!(matches!(AttentionProblem { batch: 0, ..good }.check(), Err(Error::ZeroSize { name: "batch" })));
-        assert!(matches!(AttentionProblem { batch: 70000, ..good }.check(), Err(Error::TooLarge { .. })));
+        for (name, largest, beyond) in [
+            ("batch", AttentionProblem { batch: 65535, ..good }, AttentionProblem { batch: 65536, ..good }),
+            ("heads_q", AttentionProblem { heads_q: 65534, ..good }, AttentionProblem { heads_q: 65536, ..good }),
+        ] {
+            assert!(largest.check().is_ok(), "{name}");
+            let error = beyond.check().unwrap_err();
+            assert!(matches!(error, Error::TooLarge { name: which, given: 65536, .. } if which == name), "{error}");
+            assert!(error.to_string().contains("launch it on each part"), "{error}");
+        }
         // A padded block, or a chunk of the statistics, would leave 32 bits: near 2^32, and already near 2^31.
         for seqlen in [MAX_SEQLEN + 1, 1 << 31, (1 << 32) - 512, (1 << 32) - 128, (1 << 32) - 1, 1 << 32, usize::MAX] {
             let queries = AttentionProblem { seqlen_q: seqlen, ..good };
@@ -268,6 +292,36 @@ mod tests {
         }
         assert!(AttentionProblem { seqlen_q: MAX_SEQLEN, seqlen_kv: MAX_SEQLEN, ..good }.check().is_ok());
         assert!(matches!(good.with_softmax_scale(f32::NAN).check(), Err(Error::SoftmaxScale { .. })));
+    }
+
+    #[test]
+    fn the_schemes_have_the_head_dims_of_their_kernels() {
+        use int_flash_attention_kernels::config::ATTENTION;
+        for scheme in [Scheme::Default, Scheme::Paper] {
+            for head_dim in (8..=512).step_by(8) {
+                let kernel = ATTENTION.iter().any(|v| v.head_dim == head_dim && v.scheme == scheme.kernels());
+                let problem = AttentionProblem::new(1, 1, 1, 1, 1, head_dim).with_scheme(scheme);
+                assert_eq!(problem.check().is_ok(), kernel, "{scheme} {head_dim}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refused_head_dim_says_how_to_pad() {
+        let refused = |head_dim, scheme| {
+            AttentionProblem::new(1, 1, 1, 1, 1, head_dim).with_scheme(scheme).check().unwrap_err().to_string()
+        };
+        let padded = refused(80, Scheme::Default);
+        assert!(padded.contains("zeros to 96") && padded.contains("softmax_scale 0.1118034 (1/sqrt(80))"), "{padded}");
+        assert!(refused(256, Scheme::Paper).contains("the default scheme has [32, 64, 96, 128, 256]"));
+        assert!(refused(512, Scheme::Default).contains("no kernel is wide enough"));
+    }
+
+    #[test]
+    fn problems_built_by_hand_do_not_panic() {
+        let huge = AttentionProblem::new(usize::MAX, 0, 0, 1, usize::MAX, 0).with_causal(true);
+        assert_eq!(huge.visible_keys(usize::MAX), usize::MAX - 1);
+        assert!(huge.check().is_err() && huge.q_shape().check().is_err() && huge.group() == 0);
     }
 
     #[test]

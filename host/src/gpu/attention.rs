@@ -7,7 +7,7 @@ use super::quantize::strides;
 use super::{AnySliceMut, DeviceSliceMut, Gpu, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme};
+use crate::problem::AttentionProblem;
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::config::{ATTENTION, AttentionVariant, Family};
@@ -153,12 +153,7 @@ impl Gpu {
             },
             None => Error::HeadDim {
                 given: p.head_dim,
-                allowed: match (families, p.scheme) {
-                    ([Family::Sm90a], _) => &[64, 128],
-                    (_, Scheme::Default) => &int_flash_attention_kernels::layout::HEAD_DIMS,
-                    // The paper's float32 scores leave no registers for a wider head.
-                    (_, Scheme::Paper) => &[32, 64, 96, 128],
-                },
+                allowed: if families == [Family::Sm90a] { &[64, 128] } else { p.scheme.head_dims() },
             },
         })
     }

@@ -2,7 +2,7 @@
 
 use crate::sentence;
 use int_flash_attention::driver::DriverError;
-use int_flash_attention::{Device, Error, Gpu};
+use int_flash_attention::{DType, Device, Error, Gpu, HostTensor, Options, attention};
 use pretended_driver::{PretendedGpu, begin};
 use std::process::Command;
 
@@ -34,6 +34,12 @@ fn auto_falls_back_where_no_kernel_can_be_loaded() {
     in_a_process("no_compiler");
 }
 
+#[test]
+fn the_whole_job_loads_its_kernels_once() {
+    in_a_process("the_job_of_the_process_loads_its_kernels_once");
+}
+
+/// The GPU of a whole job stays open until the process ends.
 mod alone {
     use super::*;
 
@@ -66,6 +72,20 @@ mod alone {
         assert_eq!(device, Device::Cpu);
         assert!(matches!(&why, Some(Error::ModuleLoad { .. })), "{why:?}");
         assert_eq!(session.alive(), pretended_driver::Alive::default());
+    }
+
+    #[test]
+    #[ignore = "run by the tests above, alone in its process"]
+    fn the_job_of_the_process_loads_its_kernels_once() {
+        let session = begin(&[PretendedGpu::H200]);
+        let x =
+            HostTensor::from_fn(DType::F32, crate::layouts(&crate::problem()).1, |_, _, n, d| (n * d) as f32).unwrap();
+        attention(Device::Cuda(0), &x, &x, &x, &Options::default()).unwrap();
+        let (loads, alive) = (session.calls("cuModuleLoadDataEx"), session.alive());
+        attention(Device::Cuda(0), &x, &x, &x, &Options::default()).unwrap();
+        assert_eq!((session.calls("cuModuleLoadDataEx"), session.alive()), (loads, alive));
+        assert_eq!((alive.allocations, alive.graphs, alive.events), (0, 0, 0));
+        assert_eq!(session.violations(), Vec::<String>::new());
     }
 }
 

@@ -75,7 +75,7 @@ fn plans_refuse_what_the_gpu_does_not_have() {
         assert!(ultra.plan_attention_of(Family::Sm80, &p, &o).is_ok());
 
         // More blocks, and more tiles, than there are numbers for.
-        let huge = AttentionProblem::new(65535, 65535, 1, 1 << 20, 20, 32);
+        let huge = AttentionProblem::new(65535, 65535, 65535, 1 << 20, 20, 32);
         let layout = TensorLayout::strided(huge.q_shape(), [0; 3]).unwrap();
         let kv = TensorLayout::bhnd(huge.kv_shape());
         let quantize = hopper.plan_quantize(&huge, &QuantizeLayouts { q: layout, k: kv, v: kv, dtype: DType::F16 });
