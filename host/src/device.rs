@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{AttentionOutput, DeviceOperands, Gpu, QuantizeLayouts};
 use crate::problem::{AttentionProblem, Scheme};
 use crate::progress::ProgressFn;
+use crate::quantized::Lengths;
 use crate::reference;
 use crate::shape::{Order, TensorLayout};
 use crate::tensor::HostTensor;
@@ -177,7 +178,6 @@ fn check(
         if tensor.dtype() != q.dtype() {
             return Err(Error::DTypeMismatch { name, given: tensor.dtype(), expected: q.dtype() });
         }
-        tensor.check_finite(name)?;
     }
     let layout = TensorLayout::new(q.shape(), q.layout().order().unwrap_or(Order::Bhnd));
     let output = AttentionOutput { layout, dtype: options.output_dtype.unwrap_or(q.dtype()), lse: options.lse };
@@ -192,12 +192,22 @@ fn on_cpu(
     output: &AttentionOutput,
     progress: Option<ProgressFn<'_>>,
 ) -> Result<Output> {
+    check_room(problem)?;
     let operands = reference::quantize(problem, q, k, v)?;
     let result = reference::int8_with_progress(problem, &operands, progress)?;
     Ok(Output {
         o: HostTensor::from_dense(output.dtype, output.layout, &result.o)?,
         lse: output.lse.then(|| result.lse.iter().map(|&lse| lse as f32).collect()),
     })
+}
+
+/// Whether the memory is there: Rust ends the process where it is not.
+fn check_room(problem: &AttentionProblem) -> Result<()> {
+    let (q, kv) = (Lengths::of(problem.q_shape())?, Lengths::of(problem.kv_shape())?);
+    // Codes; the output in float64 and in its own type.
+    let bytes = [q.q_data, kv.kv_data, kv.kv_data, q.q_data.saturating_mul(8 + 4)];
+    let bytes = bytes.into_iter().fold(0_usize, usize::saturating_add);
+    Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| Error::HostMemory { bytes })
 }
 
 fn on_gpu(
@@ -209,6 +219,9 @@ fn on_gpu(
     output: &AttentionOutput,
 ) -> Result<Output> {
     use crate::gpu::{AnySlice, AnySliceMut};
+    for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+        tensor.check_finite(name)?;
+    }
     let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
     let quantize = gpu.plan_quantize(problem, &layouts)?;
     // Also where float16 would be faster: what was asked for is INT8, and the copies take longer than either.
@@ -228,4 +241,23 @@ fn on_gpu(
         o: HostTensor::from_bytes(output.dtype, &o.to_vec_on(&stream)?, output.layout)?,
         lse: lse.map(|lse| lse.to_vec_on(&stream)).transpose()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Shape;
+
+    /// 2^60 elements that are 32: neither walked nor allocated.
+    #[test]
+    fn inputs_that_pose_as_more_than_memory_holds_are_refused() {
+        let repeated = |shape: Shape| {
+            let layout = TensorLayout::strided(shape, [0; 3]).unwrap();
+            HostTensor::new(vec![1.0_f32; 32], layout).unwrap()
+        };
+        let q = repeated(Shape::new(65535, 65535, 1 << 20, 32).unwrap());
+        let kv = repeated(Shape::new(65535, 1, 1, 32).unwrap());
+        let error = attention(Device::Cpu, &q, &kv, &kv, &Options::default()).unwrap_err();
+        assert!(matches!(error, Error::HostMemory { .. }), "{error}");
+    }
 }

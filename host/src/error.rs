@@ -179,6 +179,33 @@ pub enum Error {
         dim: usize,
     },
 
+    /// A code that no quantizer gives.
+    #[error("{name} holds the code -128 at byte {at}; codes are -127 to 127")]
+    Code {
+        /// Which operand.
+        name: &'static str,
+        /// The byte.
+        at: usize,
+    },
+
+    /// A scale that no quantizer gives.
+    #[error("{name} holds {value} at element {at}; scales are finite and not negative")]
+    Scale {
+        /// Which array.
+        name: &'static str,
+        /// The scale.
+        value: f32,
+        /// Its element.
+        at: usize,
+    },
+
+    /// A job on the CPU that does not fit into memory.
+    #[error("the operands and the output take {bytes} bytes of memory, which are not to be had")]
+    HostMemory {
+        /// Bytes.
+        bytes: usize,
+    },
+
     /// A query position past the end.
     #[error("query row {given} was asked for; there are {seqlen_q}")]
     Row {
