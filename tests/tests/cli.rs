@@ -244,3 +244,14 @@ fn wrong_arguments_are_refused() {
     let nowhere = run(&input, &folder.file("no/such/folder/out.safetensors"), &[]);
     assert!(!nowhere.status.success() && String::from_utf8_lossy(&nowhere.stderr).contains("cannot write"));
 }
+
+#[test]
+fn the_report_says_why_there_is_no_gpu() {
+    let folder = Folder::new("auto");
+    let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+    std::fs::write(&input, encode(&good([1, 2, 4, 32]))).expect("the input is written");
+    let result = run_on("auto", &input, &output, &["--json"]);
+    let report: Value = serde_json::from_slice(&result.stdout).expect("one JSON object");
+    let on_cpu = report["device"] == "cpu";
+    assert_eq!(on_cpu, report["why_not_gpu"].as_str().is_some_and(|why| !why.is_empty()), "{report}");
+}

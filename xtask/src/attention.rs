@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     tensors::write(&args.output, &output, args.layout)?;
     if args.json {
-        print_json(args, target, &output, time, checked.as_ref());
+        print_json(args, target, why_not_gpu.as_deref(), &output, time, checked.as_ref());
     } else {
         if let Some(why) = why_not_gpu {
             println!("no GPU: {why}");
@@ -167,14 +167,21 @@ fn print_text(args: &Args, target: Target, inputs: &Inputs, time: Duration, chec
     println!("wrote {}", args.output.display());
 }
 
-fn print_json(args: &Args, target: Target, output: &Output, time: Duration, checked: Option<&Accuracy>) {
+fn print_json(
+    args: &Args,
+    target: Target,
+    why_not_gpu: Option<&str>,
+    output: &Output,
+    time: Duration,
+    checked: Option<&Accuracy>,
+) {
     let shape = output.o.shape();
     let check = checked.map(|c| {
         json!({ "relative_l2": c.figures.relative_l2, "max_abs": c.figures.max_abs, "cosine": c.figures.cosine,
                 "rows": c.rows, "rows_of": c.rows_of })
     });
     let report = json!({
-        "device": target.to_string(), "scheme": args.scheme.to_string(), "causal": args.causal, "dtype": output.o.dtype().to_string(),
+        "device": target.to_string(), "why_not_gpu": why_not_gpu, "scheme": args.scheme.to_string(), "causal": args.causal, "dtype": output.o.dtype().to_string(),
         "batch": shape.batch, "heads": shape.heads, "seqlen_q": shape.seqlen, "head_dim": shape.head_dim,
         "ms": time.as_secs_f64() * 1e3, "check": check, "output": args.output.display().to_string(),
     });

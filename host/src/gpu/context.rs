@@ -331,11 +331,11 @@ impl Recorder {
 impl Drop for Recorder {
     fn drop(&mut self) {
         // Nothing to do where it has ended.
-        if let Ok((graph, _)) = self.end() {
-            if !graph.is_null() {
-                // SAFETY: nothing else has the graph.
-                let _ = unsafe { self.context.driver.destroy_graph(graph) };
-            }
+        if let Ok((graph, _)) = self.end()
+            && !graph.is_null()
+        {
+            // SAFETY: nothing else has the graph.
+            let _ = unsafe { self.context.driver.destroy_graph(graph) };
         }
     }
 }

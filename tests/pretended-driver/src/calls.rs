@@ -413,10 +413,9 @@ calls! {
         let recording = stream_recording(world, stream)?;
         *world.events.get_mut(&event).ok_or(400_u32)? = recording;
         // A stream that joined a recording and marks its end is taken to be joined again by whoever waits for the mark.
-        if recording.is_some_and(|id| world.recordings[&id].origin != stream) {
-            if let Some(found) = world.streams.get_mut(&stream) {
-                found.recording = None;
-            }
+        let joined = recording.is_some_and(|id| world.recordings[&id].origin != stream);
+        if let Some(found) = world.streams.get_mut(&stream).filter(|_| joined) {
+            found.recording = None;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Which GPU is chosen, and why one is not. What stays open in the process is tried in processes of its own.
+//! Which GPU is chosen, and why one is not. What stays open in a process is tried in one of its own.
 
 use crate::sentence;
 use int_flash_attention::driver::DriverError;
@@ -6,11 +6,15 @@ use int_flash_attention::{DType, Device, Error, Gpu, HostTensor, Options, attent
 use pretended_driver::{PretendedGpu, begin};
 use std::process::Command;
 
-/// Runs one of the ignored tests below in a process of its own.
-fn in_a_process(test: &str) {
+/// Runs a test's body in a process of its own: this test of this program, started again.
+fn alone(test: &str, body: fn()) {
+    const ALONE: &str = "INT_FLASH_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return body();
+    }
     let program = std::env::current_exe().expect("this program");
-    let name = format!("devices::alone::{test}");
-    let output = Command::new(program).args(["--exact", &name, "--ignored"]).output().expect("it starts");
+    let mut command = Command::new(program);
+    let output = command.args(["--exact", &format!("devices::{test}")]).env(ALONE, "1").output().expect("it starts");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success() && text.contains("1 passed"),
@@ -21,39 +25,16 @@ fn in_a_process(test: &str) {
 
 #[test]
 fn auto_takes_the_first_gpu_that_works() {
-    in_a_process("the_second_gpu");
+    alone("auto_takes_the_first_gpu_that_works", || {
+        let session = begin(&[PretendedGpu::V100, PretendedGpu::A10]);
+        assert_eq!(Device::auto(), (Device::Cuda(1), None));
+        assert_eq!(session.violations(), Vec::<String>::new());
+    });
 }
 
 #[test]
 fn auto_says_why_no_gpu_works() {
-    in_a_process("two_old_gpus");
-}
-
-#[test]
-fn auto_falls_back_where_no_kernel_can_be_loaded() {
-    in_a_process("no_compiler");
-}
-
-#[test]
-fn the_whole_job_loads_its_kernels_once() {
-    in_a_process("the_job_of_the_process_loads_its_kernels_once");
-}
-
-/// The GPU of a whole job stays open until the process ends.
-mod alone {
-    use super::*;
-
-    #[test]
-    #[ignore = "run by the tests above, alone in its process"]
-    fn the_second_gpu() {
-        let session = begin(&[PretendedGpu::V100, PretendedGpu::A10]);
-        assert_eq!(Device::auto(), (Device::Cuda(1), None));
-        assert_eq!(session.violations(), Vec::<String>::new());
-    }
-
-    #[test]
-    #[ignore = "run by the tests above, alone in its process"]
-    fn two_old_gpus() {
+    alone("auto_says_why_no_gpu_works", || {
         let session = begin(&[PretendedGpu::V100; 2]);
         let (device, why) = Device::auto();
         assert_eq!(device, Device::Cpu);
@@ -61,22 +42,24 @@ mod alone {
         assert!(why.contains("cuda:0: Pretended V100 has compute capability 7.0"), "{why}");
         assert!(why.contains("cuda:1: Pretended V100"), "{why}");
         assert_eq!(session.alive(), pretended_driver::Alive::default(), "no context is made for a GPU that is too old");
-    }
+    });
+}
 
-    #[test]
-    #[ignore = "run by the tests above, alone in its process"]
-    fn no_compiler() {
+#[test]
+fn auto_falls_back_where_no_kernel_can_be_loaded() {
+    alone("auto_falls_back_where_no_kernel_can_be_loaded", || {
         let session = begin(&[PretendedGpu::H200]);
         session.assembler_says("no PTX compiler here");
         let (device, why) = Device::auto();
         assert_eq!(device, Device::Cpu);
         assert!(matches!(&why, Some(Error::ModuleLoad { .. })), "{why:?}");
         assert_eq!(session.alive(), pretended_driver::Alive::default());
-    }
+    });
+}
 
-    #[test]
-    #[ignore = "run by the tests above, alone in its process"]
-    fn the_job_of_the_process_loads_its_kernels_once() {
+#[test]
+fn the_whole_job_loads_its_kernels_once() {
+    alone("the_whole_job_loads_its_kernels_once", || {
         let session = begin(&[PretendedGpu::H200]);
         let x =
             HostTensor::from_fn(DType::F32, crate::layouts(&crate::problem()).1, |_, _, n, d| (n * d) as f32).unwrap();
@@ -86,7 +69,7 @@ mod alone {
         assert_eq!((session.calls("cuModuleLoadDataEx"), session.alive()), (loads, alive));
         assert_eq!((alive.allocations, alive.graphs, alive.events), (0, 0, 0));
         assert_eq!(session.violations(), Vec::<String>::new());
-    }
+    });
 }
 
 #[test]
