@@ -96,7 +96,7 @@ pub enum Error {
     },
 
     /// A head dimension without an INT8 kernel.
-    #[error("head_dim is {given}; the INT8 kernels have {allowed:?}: {}", padding(*.given, .allowed))]
+    #[error("head_dim is {given}; there are kernels for {allowed:?}: {}", padding(*.given, .allowed))]
     HeadDim {
         /// The head dimension given.
         given: usize,

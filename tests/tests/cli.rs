@@ -145,14 +145,18 @@ fn the_job_runs_on_the_ptx_machine() {
 }
 
 #[test]
-fn a_problem_without_a_kernel_is_refused_on_the_ptx_machine() {
-    let folder = Folder::new("sim-none");
+fn a_problem_without_a_kernel_is_refused_alike_on_every_device() {
+    let folder = Folder::new("none");
     let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
     std::fs::write(&input, encode(&good([1, 1, 3, 256]))).expect("the input is written");
-    let result = run_on("sim", &input, &output, &["--scheme", "paper"]);
-    assert!(!result.status.success() && !output.exists());
-    let stderr = String::from_utf8_lossy(&result.stderr);
-    assert_eq!(stderr, "error: head_dim is 256; the kernels of the paper scheme have [32, 64, 96, 128]\n");
+    for device in ["cpu", "sim"] {
+        let result = run_on(device, &input, &output, &["--scheme", "paper"]);
+        assert!(!result.status.success() && !output.exists());
+        assert_eq!(
+            String::from_utf8_lossy(&result.stderr),
+            "error: head_dim is 256; there are kernels for [32, 64, 96, 128]: the default scheme has [32, 64, 96, 128, 256]\n"
+        );
+    }
 }
 
 #[test]
