@@ -79,6 +79,10 @@ pub struct Options<'a> {
     pub lse: bool,
     /// Element type of the output; `None` is Q's.
     pub output_dtype: Option<DType>,
+    /// Order of the output's elements in memory. **`None` is Q's own order**, so that the output of a transposed view, such as
+    /// `[batch][head][token][dim]` strides over `[batch][token][head][dim]` memory, is `bnhd`; and `bhnd` where Q is not
+    /// contiguous.
+    pub output_order: Option<Order>,
     /// Called as rows are done (on the CPU; a GPU is done at once).
     pub progress: Option<ProgressFn<'a>>,
 }
@@ -91,6 +95,7 @@ impl fmt::Debug for Options<'_> {
             .field("softmax_scale", &self.softmax_scale)
             .field("lse", &self.lse)
             .field("output_dtype", &self.output_dtype)
+            .field("output_order", &self.output_order)
             .finish_non_exhaustive()
     }
 }
@@ -112,7 +117,7 @@ impl Options<'_> {
 /// What [`attention`] returns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// The output, contiguous in Q's order (`bhnd` where Q is not contiguous).
+    /// The output, contiguous in the order of [`Options::output_order`].
     pub o: HostTensor,
     /// The log-sum-exp, `[batch][heads_q][seqlen_q]`, if it was wanted.
     pub lse: Option<Vec<f32>>,
@@ -179,7 +184,8 @@ fn check(
             return Err(Error::DTypeMismatch { name, given: tensor.dtype(), expected: q.dtype() });
         }
     }
-    let layout = TensorLayout::new(q.shape(), q.layout().order().unwrap_or(Order::Bhnd));
+    let order = options.output_order.or_else(|| q.layout().order()).unwrap_or(Order::Bhnd);
+    let layout = TensorLayout::new(q.shape(), order);
     let output = AttentionOutput { layout, dtype: options.output_dtype.unwrap_or(q.dtype()), lse: options.lse };
     Ok((problem, output))
 }
@@ -259,5 +265,22 @@ mod tests {
         let kv = repeated(Shape::new(65535, 1, 1, 32).unwrap());
         let error = attention(Device::Cpu, &q, &kv, &kv, &Options::default()).unwrap_err();
         assert!(matches!(error, Error::HostMemory { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_output_has_the_order_that_was_asked_for() {
+        let shape = Shape::new(2, 3, 5, 32).unwrap();
+        let value = |b, h, n, d| ((b + 3 * h + 7 * n + 11 * d) as f32).sin();
+        let q = HostTensor::from_fn(DType::F32, TensorLayout::bnhd(shape), value).unwrap();
+        let run = |output_order| {
+            attention(Device::Cpu, &q, &q, &q, &Options { output_order, ..Options::default() }).unwrap().o
+        };
+        let own = run(None);
+        assert_eq!(own.layout(), TensorLayout::bnhd(shape));
+        for order in [Order::Bhnd, Order::Bnhd] {
+            let asked = run(Some(order));
+            assert_eq!(asked.layout(), TensorLayout::new(shape, order));
+            assert_eq!(asked.dense_f64(), own.dense_f64());
+        }
     }
 }

@@ -377,9 +377,9 @@ pub enum Error {
         what: &'static str,
     },
 
-    /// Memory of another library in a recorded launch.
+    /// Memory of another library in a recorded launch, or a recording of another library.
     #[error(
-        "{name} is memory of another library, which a graph cannot keep alive; record with this crate's buffers, or with `from_raw`, where the caller promises that the memory outlives the graph"
+        "{name} cannot be kept alive by the graph; record with `Gpu::capture` and this crate's buffers, or use `from_raw`, whose caller promises that memory and plans outlive the graph"
     )]
     RecordedForeign {
         /// Which operand.

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::shape::Shape;
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 /// The numeric scheme (docs/kernel-abi.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -74,7 +75,9 @@ impl std::str::FromStr for Scheme {
 /// problem.check()?;
 /// # Ok::<(), int_flash_attention::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
+///
+/// Problems can be keys of a cache of plans; scales are the same there if their bits are.
+#[derive(Clone, Copy, Debug)]
 pub struct AttentionProblem {
     /// Sequences.
     pub batch: usize,
@@ -94,6 +97,29 @@ pub struct AttentionProblem {
     pub softmax_scale: Option<f32>,
     /// Numeric scheme.
     pub scheme: Scheme,
+}
+
+impl AttentionProblem {
+    /// All fields, comparable.
+    fn key(&self) -> impl Eq + Hash {
+        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, causal, softmax_scale, scheme } = *self;
+        let scale = softmax_scale.map(f32::to_bits);
+        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim], causal, scale, scheme)
+    }
+}
+
+impl PartialEq for AttentionProblem {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for AttentionProblem {}
+
+impl Hash for AttentionProblem {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
 }
 
 /// The longest sequence: positions are 32-bit on the device, and a block of 128 past the end has to fit as well.
@@ -322,6 +348,18 @@ mod tests {
         let huge = AttentionProblem::new(usize::MAX, 0, 0, 1, usize::MAX, 0).with_causal(true);
         assert_eq!(huge.visible_keys(usize::MAX), usize::MAX - 1);
         assert!(huge.check().is_err() && huge.q_shape().check().is_err() && huge.group() == 0);
+    }
+
+    #[test]
+    fn problems_are_keys() {
+        let plain = AttentionProblem::new(1, 8, 2, 5, 7, 64);
+        let mut plans = std::collections::HashMap::from([(plain, 1), (plain.with_softmax_scale(0.5), 2)]);
+        plans.insert(plain.with_causal(true), 3);
+        plans.insert(plain.with_scheme(Scheme::Paper), 4);
+        plans.insert(plain, 5);
+        assert_eq!((plans.len(), plans[&plain], plans[&plain.with_softmax_scale(0.5)]), (4, 5, 2));
+        // Scores of a NaN are refused later; a key finds itself.
+        assert_eq!(plain.with_softmax_scale(f32::NAN), plain.with_softmax_scale(f32::NAN));
     }
 
     #[test]

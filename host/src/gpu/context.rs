@@ -261,6 +261,12 @@ impl SharedContext {
         Ok(unsafe { self.bind()?.recording(stream) }?)
     }
 
+    /// Whether a recording is this crate's.
+    pub(super) fn records(&self, id: u64) -> bool {
+        let recordings = self.recordings.read().unwrap_or_else(PoisonError::into_inner);
+        recordings.iter().any(|recording| recording.id == id)
+    }
+
     /// Lets the graph of a recording keep these.
     pub(super) fn keep(
         &self,

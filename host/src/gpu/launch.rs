@@ -26,9 +26,18 @@ impl Gpu {
                 return Err(self.other_context("the stream", gpu.place()));
             }
             StreamHome::Foreign => {
+                let driver = self.bind()?;
                 // SAFETY: the stream is borrowed as long as the reference.
-                if unsafe { self.bind()?.stream_context(stream.handle()) }? != context.handle {
+                if unsafe { driver.stream_context(stream.handle()) }? != context.handle {
                     return Err(self.other_context("the stream", "another context".into()));
+                }
+                // SAFETY: as above. A recording of the other library would keep nothing of what it is given here.
+                if let Some(id) = unsafe { driver.recording(stream.handle()) }?
+                    && !context.records(id)
+                {
+                    return Err(Error::RecordedForeign {
+                        name: "what is launched on a stream that another library records",
+                    });
                 }
             }
             StreamHome::Of(_) | StreamHome::Current | StreamHome::Promised => {}

@@ -196,7 +196,7 @@ pub(super) enum Home<'a> {
     /// An address of which the caller has promised everything.
     Promised,
     /// Another library's memory, borrowed for the call: the driver is asked where it is.
-    #[cfg_attr(not(feature = "cust"), allow(dead_code))]
+    #[cfg_attr(not(any(feature = "cudarc", feature = "cust")), allow(dead_code))]
     Foreign,
 }
 
@@ -244,7 +244,7 @@ macro_rules! view {
             ///
             /// # Safety
             /// As [`from_raw`](Self::from_raw), without the context and the graphs.
-            #[cfg(feature = "cust")]
+            #[cfg(any(feature = "cudarc", feature = "cust"))]
             pub(crate) const unsafe fn foreign(ptr: DevicePtr, len: usize) -> Self {
                 Self { ptr, len, home: Home::Foreign, elements: PhantomData }
             }

@@ -78,6 +78,18 @@ macro_rules! operand {
             }
         }
 
+        impl $view_mut<'_> {
+            /// To be read by a kernel, after what was written.
+            #[must_use]
+            pub fn as_view(&self) -> $view<'_> {
+                $base {
+                    $($plain: self.$plain,)*
+                    $($field: self.$field.as_slice(),)*
+                    $($optional: self.$optional.as_ref().map(DeviceSliceMut::as_slice),)*
+                }
+            }
+        }
+
         impl $host {
             /// A copy in a GPU's memory.
             ///
@@ -184,6 +196,14 @@ impl DeviceOperands {
     /// What the driver says.
     pub fn to_host(&self) -> Result<HostQuantized> {
         Ok(Quantized { q: self.q.to_host()?, k: self.k.to_host()?, v: self.v.to_host()? })
+    }
+}
+
+impl ViewMutOperands<'_> {
+    /// To be read by a kernel, after what was written.
+    #[must_use]
+    pub fn as_view(&self) -> ViewOperands<'_> {
+        Quantized { q: self.q.as_view(), k: self.k.as_view(), v: self.v.as_view() }
     }
 }
 

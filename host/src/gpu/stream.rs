@@ -6,6 +6,7 @@ use crate::error::Result;
 use int_flash_attention_driver::{EventHandle, GraphExec, StreamHandle};
 use std::ffi::c_void;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 /// A queue of work on a GPU, independent of the default stream.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ impl Gpu {
             // SAFETY: the graph is this function's.
             let exec = unsafe { driver.instantiate_graph(graph) };
             let destroyed = unsafe { driver.destroy_graph(graph) };
-            let graph = Graph { gpu: self.clone(), exec: exec?, kept };
+            let graph = Graph { gpu: self.clone(), exec: Mutex::new(exec?), kept };
             destroyed?;
             Ok(graph)
         })
@@ -107,7 +108,7 @@ pub(super) enum StreamHome<'a> {
     /// The caller has promised that it is the plan's.
     Promised,
     /// Another library's stream, borrowed for the call: the driver is asked.
-    #[cfg_attr(not(feature = "cust"), allow(dead_code))]
+    #[cfg_attr(not(any(feature = "cudarc", feature = "cust")), allow(dead_code))]
     Foreign,
 }
 
@@ -137,7 +138,7 @@ impl<'a> StreamRef<'a> {
     ///
     /// # Safety
     /// The stream is alive while the reference is used.
-    #[cfg(feature = "cust")]
+    #[cfg(any(feature = "cudarc", feature = "cust"))]
     pub(crate) const unsafe fn foreign(stream: *mut c_void) -> Self {
         Self { handle: StreamHandle(stream), home: StreamHome::Foreign }
     }
@@ -208,7 +209,8 @@ impl Drop for Event {
 /// Recorded work, to be launched as one. It keeps the buffers and kernels that were recorded.
 pub struct Graph {
     gpu: Gpu,
-    exec: GraphExec,
+    /// CUDA does not lock graphs: calls with one are the caller's to put in order.
+    exec: Mutex<GraphExec>,
     kept: Kept,
 }
 
@@ -227,8 +229,9 @@ impl Graph {
         let stream = stream.into();
         let launch = self.gpu.launching(stream)?;
         launch.keep_all(&self.kept);
-        // SAFETY: both are alive and of one context.
-        Ok(unsafe { self.gpu.bind()?.launch_graph(self.exec, launch.stream()) }?)
+        let exec = self.exec.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: both are alive and of one context; no other thread uses the graph.
+        Ok(unsafe { self.gpu.bind()?.launch_graph(*exec, launch.stream()) }?)
     }
 }
 
@@ -236,6 +239,7 @@ impl Drop for Graph {
     fn drop(&mut self) {
         // An error means that the context is gone, and this with it.
         // SAFETY: made by this object.
-        let _ = self.gpu.0.context.beside_recordings(|driver| Ok(unsafe { driver.destroy_graph_exec(self.exec) }?));
+        let exec = *self.exec.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.gpu.0.context.beside_recordings(|driver| Ok(unsafe { driver.destroy_graph_exec(exec) }?));
     }
 }

@@ -354,6 +354,13 @@ calls! {
         unsafe { store(stream, handle) };
         Ok(())
     }
+    cuStreamCreateWithPriority(stream: *mut Word, _flags: u32, _priority: i32) |world| {
+        let context = world.context()?;
+        let handle = world.handle();
+        world.streams.insert(handle, Stream { context, recording: None });
+        unsafe { store(stream, handle) };
+        Ok(())
+    }
     cuStreamDestroy_v2(stream: Word) |world| {
         let recording = stream_recording(world, stream)?;
         let _ = world.not_recorded(recording, UNSUPPORTED);

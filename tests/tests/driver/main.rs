@@ -3,6 +3,7 @@
 
 mod contexts;
 mod devices;
+mod foreign;
 mod plans;
 mod recordings;
 

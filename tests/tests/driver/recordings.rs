@@ -1,7 +1,9 @@
 //! Recordings: what a graph keeps alive, what may happen beside them, and how they end.
 
 use crate::{Job, layouts, nothing_is_left, problem};
-use int_flash_attention::{AttentionOutput, DType, DeviceSliceMut, Error, Gpu, HostTensor, Options, StreamRef};
+use int_flash_attention::{
+    AttentionOutput, DType, DeviceSlice, DeviceSliceMut, Error, Gpu, HostTensor, Operand, Options, StreamRef,
+};
 use pretended_driver::{PretendedGpu, Session, begin};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -38,6 +40,36 @@ fn a_graph_keeps_what_it_was_recorded_with() {
         drop((gpu, stream));
         graph.launch(StreamRef::DEFAULT).unwrap();
         assert_pairs(&session, 0, 2);
+    }
+    nothing_is_left(&session);
+}
+
+/// Its own object has other kernels than the plan's, and no buffer of this crate holds those.
+#[test]
+fn a_graph_keeps_the_kernels_of_another_object() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let stream = gpu.stream().unwrap();
+        let (q, _) = layouts(&problem());
+        let (codes, scales) = (gpu.alloc::<i8>(q.span()).unwrap(), gpu.alloc::<f32>(q.span()).unwrap());
+        let graph = {
+            let ptx = concat!(env!("CARGO_MANIFEST_DIR"), "/../host/ptx");
+            // SAFETY: the PTX of these kernels.
+            let other = unsafe { Gpu::with_ptx(0, ptx) }.unwrap();
+            let plan = other.plan_dequantize(&problem(), Operand::Q, &q, DType::F32).unwrap();
+            // SAFETY: the buffers live until after the graph's last launch.
+            let (data, scale, out) = unsafe {
+                (
+                    DeviceSlice::from_raw(codes.ptr(), codes.len()),
+                    DeviceSlice::from_raw(scales.ptr(), scales.len()),
+                    DeviceSliceMut::<f32>::from_raw(scales.ptr(), scales.len()),
+                )
+            };
+            gpu.capture(&stream, || plan.launch(&stream, data, scale, None, out.into())).unwrap()
+        };
+        graph.launch(&stream).unwrap();
+        assert_eq!(session.launched(), ["dequantize_f32"]);
     }
     nothing_is_left(&session);
 }
