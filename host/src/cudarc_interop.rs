@@ -1,21 +1,4 @@
 //! `cudarc`'s slices, views and streams where this crate takes its own.
-//!
-//! `cudarc` orders the use of a slice on several streams by events, which it records when the address has been used. An object of
-//! this module therefore lives from before the launch until after it:
-//!
-//! ```no_run
-//! use cudarc::driver::CudaContext;
-//! use int_flash_attention::{CudarcSlice, CudarcSliceMut, Gpu};
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let context = CudaContext::new(0)?;
-//! let stream = context.default_stream();
-//! let (scores, mut copy) = (stream.clone_htod(&[1.0_f32, 2.0])?, stream.alloc_zeros::<f32>(2)?);
-//! let gpu = Gpu::new(0)?; // the primary context, as `CudaContext::new` has it
-//! let (scores, mut copy) = (CudarcSlice::new(&scores, &stream), CudarcSliceMut::new(&mut copy, &stream));
-//! let (_read, _written) = (scores.view(), copy.view_mut()); // for a plan's `launch(&*stream, ...)`
-//! # let _ = gpu;
-//! # Ok(()) }
-//! ```
 
 use crate::gpu::{DeviceSlice, DeviceSliceMut, StreamRef};
 use bytemuck::Pod;
@@ -23,6 +6,22 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 use std::marker::PhantomData;
 
 /// `cudarc` memory to be read by launches on a stream.
+///
+/// `cudarc` orders the use of a slice on several streams by events, which it records when the address has been used. This object therefore lives from before the launch until after it:
+///
+/// ```no_run
+/// use cudarc::driver::CudaContext;
+/// use int_flash_attention::{CudarcSlice, CudarcSliceMut, Gpu};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let context = CudaContext::new(0)?;
+/// let stream = context.default_stream();
+/// let (scores, mut copy) = (stream.clone_htod(&[1.0_f32, 2.0])?, stream.alloc_zeros::<f32>(2)?);
+/// let gpu = Gpu::new(0)?; // the primary context, as `CudaContext::new` has it
+/// let (scores, mut copy) = (CudarcSlice::new(&scores, &stream), CudarcSliceMut::new(&mut copy, &stream));
+/// let (_read, _written) = (scores.view(), copy.view_mut()); // for a plan's `launch(&*stream, ...)`
+/// # let _ = gpu;
+/// # Ok(()) }
+/// ```
 pub struct CudarcSlice<'a, T> {
     address: u64,
     len: usize,

@@ -9,7 +9,7 @@
 //! * `cuMemFree` waits for the GPU; memory that is given up while a recording is under way is freed when it has ended.
 
 use super::Gpu;
-use super::memory::Memory;
+use super::buffer::Memory;
 use crate::error::{Error, Result};
 use int_flash_attention_driver::{
     CaptureMode, Context, DeviceOrdinal, DevicePtr, Driver, Graph as RawGraph, StreamHandle,

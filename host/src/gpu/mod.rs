@@ -34,6 +34,7 @@
 mod attention;
 #[cfg(feature = "baseline")]
 mod baseline;
+mod buffer;
 mod context;
 mod dequantize;
 mod int8_rate;
@@ -48,9 +49,10 @@ mod stream;
 pub use baseline::{BaselineLayouts, BaselinePlan};
 
 pub use attention::{AttentionOutput, AttentionPlan};
+pub use buffer::DeviceBuffer;
 pub use dequantize::{DequantizePlan, Operand};
 pub use int_flash_attention_kernels::config::Family;
-pub use memory::{AnySlice, AnySliceMut, DeviceBuffer, DeviceSlice, DeviceSliceMut};
+pub use memory::{AnySlice, AnySliceMut, DeviceSlice, DeviceSliceMut};
 pub use operands::{
     DeviceK, DeviceOperands, DeviceQ, DeviceV, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
     ViewQ, ViewV,

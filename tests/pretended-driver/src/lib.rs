@@ -10,6 +10,7 @@
 mod calls;
 mod module;
 mod recording;
+mod work;
 mod world;
 
 use int_flash_attention_driver::Driver;
