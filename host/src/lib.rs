@@ -13,7 +13,7 @@
 //! ```
 //!
 //! On tensors that are on the GPU already, [`Gpu`] makes plans once and launches them without allocating or waiting; the
-//! memory may be this crate's, `cust`'s (feature `cust`) or any other library's (raw addresses). The steps are
+//! memory may be this crate's, `cust`'s or `cudarc`'s (features of their names) or any other library's (raw addresses). The steps are
 //! an [`AttentionProblem`] (plain data), a plan (everything checked), a launch.
 //!
 //! [`mod@reference`] has the exact answer and the INT8 algorithm bit by bit, with bounds for how far apart results may be.

@@ -5,7 +5,7 @@
 //! ([`Session::alive`]), and what it would punish much later, or not at all, is a sentence at once ([`Session::violations`]): memory
 //! of another GPU in a launch, a graph that uses freed memory, a handle after its end.
 //!
-//! Recordings are broken by what breaks them on a GPU ([`rules`](recording)), whole-device waits on any thread among it.
+//! Recordings are broken by what breaks them on a GPU (`recording.rs` has the table), whole-device waits on any thread among it.
 
 mod calls;
 mod module;
@@ -19,7 +19,10 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 pub use world::{Alive, PretendedGpu};
 
 /// The pretended driver, for one test at a time; it starts without anything alive.
-pub struct Session(#[allow(dead_code)] MutexGuard<'static, ()>);
+pub struct Session {
+    /// Held to the end, so that sessions do not overlap.
+    _one: MutexGuard<'static, ()>,
+}
 
 /// Begins a session with these GPUs, after any other that is going on.
 ///
@@ -33,7 +36,7 @@ pub fn begin(gpus: &[PretendedGpu]) -> Session {
     // SAFETY: the functions have the driver's signatures, and their effects as far as this crate's users ask for them.
     INSTALL.call_once(|| assert!(unsafe { Driver::set_lookup(calls::lookup) }, "a driver was loaded before"));
     world::reset(gpus);
-    Session(one)
+    Session { _one: one }
 }
 
 impl Session {
