@@ -11,14 +11,14 @@ use cust::stream::Stream;
 impl<'a, T: Pod + DeviceCopy> From<&'a CustSlice<T>> for DeviceSlice<'a, T> {
     fn from(slice: &'a CustSlice<T>) -> Self {
         // SAFETY: the slice's own address and length, borrowed as long as the view.
-        unsafe { Self::from_raw(slice.as_device_ptr().as_raw(), slice.len()) }
+        unsafe { Self::foreign(slice.as_device_ptr().as_raw(), slice.len()) }
     }
 }
 
 impl<'a, T: Pod + DeviceCopy> From<&'a mut CustSlice<T>> for DeviceSliceMut<'a, T> {
     fn from(slice: &'a mut CustSlice<T>) -> Self {
         // SAFETY: the slice's own address and length, borrowed as long as the view.
-        unsafe { Self::from_raw(slice.as_device_ptr().as_raw(), slice.len()) }
+        unsafe { Self::foreign(slice.as_device_ptr().as_raw(), slice.len()) }
     }
 }
 
@@ -61,6 +61,6 @@ impl<T: Pod + DeviceCopy> DeviceSliceMut<'_, T> {
 impl<'a> From<&'a Stream> for StreamRef<'a> {
     fn from(stream: &'a Stream) -> Self {
         // SAFETY: the stream is borrowed as long as the reference.
-        unsafe { Self::from_raw(stream.as_inner().cast()) }
+        unsafe { Self::foreign(stream.as_inner().cast()) }
     }
 }

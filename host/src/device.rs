@@ -22,7 +22,8 @@ pub enum Device {
 }
 
 impl Device {
-    /// The first GPU if there is one that works, else the CPU, and the reason.
+    /// The first GPU that works, whichever number it has, else the CPU, and why no GPU does. A GPU works if it loads the
+    /// kernels; those of the one that is returned stay loaded.
     ///
     /// ```
     /// use int_flash_attention::Device;
@@ -34,8 +35,8 @@ impl Device {
     /// ```
     #[must_use]
     pub fn auto() -> (Self, Option<Error>) {
-        match Gpu::new(0) {
-            Ok(_) => (Self::Cuda(0), None),
+        match Gpu::first_usable() {
+            Ok(ordinal) => (Self::Cuda(ordinal), None),
             Err(error) => (Self::Cpu, Some(error)),
         }
     }
@@ -79,6 +80,10 @@ pub struct Options<'a> {
     pub lse: bool,
     /// Element type of the output; `None` is Q's.
     pub output_dtype: Option<DType>,
+    /// Order of the output's elements in memory. **`None` is Q's own order**, so that the output of a transposed view, such as
+    /// `[batch][head][token][dim]` strides over `[batch][token][head][dim]` memory, is `bnhd`; and `bhnd` where Q is not
+    /// contiguous.
+    pub output_order: Option<Order>,
     /// Called as rows are done (on the CPU; a GPU is done at once).
     pub progress: Option<ProgressFn<'a>>,
 }
@@ -91,6 +96,7 @@ impl fmt::Debug for Options<'_> {
             .field("softmax_scale", &self.softmax_scale)
             .field("lse", &self.lse)
             .field("output_dtype", &self.output_dtype)
+            .field("output_order", &self.output_order)
             .finish_non_exhaustive()
     }
 }
@@ -112,7 +118,7 @@ impl Options<'_> {
 /// What [`attention`] returns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// The output, contiguous in Q's order (`bhnd` where Q is not contiguous).
+    /// The output, contiguous in the order of [`Options::output_order`].
     pub o: HostTensor,
     /// The log-sum-exp, `[batch][heads_q][seqlen_q]`, if it was wanted.
     pub lse: Option<Vec<f32>>,
@@ -122,7 +128,8 @@ pub struct Output {
 /// default scheme), and rounds the output.
 ///
 /// `q` is `[batch, heads_q, seqlen_q, head_dim]`, `k` and `v` `[batch, heads_kv, seqlen_kv, head_dim]`, in any layout, of
-/// one element type. For tensors that are on a GPU already, see [`Gpu`].
+/// one element type. For tensors that are on a GPU already, see [`Gpu`]. A GPU that was used stays open, with its kernels, until
+/// the process ends.
 ///
 /// ```
 /// use int_flash_attention::{DType, Device, HostTensor, Options, Shape, TensorLayout, Window, attention};
@@ -150,7 +157,7 @@ pub fn attention(
             let (problem, output) = check(q, k, v, options)?;
             check_result(&problem, on_cpu(&problem, q, k, v, &output, options.progress)?)
         }
-        Device::Cuda(ordinal) => Gpu::new(ordinal)?.attention(q, k, v, options),
+        Device::Cuda(ordinal) => Gpu::of_process(ordinal)?.attention(q, k, v, options),
     }
 }
 
@@ -177,9 +184,9 @@ fn check(
         if tensor.dtype() != q.dtype() {
             return Err(Error::DTypeMismatch { name, given: tensor.dtype(), expected: q.dtype() });
         }
-        tensor.check_finite(name)?;
     }
-    let layout = TensorLayout::new(q.shape(), q.layout().order().unwrap_or(Order::Bhnd));
+    let order = options.output_order.or_else(|| q.layout().order()).unwrap_or(Order::Bhnd);
+    let layout = TensorLayout::new(q.shape(), order);
     let output = AttentionOutput { layout, dtype: options.output_dtype.unwrap_or(q.dtype()), lse: options.lse };
     Ok((problem, output))
 }
@@ -208,12 +215,11 @@ fn cpu_bytes(problem: &AttentionProblem, output: &AttentionOutput) -> Result<usi
     // a head of K or V in float32, or both unpacked, for each thread
     let heads = rayon::current_num_threads().min(kv.heads).saturating_mul(kv.kv_data / kv.heads * size_of::<f32>());
     // float64 results, as they come and put together
-    let results = (q.q_data + q.q_scale).saturating_mul(2 * size_of::<f64>());
-    let operands = (q.q_data + 2 * kv.kv_data).saturating_add(4 * (2 * q.q_scale + kv.k_scale));
-    Ok(heads
-        .saturating_add(results)
-        .saturating_add(operands)
-        .saturating_add(output.layout.span() * output.dtype.size()))
+    let results = q.q_data.saturating_add(q.q_scale).saturating_mul(2 * size_of::<f64>());
+    let codes = q.q_data.saturating_add(kv.kv_data).saturating_add(kv.kv_data);
+    let scales = q.q_scale.saturating_mul(2).saturating_add(kv.k_scale).saturating_mul(size_of::<f32>());
+    let output = output.layout.span().saturating_mul(output.dtype.size());
+    Ok([heads, results, codes, scales, output].into_iter().fold(0, usize::saturating_add))
 }
 
 /// Whether a result is one: finite inputs may leave the range of a scheme or of the output's element type.
@@ -244,9 +250,13 @@ fn on_gpu(
     output: &AttentionOutput,
 ) -> Result<Output> {
     use crate::gpu::{AnySlice, AnySliceMut};
+    for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+        tensor.check_finite(name)?;
+    }
     let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
     let quantize = gpu.plan_quantize(problem, &layouts)?;
-    let attend = gpu.plan_attention(problem, output)?;
+    // Also where float16 would be faster: what was asked for is INT8, and the copies take longer than either.
+    let attend = gpu.plan_attention_anyway(problem, output)?;
     let mut operands = DeviceOperands::alloc(gpu, problem)?;
     let mut workspace = gpu.alloc::<f32>(quantize.workspace_len())?;
     let [q_device, k_device, v_device] = [gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?];
@@ -258,10 +268,9 @@ fn on_gpu(
     quantize.launch(&stream, q, k, v, workspace.slice_mut(), &mut operands.view_mut())?;
     let o_view = AnySliceMut::from_bytes(o.slice_mut(), output.dtype);
     attend.launch(&stream, &operands.view(), o_view, lse.as_mut().map(|lse| lse.slice_mut()))?;
-    stream.synchronize()?;
     Ok(Output {
-        o: HostTensor::from_bytes(output.dtype, &o.to_vec()?, output.layout)?,
-        lse: lse.map(|lse| lse.to_vec()).transpose()?,
+        o: HostTensor::from_bytes(output.dtype, &o.to_vec_on(&stream)?, output.layout)?,
+        lse: lse.map(|lse| lse.to_vec_on(&stream)).transpose()?,
     })
 }
 
@@ -300,5 +309,35 @@ mod tests {
         let options = Options { lse: true, window: Window::CAUSAL, ..Options::default() };
         let output = attention(Device::Cpu, &constant(1.0), &kv, &kv, &options).unwrap();
         assert_eq!(output.lse.unwrap()[..2], [f32::NEG_INFINITY; 2]);
+    }
+
+    /// 2^60 elements that are 32: neither walked nor allocated.
+    #[test]
+    fn inputs_that_pose_as_more_than_memory_holds_are_refused() {
+        let repeated = |shape: Shape| {
+            let layout = TensorLayout::strided(shape, [0; 3]).unwrap();
+            HostTensor::new(vec![1.0_f32; 32], layout).unwrap()
+        };
+        let q = repeated(Shape::new(65535, 65535, 1 << 20, 32).unwrap());
+        let kv = repeated(Shape::new(65535, 1, 1, 32).unwrap());
+        let error = attention(Device::Cpu, &q, &kv, &kv, &Options::default()).unwrap_err();
+        assert!(matches!(error, Error::Memory { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_output_has_the_order_that_was_asked_for() {
+        let shape = Shape::new(2, 3, 5, 32).unwrap();
+        let value = |b, h, n, d| ((b + 3 * h + 7 * n + 11 * d) as f32).sin();
+        let q = HostTensor::from_fn(DType::F32, TensorLayout::bnhd(shape), value).unwrap();
+        let run = |output_order| {
+            attention(Device::Cpu, &q, &q, &q, &Options { output_order, ..Options::default() }).unwrap().o
+        };
+        let own = run(None);
+        assert_eq!(own.layout(), TensorLayout::bnhd(shape));
+        for order in [Order::Bhnd, Order::Bnhd] {
+            let asked = run(Some(order));
+            assert_eq!(asked.layout(), TensorLayout::new(shape, order));
+            assert_eq!(asked.dense_f64(), own.dense_f64());
+        }
     }
 }

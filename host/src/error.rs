@@ -3,7 +3,7 @@
 use crate::dtype::DType;
 use int_flash_attention_driver::DriverError;
 use int_flash_attention_kernels::config::Family;
-use int_flash_attention_kernels::layout::PACKED_FORMAT;
+use int_flash_attention_kernels::layout::{HEAD_DIMS, PACKED_FORMAT};
 use std::path::PathBuf;
 
 /// What every fallible function of the crate returns.
@@ -15,13 +15,13 @@ pub struct RefusedCode {
     /// The architecture that it is for, as ptxas calls it.
     pub architecture: &'static str,
     /// The driver's error.
-    pub source: DriverError,
+    pub why: DriverError,
 }
 
 /// The end of [`Error::ModuleLoad`]'s sentence.
 fn refusal(refused: Option<&RefusedCode>) -> String {
-    let Some(RefusedCode { architecture, source }) = refused else { return String::new() };
-    format!("; before that it refused the machine code for {architecture}: {source}")
+    let Some(RefusedCode { architecture, why }) = refused else { return String::new() };
+    format!("; before that it refused the machine code for {architecture}: {why}")
 }
 
 /// Everything that can be wrong with a request; each sentence says what was given and what is allowed.
@@ -36,7 +36,7 @@ pub enum Error {
     },
 
     /// A size above what the kernels' 32-bit indices or the grid hold.
-    #[error("{name} is {given}; at most {max} is possible")]
+    #[error("{name} is {given}; at most {max} is possible: {way}")]
     TooLarge {
         /// Which size.
         name: &'static str,
@@ -44,6 +44,8 @@ pub enum Error {
         given: usize,
         /// The largest one allowed.
         max: usize,
+        /// Why, and the way out.
+        way: &'static str,
     },
 
     /// A number of elements or bytes that does not fit a 64-bit address.
@@ -109,7 +111,7 @@ pub enum Error {
     },
 
     /// A head dimension without an INT8 kernel.
-    #[error("head_dim is {given}; the INT8 kernels have {allowed:?}")]
+    #[error("head_dim is {given}; there are kernels for {allowed:?}: {}", padding(*.given, .allowed))]
     HeadDim {
         /// The head dimension given.
         given: usize,
@@ -241,6 +243,26 @@ pub enum Error {
         why: String,
     },
 
+    /// A code that no quantizer gives.
+    #[error("{name} holds the code -128 at byte {at}; codes are -127 to 127")]
+    Code {
+        /// Which operand.
+        name: &'static str,
+        /// The byte.
+        at: usize,
+    },
+
+    /// A scale that no quantizer gives.
+    #[error("{name} holds {value} at element {at}; scales are finite and not negative")]
+    Scale {
+        /// Which array.
+        name: &'static str,
+        /// The scale.
+        value: f32,
+        /// Its element.
+        at: usize,
+    },
+
     /// A query position past the end.
     #[error("query row {given} was asked for; there are {seqlen_q}")]
     Row {
@@ -310,6 +332,28 @@ pub enum Error {
         count: usize,
     },
 
+    /// Several GPUs, none of which can be used.
+    #[error("none of the {} GPUs can be used: {}", .reasons.len(), numbered(.reasons))]
+    NoUsableGpu {
+        /// Why, GPU by GPU.
+        reasons: Vec<Error>,
+    },
+
+    /// A GPU on which INT8 is slower than float16.
+    #[error(
+        "{device} (compute capability {major}.{minor}) does INT8 at {rate:.2} times its float16 rate, so attention in float16 is faster there; `Gpu::plan_attention_of` makes the plan all the same"
+    )]
+    SlowInt8 {
+        /// The GPU's name.
+        device: String,
+        /// Its major compute capability.
+        major: u32,
+        /// Its minor compute capability.
+        minor: u32,
+        /// The rate of INT8 over that of float16.
+        rate: f32,
+    },
+
     /// A kernel that needs more shared memory than the GPU lends to one block.
     #[error("kernel {kernel} needs {needed} bytes of shared memory a block; {device} has {available}")]
     SharedMemory {
@@ -351,12 +395,12 @@ pub enum Error {
     },
 
     /// A module that the driver takes neither as machine code, where there is some for the GPU, nor as PTX.
-    #[error("the driver cannot load the PTX of module {module}: {source}{}", refusal(.machine_code.as_deref()))]
+    #[error("the driver cannot load the PTX of module {module}: {why}{}", refusal(.machine_code.as_deref()))]
     ModuleLoad {
         /// The module.
         module: &'static str,
-        /// The driver's error, with its log.
-        source: DriverError,
+        /// The driver's error, with its log. (No source, so that a chain of errors shows the log once.)
+        why: DriverError,
         /// The machine code that was tried before.
         machine_code: Option<Box<RefusedCode>>,
     },
@@ -379,9 +423,66 @@ pub enum Error {
         shape: String,
     },
 
+    /// Memory, a stream or an event of another GPU or context than the plan's.
+    #[error(
+        "{name} is of {given}; {expected} was meant: what is launched together has to be of one context, so make plans, buffers and streams with one `Gpu`"
+    )]
+    OtherContext {
+        /// Which one.
+        name: &'static str,
+        /// Where it is.
+        given: String,
+        /// Where the plan is.
+        expected: String,
+    },
+
+    /// Something that CUDA does not allow beside a recording.
+    #[error(
+        "{what} is not possible while a graph is being recorded on this GPU, because it would break the recording; do it before or after `Gpu::capture`, or wait for one stream (`Stream::synchronize`, `DeviceBuffer::to_vec_on`)"
+    )]
+    Recording {
+        /// What was asked.
+        what: &'static str,
+    },
+
+    /// Memory of another library in a recorded launch, or a recording of another library.
+    #[error(
+        "{name} cannot be kept alive by the graph; record with `Gpu::capture` and this crate's buffers, or use `from_raw`, whose caller promises that memory and plans outlive the graph"
+    )]
+    RecordedForeign {
+        /// Which operand.
+        name: &'static str,
+    },
+
+    /// A current context that cannot be held.
+    #[error(
+        "the thread's current CUDA context is not the primary context of its GPU, so it cannot be kept alive; use `Gpu::new`, or the unsafe `Gpu::borrow_current`"
+    )]
+    NotPrimary,
+
     /// No driver, or a call that it refused.
     #[error(transparent)]
     Driver(#[from] DriverError),
+}
+
+/// What to do with a head dim that has no kernel.
+fn padding(given: usize, allowed: &[usize]) -> String {
+    if let Some(wide) = allowed.iter().filter(|&&wide| wide > given).min() {
+        let scale = (1.0 / (given as f64).sqrt()) as f32;
+        return format!(
+            "fill the channels of Q, K and V with zeros to {wide}, give the softmax_scale {scale} (1/sqrt({given})) where the default was meant, and leave the output's added channels out"
+        );
+    }
+    if HEAD_DIMS.contains(&given) {
+        return format!("the default scheme has {HEAD_DIMS:?}");
+    }
+    "no kernel is wide enough".into()
+}
+
+/// `cuda:0: why; cuda:1: why`.
+fn numbered(reasons: &[Error]) -> String {
+    let reasons: Vec<String> = reasons.iter().enumerate().map(|(gpu, why)| format!("cuda:{gpu}: {why}")).collect();
+    reasons.join("; ")
 }
 
 #[cfg(test)]
@@ -397,12 +498,12 @@ mod tests {
             text: text.to_owned(),
             log: String::new(),
         };
-        let machine_code = Some(Box::new(RefusedCode { architecture: "sm_86", source: call("too new") }));
-        let both = Error::ModuleLoad { module: "quantize", source: call("unknown version"), machine_code }.to_string();
+        let machine_code = Some(Box::new(RefusedCode { architecture: "sm_86", why: call("too new") }));
+        let both = Error::ModuleLoad { module: "quantize", why: call("unknown version"), machine_code }.to_string();
         for part in ["quantize", "PTX", "unknown version", "machine code for sm_86", "too new"] {
             assert!(both.contains(part), "{both}");
         }
-        let ptx = Error::ModuleLoad { module: "quantize", source: call("unknown version"), machine_code: None };
+        let ptx = Error::ModuleLoad { module: "quantize", why: call("unknown version"), machine_code: None };
         assert!(!ptx.to_string().contains("machine code"), "{ptx}");
     }
 }

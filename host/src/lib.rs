@@ -13,7 +13,7 @@
 //! ```
 //!
 //! On tensors that are on the GPU already, [`Gpu`] makes plans once and launches them without allocating or waiting; the
-//! memory may be this crate's, `cust`'s (feature `cust`) or any other library's (raw addresses). The steps are
+//! memory may be this crate's, `cust`'s or `cudarc`'s (features of their names) or any other library's (raw addresses). The steps are
 //! an [`AttentionProblem`] (plain data), a plan (everything checked), a launch.
 //!
 //! [`mod@reference`] has the exact answer and the INT8 algorithm bit by bit, with bounds for how far apart results may be.
@@ -25,12 +25,15 @@
 //! * `cust`: `cust`'s buffers, slices, pointers and streams wherever this crate takes its own. Programs still link and start
 //!   without a toolkit or a driver; only cust's build script asks for a toolkit's folder, and is content with
 //!   `CUDA_LIBRARY_PATH=/` (see [`driver`]).
+//! * `cudarc`: `CudarcSlice` and `CudarcSliceMut` make views of `cudarc`'s memory, and its streams are taken.
 //! * `baseline`: attention in float16, to measure against.
 //!
 //! Words: a *scheme* is how P and V are scaled ([`Scheme`]); a *layout* is where a tensor's elements lie ([`TensorLayout`]);
 //! *smoothing* takes the mean over the tokens out of K and V. Shapes are written `[batch][head][token][dim]`.
 #![deny(missing_docs)]
 
+#[cfg(feature = "cudarc")]
+mod cudarc_interop;
 #[cfg(feature = "cust")]
 mod cust_interop;
 mod device;
@@ -46,6 +49,8 @@ mod round;
 mod shape;
 mod tensor;
 
+#[cfg(feature = "cudarc")]
+pub use cudarc_interop::{CudarcSlice, CudarcSliceMut};
 pub use device::{Device, Options, Output, attention};
 pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};

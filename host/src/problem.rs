@@ -3,9 +3,11 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::{Shape, TensorLayout};
+use int_flash_attention_kernels::config::{Family, head_dims};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_kernels::params::{AttentionParams, BaselineParams, Global, Strided, UNLIMITED};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 pub use int_flash_attention_kernels::config::Scheme;
@@ -90,7 +92,9 @@ impl std::str::FromStr for Window {
 /// problem.check()?;
 /// # Ok::<(), int_flash_attention::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
+///
+/// Problems can be keys of a cache of plans; scales are the same there if their bits are.
+#[derive(Clone, Copy, Debug)]
 pub struct AttentionProblem {
     /// Sequences.
     pub batch: usize,
@@ -110,6 +114,29 @@ pub struct AttentionProblem {
     pub softmax_scale: Option<f32>,
     /// Numeric scheme.
     pub scheme: Scheme,
+}
+
+impl AttentionProblem {
+    /// All fields, comparable.
+    fn key(&self) -> impl Eq + Hash {
+        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme } = *self;
+        let scale = softmax_scale.map(f32::to_bits);
+        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim], window, scale, scheme)
+    }
+}
+
+impl PartialEq for AttentionProblem {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for AttentionProblem {}
+
+impl Hash for AttentionProblem {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
 }
 
 /// The longest sequence: positions are 32-bit on the device, and a block of 128 past the end has to fit as well.
@@ -293,12 +320,18 @@ impl AttentionProblem {
             match seqlen {
                 0 => return Err(Error::ZeroSize { name }),
                 1..=MAX_SEQLEN => {}
-                given => return Err(Error::TooLarge { name, given, max: MAX_SEQLEN }),
+                given => {
+                    let way =
+                        "positions are 32-bit numbers; take the queries in parts, each with the keys that it sees";
+                    return Err(Error::TooLarge { name, given, max: MAX_SEQLEN, way });
+                }
             }
         }
         for (name, given) in [("batch", self.batch), ("heads_q", self.heads_q)] {
             if given > MAX_GRID_YZ {
-                return Err(Error::TooLarge { name, given, max: MAX_GRID_YZ });
+                let way =
+                    "they are y and z of a CUDA grid; make a plan for a part and launch it on each part of the tensors";
+                return Err(Error::TooLarge { name, given, max: MAX_GRID_YZ, way });
             }
         }
         let (q, kv) = (self.q_shape(), self.kv_shape());
@@ -313,13 +346,17 @@ impl AttentionProblem {
         }
     }
 
-    /// [`check_sizes`](Self::check_sizes), and a head dim of the INT8 kernels.
+    /// [`check_sizes`](Self::check_sizes), and a head dim of the scheme's INT8 kernels. It is the same on the CPU.
     ///
     /// # Errors
     /// As there, and [`Error::HeadDim`].
     pub fn check(&self) -> Result<()> {
         self.check_sizes()?;
-        check_head_dim(self.head_dim)
+        let mut allowed = head_dims(&Family::ALL, self.scheme);
+        if allowed.any(|head_dim| head_dim == self.head_dim) {
+            return Ok(());
+        }
+        Err(Error::HeadDim { given: self.head_dim, allowed: head_dims(&Family::ALL, self.scheme).collect() })
     }
 
     /// `expected`'s shape against a tensor's.
@@ -355,7 +392,15 @@ mod tests {
         assert!(matches!(AttentionProblem { heads_kv: 3, ..good }.check(), Err(Error::HeadGroups { .. })));
         assert!(matches!(AttentionProblem { heads_kv: 0, ..good }.check(), Err(Error::ZeroSize { name: "heads_kv" })));
         assert!(matches!(AttentionProblem { batch: 0, ..good }.check(), Err(Error::ZeroSize { name: "batch" })));
-        assert!(matches!(AttentionProblem { batch: 70000, ..good }.check(), Err(Error::TooLarge { .. })));
+        for (name, largest, beyond) in [
+            ("batch", AttentionProblem { batch: 65535, ..good }, AttentionProblem { batch: 65536, ..good }),
+            ("heads_q", AttentionProblem { heads_q: 65534, ..good }, AttentionProblem { heads_q: 65536, ..good }),
+        ] {
+            assert!(largest.check().is_ok(), "{name}");
+            let error = beyond.check().unwrap_err();
+            assert!(matches!(error, Error::TooLarge { name: which, given: 65536, .. } if which == name), "{error}");
+            assert!(error.to_string().contains("launch it on each part"), "{error}");
+        }
         // A padded block, or a chunk of the statistics, would leave 32 bits: near 2^32, and already near 2^31.
         for seqlen in [MAX_SEQLEN + 1, 1 << 31, (1 << 32) - 512, (1 << 32) - 128, (1 << 32) - 1, 1 << 32, usize::MAX] {
             let queries = AttentionProblem { seqlen_q: seqlen, ..good };
@@ -365,6 +410,49 @@ mod tests {
         }
         assert!(AttentionProblem { seqlen_q: MAX_SEQLEN, seqlen_kv: MAX_SEQLEN, ..good }.check().is_ok());
         assert!(matches!(good.with_softmax_scale(f32::NAN).check(), Err(Error::SoftmaxScale { .. })));
+    }
+
+    #[test]
+    fn the_schemes_have_the_head_dims_of_their_kernels() {
+        use int_flash_attention_kernels::config::ATTENTION;
+        for scheme in [Scheme::Default, Scheme::Paper] {
+            for head_dim in (8..=512).step_by(8) {
+                let kernel = ATTENTION.iter().any(|v| v.head_dim == head_dim && v.scheme == scheme);
+                let problem = AttentionProblem::new(1, 1, 1, 1, 1, head_dim).with_scheme(scheme);
+                assert_eq!(problem.check().is_ok(), kernel, "{scheme} {head_dim}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refused_head_dim_says_how_to_pad() {
+        let refused = |head_dim, scheme| {
+            AttentionProblem::new(1, 1, 1, 1, 1, head_dim).with_scheme(scheme).check().unwrap_err().to_string()
+        };
+        let padded = refused(80, Scheme::Default);
+        assert!(padded.contains("zeros to 96") && padded.contains("softmax_scale 0.1118034 (1/sqrt(80))"), "{padded}");
+        assert!(refused(256, Scheme::Paper).contains("the default scheme has [32, 64, 96, 128, 256]"));
+        assert!(refused(512, Scheme::Default).contains("no kernel is wide enough"));
+    }
+
+    #[test]
+    fn problems_built_by_hand_do_not_panic() {
+        let huge = AttentionProblem::new(usize::MAX, 0, 0, 1, usize::MAX, 0).with_causal(true);
+        assert_eq!(huge.visible_keys(usize::MAX), 0..usize::MAX - 1);
+        assert!(huge.check().is_err() && huge.q_shape().check().is_err() && huge.group() == 0);
+    }
+
+    #[test]
+    fn problems_are_keys() {
+        let plain = AttentionProblem::new(1, 8, 2, 5, 7, 64);
+        let mut plans = std::collections::HashMap::from([(plain, 1), (plain.with_softmax_scale(0.5), 2)]);
+        plans.insert(plain.with_causal(true), 3);
+        plans.insert(plain.with_scheme(Scheme::Paper), 4);
+        plans.insert(plain.with_window(Window { left: Some(3), right: Some(0) }), 5);
+        plans.insert(plain, 6);
+        assert_eq!((plans.len(), plans[&plain], plans[&plain.with_softmax_scale(0.5)]), (5, 6, 2));
+        // Scores of a NaN are refused later; a key finds itself.
+        assert_eq!(plain.with_softmax_scale(f32::NAN), plain.with_softmax_scale(f32::NAN));
     }
 
     #[test]

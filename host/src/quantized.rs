@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::problem::check_head_dim;
 use crate::shape::Shape;
-use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks};
+use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks, v_byte};
 
 /// Q in INT8, one scale a token. `I` is an array of `i8`, `F` one of `f32`.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,49 +145,124 @@ pub(crate) fn check_len(name: &'static str, given: usize, expected: usize) -> Re
     if given == expected { Ok(()) } else { Err(Error::Length { name, given, expected }) }
 }
 
+/// Whether scales are what a quantizer gives.
+fn check_scales(name: &'static str, scales: &[f32]) -> Result<()> {
+    match scales.iter().position(|scale| !(0.0..f32::INFINITY).contains(scale)) {
+        Some(at) => Err(Error::Scale { name, value: scales[at], at }),
+        None => Ok(()),
+    }
+}
+
+/// Whether codes are -127 to 127; `missing` is the byte of -128.
+fn check_codes(name: &'static str, codes: &[i8], missing: i8) -> Result<()> {
+    match codes.iter().position(|&code| code == missing) {
+        Some(at) => Err(Error::Code { name, at }),
+        None => Ok(()),
+    }
+}
+
 impl HostQ {
-    /// Whether every array has the length that the shape asks.
+    /// Whether every array has the length that the shape asks, and values that a quantizer gives.
     ///
     /// # Errors
-    /// A wrong shape or length.
+    /// A wrong shape or length; a code of -128; a scale that is negative or not finite.
     pub fn check(&self) -> Result<()> {
         let lengths = Lengths::of(self.shape)?;
         check_len("q", self.data.len(), lengths.q_data)?;
         check_len("q_scale", self.scale.len(), lengths.q_scale)?;
+        check_codes("q", &self.data, i8::MIN)?;
+        check_scales("q_scale", &self.scale)?;
         self.bias.as_ref().map_or(Ok(()), |bias| check_len("q_bias", bias.len(), lengths.q_scale))
     }
 }
 
 impl HostK {
-    /// Whether every array has the length that the shape asks.
+    /// Whether every array has the length that the shape asks, and values that a quantizer gives.
     ///
     /// # Errors
-    /// A wrong shape or length.
+    /// A wrong shape or length; a code of -128; a scale that is negative or not finite.
     pub fn check(&self) -> Result<()> {
         let lengths = Lengths::of(self.shape)?;
         check_len("k", self.data.len(), lengths.kv_data)?;
         check_len("k_scale", self.scale.len(), lengths.k_scale)?;
         check_len("k_mean", self.mean.len(), lengths.channels)?;
-        check_len("k_scale_max", self.scale_max.len(), lengths.heads)
+        check_len("k_scale_max", self.scale_max.len(), lengths.heads)?;
+        check_codes("k", &self.data, i8::MIN)?;
+        check_scales("k_scale", &self.scale)?;
+        check_scales("k_scale_max", &self.scale_max)
     }
 }
 
 impl HostV {
-    /// Whether every array has the length that the shape asks.
+    /// Whether every array has the length that the shape asks, and values that a quantizer gives.
     ///
     /// # Errors
-    /// A wrong shape or length.
+    /// A wrong shape or length; a code of -128; a scale that is negative or not finite.
     pub fn check(&self) -> Result<()> {
         let lengths = Lengths::of(self.shape)?;
         check_len("v", self.data.len(), lengths.kv_data)?;
         check_len("v_scale", self.scale.len(), lengths.channels)?;
-        check_len("v_mean", self.mean.len(), lengths.channels)
+        check_len("v_mean", self.mean.len(), lengths.channels)?;
+        check_codes("v", &self.data, v_byte(i8::MIN))?;
+        check_scales("v_scale", &self.scale)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Operands of one head, 3 tokens, 32 channels.
+    fn operands() -> HostQuantized {
+        use crate::{AttentionProblem, DType, HostTensor, TensorLayout, reference};
+        let p = AttentionProblem::new(1, 1, 1, 3, 3, 32);
+        let value = |_, _, n, d| (n * 32 + d) as f32;
+        let x = HostTensor::from_fn(DType::F32, TensorLayout::bhnd(p.q_shape()), value).unwrap();
+        reference::quantize(&p, &x, &x, &x).unwrap()
+    }
+
+    #[test]
+    fn arrays_of_other_lengths_are_refused() {
+        type Arrays = fn(&mut HostQuantized) -> &mut Vec<f32>;
+        let arrays: [(&str, Arrays); 7] = [
+            ("q_scale", |x| &mut x.q.scale),
+            ("q_bias", |x| x.q.bias.as_mut().unwrap()),
+            ("k_scale", |x| &mut x.k.scale),
+            ("k_mean", |x| &mut x.k.mean),
+            ("k_scale_max", |x| &mut x.k.scale_max),
+            ("v_scale", |x| &mut x.v.scale),
+            ("v_mean", |x| &mut x.v.mean),
+        ];
+        let check = |x: &HostQuantized| x.q.check().and(x.k.check()).and(x.v.check());
+        check(&operands()).unwrap();
+        for (name, array) in arrays {
+            let (mut short, mut long) = (operands(), operands());
+            array(&mut short).pop();
+            array(&mut long).push(0.0);
+            for wrong in [short, long] {
+                let error = check(&wrong).unwrap_err();
+                assert!(matches!(error, Error::Length { name: which, .. } if which == name), "{name}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_that_no_quantizer_gives_are_refused() {
+        let p = crate::AttentionProblem::new(1, 1, 1, 3, 3, 32);
+        let refused = |change: fn(&mut HostQuantized)| {
+            let mut x = operands();
+            change(&mut x);
+            // Where operands go: the references must not panic on them either.
+            crate::reference::gpu_bounds(&p, &x, crate::DType::F16).unwrap_err()
+        };
+        assert_eq!(refused(|x| x.q.data[5] = -128), Error::Code { name: "q", at: 5 });
+        assert_eq!(refused(|x| x.k.data[6] = -128), Error::Code { name: "k", at: 6 });
+        assert_eq!(refused(|x| x.v.data[7] = v_byte(-128)), Error::Code { name: "v", at: 7 });
+        assert!(matches!(refused(|x| x.q.scale[1] = -1.0), Error::Scale { name: "q_scale", at: 1, .. }));
+        assert!(matches!(refused(|x| x.k.scale[2] = f32::NAN), Error::Scale { name: "k_scale", at: 2, .. }));
+        assert!(matches!(refused(|x| x.k.scale_max[0] = f32::INFINITY), Error::Scale { name: "k_scale_max", .. }));
+        assert!(matches!(refused(|x| x.v.scale[3] = -0.5), Error::Scale { name: "v_scale", at: 3, .. }));
+    }
 
     #[test]
     fn a_packed_format_is_what_this_version_reads() {

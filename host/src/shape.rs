@@ -41,16 +41,21 @@ impl Shape {
         }
     }
 
-    /// Elements in all.
-    #[must_use]
-    pub const fn elements(&self) -> usize {
-        self.rows() * self.head_dim
+    /// Whether [`new`](Self::new) would have made it: the sizes are public, and may be anything.
+    pub(crate) fn check(self) -> Result<()> {
+        Self::new(self.batch, self.heads, self.seqlen, self.head_dim).map(|_| ())
     }
 
-    /// Tokens of all heads and sequences.
+    /// Elements in all (`usize::MAX` where they are more, which no shape from [`new`](Self::new) has).
+    #[must_use]
+    pub const fn elements(&self) -> usize {
+        self.rows().saturating_mul(self.head_dim)
+    }
+
+    /// Tokens of all heads and sequences (`usize::MAX` where they are more).
     #[must_use]
     pub const fn rows(&self) -> usize {
-        self.batch * self.heads * self.seqlen
+        self.batch.saturating_mul(self.heads).saturating_mul(self.seqlen)
     }
 }
 
@@ -117,7 +122,7 @@ impl TensorLayout {
     #[must_use]
     pub fn new(shape: Shape, order: Order) -> Self {
         let Shape { heads, seqlen, head_dim, .. } = shape;
-        // `Shape` is built by `Shape::new` or by hand; a product that wraps here is caught wherever a buffer is checked.
+        // A shape built by hand may be wrong; it is checked wherever a tensor or a plan is made.
         let product = |sizes: &[usize]| sizes.iter().fold(1_i64, |n, &size| n.saturating_mul(size as i64));
         let strides = match order {
             Order::Bhnd => [product(&[heads, seqlen, head_dim]), product(&[seqlen, head_dim]), head_dim as i64],
@@ -139,19 +144,24 @@ impl TensorLayout {
         Self::new(shape, Order::Bnhd)
     }
 
-    /// Any strides of batch, head and token, in elements; 0 repeats one slice (for an input).
+    /// Any strides of batch, head and token, in elements; 0 repeats one slice (for an input). The stride of a size of 1 leads
+    /// nowhere: a negative one is taken as 0.
     ///
     /// # Errors
     /// A negative stride, a wrong [`Shape`], or an address past 63 bits.
-    pub fn strided(shape: Shape, strides: [i64; 3]) -> Result<Self> {
+    pub fn strided(shape: Shape, mut strides: [i64; 3]) -> Result<Self> {
         let Shape { batch, heads, seqlen, head_dim } = shape;
         Shape::new(batch, heads, seqlen, head_dim)?;
         let mut span = head_dim as i128;
-        for ((name, size), stride) in [("batch", batch), ("head", heads), ("token", seqlen)].into_iter().zip(strides) {
-            if stride < 0 {
-                return Err(Error::Stride { name, given: stride, allowed: "0 or more" });
+        let sizes = [("batch", batch), ("head", heads), ("token", seqlen)];
+        for ((name, size), stride) in sizes.into_iter().zip(&mut strides) {
+            if size == 1 {
+                *stride = (*stride).max(0);
             }
-            span += (size as i128 - 1) * i128::from(stride);
+            if *stride < 0 {
+                return Err(Error::Stride { name, given: *stride, allowed: "0 or more" });
+            }
+            span += (size as i128 - 1) * i128::from(*stride);
         }
         if span * 4 > i128::from(i64::MAX) {
             return Err(Error::Overflow { what: "the addresses", shape: format!("{shape} with strides {strides:?}") });
@@ -208,10 +218,19 @@ impl TensorLayout {
         }
     }
 
-    /// Index of the first channel of a token. The arguments are below the shape's sizes.
+    /// Index of the first channel of a token. The arguments are below the shape's sizes; past them the result means nothing.
     #[must_use]
     pub const fn offset(&self, batch: usize, head: usize, token: usize) -> usize {
-        batch * self.strides[0] as usize + head * self.strides[1] as usize + token * self.strides[2] as usize
+        let [b, h, n] = self.strides;
+        let batch = batch.wrapping_mul(b as usize);
+        batch.wrapping_add(head.wrapping_mul(h as usize)).wrapping_add(token.wrapping_mul(n as usize))
+    }
+
+    /// The sizes without repetition: 1 where a stride of 0 repeats one slice.
+    pub(crate) fn distinct(&self) -> [usize; 3] {
+        let Shape { batch, heads, seqlen, .. } = self.shape;
+        let [b, h, n] = self.strides;
+        [(batch, b), (heads, h), (seqlen, n)].map(|(size, stride)| if stride == 0 { size.min(1) } else { size })
     }
 
     /// Whether every element has an address of its own, which an output needs.
@@ -264,5 +283,35 @@ mod tests {
         assert!(TensorLayout::bnhd(shape).check_disjoint().is_ok());
         assert!(TensorLayout::strided(shape, [200, 40, 8]).unwrap().check_disjoint().is_ok());
         assert!(TensorLayout::strided(shape, [60, 20, 3]).unwrap().check_disjoint().is_err());
+        // Each stride steps over the next smaller one, but not over all that it reaches.
+        let small = Shape::new(2, 2, 2, 32).unwrap();
+        assert!(TensorLayout::strided(small, [64, 32, 32]).unwrap().check_disjoint().is_err());
+        // Addresses are of bytes: of four for an element.
+        let quarter = i64::MAX / 4;
+        let two = Shape::new(2, 1, 1, 4).unwrap();
+        assert!(TensorLayout::strided(two, [quarter - 4, 0, 0]).is_ok());
+        assert!(matches!(TensorLayout::strided(two, [quarter, 0, 0]), Err(Error::Overflow { .. })));
+    }
+
+    #[test]
+    fn the_stride_of_a_size_of_one_leads_nowhere() {
+        let one = Shape::new(1, 1, 5, 4).unwrap();
+        let layout = TensorLayout::strided(one, [-20, i64::MIN, 4]).unwrap();
+        assert_eq!((layout.strides(), layout.span(), layout.offset(0, 0, 4)), ([0, 0, 4], 20, 16));
+        assert!(layout.check_disjoint().is_ok());
+        assert!(matches!(TensorLayout::strided(one, [0, 0, -4]), Err(Error::Stride { name: "token", .. })));
+    }
+
+    #[test]
+    fn shapes_built_by_hand_do_not_panic() {
+        let huge = Shape { batch: usize::MAX, heads: 3, seqlen: 5, head_dim: 7 };
+        assert_eq!((huge.rows(), huge.elements()), (usize::MAX, usize::MAX));
+        let none = Shape { batch: 0, heads: 3, seqlen: 5, head_dim: 0 };
+        assert_eq!((none.rows(), none.elements()), (0, 0));
+        for shape in [huge, none] {
+            assert!(shape.check().is_err());
+            let layout = TensorLayout::bnhd(shape);
+            let _ = (layout.offset(usize::MAX, usize::MAX, usize::MAX), layout.check_disjoint(), layout.distinct());
+        }
     }
 }

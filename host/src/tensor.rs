@@ -132,13 +132,14 @@ pub struct HostTensor {
 }
 
 impl HostTensor {
-    /// Elements in the places that `layout` says.
+    /// Elements in the places that `layout` says; there may be more than it spans.
     ///
     /// # Errors
-    /// [`Error::Length`] where there are fewer or more elements than the layout spans.
+    /// A wrong [`Shape`]; [`Error::Length`] where there are fewer elements than the layout spans.
     pub fn new(data: impl Into<HostData>, layout: TensorLayout) -> Result<Self> {
         let data = data.into();
-        if data.len() != layout.span() {
+        layout.shape().check()?;
+        if data.len() < layout.span() {
             return Err(Error::Length { name: "a host tensor", given: data.len(), expected: layout.span() });
         }
         Ok(Self { data, layout })
@@ -147,7 +148,7 @@ impl HostTensor {
     /// Elements from little-endian bytes, such as a safetensors view's.
     ///
     /// # Errors
-    /// Bytes that are not whole elements, or not as many as the layout spans.
+    /// A wrong [`Shape`]; bytes that are not whole elements, or not as many as the layout spans.
     pub fn from_bytes(dtype: DType, bytes: &[u8], layout: TensorLayout) -> Result<Self> {
         if !bytes.len().is_multiple_of(dtype.size()) {
             return Err(Error::PartialElement { given: bytes.len(), dtype });
@@ -164,12 +165,13 @@ impl HostTensor {
     /// The values of `f(batch, head, token, dim)`, rounded to `dtype`; elements between the strides are zero.
     ///
     /// # Errors
-    /// A layout in which elements overlap.
+    /// A wrong [`Shape`], or a layout in which elements overlap.
     pub fn from_fn(
         dtype: DType,
         layout: TensorLayout,
         mut f: impl FnMut(usize, usize, usize, usize) -> f32,
     ) -> Result<Self> {
+        layout.shape().check()?;
         layout.check_disjoint()?;
         let mut data = HostData::zeros(dtype, layout.span())?;
         let Shape { batch, heads, seqlen, head_dim } = layout.shape();
@@ -189,8 +191,9 @@ impl HostTensor {
     /// `values` in `[batch][head][token][dim]` order, rounded once to `dtype`, in the places that `layout` says.
     ///
     /// # Errors
-    /// As many values as the shape has elements are needed, and a layout in which none overlap.
+    /// As many values as the shape has elements are needed, and a layout in which none overlap; a wrong [`Shape`].
     pub fn from_dense(dtype: DType, layout: TensorLayout, values: &[f64]) -> Result<Self> {
+        layout.shape().check()?;
         layout.check_disjoint()?;
         let shape = layout.shape();
         if values.len() != shape.elements() {
@@ -223,6 +226,12 @@ impl HostTensor {
     #[must_use]
     pub const fn shape(&self) -> Shape {
         self.layout.shape()
+    }
+
+    /// The elements, in memory order, given back.
+    #[must_use]
+    pub fn into_data(self) -> HostData {
+        self.data
     }
 
     /// The elements, in memory order.
@@ -288,13 +297,13 @@ impl HostTensor {
         out
     }
 
-    /// Whether all elements are finite.
+    /// Whether all elements are finite. What a stride of 0 repeats is looked at once.
     ///
     /// # Errors
     /// [`Error::NotFinite`] with the first one that is not, under the name given.
     pub fn check_finite(&self, name: &'static str) -> Result<()> {
-        let Shape { batch, heads, seqlen, head_dim } = self.shape();
-        let mut row = vec![0.0; head_dim];
+        let [batch, heads, seqlen] = self.layout.distinct();
+        let mut row = vec![0.0; self.shape().head_dim];
         for b in 0..batch {
             for h in 0..heads {
                 for n in 0..seqlen {
@@ -323,6 +332,41 @@ mod tests {
         let tensor = HostTensor::new(values, layout).unwrap();
         let error = tensor.check_finite("k").unwrap_err();
         assert!(matches!(error, Error::NotFinite { name: "k", head: 1, token: 1, dim: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn shapes_built_by_hand_are_refused() {
+        for shape in [
+            Shape { batch: 1, heads: 2, seqlen: 3, head_dim: 0 },
+            Shape { batch: 1, heads: 0, seqlen: 3, head_dim: 4 },
+            Shape { batch: usize::MAX, heads: 2, seqlen: 3, head_dim: 4 },
+        ] {
+            let layout = TensorLayout::bhnd(shape);
+            assert!(HostTensor::new(vec![0.0_f32; 24], layout).is_err(), "{shape}");
+            assert!(HostTensor::from_bytes(DType::F32, &[], layout).is_err(), "{shape}");
+            assert!(HostTensor::from_fn(DType::F32, layout, |_, _, _, _| 0.0).is_err(), "{shape}");
+            assert!(HostTensor::from_dense(DType::F32, layout, &[]).is_err(), "{shape}");
+        }
+    }
+
+    #[test]
+    fn longer_data_is_taken_and_given_back() {
+        let layout = TensorLayout::bhnd(Shape::new(1, 2, 3, 4).unwrap());
+        let tensor = HostTensor::new((0..30).map(|x| x as f32).collect::<Vec<_>>(), layout).unwrap();
+        assert_eq!((tensor.get(0, 1, 2, 3), tensor.dense_f64().len()), (23.0, 24));
+        assert_eq!(tensor.into_data().len(), 30);
+    }
+
+    /// 2^60 elements that are 32: looking at each would take years.
+    #[test]
+    fn repeated_elements_are_looked_at_once() {
+        let shape = Shape::new(1 << 20, 1 << 20, 1 << 15, 32).unwrap();
+        let layout = TensorLayout::strided(shape, [0; 3]).unwrap();
+        let mut values = vec![1.0_f32; 32];
+        HostTensor::new(values.clone(), layout).unwrap().check_finite("v").unwrap();
+        values[7] = f32::NAN;
+        let error = HostTensor::new(values, layout).unwrap().check_finite("v").unwrap_err();
+        assert!(matches!(error, Error::NotFinite { token: 0, dim: 7, .. }), "{error}");
     }
 
     #[test]

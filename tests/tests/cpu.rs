@@ -99,6 +99,7 @@ fn options(case: &Case) -> Options<'static> {
         softmax_scale: case.problem.softmax_scale,
         lse: case.lse,
         output_dtype: Some(case.out_dtype),
+        output_order: None,
         progress: None,
     }
 }

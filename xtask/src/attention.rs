@@ -122,7 +122,7 @@ pub fn run(args: &Args) -> Result<()> {
     let header = tensors::output_header(&output, args.layout);
     destination.write(&[&header, output.o.bytes(), bytemuck::cast_slice(lse)])?;
     let report = if args.json {
-        json_report(args, target, &output, time, checked.as_ref())
+        json_report(args, target, why_not_gpu.as_deref(), &output, time, checked.as_ref())
     } else {
         let why = why_not_gpu.map(|why| format!("no GPU: {why}\n")).unwrap_or_default();
         why + &text_report(args, target, &inputs, time, checked.as_ref())
@@ -195,14 +195,21 @@ fn text_report(args: &Args, target: Target, inputs: &Inputs, time: Duration, che
     report + &format!("wrote {}", args.output.display())
 }
 
-fn json_report(args: &Args, target: Target, output: &Output, time: Duration, checked: Option<&Accuracy>) -> String {
+fn json_report(
+    args: &Args,
+    target: Target,
+    why_not_gpu: Option<&str>,
+    output: &Output,
+    time: Duration,
+    checked: Option<&Accuracy>,
+) -> String {
     let shape = output.o.shape();
     let check = checked.map(|c| {
         json!({ "relative_l2": c.figures.relative_l2, "max_abs": c.figures.max_abs, "cosine": c.figures.cosine,
                 "rows": c.rows, "rows_of": c.rows_of })
     });
     let report = json!({
-        "device": target.to_string(), "scheme": args.scheme.to_string(), "causal": args.window() == Window::CAUSAL, "window": args.window().to_string(), "dtype": output.o.dtype().to_string(),
+        "device": target.to_string(), "why_not_gpu": why_not_gpu, "scheme": args.scheme.to_string(), "causal": args.window() == Window::CAUSAL, "window": args.window().to_string(), "dtype": output.o.dtype().to_string(),
         "batch": shape.batch, "heads": shape.heads, "seqlen_q": shape.seqlen, "head_dim": shape.head_dim,
         "ms": time.as_secs_f64() * 1e3, "check": check, "output": args.output.display().to_string(),
     });

@@ -4,6 +4,7 @@ use crate::error::DriverError;
 use crate::types::{Context, DeviceOrdinal, DevicePtr, EventHandle, Function, Graph, GraphExec, Module, StreamHandle};
 use libloading::Library;
 use std::ffi::{c_char, c_void};
+use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 /// The driver's file.
@@ -13,14 +14,38 @@ pub(crate) const LIBRARY: &str = "libcuda.so.1";
 #[cfg(windows)]
 pub(crate) const LIBRARY: &str = "nvcuda.dll";
 
-/// The driver, opened once and never closed (its functions may be called from any thread, to the end).
-pub(crate) fn library() -> Result<&'static Library, DriverError> {
-    static OPENED: OnceLock<Result<Library, String>> = OnceLock::new();
-    let opened = OPENED.get_or_init(|| {
+/// A function's address by its name.
+pub(crate) type Lookup = fn(&str) -> Option<NonNull<c_void>>;
+
+/// Where the functions come from.
+enum Source {
+    /// The driver, opened once and never closed (its functions may be called from any thread, to the end).
+    Library(Library),
+    Given(Lookup),
+}
+
+static SOURCE: OnceLock<Result<Source, String>> = OnceLock::new();
+
+/// Takes the functions from `lookup`; false where they have been looked for already.
+pub(crate) fn set_lookup(lookup: Lookup) -> bool {
+    SOURCE.set(Ok(Source::Given(lookup))).is_ok()
+}
+
+/// A function's address.
+pub(crate) fn function(symbol: &'static str) -> Result<NonNull<c_void>, DriverError> {
+    let source = SOURCE.get_or_init(|| {
         // SAFETY: the initializers of the NVIDIA driver have no preconditions.
-        unsafe { Library::new(LIBRARY) }.map_err(|error| error.to_string())
+        unsafe { Library::new(LIBRARY) }.map(Source::Library).map_err(|error| error.to_string())
     });
-    opened.as_ref().map_err(|detail| DriverError::NotFound { library: LIBRARY, detail: detail.clone() })
+    let source = source.as_ref();
+    let found = match source.map_err(|detail| DriverError::NotFound { library: LIBRARY, detail: detail.clone() })? {
+        // SAFETY: any symbol's address is an address.
+        Source::Library(library) => {
+            unsafe { library.get::<*mut c_void>(symbol.as_bytes()) }.ok().and_then(|address| NonNull::new(*address))
+        }
+        Source::Given(lookup) => lookup(symbol),
+    };
+    found.ok_or(DriverError::MissingFunction { symbol })
 }
 
 macro_rules! api {
@@ -32,11 +57,10 @@ macro_rules! api {
 
         impl Api {
             fn load() -> Result<Self, DriverError> {
-                let library = library()?;
                 $(
+                    let $name = function($symbol)?.as_ptr();
                     // SAFETY: the signature is cuda.h's.
-                    let $name = unsafe { library.get($symbol.as_bytes()) };
-                    let $name = *$name.map_err(|_| DriverError::MissingFunction { symbol: $symbol })?;
+                    let $name: unsafe extern "system" fn($($argument),*) -> u32 = unsafe { std::mem::transmute($name) };
                 )*
                 Ok(Self { $($name,)* })
             }
@@ -56,6 +80,7 @@ api! {
     device_get_attribute = "cuDeviceGetAttribute" (*mut i32, i32, DeviceOrdinal);
     device_primary_ctx_retain = "cuDevicePrimaryCtxRetain" (*mut Context, DeviceOrdinal);
     device_primary_ctx_release = "cuDevicePrimaryCtxRelease_v2" (DeviceOrdinal);
+    device_primary_ctx_get_state = "cuDevicePrimaryCtxGetState" (DeviceOrdinal, *mut u32, *mut i32);
 
     ctx_get_current = "cuCtxGetCurrent" (*mut Context);
     ctx_set_current = "cuCtxSetCurrent" (Context);
@@ -70,6 +95,7 @@ api! {
     launch_kernel = "cuLaunchKernel"
         (Function, u32, u32, u32, u32, u32, u32, u32, StreamHandle, *mut *mut c_void, *mut *mut c_void);
 
+    pointer_get_attribute = "cuPointerGetAttribute" (*mut c_void, i32, DevicePtr);
     mem_get_info = "cuMemGetInfo_v2" (*mut usize, *mut usize);
     mem_alloc = "cuMemAlloc_v2" (*mut DevicePtr, usize);
     mem_free = "cuMemFree_v2" (DevicePtr);
@@ -86,8 +112,12 @@ api! {
     stream_destroy = "cuStreamDestroy_v2" (StreamHandle);
     stream_synchronize = "cuStreamSynchronize" (StreamHandle);
     stream_wait_event = "cuStreamWaitEvent" (StreamHandle, EventHandle, u32);
+    stream_get_ctx = "cuStreamGetCtx" (StreamHandle, *mut Context);
     stream_begin_capture = "cuStreamBeginCapture_v2" (StreamHandle, i32);
     stream_end_capture = "cuStreamEndCapture" (StreamHandle, *mut Graph);
+    stream_get_capture_info = "cuStreamGetCaptureInfo_v2"
+        (StreamHandle, *mut i32, *mut u64, *mut Graph, *mut *const c_void, *mut usize);
+    thread_exchange_stream_capture_mode = "cuThreadExchangeStreamCaptureMode" (*mut i32);
 
     event_create = "cuEventCreate" (*mut EventHandle, u32);
     event_destroy = "cuEventDestroy_v2" (EventHandle);

@@ -87,6 +87,18 @@ impl Driver {
         self.check("cuDevicePrimaryCtxRelease", unsafe { (self.0.device_primary_ctx_release)(device) })
     }
 
+    /// Whether anything in the process holds the primary context of a GPU.
+    ///
+    /// # Errors
+    /// What `cuDevicePrimaryCtxGetState` says.
+    pub fn primary_context_is_active(self, device: DeviceOrdinal) -> Result<bool> {
+        let (mut flags, mut active) = (0, 0);
+        // SAFETY: the function stores two integers.
+        let code = unsafe { (self.0.device_primary_ctx_get_state)(device, &mut flags, &mut active) };
+        self.check("cuDevicePrimaryCtxGetState", code)?;
+        Ok(active != 0)
+    }
+
     /// The thread's current context, or null.
     ///
     /// # Errors

@@ -20,6 +20,12 @@ pub enum DriverError {
         symbol: &'static str,
     },
 
+    /// The process is a `fork` of one that had initialized the driver.
+    #[error(
+        "this process was forked from one that had initialized the NVIDIA driver, and CUDA does not work in such a child; fork before the first use of a GPU, or start the child with exec"
+    )]
+    Forked,
+
     /// A driver call returned an error.
     #[error("{call} failed: {name} ({code}), {text}")]
     Call {
@@ -56,6 +62,9 @@ pub enum DriverError {
     },
 }
 
+/// `CUDA_ERROR_NOT_INITIALIZED`.
+pub(crate) const NOT_INITIALIZED: u32 = 3;
+
 impl DriverError {
     /// The driver's `CUresult`, where a call failed.
     #[must_use]
@@ -64,5 +73,12 @@ impl DriverError {
             Self::Call { code, .. } | Self::Load { code, .. } => Some(*code),
             _ => None,
         }
+    }
+
+    /// Whether a call was refused because of a recording under way (`CUDA_ERROR_STREAM_CAPTURE_...`,
+    /// `CUDA_ERROR_CAPTURED_EVENT`).
+    #[must_use]
+    pub const fn is_about_recording(&self) -> bool {
+        matches!(self.code(), Some(900..=908))
     }
 }

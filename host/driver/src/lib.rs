@@ -43,8 +43,9 @@ pub use types::{
 };
 
 use api::{Api, api};
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 /// What every call returns.
@@ -54,18 +55,46 @@ pub type Result<T> = std::result::Result<T, DriverError>;
 #[derive(Clone, Copy)]
 pub struct Driver(&'static Api);
 
+/// Which process initialized the driver, and what it said.
+struct Initialized {
+    process: u32,
+    result: Result<()>,
+}
+
+static INITIALIZED: OnceLock<Initialized> = OnceLock::new();
+
+/// Whether this is a child, by `fork`, of a process that had initialized the driver.
+fn forked() -> bool {
+    INITIALIZED.get().is_some_and(|by| by.result.is_ok() && by.process != std::process::id())
+}
+
 impl Driver {
     /// Opens and initializes the driver (once; later calls return at once).
     ///
     /// # Errors
-    /// [`DriverError::NotFound`] without a driver, [`DriverError::MissingFunction`] with one from before CUDA 11.4, or
-    /// what `cuInit` says, for instance that there is no GPU.
+    /// [`DriverError::NotFound`] without a driver, [`DriverError::MissingFunction`] with one from before CUDA 11.4,
+    /// [`DriverError::Forked`] in the child of a process that had loaded it, or what `cuInit` says, for instance that there is
+    /// no GPU.
     pub fn load() -> Result<Self> {
-        static INITIALIZED: OnceLock<Result<()>> = OnceLock::new();
         let driver = Self(api()?);
-        // SAFETY: the only flag that there is.
-        INITIALIZED.get_or_init(|| driver.check("cuInit", unsafe { (driver.0.init)(0) })).clone()?;
-        Ok(driver)
+        let initialize = || Initialized {
+            process: std::process::id(),
+            // SAFETY: the only flag that there is.
+            result: driver.check("cuInit", unsafe { (driver.0.init)(0) }),
+        };
+        INITIALIZED.get_or_init(initialize).result.clone()?;
+        if forked() { Err(DriverError::Forked) } else { Ok(driver) }
+    }
+
+    /// Takes the driver's functions from `lookup`, which gives a function's address for its name as the library exports it
+    /// (`cuMemAlloc_v2`), in place of the NVIDIA driver's library: an interposer's, or those of a pretended driver in tests.
+    /// Returns false, and changes nothing, where functions have been looked for already.
+    ///
+    /// # Safety
+    /// The functions have the signatures and the effects that NVIDIA documents for them, to the end of the process.
+    #[must_use]
+    pub unsafe fn set_lookup(lookup: fn(&str) -> Option<NonNull<c_void>>) -> bool {
+        api::set_lookup(lookup)
     }
 
     /// A `CUresult` as a `Result`.
@@ -76,6 +105,9 @@ impl Driver {
 
     #[cold]
     fn error(self, call: &'static str, code: u32) -> DriverError {
+        if code == error::NOT_INITIALIZED && forked() {
+            return DriverError::Forked;
+        }
         let (name, text) = self.describe(code);
         DriverError::Call { call, code, name, text }
     }

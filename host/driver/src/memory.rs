@@ -1,6 +1,6 @@
 //! Memory of the current context.
 
-use crate::types::{DevicePtr, StreamHandle};
+use crate::types::{Context, DeviceOrdinal, DevicePtr, StreamHandle, pointer_attribute};
 use crate::{Driver, Result};
 use std::ffi::c_void;
 
@@ -14,6 +14,21 @@ impl Driver {
         // SAFETY: the function stores two integers.
         self.check("cuMemGetInfo", unsafe { (self.0.mem_get_info)(&mut free, &mut total) })?;
         Ok((free, total))
+    }
+
+    /// The GPU and the context that an address belongs to; memory of a pool belongs to none ([`Context::NULL`]).
+    ///
+    /// # Errors
+    /// What `cuPointerGetAttribute` says, for instance that the address is no memory of a GPU.
+    pub fn pointer_home(self, pointer: DevicePtr) -> Result<(DeviceOrdinal, Context)> {
+        let (mut device, mut context) = (0, Context::NULL);
+        let query = |to: *mut c_void, attribute| {
+            // SAFETY: the function stores what the attribute is, an integer or a handle; it looks the address up in a table.
+            self.check("cuPointerGetAttribute", unsafe { (self.0.pointer_get_attribute)(to, attribute, pointer) })
+        };
+        query((&raw mut device).cast(), pointer_attribute::DEVICE_ORDINAL)?;
+        query((&raw mut context).cast(), pointer_attribute::CONTEXT)?;
+        Ok((device, context))
     }
 
     /// Allocates `bytes` (at least one), uninitialized, at a multiple of 256 bytes.

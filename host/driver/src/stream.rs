@@ -1,7 +1,11 @@
 //! Streams, events and graphs.
 
-use crate::types::{CaptureMode, EVENT_DEFAULT, EventHandle, Graph, GraphExec, STREAM_NON_BLOCKING, StreamHandle};
+use crate::types::{
+    CAPTURE_STATUS_NONE, CaptureMode, Context, EVENT_DEFAULT, EventHandle, Graph, GraphExec, STREAM_NON_BLOCKING,
+    StreamHandle,
+};
 use crate::{Driver, Result};
+use std::ptr::null_mut;
 
 impl Driver {
     /// A stream of the current context, independent of the default stream.
@@ -131,5 +135,48 @@ impl Driver {
         // SAFETY: the caller's promise.
         self.check("cuGraphInstantiate", unsafe { (self.0.graph_instantiate)(&mut exec, graph, 0) })?;
         Ok(exec)
+    }
+
+    /// The recording that a stream is part of; each has a number of its own in the process.
+    ///
+    /// # Safety
+    /// The stream is alive.
+    ///
+    /// # Errors
+    /// What `cuStreamGetCaptureInfo` says.
+    pub unsafe fn recording(self, stream: StreamHandle) -> Result<Option<u64>> {
+        let (mut status, mut id) = (CAPTURE_STATUS_NONE, 0);
+        // SAFETY: the caller's promise; what is null is not stored.
+        let code = unsafe {
+            (self.0.stream_get_capture_info)(stream, &mut status, &mut id, null_mut(), null_mut(), null_mut())
+        };
+        self.check("cuStreamGetCaptureInfo", code)?;
+        Ok((status != CAPTURE_STATUS_NONE).then_some(id))
+    }
+
+    /// The context that a stream is of.
+    ///
+    /// # Safety
+    /// The stream is alive.
+    ///
+    /// # Errors
+    /// What `cuStreamGetCtx` says.
+    pub unsafe fn stream_context(self, stream: StreamHandle) -> Result<Context> {
+        let mut context = Context::NULL;
+        // SAFETY: the caller's promise.
+        self.check("cuStreamGetCtx", unsafe { (self.0.stream_get_ctx)(stream, &mut context) })?;
+        Ok(context)
+    }
+
+    /// Sets what recordings forbid to the calling thread, and returns what was set.
+    ///
+    /// # Errors
+    /// What `cuThreadExchangeStreamCaptureMode` says.
+    pub fn exchange_capture_mode(self, mode: CaptureMode) -> Result<CaptureMode> {
+        let mut mode = mode as i32;
+        // SAFETY: the function reads and stores one integer.
+        let code = unsafe { (self.0.thread_exchange_stream_capture_mode)(&mut mode) };
+        self.check("cuThreadExchangeStreamCaptureMode", code)?;
+        Ok(CaptureMode::from_raw(mode))
     }
 }

@@ -4,7 +4,7 @@
 //! empty, to [`find`], which fills it. Arguments stay in their registers and on the stack all the way, so no signature is
 //! needed. The names are hidden: a shared library built from this crate neither exports nor interposes them.
 
-use crate::api::library;
+use crate::api::function;
 use crate::symbols::with_symbols;
 use std::ffi::{c_char, c_void};
 use std::ptr::null_mut;
@@ -162,12 +162,10 @@ with_symbols!(trampolines);
 /// The address of function number `index`; of one that reports an error where there is none. (A panic would abort.)
 extern "C" fn resolve(index: u32) -> *mut c_void {
     let name = NAMES[index as usize];
-    // SAFETY: any symbol's address is an address; it is only jumped to with the arguments of the function of its name.
-    let found = library().ok().and_then(|library| unsafe { library.get::<*mut c_void>(name.as_bytes()) }.ok());
-    let address = match found {
-        Some(symbol) => *symbol,
-        None if matches!(name, "cuGetErrorString" | "cuGetErrorName") => describe_without_driver as *mut c_void,
-        None => refuse as *mut c_void,
+    let address = match function(name) {
+        Ok(address) => address.as_ptr(),
+        Err(_) if matches!(name, "cuGetErrorString" | "cuGetErrorName") => describe_without_driver as *mut c_void,
+        Err(_) => refuse as *mut c_void,
     };
     TABLE[index as usize].store(address, Ordering::Release);
     address
@@ -198,7 +196,7 @@ mod tests {
 
     #[test]
     fn without_a_driver_calls_are_refused() {
-        if library().is_ok() {
+        if function("cuInit").is_ok() {
             return;
         }
         let mut pointer = 7;

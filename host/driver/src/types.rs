@@ -103,10 +103,30 @@ pub enum CaptureMode {
     Relaxed = 2,
 }
 
+impl CaptureMode {
+    /// The mode with this number.
+    pub(crate) const fn from_raw(mode: i32) -> Self {
+        match mode {
+            1 => Self::ThreadLocal,
+            2 => Self::Relaxed,
+            _ => Self::Global,
+        }
+    }
+}
+
 /// `CU_STREAM_NON_BLOCKING`: the stream does not wait for the default stream.
 pub(crate) const STREAM_NON_BLOCKING: u32 = 1;
 /// `CU_EVENT_DEFAULT`.
 pub(crate) const EVENT_DEFAULT: u32 = 0;
+
+/// Properties of an address (`CUpointer_attribute`).
+pub(crate) mod pointer_attribute {
+    pub(crate) const CONTEXT: i32 = 1;
+    pub(crate) const DEVICE_ORDINAL: i32 = 9;
+}
+
+/// `CU_STREAM_CAPTURE_STATUS_NONE`.
+pub(crate) const CAPTURE_STATUS_NONE: i32 = 0;
 
 /// Options of `cuModuleLoadDataEx` (`CUjit_option`).
 pub(crate) mod jit {

@@ -53,8 +53,20 @@ impl Gpu {
     ///
     /// # Errors
     /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU; more tiles of
-    /// query rows than a kernel counts.
+    /// query rows than a kernel counts; [`Error::SlowInt8`] on a GPU that is faster in float16 ([`int8_rate`](Self::int8_rate)).
     pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
+        if let (Some(rate), (major, minor)) = (self.int8_rate().filter(|&rate| rate < 1.0), self.compute_capability()) {
+            return Err(Error::SlowInt8 { device: self.name().to_owned(), major, minor, rate });
+        }
+        self.plan_attention_anyway(problem, output)
+    }
+
+    /// [`plan_attention`](Self::plan_attention) also where float16 would be faster.
+    pub(crate) fn plan_attention_anyway(
+        &self,
+        problem: &AttentionProblem,
+        output: &AttentionOutput,
+    ) -> Result<AttentionPlan> {
         self.plan_with(&self.families(), problem, output, Choice::Fastest)
     }
 
@@ -168,14 +180,15 @@ impl AttentionPlan {
         o: AnySliceMut<'_>,
         lse: Option<DeviceSliceMut<'_, f32>>,
     ) -> Result<()> {
+        let launch = &self.gpu.launching(stream.into())?;
         let p = &self.problem;
         check_bias(p.scheme, &operands.q.bias)?;
-        let [q, q_scale, q_bias] = operands.q.addresses(p.q_shape(), &self.q_lengths)?;
-        let [k, k_scale, _, k_scale_max] = operands.k.addresses(p.kv_shape(), &self.kv_lengths)?;
-        let [v, v_scale, v_mean] = operands.v.addresses(p.kv_shape(), &self.kv_lengths)?;
-        let o = o.checked("o", self.output.dtype, self.output.layout.span())?;
+        let [q, q_scale, q_bias] = operands.q.addresses(launch, p.q_shape(), &self.q_lengths)?;
+        let [k, k_scale, _, k_scale_max] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
+        let [v, v_scale, v_mean] = operands.v.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
+        let o = o.checked(launch, "o", self.output.dtype, self.output.layout.span())?;
         let lse = match (lse, self.output.lse) {
-            (Some(lse), true) => lse.checked("lse", self.q_lengths.q_scale)?,
+            (Some(lse), true) => lse.checked(launch, "lse", self.q_lengths.q_scale)?,
             (None, false) => 0,
             (Some(_), false) => return Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
             (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
@@ -188,6 +201,6 @@ impl AttentionPlan {
             AttentionParams { q, k, v, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean, o, lse, ..self.params };
         // SAFETY: the parameter of all INT8 attention kernels; all lengths have been checked; grid, block and shared memory are
         // those of the kernel's variant.
-        unsafe { self.gpu.launch_with(&self.kernel, stream.into(), &params) }
+        unsafe { launch.kernel_with(&self.kernel, &params) }
     }
 }

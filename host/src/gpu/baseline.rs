@@ -101,16 +101,17 @@ impl BaselinePlan {
         o: AnySliceMut<'_>,
         lse: Option<DeviceSliceMut<'_, f32>>,
     ) -> Result<()> {
+        let launch = &self.gpu.launching(stream.into())?;
         let aligned = |name, address: u64, align: u64| {
             if address.is_multiple_of(align) { Ok(address) } else { Err(Error::Alignment { name, address, align }) }
         };
         let layouts = &self.layouts;
-        let q = aligned("q", q.checked("q", DType::F16, layouts.q.span())?, 16)?;
-        let k = aligned("k", k.checked("k", DType::F16, layouts.k.span())?, 16)?;
-        let v = aligned("v", v.checked("v", DType::F16, layouts.v.span())?, 16)?;
-        let o = aligned("o", o.checked("o", DType::F16, layouts.o.span())?, 4)?;
+        let q = aligned("q", q.checked(launch, "q", DType::F16, layouts.q.span())?, 16)?;
+        let k = aligned("k", k.checked(launch, "k", DType::F16, layouts.k.span())?, 16)?;
+        let v = aligned("v", v.checked(launch, "v", DType::F16, layouts.v.span())?, 16)?;
+        let o = aligned("o", o.checked(launch, "o", DType::F16, layouts.o.span())?, 4)?;
         let lse = match (lse, layouts.lse) {
-            (Some(lse), true) => lse.checked("lse", self.rows)?,
+            (Some(lse), true) => lse.checked(launch, "lse", self.rows)?,
             (None, false) => 0,
             (Some(_), false) => return Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
             (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
@@ -126,6 +127,6 @@ impl BaselinePlan {
         };
         // SAFETY: the parameter of all float16 kernels; all spans, lengths and alignments have been checked; grid, block and shared
         // memory are those of the kernel's variant.
-        unsafe { self.gpu.launch_with(&self.kernel, stream.into(), &params) }
+        unsafe { launch.kernel_with(&self.kernel, &params) }
     }
 }

@@ -90,13 +90,14 @@ impl DequantizePlan {
         mean: Option<DeviceSlice<'_, f32>>,
         out: AnySliceMut<'_>,
     ) -> Result<()> {
-        let data = data.checked("the codes", self.lengths[0])?;
-        let scale = scale.checked("the scales", self.lengths[1])?;
-        let mean = mean.map_or(Ok(0), |mean| mean.checked("the mean", self.lengths[2]))?;
-        let out = out.checked("the output", self.dtype, self.span)?;
+        let launch = &self.gpu.launching(stream.into())?;
+        let data = data.checked(launch, "the codes", self.lengths[0])?;
+        let scale = scale.checked(launch, "the scales", self.lengths[1])?;
+        let mean = mean.map_or(Ok(0), |mean| mean.checked(launch, "the mean", self.lengths[2]))?;
+        let out = out.checked(launch, "the output", self.dtype, self.span)?;
         let ([sb, sh, sn], [seqlen, heads, head_dim, operand]) = (self.strides, self.sizes);
         let arguments = [data, scale, mean, out, sb, sh, sn, seqlen, heads, head_dim, operand];
         // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points"; all lengths have been checked.
-        unsafe { self.gpu.launch(&self.kernel, stream.into(), arguments) }
+        unsafe { launch.kernel(&self.kernel, arguments) }
     }
 }

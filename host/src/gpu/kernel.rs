@@ -6,6 +6,7 @@ use crate::error::{Error, RefusedCode, Result};
 use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::params::Params;
+use int_flash_attention_kernels::quantize::launch::BOUNDS;
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
@@ -150,11 +151,16 @@ impl Gpu {
         modules.iter().map(|loaded| (loaded.name, loaded.architecture)).collect()
     }
 
+    /// Loads the module that every job needs.
+    pub(super) fn load_quantization(&self) -> Result<()> {
+        self.function(QUANTIZE, BOUNDS[0].entry).map(|_| ())
+    }
+
     /// A function, after loading its module where that has not been done.
     fn function(&self, module: &'static str, entry: &'static str) -> Result<Function> {
         let mut modules = self.0.modules.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(loaded) = modules.iter_mut().find(|loaded| loaded.name == module) else {
-            let loaded = self.load(module, entry)?;
+            let loaded = self.0.context.beside_recordings(|driver| self.load(driver, module, entry))?;
             let function = loaded.functions[0].1;
             modules.push(loaded);
             return Ok(function);
@@ -162,21 +168,21 @@ impl Gpu {
         if let Some(&(_, function)) = loaded.functions.iter().find(|(name, _)| *name == entry) {
             return Ok(function);
         }
-        // SAFETY: the module is loaded as long as this object lives.
-        let found = unsafe { self.bind()?.function(loaded.module, entry) };
-        let function = found.map_err(|error| missing(module, entry, error))?;
+        let function = self.0.context.beside_recordings(|driver| {
+            // SAFETY: the module is loaded as long as this object lives.
+            unsafe { driver.function(loaded.module, entry) }.map_err(|error| missing(module, entry, error))
+        })?;
         loaded.functions.push((entry, function));
         Ok(function)
     }
 
     /// Loads a module and looks one kernel of it up: machine code where there is some for this GPU and the driver takes it, else PTX,
     /// which the driver compiles.
-    fn load(&self, name: &'static str, entry: &'static str) -> Result<Loaded> {
-        let driver = self.bind()?;
+    fn load(&self, driver: Driver, name: &'static str, entry: &'static str) -> Result<Loaded> {
         let compile = |ptx: &str, refused: Option<RefusedCode>| {
-            let (module, _notes) = driver.load_module(ptx).map_err(|source| Error::ModuleLoad {
+            let (module, _notes) = driver.load_module(ptx).map_err(|why| Error::ModuleLoad {
                 module: name,
-                source,
+                why,
                 machine_code: refused.map(Box::new),
             })?;
             with_kernel(driver, name, None, module, entry).map_err(|error| missing(name, entry, error))
@@ -190,7 +196,7 @@ impl Gpu {
         let loaded = unsafe { driver.load_machine_code(&code.cubin()) };
         let loaded = loaded.and_then(|module| with_kernel(driver, name, Some(code.architecture), module, entry));
         // A driver from before the toolkit that made the code refuses it, and may still know the PTX.
-        loaded.or_else(|source| compile(embedded.ptx, Some(RefusedCode { architecture: code.architecture, source })))
+        loaded.or_else(|why| compile(embedded.ptx, Some(RefusedCode { architecture: code.architecture, why })))
     }
 
     /// Launches a kernel. `arguments` holds one slot for each parameter, its value in the lowest bytes; slots past a kernel's last

@@ -1,135 +1,24 @@
-//! Memory of a GPU: owned buffers, typed views, and views whose element type is a value.
+//! Views of a GPU's memory: typed ones, and ones whose element type is a value.
 
-use super::Gpu;
+use super::buffer::{DeviceBuffer, Memory};
+use super::launch::Launch;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use bytemuck::Pod;
 use int_flash_attention_driver::DevicePtr;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-/// Memory of a GPU that this object owns.
-#[derive(Debug)]
-pub struct DeviceBuffer<T> {
-    gpu: Gpu,
-    ptr: DevicePtr,
-    len: usize,
-    elements: PhantomData<T>,
-}
-
-impl Gpu {
-    /// Room for `len` elements, all bytes zero.
-    ///
-    /// # Errors
-    /// More bytes than 63 bits hold, or what the driver says, for instance that there is not so much memory.
-    pub fn alloc<T: Pod>(&self, len: usize) -> Result<DeviceBuffer<T>> {
-        let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| i64::try_from(bytes).is_ok());
-        let bytes = bytes.ok_or_else(|| Error::Overflow { what: "the bytes", shape: format!("{len} elements") })?;
-        let driver = self.bind()?;
-        let ptr = driver.alloc(bytes)?;
-        let buffer = DeviceBuffer { gpu: self.clone(), ptr, len, elements: PhantomData };
-        // SAFETY: just allocated with so many bytes. Waiting makes it ready for every stream.
-        unsafe { driver.fill(ptr, 0, bytes) }?;
-        driver.synchronize()?;
-        Ok(buffer)
-    }
-
-    /// A copy of `values`.
-    ///
-    /// # Errors
-    /// As [`alloc`](Self::alloc).
-    pub fn upload<T: Pod>(&self, values: &[T]) -> Result<DeviceBuffer<T>> {
-        let mut buffer = self.alloc(values.len())?;
-        buffer.copy_from(values)?;
-        Ok(buffer)
-    }
-}
-
-impl<T: Pod> DeviceBuffer<T> {
-    /// Elements.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The first element's address on the GPU.
-    #[must_use]
-    pub const fn ptr(&self) -> DevicePtr {
-        self.ptr
-    }
-
-    /// The GPU.
-    #[must_use]
-    pub const fn gpu(&self) -> &Gpu {
-        &self.gpu
-    }
-
-    /// To be read by a kernel.
-    #[must_use]
-    pub const fn slice(&self) -> DeviceSlice<'_, T> {
-        DeviceSlice { ptr: self.ptr, len: self.len, elements: PhantomData }
-    }
-
-    /// To be written by a kernel.
-    #[must_use]
-    pub const fn slice_mut(&mut self) -> DeviceSliceMut<'_, T> {
-        DeviceSliceMut { ptr: self.ptr, len: self.len, elements: PhantomData }
-    }
-
-    /// Copies all elements from the host, after everything that the GPU was given, and waits.
-    ///
-    /// # Errors
-    /// Another number of elements, or what the driver says.
-    pub fn copy_from(&mut self, values: &[T]) -> Result<()> {
-        if values.len() != self.len {
-            return Err(Error::Length { name: "the host's slice", given: values.len(), expected: self.len });
-        }
-        let driver = self.gpu.bind()?;
-        driver.synchronize()?;
-        // SAFETY: the buffer has as many bytes, and the GPU is idle. The copy may still be under way when the call
-        // returns, hence the wait.
-        unsafe { driver.copy_to_device(self.ptr, bytemuck::cast_slice(values)) }?;
-        Ok(driver.synchronize()?)
-    }
-
-    /// Copies all elements to the host, after everything that the GPU was given.
-    ///
-    /// # Errors
-    /// Another number of elements, or what the driver says, which includes errors of earlier launches.
-    pub fn copy_to(&self, values: &mut [T]) -> Result<()> {
-        if values.len() != self.len {
-            return Err(Error::Length { name: "the host's slice", given: values.len(), expected: self.len });
-        }
-        let driver = self.gpu.bind()?;
-        driver.synchronize()?;
-        // SAFETY: the buffer has as many bytes, and the GPU is idle.
-        Ok(unsafe { driver.copy_to_host(bytemuck::cast_slice_mut(values), self.ptr) }?)
-    }
-
-    /// All elements, after everything that the GPU was given.
-    ///
-    /// # Errors
-    /// What the driver says, which includes errors of earlier launches.
-    pub fn to_vec(&self) -> Result<Vec<T>> {
-        let mut values = vec![T::zeroed(); self.len];
-        self.copy_to(&mut values)?;
-        Ok(values)
-    }
-}
-
-impl<T> Drop for DeviceBuffer<T> {
-    fn drop(&mut self) {
-        if let Ok(driver) = self.gpu.bind() {
-            // An error means that the context is gone, and the memory with it.
-            // SAFETY: allocated by this object; `cuMemFree` waits for kernels that use it.
-            let _ = unsafe { driver.free(self.ptr) };
-        }
-    }
+/// What a view knows of its memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Home<'a> {
+    /// A buffer of this crate.
+    Buffer(&'a Arc<Memory>),
+    /// An address of which the caller has promised everything.
+    Promised,
+    /// Another library's memory, borrowed for the call: the driver is asked where it is.
+    #[cfg_attr(not(any(feature = "cudarc", feature = "cust")), allow(dead_code))]
+    Foreign,
 }
 
 /// Elements in a GPU's memory, to be read.
@@ -137,6 +26,7 @@ impl<T> Drop for DeviceBuffer<T> {
 pub struct DeviceSlice<'a, T> {
     ptr: DevicePtr,
     len: usize,
+    home: Home<'a>,
     elements: PhantomData<&'a [T]>,
 }
 
@@ -153,20 +43,36 @@ impl<T> Copy for DeviceSlice<'_, T> {}
 pub struct DeviceSliceMut<'a, T> {
     ptr: DevicePtr,
     len: usize,
+    home: Home<'a>,
     elements: PhantomData<&'a mut [T]>,
 }
 
 macro_rules! view {
     ($view:ident) => {
         impl<'a, T: Pod> $view<'a, T> {
+            /// A view of memory of which this is known.
+            pub(super) const fn of(ptr: DevicePtr, len: usize, home: Home<'a>) -> Self {
+                Self { ptr, len, home, elements: PhantomData }
+            }
+
             /// Memory that something else owns, such as another framework's tensor.
             ///
             /// # Safety
             /// `len` elements at `ptr` belong to the context that the view is used in; until the launches that got the view
-            /// are done, they stay allocated and nothing else uses them in a conflicting way.
+            /// are done, and while a graph that recorded them may be launched, they stay allocated, and nothing else uses them in
+            /// a conflicting way.
             #[must_use]
             pub const unsafe fn from_raw(ptr: DevicePtr, len: usize) -> Self {
-                Self { ptr, len, elements: PhantomData }
+                Self::of(ptr, len, Home::Promised)
+            }
+
+            /// Another library's memory, of a GPU and context that the launch will ask the driver for.
+            ///
+            /// # Safety
+            /// As [`from_raw`](Self::from_raw), without the context and the graphs.
+            #[cfg(any(feature = "cudarc", feature = "cust"))]
+            pub(crate) const unsafe fn foreign(ptr: DevicePtr, len: usize) -> Self {
+                Self::of(ptr, len, Home::Foreign)
             }
 
             /// Elements.
@@ -191,7 +97,7 @@ macro_rules! view {
             #[must_use]
             pub const fn cast<U: Pod>(self) -> $view<'a, U> {
                 const { assert!(size_of::<T>() == size_of::<U>(), "the element types differ in size") };
-                $view { ptr: self.ptr, len: self.len, elements: PhantomData }
+                $view { ptr: self.ptr, len: self.len, home: self.home, elements: PhantomData }
             }
 
             /// The elements from `start` to before `end`.
@@ -203,7 +109,7 @@ macro_rules! view {
                     return Err(Error::Length { name: "a device slice", given: self.len, expected: end.max(start) });
                 }
                 let ptr = self.ptr + (start * size_of::<T>()) as u64;
-                Ok(Self { ptr, len: end - start, elements: PhantomData })
+                Ok(Self { ptr, len: end - start, home: self.home, elements: PhantomData })
             }
         }
     };
@@ -216,13 +122,13 @@ impl<T> DeviceSliceMut<'_, T> {
     /// A shorter borrow of the same elements.
     #[must_use]
     pub const fn reborrow(&mut self) -> DeviceSliceMut<'_, T> {
-        DeviceSliceMut { ptr: self.ptr, len: self.len, elements: PhantomData }
+        DeviceSliceMut { ptr: self.ptr, len: self.len, home: self.home, elements: PhantomData }
     }
 
     /// The same elements, to be read.
     #[must_use]
     pub const fn as_slice(&self) -> DeviceSlice<'_, T> {
-        DeviceSlice { ptr: self.ptr, len: self.len, elements: PhantomData }
+        DeviceSlice { ptr: self.ptr, len: self.len, home: self.home, elements: PhantomData }
     }
 }
 
@@ -279,19 +185,27 @@ macro_rules! any_view {
                 self.len() == 0
             }
 
-            /// The address, after the type, the length and the alignment have been checked.
+            /// The address, after the type, the length, the alignment and the context have been checked.
             #[inline]
-            pub(super) fn checked(&self, name: &'static str, dtype: DType, len: usize) -> Result<u64> {
+            pub(super) fn checked(
+                &self,
+                launch: &Launch<'_>,
+                name: &'static str,
+                dtype: DType,
+                len: usize,
+            ) -> Result<u64> {
                 if self.dtype != dtype {
                     return Err(Error::DTypeMismatch { name, given: self.dtype, expected: dtype });
                 }
-                check(name, self.bytes.ptr, self.len(), len, dtype.size() as u64)
+                check(name, self.bytes.ptr, self.len(), len, dtype.size() as u64)?;
+                launch.accept(name, self.bytes.ptr, self.bytes.home)
             }
         }
 
         impl<'a, T: Element> From<$view<'a, T>> for $any<'a> {
             fn from(view: $view<'a, T>) -> Self {
-                let bytes = $view { ptr: view.ptr, len: view.len * size_of::<T>(), elements: PhantomData };
+                let $view { ptr, len, home, .. } = view;
+                let bytes = $view { ptr, len: len * size_of::<T>(), home, elements: PhantomData };
                 Self { bytes, dtype: T::DTYPE }
             }
         }
@@ -310,34 +224,36 @@ any_view!(AnySliceMut, DeviceSliceMut, &'a mut DeviceBuffer<T>);
 /// What the kernels' vector accesses to packed arrays ask.
 const PACKED_ALIGN: u64 = 16;
 
-/// A contiguous array's address, after its length and alignment have been checked. It may be longer than needed.
+/// A contiguous array's address, after its length, alignment and context have been checked. It may be longer than needed.
 pub(super) trait Checked {
-    fn checked(&self, name: &'static str, len: usize) -> Result<u64>;
+    fn checked(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64>;
 }
 
 impl<T> Checked for DeviceSlice<'_, T> {
     #[inline]
-    fn checked(&self, name: &'static str, len: usize) -> Result<u64> {
-        check(name, self.ptr, self.len, len, PACKED_ALIGN)
+    fn checked(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
+        check(name, self.ptr, self.len, len, PACKED_ALIGN)?;
+        launch.accept(name, self.ptr, self.home)
     }
 }
 
 impl<T> Checked for DeviceSliceMut<'_, T> {
     #[inline]
-    fn checked(&self, name: &'static str, len: usize) -> Result<u64> {
-        check(name, self.ptr, self.len, len, PACKED_ALIGN)
+    fn checked(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
+        check(name, self.ptr, self.len, len, PACKED_ALIGN)?;
+        launch.accept(name, self.ptr, self.home)
     }
 }
 
 #[inline]
-fn check(name: &'static str, address: u64, given: usize, expected: usize, align: u64) -> Result<u64> {
+fn check(name: &'static str, address: u64, given: usize, expected: usize, align: u64) -> Result<()> {
     if given < expected {
         return Err(Error::Length { name, given, expected });
     }
     if !address.is_multiple_of(align) || address == 0 {
         return Err(Error::Alignment { name, address, align });
     }
-    Ok(address)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -346,18 +262,13 @@ mod tests {
     use half::f16;
 
     #[test]
-    fn views_are_checked() {
+    fn views_are_parts() {
         // SAFETY: never used on a GPU.
         let view = unsafe { DeviceSlice::<u16>::from_raw(0x1010, 10) };
-        assert_eq!(view.checked("k", 10), Ok(0x1010));
-        assert!(matches!(view.checked("k", 11), Err(Error::Length { name: "k", given: 10, expected: 11 })));
         assert!(view.range(3, 11).is_err());
         let part = view.range(1, 10).unwrap();
         assert_eq!((part.ptr(), part.len()), (0x1012, 9));
-        assert!(matches!(part.checked("k", 9), Err(Error::Alignment { align: 16, .. })));
         let any = AnySlice::from(part.cast::<f16>());
-        assert_eq!(any.checked("q", DType::F16, 9), Ok(0x1012));
-        assert!(matches!(any.checked("q", DType::F32, 9), Err(Error::DTypeMismatch { .. })));
-        assert!(matches!(any.checked("q", DType::F16, 10), Err(Error::Length { .. })));
+        assert_eq!((any.len(), any.dtype()), (9, DType::F16));
     }
 }

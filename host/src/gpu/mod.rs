@@ -34,9 +34,13 @@
 mod attention;
 #[cfg(feature = "baseline")]
 mod baseline;
+mod buffer;
+mod context;
 mod dequantize;
 mod embedded;
+mod int8_rate;
 mod kernel;
+mod launch;
 mod memory;
 mod operands;
 mod quantize;
@@ -46,11 +50,12 @@ mod stream;
 pub use baseline::{BaselineLayouts, BaselinePlan};
 
 pub use attention::{AttentionOutput, AttentionPlan};
+pub use buffer::DeviceBuffer;
 pub use dequantize::{DequantizePlan, Operand};
 #[doc(hidden)]
 pub use embedded::embedded_ptx;
 pub use int_flash_attention_kernels::config::Family;
-pub use memory::{AnySlice, AnySliceMut, DeviceBuffer, DeviceSlice, DeviceSliceMut};
+pub use memory::{AnySlice, AnySliceMut, DeviceSlice, DeviceSliceMut};
 pub use operands::{
     DeviceK, DeviceOperands, DeviceQ, DeviceV, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
     ViewQ, ViewV,
@@ -59,29 +64,29 @@ pub use quantize::{QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan}
 pub use stream::{Event, Graph, Stream, StreamRef};
 
 use crate::error::{Error, Result};
-use int_flash_attention_driver::{Context, DeviceAttribute, DeviceOrdinal, Driver};
+use context::SharedContext;
+use int_flash_attention_driver::{DeviceAttribute, DeviceOrdinal, Driver};
 use kernel::Modules;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// A GPU's context and the kernels loaded into it. Clones share them; any thread may use any clone.
 #[derive(Clone)]
 pub struct Gpu(Arc<Inner>);
 
 struct Inner {
-    driver: Driver,
-    device: DeviceOrdinal,
-    context: Context,
-    /// Whether this object holds a reference to the primary context.
-    retained: bool,
+    modules: Modules,
+    context: Arc<SharedContext>,
     name: String,
     capability: (u32, u32),
     /// The CUDA version that the driver supports.
     cuda: u32,
     shared_bytes: usize,
-    modules: Modules,
 }
+
+/// Those with the embedded kernels, so that a context's modules are loaded once.
+static GPUS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
 impl Gpu {
     /// GPU number `ordinal`, in the primary context, which a process's libraries share.
@@ -91,7 +96,7 @@ impl Gpu {
     /// # Errors
     /// No driver, no such GPU, or one older than compute capability 8.0.
     pub fn new(ordinal: usize) -> Result<Self> {
-        Self::open(ordinal, Modules::default())
+        Self::shared(Self::open(ordinal)?)
     }
 
     /// [`new`](Self::new), with the PTX in a folder, `MODULE.ptx` each, in place of what is embedded: for kernels that
@@ -104,36 +109,88 @@ impl Gpu {
     /// The kernels keep to what `docs/kernel-abi.md` says of this version's: parameters, blocks, shared memory, and which
     /// memory they access.
     pub unsafe fn with_ptx(ordinal: usize, folder: impl Into<PathBuf>) -> Result<Self> {
-        Self::open(ordinal, Modules::in_folder(folder.into()))
+        Ok(Self(Arc::new(Inner::describe(Self::open(ordinal)?, Modules::in_folder(folder.into()))?)))
     }
 
-    fn open(ordinal: usize, modules: Modules) -> Result<Self> {
+    fn open(ordinal: usize) -> Result<Arc<SharedContext>> {
         let driver = Driver::load()?;
         let count = driver.device_count()?;
         if ordinal >= count {
             return Err(Error::NoSuchDevice { given: ordinal, count });
         }
         let device = driver.device(ordinal as i32)?;
-        let mut inner = Inner::describe(driver, device)?;
-        inner.context = driver.retain_primary_context(device)?;
-        inner.retained = true;
-        inner.modules = modules;
-        let gpu = Self(Arc::new(inner));
-        gpu.bind()?;
-        Ok(gpu)
+        // Before the context is made, which takes memory and time.
+        Inner::check_capability(driver, device)?;
+        SharedContext::primary(driver, device)
     }
 
-    /// The thread's current context, whoever made it (for instance `cust`). It has to outlive this object, its clones and
-    /// what they made.
+    /// The thread's current context, which some library has made current (`cust`, `cudarc`): the primary context of its GPU,
+    /// which is held as [`new`](Self::new) holds it, whatever becomes of the other library's object.
+    ///
+    /// # Errors
+    /// No driver; no current context; one that is not the primary context of its GPU and so cannot be held; a GPU older than
+    /// compute capability 8.0.
+    pub fn current() -> Result<Self> {
+        let context = SharedContext::current_primary(Driver::load()?)?.ok_or(Error::NotPrimary)?;
+        Self::shared(context)
+    }
+
+    /// The thread's current context, whoever made it and however (`cuCtxCreate`), without holding it.
     ///
     /// # Errors
     /// No driver, no current context, or a GPU older than compute capability 8.0.
-    pub fn current() -> Result<Self> {
-        let driver = Driver::load()?;
-        let context = driver.current_context()?;
-        let mut inner = Inner::describe(driver, driver.current_device()?)?;
-        inner.context = context;
-        Ok(Self(Arc::new(inner)))
+    ///
+    /// # Safety
+    /// The context outlives this object, its clones and what they made.
+    pub unsafe fn borrow_current() -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let context = unsafe { SharedContext::current_borrowed(Driver::load()?) }?;
+        Ok(Self(Arc::new(Inner::describe(context, Modules::default())?)))
+    }
+
+    /// With the embedded kernels, which are loaded once for each context.
+    fn shared(context: Arc<SharedContext>) -> Result<Self> {
+        let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
+        gpus.retain(|gpu| gpu.strong_count() > 0);
+        if let Some(inner) = gpus.iter().filter_map(Weak::upgrade).find(|gpu| Arc::ptr_eq(&gpu.context, &context)) {
+            return Ok(Self(inner));
+        }
+        let inner = Arc::new(Inner::describe(context, Modules::default())?);
+        gpus.push(Arc::downgrade(&inner));
+        Ok(Self(inner))
+    }
+
+    /// GPU number `ordinal` as [`crate::attention`] uses it: it stays until the process ends, so that its kernels are loaded
+    /// once.
+    pub(crate) fn of_process(ordinal: usize) -> Result<Self> {
+        static KEPT: Mutex<Vec<(usize, Gpu)>> = Mutex::new(Vec::new());
+        // In a forked child the GPUs of the parent are of no use, and this says so.
+        Driver::load()?;
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, gpu)) = kept.iter().find(|(number, _)| *number == ordinal) {
+            return Ok(gpu.clone());
+        }
+        let gpu = Self::new(ordinal)?;
+        // What every job needs; a GPU whose driver cannot compile or load it is of no use.
+        gpu.load_quantization()?;
+        kept.push((ordinal, gpu.clone()));
+        Ok(gpu)
+    }
+
+    /// The number of the first GPU that runs the kernels, which is found out by loading some.
+    pub(crate) fn first_usable() -> Result<usize> {
+        let count = Driver::load()?.device_count()?;
+        let mut reasons = Vec::new();
+        for ordinal in 0..count {
+            match Self::of_process(ordinal) {
+                Ok(_) => return Ok(ordinal),
+                Err(error) => reasons.push(error),
+            }
+        }
+        match <[Error; 1]>::try_from(reasons) {
+            Ok([error]) => Err(error),
+            Err(reasons) => Err(Error::NoUsableGpu { reasons }),
+        }
     }
 
     /// The GPU's name.
@@ -146,6 +203,14 @@ impl Gpu {
     #[must_use]
     pub fn compute_capability(&self) -> (u32, u32) {
         self.0.capability
+    }
+
+    /// The peak rate of the GPU's INT8 tensor cores, as a multiple of that of float16 with float32 sums: what INT8 attention can
+    /// be worth there. 2 on most, 4 on GeForce cards (which this does not tell from others of their compute capability), 1/15 on
+    /// compute capability 10.3. `None` where it is not known. The figures and their sources are in docs/gpus.md.
+    #[must_use]
+    pub fn int8_rate(&self) -> Option<f32> {
+        int8_rate::of(self.0.capability)
     }
 
     /// Streaming multiprocessors.
@@ -161,7 +226,7 @@ impl Gpu {
     /// # Errors
     /// What the driver says.
     pub fn attribute(&self, attribute: DeviceAttribute) -> Result<i32> {
-        Ok(self.0.driver.device_attribute(attribute, self.0.device)?)
+        Ok(self.0.context.driver.device_attribute(attribute, self.0.context.device)?)
     }
 
     /// The CUDA version that the driver supports, `1000 * major + 10 * minor`.
@@ -169,7 +234,7 @@ impl Gpu {
     /// # Errors
     /// What the driver says.
     pub fn driver_version(&self) -> Result<u32> {
-        Ok(self.0.driver.version()?)
+        Ok(self.0.context.driver.version()?)
     }
 
     /// Free and total bytes of the GPU's memory.
@@ -183,20 +248,16 @@ impl Gpu {
     /// Waits for everything that was given to the GPU in this context.
     ///
     /// # Errors
-    /// What the driver says, which includes errors of earlier launches.
+    /// [`Error::Recording`] while a graph is being recorded on the GPU; what the driver says, which includes errors of earlier
+    /// launches.
     pub fn synchronize(&self) -> Result<()> {
-        Ok(self.bind()?.synchronize()?)
+        self.0.context.synchronize()
     }
 
     /// The driver, with this context current on the calling thread.
     #[inline]
     pub(crate) fn bind(&self) -> Result<Driver> {
-        let Inner { driver, context, .. } = *self.0;
-        if driver.current_context()? != context {
-            // SAFETY: retained by this object, or kept alive by the caller of `current`.
-            unsafe { driver.set_current_context(context) }?;
-        }
-        Ok(driver)
+        self.0.context.bind()
     }
 }
 
@@ -208,41 +269,40 @@ impl fmt::Debug for Gpu {
 }
 
 impl Inner {
-    /// All but the context.
-    fn describe(driver: Driver, device: DeviceOrdinal) -> Result<Self> {
-        let attribute = |attribute| driver.device_attribute(attribute, device);
-        let major = attribute(DeviceAttribute::ComputeCapabilityMajor)? as u32;
-        let minor = attribute(DeviceAttribute::ComputeCapabilityMinor)? as u32;
-        let name = driver.device_name(device)?;
-        if major < 8 {
-            return Err(Error::ComputeCapability { device: name, major, minor });
-        }
+    /// What the driver says of the GPU.
+    fn describe(context: Arc<SharedContext>, modules: Modules) -> Result<Self> {
+        let SharedContext { driver, device, .. } = *context;
+        let capability = Self::check_capability(driver, device)?;
+        let shared_bytes = driver.device_attribute(DeviceAttribute::MaxSharedMemoryPerBlockOptin, device)? as usize;
         Ok(Self {
-            driver,
-            device,
-            context: Context::NULL,
-            retained: false,
-            name,
-            capability: (major, minor),
+            modules,
+            context,
+            name: driver.device_name(device)?,
+            capability,
             cuda: driver.version()?,
-            shared_bytes: attribute(DeviceAttribute::MaxSharedMemoryPerBlockOptin)? as usize,
-            modules: Modules::default(),
+            shared_bytes,
         })
+    }
+
+    /// The compute capability, if the kernels run there.
+    fn check_capability(driver: Driver, device: DeviceOrdinal) -> Result<(u32, u32)> {
+        let major = driver.device_attribute(DeviceAttribute::ComputeCapabilityMajor, device)? as u32;
+        let minor = driver.device_attribute(DeviceAttribute::ComputeCapabilityMinor, device)? as u32;
+        if major < 8 {
+            return Err(Error::ComputeCapability { device: driver.device_name(device)?, major, minor });
+        }
+        Ok((major, minor))
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Errors here mean that the context is gone already, and with it what would be given back.
-        // SAFETY: plans, buffers and streams hold a clone, so this is the last use; the context was made by `new` or is
-        // kept alive by the caller of `current`.
-        unsafe {
-            if self.driver.set_current_context(self.context).is_ok() {
-                self.modules.unload(self.driver);
-            }
-            if self.retained {
-                let _ = self.driver.release_primary_context(self.device);
-            }
-        }
+        let modules = &mut self.modules;
+        // An error means that the context is gone already, and the modules with it.
+        let _ = self.context.beside_recordings(|driver| {
+            // SAFETY: plans, buffers, streams and graphs hold a clone, so this is the last use.
+            unsafe { modules.unload(driver) };
+            Ok(())
+        });
     }
 }

@@ -1,5 +1,6 @@
 //! Quantized operands in a GPU's memory.
 
+use super::launch::Launch;
 use super::memory::Checked;
 use super::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu};
 use crate::error::{Error, Result};
@@ -74,6 +75,18 @@ macro_rules! operand {
                     $($field: self.$field.to_vec()?,)*
                     $($optional: self.$optional.as_ref().map(DeviceBuffer::to_vec).transpose()?,)*
                 })
+            }
+        }
+
+        impl $view_mut<'_> {
+            /// To be read by a kernel, after what was written.
+            #[must_use]
+            pub fn as_view(&self) -> $view<'_> {
+                $base {
+                    $($plain: self.$plain,)*
+                    $($field: self.$field.as_slice(),)*
+                    $($optional: self.$optional.as_ref().map(DeviceSliceMut::as_slice),)*
+                }
             }
         }
 
@@ -186,6 +199,14 @@ impl DeviceOperands {
     }
 }
 
+impl ViewMutOperands<'_> {
+    /// To be read by a kernel, after what was written.
+    #[must_use]
+    pub fn as_view(&self) -> ViewOperands<'_> {
+        Quantized { q: self.q.as_view(), k: self.k.as_view(), v: self.v.as_view() }
+    }
+}
+
 impl HostQuantized {
     /// A copy in a GPU's memory.
     ///
@@ -198,8 +219,8 @@ impl HostQuantized {
 
 /// The addresses of an operand's arrays, in the order of its fields.
 pub(super) trait Addresses<const N: usize> {
-    /// After shape, lengths and alignment have been checked.
-    fn addresses(&self, shape: Shape, lengths: &Lengths) -> Result<[u64; N]>;
+    /// After shape, lengths, alignment and context have been checked.
+    fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; N]>;
 }
 
 #[inline]
@@ -210,23 +231,27 @@ fn same_shape(name: &'static str, given: Shape, expected: Shape) -> Result<()> {
 /// `data`, `scale`, `bias` (0 where it is not there).
 impl<I: Checked, F: Checked> Addresses<3> for QuantizedQ<I, F> {
     #[inline]
-    fn addresses(&self, shape: Shape, lengths: &Lengths) -> Result<[u64; 3]> {
+    fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 3]> {
         same_shape("q", self.shape, shape)?;
-        let bias = self.bias.as_ref().map_or(Ok(0), |bias| bias.checked("q_bias", lengths.q_scale))?;
-        Ok([self.data.checked("q", lengths.q_data)?, self.scale.checked("q_scale", lengths.q_scale)?, bias])
+        let bias = self.bias.as_ref().map_or(Ok(0), |bias| bias.checked(launch, "q_bias", lengths.q_scale))?;
+        Ok([
+            self.data.checked(launch, "q", lengths.q_data)?,
+            self.scale.checked(launch, "q_scale", lengths.q_scale)?,
+            bias,
+        ])
     }
 }
 
 /// `data`, `scale`, `mean`, `scale_max`.
 impl<I: Checked, F: Checked> Addresses<4> for QuantizedK<I, F> {
     #[inline]
-    fn addresses(&self, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
+    fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("k", self.shape, shape)?;
         Ok([
-            self.data.checked("k", lengths.kv_data)?,
-            self.scale.checked("k_scale", lengths.k_scale)?,
-            self.mean.checked("k_mean", lengths.channels)?,
-            self.scale_max.checked("k_scale_max", lengths.heads)?,
+            self.data.checked(launch, "k", lengths.kv_data)?,
+            self.scale.checked(launch, "k_scale", lengths.k_scale)?,
+            self.mean.checked(launch, "k_mean", lengths.channels)?,
+            self.scale_max.checked(launch, "k_scale_max", lengths.heads)?,
         ])
     }
 }
@@ -234,12 +259,12 @@ impl<I: Checked, F: Checked> Addresses<4> for QuantizedK<I, F> {
 /// `data`, `scale`, `mean`.
 impl<I: Checked, F: Checked> Addresses<3> for QuantizedV<I, F> {
     #[inline]
-    fn addresses(&self, shape: Shape, lengths: &Lengths) -> Result<[u64; 3]> {
+    fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 3]> {
         same_shape("v", self.shape, shape)?;
         Ok([
-            self.data.checked("v", lengths.kv_data)?,
-            self.scale.checked("v_scale", lengths.channels)?,
-            self.mean.checked("v_mean", lengths.channels)?,
+            self.data.checked(launch, "v", lengths.kv_data)?,
+            self.scale.checked(launch, "v_scale", lengths.channels)?,
+            self.mean.checked(launch, "v_mean", lengths.channels)?,
         ])
     }
 }

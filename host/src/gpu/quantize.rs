@@ -1,6 +1,7 @@
 //! Quantization (arXiv 2409.16997, section 3.2): statistics of K and V and all three operands, in one launch.
 
 use super::kernel::{Kernel, QUANTIZE};
+use super::launch::Launch;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, check_bias};
 use super::{AnySlice, DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
@@ -87,13 +88,14 @@ impl QuantizePlan {
         workspace: DeviceSliceMut<'_, f32>,
         out: &mut ViewMutOperands<'_>,
     ) -> Result<()> {
-        let stream = stream.into();
-        let [k_in, v_in] = self.pass.kv_in(k, v)?;
-        let kv = self.pass.kv_out(&out.k, &out.v)?;
-        let q_in = self.pass.q_in(q)?;
+        let launch = &self.gpu.launching(stream.into())?;
+        let [k_in, v_in] = self.pass.kv_in(launch, k, v)?;
+        let kv = self.pass.kv_out(launch, &out.k, &out.v)?;
+        let q_in = self.pass.q_in(launch, q)?;
         check_bias(self.pass.scheme, &out.q.bias)?;
-        let q_out = out.q.addresses(self.pass.problem.q_shape(), &self.pass.q_lengths)?;
-        self.pass.launch(&self.gpu, stream, [q_in, k_in, v_in], self.pass.workspace_in(workspace)?, q_out, &kv)
+        let q_out = out.q.addresses(launch, self.pass.problem.q_shape(), &self.pass.q_lengths)?;
+        let workspace = self.pass.workspace_in(launch, workspace)?;
+        self.pass.launch(&self.gpu, launch, [q_in, k_in, v_in], workspace, q_out, &kv)
     }
 }
 
@@ -124,10 +126,11 @@ impl QuantizeKvPlan {
         k_out: &mut ViewMutK<'_>,
         v_out: &mut ViewMutV<'_>,
     ) -> Result<()> {
-        let stream = stream.into();
-        let [k_in, v_in] = self.pass.kv_in(k, v)?;
-        let kv = self.pass.kv_out(k_out, v_out)?;
-        self.pass.launch(&self.gpu, stream, [0, k_in, v_in], self.pass.workspace_in(workspace)?, [0; 3], &kv)
+        let launch = &self.gpu.launching(stream.into())?;
+        let [k_in, v_in] = self.pass.kv_in(launch, k, v)?;
+        let kv = self.pass.kv_out(launch, k_out, v_out)?;
+        let workspace = self.pass.workspace_in(launch, workspace)?;
+        self.pass.launch(&self.gpu, launch, [0, k_in, v_in], workspace, [0; 3], &kv)
     }
 }
 
@@ -150,11 +153,12 @@ impl QuantizeQPlan {
         k_mean: DeviceSlice<'_, f32>,
         out: &mut ViewMutQ<'_>,
     ) -> Result<()> {
-        let q_in = self.pass.q_in(q)?;
+        let launch = &self.gpu.launching(stream.into())?;
+        let q_in = self.pass.q_in(launch, q)?;
         check_bias(self.pass.scheme, &out.bias)?;
-        let q_out = out.addresses(self.pass.problem.q_shape(), &self.pass.q_lengths)?;
-        let kv = KvOut { k_mean: k_mean.checked("k_mean", self.pass.kv_lengths.channels)?, ..KvOut::default() };
-        self.pass.launch(&self.gpu, stream.into(), [q_in, 0, 0], 0, q_out, &kv)
+        let q_out = out.addresses(launch, self.pass.problem.q_shape(), &self.pass.q_lengths)?;
+        let kv = KvOut { k_mean: k_mean.checked(launch, "k_mean", self.pass.kv_lengths.channels)?, ..KvOut::default() };
+        self.pass.launch(&self.gpu, launch, [q_in, 0, 0], 0, q_out, &kv)
     }
 }
 
@@ -250,32 +254,32 @@ impl Pass {
     }
 
     #[inline]
-    fn q_in(&self, q: AnySlice<'_>) -> Result<u64> {
-        q.checked("q", self.dtype, self.spans[0])
+    fn q_in(&self, launch: &Launch<'_>, q: AnySlice<'_>) -> Result<u64> {
+        q.checked(launch, "q", self.dtype, self.spans[0])
     }
 
     #[inline]
-    fn kv_in(&self, k: AnySlice<'_>, v: AnySlice<'_>) -> Result<[u64; 2]> {
-        Ok([k.checked("k", self.dtype, self.spans[1])?, v.checked("v", self.dtype, self.spans[2])?])
+    fn kv_in(&self, launch: &Launch<'_>, k: AnySlice<'_>, v: AnySlice<'_>) -> Result<[u64; 2]> {
+        Ok([k.checked(launch, "k", self.dtype, self.spans[1])?, v.checked(launch, "v", self.dtype, self.spans[2])?])
     }
 
     #[inline]
-    fn workspace_in(&self, workspace: DeviceSliceMut<'_, f32>) -> Result<u64> {
-        workspace.checked("the workspace", self.workspace)
+    fn workspace_in(&self, launch: &Launch<'_>, workspace: DeviceSliceMut<'_, f32>) -> Result<u64> {
+        workspace.checked(launch, "the workspace", self.workspace)
     }
 
     #[inline]
-    fn kv_out(&self, k: &ViewMutK<'_>, v: &ViewMutV<'_>) -> Result<KvOut> {
+    fn kv_out(&self, launch: &Launch<'_>, k: &ViewMutK<'_>, v: &ViewMutV<'_>) -> Result<KvOut> {
         let shape = self.problem.kv_shape();
-        let [k, k_scale, k_mean, k_scale_max] = k.addresses(shape, &self.kv_lengths)?;
-        let [v, v_scale, v_mean] = v.addresses(shape, &self.kv_lengths)?;
+        let [k, k_scale, k_mean, k_scale_max] = k.addresses(launch, shape, &self.kv_lengths)?;
+        let [v, v_scale, v_mean] = v.addresses(launch, shape, &self.kv_lengths)?;
         Ok(KvOut { k, k_scale, k_mean, k_scale_max, v, v_scale, v_mean })
     }
 
     fn launch(
         &self,
         gpu: &Gpu,
-        stream: StreamRef<'_>,
+        launch: &Launch<'_>,
         [q, k, v]: [u64; 3],
         workspace: u64,
         [q_out, q_scale, q_bias]: [u64; 3],
@@ -297,9 +301,9 @@ impl Pass {
         unsafe {
             if self.workspace > 0 {
                 let counters = launch::counters(self.work.heads() as usize, self.work.slices.value as usize);
-                gpu.bind()?.fill_async(workspace, 0, size_of::<f32>() * counters, stream.handle())?;
+                gpu.bind()?.fill_async(workspace, 0, size_of::<f32>() * counters, launch.stream())?;
             }
-            gpu.launch(&self.kernel, stream, arguments)
+            launch.kernel(&self.kernel, arguments)
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Streams, events and graphs.
 
 use super::Gpu;
+use super::context::Kept;
 use crate::error::Result;
-use int_flash_attention_driver::{CaptureMode, EventHandle, GraphExec, StreamHandle};
+use int_flash_attention_driver::{EventHandle, GraphExec, StreamHandle};
 use std::ffi::c_void;
-use std::marker::PhantomData;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 /// A queue of work on a GPU, independent of the default stream.
 #[derive(Debug)]
@@ -19,7 +21,8 @@ impl Gpu {
     /// # Errors
     /// What the driver says.
     pub fn stream(&self) -> Result<Stream> {
-        Ok(Stream { handle: self.bind()?.create_stream()?, gpu: self.clone() })
+        let handle = self.0.context.beside_recordings(|driver| Ok(driver.create_stream()?))?;
+        Ok(Stream { handle, gpu: self.clone() })
     }
 
     /// A new event.
@@ -27,27 +30,35 @@ impl Gpu {
     /// # Errors
     /// What the driver says.
     pub fn event(&self) -> Result<Event> {
-        Ok(Event { handle: self.bind()?.create_event()?, gpu: self.clone() })
+        let handle = self.0.context.beside_recordings(|driver| Ok(driver.create_event()?))?;
+        Ok(Event { handle, gpu: self.clone() })
     }
 
-    /// Records the work that `record` gives to `stream`, without running it, as a CUDA graph. Buffers that it uses have
-    /// to live as long as the graph is launched.
+    /// Records the work that `record` gives to `stream`, without running it, as a CUDA graph. The graph keeps the buffers of
+    /// this crate and the kernels that were recorded; memory of other libraries is refused, and with
+    /// [`from_raw`](super::DeviceSlice::from_raw) it is the caller's to keep.
+    ///
+    /// Other threads may meanwhile allocate, upload, launch and run [`Gpu::attention`]; waiting for the whole GPU is
+    /// [`Error::Recording`](crate::Error::Recording). The recording ends when `record` returns, fails or panics. Memory that is
+    /// dropped meanwhile is freed when it has ended.
     ///
     /// # Errors
-    /// What `record` or the driver says.
+    /// What `record` or the driver says; a stream of another context.
     pub fn capture(&self, stream: &Stream, record: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        let driver = self.bind()?;
-        // SAFETY: the stream is alive and not the default one; recording ends below whatever happens in between.
-        unsafe {
-            driver.begin_capture(stream.handle, CaptureMode::ThreadLocal)?;
-            let recorded = record();
-            let graph = driver.end_capture(stream.handle);
-            recorded?;
-            let graph = graph?;
-            let exec = driver.instantiate_graph(graph);
-            driver.destroy_graph(graph)?;
-            Ok(Graph { gpu: self.clone(), exec: exec? })
-        }
+        let stream = self.launching(stream.into())?.not_recorded("another recording of the stream")?;
+        let context = &self.0.context;
+        // SAFETY: the stream is borrowed, of this context, and not the default one.
+        let recorder = unsafe { context.record(stream) }?;
+        record()?;
+        let (graph, kept) = recorder.finish()?;
+        context.beside_recordings(|driver| {
+            // SAFETY: the graph is this function's.
+            let exec = unsafe { driver.instantiate_graph(graph) };
+            let destroyed = unsafe { driver.destroy_graph(graph) };
+            let graph = Graph { gpu: self.clone(), exec: Mutex::new(exec?), kept };
+            destroyed?;
+            Ok(graph)
+        })
     }
 }
 
@@ -57,11 +68,12 @@ impl Stream {
     /// # Errors
     /// What the driver says, which includes errors of earlier launches.
     pub fn synchronize(&self) -> Result<()> {
+        let stream = self.gpu.launching(self.into())?.not_recorded("waiting for a stream that is being recorded")?;
         // SAFETY: the stream is alive.
-        Ok(unsafe { self.gpu.bind()?.synchronize_stream(self.handle) }?)
+        self.gpu.0.context.beside_recordings(|driver| Ok(unsafe { driver.synchronize_stream(stream) }?))
     }
 
-    /// Lets later work of the stream wait for the event.
+    /// Lets later work of the stream wait for the event, which may be another GPU's.
     ///
     /// # Errors
     /// What the driver says.
@@ -73,10 +85,9 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if let Ok(driver) = self.gpu.bind() {
-            // SAFETY: made by this object; the driver lets the stream's work finish.
-            let _ = unsafe { driver.destroy_stream(self.handle) };
-        }
+        // An error means that the context is gone, and this with it.
+        // SAFETY: made by this object; the driver lets the stream's work finish.
+        let _ = self.gpu.0.context.beside_recordings(|driver| Ok(unsafe { driver.destroy_stream(self.handle) }?));
     }
 }
 
@@ -84,31 +95,68 @@ impl Drop for Stream {
 #[derive(Clone, Copy, Debug)]
 pub struct StreamRef<'a> {
     handle: StreamHandle,
-    stream: PhantomData<&'a Stream>,
+    home: StreamHome<'a>,
 }
 
-impl StreamRef<'_> {
-    /// The default stream.
-    pub const DEFAULT: StreamRef<'static> = StreamRef { handle: StreamHandle::NULL, stream: PhantomData };
+/// What is known of a stream's context.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum StreamHome<'a> {
+    /// A stream of this crate.
+    Of(&'a Gpu),
+    /// Whichever context is current, which at a launch is the plan's.
+    Current,
+    /// The caller has promised that it is the plan's.
+    Promised,
+    /// Another library's stream, borrowed for the call: the driver is asked.
+    #[cfg_attr(not(any(feature = "cudarc", feature = "cust")), allow(dead_code))]
+    Foreign,
+}
 
-    /// A `CUstream` (or `cudaStream_t`) that something else owns.
+impl<'a> StreamRef<'a> {
+    /// The default stream.
+    pub const DEFAULT: StreamRef<'static> = StreamRef::of_context(0);
+    /// The default stream that waits for all blocking streams, by its own handle, `CU_STREAM_LEGACY` (0x1).
+    pub const LEGACY: StreamRef<'static> = StreamRef::of_context(1);
+    /// The calling thread's default stream, `CU_STREAM_PER_THREAD` (0x2), which candle uses.
+    pub const PER_THREAD: StreamRef<'static> = StreamRef::of_context(2);
+
+    const fn of_context(handle: usize) -> StreamRef<'static> {
+        StreamRef { handle: StreamHandle(std::ptr::without_provenance_mut(handle)), home: StreamHome::Current }
+    }
+
+    /// A `CUstream` (or `cudaStream_t`) that something else owns. The handles 0x1 and 0x2 are the default streams
+    /// [`LEGACY`](Self::LEGACY) and [`PER_THREAD`](Self::PER_THREAD).
     ///
     /// # Safety
     /// The stream is alive while the reference is used, and of the context of the plans that are launched on it.
     #[must_use]
     pub const unsafe fn from_raw(stream: *mut c_void) -> Self {
-        Self { handle: StreamHandle(stream), stream: PhantomData }
+        Self { handle: StreamHandle(stream), home: StreamHome::Promised }
+    }
+
+    /// Another library's stream, of a context that the launch will ask the driver for.
+    ///
+    /// # Safety
+    /// The stream is alive while the reference is used.
+    #[cfg(any(feature = "cudarc", feature = "cust"))]
+    pub(crate) const unsafe fn foreign(stream: *mut c_void) -> Self {
+        Self { handle: StreamHandle(stream), home: StreamHome::Foreign }
     }
 
     #[inline]
     pub(super) const fn handle(self) -> StreamHandle {
         self.handle
     }
+
+    #[inline]
+    pub(super) const fn home(self) -> StreamHome<'a> {
+        self.home
+    }
 }
 
 impl<'a> From<&'a Stream> for StreamRef<'a> {
     fn from(stream: &'a Stream) -> Self {
-        Self { handle: stream.handle, stream: PhantomData }
+        Self { handle: stream.handle, home: StreamHome::Of(&stream.gpu) }
     }
 }
 
@@ -123,10 +171,12 @@ impl Event {
     /// Marks where the stream's work now ends.
     ///
     /// # Errors
-    /// What the driver says.
+    /// A stream of another context; what the driver says.
     pub fn record<'s>(&self, stream: impl Into<StreamRef<'s>>) -> Result<()> {
-        // SAFETY: both are alive.
-        Ok(unsafe { self.gpu.bind()?.record_event(self.handle, stream.into().handle) }?)
+        let stream = stream.into();
+        let launch = self.gpu.launching(stream)?;
+        // SAFETY: both are alive and of one context.
+        Ok(unsafe { self.gpu.bind()?.record_event(self.handle, launch.stream()) }?)
     }
 
     /// Waits until the mark has been reached.
@@ -150,36 +200,46 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if let Ok(driver) = self.gpu.bind() {
-            // SAFETY: made by this object.
-            let _ = unsafe { driver.destroy_event(self.handle) };
-        }
+        // An error means that the context is gone, and this with it.
+        // SAFETY: made by this object.
+        let _ = self.gpu.0.context.beside_recordings(|driver| Ok(unsafe { driver.destroy_event(self.handle) }?));
     }
 }
 
-/// Recorded work, to be launched as one.
-#[derive(Debug)]
+/// Recorded work, to be launched as one. It keeps the buffers and kernels that were recorded.
 pub struct Graph {
     gpu: Gpu,
-    exec: GraphExec,
+    /// CUDA does not lock graphs: calls with one are the caller's to put in order.
+    exec: Mutex<GraphExec>,
+    kept: Kept,
+}
+
+impl fmt::Debug for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Graph").field("gpu", &self.gpu).finish_non_exhaustive()
+    }
 }
 
 impl Graph {
     /// Runs the recorded work in the stream's order.
     ///
     /// # Errors
-    /// What the driver says.
+    /// A stream of another context; what the driver says.
     pub fn launch<'s>(&self, stream: impl Into<StreamRef<'s>>) -> Result<()> {
-        // SAFETY: both are alive.
-        Ok(unsafe { self.gpu.bind()?.launch_graph(self.exec, stream.into().handle) }?)
+        let stream = stream.into();
+        let launch = self.gpu.launching(stream)?;
+        launch.keep_all(&self.kept);
+        let exec = self.exec.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: both are alive and of one context; no other thread uses the graph.
+        Ok(unsafe { self.gpu.bind()?.launch_graph(*exec, launch.stream()) }?)
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if let Ok(driver) = self.gpu.bind() {
-            // SAFETY: made by this object.
-            let _ = unsafe { driver.destroy_graph_exec(self.exec) };
-        }
+        // An error means that the context is gone, and this with it.
+        // SAFETY: made by this object.
+        let exec = *self.exec.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.gpu.0.context.beside_recordings(|driver| Ok(unsafe { driver.destroy_graph_exec(exec) }?));
     }
 }

@@ -14,8 +14,9 @@ use rayon::prelude::*;
 /// the result has the `bias` that the log-sum-exp needs. The default scheme rounds the scales up to 10 bits.
 ///
 /// # Errors
-/// A head dim without kernels; means that are not those of a divisor of Q's heads.
+/// A head dim without kernels; values that are not finite; means that are not those of a divisor of Q's heads.
 pub fn quantize_q(scheme: Scheme, q: &HostTensor, k_mean: Option<&[f32]>) -> Result<HostQ> {
+    q.check_finite("q")?;
     let shape = q.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -54,8 +55,9 @@ pub fn quantize_q(scheme: Scheme, q: &HostTensor, k_mean: Option<&[f32]>) -> Res
 /// Quantizes K, one scale a token, into packed blocks; the default scheme takes the mean over the tokens out first.
 ///
 /// # Errors
-/// A head dim without kernels.
+/// A head dim without kernels; values that are not finite.
 pub fn quantize_k(scheme: Scheme, k: &HostTensor) -> Result<HostK> {
+    k.check_finite("k")?;
     let shape = k.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -96,8 +98,9 @@ pub fn quantize_k(scheme: Scheme, k: &HostTensor) -> Result<HostK> {
 /// channel, in the paper's with one scale a head.
 ///
 /// # Errors
-/// A head dim without kernels.
+/// A head dim without kernels; values that are not finite.
 pub fn quantize_v(scheme: Scheme, v: &HostTensor) -> Result<HostV> {
+    v.check_finite("v")?;
     let shape = v.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -137,7 +140,7 @@ pub fn quantize_v(scheme: Scheme, v: &HostTensor) -> Result<HostV> {
 /// Quantizes all three operands of a problem, in its scheme.
 ///
 /// # Errors
-/// A wrong problem, or tensors of other shapes than it says.
+/// A wrong problem, tensors of other shapes than it says, or values that are not finite.
 pub fn quantize(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<HostQuantized> {
     problem.check()?;
     check_shapes(problem, q, k, v)?;
@@ -191,9 +194,28 @@ mod tests {
     }
 
     #[test]
+    fn values_that_are_not_finite_are_refused() {
+        let p = AttentionProblem::new(1, 1, 1, 3, 3, 32);
+        let tensor = |x: f32| {
+            let value = move |_, _, n, d| if (n, d) == (1, 7) { x } else { 1.0 };
+            HostTensor::from_fn(DType::F32, TensorLayout::bhnd(p.q_shape()), value).unwrap()
+        };
+        let good = tensor(1.0);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(tensor) {
+            for (name, [q, k, v]) in
+                [("q", [&bad, &good, &good]), ("k", [&good, &bad, &good]), ("v", [&good, &good, &bad])]
+            {
+                let error = quantize(&p, q, k, v).unwrap_err();
+                let at = matches!(error, Error::NotFinite { name: which, token: 1, dim: 7, .. } if which == name);
+                assert!(at, "{name}: {error}");
+            }
+        }
+    }
+
+    #[test]
     fn degenerate_values_stay_finite() {
         let shape = Shape::new(1, 1, 3, 32).unwrap();
-        for x in [0.0, 1e-38, 3e38, -1e-45] {
+        for x in [0.0, 1e-38, 1.7e38, -1e-45] {
             let tensor = HostTensor::from_fn(DType::F32, TensorLayout::bhnd(shape), |_, _, n, _| x * n as f32).unwrap();
             for scheme in [Scheme::Default, Scheme::Paper] {
                 let k = quantize_k(scheme, &tensor).unwrap();

@@ -56,7 +56,7 @@ fn allowed(p: &AttentionProblem) -> bool {
         && bytes(p.heads_q, p.seqlen_q).max(bytes(p.heads_kv, p.seqlen_kv)) <= i64::MAX.into()
         && p.heads_q.is_multiple_of(p.heads_kv)
         && p.softmax_scale.is_none_or(f32::is_finite)
-        && [32, 64, 96, 128, 256].contains(&p.head_dim)
+        && ([32, 64, 96, 128].contains(&p.head_dim) || (p.head_dim == 256 && p.scheme == Scheme::Default))
 }
 
 fn run(u: &mut Unstructured<'_>) -> Result<()> {

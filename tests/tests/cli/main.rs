@@ -185,14 +185,18 @@ fn wrong_windows_are_refused() {
 }
 
 #[test]
-fn a_problem_without_a_kernel_is_refused_on_the_ptx_machine() {
-    let folder = Folder::new("sim-none");
+fn a_problem_without_a_kernel_is_refused_alike_on_every_device() {
+    let folder = Folder::new("none");
     let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
     std::fs::write(&input, encode(&good([1, 1, 3, 256]))).expect("the input is written");
-    let result = run_on("sim", &input, &output, &["--scheme", "paper"]);
-    assert!(!result.status.success() && !output.exists());
-    let stderr = String::from_utf8_lossy(&result.stderr);
-    assert_eq!(stderr, "error: head_dim is 256; the kernels of the paper scheme have [32, 64, 96, 128]\n");
+    for device in ["cpu", "sim"] {
+        let result = run_on(device, &input, &output, &["--scheme", "paper"]);
+        assert!(!result.status.success() && !output.exists());
+        assert_eq!(
+            String::from_utf8_lossy(&result.stderr),
+            "error: head_dim is 256; there are kernels for [32, 64, 96, 128]: the default scheme has [32, 64, 96, 128, 256]\n"
+        );
+    }
 }
 
 #[test]
@@ -296,4 +300,15 @@ fn the_papers_tables_are_made_without_a_gpu() {
     assert_eq!(stdout.lines().filter(|line| line.starts_with("uniform 0..1")).count(), 3, "{stdout}");
     let result = Command::new(&*XTASK).args(["paper", "--device", "sim"]).output().expect("it starts");
     assert!(!result.status.success());
+}
+
+#[test]
+fn the_report_says_why_there_is_no_gpu() {
+    let folder = Folder::new("auto");
+    let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+    std::fs::write(&input, encode(&good([1, 2, 4, 32]))).expect("the input is written");
+    let result = run_on("auto", &input, &output, &["--json"]);
+    let report: Value = serde_json::from_slice(&result.stdout).expect("one JSON object");
+    let on_cpu = report["device"] == "cpu";
+    assert_eq!(on_cpu, report["why_not_gpu"].as_str().is_some_and(|why| !why.is_empty()), "{report}");
 }

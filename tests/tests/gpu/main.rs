@@ -10,6 +10,7 @@ mod families;
 mod instructions;
 mod large;
 mod machine;
+mod recordings;
 
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
@@ -49,11 +50,14 @@ const OF_FAMILIES: [(&str, Test); 10] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 5] = [
+const ONCE: [(&str, Test); 8] = [
     ("float16_kernels_match_float64", float16),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
     ("the_families_agree", families::agree),
+    ("a_graph_keeps_its_memory", recordings::keeps_memory),
+    ("threads_work_beside_a_recording", recordings::beside),
+    ("two_gpus_do_not_mix", recordings::two_gpus),
     ("the_ptx_machine_agrees_on_instructions", instructions::instructions),
 ];
 

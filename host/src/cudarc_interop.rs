@@ -1,0 +1,81 @@
+//! `cudarc`'s slices, views and streams where this crate takes its own.
+
+use crate::gpu::{DeviceSlice, DeviceSliceMut, StreamRef};
+use bytemuck::Pod;
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+use std::marker::PhantomData;
+
+/// `cudarc` memory to be read by launches on a stream.
+///
+/// `cudarc` orders the use of a slice on several streams by events, which it records when the address has been used. This object therefore lives from before the launch until after it:
+///
+/// ```no_run
+/// use cudarc::driver::CudaContext;
+/// use int_flash_attention::{CudarcSlice, CudarcSliceMut, Gpu};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let context = CudaContext::new(0)?;
+/// let stream = context.default_stream();
+/// let (scores, mut copy) = (stream.clone_htod(&[1.0_f32, 2.0])?, stream.alloc_zeros::<f32>(2)?);
+/// let gpu = Gpu::new(0)?; // the primary context, as `CudaContext::new` has it
+/// let (scores, mut copy) = (CudarcSlice::new(&scores, &stream), CudarcSliceMut::new(&mut copy, &stream));
+/// let (_read, _written) = (scores.view(), copy.view_mut()); // for a plan's `launch(&*stream, ...)`
+/// # let _ = gpu;
+/// # Ok(()) }
+/// ```
+pub struct CudarcSlice<'a, T> {
+    address: u64,
+    len: usize,
+    /// Marks the end of the use when it is dropped.
+    _used: SyncOnDrop<'a>,
+    elements: PhantomData<&'a [T]>,
+}
+
+impl<'a, T: Pod> CudarcSlice<'a, T> {
+    /// A `CudaSlice` or `CudaView`; the stream waits for what writes it.
+    #[must_use]
+    pub fn new(memory: &'a impl DevicePtr<T>, stream: &'a CudaStream) -> Self {
+        let len = memory.len();
+        let (address, used) = memory.device_ptr(stream);
+        Self { address, len, _used: used, elements: PhantomData }
+    }
+
+    /// To be read by a kernel.
+    #[must_use]
+    pub fn view(&self) -> DeviceSlice<'_, T> {
+        // SAFETY: the slice's own address and length, borrowed as long as the view.
+        unsafe { DeviceSlice::foreign(self.address, self.len) }
+    }
+}
+
+/// `cudarc` memory to be written by launches on a stream.
+pub struct CudarcSliceMut<'a, T> {
+    address: u64,
+    len: usize,
+    /// Marks the end of the use when it is dropped.
+    _used: SyncOnDrop<'a>,
+    elements: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T: Pod> CudarcSliceMut<'a, T> {
+    /// A `CudaSlice` or `CudaViewMut`; the stream waits for what uses it.
+    #[must_use]
+    pub fn new(memory: &'a mut impl DevicePtrMut<T>, stream: &'a CudaStream) -> Self {
+        let len = memory.len();
+        let (address, used) = memory.device_ptr_mut(stream);
+        Self { address, len, _used: used, elements: PhantomData }
+    }
+
+    /// To be written by a kernel.
+    #[must_use]
+    pub fn view_mut(&mut self) -> DeviceSliceMut<'_, T> {
+        // SAFETY: the slice's own address and length, borrowed as long as the view.
+        unsafe { DeviceSliceMut::foreign(self.address, self.len) }
+    }
+}
+
+impl<'a> From<&'a CudaStream> for StreamRef<'a> {
+    fn from(stream: &'a CudaStream) -> Self {
+        // SAFETY: the stream is borrowed as long as the reference.
+        unsafe { Self::foreign(stream.cu_stream().cast()) }
+    }
+}

@@ -1,0 +1,199 @@
+//! What plans and launches refuse.
+
+use crate::{Job, layouts, nothing_is_left, problem, sentence};
+use half::f16;
+use int_flash_attention::gpu::{AnySlice, AnySliceMut};
+use int_flash_attention::{
+    AttentionOutput, AttentionProblem, DType, DeviceSlice, DeviceSliceMut, Error, Family, Gpu, Operand,
+    QuantizeLayouts, Scheme, Shape, TensorLayout,
+};
+use pretended_driver::{PretendedGpu, begin};
+
+fn output(layout: TensorLayout) -> AttentionOutput {
+    AttentionOutput { layout, dtype: DType::F16, lse: false }
+}
+
+#[test]
+fn plans_refuse_layouts_that_do_not_fit() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let p = problem();
+        let (q, kv) = layouts(&p);
+        let other = TensorLayout::bhnd(Shape::new(1, 2, 11, 64).unwrap());
+        let good = QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 };
+        for (layouts, wrong) in [
+            (QuantizeLayouts { q: other, ..good }, "q"),
+            (QuantizeLayouts { k: other, ..good }, "k"),
+            (QuantizeLayouts { v: other, ..good }, "v"),
+        ] {
+            let error = gpu.plan_quantize(&p, &layouts).err();
+            assert!(matches!(&error, Some(Error::ShapeMismatch { name, .. }) if *name == wrong), "{wrong}: {error:?}");
+        }
+        assert!(matches!(gpu.plan_quantize_kv(&p, kv, other, DType::F16), Err(Error::ShapeMismatch { name: "v", .. })));
+        assert!(matches!(gpu.plan_quantize_q(&p, other, DType::F16), Err(Error::ShapeMismatch { name: "q", .. })));
+        assert!(matches!(gpu.plan_attention(&p, &output(other)), Err(Error::ShapeMismatch { name: "o", .. })));
+
+        // Outputs in which two elements share an address: each stride is wide enough for the one below it alone.
+        let p = AttentionProblem::new(2, 2, 1, 2, 20, 32);
+        let crossed = TensorLayout::strided(p.q_shape(), [64, 32, 32]).unwrap();
+        assert!(matches!(gpu.plan_attention(&p, &output(crossed)), Err(Error::Overlap { .. })));
+        let dequantized = gpu.plan_dequantize(&p, Operand::Q, &crossed, DType::F32);
+        assert!(matches!(dequantized, Err(Error::Overlap { .. })));
+        let narrow = TensorLayout::strided(p.q_shape(), [128, 64, 32]).unwrap();
+        assert!(gpu.plan_attention(&p, &output(narrow)).is_ok());
+        assert!(matches!(
+            gpu.plan_dequantize(&p, Operand::V, &narrow, DType::F32),
+            Err(Error::ShapeMismatch { name: "the output", .. })
+        ));
+    }
+    nothing_is_left(&session);
+}
+
+#[test]
+fn plans_refuse_what_the_gpu_does_not_have() {
+    let session = begin(&[PretendedGpu::H200, PretendedGpu::A10, PretendedGpu::B300]);
+    {
+        let (hopper, small, ultra) = (Gpu::new(0).unwrap(), Gpu::new(1).unwrap(), Gpu::new(2).unwrap());
+        let p = problem();
+        let o = output(layouts(&p).0);
+        assert_eq!(hopper.plan_attention_of(Family::Sm90a, &p, &o).unwrap().family(), Family::Sm90a);
+        let text = sentence(small.plan_attention_of(Family::Sm90a, &p, &o).map(|_| ()));
+        assert!(text.contains("Pretended A10 has compute capability 8.6") && text.contains("sm_90a"), "{text}");
+
+        // A GPU with less shared memory than any kernel needs.
+        let tiny = session.plug_in(PretendedGpu { shared_bytes: 1024, ..PretendedGpu::A10 });
+        let tiny = Gpu::new(tiny).unwrap();
+        let error = tiny.plan_attention(&p, &o).err();
+        assert!(matches!(&error, Some(Error::SharedMemory { available: 1024, .. })), "{error:?}");
+        let (q, kv) = layouts(&p);
+        let quantize = tiny.plan_quantize(&p, &QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 });
+        assert!(matches!(quantize, Err(Error::SharedMemory { .. })));
+
+        let text = sentence(ultra.plan_attention(&p, &o).map(|_| ()));
+        assert!(text.contains("0.07 times its float16 rate") && text.contains("plan_attention_of"), "{text}");
+        assert!(ultra.plan_attention_of(Family::Sm80, &p, &o).is_ok());
+
+        // More blocks, and more tiles, than there are numbers for.
+        let huge = AttentionProblem::new(65535, 65535, 65535, 1 << 20, 20, 32);
+        let layout = TensorLayout::strided(huge.q_shape(), [0; 3]).unwrap();
+        let kv = TensorLayout::bhnd(huge.kv_shape());
+        let quantize = hopper.plan_quantize(&huge, &QuantizeLayouts { q: layout, k: kv, v: kv, dtype: DType::F16 });
+        assert!(matches!(quantize, Err(Error::Grid { kernel: "quantize_f16", .. })), "{quantize:?}");
+        let out = TensorLayout::bhnd(huge.q_shape());
+        let dequantize = hopper.plan_dequantize(&huge, Operand::Q, &out, DType::F16);
+        assert!(matches!(dequantize, Err(Error::Grid { kernel: "dequantize_f16", .. })), "{dequantize:?}");
+        let many = AttentionProblem { head_dim: 64, ..huge };
+        let out = TensorLayout::bhnd(many.q_shape());
+        let tiles = hopper.plan_attention_of(Family::Sm90a, &many, &output(out));
+        assert!(matches!(tiles, Err(Error::Tiles { .. })), "{tiles:?}");
+    }
+    nothing_is_left(&session);
+}
+
+#[test]
+fn launches_refuse_buffers_that_do_not_fit() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let stream = gpu.stream().unwrap();
+        let mut job = Job::new(&gpu).unwrap();
+        let p = problem();
+        let (q_layout, _) = layouts(&p);
+
+        // SAFETY (of all views here): never used, because they are refused.
+        let raw = |ptr, len| unsafe { DeviceSliceMut::<f16>::from_raw(ptr, len) };
+        let (o, len) = (job.o.ptr(), job.o.len());
+        let attend = |job: &mut Job, o: AnySliceMut<'_>| {
+            job.attention.launch(&stream, &job.operands.view(), o, Some(job.lse.slice_mut()))
+        };
+        for (view, expected) in
+            [(raw(0, len), "alignment"), (raw(o + 1, len), "alignment"), (raw(o, len - 1), "length")]
+        {
+            let error = attend(&mut job, view.into()).err();
+            let fits = match expected {
+                "alignment" => matches!(error, Some(Error::Alignment { name: "o", align: 2, .. })),
+                _ => matches!(error, Some(Error::Length { name: "o", .. })),
+            };
+            assert!(fits, "{expected}: {error:?}");
+        }
+        // SAFETY: as above.
+        let bytes = unsafe { DeviceSliceMut::<u8>::from_raw(o, 2 * len) };
+        let bf16 = AnySliceMut::from_bytes(bytes, DType::BF16);
+        assert!(matches!(attend(&mut job, bf16), Err(Error::DTypeMismatch { name: "o", .. })));
+        // Rows of an odd length, on an odd element, are fine.
+        job.attention
+            .launch(&stream, &job.operands.view(), raw(o, len).into(), Some(job.lse.slice_mut()))
+            .expect("what fits is launched");
+
+        let without = job.attention.launch(&stream, &job.operands.view(), raw(o, len).into(), None);
+        assert!(matches!(without, Err(Error::Optional { name: "lse", given: "not given", .. })));
+        let plan = gpu.plan_attention(&p, &output(q_layout)).unwrap();
+        let with = plan.launch(&stream, &job.operands.view(), raw(o, len).into(), Some(job.lse.slice_mut()));
+        assert!(matches!(with, Err(Error::Optional { name: "lse", given: "given", .. })));
+
+        let bias = job.operands.q.bias.take();
+        assert!(matches!(job.quantize(&stream), Err(Error::Optional { name: "q_bias", given: "not given", .. })));
+        assert!(matches!(job.attend(&stream), Err(Error::Optional { name: "q_bias", .. })));
+        let paper = p.with_scheme(Scheme::Paper);
+        let paper_plan = gpu.plan_attention(&paper, &output(q_layout)).unwrap();
+        let launch = |job: &Job| paper_plan.launch(&stream, &job.operands.view(), raw(o, len).into(), None);
+        launch(&job).unwrap();
+        job.operands.q.bias = bias;
+        assert!(matches!(launch(&job), Err(Error::Optional { name: "q_bias", given: "given", .. })));
+    }
+    nothing_is_left(&session);
+}
+
+/// Each array of the operands one element short, and each operand of another shape.
+#[test]
+fn launches_refuse_operands_that_do_not_fit() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let stream = gpu.stream().unwrap();
+        let mut job = Job::new(&gpu).unwrap();
+        type Cut = fn(&mut int_flash_attention::ViewOperands<'_>);
+        fn short<'a, T: bytemuck::Pod>(view: DeviceSlice<'a, T>) -> DeviceSlice<'a, T> {
+            view.range(0, view.len() - 1).unwrap()
+        }
+        let cuts: [(&str, Cut); 10] = [
+            ("q", |x| x.q.data = short(x.q.data)),
+            ("q_scale", |x| x.q.scale = short(x.q.scale)),
+            ("q_bias", |x| x.q.bias = x.q.bias.map(short)),
+            ("k", |x| x.k.data = short(x.k.data)),
+            ("k_scale", |x| x.k.scale = short(x.k.scale)),
+            ("k_mean", |x| x.k.mean = short(x.k.mean)),
+            ("k_scale_max", |x| x.k.scale_max = short(x.k.scale_max)),
+            ("v", |x| x.v.data = short(x.v.data)),
+            ("v_scale", |x| x.v.scale = short(x.v.scale)),
+            ("v_mean", |x| x.v.mean = short(x.v.mean)),
+        ];
+        for (name, cut) in cuts {
+            let mut view = job.operands.view();
+            cut(&mut view);
+            let error = job.attention.launch(&stream, &view, (&mut job.o).into(), Some(job.lse.slice_mut())).err();
+            assert!(matches!(&error, Some(Error::Length { name: short, .. }) if *short == name), "{name}: {error:?}");
+        }
+        let shapes: [(&str, Cut); 3] =
+            [("q", |x| x.q.shape.seqlen += 1), ("k", |x| x.k.shape.heads += 1), ("v", |x| x.v.shape.seqlen -= 1)];
+        for (name, change) in shapes {
+            let mut view = job.operands.view();
+            change(&mut view);
+            let error = job.attention.launch(&stream, &view, (&mut job.o).into(), Some(job.lse.slice_mut())).err();
+            let fits = matches!(&error, Some(Error::ShapeMismatch { name: other, .. }) if *other == name);
+            assert!(fits, "{name}: {error:?}");
+        }
+        let [q, k, v] = &job.inputs;
+        let mut out = job.operands.view_mut();
+        let workspace = job.workspace.slice_mut();
+        let short = workspace.range(0, job.quantize.workspace_len() - 1).unwrap();
+        let error = job.quantize.launch(&stream, q.into(), k.into(), v.into(), short, &mut out).err();
+        assert!(matches!(error, Some(Error::Length { name: "the workspace", .. })), "{error:?}");
+        let k_short = AnySlice::from(k.slice().range(0, k.len() - 1).unwrap());
+        let error =
+            job.quantize.launch(&stream, q.into(), k_short, v.into(), job.workspace.slice_mut(), &mut out).err();
+        assert!(matches!(error, Some(Error::Length { name: "k", .. })), "{error:?}");
+    }
+    nothing_is_left(&session);
+}
