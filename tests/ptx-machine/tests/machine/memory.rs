@@ -1,7 +1,7 @@
 //! Loads, stores, address spaces and atomics.
 
 use crate::harness::{check, mixed, run};
-use ptx_machine::{Error, Launch, Memory, Module};
+use ptx_machine::{Error, Fault, Launch, Memory, Module, Space};
 
 #[test]
 fn vectors_and_narrow_elements() {
@@ -121,4 +121,62 @@ fn ctas_wait_for_earlier_ones() {
     let launch = Launch { kernel: "turns", grid: [CTAS, 1, 1], block: [1, 1, 1], shared_bytes: 0 };
     module.launch(&launch, &[count.into()], &memory).unwrap();
     assert_eq!(memory.read::<u32>(count, 1).unwrap(), [CTAS]);
+}
+
+/// One structure by value, as `rustc` and other compilers pass it: 8, 4, 2 and 1 bytes at their offsets, and vectors.
+const STRUCTURE: &str = ".version 8.4
+.target sm_90a
+.address_size 64
+.visible .entry read(.param .align 8 .b8 args[48], .param .align 16 .b8 more[16])
+{
+    .reg .b16 %h<4>;
+    .reg .b32 %r<8>;
+    .reg .b64 %rd<4>;
+    griddepcontrol.wait;
+    ld.param.b64 %rd0, [args];
+    ld.param.b32 %r0, [args+8];
+    ld.param.u16 %h0, [args+12];
+    ld.param.s8 %h1, [args+14];
+    ld.param.v2.b32 {%r1, %r2}, [args+16];
+    ld.param.v2.u64 {%rd1, %rd2}, [more];
+    ld.param.f32 %r3, [args+44];
+    cvt.u32.u16 %r4, %h0;
+    cvt.s32.s16 %r5, %h1;
+    griddepcontrol.launch_dependents;
+    st.global.v4.b32 [%rd0], {%r0, %r1, %r2, %r3};
+    st.global.v2.b64 [%rd0+16], {%rd1, %rd2};
+    st.global.v2.b32 [%rd0+32], {%r4, %r5};
+    ret;
+}";
+
+#[test]
+fn structures_by_value_are_read_at_their_offsets() {
+    let module = Module::load(STRUCTURE).expect("the machine knows all of it");
+    let mut memory = Memory::new();
+    let out = memory.alloc(40, 16);
+    let mut args = vec![0_u8; 48];
+    let mut put = |at: usize, bytes: &[u8]| args[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &out.0.to_le_bytes());
+    put(8, &0x0102_0304_u32.to_le_bytes());
+    put(12, &0xfffe_u16.to_le_bytes());
+    put(14, &[0x80]);
+    put(16, &[1, 0, 0, 0, 2, 0, 0, 0]);
+    put(44, &1.5_f32.to_le_bytes());
+    let more: Vec<u8> = (0..16).collect();
+    let launch = Launch { kernel: "read", grid: [1, 1, 1], block: [1, 1, 1], shared_bytes: 0 };
+    module.launch(&launch, &[args.clone().into(), more.into()], &memory).expect("nothing is wrong with it");
+    let got = memory.read::<u32>(out, 10).expect("all of it is written");
+    let want = [0x0102_0304, 1, 2, 1.5_f32.to_bits(), 0x0302_0100, 0x0706_0504, 0x0b0a_0908, 0x0f0e_0d0c, 0xfffe];
+    assert_eq!((&got[..9], got[9] as i32), (want.as_slice(), -128));
+    let short = module.launch(&launch, &[args[..40].to_vec().into(), vec![0; 16].into()], &memory);
+    assert!(matches!(short, Err(Error::Argument { index: 0, .. })));
+    let past = Module::load(
+        &STRUCTURE
+            .replace("args+44", "args+48")
+            .replace(", .param .align 16 .b8 more[16]", "")
+            .replace("[more]", "[args+32]"),
+    );
+    let past = past.expect("the text is as good as before").launch(&launch, &[args.into()], &memory);
+    let Err(Error::Findings(report)) = past else { panic!("a read past the parameters went unnoticed") };
+    assert!(matches!(report.findings[0].fault, Fault::OutOfBounds { space: Space::Param, .. }), "{report}");
 }
