@@ -143,14 +143,22 @@ fn long_sequences(gpu: &OnGpu) -> Result<()> {
             let [q, k, v] = case.tensors()?;
             let operands = gpu.quantize(&problem, &q, &k, &v)?;
             properties::same_operands(&problem, &operands, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
-            let (o, _) = gpu.attention(&problem, &operands, &case.output()?, DType::F16, false)?;
+            let (o, lse) = gpu.attention(&problem, &operands, &case.output()?, DType::F16, true)?;
             let rows: Vec<usize> = (0..problem.seqlen_q).step_by(97).collect();
             let (want, bounds) = reference::gpu_bounds_rows(&problem, &operands, DType::F16, &rows)?;
             properties::within("o", &values_at(&o, &rows), &want.o, &bounds.o, head_dim)
                 .with_context(|| format!("{problem:?}"))?;
+            let lse = lse_at(&problem, &lse.context("no log-sum-exp")?, &rows);
+            properties::within("lse", &lse, &want.lse, &bounds.lse, 1).with_context(|| format!("{problem:?}"))?;
         }
     }
     Ok(())
+}
+
+/// The log-sum-exps of some query positions of every head.
+fn lse_at(problem: &AttentionProblem, lse: &[f32], rows: &[usize]) -> Vec<f64> {
+    let heads = lse.chunks_exact(problem.seqlen_q);
+    heads.flat_map(|head| rows.iter().map(|&row| f64::from(head[row]))).collect()
 }
 
 /// The values of some query positions of every head.
@@ -174,10 +182,12 @@ fn float16(gpu: &OnGpu) -> Result<()> {
             let mut case = Case::plain(problem, seed as u64);
             case.placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
             let [q, k, v] = case.tensors()?;
-            let (o, _) = gpu.attention_f16(&problem, [&q, &k, &v], &case.output()?)?;
+            let (o, lse) = gpu.attention_f16(&problem, [&q, &k, &v], &case.output()?)?;
             let rows: Vec<usize> = (0..seqlen_q).step_by(seqlen_q.div_ceil(20)).collect();
             let want = baseline::expected(&problem, &q, &k, &v, &rows);
             properties::within("o", &values_at(&o, &rows), &want.o, &want.bound, head_dim)
+                .with_context(|| format!("{problem:?}"))?;
+            properties::within("lse", &lse_at(&problem, &lse, &rows), &want.lse, &want.lse_bound, 1)
                 .with_context(|| format!("{problem:?}"))?;
         }
     }
@@ -236,6 +246,10 @@ fn whole_job(_: &OnGpu) -> Result<()> {
         let (want, bounds) = reference::gpu_bounds(&problem, &operands, DType::F32)?;
         properties::within("o", &got.o.dense_f64(), &want.o, &bounds.o, problem.head_dim)?;
         ensure!(got.lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
+        if let Some(lse) = got.lse {
+            let lse: Vec<f64> = lse.into_iter().map(f64::from).collect();
+            properties::within("lse", &lse, &want.lse, &bounds.lse, 1)?;
+        }
         Ok(())
     })
     .map_err(anyhow::Error::msg)
