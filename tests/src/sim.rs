@@ -3,7 +3,7 @@
 //! Outputs are memory that nothing has written, so that an element which no thread wrote is an error, as is a stray access.
 
 use crate::case::{head_dims, variant, variant_of};
-use crate::properties::{GUARD, Kernels, Operand, POISON, untouched};
+use crate::properties::{Kernels, Operand};
 use anyhow::{Context, Result};
 use int_flash_attention::{
     AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Scheme,
@@ -18,6 +18,10 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+
+mod tensors;
+
+pub use tensors::Places;
 
 /// `flags` of the quantization kernels.
 const SMOOTH_AND_SHORT: u32 = 1 | 2 | 8;
@@ -43,6 +47,7 @@ pub struct Simulator {
     folder: Option<PathBuf>,
     family: Family,
     multiprocessors: u32,
+    places: Places,
     modules: Mutex<HashMap<String, Arc<Module>>>,
 }
 
@@ -63,7 +68,13 @@ impl Simulator {
     #[must_use]
     pub fn of(family: Family, multiprocessors: u32) -> Self {
         let folder = std::env::var_os("INT_FLASH_PTX_DIR").map(PathBuf::from);
-        Self { folder, family, multiprocessors, modules: Mutex::default() }
+        Self { folder, family, multiprocessors, places: Places::Usual, modules: Mutex::default() }
+    }
+
+    /// The same with the caller's tensors in other places.
+    #[must_use]
+    pub fn with_places(self, places: Places) -> Self {
+        Self { places, ..self }
     }
 
     fn module(&self, name: &str) -> Result<Arc<Module>> {
@@ -155,8 +166,12 @@ impl Kernels for Simulator {
             quantization::workspace_len(problem.batch, problem.heads_kv, problem.seqlen_kv, d, dtype.size());
 
         let mut memory = Memory::new();
-        let [q_in, k_in, v_in] = [q, k, v].map(|tensor| upload(&mut memory, tensor));
-        let (q_in, k_in, v_in) = (q_in?, k_in?, v_in?);
+        let mut args = Vec::new();
+        for tensor in [q, k, v] {
+            let placed = self.places.upload(&mut memory, tensor)?;
+            args.push(placed.data.into());
+            args.extend(placed.strides());
+        }
         let mut floats = |len: usize| memory.alloc(4 * len as u64, 256);
         let workspace = floats(workspace_len.with_context(overflow)?);
         let (k_mean, v_mean, v_scale, k_scale_max) =
@@ -176,11 +191,6 @@ impl Kernels for Simulator {
             threads: quantization::QUANTIZE_THREADS,
             shared: quantization::quantize_shared_bytes(d),
         };
-        let mut args = Vec::new();
-        for (ptr, tensor) in [(q_in, q), (k_in, k), (v_in, v)] {
-            args.push(ptr.into());
-            args.extend(strides(&tensor.layout()));
-        }
         let bias = if smooth { q_bias } else { DevPtr::NULL };
         let pointers = [k_mean, v_mean, v_scale, k_scale_max, q_out, q_scale, bias, k_out, k_scale, v_out, workspace];
         args.extend(pointers.map(Arg::from));
@@ -232,7 +242,7 @@ impl Kernels for Simulator {
         let q_bias = q.bias.as_ref().map_or(DevPtr::NULL, |bias| memory.alloc_from(bias));
         let [q_scale, k_scale, k_scale_max, v_scale, v_mean] =
             [&q.scale, &k.scale, &k.scale_max, &v.scale, &v.mean].map(|data| memory.alloc_from(data));
-        let o = OutTensor::alloc(&mut memory, *out, dtype)?;
+        let o = self.places.output(&mut memory, out, dtype)?;
         let rows = problem.q_shape().rows();
         let lse_out = if lse { memory.alloc(4 * rows as u64, 256) } else { DevPtr::NULL };
         let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, self.multiprocessors);
@@ -240,7 +250,7 @@ impl Kernels for Simulator {
         let at = Grid { kernel: variant.entry, grid, threads: variant.threads, shared: variant.shared_bytes };
         let pointers = [q_data, k_data, v_data, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean, o.data];
         let mut args: Vec<Arg> = pointers.map(Arg::from).to_vec();
-        args.extend(strides(out));
+        args.extend(o.strides());
         args.push(lse_out.into());
         let numbers = [problem.seqlen_q, problem.seqlen_kv, problem.group(), dtype_code(dtype)];
         args.extend(numbers.map(|n| Arg::U32(n as u32)));
@@ -263,17 +273,18 @@ impl Kernels for Simulator {
             config::baseline(problem.head_dim, problem.causal).with_context(|| format!("no kernel for {problem:?}"))?;
         let mut memory = Memory::new();
         let mut args: Vec<Arg> = Vec::new();
+        let mut all_strides = Vec::new();
         for tensor in [q, k, v] {
-            args.push(upload(&mut memory, tensor)?.into());
+            let placed = self.places.upload(&mut memory, tensor)?;
+            args.push(placed.data.into());
+            all_strides.extend(placed.strides());
         }
-        for tensor in [q, k, v] {
-            args.extend(strides(&tensor.layout()));
-        }
-        let o = OutTensor::alloc(&mut memory, *out, DType::F16)?;
+        args.extend(all_strides);
+        let o = self.places.output(&mut memory, out, DType::F16)?;
         let rows = problem.q_shape().rows();
         let lse = memory.alloc(4 * rows as u64, 256);
         args.push(o.data.into());
-        args.extend(strides(out));
+        args.extend(o.strides());
         args.push(lse.into());
         args.extend([problem.seqlen_q, problem.seqlen_kv, problem.group()].map(|n| Arg::U32(n as u32)));
         args.push(Arg::F32(problem.scale()));
@@ -301,7 +312,7 @@ impl Kernels for Simulator {
         let mut memory = Memory::new();
         let (data, scale) = (memory.alloc_from(data), memory.alloc_from(scale));
         let mean = mean.map_or(DevPtr::NULL, |mean| memory.alloc_from(mean));
-        let o = OutTensor::alloc(&mut memory, *out, dtype)?;
+        let o = self.places.output(&mut memory, out, dtype)?;
         let Shape { batch, heads, seqlen, head_dim } = out.shape();
         let blocks = quantization::token_blocks(batch, heads, seqlen)
             .with_context(|| format!("the grid overflows for {problem:?}"))?;
@@ -313,7 +324,7 @@ impl Kernels for Simulator {
             shared: quantization::shared_bytes(head_dim),
         };
         let mut args: Vec<Arg> = [data, scale, mean, o.data].map(Arg::from).to_vec();
-        args.extend(strides(out));
+        args.extend(o.strides());
         args.extend([seqlen, heads, head_dim, code].map(|n| Arg::U32(n as u32)));
         self.launch("quantize", &at, &args, &memory)?;
         o.read(&memory).with_context(|| format!("dequantized {operand:?}"))
@@ -335,56 +346,4 @@ const fn dtype_code(dtype: DType) -> usize {
 
 fn strides(layout: &TensorLayout) -> [Arg; 3] {
     layout.strides().map(Arg::I64)
-}
-
-fn rows(shape: Shape) -> impl Iterator<Item = (usize, usize, usize)> {
-    (0..shape.batch).flat_map(move |b| (0..shape.heads).flat_map(move |h| (0..shape.seqlen).map(move |n| (b, h, n))))
-}
-
-/// Writes the rows of a tensor and leaves the gaps between them unwritten, so that reading one is an error.
-fn upload(memory: &mut Memory, tensor: &HostTensor) -> Result<DevPtr> {
-    let (layout, size) = (tensor.layout(), tensor.dtype().size());
-    let bytes = bytemuck::cast_slice::<u8, u8>(tensor.bytes());
-    let ptr = memory.alloc(bytes.len() as u64, 256);
-    if layout.span() == layout.shape().elements() {
-        memory.write(ptr, bytes)?;
-        return Ok(ptr);
-    }
-    for (b, h, n) in rows(layout.shape()) {
-        let start = layout.offset(b, h, n) * size;
-        memory.write(ptr.offset(start as u64), &bytes[start..start + layout.shape().head_dim * size])?;
-    }
-    Ok(ptr)
-}
-
-/// An output. Dense: exactly its bytes, unwritten. With gaps: poisoned, with guards, and examined afterwards.
-struct OutTensor {
-    data: DevPtr,
-    guarded: bool,
-    layout: TensorLayout,
-    dtype: DType,
-}
-
-impl OutTensor {
-    fn alloc(memory: &mut Memory, layout: TensorLayout, dtype: DType) -> Result<Self> {
-        let bytes = layout.span() * dtype.size();
-        let guarded = layout.span() != layout.shape().elements();
-        if !guarded {
-            return Ok(Self { data: memory.alloc(bytes as u64, 256), guarded, layout, dtype });
-        }
-        let data = memory.alloc_from(&vec![POISON; bytes + 2 * GUARD]).offset(GUARD as u64);
-        Ok(Self { data, guarded, layout, dtype })
-    }
-
-    fn read(&self, memory: &Memory) -> Result<HostTensor> {
-        let bytes = self.layout.span() * self.dtype.size();
-        let values: Vec<u8> = if self.guarded {
-            let all: Vec<u8> = memory.read(DevPtr(self.data.0 - GUARD as u64), bytes + 2 * GUARD)?;
-            untouched("the output", &all, &self.layout, self.dtype.size())?;
-            all[GUARD..GUARD + bytes].to_vec()
-        } else {
-            memory.read(self.data, bytes)?
-        };
-        Ok(HostTensor::from_bytes(self.dtype, &values, self.layout)?)
-    }
 }

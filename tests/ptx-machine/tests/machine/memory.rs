@@ -180,3 +180,91 @@ fn structures_by_value_are_read_at_their_offsets() {
     let Err(Error::Findings(report)) = past else { panic!("a read past the parameters went unnoticed") };
     assert!(matches!(report.findings[0].fault, Fault::OutOfBounds { space: Space::Param, .. }), "{report}");
 }
+
+/// A kernel that copies `count` elements of a type, each `step` bytes after the one before.
+fn copy(ty: &str) -> Module {
+    let ptx = format!(
+        ".version 7.0
+.target sm_80
+.address_size 64
+.visible .entry copy(.param .u64 .ptr .align 1 from, .param .u64 .ptr .align 1 to, .param .u64 step)
+{{
+    .reg .b16 %h;
+    .reg .b32 %r;
+    .reg .b64 %rd<5>;
+    ld.param.u64 %rd0, [from];
+    ld.param.u64 %rd1, [to];
+    ld.param.u64 %rd2, [step];
+    mov.u32 %r, %tid.x;
+    cvt.u64.u32 %rd3, %r;
+    mul.lo.s64 %rd3, %rd3, %rd2;
+    add.s64 %rd0, %rd0, %rd3;
+    add.s64 %rd1, %rd1, %rd3;
+    ld.global.{ty} %h, [%rd0];
+    st.global.{ty} [%rd1], %h;
+    ret;
+}}"
+    );
+    Module::load(&ptx).expect("the machine knows all of it")
+}
+
+#[test]
+fn memory_takes_room_only_where_it_is_written() {
+    let mut memory = Memory::new();
+    let (step, count) = ((1_u64 << 33) + 2, 100);
+    let span = step * (count - 1) + 2;
+    // starts that are aligned to an element, and to nothing more
+    let [from, to] = [(); 2].map(|()| memory.alloc(span, 2));
+    assert_eq!((from.0 % 4, to.0 % 4), (2, 2));
+    for i in 0..count {
+        memory.write(from.offset(i * step), &[1000 + i as u16]).expect("the place is inside");
+    }
+    let launch = Launch { kernel: "copy", grid: [1, 1, 1], block: [count as u32, 1, 1], shared_bytes: 0 };
+    copy("b16").launch(&launch, &[from.into(), to.into(), step.into()], &memory).expect("nothing is wrong with it");
+    assert_eq!((memory.written(from), memory.written(to)), (Ok(2 * count), Ok(2 * count)));
+    for i in 0..count {
+        assert_eq!(memory.read::<u16>(to.offset(i * step), 1), Ok(vec![1000 + i as u16]));
+    }
+    assert_eq!(memory.read::<u8>(to.offset(2), 1), Err(Error::HostUninitialised { address: to.0 + 2 }));
+    let past = to.offset(span - 1);
+    assert_eq!(memory.read::<u16>(past, 1), Err(Error::HostOutOfBounds { address: past.0, bytes: 2 }));
+}
+
+#[test]
+fn a_start_that_is_aligned_to_little_moves_no_word() {
+    for align in [1_u64, 2, 4, 8] {
+        let mut memory = Memory::new();
+        let bytes: Vec<u8> = (0..64).collect();
+        let (from, to) = (memory.alloc(64, align), memory.alloc(64, align));
+        memory.write(from, &bytes).expect("the allocation was made for these");
+        let start = from.0.next_multiple_of(4) - from.0;
+        let launch = Launch { kernel: "copy", grid: [1, 1, 1], block: [8, 1, 1], shared_bytes: 0 };
+        let args = [from.offset(start).into(), to.offset(start).into(), 4_u64.into()];
+        copy("b16").launch(&launch, &args, &memory).expect("nothing is wrong with it");
+        for i in 0..8 {
+            let at = start + 4 * i;
+            assert_eq!(memory.read::<u16>(to.offset(at), 1), memory.read::<u16>(from.offset(at), 1), "{align}");
+        }
+        assert_eq!(memory.written(to), Ok(16));
+    }
+}
+
+#[test]
+fn bytes_and_halves_that_nobody_wrote_are_not_read() {
+    for (ty, size) in [("b8", 1_u64), ("b16", 2)] {
+        for unwritten in 0..4 / size {
+            let mut memory = Memory::new();
+            let (from, to) = (memory.alloc(4, 4), memory.alloc(4, 4));
+            for byte in (0..4).filter(|byte| byte / size != unwritten) {
+                memory.write(from.offset(byte), &[7_u8]).expect("the place is inside");
+            }
+            let threads = (4 / size) as u32;
+            let launch = Launch { kernel: "copy", grid: [1, 1, 1], block: [threads, 1, 1], shared_bytes: 0 };
+            let result = copy(ty).launch(&launch, &[from.into(), to.into(), size.into()], &memory);
+            let Err(Error::Findings(report)) = result else { panic!("{ty} went unnoticed") };
+            let (address, bytes) = (from.0 + unwritten * size, size as u32);
+            assert_eq!(report.findings[0].fault, Fault::Uninitialised { space: Space::Global, address, bytes });
+            assert_eq!(report.findings[0].thread, [unwritten as u32, 0, 0]);
+        }
+    }
+}
