@@ -28,7 +28,7 @@ fn padded([token, head, batch]: [usize; 3]) -> [Placement; 4] {
 fn small(variant: &AttentionVariant, seed: usize, [seqlen_q, seqlen_kv]: [usize; 2]) -> Case {
     let case = Case::of_variant(variant, seed);
     let problem = AttentionProblem { batch: 2, heads_q: 4, heads_kv: 2, seqlen_q, seqlen_kv, ..case.problem };
-    Case { problem, lse: seed % 2 == 0, ..case }
+    Case { problem, lse: seed.is_multiple_of(2), ..case }
 }
 
 /// Attention alone, on operands of the reference.
