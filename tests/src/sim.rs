@@ -77,6 +77,13 @@ impl Simulator {
         Self { places, ..self }
     }
 
+    /// The same with this in a module's place.
+    #[must_use]
+    pub fn with_module(self, name: &str, module: Arc<Module>) -> Self {
+        self.modules.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name.to_owned(), module);
+        self
+    }
+
     fn module(&self, name: &str) -> Result<Arc<Module>> {
         let mut modules = self.modules.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(module) = modules.get(name) {

@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod mutants;
 mod progress;
 mod tensors;
 mod test;
@@ -38,6 +39,8 @@ enum Command {
     Demo(demo::Args),
     /// Speed on this machine's GPU, beside float16
     Bench(bench::Args),
+    /// One mistake at a time in the PTX: how many would the tests notice?
+    Mutants(mutants::Args),
     /// Format, lints, docs, PTX, tests, stable compiler: everything
     Test(test::Args),
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Attention(args) => attention::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Mutants(args) => mutants::run(&args),
         Command::Test(args) => test::run(&args),
     };
     match result {

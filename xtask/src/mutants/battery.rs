@@ -1,0 +1,212 @@
+//! What a kernel is put through: the tests' cases, small, with the reference's answers worked out once.
+
+use anyhow::{Context, Result, ensure};
+use int_flash_attention::reference::{self, Bounds, Int8};
+use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme};
+use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
+use int_flash_attention_tests::baseline::{self, Expected};
+use int_flash_attention_tests::case::{Case, Placement, head_dims};
+use int_flash_attention_tests::properties::{self, Kernels, Operand, representable, same_operands, within};
+use int_flash_attention_tests::sim::{Places, Simulator};
+use int_flash_attention_tests::values::Values;
+use ptx_machine::Module;
+use std::sync::Arc;
+
+/// One run of a kernel, and what must come out.
+pub struct Check {
+    case: Case,
+    places: Places,
+    family: Family,
+    multiprocessors: u32,
+    wanted: Wanted,
+}
+
+enum Wanted {
+    Attention { operands: Arc<HostQuantized>, want: Int8, bounds: Bounds },
+    Operands { inputs: [HostTensor; 3], want: Arc<HostQuantized> },
+    Dequantized { operands: Arc<HostQuantized>, operand: Operand },
+    Float16 { inputs: [HostTensor; 3], want: Expected },
+}
+
+impl Check {
+    /// Runs the kernel of a module in the place of the one that ships.
+    pub fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
+        let case = &self.case;
+        let simulator = Simulator::of(self.family, self.multiprocessors).with_places(self.places);
+        let simulator = simulator.with_module(name, module.clone());
+        let problem = &case.problem;
+        match &self.wanted {
+            Wanted::Attention { operands, want, bounds } => {
+                let (o, lse) = simulator.attention(problem, operands, &case.output()?, case.out_dtype, case.lse)?;
+                within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.head_dim)?;
+                ensure!(lse.is_some() == case.lse, "a log-sum-exp unasked, or none");
+                lse.map_or(Ok(()), |lse| within("lse", &doubles(&lse), &want.lse, &bounds.lse, 1))
+            }
+            Wanted::Operands { inputs: [q, k, v], want } => {
+                same_operands(problem, &simulator.quantize(problem, q, k, v)?, want, q)
+            }
+            Wanted::Dequantized { operands, operand } => properties::dequantize(&simulator, case, operands, *operand),
+            Wanted::Float16 { inputs: [q, k, v], want } => {
+                let (o, lse) = simulator.attention_f16(problem, [q, k, v], &case.output()?)?;
+                within("o", &o.dense_f64(), &want.o, &want.bound, problem.head_dim)?;
+                within("lse", &doubles(&lse), &want.lse, &want.lse_bound, 1)
+            }
+        }
+    }
+}
+
+fn doubles(values: &[f32]) -> Vec<f64> {
+    values.iter().copied().map(f64::from).collect()
+}
+
+/// The checks of a kernel, quick ones first.
+pub fn of(kernel: &str) -> Result<Vec<Check>> {
+    if let Some(variant) = config::ATTENTION.iter().find(|variant| variant.entry == kernel) {
+        return attention(variant);
+    }
+    if let Some(variant) = config::BASELINE.iter().find(|variant| variant.entry == kernel) {
+        return float16(variant.head_dim, variant.causal);
+    }
+    let dtype = [DType::F16, DType::BF16, DType::F32].into_iter().find(|dtype| kernel.ends_with(&dtype.to_string()));
+    let dtype = dtype.with_context(|| format!("no cases are known for the kernel {kernel}"))?;
+    if kernel.starts_with("dequantize_") { dequantization(dtype) } else { quantization(dtype) }
+}
+
+const fn padded(token: usize, head: usize, batch: usize) -> [Placement; 4] {
+    [Placement::Padded { token, head, batch }; 4]
+}
+
+fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
+    let first = Case { lse: true, ..Case::of_variant(variant, 0) };
+    let sized = |batch, heads_q, seqlen_q, seqlen_kv| {
+        let heads_kv = usize::div_ceil(heads_q, 2);
+        let problem = AttentionProblem { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, ..first.problem };
+        Case { problem, ..first.clone() }
+    };
+    let scaled = |scale| {
+        let case = sized(1, 2, 33, 140);
+        Case { problem: case.problem.with_softmax_scale(scale), values: [Values::Uniform; 3], ..case }
+    };
+    let out = |case: Case, out_dtype, placement| Case { out_dtype, placement, ..case };
+    let small = || sized(2, 4, 35, 40);
+    let usual = Places::Usual;
+    let mut cases = vec![
+        (first.clone(), usual, 3),
+        (out(sized(1, 1, 70, 700), DType::F16, padded(0, 0, 0)), usual, 1),
+        (Case { lse: false, ..out(small(), DType::F16, padded(1, 0, 0)) }, usual, 2),
+        (out(small(), DType::BF16, padded(0, 3, 0)), usual, 2),
+        (out(small(), DType::F16, padded(0, 0, 5)), usual, 2),
+        (out(small(), DType::BF16, padded(0, 0, 0)), Places::Aligned(1), 2),
+        (out(small(), DType::BF16, padded(0, 0, 0)), Places::Far(0), 2),
+        (out(small(), DType::F16, padded(0, 0, 0)), Places::Far(1), 2),
+        (small(), Places::Far(2), 2),
+        (sized(1, 2, 300, 20), usual, 2),
+        (out(sized(1, 2, 129, 257), DType::BF16, padded(8, 0, 0)), usual, 1),
+        (sized(1, 1, 1, 1), usual, 1),
+        (sized(1, 1, 65, 127), usual, 1),
+        (sized(1, 1, 130, 384), usual, 1),
+        (sized(1, 1, 3, 129), usual, 1),
+        (scaled(-0.3), usual, 1),
+        (scaled(0.0), usual, 1),
+        (scaled(2.0), usual, 1),
+    ];
+    for values in [Values::LoudTokens, Values::Huge, Values::Zeros, Values::OutlierChannels, Values::Tiny] {
+        cases.push((Case { values: [values; 3], out_dtype: DType::F32, ..sized(1, 2, 33, 270) }, usual, 1));
+    }
+    if variant.family == Family::Sm90a {
+        cases.push((sized(2, 4, 200, 1000), usual, 1));
+        cases.push((sized(2, 4, 500, 300), usual, 3));
+        cases.push((sized(2, 4, 3, 800), usual, 5));
+    }
+    let check = |(case, places, multiprocessors): (Case, Places, u32)| -> Result<Check> {
+        let [q, k, v] = case.tensors()?;
+        let operands = Arc::new(reference::quantize(&case.problem, &q, &k, &v)?);
+        let (want, bounds) = reference::ideal_bounds(&case.problem, &operands, case.out_dtype)?;
+        let wanted = Wanted::Attention { operands, want, bounds };
+        Ok(Check { case, places, family: variant.family, multiprocessors, wanted })
+    };
+    cases.into_iter().map(check).collect()
+}
+
+fn float16(head_dim: usize, causal: bool) -> Result<Vec<Check>> {
+    let sizes = [(67, 203), (1, 1), (130, 64), (70, 300), (300, 20), (65, 127)];
+    let mut cases = Vec::new();
+    for (seed, (seqlen_q, seqlen_kv)) in sizes.into_iter().enumerate() {
+        let problem = AttentionProblem::new(1, 2, 1, seqlen_q, seqlen_kv, head_dim).with_causal(causal);
+        cases.push((Case { placement: padded(8, 16, 0), ..Case::plain(problem, seed as u64) }, Places::Usual));
+    }
+    let small = Case::plain(AttentionProblem::new(2, 4, 2, 35, 40, head_dim).with_causal(causal), 7);
+    for (dimension, (token, head, batch)) in [(0, 0, 8), (0, 8, 0), (8, 0, 0)].into_iter().enumerate() {
+        cases.push((Case { placement: padded(token, head, batch), ..small.clone() }, Places::Far(dimension)));
+    }
+    let check = |(case, places): (Case, Places)| -> Result<Check> {
+        let inputs = case.tensors()?;
+        let rows: Vec<usize> = (0..case.problem.seqlen_q).collect();
+        let [q, k, v] = &inputs;
+        let wanted = Wanted::Float16 { want: baseline::expected(&case.problem, q, k, v, &rows), inputs };
+        Ok(Check { case, places, family: Family::Sm80, multiprocessors: 1, wanted })
+    };
+    cases.into_iter().map(check).collect()
+}
+
+/// Inputs of both schemes, all head dims, and every kind of layout and of values.
+fn conversions(dtype: DType) -> Vec<(Case, Places)> {
+    let layouts = [
+        (padded(8, 16, 0), Places::Usual),
+        (padded(1, 0, 0), Places::Usual),
+        (padded(0, 3, 0), Places::Usual),
+        (padded(0, 0, 5), Places::Usual),
+        ([Placement::Bnhd; 4], Places::Aligned(1)),
+        (padded(0, 0, 0), Places::Far(0)),
+        (padded(1, 1, 1), Places::Far(1)),
+        (padded(0, 0, 0), Places::Far(2)),
+        (padded(1, 1, 1), Places::Far(2)),
+    ];
+    let values =
+        [Values::Normal, Values::OutlierChannels, Values::LoudTokens, Values::Huge, Values::Tiny, Values::Zeros];
+    let mut cases = Vec::new();
+    for (i, (placement, places)) in layouts.into_iter().enumerate() {
+        for (j, scheme) in [Scheme::Default, Scheme::Paper].into_iter().enumerate() {
+            let dims = head_dims(scheme);
+            let far = matches!(places, Places::Far(_));
+            let lengths = [(67, 201), (130, 40), (3, 600), (200, 530)];
+            let (seqlen_q, seqlen_kv) = if far { (70, 140) } else { lengths[(i + j) % lengths.len()] };
+            let head_dim = dims[(2 * i + j) % dims.len()];
+            let problem = AttentionProblem::new(2, 4, 2, seqlen_q, seqlen_kv, head_dim).with_scheme(scheme);
+            let plain = Case::plain(problem, (2 * i + j) as u64);
+            let values = [values[(i + 3 * j) % values.len()]; 3];
+            cases.push((Case { dtype, out_dtype: dtype, placement, values, ..plain }, places));
+        }
+    }
+    // many chunks of statistics, and one token
+    for (seqlen_q, seqlen_kv) in [(1, 1), (1, 5200)] {
+        let plain = Case::plain(AttentionProblem::new(1, 1, 1, seqlen_q, seqlen_kv, 32), 5);
+        cases.push((Case { dtype, out_dtype: dtype, ..plain }, Places::Usual));
+    }
+    cases
+}
+
+fn quantization(dtype: DType) -> Result<Vec<Check>> {
+    let check = |(case, places): (Case, Places)| -> Result<Check> {
+        let inputs = case.tensors()?;
+        let [q, k, v] = &inputs;
+        let want = Arc::new(reference::quantize(&case.problem, q, k, v)?);
+        let wanted = Wanted::Operands { inputs, want };
+        Ok(Check { case, places, family: Family::Sm80, multiprocessors: 1, wanted })
+    };
+    conversions(dtype).into_iter().map(check).collect()
+}
+
+fn dequantization(dtype: DType) -> Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    for (case, places) in conversions(dtype) {
+        let [q, k, v] = case.tensors()?;
+        let operands = Arc::new(reference::quantize(&case.problem, &q, &k, &v)?);
+        for operand in [Operand::Q, Operand::K, Operand::V] {
+            let (case, operands) = (case.clone(), operands.clone());
+            let wanted = Wanted::Dequantized { operands, operand };
+            checks.push(Check { case, places, family: Family::Sm80, multiprocessors: 1, wanted });
+        }
+    }
+    Ok(checks)
+}
