@@ -84,7 +84,12 @@ impl Simulator {
         self
     }
 
-    fn module(&self, name: &str) -> Result<Arc<Module>> {
+    /// A module, loaded.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that name, or it does not load.
+    pub fn module(&self, name: &str) -> Result<Arc<Module>> {
         let mut modules = self.modules.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(module) = modules.get(name) {
             return Ok(module.clone());

@@ -177,7 +177,8 @@ fn constant(s: &Statement<'_>, guard: &str, out: &mut Vec<(Kind, String)>) {
         let other = if let Some(bits) = operand.strip_prefix("0f").and_then(|bits| u32::from_str_radix(bits, 16).ok()) {
             format!("0f{:08X}", if bits == 0 { 0x3f80_0000 } else { bits ^ 0x0080_0000 })
         } else if let Ok(value) = operand.parse::<i64>() {
-            (value ^ 1).to_string()
+            // a large number is the bits of a float, or a bit of its own
+            (value ^ if value.unsigned_abs() < 1 << 16 { 1 } else { 1 << 23 }).to_string()
         } else {
             continue;
         };

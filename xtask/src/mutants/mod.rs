@@ -1,6 +1,5 @@
 //! `cargo xtask mutants`: one mistake at a time in the PTX that ships, to see whether the tests would notice.
 
-mod battery;
 mod kinds;
 mod ptx;
 
@@ -8,7 +7,7 @@ use crate::progress::LateBar;
 use crate::tools::Tools;
 use crate::workspace;
 use anyhow::{Context, Result, bail, ensure};
-use battery::Check;
+use int_flash_attention_tests::battery::{self, Check};
 use kinds::Kind;
 use ptx::Source;
 use ptx_machine::Module;
@@ -72,6 +71,8 @@ enum Fate {
     /// It does not load, so that no compiler would take it.
     Refused(String),
     Survived,
+    /// It survived because no check comes by: the instruction may as well be a trap.
+    Unreached,
     /// The assembler makes the same machine code of it.
     Equivalent,
 }
@@ -216,12 +217,20 @@ fn fate(kernel: &Kernel, mutant: &Mutant) -> Result<Fate> {
             Err(_) => return Ok(Fate::Killed("an assertion of the machine".into())),
         }
     }
-    Ok(Fate::Survived)
+    Ok(if passes(kernel, mutant, "trap") { Fate::Unreached } else { Fate::Survived })
+}
+
+/// Whether the kernel passes its checks with this in the statement's place.
+fn passes(kernel: &Kernel, mutant: &Mutant, replacement: &str) -> bool {
+    let other = Mutant { replacement: replacement.to_owned(), span: mutant.span.clone(), ..*mutant };
+    let Ok(module) = Kernel::load(&other.text(kernel)) else { return false };
+    kernel.checks().is_ok_and(|checks| checks.iter().all(|check| check.run(&kernel.module, &module).is_ok()))
 }
 
 /// Survivors of which ptxas makes what it makes of the kernel as it is.
 fn find_equivalents(kernels: &[Kernel], mutants: &[&Mutant], fates: &mut [Fate]) -> Result<()> {
-    let survivors: Vec<usize> = (0..fates.len()).filter(|&i| fates[i] == Fate::Survived).collect();
+    let lives = |i: &usize| matches!(fates[*i], Fate::Survived | Fate::Unreached);
+    let survivors: Vec<usize> = (0..fates.len()).filter(lives).collect();
     if survivors.is_empty() {
         return Ok(());
     }
@@ -243,12 +252,13 @@ fn find_equivalents(kernels: &[Kernel], mutants: &[&Mutant], fates: &mut [Fate])
             originals.insert(index, assembled(format!("original-{index}"), &kernels[index].text)?);
         }
     }
+    let before: &[Fate] = fates;
     let found = survivors.par_iter().map(|&i| {
         let code = assembled(format!("mutant-{i}"), &mutants[i].text(&kernels[mutants[i].kernel]))?;
         Ok(match code {
             None => Fate::Refused("by ptxas".into()),
             code if code == originals[&mutants[i].kernel] => Fate::Equivalent,
-            _ => Fate::Survived,
+            _ => before[i].clone(),
         })
     });
     let found = found.collect::<Result<Vec<_>>>();
@@ -260,33 +270,35 @@ fn find_equivalents(kernels: &[Kernel], mutants: &[&Mutant], fates: &mut [Fate])
 }
 
 fn report(kernels: &[Kernel], mutants: &[&Mutant], fates: &[Fate], verbose: bool) -> Result<()> {
-    let mut table: BTreeMap<Kind, [usize; 4]> = BTreeMap::new();
+    const COLUMNS: [&str; 5] = ["killed", "survived", "unreached", "equivalent", "refused"];
+    let row = |name: &str, counts: &[usize; 5]| {
+        let counts: String = counts.iter().map(|count| format!("{count:>12}")).collect();
+        println!("{name:<12}{counts}");
+    };
+    let mut table: BTreeMap<Kind, [usize; 5]> = BTreeMap::new();
     for (mutant, fate) in mutants.iter().zip(fates) {
-        let described = || mutant.describe(&kernels[mutant.kernel]);
-        let column = match fate {
-            Fate::Killed(_) => 0,
-            Fate::Survived => 1,
-            Fate::Equivalent => 2,
-            Fate::Refused(_) => 3,
+        let (column, by, always) = match fate {
+            Fate::Killed(by) => (0, by.lines().next().unwrap_or_default(), false),
+            Fate::Survived => (1, "", true),
+            Fate::Unreached => (2, "", true),
+            Fate::Equivalent => (3, "", false),
+            Fate::Refused(by) => (4, by.as_str(), false),
         };
         table.entry(mutant.kind).or_default()[column] += 1;
-        match fate {
-            Fate::Survived => println!("SURVIVED {}", described()),
-            Fate::Killed(by) if verbose => println!("killed {}\n    {}", described(), by.lines().next().unwrap_or("")),
-            Fate::Equivalent if verbose => println!("equivalent {}", described()),
-            Fate::Refused(by) if verbose => println!("refused {}\n    {by}", described()),
-            _ => {}
+        if verbose || always {
+            let by = if by.is_empty() { String::new() } else { format!("\n    {by}") };
+            println!("{} {}{by}", COLUMNS[column], mutant.describe(&kernels[mutant.kernel]));
         }
     }
-    println!("{:<12}{:>9}{:>10}{:>12}{:>9}", "kind", "killed", "survived", "equivalent", "refused");
-    let mut sum = [0; 4];
+    println!("{:<12}{}", "kind", COLUMNS.map(|column| format!("{column:>12}")).concat());
+    let mut sum = [0; 5];
     for (kind, counts) in &table {
-        let [killed, survived, equivalent, refused] = counts;
-        println!("{kind:<12}{killed:>9}{survived:>10}{equivalent:>12}{refused:>9}");
+        row(&kind.to_string(), counts);
         sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
-    let [killed, survived, equivalent, refused] = sum;
-    println!("{:<12}{killed:>9}{survived:>10}{equivalent:>12}{refused:>9}", "all");
+    row("all", &sum);
+    let [killed, survived, unreached, ..] = sum;
+    let survived = survived + unreached;
     let share = killed as f64 / (killed + survived).max(1) as f64;
     println!("{:.1} % of those that are not equivalent were killed", 100.0 * share);
     if share < REQUIRED {

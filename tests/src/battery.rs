@@ -1,14 +1,19 @@
-//! What a kernel is put through: the tests' cases, small, with the reference's answers worked out once.
+//! What every kernel is put through on the PTX machine: small cases that leave no path out, with the reference's answers worked
+//! out once, so that many mutants of a kernel can be held to them.
+//!
+//! Lengths of every number of blocks that an unrolled loop tells apart, with tails in each of their quarters; queries that see no
+//! key; rows that are not aligned to 16 bytes, for one reason at a time; strides of more than 32 bits; scales and values that
+//! are hard; on Hopper, lists of tiles and rings that go round.
 
+use crate::baseline::{self, Expected};
+use crate::case::{Case, Placement, head_dims};
+use crate::properties::{self, Kernels, Operand, representable, same_operands, within};
+use crate::sim::{Places, Simulator};
+use crate::values::Values;
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, Bounds, Int8};
 use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme};
 use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
-use int_flash_attention_tests::baseline::{self, Expected};
-use int_flash_attention_tests::case::{Case, Placement, head_dims};
-use int_flash_attention_tests::properties::{self, Kernels, Operand, representable, same_operands, within};
-use int_flash_attention_tests::sim::{Places, Simulator};
-use int_flash_attention_tests::values::Values;
 use ptx_machine::Module;
 use std::sync::Arc;
 
@@ -29,12 +34,19 @@ enum Wanted {
 }
 
 impl Check {
-    /// Runs the kernel of a module in the place of the one that ships.
+    /// Runs the kernel of the module, which stands in the place of the one of that name.
+    ///
+    /// # Errors
+    ///
+    /// What the machine finds, or the first element that is wrong.
     pub fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
-        let case = &self.case;
-        let simulator = Simulator::of(self.family, self.multiprocessors).with_places(self.places);
-        let simulator = simulator.with_module(name, module.clone());
-        let problem = &case.problem;
+        let Self { case, places, .. } = self;
+        let simulator = Simulator::of(self.family, self.multiprocessors).with_places(*places);
+        self.compare(&simulator.with_module(name, module.clone())).with_context(|| format!("{places:?}, {case:?}"))
+    }
+
+    fn compare(&self, simulator: &Simulator) -> Result<()> {
+        let (case, problem) = (&self.case, &self.case.problem);
         match &self.wanted {
             Wanted::Attention { operands, want, bounds } => {
                 let (o, lse) = simulator.attention(problem, operands, &case.output()?, case.out_dtype, case.lse)?;
@@ -45,7 +57,7 @@ impl Check {
             Wanted::Operands { inputs: [q, k, v], want } => {
                 same_operands(problem, &simulator.quantize(problem, q, k, v)?, want, q)
             }
-            Wanted::Dequantized { operands, operand } => properties::dequantize(&simulator, case, operands, *operand),
+            Wanted::Dequantized { operands, operand } => properties::dequantize(simulator, case, operands, *operand),
             Wanted::Float16 { inputs: [q, k, v], want } => {
                 let (o, lse) = simulator.attention_f16(problem, [q, k, v], &case.output()?)?;
                 within("o", &o.dense_f64(), &want.o, &want.bound, problem.head_dim)?;
@@ -60,6 +72,10 @@ fn doubles(values: &[f32]) -> Vec<f64> {
 }
 
 /// The checks of a kernel, quick ones first.
+///
+/// # Errors
+///
+/// A kernel that no cases are known for.
 pub fn of(kernel: &str) -> Result<Vec<Check>> {
     if let Some(variant) = config::ATTENTION.iter().find(|variant| variant.entry == kernel) {
         return attention(variant);
@@ -102,6 +118,7 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         (small(), Places::Far(2), 2),
         (sized(1, 2, 300, 20), usual, 2),
         (out(sized(1, 2, 129, 257), DType::BF16, padded(8, 0, 0)), usual, 1),
+        (out(small(), DType::F16, padded(4, 4, 4)), Places::Aligned(8), 2),
         (sized(1, 1, 1, 1), usual, 1),
         (sized(1, 1, 65, 127), usual, 1),
         (sized(1, 1, 130, 384), usual, 1),
@@ -112,6 +129,24 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
     ];
     for values in [Values::LoudTokens, Values::Huge, Values::Zeros, Values::OutlierChannels, Values::Tiny] {
         cases.push((Case { values: [values; 3], out_dtype: DType::F32, ..sized(1, 2, 33, 270) }, usual, 1));
+    }
+    // A tail that ends inside the pair of keys of a lane, for each eight keys of a block; ends of the queries in each eight rows
+    // of a warp; and every way to store rows.
+    let stores = [
+        (DType::F16, padded(0, 0, 0)),
+        (DType::BF16, padded(0, 0, 0)),
+        (DType::F16, padded(1, 0, 0)),
+        (DType::BF16, padded(1, 0, 0)),
+        (DType::F32, padded(0, 0, 0)),
+    ];
+    for eighth in 0..16 {
+        let tail = 8 * eighth + 1 + 2 * (eighth % 4);
+        for blocks in [0, 1 + eighth % 4] {
+            let rows = 5 + 8 * (cases.len() % 4) + if blocks > 0 { tail } else { 0 };
+            let (out_dtype, placement) = stores[cases.len() / 4 % stores.len()];
+            let case = sized(1, 1, rows, 128 * blocks + tail);
+            cases.push((out(Case { seed: eighth as u64, ..case }, out_dtype, placement), usual, 1));
+        }
     }
     if variant.family == Family::Sm90a {
         cases.push((sized(2, 4, 200, 1000), usual, 1));
@@ -139,6 +174,12 @@ fn float16(head_dim: usize, causal: bool) -> Result<Vec<Check>> {
     for (dimension, (token, head, batch)) in [(0, 0, 8), (0, 8, 0), (8, 0, 0)].into_iter().enumerate() {
         cases.push((Case { placement: padded(token, head, batch), ..small.clone() }, Places::Far(dimension)));
     }
+    // Rows of the output are aligned to four bytes.
+    for (token, head, batch) in [(2, 0, 0), (0, 6, 0), (0, 0, 10)] {
+        let mut case = small.clone();
+        case.placement[3] = padded(token, head, batch)[3];
+        cases.push((case, Places::Usual));
+    }
     let check = |(case, places): (Case, Places)| -> Result<Check> {
         let inputs = case.tensors()?;
         let rows: Vec<usize> = (0..case.problem.seqlen_q).collect();
@@ -156,6 +197,7 @@ fn conversions(dtype: DType) -> Vec<(Case, Places)> {
         (padded(1, 0, 0), Places::Usual),
         (padded(0, 3, 0), Places::Usual),
         (padded(0, 0, 5), Places::Usual),
+        (padded(4, 4, 4), Places::Aligned(8)),
         ([Placement::Bnhd; 4], Places::Aligned(1)),
         (padded(0, 0, 0), Places::Far(0)),
         (padded(1, 1, 1), Places::Far(1)),

@@ -1,0 +1,64 @@
+//! Every shipped kernel through its battery.
+
+use int_flash_attention_kernels::config::MODULES;
+use int_flash_attention_tests::battery;
+use int_flash_attention_tests::sim::Simulator;
+
+/// The kernels whose names `chosen` accepts.
+fn every(chosen: impl Fn(&str) -> bool) {
+    let simulator = Simulator::new();
+    let mut count = 0;
+    for module in MODULES {
+        let loaded = simulator.module(module.name).unwrap();
+        for kernel in loaded.kernels().into_iter().filter(|kernel| chosen(kernel)) {
+            let checks = battery::of(kernel).unwrap();
+            for check in &checks {
+                check.run(module.name, &loaded).unwrap_or_else(|error| panic!("{kernel}: {error:#}"));
+            }
+            count += checks.len();
+        }
+    }
+    assert!(count > 0, "there is no such kernel");
+}
+
+#[test]
+fn default_scheme() {
+    every(|kernel| kernel.contains("attention_int8_default") && !kernel.contains("sm90a"));
+}
+
+#[test]
+fn papers_scheme() {
+    every(|kernel| kernel.contains("attention_int8_paper") && !kernel.contains("sm90a"));
+}
+
+#[test]
+fn hopper() {
+    every(|kernel| kernel.contains("sm90a"));
+}
+
+#[test]
+fn float16() {
+    every(|kernel| kernel.contains("attention_f16"));
+}
+
+#[test]
+fn quantization() {
+    every(|kernel| kernel.starts_with("quantize"));
+}
+
+#[test]
+fn dequantization() {
+    every(|kernel| kernel.starts_with("dequantize"));
+}
+
+/// No kernel ships that none of these tests runs.
+#[test]
+fn all_kernels_have_a_battery() {
+    let simulator = Simulator::new();
+    let tested = ["attention_int8_default", "attention_int8_paper", "attention_f16", "quantize", "dequantize"];
+    for module in MODULES {
+        for kernel in simulator.kernels(module.name).unwrap() {
+            assert!(tested.iter().any(|start| kernel.starts_with(start)), "{kernel} is run by none of these tests");
+        }
+    }
+}
