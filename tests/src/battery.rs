@@ -83,9 +83,15 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
     if let Some(variant) = config::BASELINE.iter().find(|variant| variant.entry == kernel) {
         return float16(variant.head_dim, variant.causal);
     }
-    let dtype = [DType::F16, DType::BF16, DType::F32].into_iter().find(|dtype| kernel.ends_with(&dtype.to_string()));
-    let dtype = dtype.with_context(|| format!("no cases are known for the kernel {kernel}"))?;
-    if kernel.starts_with("dequantize_") { dequantization(dtype) } else { quantization(dtype) }
+    for dtype in [DType::F16, DType::BF16, DType::F32] {
+        if kernel == format!("quantize_{dtype}") {
+            return quantization(dtype);
+        }
+        if kernel == format!("dequantize_{dtype}") {
+            return dequantization(dtype);
+        }
+    }
+    anyhow::bail!("no cases are known for the kernel {kernel}")
 }
 
 const fn padded(token: usize, head: usize, batch: usize) -> [Placement; 4] {
@@ -113,9 +119,7 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         (out(small(), DType::BF16, padded(0, 3, 0)), usual, 2),
         (out(small(), DType::F16, padded(0, 0, 5)), usual, 2),
         (out(small(), DType::BF16, padded(0, 0, 0)), Places::Aligned(1), 2),
-        (out(small(), DType::BF16, padded(0, 0, 0)), Places::Far(0), 2),
-        (out(small(), DType::F16, padded(0, 0, 0)), Places::Far(1), 2),
-        (small(), Places::Far(2), 2),
+        (out(sized(1, 4, 30, 40), DType::F16, padded(0, 0, 0)), Places::Last, 1),
         (sized(1, 2, 300, 20), usual, 2),
         (out(sized(1, 2, 129, 257), DType::BF16, padded(8, 0, 0)), usual, 1),
         (out(small(), DType::F16, padded(4, 4, 4)), Places::Aligned(8), 2),
@@ -130,8 +134,7 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
     for values in [Values::LoudTokens, Values::Huge, Values::Zeros, Values::OutlierChannels, Values::Tiny] {
         cases.push((Case { values: [values; 3], out_dtype: DType::F32, ..sized(1, 2, 33, 270) }, usual, 1));
     }
-    // A tail that ends inside the pair of keys of a lane, for each eight keys of a block; ends of the queries in each eight rows
-    // of a warp; and every way to store rows.
+    // Every way to store rows.
     let stores = [
         (DType::F16, padded(0, 0, 0)),
         (DType::BF16, padded(0, 0, 0)),
@@ -139,13 +142,19 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         (DType::BF16, padded(1, 0, 0)),
         (DType::F32, padded(0, 0, 0)),
     ];
+    for far in [0, 1, 2].map(Places::Far) {
+        cases.extend(stores.map(|(out_dtype, placement)| (out(small(), out_dtype, placement), far, 2)));
+    }
+    // A tail that ends inside the pair of keys of a lane, for each eight keys of a block; and an end of the queries in each eight
+    // rows of a warp, for each way to store them.
     for eighth in 0..16 {
         let tail = 8 * eighth + 1 + 2 * (eighth % 4);
         for blocks in [0, 1 + eighth % 4] {
             let rows = 5 + 8 * (cases.len() % 4) + if blocks > 0 { tail } else { 0 };
             let (out_dtype, placement) = stores[cases.len() / 4 % stores.len()];
             let case = sized(1, 1, rows, 128 * blocks + tail);
-            cases.push((out(Case { seed: eighth as u64, ..case }, out_dtype, placement), usual, 1));
+            let case = Case { seed: eighth as u64, lse: blocks > 0, ..case };
+            cases.push((out(case, out_dtype, placement), usual, 1));
         }
     }
     if variant.family == Family::Sm90a {
@@ -170,7 +179,15 @@ fn float16(head_dim: usize, causal: bool) -> Result<Vec<Check>> {
         let problem = AttentionProblem::new(1, 2, 1, seqlen_q, seqlen_kv, head_dim).with_causal(causal);
         cases.push((Case { placement: padded(8, 16, 0), ..Case::plain(problem, seed as u64) }, Places::Usual));
     }
-    let small = Case::plain(AttentionProblem::new(2, 4, 2, 35, 40, head_dim).with_causal(causal), 7);
+    // Scores that grow from block to block, so that sums are rescaled; tails in each eight keys, with queries' ends.
+    for eighth in 0..16 {
+        let (tail, blocks) = (8 * eighth + 1 + 2 * (eighth % 4), eighth % 4);
+        let rows = 5 + 8 * (eighth % 4) + if eighth % 2 == 0 { 0 } else { 64 * blocks + tail };
+        let problem = AttentionProblem::new(1, 1, 1, rows, 64 * blocks + tail, head_dim).with_causal(causal);
+        let problem = problem.with_softmax_scale([0.25, 0.5, 1.0, -0.5][eighth / 4]);
+        cases.push((Case::plain(problem, eighth as u64), Places::Usual));
+    }
+    let small = Case::plain(AttentionProblem::new(2, 4, 2, 70, 300, head_dim).with_causal(causal), 7);
     for (dimension, (token, head, batch)) in [(0, 0, 8), (0, 8, 0), (8, 0, 0)].into_iter().enumerate() {
         cases.push((Case { placement: padded(token, head, batch), ..small.clone() }, Places::Far(dimension)));
     }

@@ -16,6 +16,7 @@ use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
 use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -120,6 +121,11 @@ impl Simulator {
     }
 
     fn launch(&self, module: &str, at: &Grid<'_>, args: &[Arg], memory: &Memory) -> Result<()> {
+        let ctas = at.grid.iter().map(|&n| u64::from(n)).product();
+        self.launch_some(module, at, 0..ctas, args, memory)
+    }
+
+    fn launch_some(&self, module: &str, at: &Grid<'_>, ctas: Range<u64>, args: &[Arg], memory: &Memory) -> Result<()> {
         let [x, y, z] = at.grid;
         let launch = Launch {
             kernel: at.kernel,
@@ -127,7 +133,7 @@ impl Simulator {
             block: [u32::try_from(at.threads)?, 1, 1],
             shared_bytes: u32::try_from(at.shared)?,
         };
-        self.module(module)?.launch(&launch, args, memory).with_context(|| at.kernel.to_owned())?;
+        self.module(module)?.launch_some(&launch, ctas, args, memory).with_context(|| at.kernel.to_owned())?;
         Ok(())
     }
 
@@ -250,14 +256,23 @@ impl Kernels for Simulator {
         let variant = variant_of(self.family, problem).or_else(|| variant(problem)).with_context(none)?;
         let mut memory = Memory::new();
         let HostQuantized { q, k, v } = operands;
-        let [q_data, k_data, v_data] = [&q.data, &k.data, &v.data].map(|data| memory.alloc_from(data));
-        let q_bias = q.bias.as_ref().map_or(DevPtr::NULL, |bias| memory.alloc_from(bias));
-        let [q_scale, k_scale, k_scale_max, v_scale, v_mean] =
-            [&q.scale, &k.scale, &k.scale_max, &v.scale, &v.mean].map(|data| memory.alloc_from(data));
-        let o = self.places.output(&mut memory, out, dtype)?;
-        let rows = problem.q_shape().rows();
-        let lse_out = if lse { memory.alloc(4 * rows as u64, 256) } else { DevPtr::NULL };
-        let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, self.multiprocessors);
+        let (places, whole) = (self.places, self.places.whole(problem));
+        let heads = |p: &AttentionProblem| [p.batch * p.heads_q, p.batch * p.heads_kv];
+        let ([own_q, own_kv], [all_q, all_kv]) = (heads(problem), heads(&whole));
+        let (of_q, of_kv) = ([own_q, all_q], [own_kv, all_kv]);
+        let q_data = places.operand(&mut memory, &q.data, of_q);
+        let [k_data, v_data] = [&k.data, &v.data].map(|data| places.operand(&mut memory, data, of_kv));
+        let q_bias = q.bias.as_ref().map_or(DevPtr::NULL, |bias| places.operand(&mut memory, bias, of_q));
+        let q_scale = places.operand(&mut memory, &q.scale, of_q);
+        let [k_scale, k_scale_max, v_scale, v_mean] =
+            [&k.scale, &k.scale_max, &v.scale, &v.mean].map(|data| places.operand(&mut memory, data, of_kv));
+        let o = places.output_of(&mut memory, problem, out, dtype)?;
+        let [rows, all_rows] = [problem, &whole].map(|problem| problem.q_shape().rows());
+        let lse_out = if lse { memory.alloc(4 * all_rows as u64, 256) } else { DevPtr::NULL };
+        // in a whole that is not there, a CTA for each tile, so that none comes to another's
+        let all = u32::try_from(whole.batch * whole.heads_q)?;
+        let multiprocessors = if places == Places::Last { all } else { self.multiprocessors };
+        let grid = variant.grid(whole.batch, whole.heads_q, problem.seqlen_q, multiprocessors);
         let grid = grid.with_context(|| format!("{} has too many tiles for {problem:?}", variant.entry))?;
         let at = Grid { kernel: variant.entry, grid, threads: variant.threads, shared: variant.shared_bytes };
         let pointers = [q_data, k_data, v_data, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean, o.data];
@@ -268,9 +283,12 @@ impl Kernels for Simulator {
         args.extend(numbers.map(|n| Arg::U32(n as u32)));
         args.push(Arg::F32(problem.scale()));
         if variant.family == Family::Sm90a {
-            args.extend([problem.heads_q, problem.batch].map(|n| Arg::U32(n as u32)));
+            args.extend([whole.heads_q, whole.batch].map(|n| Arg::U32(n as u32)));
         }
-        self.launch(variant.module, &at, &args, &memory)?;
+        let ctas = grid.iter().map(|&n| u64::from(n)).product::<u64>();
+        let first = if places == Places::Last { ctas - own_q as u64 } else { 0 };
+        self.launch_some(variant.module, &at, first..ctas, &args, &memory)?;
+        let lse_out = tensors::last(lse_out, 4 * rows as u64, 4 * all_rows as u64);
         let lse = if lse { Some(memory.read(lse_out, rows).context("lse")?) } else { None };
         Ok((o.read(&memory).context("o")?, lse))
     }

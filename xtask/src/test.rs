@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run these steps only (fmt, clippy, device-clippy, doc, build, check, tests, nvvm, stable)
+    /// Run these steps only (fmt, clippy, device-clippy, doc, build, check, tests, mutants, nvvm, stable)
     #[arg(long = "only", value_name = "STEP")]
     only: Vec<String>,
 }
@@ -33,7 +33,7 @@ impl Tally {
 
 type Step = fn() -> Result<Tally>;
 
-const STEPS: [(&str, Step); 9] = [
+const STEPS: [(&str, Step); 10] = [
     ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
     ("clippy", || {
         cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "-D", "warnings"], &[])
@@ -43,6 +43,7 @@ const STEPS: [(&str, Step); 9] = [
     ("build", || xtask(&["build", "--check"])),
     ("check", || xtask(&["check"])),
     ("tests", || tests(&["--no-fail-fast"], &[])),
+    ("mutants", || xtask(&["mutants", "--sample", "4", "--kernel", "int8", "--kernel", "quantize"])),
     ("nvvm", nvvm),
     ("stable", stable),
 ];
