@@ -207,13 +207,14 @@ fn quantized_elements(HostQuantized { q, k, v }: &HostQuantized) -> usize {
     bytes + tokens + k.mean.len() + k.scale_max.len() + v.scale.len() + v.mean.len()
 }
 
-/// A case's shapes and layouts with values that float16 attention has a bound for: with scores in the thousands a rounding
-/// of a score is more than one exponential's worth.
+/// A case's shapes and layouts, as far as the float16 kernels take them, with values that float16 attention has a bound for: with
+/// scores in the thousands a rounding of a score is more than one exponential's worth.
 #[must_use]
 pub fn float16_case(case: &Case) -> Case {
     use crate::values::Values;
     let mild = |values| if matches!(values, Values::Huge | Values::LoudTokens) { Values::Normal } else { values };
-    Case { dtype: DType::F16, out_dtype: DType::F16, values: case.values.map(mild), ..case.clone() }
+    let placement = case.placement.map(|placement| placement.in_multiples_of(8));
+    Case { dtype: DType::F16, out_dtype: DType::F16, values: case.values.map(mild), placement, ..case.clone() }
 }
 
 /// Both comparisons of a case.

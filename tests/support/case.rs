@@ -14,7 +14,7 @@ pub enum Placement {
     Bhnd,
     /// Dense, tokens before heads.
     Bnhd,
-    /// Heads before tokens, with gaps (in elements, multiples of 8) after each token, head and batch.
+    /// Heads before tokens, with gaps (in elements) after each token, head and batch.
     Padded {
         /// After each token.
         token: usize,
@@ -26,6 +26,18 @@ pub enum Placement {
 }
 
 impl Placement {
+    /// With gaps of multiples of so many elements, which some kernels ask for.
+    #[must_use]
+    pub fn in_multiples_of(self, n: usize) -> Self {
+        match self {
+            Self::Padded { token, head, batch } => {
+                let [token, head, batch] = [token, head, batch].map(|gap| gap.next_multiple_of(n));
+                Self::Padded { token, head, batch }
+            }
+            dense => dense,
+        }
+    }
+
     /// The layout of a tensor of `shape`.
     ///
     /// # Errors
@@ -198,9 +210,11 @@ fn any_dtype() -> impl Strategy<Value = DType> {
 }
 
 fn any_placement() -> impl Strategy<Value = Placement> {
-    let gap = || (0..4_usize).prop_map(|n| 8 * n);
-    let padded = (gap(), gap(), gap()).prop_map(|(token, head, batch)| Placement::Padded { token, head, batch });
-    prop_oneof![2 => Just(Placement::Bhnd), 1 => Just(Placement::Bnhd), 1 => padded]
+    let padded = |step: usize| {
+        let gap = move || (0..4_usize).prop_map(move |n| step * n);
+        (gap(), gap(), gap()).prop_map(|(token, head, batch)| Placement::Padded { token, head, batch })
+    };
+    prop_oneof![3 => Just(Placement::Bhnd), 1 => Just(Placement::Bnhd), 1 => padded(8), 1 => padded(1)]
 }
 
 /// Mostly the same kind for all three, sometimes mixed.

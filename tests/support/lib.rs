@@ -2,6 +2,7 @@
 
 pub mod agreement;
 pub mod baseline;
+pub mod battery;
 pub mod case;
 pub mod properties;
 pub mod sim;

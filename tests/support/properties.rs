@@ -282,6 +282,14 @@ mod tests {
     use int_flash_attention::Shape;
 
     #[test]
+    fn results_without_a_number_or_of_another_length_are_not_within_bounds() {
+        let within = |got: &[f64], want: &[f64]| within("o", got, want, &vec![f64::INFINITY; want.len()], 1);
+        assert!(within(&[1.0, 2.0], &[1.0, 3.0]).is_ok());
+        assert!(within(&[1.0, f64::NAN], &[1.0, 3.0]).is_err());
+        assert!(within(&[1.0], &[1.0, 3.0]).is_err() && within(&[1.0, 3.0, 3.0], &[1.0, 3.0]).is_err());
+    }
+
+    #[test]
     fn an_infinity_stands_for_what_the_type_cannot_hold() {
         let layout = TensorLayout::bhnd(Shape::new(1, 1, 1, 4).unwrap());
         let [plus, minus] = [f32::INFINITY, f32::NEG_INFINITY];

@@ -3,7 +3,7 @@
 //! Outputs are memory that nothing has written, so that an element which no thread wrote is an error, as is a stray access.
 
 use crate::case::{variant, variant_of};
-use crate::properties::{GUARD, Kernels, Operand, POISON, untouched};
+use crate::properties::{Kernels, Operand};
 use anyhow::{Context, Result};
 use int_flash_attention::gpu::embedded_ptx;
 use int_flash_attention::{
@@ -19,8 +19,13 @@ use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
 use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+
+mod tensors;
+
+pub use tensors::Places;
 
 /// CTAs that the machine is taken to hold: so few that statistics and tiles alternate.
 const RESIDENT: usize = 8;
@@ -31,6 +36,7 @@ pub struct Simulator {
     folder: Option<PathBuf>,
     family: Family,
     multiprocessors: u32,
+    places: Places,
     modules: Mutex<HashMap<String, Arc<Module>>>,
 }
 
@@ -51,10 +57,28 @@ impl Simulator {
     #[must_use]
     pub fn of(family: Family, multiprocessors: u32) -> Self {
         let folder = std::env::var_os("INT_FLASH_PTX_DIR").map(PathBuf::from);
-        Self { folder, family, multiprocessors, modules: Mutex::default() }
+        Self { folder, family, multiprocessors, places: Places::Usual, modules: Mutex::default() }
     }
 
-    fn module(&self, name: &str) -> Result<Arc<Module>> {
+    /// The same with the caller's tensors in other places.
+    #[must_use]
+    pub fn with_places(self, places: Places) -> Self {
+        Self { places, ..self }
+    }
+
+    /// The same with this in a module's place.
+    #[must_use]
+    pub fn with_module(self, name: &str, module: Arc<Module>) -> Self {
+        self.modules.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name.to_owned(), module);
+        self
+    }
+
+    /// A module, loaded.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that name, or it does not load.
+    pub fn module(&self, name: &str) -> Result<Arc<Module>> {
         let mut modules = self.modules.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(module) = modules.get(name) {
             return Ok(module.clone());
@@ -84,6 +108,11 @@ impl Simulator {
     }
 
     fn launch(&self, module: &str, at: &Grid<'_>, args: &[Arg], memory: &Memory) -> Result<()> {
+        let ctas = at.grid.iter().map(|&n| u64::from(n)).product();
+        self.launch_some(module, at, 0..ctas, args, memory)
+    }
+
+    fn launch_some(&self, module: &str, at: &Grid<'_>, ctas: Range<u64>, args: &[Arg], memory: &Memory) -> Result<()> {
         let [x, y, z] = at.grid;
         let launch = Launch {
             kernel: at.kernel,
@@ -91,7 +120,7 @@ impl Simulator {
             block: [u32::try_from(at.threads)?, 1, 1],
             shared_bytes: u32::try_from(at.shared)?,
         };
-        self.module(module)?.launch(&launch, args, memory).with_context(|| at.kernel.to_owned())?;
+        self.module(module)?.launch_some(&launch, ctas, args, memory).with_context(|| at.kernel.to_owned())?;
         Ok(())
     }
 
@@ -142,8 +171,12 @@ impl Kernels for Simulator {
             quantization::workspace_len(problem.batch, problem.heads_kv, problem.seqlen_kv, d, dtype.size());
 
         let mut memory = Memory::new();
-        let [q_in, k_in, v_in] = [q, k, v].map(|tensor| upload(&mut memory, tensor));
-        let (q_in, k_in, v_in) = (q_in?, k_in?, v_in?);
+        let mut args = Vec::new();
+        for tensor in [q, k, v] {
+            let placed = self.places.upload(&mut memory, tensor)?;
+            args.push(placed.data.into());
+            args.extend(placed.strides());
+        }
         let mut floats = |len: usize| memory.alloc(4 * len as u64, 256);
         let workspace = floats(workspace_len.with_context(overflow)?);
         let (k_mean, v_mean, v_scale, k_scale_max) =
@@ -163,11 +196,6 @@ impl Kernels for Simulator {
             threads: quantization::QUANTIZE_THREADS,
             shared: quantization::quantize_shared_bytes(d),
         };
-        let mut args = Vec::new();
-        for (ptr, tensor) in [(q_in, q), (k_in, k), (v_in, v)] {
-            args.push(ptr.into());
-            args.extend(strides(&tensor.layout()));
-        }
         let bias = if smooth { q_bias } else { DevPtr::NULL };
         let pointers = [k_mean, v_mean, v_scale, k_scale_max, q_out, q_scale, bias, k_out, k_scale, v_out, workspace];
         args.extend(pointers.map(Arg::from));
@@ -217,17 +245,26 @@ impl Kernels for Simulator {
         let variant = variant_of(self.family, problem).or_else(|| variant(problem)).with_context(none)?;
         let mut memory = Memory::new();
         let HostQuantized { q, k, v } = operands;
-        let [q_data, k_data, v_data] = [&q.data, &k.data, &v.data].map(|data| memory.alloc_from(data));
-        let q_bias = q.bias.as_ref().map_or(DevPtr::NULL, |bias| memory.alloc_from(bias));
-        let [q_scale, k_scale, k_scale_max, v_scale, v_mean] =
-            [&q.scale, &k.scale, &k.scale_max, &v.scale, &v.mean].map(|data| memory.alloc_from(data));
-        let o = OutTensor::alloc(&mut memory, *out, dtype)?;
-        let rows = problem.q_shape().rows();
-        let lse_out = if lse { memory.alloc(4 * rows as u64, 256) } else { DevPtr::NULL };
-        let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, self.multiprocessors);
+        let (places, whole) = (self.places, self.places.whole(problem));
+        let heads = |p: &AttentionProblem| [p.batch * p.heads_q, p.batch * p.heads_kv];
+        let ([own_q, own_kv], [all_q, all_kv]) = (heads(problem), heads(&whole));
+        let (of_q, of_kv) = ([own_q, all_q], [own_kv, all_kv]);
+        let q_data = places.operand(&mut memory, &q.data, of_q);
+        let [k_data, v_data] = [&k.data, &v.data].map(|data| places.operand(&mut memory, data, of_kv));
+        let q_bias = q.bias.as_ref().map_or(DevPtr::NULL, |bias| places.operand(&mut memory, bias, of_q));
+        let q_scale = places.operand(&mut memory, &q.scale, of_q);
+        let [k_scale, k_scale_max, v_scale, v_mean] =
+            [&k.scale, &k.scale_max, &v.scale, &v.mean].map(|data| places.operand(&mut memory, data, of_kv));
+        let o = places.output_of(&mut memory, problem, out, dtype)?;
+        let [rows, all_rows] = [problem, &whole].map(|problem| problem.q_shape().rows());
+        let lse_out = if lse { memory.alloc(4 * all_rows as u64, 256) } else { DevPtr::NULL };
+        // in a whole that is not there, a CTA for each tile, so that none comes to another's
+        let all = u32::try_from(whole.batch * whole.heads_q)?;
+        let multiprocessors = if places == Places::Last { all } else { self.multiprocessors };
+        let grid = variant.grid(whole.batch, whole.heads_q, problem.seqlen_q, multiprocessors);
         let grid = grid.with_context(|| format!("{} has too many tiles for {problem:?}", variant.name))?;
         let at = Grid { kernel: variant.name, grid, threads: variant.threads, shared: variant.shared_bytes };
-        let params = problem.params(out, dtype);
+        let params = whole.params(o.layout(), dtype);
         let params = AttentionParams {
             q: global(q_data),
             k: global(k_data),
@@ -242,7 +279,10 @@ impl Kernels for Simulator {
             lse: global(lse_out),
             ..params
         };
-        self.launch(variant.name, &at, &[structure(&params)], &memory)?;
+        let ctas = grid.iter().map(|&n| u64::from(n)).product::<u64>();
+        let first = if places == Places::Last { ctas - own_q as u64 } else { 0 };
+        self.launch_some(variant.name, &at, first..ctas, &[structure(&params)], &memory)?;
+        let lse_out = tensors::last(lse_out, 4 * rows as u64, 4 * all_rows as u64);
         let lse = if lse { Some(memory.read(lse_out, rows).context("lse")?) } else { None };
         Ok((o.read(&memory).context("o")?, lse))
     }
@@ -255,18 +295,20 @@ impl Kernels for Simulator {
     ) -> Result<(HostTensor, Vec<f32>)> {
         let variant = config::baseline(problem.head_dim).with_context(|| format!("no kernel for {problem:?}"))?;
         let mut memory = Memory::new();
-        let [q_in, k_in, v_in] = [q, k, v].map(|tensor| upload(&mut memory, tensor));
-        let o = OutTensor::alloc(&mut memory, *out, DType::F16)?;
+        let places = self.places;
+        let [q_in, k_in, v_in] = [q, k, v].map(|tensor| places.upload(&mut memory, tensor));
+        let (q_in, k_in, v_in) = (q_in?, k_in?, v_in?);
+        let o = places.output(&mut memory, out, DType::F16)?;
         let rows = problem.q_shape().rows();
         let lse = memory.alloc(4 * rows as u64, 256);
         let tiles = u32::try_from(problem.seqlen_q.div_ceil(variant.tile_m))?;
         let grid = [tiles, u32::try_from(problem.heads_q)?, u32::try_from(problem.batch)?];
         let at = Grid { kernel: variant.name, grid, threads: variant.threads, shared: variant.shared_bytes };
-        let params = problem.baseline_params([&q.layout(), &k.layout(), &v.layout(), out]);
+        let params = problem.baseline_params([q_in.layout(), k_in.layout(), v_in.layout(), o.layout()]);
         let params = BaselineParams {
-            q: Strided { data: global(q_in?), ..params.q },
-            k: Strided { data: global(k_in?), ..params.k },
-            v: Strided { data: global(v_in?), ..params.v },
+            q: Strided { data: global(q_in.data), ..params.q },
+            k: Strided { data: global(k_in.data), ..params.k },
+            v: Strided { data: global(v_in.data), ..params.v },
             o: Strided { data: global(o.data), ..params.o },
             lse: global(lse),
             ..params
@@ -292,7 +334,7 @@ impl Kernels for Simulator {
         let mut memory = Memory::new();
         let (data, scale) = (memory.alloc_from(data), memory.alloc_from(scale));
         let mean = mean.map_or(DevPtr::NULL, |mean| memory.alloc_from(mean));
-        let o = OutTensor::alloc(&mut memory, *out, dtype)?;
+        let o = self.places.output(&mut memory, out, dtype)?;
         let Shape { batch, heads, seqlen, head_dim } = out.shape();
         let blocks = dequantization::token_blocks(batch, heads, seqlen)
             .with_context(|| format!("the grid overflows for {problem:?}"))?;
@@ -304,7 +346,7 @@ impl Kernels for Simulator {
             shared: dequantization::shared_bytes(head_dim),
         };
         let mut args: Vec<Arg> = [data, scale, mean, o.data].map(Arg::from).to_vec();
-        args.extend(strides(out));
+        args.extend(o.strides());
         args.extend([seqlen as u32, heads as u32, head_dim as u32, code].map(Arg::U32));
         self.launch("dequantize", &at, &args, &memory)?;
         o.read(&memory).with_context(|| format!("dequantized {which:?}"))
@@ -327,56 +369,4 @@ fn structure(params: &impl Params) -> Arg {
 
 fn strides(layout: &TensorLayout) -> [Arg; 3] {
     layout.strides().map(Arg::I64)
-}
-
-fn rows(shape: Shape) -> impl Iterator<Item = (usize, usize, usize)> {
-    (0..shape.batch).flat_map(move |b| (0..shape.heads).flat_map(move |h| (0..shape.seqlen).map(move |n| (b, h, n))))
-}
-
-/// Writes the rows of a tensor and leaves the gaps between them unwritten, so that reading one is an error.
-fn upload(memory: &mut Memory, tensor: &HostTensor) -> Result<DevPtr> {
-    let (layout, size) = (tensor.layout(), tensor.dtype().size());
-    let bytes = bytemuck::cast_slice::<u8, u8>(tensor.bytes());
-    let ptr = memory.alloc(bytes.len() as u64, 256);
-    if layout.span() == layout.shape().elements() {
-        memory.write(ptr, bytes)?;
-        return Ok(ptr);
-    }
-    for (b, h, n) in rows(layout.shape()) {
-        let start = layout.offset(b, h, n) * size;
-        memory.write(ptr.offset(start as u64), &bytes[start..start + layout.shape().head_dim * size])?;
-    }
-    Ok(ptr)
-}
-
-/// An output. Dense: exactly its bytes, unwritten. With gaps: poisoned, with guards, and examined afterwards.
-struct OutTensor {
-    data: DevPtr,
-    guarded: bool,
-    layout: TensorLayout,
-    dtype: DType,
-}
-
-impl OutTensor {
-    fn alloc(memory: &mut Memory, layout: TensorLayout, dtype: DType) -> Result<Self> {
-        let bytes = layout.span() * dtype.size();
-        let guarded = layout.span() != layout.shape().elements();
-        if !guarded {
-            return Ok(Self { data: memory.alloc(bytes as u64, 256), guarded, layout, dtype });
-        }
-        let data = memory.alloc_from(&vec![POISON; bytes + 2 * GUARD]).offset(GUARD as u64);
-        Ok(Self { data, guarded, layout, dtype })
-    }
-
-    fn read(&self, memory: &Memory) -> Result<HostTensor> {
-        let bytes = self.layout.span() * self.dtype.size();
-        let values: Vec<u8> = if self.guarded {
-            let all: Vec<u8> = memory.read(DevPtr(self.data.0 - GUARD as u64), bytes + 2 * GUARD)?;
-            untouched("the output", &all, &self.layout, self.dtype.size())?;
-            all[GUARD..GUARD + bytes].to_vec()
-        } else {
-            memory.read(self.data, bytes)?
-        };
-        Ok(HostTensor::from_bytes(self.dtype, &values, self.layout)?)
-    }
 }

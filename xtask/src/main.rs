@@ -12,6 +12,7 @@ mod build;
 mod check;
 mod demo;
 mod machine_code;
+mod mutants;
 mod output;
 mod package;
 mod paper;
@@ -55,6 +56,8 @@ enum Command {
     Bench(bench::Args),
     /// The paper's two tables, time and error, measured here beside what it published
     Paper(paper::Args),
+    /// One mistake at a time in the PTX: how many would the tests notice?
+    Mutants(mutants::Args),
     /// Format, lints, docs, PTX, tests, stable compiler: everything
     Test(test::Args),
 }
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Paper(args) => paper::run(&args),
+        Command::Mutants(args) => mutants::run(&args),
         Command::Test(args) => test::run(&args),
     });
     match result {

@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run these steps only (fmt, clippy, device-clippy, doc, build, machine-code, check, package, tests, libnvvm, nvvm, stable)
+    /// Run these steps only (fmt, clippy, device-clippy, doc, build, machine-code, check, package, tests, mutants, libnvvm, nvvm, stable)
     #[arg(long = "only", value_name = "STEP")]
     only: Vec<String>,
 }
@@ -33,7 +33,7 @@ impl Tally {
 
 type Step = fn() -> Result<Tally>;
 
-const STEPS: [(&str, Step); 12] = [
+const STEPS: [(&str, Step); 13] = [
     ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
     ("clippy", clippy),
     ("device-clippy", device_clippy),
@@ -43,6 +43,7 @@ const STEPS: [(&str, Step); 12] = [
     ("check", || xtask(&["check"])),
     ("package", || assembled(&["package", "--allow-dirty", "--checked"])),
     ("tests", || tests(&["--no-fail-fast"], &[])),
+    ("mutants", || xtask(&["mutants", "--sample", "4", "--kernel", "attention", "--kernel", "quantize"])),
     ("libnvvm", libnvvm),
     ("nvvm", nvvm),
     ("stable", stable),

@@ -3,7 +3,7 @@
 use crate::report::Report;
 
 /// Why a module did not load, a launch did not start, or a launch did not end well.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The text is not PTX, as far as the parser can tell.

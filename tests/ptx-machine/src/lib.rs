@@ -52,8 +52,11 @@
 //!
 //! # What the checker does not see
 //!
-//! Threads of one warp are ordered by the lock step, so that a missing `__syncwarp` goes unnoticed. Races in global
-//! memory are not looked for, nor proxy fences between stores to it and bulk copies from it. Local memory is checked
+//! Threads of one warp are ordered by the lock step: that a lane reads what another lane of its warp has written, with no
+//! `bar.warp.sync` between, goes unnoticed. Between warps it counts: a lane that arrives at an mbarrier speaks for the
+//! other lanes' accesses only up to where they last met. Races in global
+//! memory are not looked for, nor how strongly its accesses are ordered (every one acquires and releases), nor proxy fences
+//! between stores to it and bulk copies from it. What a launch reads before `griddepcontrol.wait` is not looked at. Local memory is checked
 //! for bounds and first writes, registers for nothing but what `wgmma` uses; there, reads between a wait and the next
 //! `wgmma.fence` are not looked for. A write over what asynchronous instructions have read, and the other way round,
 //! needs no proxy fence here.

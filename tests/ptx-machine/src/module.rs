@@ -10,6 +10,7 @@ use crate::ty::Ty;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::mem::discriminant;
+use std::ops::Range;
 
 /// A loaded PTX file.
 pub struct Module {
@@ -75,6 +76,23 @@ impl Module {
     /// When the launch does not fit the kernel, or the checker has findings; memory then holds what the kernel
     /// wrote all the same.
     pub fn launch(&self, launch: &Launch<'_>, args: &[Arg], memory: &Memory) -> Result<Stats, Error> {
+        let ctas = launch.grid.iter().map(|n| u64::from(*n)).product::<u64>();
+        self.launch_some(launch, 0..ctas, args, memory)
+    }
+
+    /// Runs some CTAs of a launch, by their numbers (x counts first): what the last of very many do can be seen without the
+    /// others.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`](Self::launch).
+    pub fn launch_some(
+        &self,
+        launch: &Launch<'_>,
+        ctas: Range<u64>,
+        args: &[Arg],
+        memory: &Memory,
+    ) -> Result<Stats, Error> {
         let program = self.kernels.get(launch.kernel).ok_or_else(|| Error::NoKernel {
             kernel: launch.kernel.to_owned(),
             known: self.kernels().into_iter().map(str::to_owned).collect(),
@@ -91,10 +109,9 @@ impl Module {
             limit: self.instruction_limit,
             ptx: &self.ptx,
         };
-        let ctas = launch.grid.iter().map(|n| u64::from(*n)).product::<u64>();
         // in the order of their numbers, as on a device: a CTA may wait for one that started before it
         let mut runs: Vec<_> =
-            (0..ctas).par_bridge().map_init(|| Worker::new(&env), |worker, cta| (cta, worker.run(cta))).collect();
+            ctas.par_bridge().map_init(|| Worker::new(&env), |worker, cta| (cta, worker.run(cta))).collect();
         runs.sort_unstable_by_key(|(cta, _)| *cta);
         let mut stats = Stats::default();
         let mut findings: Vec<crate::report::Finding> = Vec::new();

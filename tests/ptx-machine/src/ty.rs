@@ -15,6 +15,8 @@ pub(crate) enum Ty {
     S16,
     S32,
     S64,
+    U16x2,
+    S16x2,
     F16,
     F16x2,
     Bf16,
@@ -40,6 +42,8 @@ impl Ty {
             "s16" => Self::S16,
             "s32" => Self::S32,
             "s64" => Self::S64,
+            "u16x2" => Self::U16x2,
+            "s16x2" => Self::S16x2,
             "f16" => Self::F16,
             "f16x2" => Self::F16x2,
             "bf16" => Self::Bf16,
@@ -57,7 +61,8 @@ impl Ty {
             Self::Pred => 1,
             Self::B8 | Self::U8 | Self::S8 => 8,
             Self::B16 | Self::U16 | Self::S16 | Self::F16 | Self::Bf16 => 16,
-            Self::B32 | Self::U32 | Self::S32 | Self::F32 | Self::F16x2 | Self::Bf16x2 => 32,
+            Self::B32 | Self::U32 | Self::S32 | Self::U16x2 | Self::S16x2 => 32,
+            Self::F32 | Self::F16x2 | Self::Bf16x2 => 32,
             Self::B64 | Self::U64 | Self::S64 | Self::F64 => 64,
         }
     }
@@ -69,7 +74,7 @@ impl Ty {
 
     /// Whether widening this type repeats its sign bit.
     pub(crate) fn is_signed(self) -> bool {
-        matches!(self, Self::S8 | Self::S16 | Self::S32 | Self::S64)
+        matches!(self, Self::S8 | Self::S16 | Self::S32 | Self::S64 | Self::S16x2)
     }
 
     /// Whether this is a floating-point type.

@@ -16,6 +16,8 @@ pub struct OnGpu {
     pub gpu: Gpu,
     /// Of the attention kernels, where it has one for the problem; else that of sm_80.
     pub family: Family,
+    /// Bytes by which the caller's tensors miss the next address that is aligned for everything; whole elements are taken.
+    pub ahead: usize,
 }
 
 impl OnGpu {
@@ -27,27 +29,45 @@ impl OnGpu {
         Ok(plan)
     }
 
-    /// A buffer of poison: the output's bytes and a guard at each end.
-    pub fn guarded(&self, bytes: usize) -> Result<DeviceBuffer<u8>> {
+    /// A buffer of poison: `bytes` and a guard at each end.
+    fn guarded(&self, bytes: usize) -> Result<DeviceBuffer<u8>> {
         Ok(self.gpu.upload(&vec![POISON; bytes + 2 * GUARD])?)
     }
 
+    /// Bytes in front of a tensor.
+    fn ahead_of(&self, dtype: DType) -> usize {
+        self.ahead.next_multiple_of(dtype.size())
+    }
+
+    /// A buffer of poison with room for an output, which [`inside`](Self::inside) is.
+    fn output(&self, layout: &TensorLayout, dtype: DType) -> Result<DeviceBuffer<u8>> {
+        self.guarded(self.ahead_of(dtype) + layout.span() * dtype.size())
+    }
+
+    fn inside<'a>(&self, buffer: &'a mut DeviceBuffer<u8>, dtype: DType) -> Result<AnySliceMut<'a>> {
+        let end = buffer.len() - GUARD;
+        Ok(AnySliceMut::from_bytes(buffer.slice_mut().range(GUARD + self.ahead_of(dtype), end)?, dtype))
+    }
+
     /// Reads an output back; nothing outside its rows may have changed.
-    pub fn read_guarded(buffer: &DeviceBuffer<u8>, layout: TensorLayout, dtype: DType) -> Result<HostTensor> {
-        let bytes = buffer.to_vec()?;
-        untouched("the output", &bytes, &layout, dtype.size())?;
+    fn read_output(&self, buffer: &DeviceBuffer<u8>, layout: TensorLayout, dtype: DType) -> Result<HostTensor> {
+        let all = buffer.to_vec()?;
+        let (ahead, bytes) = all.split_at(self.ahead_of(dtype));
+        ensure!(ahead.iter().all(|&byte| byte == POISON), "the output was written before its guard");
+        untouched("the output", bytes, &layout, dtype.size())?;
         Ok(HostTensor::from_bytes(dtype, &bytes[GUARD..bytes.len() - GUARD], layout)?)
     }
-}
 
-/// The inside of a guarded buffer.
-pub fn inside(buffer: &mut DeviceBuffer<u8>, dtype: DType) -> Result<AnySliceMut<'_>> {
-    let end = buffer.len() - GUARD;
-    Ok(AnySliceMut::from_bytes(buffer.slice_mut().range(GUARD, end)?, dtype))
-}
+    /// An input, which [`placed`](Self::placed) is in the buffer.
+    fn upload(&self, tensor: &HostTensor) -> Result<DeviceBuffer<u8>> {
+        let mut bytes = vec![POISON; self.ahead_of(tensor.dtype())];
+        bytes.extend(tensor.bytes());
+        Ok(self.gpu.upload(&bytes)?)
+    }
 
-pub fn any<'a>(bytes: &'a DeviceBuffer<u8>, tensor: &HostTensor) -> AnySlice<'a> {
-    AnySlice::from_bytes(bytes.slice(), tensor.dtype())
+    fn placed<'a>(&self, buffer: &'a DeviceBuffer<u8>, dtype: DType) -> Result<AnySlice<'a>> {
+        Ok(AnySlice::from_bytes(buffer.slice().range(self.ahead_of(dtype), buffer.len())?, dtype))
+    }
 }
 
 /// The operands made of Q, K and V that are on the device.
@@ -55,13 +75,12 @@ pub fn quantized(
     gpu: &Gpu,
     problem: &AttentionProblem,
     layouts: &QuantizeLayouts,
-    inputs: [&DeviceBuffer<u8>; 3],
+    [q, k, v]: [AnySlice<'_>; 3],
 ) -> Result<DeviceOperands> {
     let plan = gpu.plan_quantize(problem, layouts)?;
     let mut workspace = gpu.alloc::<f32>(plan.workspace_len())?;
     let mut operands = DeviceOperands::alloc(gpu, problem)?;
     let stream = gpu.stream()?;
-    let [q, k, v] = inputs.map(|bytes| AnySlice::from_bytes(bytes.slice(), layouts.dtype));
     plan.launch(&stream, q, k, v, workspace.slice_mut(), &mut operands.view_mut())?;
     stream.synchronize()?;
     Ok(operands)
@@ -79,8 +98,9 @@ impl Kernels for OnGpu {
     ) -> Result<HostQuantized> {
         let gpu = &self.gpu;
         let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
-        let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
-        Ok(quantized(gpu, problem, &layouts, [&q_in, &k_in, &v_in])?.to_host()?)
+        let (q_in, k_in, v_in) = (self.upload(q)?, self.upload(k)?, self.upload(v)?);
+        let placed = |buffer| self.placed(buffer, layouts.dtype);
+        Ok(quantized(gpu, problem, &layouts, [placed(&q_in)?, placed(&k_in)?, placed(&v_in)?])?.to_host()?)
     }
 
     fn attention(
@@ -94,15 +114,15 @@ impl Kernels for OnGpu {
         let gpu = &self.gpu;
         let plan = self.plan_attention(problem, &AttentionOutput { layout: *out, dtype, lse })?;
         let operands = operands.to_device(gpu)?;
-        let mut o = self.guarded(out.span() * dtype.size())?;
+        let mut o = self.output(out, dtype)?;
         let rows = problem.q_shape().rows();
         let mut lse_out = if lse { Some(self.guarded(4 * rows)?) } else { None };
         let stream = gpu.stream()?;
         let lse_view = lse_out.as_mut().map(|buffer| lse_inside(buffer, rows));
-        plan.launch(&stream, &operands.view(), inside(&mut o, dtype)?, lse_view)?;
+        plan.launch(&stream, &operands.view(), self.inside(&mut o, dtype)?, lse_view)?;
         stream.synchronize()?;
         let lse = lse_out.map(|buffer| read_lse(&buffer, rows)).transpose()?;
-        Ok((Self::read_guarded(&o, *out, dtype)?, lse))
+        Ok((self.read_output(&o, *out, dtype)?, lse))
     }
 
     fn dequantize(
@@ -121,11 +141,11 @@ impl Kernels for OnGpu {
             Operand::K => (&operands.k.data, &operands.k.scale, Some(operands.k.mean.slice())),
             Operand::V => (&operands.v.data, &operands.v.scale, Some(operands.v.mean.slice())),
         };
-        let mut o = self.guarded(out.span() * dtype.size())?;
+        let mut o = self.output(out, dtype)?;
         let stream = gpu.stream()?;
-        plan.launch(&stream, data.slice(), scale.slice(), mean, inside(&mut o, dtype)?)?;
+        plan.launch(&stream, data.slice(), scale.slice(), mean, self.inside(&mut o, dtype)?)?;
         stream.synchronize()?;
-        Self::read_guarded(&o, *out, dtype)
+        self.read_output(&o, *out, dtype)
     }
 
     fn attention_f16(
@@ -137,15 +157,16 @@ impl Kernels for OnGpu {
         let gpu = &self.gpu;
         let layouts = BaselineLayouts { q: q.layout(), k: k.layout(), v: v.layout(), o: *out, lse: true };
         let plan = gpu.plan_baseline(problem, &layouts)?;
-        let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
-        let mut o = self.guarded(2 * out.span())?;
+        let (q_in, k_in, v_in) = (self.upload(q)?, self.upload(k)?, self.upload(v)?);
+        let mut o = self.output(out, DType::F16)?;
         let rows = problem.q_shape().rows();
         let mut lse = self.guarded(4 * rows)?;
         let stream = gpu.stream()?;
         let lse_out = Some(lse_inside(&mut lse, rows));
-        plan.launch(&stream, any(&q_in, q), any(&k_in, k), any(&v_in, v), inside(&mut o, DType::F16)?, lse_out)?;
+        let [q, k, v] = [&q_in, &k_in, &v_in].map(|buffer| self.placed(buffer, DType::F16));
+        plan.launch(&stream, q?, k?, v?, self.inside(&mut o, DType::F16)?, lse_out)?;
         stream.synchronize()?;
-        Ok((Self::read_guarded(&o, *out, DType::F16)?, read_lse(&lse, rows)?))
+        Ok((self.read_output(&o, *out, DType::F16)?, read_lse(&lse, rows)?))
     }
 }
 

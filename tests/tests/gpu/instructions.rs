@@ -16,6 +16,8 @@ enum Allowed {
     Nothing,
     /// Not at all, but that a NaN's payload is open (PTX ISA, `abs` and `neg`).
     Payload,
+    /// The same of the two float16 of the word.
+    Payloads,
     /// By so much where the machine gives this, as float32.
     F32(fn(f64) -> f64),
     /// By so much where the machine gives this, in either float16 of the word.
@@ -23,7 +25,7 @@ enum Allowed {
     /// By so many units of 2^-24 of the sum of the magnitudes, which is the instruction's result without signs.
     Sum(f64),
 }
-use Allowed::{F16x2, F32, Nothing, Payload, Sum};
+use Allowed::{F16x2, F32, Nothing, Payload, Payloads, Sum};
 
 /// What operands an instruction gets.
 #[derive(Clone, Copy)]
@@ -55,6 +57,16 @@ fn half_exponential(value: f64) -> f64 {
     value * (-9.9_f64).exp2() + 2.0 * DType::F16.half_step(value)
 }
 
+/// 2^-11, of the value.
+fn hyperbolic(value: f64) -> f64 {
+    value.abs() * (-11_f64).exp2() + DType::F32.half_step(value)
+}
+
+/// 2^-10.987, whatever the value.
+fn half_hyperbolic(value: f64) -> f64 {
+    (-10.987_f64).exp2() + DType::F16.half_step(value)
+}
+
 const INSTRUCTIONS: &[Instruction] = &[
     ("add.rn.f32 %d0, %a0, %a1;", 2, 1, Words, Nothing),
     ("sub.rn.f32 %d0, %a0, %a1;", 2, 1, Words, Nothing),
@@ -71,9 +83,24 @@ const INSTRUCTIONS: &[Instruction] = &[
     ("{ .reg .b16 h; cvt.rp.f16.f32 h, %a0; mov.b32 %d0, {h, h}; }", 1, 1, Words, Nothing),
     ("{ .reg .b16 l, h; mov.b32 {l, h}, %a0; cvt.f32.f16 %d0, l; cvt.f32.f16 %d1, h; }", 1, 2, Words, Nothing),
     ("fma.rn.f16x2 %d0, %a0, %a1, %a2;", 3, 1, Words, Nothing),
+    ("add.rn.f16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
+    ("sub.f16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
+    ("mul.rn.f16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
+    ("min.f16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
     ("max.f16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
+    ("neg.f16x2 %d0, %a0;", 1, 1, Words, Payloads),
+    ("abs.f16x2 %d0, %a0;", 1, 1, Words, Payloads),
+    ("popc.b32 %d0, %a0;", 1, 1, Words, Nothing),
+    ("bfind.u32 %d0, %a0;", 1, 1, Words, Nothing),
+    ("bfind.s32 %d0, %a0;", 1, 1, Words, Nothing),
+    ("bfind.shiftamt.u32 %d0, %a0;", 1, 1, Words, Nothing),
+    // The base is a bit's number, and offsets to either side of it.
+    ("{ .reg .b32 b, o; bfe.u32 b, %a1, 0, 5; bfe.s32 o, %a2, 0, 6; fns.b32 %d0, %a0, b, o; }", 3, 1, Words, Nothing),
     ("prmt.b32 %d0, %a0, %a1, %a2;", 3, 1, Words, Nothing),
     ("shfl.sync.bfly.b32 %d0, %a0, 2, 31, -1;", 1, 1, Words, Nothing),
+    ("shfl.sync.idx.b32 %d0, %a0, %a1, 0x1807, -1;", 2, 1, Words, Nothing),
+    ("shfl.sync.up.b32 %d0, %a0, 5, 0, -1;", 1, 1, Words, Nothing),
+    ("shfl.sync.down.b32 %d0, %a0, 3, 0x1807, -1;", 1, 1, Words, Nothing),
     (
         "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 \
          {%d0, %d1, %d2, %d3}, {%a0, %a1, %a2, %a3}, {%a4, %a5}, {%a6, %a7, %a8, %a9};",
@@ -103,6 +130,19 @@ const INSTRUCTIONS: &[Instruction] = &[
     ("rcp.approx.ftz.f32 %d0, %a0;", 1, 1, Words, F32(|value| relative(value, -23.0))),
     ("lg2.approx.ftz.f32 %d0, %a0;", 1, 1, Words, F32(logarithm)),
     ("ex2.approx.f16x2 %d0, %a0;", 1, 1, Words, F16x2(half_exponential)),
+    ("tanh.approx.f32 %d0, %a0;", 1, 1, Words, F32(hyperbolic)),
+    ("tanh.approx.f16x2 %d0, %a0;", 1, 1, Words, F16x2(half_hyperbolic)),
+];
+
+/// What devices have from compute capability 9.0 on.
+const HOPPER: &[Instruction] = &[
+    ("add.s16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
+    ("min.s16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
+    ("max.s16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
+    ("min.u16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
+    ("max.u16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
+    // What ptxas makes one instruction of.
+    ("{ .reg .b32 s; add.s16x2 s, %a0, %a1; max.s16x2 %d0, s, %a2; }", 3, 1, Words, Nothing),
 ];
 
 /// Threads of each instruction's launch, in whole blocks: more than there are float16.
@@ -111,16 +151,19 @@ const BLOCK: usize = 128;
 
 /// Every instruction on both.
 pub fn instructions(gpu: &OnGpu) -> Result<()> {
-    let compared = INSTRUCTIONS.iter().map(|instruction| compare(gpu, instruction));
+    let hopper: &[Instruction] = if gpu.gpu.compute_capability() >= (9, 0) { HOPPER } else { &[] };
+    let every = INSTRUCTIONS.iter().map(|instruction| (["7.0", "sm_80"], instruction));
+    let every = every.chain(hopper.iter().map(|instruction| (["8.0", "sm_90"], instruction)));
+    let compared = every.map(|(target, instruction)| compare(gpu, target, instruction));
     let differ: Vec<String> = compared.filter_map(|result| Some(format!("{:#}", result.err()?))).collect();
     ensure!(differ.is_empty(), "{}", differ.join("\n"));
     Ok(())
 }
 
-fn compare(gpu: &OnGpu, &(text, inputs, outputs, operands, allowed): &Instruction) -> Result<()> {
-    let plain = |part: &&str| !part.contains(".reg") && !part.contains("mov.");
+fn compare(gpu: &OnGpu, target: [&str; 2], &(text, inputs, outputs, operands, allowed): &Instruction) -> Result<()> {
+    let plain = |part: &&str| [".reg", "mov.", "bfe."].iter().all(|helper| !part.contains(helper));
     let name = text.split(';').find(plain).and_then(|part| part.trim().split(' ').next()).unwrap_or(text);
-    let ptx = ptx(text, inputs, outputs);
+    let ptx = ptx(target, text, inputs, outputs);
     let words: Vec<u32> = (0..inputs * THREADS).map(|i| word(operands, i / THREADS, i % THREADS)).collect();
     let want = on_machine(&ptx, &words, outputs)?;
     let got = on_gpu(gpu, &ptx, &words, outputs).with_context(|| name.to_owned())?;
@@ -144,7 +187,7 @@ fn compare(gpu: &OnGpu, &(text, inputs, outputs, operands, allowed): &Instructio
     }
     let how = match (different, allowed) {
         (0, _) => "all the same bits".to_owned(),
-        (_, Payload) => format!("all the same but for the payloads of {different} NaNs"),
+        (_, Payload | Payloads) => format!("all the same but for the payloads of {different} NaNs"),
         _ => format!("{different} differ, by {largest:.3} of what is allowed at most"),
     };
     println!("GPU and PTX machine, {name}: {} results, {how}", got.len());
@@ -152,7 +195,7 @@ fn compare(gpu: &OnGpu, &(text, inputs, outputs, operands, allowed): &Instructio
 }
 
 /// A kernel in which thread `t` of `n` computes `out[m n + t]` from `in[k n + t]`.
-fn ptx(text: &str, inputs: usize, outputs: usize) -> String {
+fn ptx([version, target]: [&str; 2], text: &str, inputs: usize, outputs: usize) -> String {
     let mut body = String::new();
     for i in 0..inputs {
         body += &format!("ld.global.b32 %a{i}, [%from + {}];\n", 4 * i * THREADS);
@@ -162,7 +205,7 @@ fn ptx(text: &str, inputs: usize, outputs: usize) -> String {
         body += &format!("\nst.global.b32 [%to + {}], %d{i};", 4 * i * THREADS);
     }
     format!(
-        ".version 7.0\n.target sm_80\n.address_size 64\n\
+        ".version {version}\n.target {target}\n.address_size 64\n\
          .visible .entry instruction(.param .u64 in, .param .u64 out)\n{{\n\
          .reg .b32 %a<{inputs}>, %d<{outputs}>, %t<3>;\n.reg .b64 %from, %to, %offset;\n\
          ld.param.u64 %from, [in];\nld.param.u64 %to, [out];\n\
@@ -234,6 +277,11 @@ fn share(allowed: Allowed, got: u32, want: u32, magnitude: u32) -> f64 {
         Nothing => f64::INFINITY,
         Payload if single(got).is_nan() && single(want).is_nan() => 0.0,
         Payload => f64::INFINITY,
+        Payloads => {
+            let halves = |word: u32| [word as u16, (word >> 16) as u16].map(f16::from_bits);
+            let same = |(got, want): (f16, f16)| got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+            if halves(got).into_iter().zip(halves(want)).all(same) { 0.0 } else { f64::INFINITY }
+        }
         F32(bound) => float(bound(single(want))),
         Sum(units) => float(units * (-24_f64).exp2() * single(magnitude)),
         F16x2(bound) => {

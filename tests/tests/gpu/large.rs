@@ -4,7 +4,7 @@ use crate::device::{OnGpu, quantized};
 use crate::values_at;
 use anyhow::{Context, Result, ensure};
 use half::f16;
-use int_flash_attention::gpu::AnySliceMut;
+use int_flash_attention::gpu::{AnySlice, AnySliceMut};
 use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, HostTensor, QuantizeLayouts, TensorLayout, reference,
 };
@@ -35,7 +35,7 @@ pub fn far_strides(on: &OnGpu) -> Result<()> {
     };
     let (q_in, k_in, v_in) = (spread(&q, q_far)?, spread(&k, kv_far)?, spread(&v, kv_far)?);
     let layouts = QuantizeLayouts { q: q_far, k: kv_far, v: kv_far, dtype: DType::F16 };
-    let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in])?;
+    let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in].map(f16_slice))?;
     let got = operands.to_host()?;
     properties::same_operands(&problem, &got, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
     drop((k_in, v_in));
@@ -78,7 +78,7 @@ pub fn many_elements(on: &OnGpu) -> Result<()> {
         let [q, k, v] = Case::plain(one, 31).tensors()?;
         let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
         let layouts = QuantizeLayouts { q: q_layout, k: kv, v: kv, dtype: DType::F16 };
-        let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in])?;
+        let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in].map(f16_slice))?;
         let layout = TensorLayout::bhnd(problem.q_shape());
         let attention = on.plan_attention(&problem, &AttentionOutput { layout, dtype: DType::F16, lse: false })?;
         let mut o = gpu.alloc::<u8>(2 * layout.span())?;
@@ -96,6 +96,10 @@ pub fn many_elements(on: &OnGpu) -> Result<()> {
         properties::within("o", &values_at(&o, &rows), &want.o, &bounds.o, head_dim)?;
     }
     Ok(())
+}
+
+fn f16_slice(buffer: &DeviceBuffer<u8>) -> AnySlice<'_> {
+    AnySlice::from_bytes(buffer.slice(), DType::F16)
 }
 
 /// Whether the GPU has this much memory free; says so aloud where it has not.

@@ -18,6 +18,7 @@ use int_flash_attention::{
     AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme, TensorLayout,
     Window, reference,
 };
+use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, variant};
 use int_flash_attention_tests::properties::{self, Kernels};
@@ -36,10 +37,12 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 10] = [
+const OF_FAMILIES: [(&str, Test); 12] = [
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
+    ("rows_that_are_not_aligned_match_the_reference", unaligned_rows),
+    ("tiles_that_see_no_key_are_zeros", no_keys),
     ("long_sequences_match_the_reference", long_sequences),
     ("minilm_error_is_as_published", minilm),
     ("a_graph_replays_on_new_inputs", graph),
@@ -89,7 +92,7 @@ fn trials(gpu: Option<&Gpu>) -> Vec<Trial> {
         return tests.map(|(name, _)| Trial::test(*name, || Ok(())).with_ignored_flag(true)).collect();
     };
     let trial = |name: String, test: Test, family: Family| {
-        let on = OnGpu { gpu: gpu.clone(), family };
+        let on = OnGpu { gpu: gpu.clone(), family, ahead: 0 };
         Trial::test(name, move || test(&on).map_err(|error| Failed::from(format!("{error:#}"))))
     };
     let of_family =
@@ -135,6 +138,50 @@ fn hostile_values(gpu: &OnGpu) -> Result<()> {
     Ok(())
 }
 
+/// Rows that are not aligned to 16 bytes, because of a stride or because of where the tensor starts, in every kernel of the family
+/// and every kernel around it; and the float16 kernels, whose output's rows are aligned to 4 bytes.
+fn unaligned_rows(on: &OnGpu) -> Result<()> {
+    let kinds = [(0, [1, 0, 0]), (0, [0, 3, 0]), (0, [0, 0, 5]), (1, [0, 0, 0]), (8, [0, 0, 0]), (2, [3, 1, 7])];
+    let family = on.family;
+    for (i, variant) in config::ATTENTION.iter().filter(|variant| variant.family == family).enumerate() {
+        for (kind, (ahead, [token, head, batch])) in kinds.into_iter().enumerate() {
+            let case = Case::of_variant(variant, i + kind);
+            let problem = AttentionProblem { batch: 2, heads_q: 4, heads_kv: 2, seqlen_kv: 530, ..case.problem };
+            let case = Case { problem, placement: [Placement::Padded { token, head, batch }; 4], ..case };
+            properties::all(&OnGpu { ahead, ..on.clone() }, &case).with_context(|| format!("{ahead} {case:?}"))?;
+        }
+    }
+    for (seed, variant) in config::BASELINE.iter().enumerate() {
+        for [token, head, batch] in [[2, 0, 0], [0, 6, 0], [0, 0, 10]] {
+            let window = WINDOWS[(seed + token) % WINDOWS.len()];
+            let problem = AttentionProblem::new(2, 4, 2, 67, 201, variant.head_dim).with_window(window);
+            let mut case = Case::plain(problem, seed as u64);
+            case.placement[3] = Placement::Padded { token, head, batch };
+            float16_case(on, &case)?;
+        }
+    }
+    Ok(())
+}
+
+/// More queries than keys under a causal mask: tiles that see none at all, and one that sees some.
+fn no_keys(on: &OnGpu) -> Result<()> {
+    let sliding = Window { left: Some(9), right: Some(0) };
+    for (seed, variant) in config::ATTENTION.iter().filter(|variant| variant.family == on.family).enumerate() {
+        for (seqlen_q, seqlen_kv, window) in
+            [(300, 20, Window::CAUSAL), (1100, 129, Window::CAUSAL), (300, 20, sliding)]
+        {
+            let case = Case::of_variant(variant, seed);
+            let problem = AttentionProblem { seqlen_q, seqlen_kv, window, ..case.problem };
+            properties::all(on, &Case { problem, ..case }).with_context(|| format!("{} {window}", variant.name))?;
+        }
+    }
+    for (seed, head_dim) in HEAD_DIMS.into_iter().enumerate() {
+        let problem = AttentionProblem::new(1, 2, 1, 300, 20, head_dim).with_causal(true);
+        float16_case(on, &Case::plain(problem, seed as u64))?;
+    }
+    Ok(())
+}
+
 /// Thousands of keys, on a few query positions.
 fn long_sequences(gpu: &OnGpu) -> Result<()> {
     let (sliding, local) = (Window { left: Some(1023), right: Some(0) }, Window { left: Some(700), right: Some(900) });
@@ -158,14 +205,22 @@ fn long_sequences(gpu: &OnGpu) -> Result<()> {
             let [q, k, v] = case.tensors()?;
             let operands = gpu.quantize(&problem, &q, &k, &v)?;
             properties::same_operands(&problem, &operands, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
-            let (o, _) = gpu.attention(&problem, &operands, &case.output()?, DType::F16, false)?;
+            let (o, lse) = gpu.attention(&problem, &operands, &case.output()?, DType::F16, true)?;
             let rows: Vec<usize> = (0..problem.seqlen_q).step_by(97).collect();
             let (want, bounds) = reference::gpu_bounds_rows(&problem, &operands, DType::F16, &rows)?;
             properties::within("o", &values_at(&o, &rows), &want.o, &bounds.o, head_dim)
                 .with_context(|| format!("{problem:?}"))?;
+            let lse = lse_at(&problem, &lse.context("no log-sum-exp")?, &rows);
+            properties::within("lse", &lse, &want.lse, &bounds.lse, 1).with_context(|| format!("{problem:?}"))?;
         }
     }
     Ok(())
+}
+
+/// The log-sum-exps of some query positions of every head.
+fn lse_at(problem: &AttentionProblem, lse: &[f32], rows: &[usize]) -> Vec<f64> {
+    let heads = lse.chunks_exact(problem.seqlen_q);
+    heads.flat_map(|head| rows.iter().map(|&row| f64::from(head[row]))).collect()
 }
 
 /// The values of some query positions of every head.
@@ -188,15 +243,21 @@ fn float16(gpu: &OnGpu) -> Result<()> {
             let problem = AttentionProblem::new(1, 4, 2, seqlen_q, seqlen_kv, head_dim).with_window(WINDOWS[seed % 4]);
             let mut case = Case::plain(problem, seed as u64);
             case.placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
-            let [q, k, v] = case.tensors()?;
-            let (o, _) = gpu.attention_f16(&problem, [&q, &k, &v], &case.output()?)?;
-            let rows: Vec<usize> = (0..seqlen_q).step_by(seqlen_q.div_ceil(20)).collect();
-            let want = baseline::expected(&problem, &q, &k, &v, &rows);
-            properties::within("o", &values_at(&o, &rows), &want.o, &want.bound, head_dim)
-                .with_context(|| format!("{problem:?}"))?;
+            float16_case(gpu, &case)?;
         }
     }
     Ok(())
+}
+
+/// Some query positions of a float16 case against float64.
+fn float16_case(gpu: &OnGpu, case: &Case) -> Result<()> {
+    let (problem, [q, k, v]) = (&case.problem, case.tensors()?);
+    let (o, lse) = gpu.attention_f16(problem, [&q, &k, &v], &case.output()?)?;
+    let rows: Vec<usize> = (0..problem.seqlen_q).step_by(problem.seqlen_q.div_ceil(20)).collect();
+    let want = baseline::expected(problem, &q, &k, &v, &rows);
+    properties::within("o", &values_at(&o, &rows), &want.o, &want.bound, problem.head_dim)
+        .and_then(|()| properties::within("lse", &lse_at(problem, &lse, &rows), &want.lse, &want.lse_bound, 1))
+        .with_context(|| format!("{case:?}"))
 }
 
 fn minilm_tensors(file: &[u8]) -> Result<[HostTensor; 3]> {
@@ -251,6 +312,10 @@ fn whole_job(_: &OnGpu) -> Result<()> {
         let (want, bounds) = reference::gpu_bounds(&problem, &operands, DType::F32)?;
         properties::within("o", &got.o.dense_f64(), &want.o, &bounds.o, problem.head_dim)?;
         ensure!(got.lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
+        if let Some(lse) = got.lse {
+            let lse: Vec<f64> = lse.into_iter().map(f64::from).collect();
+            properties::within("lse", &lse, &want.lse, &bounds.lse, 1)?;
+        }
         Ok(())
     })
     .map_err(anyhow::Error::msg)

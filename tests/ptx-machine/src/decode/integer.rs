@@ -34,7 +34,7 @@ fn sources<'a, const N: usize>(
 pub(super) fn decode<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) -> Result<Integer, Failure> {
     let mut modifiers = Modifiers::of(instruction);
     let name = instruction.name;
-    if name == "prmt" || name == "lop3" || name == "shf" || name == "dp4a" {
+    if matches!(name, "prmt" | "lop3" | "shf" | "dp4a" | "fns") {
         return special(cx, instruction, modifiers);
     }
     let unary = match name {
@@ -56,11 +56,19 @@ pub(super) fn decode<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) ->
         "xor" => Some(IntBinary::Xor),
         _ => None,
     };
-    let known = ["mul", "mad", "shl", "shr", "popc", "clz", "bfe", "bfi"];
+    let known = ["mul", "mad", "shl", "shr", "popc", "clz", "bfind", "bfe", "bfi"];
     if unary.is_none() && binary.is_none() && !known.contains(&name) {
         return cx.unsupported(format!("instruction `{name}`"));
     }
+    let shift_amount = name == "bfind" && modifiers.take("shiftamt");
     let full = modifiers.ty()?;
+    if let (Ty::U16x2 | Ty::S16x2, Some(op @ (IntBinary::Add | IntBinary::Min | IntBinary::Max))) = (full, binary) {
+        cx.require_target(&["sm_90", "sm_90a"])?;
+        modifiers.finish()?;
+        let [d, a, b] = operands(instruction)?;
+        let (d, ab) = (cx.target(d, Width::Word)?, sources(cx, [a, b], [Width::Word; 2])?);
+        return Ok(Integer::Pair { op, signed: full.is_signed(), d, ab });
+    }
     let (ty, width) = (int_ty(cx, full)?, Width::of(full));
     let decoded = if let Some(op) = unary {
         let [d, a] = operands(instruction)?;
@@ -80,6 +88,12 @@ pub(super) fn decode<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) ->
             "popc" | "clz" => {
                 let [d, a] = operands(instruction)?;
                 let op = if name == "popc" { Count::Ones } else { Count::LeadingZeros };
+                Integer::Count { op, ty, d: cx.target(d, Width::Word)?, a: cx.source(a, width)? }
+            }
+            "bfind" if width == Width::Short => return cx.unsupported("`bfind` on 16 bits"),
+            "bfind" => {
+                let [d, a] = operands(instruction)?;
+                let op = Count::Find { shift_amount };
                 Integer::Count { op, ty, d: cx.target(d, Width::Word)?, a: cx.source(a, width)? }
             }
             "bfe" | "bfi" if width == Width::Short => return cx.unsupported("a bit field of 16 bits"),
@@ -174,6 +188,12 @@ fn special<'a>(
         "prmt" => {
             let _b32 = modifiers.ty()?;
             Integer::Prmt { d, abc }
+        }
+        "fns" => {
+            if modifiers.ty()? != Ty::B32 {
+                return cx.unsupported("`fns` on this type");
+            }
+            Integer::FindNthSet { d, abc }
         }
         "shf" => {
             let left = match modifiers.take_one(&[("l", true), ("r", false)]) {

@@ -214,6 +214,7 @@ fn inst<'a>(
         "ldmatrix" | "mma" => Op::Matrix(matrix::decode(cx, instruction)?),
         "shfl" | "vote" | "activemask" | "elect" => Op::Warp(warp::decode(cx, instruction)?),
         "bar" | "barrier" | "membar" | "fence" => warp::barrier(cx, instruction)?,
+        "griddepcontrol" => warp::grid_dependency(cx, instruction)?,
         "and" | "or" | "xor" | "not" if instruction.modifiers == ["pred"] => control::predicate_logic(cx, instruction)?,
         _ if float::is_float(instruction) => Op::Float(float::decode(cx, instruction)?),
         _ => Op::Integer(integer::decode(cx, instruction)?),

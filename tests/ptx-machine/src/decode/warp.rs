@@ -116,3 +116,13 @@ pub(super) fn barrier<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) -
     let threads = threads.map(|threads| cx.source(threads, Width::Word)).transpose()?;
     Ok(Op::Barrier(Barrier::Meet { wait, barrier: cx.source(barrier, Width::Word)?, threads }))
 }
+
+/// `griddepcontrol`: a launch begins here when the one before it has ended, with all that it wrote.
+pub(super) fn grid_dependency<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) -> Result<Op, Failure> {
+    cx.require_target(&["sm_90", "sm_90a"])?;
+    let mut modifiers = Modifiers::of(instruction);
+    let known = modifiers.take("wait") || modifiers.take("launch_dependents");
+    modifiers.finish()?;
+    let [] = operands(instruction)?;
+    if known { Ok(Op::Barrier(Barrier::Fence)) } else { cx.syntax("`griddepcontrol` needs an action") }
+}

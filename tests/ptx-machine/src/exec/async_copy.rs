@@ -101,11 +101,12 @@ fn source(warp: &Warp, cta: &mut Cta<'_>, lane: usize, line: u32, from: u64, byt
 
 /// Delivers the copies of the waiting lanes whose group is due.
 fn land(warp: &mut Warp, cta: &mut Cta<'_>, mask: u32, due: impl Fn(u32, u32) -> bool) {
-    let (shared, party) = (&mut cta.shared, &cta.parties[warp.id]);
+    let (shared, party) = (&mut cta.shared, &mut cta.parties[warp.id]);
     let Copies { pending, committed } = &mut warp.copies;
     pending.retain(|copy| {
         let lands = mask >> copy.lane & 1 == 1 && due(copy.group, committed[copy.lane]);
         if lands {
+            party.touched |= 1 << copy.lane;
             shared.land(copy.to, copy.bytes, copy.packet, party);
         }
         !lands

@@ -69,13 +69,12 @@ fn meet(
     meeting.arrived += 1;
     meeting.line = line;
     let party = &mut cta.parties[warp.id];
-    party.release(&mut meeting.known);
+    party.release(u32::MAX, &mut meeting.known);
+    // What this warp does from here on is not ordered by its arrival.
+    party.meet(cta.shared.tick());
     if wait {
         meeting.waiting |= 1 << warp.id;
         cta.states[warp.id] = State::Waiting;
-    } else {
-        // What this warp does from here on is not ordered by the barrier.
-        party.time = cta.shared.tick();
     }
     if meeting.arrived < expected {
         return if wait { Flow::Yield } else { Flow::Next };

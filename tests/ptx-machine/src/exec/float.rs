@@ -4,8 +4,9 @@
 //! approximate operations are computed to the last bit or nearly, where PTX only promises a bound: 2 ulp for
 //! `div.approx`, `div.full`, 1 ulp for `rcp.approx`, 2^-22 relative for `ex2.approx.f32` (subnormal results
 //! included), 2^-22 for `lg2.approx` (absolute from 0.5 to 2, relative elsewhere), 2^-22.9 relative for
-//! `rsqrt.approx`, 2^-20.5 absolute for `sin.approx` and `cos.approx`, 2^-11 relative for `tanh.approx.f32`, 2^-9.9
-//! for `ex2.approx.f16`, 2^-7 for `ex2.approx.ftz.bf16`. Results may differ from a device's by that much.
+//! `rsqrt.approx`, 2^-20.5 absolute for `sin.approx` and `cos.approx`, 2^-11 relative for `tanh.approx.f32`, 2^-10.987
+//! absolute for `tanh.approx.f16`, 2^-9.9 for `ex2.approx.f16`, 2^-7 for `ex2.approx.ftz.bf16`. Results may differ from a
+//! device's by that much.
 
 use super::half;
 use crate::isa::{Float, FloatOp, FloatTy};

@@ -57,6 +57,14 @@ macro_rules! int {
                 match op {
                     Count::Ones => registers.map(mask, d, a, |a: $ty| a.count_ones()),
                     Count::LeadingZeros => registers.map(mask, d, a, |a: $ty| a.leading_zeros()),
+                    Count::Find { shift_amount } => registers.map(mask, d, a, |a: $ty| {
+                        let from_top = if a.negative() { !a } else { a }.leading_zeros();
+                        match <$ty>::BITS - 1 {
+                            top if from_top > top => u32::MAX,
+                            _ if shift_amount => from_top,
+                            top => top - from_top,
+                        }
+                    }),
                 }
             }
 
@@ -120,6 +128,15 @@ pub(super) fn execute(op: &Integer, registers: &mut Registers, mask: u32) {
     match *op {
         Integer::Unary { op, ty, d, a } => with_ty!(ty, unary(op, registers, mask, d, a)),
         Integer::Binary { op, ty, d, ab } => with_ty!(ty, binary(op, registers, mask, d, ab)),
+        Integer::Pair { op, signed, d, ab } => registers.zip(mask, d, ab, |a: u32, b: u32| {
+            pair_of(a, b, |a, b| match (op, signed) {
+                (IntBinary::Min, true) => (a as i16).min(b as i16) as u16,
+                (IntBinary::Min, false) => a.min(b),
+                (IntBinary::Max, true) => (a as i16).max(b as i16) as u16,
+                (IntBinary::Max, false) => a.max(b),
+                _ => a.wrapping_add(b),
+            })
+        }),
         Integer::Shift { left, ty, d, ab } => with_ty!(ty, shift(left, registers, mask, d, ab)),
         Integer::Count { op, ty, d, a } => with_ty!(ty, count(op, registers, mask, d, a)),
         Integer::Mad { high, ty, d, abc } => with_ty!(ty, mad(high, registers, mask, d, abc)),
@@ -140,6 +157,7 @@ pub(super) fn execute(op: &Integer, registers: &mut Registers, mask: u32) {
         }),
         Integer::Lop3 { table, d, abc } => registers.zip3(mask, d, abc, |a, b, c| lop3(table, [a, b, c])),
         Integer::Prmt { d, abc } => registers.zip3(mask, d, abc, prmt),
+        Integer::FindNthSet { d, abc } => registers.zip3(mask, d, abc, find_nth_set),
         Integer::Dp4a { a_signed, b_signed, d, abc } => registers.zip3(mask, d, abc, |a: u32, b: u32, c: u32| {
             (0..4).fold(c, |sum, i| sum.wrapping_add(byte(a, i, a_signed).wrapping_mul(byte(b, i, b_signed))))
         }),
@@ -212,6 +230,30 @@ fn lop3(table: u8, [a, b, c]: [u32; 3]) -> u32 {
         let pick = |value: u32, bit: u32| if row >> bit & 1 == 1 { value } else { !value };
         out | pick(a, 2) & pick(b, 1) & pick(c, 0)
     })
+}
+
+/// `f` of the halves of two words; no half hears of the other.
+#[inline(always)]
+fn pair_of(a: u32, b: u32, f: impl Fn(u16, u16) -> u16) -> u32 {
+    u32::from(f((a >> 16) as u16, (b >> 16) as u16)) << 16 | u32::from(f(a as u16, b as u16))
+}
+
+/// The `|offset|`-th bit that is set from `base` on, upwards or downwards; for an offset of zero, `base` if it is set.
+fn find_nth_set(mask: u32, base: u32, offset: i32) -> u32 {
+    let step = if offset < 0 { -1 } else { 1 };
+    let mut left = if offset == 0 { 1 } else { offset.unsigned_abs() };
+    let mut place = i64::from(base);
+    while (0..32).contains(&place) {
+        left -= mask >> place & 1;
+        if left == 0 {
+            return place as u32;
+        }
+        if offset == 0 {
+            break;
+        }
+        place += step;
+    }
+    u32::MAX
 }
 
 /// Picks four of eight bytes; the top bit of a selector asks for the byte's sign instead.

@@ -104,7 +104,8 @@ pub(super) fn execute(op: &Mbarrier, warp: &mut Warp, cta: &mut Cta<'_>, mask: u
             let (bytes, counts) = (read(bytes, 0), read(count, 1));
             let mut states = [0; LANES];
             for lane in lanes(mask) {
-                states[lane] = arrive(warp, cta, lane, line, at[lane], (bytes[lane], counts[lane]));
+                let how = (mask, bytes[lane], counts[lane]);
+                states[lane] = arrive(warp, cta, lane, line, at[lane], how);
             }
             if let Some(d) = state {
                 u64::write(&mut warp.registers, d, mask, &states);
@@ -177,8 +178,15 @@ fn invalidate(warp: &Warp, cta: &mut Cta<'_>, lane: usize, line: u32, address: u
     cta.mbarriers.remove(index);
 }
 
-/// Expects bytes, and arrives; returns the phase as the opaque state.
-fn arrive(warp: &Warp, cta: &mut Cta<'_>, lane: usize, line: u32, address: u64, (bytes, count): (u32, u32)) -> u64 {
+/// Expects bytes, and arrives together with other lanes; returns the phase as the opaque state.
+fn arrive(
+    warp: &Warp,
+    cta: &mut Cta<'_>,
+    lane: usize,
+    line: u32,
+    address: u64,
+    (lanes, bytes, count): (u32, u32, u32),
+) -> u64 {
     let Some(index) = find(warp, cta, lane, line, address) else { return 0 };
     let object = &mut cta.mbarriers[index];
     let phase = object.phase;
@@ -192,7 +200,7 @@ fn arrive(warp: &Warp, cta: &mut Cta<'_>, lane: usize, line: u32, address: u64, 
     }
     object.bytes += i64::from(bytes);
     object.pending -= count;
-    cta.parties[warp.id].release(&mut object.arriving);
+    cta.parties[warp.id].release(lanes, &mut object.arriving);
     settle(warp, cta, lane, line, index);
     phase.into()
 }

@@ -113,14 +113,17 @@ pub(super) fn load(
     bytes: u32,
 ) -> Packet {
     let loaded = match space {
-        Space::Shared => match cta.shared.load(address, bytes, &cta.parties[warp.id]) {
-            Ok((packet, None)) => Ok(packet),
-            Ok((packet, Some(fault))) => {
-                cta.fault(warp.id, lane, line, fault);
-                Ok(packet)
+        Space::Shared => {
+            cta.parties[warp.id].touched |= 1 << lane;
+            match cta.shared.load(address, bytes, &cta.parties[warp.id]) {
+                Ok((packet, None)) => Ok(packet),
+                Ok((packet, Some(fault))) => {
+                    cta.fault(warp.id, lane, line, fault);
+                    Ok(packet)
+                }
+                Err(refusal) => Err(refusal),
             }
-            Err(refusal) => Err(refusal),
-        },
+        }
         Space::Global | Space::Const if cta.env.variables.owns(address) => cta.env.variables.load(address, bytes),
         Space::Global | Space::Const => cta.env.memory.load(address, bytes),
         Space::Local => warp.local.load(lane, address, bytes),
@@ -181,6 +184,7 @@ fn store(
             cta.fault(warp.id, lane, line, refused(refusal, space, address, bytes));
         }
     }
+    cta.parties[warp.id].touched |= in_shared;
     for lane in lanes(in_shared) {
         let address = resolve(space, to[lane]).1;
         if cta.shared.peek(address, bytes) != packets[lane] {
@@ -199,14 +203,17 @@ fn atomic(
     f: impl Fn(u64) -> u64,
 ) -> u64 {
     let done = match space {
-        Space::Shared => match cta.shared.atomic(address, bytes, &cta.parties[warp.id], line, f) {
-            Ok((old, None)) => Ok(old),
-            Ok((old, Some(fault))) => {
-                cta.fault(warp.id, lane, line, fault);
-                Ok(old)
+        Space::Shared => {
+            cta.parties[warp.id].touched |= 1 << lane;
+            match cta.shared.atomic(address, bytes, &cta.parties[warp.id], line, f) {
+                Ok((old, None)) => Ok(old),
+                Ok((old, Some(fault))) => {
+                    cta.fault(warp.id, lane, line, fault);
+                    Ok(old)
+                }
+                Err(refusal) => Err(refusal),
             }
-            Err(refusal) => Err(refusal),
-        },
+        }
         Space::Global if cta.env.variables.owns(address) => cta.env.variables.atomic(address, bytes, f),
         Space::Global => cta.env.memory.atomic(address, bytes, f),
         _ => Err(Refusal::OutOfBounds),

@@ -51,7 +51,12 @@ pub(super) fn execute(op: &Warp, warp: &mut State, cta: &mut Cta<'_>, mask: u32,
         }
         Warp::ActiveMask { d } => u32::write(&mut warp.registers, *d, mask, &[mask; LANES]),
         Warp::Sync { members } => {
-            check_members(warp, cta, mask, line, warp.registers.narrow(*members)[first(mask)]);
+            let members = warp.registers.narrow(*members)[first(mask)];
+            check_members(warp, cta, mask, line, members);
+            // Lanes that are not members do not meet the others, and what any does counts as not known to all.
+            if (warp.present & !warp.exited) & !members == 0 {
+                cta.parties[warp.id].meet(cta.shared.tick());
+            }
         }
     }
 }

@@ -19,6 +19,13 @@ pub(crate) enum Integer {
         d: Slot,
         ab: [Slot; 2],
     },
+    /// `add`, `min` and `max` on two halves of 16 bits.
+    Pair {
+        op: IntBinary,
+        signed: bool,
+        d: Slot,
+        ab: [Slot; 2],
+    },
     /// A shift; the amount is 32 bits whatever the type.
     Shift {
         left: bool,
@@ -26,7 +33,7 @@ pub(crate) enum Integer {
         d: Slot,
         ab: [Slot; 2],
     },
-    /// `popc` and `clz` give 32 bits whatever the type.
+    /// `popc`, `clz` and `bfind` give 32 bits whatever the type.
     Count {
         op: Count,
         ty: IntTy,
@@ -79,6 +86,11 @@ pub(crate) enum Integer {
         d: Slot,
         abc: [Slot; 3],
     },
+    /// `fns`: mask, base and offset.
+    FindNthSet {
+        d: Slot,
+        abc: [Slot; 3],
+    },
     Dp4a {
         a_signed: bool,
         b_signed: bool,
@@ -114,6 +126,10 @@ pub(crate) enum IntBinary {
 pub(crate) enum Count {
     Ones,
     LeadingZeros,
+    /// The place of the highest bit that is not the sign's, or how far it is from the top; all ones where there is none.
+    Find {
+        shift_amount: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -150,7 +150,8 @@ pub(crate) enum Vote {
 pub(crate) enum Barrier {
     /// Without a thread count, all threads of the CTA.
     Meet { wait: bool, barrier: Slot, threads: Option<Slot> },
-    /// Memory is sequentially consistent here, so that fences have nothing to do.
+    /// Memory is sequentially consistent here, and launches follow each other, so that fences and `griddepcontrol` have
+    /// nothing to do.
     Fence,
     /// `fence.proxy.async`: what the thread knows of becomes known to the asynchronous instructions after it.
     ProxyFence,

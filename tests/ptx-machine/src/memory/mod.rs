@@ -1,7 +1,7 @@
 //! The state spaces: where addresses point, and what may be done there.
 //!
 //! A generic address below [`FIRST_ALLOCATION`] lies in one of the per-CTA or per-thread windows; above, its high
-//! bits number a global allocation, so that neighbours are gigabytes apart and a stray pointer never lands in one.
+//! bits number a global allocation, so that neighbours are terabytes apart and a stray pointer never lands in one.
 
 mod global;
 mod local;
@@ -16,7 +16,7 @@ pub(crate) use party::{FIRST_MBARRIER, Knowledge, PARTIES, Party};
 pub(crate) use shared::SharedMemory;
 
 /// Number of address bits inside one allocation.
-pub(crate) const ALLOCATION_BITS: u32 = 36;
+pub(crate) const ALLOCATION_BITS: u32 = 43;
 /// The lowest generic address of global memory.
 pub(crate) const FIRST_ALLOCATION: u64 = 1 << ALLOCATION_BITS;
 /// Where shared memory begins in the generic address space.

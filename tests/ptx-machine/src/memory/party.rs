@@ -18,6 +18,10 @@ pub(crate) struct Party {
     pub(crate) warp: u32,
     /// The time that this warp's accesses carry.
     pub(crate) time: u32,
+    /// All lanes of the warp know of all its accesses up to this time: they have met since.
+    pub(crate) met: u32,
+    /// Lanes that have accessed shared memory since they last met.
+    pub(crate) touched: u32,
     pub(crate) known: Knowledge,
 }
 
@@ -51,7 +55,13 @@ impl Knowledge {
 impl Party {
     /// A warp that begins at `time`, and knows all that came before.
     pub(crate) fn new(warp: u32, time: u32) -> Self {
-        Self { warp, time, known: Knowledge { seen: [time - 1; PARTIES], proxied: [time - 1; PARTIES] } }
+        Self {
+            warp,
+            time,
+            met: time - 1,
+            touched: 0,
+            known: Knowledge { seen: [time - 1; PARTIES], proxied: [time - 1; PARTIES] },
+        }
     }
 
     /// Whether what a party did at that time is ordered before this warp's next access.
@@ -64,10 +74,19 @@ impl Party {
         time <= self.known.proxied[party as usize] || party >= FIRST_MBARRIER && self.is_after(party, time)
     }
 
-    /// What others learn when this warp arrives somewhere: all that it knows, and its own past.
-    pub(crate) fn release(&self, to: &mut Knowledge) {
+    /// What others learn when these lanes of the warp arrive somewhere: all that it knows, and its own past, but what other
+    /// lanes have done since they last met.
+    pub(crate) fn release(&self, lanes: u32, to: &mut Knowledge) {
         to.learn(&self.known);
-        to.seen[self.warp as usize] = to.seen[self.warp as usize].max(self.time);
+        let past = if self.touched & !lanes == 0 { self.time } else { self.met };
+        to.seen[self.warp as usize] = to.seen[self.warp as usize].max(past);
+    }
+
+    /// All lanes meet; the warp's accesses after that carry the time `now`.
+    pub(crate) fn meet(&mut self, now: u32) {
+        self.met = self.time;
+        self.touched = 0;
+        self.time = now;
     }
 
     /// `fence.proxy.async`, after which the warp's accesses carry the time `now`.

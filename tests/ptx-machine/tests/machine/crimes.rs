@@ -84,6 +84,19 @@ fn shared_memory_races() {
     assert_eq!(race("race_read_after_write"), (RaceKind::ReadAfterWrite, 0, 0));
     assert_eq!(race("race_write_after_write"), (RaceKind::WriteAfterWrite, 0, 0));
     assert_eq!(race("race_write_after_read"), (RaceKind::WriteAfterRead, 128, 0));
+    for (name, kind) in [
+        ("atomic_then_load", RaceKind::ReadAfterWrite),
+        ("atomic_then_store", RaceKind::WriteAfterWrite),
+        ("store_then_atomic", RaceKind::WriteAfterWrite),
+    ] {
+        assert_eq!(race(name), (kind, 0, 0), "{name}");
+    }
+    let found = finding("barrier_of_some", 96, true).fault;
+    assert!(
+        matches!(found, Fault::Race { kind: RaceKind::ReadAfterWrite, address: 256, other_warp: 2, .. }),
+        "{found}"
+    );
+    assert_eq!(race("barrier_write_after_arrival"), (RaceKind::ReadAfterWrite, 0, 0));
     let found = finding("store_conflict", 32, true);
     assert_eq!(found.fault, Fault::StoreConflict { address: 0 });
 }

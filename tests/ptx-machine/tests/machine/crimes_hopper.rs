@@ -88,6 +88,7 @@ fn bulk_copies_that_the_mbarrier_does_not_expect() {
     let found = crime("bulk_too_many_expected");
     assert_eq!(found, Fault::MbarrierNotCompleted { address: 2048, parity: 0, arrivals: 0, bytes: 256 });
     assert_eq!(crime("bulk_not_fenced"), Fault::MbarrierNotFenced { address: 2048 });
+    assert_eq!(crime("mbarrier_fence_by_stranger"), Fault::MbarrierNotFenced { address: 2048 });
 }
 
 #[test]
@@ -132,4 +133,20 @@ fn mbarriers_do_not_order_what_they_should_not() {
         let found = crime(name);
         assert!(matches!(found, Fault::Race { kind: RaceKind::ReadAfterWrite, other_warp: 0, .. }), "{found}");
     }
+}
+
+#[test]
+fn what_one_lane_says_for_others() {
+    let found = crime("mbarrier_speaks_for_others");
+    let race = Fault::Race { kind: RaceKind::WriteAfterRead, address: 1152, other_warp: 1, other_line: None };
+    assert_eq!(found, race);
+    // With the lanes' meeting in between it is right.
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/crimes/mbarrier_speaks_for_others.ptx");
+    let ptx = std::fs::read_to_string(path).expect("the crime is on file");
+    let right = ptx.replace("@%speaks mbarrier", "bar.warp.sync -1;\n@%speaks mbarrier");
+    let mut memory = ptx_machine::Memory::new();
+    let data = memory.alloc(512, 16);
+    let launch = ptx_machine::Launch { kernel: "crime", grid: [1, 1, 1], block: [128, 1, 1], shared_bytes: 2048 };
+    let module = ptx_machine::Module::load(&right).expect("the machine knows all of it");
+    module.launch(&launch, &[data.into()], &memory).expect("nothing is wrong with it");
 }

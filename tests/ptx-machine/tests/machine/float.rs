@@ -67,6 +67,7 @@ fn approximations_are_the_exact_value_rounded() {
         let f = f32::from_bits;
         check("ex2.approx.f32 %d, %a;", [values; 3], |a, _, _| (f64::from(f(a)).exp2() as f32).to_bits());
         check("rcp.approx.f32 %d, %a;", [values; 3], |a, _, _| (1.0 / f(a)).to_bits());
+        check("tanh.approx.f32 %d, %a;", [values; 3], |a, _, _| (f64::from(f(a)).tanh() as f32).to_bits());
     }
     let special = |op: &str, x: f32| f32::from_bits(run_one(&format!("{op} %d, %a;"), [x.to_bits(), 0, 0]));
     assert_eq!(special("ex2.approx.ftz.f32", f32::NEG_INFINITY), 0.0);
@@ -74,6 +75,8 @@ fn approximations_are_the_exact_value_rounded() {
     assert_eq!(special("ex2.approx.ftz.f32", -127.0), 0.0);
     assert_eq!(special("ex2.approx.f32", -127.0), 2_f32.powi(-127));
     assert!(special("ex2.approx.ftz.f32", f32::NAN).is_nan());
+    assert_eq!(special("tanh.approx.f32", f32::NEG_INFINITY), -1.0);
+    assert!(special("tanh.approx.f32", f32::NAN).is_nan());
     assert_eq!(special("lg2.approx.ftz.f32", 8.0), 3.0);
     assert_eq!(special("lg2.approx.f32", 0.0), f32::NEG_INFINITY);
     assert_eq!(special("rcp.approx.ftz.f32", 0.0), f32::INFINITY);
@@ -111,7 +114,13 @@ fn half_precision_pairs() {
     check("add.rn.f16x2 %d, %a, %b;", inputs, |a, b, c| pair(&|a, b, _| a + b, [a, b, c]));
     check("mul.rn.f16x2 %d, %a, %b;", inputs, |a, b, c| pair(&|a, b, _| a * b, [a, b, c]));
     check("max.f16x2 %d, %a, %b;", inputs, |a, b, c| pair(&|a, b, _| a.max(b), [a, b, c]));
+    check("add.f16x2 %d, %a, %b;", inputs, |a, b, c| pair(&|a, b, _| a + b, [a, b, c]));
+    check("sub.f16x2 %d, %a, %b;", inputs, |a, b, c| pair(&|a, b, _| a - b, [a, b, c]));
+    check("sub.rn.f16x2 %d, %a, %b;", inputs, |a, b, c| pair(&|a, b, _| a - b, [a, b, c]));
+    check("min.f16x2 %d, %a, %b;", inputs, |a, b, c| pair(&|a, b, _| a.min(b), [a, b, c]));
+    check("tanh.approx.f16x2 %d, %a;", inputs, |a, b, c| pair(&|a, _, _| a.tanh(), [a, b, c]));
     check("neg.f16x2 %d, %a;", inputs, |a, _, _| a ^ 0x8000_8000);
+    check("abs.f16x2 %d, %a;", inputs, |a, _, _| a & 0x7fff_7fff);
     let one = f16::from_f32(1.0).to_bits();
     let fma = |a: u16, b: u16, c: u16| {
         let body = "mov.b32 {%h0, _}, %a; mov.b32 {%h1, _}, %b; mov.b32 {%h2, _}, %c;

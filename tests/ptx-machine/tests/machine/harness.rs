@@ -77,8 +77,16 @@ pub fn run_one(body: &str, [a, b, c]: [u32; 3]) -> u32 {
 
 /// Checks `body` against `expected` lane by lane.
 pub fn check(body: &str, inputs: [Lanes; 3], expected: impl Fn(u32, u32, u32) -> u32) {
+    compare(body, inputs, run(body, inputs), expected);
+}
+
+/// The same of a [`hopper_kernel`].
+pub fn check_hopper(body: &str, inputs: [Lanes; 3], expected: impl Fn(u32, u32, u32) -> u32) {
+    compare(body, inputs, run_hopper(body, inputs), expected);
+}
+
+fn compare(body: &str, inputs: [Lanes; 3], got: Lanes, expected: impl Fn(u32, u32, u32) -> u32) {
     let [a, b, c] = inputs;
-    let got = run(body, inputs);
     for lane in 0..32 {
         let want = expected(a[lane], b[lane], c[lane]);
         let (a, b, c, got) = (a[lane], b[lane], c[lane], got[lane]);

@@ -1,6 +1,6 @@
 //! Integer arithmetic, logic and bit fields.
 
-use crate::harness::{check, mixed, run_one};
+use crate::harness::{check, check_hopper, mixed, run_one};
 
 fn inputs() -> [[u32; 32]; 3] {
     [mixed(1), mixed(2), mixed(3)]
@@ -80,6 +80,57 @@ fn sixteen_bits() {
     check(&format!("{short} mul.wide.s16 %d, %h0, %h1;"), inputs(), |a, b, _| {
         (i32::from(a as i16) * i32::from(b as i16)) as u32
     });
+}
+
+#[test]
+fn pairs_of_sixteen_bits() {
+    // both halves of any sign
+    let spread = |seed| mixed(seed).map(|word| word.wrapping_mul(0x9e37_79b1));
+    let inputs = [spread(1), spread(2), spread(3)];
+    let pair = |f: &dyn Fn(u16, u16) -> u16, a: u32, b: u32| {
+        u32::from(f((a >> 16) as u16, (b >> 16) as u16)) << 16 | u32::from(f(a as u16, b as u16))
+    };
+    let case = |op: &str, f: &dyn Fn(u16, u16) -> u16| {
+        check_hopper(&format!("{op} %d, %a, %b;"), inputs, |a, b, _| pair(f, a, b));
+    };
+    case("add.s16x2", &u16::wrapping_add);
+    case("add.u16x2", &u16::wrapping_add);
+    case("max.s16x2", &|a, b| (a as i16).max(b as i16) as u16);
+    case("min.s16x2", &|a, b| (a as i16).min(b as i16) as u16);
+    case("max.u16x2", &u16::max);
+    case("min.u16x2", &u16::min);
+}
+
+#[test]
+fn places_of_bits() {
+    let top = |x: u64, bits: u32| if x == 0 { u32::MAX } else { bits - 1 - (x << (64 - bits)).leading_zeros() };
+    let signed = |x: i64| (x ^ (x >> 63)) as u64;
+    check("bfind.u32 %d, %a;", inputs(), |a, _, _| top(a.into(), 32));
+    check("bfind.s32 %d, %a;", inputs(), |a, _, _| top(signed((a as i32).into()), 32));
+    check("bfind.shiftamt.u32 %d, %a;", inputs(), |a, _, _| if a == 0 { u32::MAX } else { a.leading_zeros() });
+    check("bfind.shiftamt.s32 %d, %a;", inputs(), |a, _, _| match top(signed((a as i32).into()), 32) {
+        u32::MAX => u32::MAX,
+        place => 31 - place,
+    });
+    let wide = |op: &str| format!("mov.b64 %l0, {{%a, %b}}; {op} %d, %l0;");
+    let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+    check(&wide("bfind.u64"), inputs(), |a, b, _| top(pair(a, b), 64));
+    check(&wide("bfind.s64"), inputs(), |a, b, _| top(signed(pair(a, b) as i64), 64));
+    check(&wide("popc.b64"), inputs(), |a, b, _| pair(a, b).count_ones());
+    // the set bits in the order in which an offset counts them
+    for offset in -34_i32..=34 {
+        let body = format!("and.b32 %r0, %b, 31; fns.b32 %d, %a, %r0, {offset};");
+        check(&body, inputs(), |mask, b, _| {
+            let set = |place: &u32| mask >> place & 1 == 1;
+            let nth = offset.unsigned_abs().saturating_sub(1) as usize;
+            let found = match offset {
+                0 => Some(b & 31).filter(set),
+                1.. => (b & 31..32).filter(set).nth(nth),
+                _ => (0..=b & 31).rev().filter(set).nth(nth),
+            };
+            found.unwrap_or(u32::MAX)
+        });
+    }
 }
 
 #[test]

@@ -20,6 +20,8 @@ fn unknown_instructions_types_and_modifiers() {
     let bodies = [
         "wgmma.fence.sync.aligned;",
         "add.sat.s32 %d, %a, %b;",
+        "bfind.u16 %d, %h0;",
+        "fns.b64 %d, %a, %b, %c;",
         "add.rz.f32 %d, %a, %b;",
         "mul.s32 %d, %a, %b;",
         "ex2.f32 %d, %a;",
@@ -70,6 +72,9 @@ fn unknown_forms_of_hopper_instructions() {
         "fence.proxy.async.global;",
         "fence.mbarrier_init.release.cta;",
         "elect.sync %d, -1;",
+        "griddepcontrol.launch;",
+        "sub.s16x2 %d, %a, %b;",
+        "max.relu.s16x2 %d, %a, %b;",
     ];
     for body in bodies {
         let (line, text, reason) = refused_by(&hopper_kernel(body), body);
@@ -79,7 +84,14 @@ fn unknown_forms_of_hopper_instructions() {
 
 #[test]
 fn instructions_of_another_architecture() {
-    for body in ["mbarrier.init.shared::cta.b64 [tile], 1;", "fence.proxy.async;", "elect.sync _|%p0, -1;"] {
+    let bodies = [
+        "mbarrier.init.shared::cta.b64 [tile], 1;",
+        "fence.proxy.async;",
+        "elect.sync _|%p0, -1;",
+        "max.s16x2 %d, %a, %b;",
+        "griddepcontrol.wait;",
+    ];
+    for body in bodies {
         let (_, _, reason) = refused(body);
         assert_eq!(reason, "an instruction of sm_90 or sm_90a in a module for sm_80", "{body}");
     }

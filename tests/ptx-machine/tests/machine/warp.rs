@@ -33,6 +33,20 @@ fn shuffles_in_segments_of_eight() {
 }
 
 #[test]
+fn shuffles_by_a_register_and_among_some_lanes() {
+    let values = mixed(6);
+    let by_register =
+        run("and.b32 %r0, %t, 3; xor.b32 %r0, %r0, 1; shfl.sync.idx.b32 %d, %a, %r0, 0x1c1f, -1;", [values; 3]);
+    assert_eq!(by_register, lanes(|lane| values[lane ^ 1]));
+    let some = "mov.b32 %d, 7; setp.lt.u32 %p1, %t, 8; @%p1 shfl.sync.bfly.b32 %d, %a, 3, 0x1f, 0xff;";
+    assert_eq!(run(some, [values; 3]), lanes(|lane| if lane < 8 { values[lane ^ 3] } else { 7 }));
+    let up = "shfl.sync.up.b32 %r0|%p0, %a, 3, 0, -1; selp.b32 %d, %r0, 5, %p0;";
+    assert_eq!(run(up, [values; 3]), lanes(|lane| if lane < 3 { 5 } else { values[lane - 3] }));
+    let only_predicate = "shfl.sync.down.b32 _|%p0, %a, 1, 31, -1; selp.b32 %d, 1, 0, %p0;";
+    assert_eq!(run(only_predicate, [values; 3]), lanes(|lane| u32::from(lane < 31)));
+}
+
+#[test]
 fn votes() {
     let odd = "and.b32 %r0, %t, 1; setp.eq.b32 %p0, %r0, 1;";
     let after = |vote: &str| run(&format!("{odd} {vote}"), [[0; 32]; 3]);

@@ -1,0 +1,111 @@
+//! What the library refuses, at the edge: each size, stride and length once as it must be, and once a step beyond.
+
+use int_flash_attention::{
+    AttentionProblem, DType, Error, HostQuantized, HostTensor, Scheme, Shape, TensorLayout, reference,
+};
+
+fn shape(sizes: [usize; 4]) -> Shape {
+    let [batch, heads, seqlen, head_dim] = sizes;
+    Shape::new(batch, heads, seqlen, head_dim).unwrap()
+}
+
+fn is_disjoint(sizes: [usize; 4], strides: [i64; 3]) -> bool {
+    match TensorLayout::strided(shape(sizes), strides).unwrap().check_disjoint() {
+        Ok(()) => true,
+        Err(Error::Overlap { .. }) => false,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// The addresses themselves, counted.
+fn counts_as_disjoint([batch, heads, seqlen, head_dim]: [usize; 4], strides: [i64; 3]) -> bool {
+    let layout = TensorLayout::strided(shape([batch, heads, seqlen, head_dim]), strides).unwrap();
+    let mut taken = vec![false; layout.span()];
+    let rows = (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..seqlen).map(move |n| (b, h, n))));
+    rows.into_iter().all(|(b, h, n)| {
+        let start = layout.offset(b, h, n);
+        taken[start..start + head_dim].iter_mut().all(|taken| !std::mem::replace(taken, true))
+    })
+}
+
+#[test]
+fn outputs_have_an_address_for_each_element() {
+    // heads and tokens share their steps: only their reaches together show it
+    assert!(!is_disjoint([2, 2, 2, 32], [64, 32, 32]));
+    assert!(!is_disjoint([2, 2, 2, 32], [96, 32, 64]) && is_disjoint([2, 2, 2, 32], [128, 32, 64]));
+    assert!(is_disjoint([1, 1, 1, 32], [0, 0, 0]) && !is_disjoint([1, 1, 2, 32], [0, 0, 31]));
+    // what it accepts never overlaps, and nested strides are accepted
+    for batch in [2, 4, 6, 8, 12, 16, 24, 32, 48] {
+        for head in [2, 4, 6, 8, 12, 16, 24] {
+            for token in [2, 3, 4, 6, 8, 12, 16] {
+                let (sizes, strides) = ([2, 3, 2, 4], [batch, head, token]);
+                let accepted = is_disjoint(sizes, strides);
+                assert!(!accepted || counts_as_disjoint(sizes, strides), "{strides:?} overlap");
+            }
+        }
+    }
+}
+
+#[test]
+fn addresses_of_four_bytes_an_element_fit_63_bits() {
+    let sizes = shape([2, 1, 1, 32]);
+    let most = i64::MAX / 4;
+    assert_eq!(TensorLayout::strided(sizes, [most - 32, 32, 32]).unwrap().span(), most as usize);
+    for stride in [most - 31, i64::MAX / 2, i64::MAX] {
+        assert!(matches!(TensorLayout::strided(sizes, [stride, 32, 32]), Err(Error::Overflow { .. })), "{stride}");
+    }
+    // the same of a shape's elements
+    assert!(Shape::new(1 << 30, 1 << 30, 1, 1).is_ok());
+    assert!(matches!(Shape::new(1 << 30, 1 << 31, 1, 1), Err(Error::Overflow { .. })));
+}
+
+#[test]
+fn heads_and_batch_fit_the_grid() {
+    let problem = |batch, heads| AttentionProblem::new(batch, heads, 1, 1, 1, 64).check();
+    assert_eq!([problem(65_535, 1), problem(1, 65_535)], [Ok(()), Ok(())]);
+    assert!(matches!(problem(1, 65_536), Err(Error::TooLarge { name: "heads_q", given: 65_536, max: 65_535, .. })));
+    assert!(matches!(problem(65_536, 1), Err(Error::TooLarge { name: "batch", given: 65_536, max: 65_535, .. })));
+}
+
+/// Operands of a small problem.
+fn operands(problem: &AttentionProblem) -> HostQuantized {
+    let tensor = |shape| {
+        let value = |_, h: usize, n: usize, d: usize| ((3 * h + 5 * n + 7 * d) % 11) as f32 - 5.0;
+        HostTensor::from_fn(DType::F32, TensorLayout::bhnd(shape), value).unwrap()
+    };
+    let [q, kv] = [problem.q_shape(), problem.kv_shape()].map(tensor);
+    reference::quantize(problem, &q, &kv, &kv).unwrap()
+}
+
+#[test]
+fn every_array_of_the_operands_has_its_length() {
+    type Array = (&'static str, fn(&mut HostQuantized, bool));
+    fn resize<T: Copy>(values: &mut Vec<T>, longer: bool) {
+        if longer { values.push(values[0]) } else { values.truncate(values.len() - 1) }
+    }
+    let arrays: [Array; 10] = [
+        ("q", |o, longer| resize(&mut o.q.data, longer)),
+        ("q_scale", |o, longer| resize(&mut o.q.scale, longer)),
+        ("q_bias", |o, longer| resize(o.q.bias.as_mut().unwrap(), longer)),
+        ("k", |o, longer| resize(&mut o.k.data, longer)),
+        ("k_scale", |o, longer| resize(&mut o.k.scale, longer)),
+        ("k_mean", |o, longer| resize(&mut o.k.mean, longer)),
+        ("k_scale_max", |o, longer| resize(&mut o.k.scale_max, longer)),
+        ("v", |o, longer| resize(&mut o.v.data, longer)),
+        ("v_scale", |o, longer| resize(&mut o.v.scale, longer)),
+        ("v_mean", |o, longer| resize(&mut o.v.mean, longer)),
+    ];
+    let problem = AttentionProblem::new(2, 4, 2, 5, 140, 32).with_scheme(Scheme::Default);
+    let good = operands(&problem);
+    let check = |o: &HostQuantized| o.q.check().and_then(|()| o.k.check()).and_then(|()| o.v.check());
+    assert_eq!(check(&good), Ok(()));
+    for (array, change) in arrays {
+        for longer in [false, true] {
+            let mut wrong = good.clone();
+            change(&mut wrong, longer);
+            assert!(matches!(check(&wrong), Err(Error::Length { name, .. }) if name == array), "{array} {longer}");
+            let refused = reference::int8(&problem, &wrong);
+            assert!(matches!(refused, Err(Error::Length { name, .. }) if name == array), "{array} {longer}");
+        }
+    }
+}

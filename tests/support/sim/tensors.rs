@@ -1,0 +1,145 @@
+//! The caller's tensors in the machine's memory: where they start, how far apart their rows are, and what was written.
+
+use super::strides;
+use anyhow::{Result, ensure};
+use bytemuck::NoUninit;
+use int_flash_attention::{AttentionProblem, DType, HostTensor, Shape, TensorLayout};
+use ptx_machine::{Arg, DevPtr, Memory};
+
+/// How the caller's tensors lie, beside what their layouts say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Places {
+    /// As an allocator gives them.
+    #[default]
+    Usual,
+    /// Aligned to this many bytes, or to an element where that is more, and to nothing beyond.
+    Aligned(u64),
+    /// As the last heads of the last of very many sequences, of which the others are not there: no array of the operands is
+    /// reached with 32 bits, nor are the rows of the output. Q has a tile a head.
+    Last,
+    /// Of batch, head and token (0 to 2), this one's stride is more than 2^32 elements.
+    Far(usize),
+}
+
+/// So many sequences of so many heads have more than 2^32 rows.
+const MANY: usize = 12_000;
+/// More elements than 32 bits count, and a multiple of 16 bytes.
+const FAR: i64 = (1 << 32) + 256;
+
+impl Places {
+    /// The sizes of which a problem's are the end, in batch and heads.
+    pub(super) fn whole(self, problem: &AttentionProblem) -> AttentionProblem {
+        if self != Self::Last {
+            return *problem;
+        }
+        AttentionProblem { batch: MANY, heads_q: MANY, heads_kv: MANY / problem.group(), ..*problem }
+    }
+
+    /// An array of the operands, whose heads are the last of those of the whole.
+    pub(super) fn operand<T: NoUninit>(self, memory: &mut Memory, values: &[T], [own, all]: [usize; 2]) -> DevPtr {
+        let (bytes, head) = (size_of_val(values) as u64, size_of_val(values) as u64 / own as u64);
+        let array = memory.alloc(head * all as u64, 256);
+        memory.write(last(array, bytes, head * all as u64), values).expect("the end of the array is inside");
+        array
+    }
+
+    fn layout(self, layout: TensorLayout) -> Result<TensorLayout> {
+        let mut strides = layout.strides();
+        if let Self::Far(dimension) = self {
+            strides[dimension] += FAR;
+        }
+        Ok(TensorLayout::strided(layout.shape(), strides)?)
+    }
+
+    fn alloc(self, memory: &mut Memory, layout: &TensorLayout, dtype: DType) -> DevPtr {
+        let align = match self {
+            Self::Aligned(bytes) => bytes.max(dtype.size() as u64),
+            Self::Usual | Self::Last | Self::Far(_) => 256,
+        };
+        memory.alloc((layout.span() * dtype.size()) as u64, align)
+    }
+
+    /// Writes the rows of a tensor and leaves the gaps between them unwritten, so that reading one is an error.
+    pub(super) fn upload(self, memory: &mut Memory, tensor: &HostTensor) -> Result<Placed> {
+        let (from, size) = (tensor.layout(), tensor.dtype().size());
+        let placed = self.output(memory, &from, tensor.dtype())?;
+        if from == placed.layout && from.span() == from.shape().elements() {
+            memory.write(placed.data, tensor.bytes())?;
+            return Ok(placed);
+        }
+        for (b, h, n) in rows(from.shape()) {
+            let row = &tensor.bytes()[from.offset(b, h, n) * size..][..from.shape().head_dim * size];
+            memory.write(placed.row(b, h, n), row)?;
+        }
+        Ok(placed)
+    }
+
+    /// Room for the output of a problem, unwritten.
+    pub(super) fn output_of(
+        self,
+        memory: &mut Memory,
+        problem: &AttentionProblem,
+        out: &TensorLayout,
+        dtype: DType,
+    ) -> Result<Placed> {
+        if self != Self::Last {
+            return self.output(memory, out, dtype);
+        }
+        let all = TensorLayout::bhnd(self.whole(problem).q_shape());
+        let data = self.alloc(memory, &all, dtype);
+        let [batches, heads] = [all.shape().batch - out.shape().batch, all.shape().heads - out.shape().heads];
+        let own = TensorLayout::strided(out.shape(), all.strides())?;
+        Ok(Placed { data, before: all.offset(batches, heads, 0), layout: own, dtype })
+    }
+
+    /// Room for a tensor, unwritten.
+    pub(super) fn output(self, memory: &mut Memory, layout: &TensorLayout, dtype: DType) -> Result<Placed> {
+        let layout = self.layout(*layout)?;
+        Ok(Placed { data: self.alloc(memory, &layout, dtype), before: 0, layout, dtype })
+    }
+}
+
+/// Where the last bytes of an array begin.
+pub(super) fn last(array: DevPtr, bytes: u64, all: u64) -> DevPtr {
+    array.offset(all - bytes)
+}
+
+fn rows(shape: Shape) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..shape.batch).flat_map(move |b| (0..shape.heads).flat_map(move |h| (0..shape.seqlen).map(move |n| (b, h, n))))
+}
+
+/// A tensor in the machine's memory.
+pub(super) struct Placed {
+    pub(super) data: DevPtr,
+    /// Elements that are others'.
+    before: usize,
+    layout: TensorLayout,
+    dtype: DType,
+}
+
+impl Placed {
+    /// Where its rows lie.
+    pub(super) const fn layout(&self) -> &TensorLayout {
+        &self.layout
+    }
+
+    pub(super) fn strides(&self) -> [Arg; 3] {
+        strides(&self.layout)
+    }
+
+    fn row(&self, b: usize, h: usize, n: usize) -> DevPtr {
+        self.data.offset(((self.before + self.layout.offset(b, h, n)) * self.dtype.size()) as u64)
+    }
+
+    /// The elements, each of which a kernel must have written, and nothing between them.
+    pub(super) fn read(&self, memory: &Memory) -> Result<HostTensor> {
+        let (shape, size) = (self.layout.shape(), self.dtype.size());
+        let mut values = Vec::with_capacity(shape.elements() * size);
+        for (b, h, n) in rows(shape) {
+            values.extend(memory.read::<u8>(self.row(b, h, n), shape.head_dim * size)?);
+        }
+        let written = memory.written(self.data)?;
+        ensure!(written == values.len() as u64, "{written} bytes were written to {} bytes of rows", values.len());
+        Ok(HostTensor::from_bytes(self.dtype, &values, TensorLayout::bhnd(shape))?)
+    }
+}

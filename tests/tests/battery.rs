@@ -1,0 +1,67 @@
+//! Every shipped kernel through its battery.
+
+use int_flash_attention_kernels::config::MODULES;
+use int_flash_attention_tests::battery;
+use int_flash_attention_tests::sim::Simulator;
+
+/// The kernels whose names `chosen` accepts.
+fn every(chosen: impl Fn(&str) -> bool) {
+    let simulator = Simulator::new();
+    let mut count = 0;
+    for module in MODULES {
+        let loaded = simulator.module(module.name).unwrap();
+        for kernel in loaded.kernels().into_iter().filter(|kernel| chosen(kernel)) {
+            let checks = battery::of(kernel).unwrap();
+            for check in &checks {
+                check.run(module.name, &loaded).unwrap_or_else(|error| panic!("{kernel}: {error:#}"));
+            }
+            count += checks.len();
+        }
+    }
+    assert!(count > 0, "there is no such kernel");
+}
+
+#[test]
+fn default_scheme() {
+    every(|kernel| kernel.starts_with("attention_sm80") && kernel.ends_with("_default"));
+}
+
+#[test]
+fn papers_scheme() {
+    every(|kernel| kernel.starts_with("attention_sm80") && kernel.ends_with("_paper"));
+}
+
+#[test]
+fn hopper() {
+    every(|kernel| kernel.starts_with("attention_sm90a"));
+}
+
+#[test]
+fn float16() {
+    every(|kernel| kernel.starts_with("baseline_f16"));
+}
+
+#[test]
+fn quantization() {
+    every(|kernel| kernel.starts_with("quantize"));
+}
+
+#[test]
+fn dequantization() {
+    every(|kernel| kernel.starts_with("dequantize"));
+}
+
+/// No kernel ships that none of these tests runs.
+#[test]
+fn all_kernels_have_a_battery() {
+    let simulator = Simulator::new();
+    let tested = |kernel: &str| {
+        ["attention_sm90a", "baseline_f16", "quantize", "dequantize"].iter().any(|start| kernel.starts_with(start))
+            || kernel.starts_with("attention_sm80") && ["_default", "_paper"].iter().any(|end| kernel.ends_with(end))
+    };
+    for module in MODULES {
+        for kernel in simulator.kernels(module.name).unwrap() {
+            assert!(tested(&kernel), "{kernel} is run by none of these tests");
+        }
+    }
+}

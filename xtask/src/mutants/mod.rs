@@ -1,0 +1,359 @@
+//! `cargo xtask mutants`: one mistake at a time in the PTX that ships, to see whether the tests would notice.
+
+mod host;
+mod kinds;
+mod ptx;
+
+use crate::progress::LateBar;
+use crate::tools::Tools;
+use crate::workspace;
+use anyhow::{Context, Result, bail, ensure};
+use int_flash_attention_tests::battery::{self, Check};
+use kinds::Kind;
+use ptx::Source;
+use ptx_machine::Module;
+use rayon::prelude::*;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Mutants of each kind, spread over the kernels; without it all of them, which takes days
+    #[arg(long, value_name = "N")]
+    sample: Option<usize>,
+    /// Another sample
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Only kernels whose name contains one of these
+    #[arg(long = "kernel", value_name = "TEXT")]
+    kernels: Vec<String>,
+    /// Only these kinds
+    #[arg(long = "kind", value_name = "KIND")]
+    kinds: Vec<Kind>,
+    /// A folder of PTX other than host/ptx
+    #[arg(long, value_name = "DIR")]
+    ptx: Option<std::path::PathBuf>,
+    /// Mistakes in the source of the host's checks instead: every N-th (a build and a test run each)
+    #[arg(long, value_name = "N", conflicts_with_all = ["sample", "kernels", "kinds", "ptx"])]
+    host: Option<usize>,
+    /// Print the mutants that were killed as well, and by what
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// Of the mutants that are not equivalent, so many have to be killed.
+const REQUIRED: f64 = 0.95;
+/// Warp instructions of a CTA in an unchanged kernel are far fewer.
+const ENDLESS: u64 = 10_000_000;
+
+/// Survivors that change nothing for a reason that ptxas does not see (docs/testing.md): kind, kernel, and what stands there.
+const NO_CHANGE: [(Kind, &str, &str); 3] = [
+    // After the last block the newest group is empty, so that a wait for all but one is a wait for all.
+    (Kind::Wait, "attention", "cp.async.wait_group 0"),
+    // The paper's scheme has no q_bias: the pointer is null.
+    (Kind::Stride, "_paper", "_param_0+32]"),
+    // A warpgroup that skips a block arrives too early, and the slot waits for one that does not.
+    (Kind::Barrier, "sm90a", "mbarrier.try_wait"),
+];
+
+/// A kernel, its module with no other in it, and the checks that it passes unchanged, made when first needed.
+struct Kernel {
+    name: String,
+    module: String,
+    text: String,
+    body: Range<usize>,
+    checks: OnceLock<Result<Vec<Check>, String>>,
+}
+
+struct Mutant {
+    kernel: usize,
+    kind: Kind,
+    /// What is replaced in the kernel's text, and by what.
+    span: Range<usize>,
+    replacement: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Fate {
+    Killed(String),
+    /// It does not load, so that no compiler would take it.
+    Refused(String),
+    Survived,
+    /// It survived because no check comes by: the instruction may as well be a trap.
+    Unreached,
+    /// The assembler makes the same machine code of it, or it is one of [`NO_CHANGE`].
+    Equivalent,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if let Some(step) = args.host {
+        return host::run(step);
+    }
+    let folder = args.ptx.clone().unwrap_or_else(workspace::ptx_dir);
+    let kernels = kernels(&folder, &args.kernels)?;
+    ensure!(!kernels.is_empty(), "no kernel in {} is named so: {:?}", folder.display(), args.kernels);
+    let all = mutants(&kernels, &args.kinds);
+    let chosen = match args.sample {
+        Some(each) => sample(&all, each, args.seed),
+        None => all.iter().collect(),
+    };
+    println!("{} of {} mutants in {} kernels", chosen.len(), all.len(), kernels.len());
+    let (bar, done) = (LateBar::new("mutants"), AtomicU64::new(0));
+    // a mutant may break the machine's own assertions, which is one way to be noticed
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let fates: Vec<Result<Fate>> = chosen
+        .par_iter()
+        .map(|mutant| {
+            let fate = fate(&kernels[mutant.kernel], mutant);
+            bar.update(done.fetch_add(1, Relaxed) + 1, chosen.len() as u64);
+            fate
+        })
+        .collect();
+    std::panic::set_hook(hook);
+    drop(bar);
+    let mut fates = fates.into_iter().collect::<Result<Vec<_>>>()?;
+    find_equivalents(&kernels, &chosen, &mut fates)?;
+    report(&kernels, &chosen, &fates, args.verbose)
+}
+
+/// The kernels of every module in the folder.
+fn kernels(folder: &Path, patterns: &[String]) -> Result<Vec<Kernel>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "ptx"));
+    files.sort();
+    let mut out = Vec::new();
+    for file in files {
+        let module = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let source = Source::new(fs::read_to_string(&file)?);
+        for name in source.kernels() {
+            if !patterns.is_empty() && !patterns.iter().any(|pattern| name.contains(pattern.as_str())) {
+                continue;
+            }
+            let (text, body) = source.alone(name).with_context(|| format!("{name} has no body"))?;
+            let (name, module) = (name.to_owned(), module.clone());
+            out.push(Kernel { name, module, text, body, checks: OnceLock::new() });
+        }
+    }
+    Ok(out)
+}
+
+fn mutants(kernels: &[Kernel], kinds: &[Kind]) -> Vec<Mutant> {
+    let mut out = Vec::new();
+    for (index, kernel) in kernels.iter().enumerate() {
+        for statement in ptx::statements(&kernel.text, kernel.body.clone()) {
+            let of_statement = kinds::mutations(&statement).into_iter();
+            let wanted = of_statement.filter(|(kind, _)| kinds.is_empty() || kinds.contains(kind));
+            out.extend(wanted.map(|(kind, replacement)| Mutant {
+                kernel: index,
+                kind,
+                span: statement.span.clone(),
+                replacement,
+            }));
+        }
+    }
+    out
+}
+
+/// So many of each kind, spread over the kernels evenly and inside them at random.
+fn sample(all: &[Mutant], each: usize, seed: u64) -> Vec<&Mutant> {
+    let mut noise = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut random = move || {
+        noise = noise.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (noise ^ (noise >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        ((mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 33) as usize
+    };
+    let mut out = Vec::new();
+    for kind in Kind::ALL {
+        let mut of_kernels: BTreeMap<usize, Vec<&Mutant>> = BTreeMap::new();
+        for mutant in all.iter().filter(|mutant| mutant.kind == kind) {
+            of_kernels.entry(mutant.kernel).or_default().push(mutant);
+        }
+        let mut left: Vec<_> = of_kernels.into_values().collect();
+        for _ in 0..each {
+            if left.is_empty() {
+                break;
+            }
+            // a kernel, which is not asked again before the others were
+            let mut of_kernel = left.remove(random() % left.len().div_ceil(2));
+            out.push(of_kernel.swap_remove(random() % of_kernel.len()));
+            if !of_kernel.is_empty() {
+                left.push(of_kernel);
+            }
+        }
+    }
+    out
+}
+
+impl Mutant {
+    fn text(&self, kernel: &Kernel) -> String {
+        let (before, after) = (&kernel.text[..self.span.start], &kernel.text[self.span.end..]);
+        format!("{before}{}{after}", self.replacement)
+    }
+
+    /// Its line in the module with the kernel alone, what stands there and what would.
+    fn describe(&self, kernel: &Kernel) -> String {
+        let was = kernel.text[self.span.clone()].split_whitespace().collect::<Vec<_>>().join(" ");
+        let is = if self.replacement.is_empty() { "nothing" } else { &self.replacement };
+        let line = kernel.text[..self.span.start].matches('\n').count() + 1;
+        format!("{} {}:{line}: `{was}` becomes `{is}`", self.kind, kernel.name)
+    }
+}
+
+impl Kernel {
+    fn load(text: &str) -> Result<Arc<Module>, ptx_machine::Error> {
+        Ok(Arc::new(Module::load(text)?.with_instruction_limit(ENDLESS)))
+    }
+
+    fn checks(&self) -> Result<&[Check]> {
+        let made = self.checks.get_or_init(|| {
+            let checks = battery::of(&self.name).map_err(|error| format!("{error:#}"))?;
+            let module = Self::load(&self.text).map_err(|error| error.to_string())?;
+            for check in &checks {
+                check.run(&self.module, &module).map_err(|error| format!("{} as it is: {error:#}", self.name))?;
+            }
+            Ok(checks)
+        });
+        made.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
+    }
+}
+
+fn fate(kernel: &Kernel, mutant: &Mutant) -> Result<Fate> {
+    let module = match Kernel::load(&mutant.text(kernel)) {
+        Ok(module) => module,
+        Err(error) => return Ok(Fate::Refused(error.to_string())),
+    };
+    for check in kernel.checks()? {
+        match catch_unwind(AssertUnwindSafe(|| check.run(&kernel.module, &module))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Ok(Fate::Killed(format!("{error:#}"))),
+            Err(_) => return Ok(Fate::Killed("an assertion of the machine".into())),
+        }
+    }
+    Ok(if passes(kernel, mutant, "trap") { Fate::Unreached } else { Fate::Survived })
+}
+
+/// Whether the kernel passes its checks with this in the statement's place.
+fn passes(kernel: &Kernel, mutant: &Mutant, replacement: &str) -> bool {
+    let other = Mutant { replacement: replacement.to_owned(), span: mutant.span.clone(), ..*mutant };
+    let Ok(module) = Kernel::load(&other.text(kernel)) else { return false };
+    kernel.checks().is_ok_and(|checks| checks.iter().all(|check| check.run(&kernel.module, &module).is_ok()))
+}
+
+fn changes_nothing(kernel: &Kernel, mutant: &Mutant) -> bool {
+    let text = &kernel.text[mutant.span.clone()];
+    let of = |&(kind, name, part): &(Kind, &str, &str)| {
+        mutant.kind == kind && kernel.name.contains(name) && text.contains(part)
+    };
+    NO_CHANGE.iter().any(of)
+}
+
+/// Survivors of which ptxas makes what it makes of the kernel as it is.
+fn find_equivalents(kernels: &[Kernel], mutants: &[&Mutant], fates: &mut [Fate]) -> Result<()> {
+    let lives = |i: &usize| matches!(fates[*i], Fate::Survived | Fate::Unreached);
+    let survivors: Vec<usize> = (0..fates.len()).filter(lives).collect();
+    if survivors.is_empty() {
+        return Ok(());
+    }
+    let tools = Tools::find()?;
+    let work = workspace::target().join(format!("mutants-{}", std::process::id()));
+    fs::create_dir_all(&work)?;
+    let assembled = |name: String, text: &str| -> Result<Option<Vec<u8>>> {
+        let target = text.lines().find_map(|line| line.strip_prefix(".target ")).context("no target")?.trim();
+        let (source, cubin) = (work.join(format!("{name}.ptx")), work.join(format!("{name}.cubin")));
+        fs::write(&source, text)?;
+        let mut ptxas = Command::new(&tools.ptxas);
+        let output = ptxas.arg(format!("-arch={target}")).arg("-o").args([&cubin, &source]).output()?;
+        Ok(if output.status.success() { Some(fs::read(cubin)?) } else { None })
+    };
+    let mut originals = HashMap::new();
+    for &i in &survivors {
+        let index = mutants[i].kernel;
+        if let Entry::Vacant(place) = originals.entry(index) {
+            place.insert(assembled(format!("original-{index}"), &kernels[index].text)?);
+        }
+    }
+    let before: &[Fate] = fates;
+    let found = survivors.par_iter().map(|&i| {
+        let code = assembled(format!("mutant-{i}"), &mutants[i].text(&kernels[mutants[i].kernel]))?;
+        Ok(match code {
+            None => Fate::Refused("by ptxas".into()),
+            code if code == originals[&mutants[i].kernel] => Fate::Equivalent,
+            _ if changes_nothing(&kernels[mutants[i].kernel], mutants[i]) => Fate::Equivalent,
+            _ => before[i].clone(),
+        })
+    });
+    let found = found.collect::<Result<Vec<_>>>();
+    let _ = fs::remove_dir_all(&work);
+    for (i, fate) in survivors.iter().zip(found?) {
+        fates[*i] = fate;
+    }
+    Ok(())
+}
+
+fn report(kernels: &[Kernel], mutants: &[&Mutant], fates: &[Fate], verbose: bool) -> Result<()> {
+    const COLUMNS: [&str; 5] = ["killed", "survived", "unreached", "equivalent", "refused"];
+    let row = |name: &str, counts: &[usize; 5]| {
+        let counts: String = counts.iter().map(|count| format!("{count:>12}")).collect();
+        println!("{name:<12}{counts}");
+    };
+    let mut table: BTreeMap<Kind, [usize; 5]> = BTreeMap::new();
+    for (mutant, fate) in mutants.iter().zip(fates) {
+        let (column, by, always) = match fate {
+            Fate::Killed(by) => (0, by.lines().next().unwrap_or_default(), false),
+            Fate::Survived => (1, "", true),
+            Fate::Unreached => (2, "", true),
+            Fate::Equivalent => (3, "", false),
+            Fate::Refused(by) => (4, by.as_str(), false),
+        };
+        table.entry(mutant.kind).or_default()[column] += 1;
+        if verbose || always {
+            let by = if by.is_empty() { String::new() } else { format!("\n    {by}") };
+            println!("{} {}{by}", COLUMNS[column], mutant.describe(&kernels[mutant.kernel]));
+        }
+    }
+    println!("{:<12}{}", "kind", COLUMNS.map(|column| format!("{column:>12}")).concat());
+    let mut sum = [0; 5];
+    for (kind, counts) in &table {
+        row(&kind.to_string(), counts);
+        sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
+    row("all", &sum);
+    let [killed, survived, unreached, ..] = sum;
+    let survived = survived + unreached;
+    let share = killed as f64 / (killed + survived).max(1) as f64;
+    println!("{:.1} % of those that are not equivalent were killed", 100.0 * share);
+    if share < REQUIRED {
+        bail!("at least {:.0} % of the mutants should have been killed", 100.0 * REQUIRED);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_spread_over_kinds_and_kernels_and_repeats() {
+        let mutant = |kernel, kind, at| Mutant { kernel, kind, span: at..at + 1, replacement: String::new() };
+        let kinds = [Kind::Barrier, Kind::Store];
+        let all: Vec<_> = (0..600).map(|i| mutant(i % 3, kinds[i / 3 % 2], i)).collect();
+        let chosen = |seed| sample(&all, 6, seed).iter().map(|mutant| mutant.span.start).collect::<Vec<_>>();
+        assert_eq!(chosen(1), chosen(1));
+        assert_ne!(chosen(1), chosen(2));
+        for (kernel, kind) in (0..3).flat_map(|kernel| kinds.map(|kind| (kernel, kind))) {
+            let sample = sample(&all, 6, 1);
+            let found = sample.iter().filter(|mutant| mutant.kernel == kernel && mutant.kind == kind).count();
+            assert_eq!(sample.len(), 12);
+            assert!((1..=3).contains(&found), "{found} of kernel {kernel}, {kind}");
+        }
+    }
+}
