@@ -107,13 +107,19 @@ fn options(case: &Case) -> Options<'static> {
 /// The device is the reference, rounded once, whatever the layout.
 fn cpu_device(case: &Case) -> Result<()> {
     let [q, k, v] = case.tensors()?;
-    let output = attention(Device::Cpu, &q, &k, &v, &options(case))?;
     let want = reference::int8(&case.problem, &reference::quantize(&case.problem, &q, &k, &v)?)?;
+    let rounded: Vec<f64> = want.o.iter().map(|&o| case.out_dtype.round(o)).collect();
+    let output = match attention(Device::Cpu, &q, &k, &v, &options(case)) {
+        Err(Error::ResultNotFinite { name: "o", .. }) => {
+            ensure!(rounded.iter().any(|o| !o.is_finite()), "all of the reference, rounded, is finite");
+            return Ok(());
+        }
+        other => other?,
+    };
     let dense = Case { placement: [Placement::Bhnd; 4], ..case.clone() };
     let [q, k, v] = dense.tensors()?;
     let same = attention(Device::Cpu, &q, &k, &v, &options(case))?;
     ensure!(output.o.dense_f64() == same.o.dense_f64() && output.lse == same.lse, "the layout changes the values");
-    let rounded: Vec<f64> = want.o.iter().map(|&o| case.out_dtype.round(o)).collect();
     ensure!(output.o.dense_f64() == rounded, "the output is not the reference, rounded");
     ensure!(output.o.dtype() == case.out_dtype && output.lse.is_some() == case.lse, "not what was asked for");
     Ok(())
