@@ -1,4 +1,4 @@
-//! Every kernel, as data: the device's entry points and the host's launches are generated from the tables in [`rows`].
+//! Every kernel, as data: the device's entry points and the host's launches are generated from the tables in `rows`.
 
 pub(crate) mod rows;
 pub mod shipping;
