@@ -181,6 +181,12 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         let case = Case { seed: i as u64, ..sized(1, 1, rows, keys + i) };
         cases.push((Case { problem: case.problem.with_window(window), ..case }, usual, 1));
     }
+    // Both ends in one block, at each of its keys.
+    for (left, right) in [(0, 0), (3, 5), (40, 0)] {
+        let case = sized(1, 1, 140, 256);
+        let window = Window { left: Some(left), right: Some(right) };
+        cases.push((Case { problem: case.problem.with_window(window), ..case }, usual, 1));
+    }
     let check = |(case, places, multiprocessors): (Case, Places, u32)| -> Result<Check> {
         let [q, k, v] = case.tensors()?;
         let operands = Arc::new(reference::quantize(&case.problem, &q, &k, &v)?);
