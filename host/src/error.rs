@@ -1,6 +1,7 @@
 //! The crate's one error type.
 
 use crate::dtype::DType;
+use crate::problem::Scheme;
 use int_flash_attention_driver::DriverError;
 use int_flash_attention_kernels::config::Family;
 use int_flash_attention_kernels::layout::PACKED_FORMAT;
@@ -207,6 +208,17 @@ pub enum Error {
         given: &'static str,
         /// "with" or "without".
         planned: &'static str,
+    },
+
+    /// An operand of another scheme than the plan's.
+    #[error("{name} is an operand of the {given} scheme; the plan was made for a problem of the {planned} scheme")]
+    OperandScheme {
+        /// Which operand.
+        name: &'static str,
+        /// Its scheme.
+        given: Scheme,
+        /// The plan's.
+        planned: Scheme,
     },
 
     /// A word that names no choice.

@@ -4,7 +4,9 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::{Shape, TensorLayout};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_kernels::params::{AttentionParams, BaselineParams, Global, Strided, UNLIMITED};
+use int_flash_attention_kernels::params::{
+    AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, Strided, UNLIMITED,
+};
 use std::fmt;
 use std::ops::Range;
 
@@ -240,9 +242,10 @@ impl AttentionProblem {
             q_scale: Global::NULL,
             q_bias: Global::NULL,
             k_scale: Global::NULL,
-            k_scale_max: Global::NULL,
+            k_block_scale: Global::NULL,
             v_scale: Global::NULL,
-            v_mean: Global::NULL,
+            v_block_scale: Global::NULL,
+            v_unit: Global::NULL,
             o: strided(o),
             lse: Global::NULL,
             batch: self.batch as u32,
@@ -276,6 +279,58 @@ impl AttentionProblem {
             window_left,
             window_right,
             softmax_scale: self.scale(),
+            reserved: 0,
+        }
+    }
+
+    /// What the quantization kernels are handed for tensors of these layouts, those that are quantized, all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn quantize_params(&self, q: Option<&TensorLayout>, kv: Option<[&TensorLayout; 2]>) -> QuantizeParams {
+        let unused = TensorLayout::bhnd(self.q_shape());
+        let [k, v] = kv.unwrap_or([&unused; 2]);
+        QuantizeParams {
+            q: strided(q.unwrap_or(&unused)),
+            k: strided(k),
+            v: strided(v),
+            k_offset: Global::NULL,
+            q_out: Global::NULL,
+            q_scale: Global::NULL,
+            q_bias: Global::NULL,
+            k_out: Global::NULL,
+            k_scale: Global::NULL,
+            k_block_scale: Global::NULL,
+            v_out: Global::NULL,
+            v_scale: Global::NULL,
+            v_block_scale: Global::NULL,
+            v_unit: Global::NULL,
+            v_amax: Global::NULL,
+            batch: self.batch as u32,
+            heads_q: if q.is_some() { self.heads_q as u32 } else { 0 },
+            heads_kv: self.heads_kv as u32,
+            seqlen_q: self.seqlen_q as u32,
+            seqlen_kv: self.seqlen_kv as u32,
+            head_dim: self.head_dim as u32,
+            quantize_kv: u32::from(kv.is_some()),
+            rotate: u32::from(self.scheme.rotates()),
+        }
+    }
+
+    /// What the dequantization kernels are handed for an operand (`int_flash_attention_kernels::params::operand`), all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn dequantize_params(&self, operand: u32, out: &TensorLayout) -> DequantizeParams {
+        let Shape { heads, seqlen, head_dim, .. } = out.shape();
+        DequantizeParams {
+            data: Global::NULL,
+            scale: Global::NULL,
+            offset: Global::NULL,
+            out: strided(out),
+            seqlen: seqlen as u32,
+            heads: heads as u32,
+            head_dim: head_dim as u32,
+            operand,
+            rotated: u32::from(self.scheme.rotates()),
             reserved: 0,
         }
     }

@@ -1,20 +1,22 @@
 //! Quantized operands: the arrays of docs/kernel-abi.md, "Quantized operands", on the host, on the device, or as views.
 
 use crate::error::{Error, Result};
-use crate::problem::check_head_dim;
+use crate::problem::{Scheme, check_head_dim};
 use crate::shape::Shape;
 use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks};
 
-/// Q in INT8, one scale a token. `I` is an array of `i8`, `F` one of `f32`.
+/// Q in INT8, one scale a token; in the default scheme rotated as K is. `I` is an array of `i8`, `F` one of `f32`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedQ<I, F> {
     /// Shape of Q.
     pub shape: Shape,
+    /// The scheme that it is quantized for.
+    pub scheme: Scheme,
     /// `[batch][heads_q][seqlen_q][head_dim]`.
     pub data: I,
     /// `[batch][heads_q][seqlen_q]`.
     pub scale: F,
-    /// `q . k_mean`, `[batch][heads_q][seqlen_q]`, for the log-sum-exp; `None` where K is not smoothed.
+    /// `q . k_offset`, `[batch][heads_q][seqlen_q]`, for the log-sum-exp; `None` in the paper's scheme, which has no offset.
     pub bias: Option<F>,
 }
 
@@ -46,37 +48,49 @@ impl PackedFormat {
 }
 
 /// K in INT8, one scale a token, packed in blocks of 128 tokens (`int_flash_attention_kernels::layout::k_offset`).
+///
+/// In the default scheme a token is rotated (`int_flash_attention_kernels::layout::rotation`) after the head's offset has been taken
+/// out. Nothing but the offset depends on other tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedK<I, F> {
     /// Shape of K.
     pub shape: Shape,
+    /// The scheme that it is quantized for.
+    pub scheme: Scheme,
     /// How `data` is packed.
     pub format: PackedFormat,
     /// `[batch][heads_kv][blocks][128 * head_dim]`, padding zero.
     pub data: I,
     /// `[batch][heads_kv][blocks * 128]`, padding zero.
     pub scale: F,
-    /// `[batch][heads_kv][head_dim]`: what was taken out of every token; zero where K is not smoothed.
-    pub mean: F,
-    /// `[batch][heads_kv]`: an upper bound of the head's scales.
-    pub scale_max: F,
+    /// `[batch][heads_kv][blocks]`: the largest scale of the block's tokens.
+    pub block_scale: F,
+    /// `[batch][heads_kv][head_dim]`: what was taken out of every token, a constant that the head's first 64 tokens gave; zero in the
+    /// paper's scheme.
+    pub offset: F,
 }
 
-/// V in INT8, one scale a channel (in the paper's scheme the same for all channels of a head), packed and transposed in
-/// blocks of 128 tokens (`int_flash_attention_kernels::layout::v_offset`). A byte of the blocks is a code, -127 to 127, and 128:
-/// unsigned, so that sums of its products with P need no sign (`int_flash_attention_kernels::layout::v_byte`).
+/// V in INT8, packed and transposed in blocks of 128 tokens (`int_flash_attention_kernels::layout::v_offset`). A byte of the blocks is a
+/// code, -127 to 127, and 128: unsigned, so that sums of its products with P need no sign (`int_flash_attention_kernels::layout::v_byte`).
+///
+/// In the default scheme four neighbouring dims are rotated (`int_flash_attention_kernels::layout::rotate_v`), and all tokens of a block
+/// share a scale where they are about as large; in the paper's, all tokens of a head do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedV<I, F> {
     /// Shape of V.
     pub shape: Shape,
+    /// The scheme that it is quantized for.
+    pub scheme: Scheme,
     /// How `data` is packed.
     pub format: PackedFormat,
     /// `[batch][heads_kv][blocks][128 * head_dim]`, padding 128.
     pub data: I,
-    /// `[batch][heads_kv][head_dim]`.
+    /// `[batch][heads_kv][blocks * 128]`: each token's scale, padding zero.
     pub scale: F,
-    /// `[batch][heads_kv][head_dim]`: `V = (byte - 128) * scale + mean`.
-    pub mean: F,
+    /// `[batch][heads_kv][blocks]`: the scale that all tokens of a block share, or NaN where they have scales of their own.
+    pub block_scale: F,
+    /// `[batch][heads_kv]`: a power of two near the scales, the unit in which the kernels add V up.
+    pub unit: F,
 }
 
 /// All operands of an attention.
@@ -108,9 +122,11 @@ pub(crate) struct Lengths {
     pub kv_data: usize,
     /// Scales of Q: one a token.
     pub q_scale: usize,
-    /// Scales of K: one a token, padding included.
-    pub k_scale: usize,
-    /// Scales of V, means of K and V: one a channel of each head.
+    /// Scales of K or V: one a token, padding included.
+    pub kv_scale: usize,
+    /// Blocks: each has a scale of K and of V.
+    pub blocks: usize,
+    /// Offsets of K: one a channel of each head.
     pub channels: usize,
     /// Heads of all sequences.
     pub heads: usize,
@@ -133,7 +149,8 @@ impl Lengths {
             q_data: shape.elements(),
             kv_data,
             q_scale: shape.rows(),
-            k_scale: all_blocks * KV_BLOCK,
+            kv_scale: all_blocks * KV_BLOCK,
+            blocks: all_blocks,
             channels: heads * shape.head_dim,
             heads,
         })
@@ -166,9 +183,9 @@ impl HostK {
     pub fn check(&self) -> Result<()> {
         let lengths = Lengths::of(self.shape)?;
         check_len("k", self.data.len(), lengths.kv_data)?;
-        check_len("k_scale", self.scale.len(), lengths.k_scale)?;
-        check_len("k_mean", self.mean.len(), lengths.channels)?;
-        check_len("k_scale_max", self.scale_max.len(), lengths.heads)
+        check_len("k_scale", self.scale.len(), lengths.kv_scale)?;
+        check_len("k_block_scale", self.block_scale.len(), lengths.blocks)?;
+        check_len("k_offset", self.offset.len(), lengths.channels)
     }
 }
 
@@ -180,8 +197,9 @@ impl HostV {
     pub fn check(&self) -> Result<()> {
         let lengths = Lengths::of(self.shape)?;
         check_len("v", self.data.len(), lengths.kv_data)?;
-        check_len("v_scale", self.scale.len(), lengths.channels)?;
-        check_len("v_mean", self.mean.len(), lengths.channels)
+        check_len("v_scale", self.scale.len(), lengths.kv_scale)?;
+        check_len("v_block_scale", self.block_scale.len(), lengths.blocks)?;
+        check_len("v_unit", self.unit.len(), lengths.heads)
     }
 }
 

@@ -4,12 +4,10 @@ use super::{Gpu, StreamRef};
 use crate::error::{Error, Result};
 use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
 use int_flash_attention_kernels::params::Params;
-use int_flash_attention_kernels::quantize::launch::Bounds;
 use int_flash_attention_kernels::{dequantize, quantize};
 use std::borrow::Cow;
 use std::ffi::c_void;
 use std::path::PathBuf;
-use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
 /// A module's name and its PTX, which `cargo xtask build` makes.
@@ -86,10 +84,9 @@ impl Modules {
 
 /// The entry points that a module should have.
 fn entries(module: &'static str) -> Vec<&'static str> {
-    let of = |bounds: &'static [Bounds]| bounds.iter().map(|bounds| bounds.entry).collect();
     match module {
-        QUANTIZE => of(quantize::launch::BOUNDS),
-        DEQUANTIZE => of(dequantize::launch::BOUNDS),
+        QUANTIZE => quantize::launch::bounds().map(|bounds| bounds.entry).collect(),
+        DEQUANTIZE => dequantize::launch::BOUNDS.iter().map(|bounds| bounds.entry).collect(),
         // An attention kernel's module and entry point have one name.
         _ => vec![module],
     }
@@ -167,28 +164,6 @@ impl Gpu {
             }
         }
         Ok(Loaded { name, module, functions })
-    }
-
-    /// Launches a kernel. `arguments` holds one slot for each parameter, its value in the lowest bytes; slots past a kernel's last
-    /// parameter are not read.
-    ///
-    /// # Safety
-    /// The values are the kernel's parameters, in order, and its pointers have the sizes that docs/kernel-abi.md says.
-    #[inline]
-    pub(super) unsafe fn launch<const N: usize>(
-        &self,
-        kernel: &Kernel,
-        stream: StreamRef<'_>,
-        mut arguments: [u64; N],
-    ) -> Result<()> {
-        let mut pointers = [null_mut::<c_void>(); N];
-        for (pointer, argument) in pointers.iter_mut().zip(&mut arguments) {
-            *pointer = std::ptr::from_mut(argument).cast();
-        }
-        // SAFETY: the caller's promise; a parameter is read from the lowest bytes of its slot (the machine is little
-        // endian, as CUDA's hosts are).
-        unsafe { self.bind()?.launch(kernel.function, kernel.shape, stream.handle(), &mut pointers) }?;
-        Ok(())
     }
 
     /// Launches a kernel whose only parameter is a structure.
