@@ -185,6 +185,9 @@ fn check(
             return Err(Error::DTypeMismatch { name, given: tensor.dtype(), expected: q.dtype() });
         }
     }
+    for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+        tensor.check_finite(name)?;
+    }
     let order = options.output_order.or_else(|| q.layout().order()).unwrap_or(Order::Bhnd);
     let layout = TensorLayout::new(q.shape(), order);
     let output = AttentionOutput { layout, dtype: options.output_dtype.unwrap_or(q.dtype()), lse: options.lse };
@@ -202,7 +205,11 @@ fn on_cpu(
     resources::start_threads()?;
     resources::room_for("attention on the CPU", cpu_bytes(problem, output)?)?;
     let operands = reference::quantize(problem, q, k, v)?;
-    let result = reference::int8_with_progress(problem, &operands, progress)?;
+    let mut result = reference::int8_with_progress(problem, &operands, progress)?;
+    if output.dtype != DType::F32 {
+        let largest = output.dtype.largest();
+        result.o.iter_mut().for_each(|o| *o = o.clamp(-largest, largest));
+    }
     Ok(Output {
         o: HostTensor::from_dense(output.dtype, output.layout, &result.o)?,
         lse: output.lse.then(|| result.lse.iter().map(|&lse| lse as f32).collect()),
@@ -217,7 +224,12 @@ fn cpu_bytes(problem: &AttentionProblem, output: &AttentionOutput) -> Result<usi
     // float64 results, as they come and put together
     let results = q.q_data.saturating_add(q.q_scale).saturating_mul(2 * size_of::<f64>());
     let codes = q.q_data.saturating_add(kv.kv_data).saturating_add(kv.kv_data);
-    let scales = q.q_scale.saturating_mul(2).saturating_add(kv.k_scale).saturating_mul(size_of::<f32>());
+    let scales = q
+        .q_scale
+        .saturating_mul(2)
+        .saturating_add(kv.kv_scale)
+        .saturating_add(kv.kv_scale)
+        .saturating_mul(size_of::<f32>());
     let output = output.layout.span().saturating_mul(output.dtype.size());
     Ok([heads, results, codes, scales, output].into_iter().fold(0, usize::saturating_add))
 }
@@ -250,9 +262,6 @@ fn on_gpu(
     output: &AttentionOutput,
 ) -> Result<Output> {
     use crate::gpu::{AnySlice, AnySliceMut};
-    for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
-        tensor.check_finite(name)?;
-    }
     let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
     let quantize = gpu.plan_quantize(problem, &layouts)?;
     // Also where float16 would be faster: what was asked for is INT8, and the copies take longer than either.
@@ -287,18 +296,44 @@ mod tests {
     #[test]
     fn results_that_are_not_finite_are_errors() {
         let (x, large) = (constant(1.0), constant(1e6));
-        // Fine in float32, more than float16 holds.
+        // Fine in float32; more than float16 holds, where it is the largest number.
         let options = Options { lse: true, ..Options::default() };
         assert!(attention(Device::Cpu, &x, &x, &large, &options).is_ok());
         let narrow = Options { output_dtype: Some(DType::F16), ..options };
-        let error = attention(Device::Cpu, &x, &x, &large, &narrow).unwrap_err();
-        assert!(matches!(error, Error::ResultNotFinite { name: "o", token: 0, dtype: DType::F16, .. }), "{error}");
-        // Scores of 1e39 and more: o is whatever, and a row's log-sum-exp leaves float32.
+        let output = attention(Device::Cpu, &x, &x, &large, &narrow).unwrap();
+        assert!(output.o.dense_f64().iter().all(|&o| o == DType::F16.largest()));
+        // Products of 1e39 and more with what is taken out of K: a row's log-sum-exp leaves float32.
         let huge = constant(1e19);
-        for scheme in [Scheme::Default, Scheme::Paper] {
-            let options = Options { softmax_scale: Some(30.0), scheme, ..options };
-            let error = attention(Device::Cpu, &huge, &huge, &x, &options).unwrap_err();
-            assert!(matches!(error, Error::ResultNotFinite { .. }), "{error}");
+        let scaled = Options { softmax_scale: Some(30.0), ..options };
+        let error = attention(Device::Cpu, &huge, &huge, &x, &scaled).unwrap_err();
+        assert!(matches!(error, Error::ResultNotFinite { name: "lse", .. }), "{error}");
+        // The paper's scheme takes nothing out; elements saturate.
+        let paper = Options { scheme: Scheme::Paper, ..scaled };
+        let lse = attention(Device::Cpu, &huge, &huge, &x, &paper).unwrap().lse.unwrap();
+        let saturated = 30.0 * 32.0 * (127.0 * f64::from(1 << 20)).powi(2);
+        assert!(lse.iter().all(|&lse| (f64::from(lse) / saturated - 1.0).abs() < 1e-6), "{lse:?}");
+        // The paper's scores themselves leave it under a larger scale.
+        let steep = Options { softmax_scale: Some(1e30), ..paper };
+        let error = attention(Device::Cpu, &huge, &huge, &x, &steep).unwrap_err();
+        assert!(matches!(error, Error::ResultNotFinite { .. }), "{error}");
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_refused() {
+        let tensor = |x: f32| {
+            let layout = TensorLayout::bhnd(Shape::new(1, 1, 3, 32).unwrap());
+            let value = move |_, _, n, d| if (n, d) == (1, 7) { x } else { 1.0 };
+            HostTensor::from_fn(DType::F32, layout, value).unwrap()
+        };
+        let good = tensor(1.0);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(tensor) {
+            for (name, [q, k, v]) in
+                [("q", [&bad, &good, &good]), ("k", [&good, &bad, &good]), ("v", [&good, &good, &bad])]
+            {
+                let error = attention(Device::Cpu, q, k, v, &Options::default()).unwrap_err();
+                let at = matches!(error, Error::NotFinite { name: which, token: 1, dim: 7, .. } if which == name);
+                assert!(at, "{name}: {error}");
+            }
         }
     }
 

@@ -51,6 +51,20 @@ impl DType {
         }
     }
 
+    /// The largest finite number of this type; outputs saturate there.
+    ///
+    /// ```
+    /// assert_eq!(int_flash_attention::DType::F16.largest(), 65504.0);
+    /// ```
+    #[must_use]
+    pub fn largest(self) -> f64 {
+        match self {
+            Self::F16 => f64::from(f16::MAX),
+            Self::BF16 => f64::from(bf16::MAX),
+            Self::F32 => f64::from(f32::MAX),
+        }
+    }
+
     /// Half the distance between `value`'s neighbours in this type: the most that [`round`](Self::round) moves it
     /// (short of overflow).
     #[must_use]

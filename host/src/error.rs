@@ -1,6 +1,7 @@
 //! The crate's one error type.
 
 use crate::dtype::DType;
+use crate::problem::Scheme;
 use int_flash_attention_driver::DriverError;
 use int_flash_attention_kernels::config::Family;
 use int_flash_attention_kernels::layout::{HEAD_DIMS, PACKED_FORMAT};
@@ -253,7 +254,7 @@ pub enum Error {
     },
 
     /// A scale that no quantizer gives.
-    #[error("{name} holds {value} at element {at}; scales are finite and not negative")]
+    #[error("{name} holds {value} at element {at}; scales are not negative and not infinite")]
     Scale {
         /// Which array.
         name: &'static str,
@@ -281,6 +282,17 @@ pub enum Error {
         given: &'static str,
         /// "with" or "without".
         planned: &'static str,
+    },
+
+    /// An operand of another scheme than the plan's.
+    #[error("{name} is an operand of the {given} scheme; the plan was made for a problem of the {planned} scheme")]
+    OperandScheme {
+        /// Which operand.
+        name: &'static str,
+        /// Its scheme.
+        given: Scheme,
+        /// The plan's.
+        planned: Scheme,
     },
 
     /// A word that names no choice.

@@ -29,7 +29,7 @@
 //! * `baseline`: attention in float16, to measure against.
 //!
 //! Words: a *scheme* is how P and V are scaled ([`Scheme`]); a *layout* is where a tensor's elements lie ([`TensorLayout`]);
-//! *smoothing* takes the mean over the tokens out of K and V. Shapes are written `[batch][head][token][dim]`.
+//! a *mixed* block of V is one whose tokens have a scale each. Shapes are written `[batch][head][token][dim]`.
 #![deny(missing_docs)]
 
 #[cfg(feature = "cudarc")]

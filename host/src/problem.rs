@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::shape::{Shape, TensorLayout};
 use int_flash_attention_kernels::config::{Family, head_dims};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_kernels::params::{AttentionParams, BaselineParams, Global, Strided, UNLIMITED};
+use int_flash_attention_kernels::params::{
+    AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, Strided, UNLIMITED,
+};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
@@ -298,6 +300,44 @@ impl AttentionProblem {
         }
     }
 
+    /// What the quantization kernels are handed for tensors of these layouts, those that are quantized, all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn quantize_params(&self, q: Option<&TensorLayout>, kv: Option<[&TensorLayout; 2]>) -> QuantizeParams {
+        let unused = TensorLayout::bhnd(self.q_shape());
+        let [k, v] = kv.unwrap_or([&unused; 2]);
+        QuantizeParams {
+            q: strided(q.unwrap_or(&unused)),
+            k: strided(k),
+            v: strided(v),
+            batch: self.batch as u32,
+            heads_q: if q.is_some() { self.heads_q as u32 } else { 0 },
+            heads_kv: self.heads_kv as u32,
+            seqlen_q: self.seqlen_q as u32,
+            seqlen_kv: self.seqlen_kv as u32,
+            head_dim: self.head_dim as u32,
+            quantize_kv: u32::from(kv.is_some()),
+            rotate: u32::from(self.scheme.rotates()),
+            ..QuantizeParams::NONE
+        }
+    }
+
+    /// What the dequantization kernels are handed for an operand (`int_flash_attention_kernels::params::operand`), all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn dequantize_params(&self, operand: u32, out: &TensorLayout) -> DequantizeParams {
+        let Shape { heads, seqlen, head_dim, .. } = out.shape();
+        DequantizeParams {
+            out: strided(out),
+            seqlen: seqlen as u32,
+            heads: heads as u32,
+            head_dim: head_dim as u32,
+            operand,
+            rotated: u32::from(self.scheme.rotates()),
+            ..DequantizeParams::NONE
+        }
+    }
+
     /// The window's sides as the kernels take them.
     fn window_params(&self) -> (u32, u32) {
         let side = |side: Option<usize>| side.map_or(UNLIMITED, |keys| keys as u32);
@@ -401,7 +441,7 @@ mod tests {
             assert!(matches!(error, Error::TooLarge { name: which, given: 65536, .. } if which == name), "{error}");
             assert!(error.to_string().contains("launch it on each part"), "{error}");
         }
-        // A padded block, or a chunk of the statistics, would leave 32 bits: near 2^32, and already near 2^31.
+        // A padded block would leave 32 bits: near 2^32, and already near 2^31.
         for seqlen in [MAX_SEQLEN + 1, 1 << 31, (1 << 32) - 512, (1 << 32) - 128, (1 << 32) - 1, 1 << 32, usize::MAX] {
             let queries = AttentionProblem { seqlen_q: seqlen, ..good };
             assert!(matches!(queries.check(), Err(Error::TooLarge { name: "seqlen_q", .. })), "{seqlen}");

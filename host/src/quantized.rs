@@ -1,20 +1,22 @@
 //! Quantized operands: the arrays of docs/kernel-abi.md, "Quantized operands", on the host, on the device, or as views.
 
 use crate::error::{Error, Result};
-use crate::problem::check_head_dim;
+use crate::problem::{Scheme, check_head_dim};
 use crate::shape::Shape;
 use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks, v_byte};
 
-/// Q in INT8, one scale a token. `I` is an array of `i8`, `F` one of `f32`.
+/// Q in INT8, one scale a token; in the default scheme rotated as K is. `I` is an array of `i8`, `F` one of `f32`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedQ<I, F> {
     /// Shape of Q.
     pub shape: Shape,
+    /// The scheme that it is quantized for.
+    pub scheme: Scheme,
     /// `[batch][heads_q][seqlen_q][head_dim]`.
     pub data: I,
     /// `[batch][heads_q][seqlen_q]`.
     pub scale: F,
-    /// `q . k_mean`, `[batch][heads_q][seqlen_q]`, for the log-sum-exp; `None` where K is not smoothed.
+    /// `q . k_offset`, `[batch][heads_q][seqlen_q]`, for the log-sum-exp; `None` in the paper's scheme, which has no offset.
     pub bias: Option<F>,
 }
 
@@ -46,37 +48,49 @@ impl PackedFormat {
 }
 
 /// K in INT8, one scale a token, packed in blocks of 128 tokens (`int_flash_attention_kernels::layout::k_offset`).
+///
+/// In the default scheme a token is rotated (`int_flash_attention_kernels::layout::rotation`) after the head's offset has been taken
+/// out. Nothing but the offset depends on other tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedK<I, F> {
     /// Shape of K.
     pub shape: Shape,
+    /// The scheme that it is quantized for.
+    pub scheme: Scheme,
     /// How `data` is packed.
     pub format: PackedFormat,
     /// `[batch][heads_kv][blocks][128 * head_dim]`, padding zero.
     pub data: I,
     /// `[batch][heads_kv][blocks * 128]`, padding zero.
     pub scale: F,
-    /// `[batch][heads_kv][head_dim]`: what was taken out of every token; zero where K is not smoothed.
-    pub mean: F,
-    /// `[batch][heads_kv]`: an upper bound of the head's scales.
-    pub scale_max: F,
+    /// `[batch][heads_kv][blocks]`: the largest scale of the block's tokens.
+    pub block_scale: F,
+    /// `[batch][heads_kv][head_dim]`: what was taken out of every token, a constant that the head's first 64 tokens gave; zero in the
+    /// paper's scheme.
+    pub offset: F,
 }
 
-/// V in INT8, one scale a channel (in the paper's scheme the same for all channels of a head), packed and transposed in
-/// blocks of 128 tokens (`int_flash_attention_kernels::layout::v_offset`). A byte of the blocks is a code, -127 to 127, and 128:
-/// unsigned, so that sums of its products with P need no sign (`int_flash_attention_kernels::layout::v_byte`).
+/// V in INT8, packed and transposed in blocks of 128 tokens (`int_flash_attention_kernels::layout::v_offset`). A byte of the blocks is a
+/// code, -127 to 127, and 128: unsigned, so that sums of its products with P need no sign (`int_flash_attention_kernels::layout::v_byte`).
+///
+/// In the default scheme four neighbouring dims are rotated (`int_flash_attention_kernels::layout::rotate_v`), and all tokens of a block
+/// share a scale where they are about as large; in the paper's, all tokens of a head do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedV<I, F> {
     /// Shape of V.
     pub shape: Shape,
+    /// The scheme that it is quantized for.
+    pub scheme: Scheme,
     /// How `data` is packed.
     pub format: PackedFormat,
     /// `[batch][heads_kv][blocks][128 * head_dim]`, padding 128.
     pub data: I,
-    /// `[batch][heads_kv][head_dim]`.
+    /// `[batch][heads_kv][blocks * 128]`: each token's scale, padding zero.
     pub scale: F,
-    /// `[batch][heads_kv][head_dim]`: `V = (byte - 128) * scale + mean`.
-    pub mean: F,
+    /// `[batch][heads_kv][blocks]`: the scale that all tokens of a block share, or NaN where they have scales of their own.
+    pub block_scale: F,
+    /// `[batch][heads_kv]`: a power of two near the scales, the unit in which the kernels add V up.
+    pub unit: F,
 }
 
 /// All operands of an attention.
@@ -108,9 +122,11 @@ pub(crate) struct Lengths {
     pub kv_data: usize,
     /// Scales of Q: one a token.
     pub q_scale: usize,
-    /// Scales of K: one a token, padding included.
-    pub k_scale: usize,
-    /// Scales of V, means of K and V: one a channel of each head.
+    /// Scales of K or V: one a token, padding included.
+    pub kv_scale: usize,
+    /// Blocks: each has a scale of K and of V.
+    pub blocks: usize,
+    /// Offsets of K: one a channel of each head.
     pub channels: usize,
     /// Heads of all sequences.
     pub heads: usize,
@@ -133,7 +149,8 @@ impl Lengths {
             q_data: shape.elements(),
             kv_data,
             q_scale: shape.rows(),
-            k_scale: all_blocks * KV_BLOCK,
+            kv_scale: all_blocks * KV_BLOCK,
+            blocks: all_blocks,
             channels: heads * shape.head_dim,
             heads,
         })
@@ -145,9 +162,9 @@ pub(crate) fn check_len(name: &'static str, given: usize, expected: usize) -> Re
     if given == expected { Ok(()) } else { Err(Error::Length { name, given, expected }) }
 }
 
-/// Whether scales are what a quantizer gives.
+/// Whether scales are what a quantizer gives: NaN is that of a token that is no number, and of a mixed block of V.
 fn check_scales(name: &'static str, scales: &[f32]) -> Result<()> {
-    match scales.iter().position(|scale| !(0.0..f32::INFINITY).contains(scale)) {
+    match scales.iter().position(|scale| !scale.is_nan() && !(0.0..f32::INFINITY).contains(scale)) {
         Some(at) => Err(Error::Scale { name, value: scales[at], at }),
         None => Ok(()),
     }
@@ -165,7 +182,7 @@ impl HostQ {
     /// Whether every array has the length that the shape asks, and values that a quantizer gives.
     ///
     /// # Errors
-    /// A wrong shape or length; a code of -128; a scale that is negative or not finite.
+    /// A wrong shape or length; a code of -128; a scale that is negative or infinite.
     pub fn check(&self) -> Result<()> {
         let lengths = Lengths::of(self.shape)?;
         check_len("q", self.data.len(), lengths.q_data)?;
@@ -180,16 +197,16 @@ impl HostK {
     /// Whether every array has the length that the shape asks, and values that a quantizer gives.
     ///
     /// # Errors
-    /// A wrong shape or length; a code of -128; a scale that is negative or not finite.
+    /// A wrong shape or length; a code of -128; a scale that is negative or infinite.
     pub fn check(&self) -> Result<()> {
         let lengths = Lengths::of(self.shape)?;
         check_len("k", self.data.len(), lengths.kv_data)?;
-        check_len("k_scale", self.scale.len(), lengths.k_scale)?;
-        check_len("k_mean", self.mean.len(), lengths.channels)?;
-        check_len("k_scale_max", self.scale_max.len(), lengths.heads)?;
+        check_len("k_scale", self.scale.len(), lengths.kv_scale)?;
+        check_len("k_block_scale", self.block_scale.len(), lengths.blocks)?;
+        check_len("k_offset", self.offset.len(), lengths.channels)?;
         check_codes("k", &self.data, i8::MIN)?;
         check_scales("k_scale", &self.scale)?;
-        check_scales("k_scale_max", &self.scale_max)
+        check_scales("k_block_scale", &self.block_scale)
     }
 }
 
@@ -197,14 +214,17 @@ impl HostV {
     /// Whether every array has the length that the shape asks, and values that a quantizer gives.
     ///
     /// # Errors
-    /// A wrong shape or length; a code of -128; a scale that is negative or not finite.
+    /// A wrong shape or length; a code of -128; a scale that is negative or infinite.
     pub fn check(&self) -> Result<()> {
         let lengths = Lengths::of(self.shape)?;
         check_len("v", self.data.len(), lengths.kv_data)?;
-        check_len("v_scale", self.scale.len(), lengths.channels)?;
-        check_len("v_mean", self.mean.len(), lengths.channels)?;
+        check_len("v_scale", self.scale.len(), lengths.kv_scale)?;
+        check_len("v_block_scale", self.block_scale.len(), lengths.blocks)?;
+        check_len("v_unit", self.unit.len(), lengths.heads)?;
         check_codes("v", &self.data, v_byte(i8::MIN))?;
-        check_scales("v_scale", &self.scale)
+        check_scales("v_scale", &self.scale)?;
+        check_scales("v_block_scale", &self.block_scale)?;
+        check_scales("v_unit", &self.unit)
     }
 }
 
@@ -224,14 +244,15 @@ mod tests {
     #[test]
     fn arrays_of_other_lengths_are_refused() {
         type Arrays = fn(&mut HostQuantized) -> &mut Vec<f32>;
-        let arrays: [(&str, Arrays); 7] = [
+        let arrays: [(&str, Arrays); 8] = [
             ("q_scale", |x| &mut x.q.scale),
             ("q_bias", |x| x.q.bias.as_mut().unwrap()),
             ("k_scale", |x| &mut x.k.scale),
-            ("k_mean", |x| &mut x.k.mean),
-            ("k_scale_max", |x| &mut x.k.scale_max),
+            ("k_block_scale", |x| &mut x.k.block_scale),
+            ("k_offset", |x| &mut x.k.offset),
             ("v_scale", |x| &mut x.v.scale),
-            ("v_mean", |x| &mut x.v.mean),
+            ("v_block_scale", |x| &mut x.v.block_scale),
+            ("v_unit", |x| &mut x.v.unit),
         ];
         let check = |x: &HostQuantized| x.q.check().and(x.k.check()).and(x.v.check());
         check(&operands()).unwrap();
@@ -259,9 +280,11 @@ mod tests {
         assert_eq!(refused(|x| x.k.data[6] = -128), Error::Code { name: "k", at: 6 });
         assert_eq!(refused(|x| x.v.data[7] = v_byte(-128)), Error::Code { name: "v", at: 7 });
         assert!(matches!(refused(|x| x.q.scale[1] = -1.0), Error::Scale { name: "q_scale", at: 1, .. }));
-        assert!(matches!(refused(|x| x.k.scale[2] = f32::NAN), Error::Scale { name: "k_scale", at: 2, .. }));
-        assert!(matches!(refused(|x| x.k.scale_max[0] = f32::INFINITY), Error::Scale { name: "k_scale_max", .. }));
-        assert!(matches!(refused(|x| x.v.scale[3] = -0.5), Error::Scale { name: "v_scale", at: 3, .. }));
+        assert!(matches!(refused(|x| x.k.scale[2] = f32::NEG_INFINITY), Error::Scale { name: "k_scale", at: 2, .. }));
+        assert!(matches!(refused(|x| x.k.block_scale[0] = f32::INFINITY), Error::Scale { name: "k_block_scale", .. }));
+        assert!(matches!(refused(|x| x.v.scale[2] = -0.5), Error::Scale { name: "v_scale", at: 2, .. }));
+        assert!(matches!(refused(|x| x.v.block_scale[0] = -0.5), Error::Scale { name: "v_block_scale", .. }));
+        assert!(matches!(refused(|x| x.v.unit[0] = f32::INFINITY), Error::Scale { name: "v_unit", .. }));
     }
 
     #[test]

@@ -83,17 +83,18 @@ fn every_array_of_the_operands_has_its_length() {
     fn resize<T: Copy>(values: &mut Vec<T>, longer: bool) {
         if longer { values.push(values[0]) } else { values.truncate(values.len() - 1) }
     }
-    let arrays: [Array; 10] = [
+    let arrays: [Array; 11] = [
         ("q", |o, longer| resize(&mut o.q.data, longer)),
         ("q_scale", |o, longer| resize(&mut o.q.scale, longer)),
         ("q_bias", |o, longer| resize(o.q.bias.as_mut().unwrap(), longer)),
         ("k", |o, longer| resize(&mut o.k.data, longer)),
         ("k_scale", |o, longer| resize(&mut o.k.scale, longer)),
-        ("k_mean", |o, longer| resize(&mut o.k.mean, longer)),
-        ("k_scale_max", |o, longer| resize(&mut o.k.scale_max, longer)),
+        ("k_block_scale", |o, longer| resize(&mut o.k.block_scale, longer)),
+        ("k_offset", |o, longer| resize(&mut o.k.offset, longer)),
         ("v", |o, longer| resize(&mut o.v.data, longer)),
         ("v_scale", |o, longer| resize(&mut o.v.scale, longer)),
-        ("v_mean", |o, longer| resize(&mut o.v.mean, longer)),
+        ("v_block_scale", |o, longer| resize(&mut o.v.block_scale, longer)),
+        ("v_unit", |o, longer| resize(&mut o.v.unit, longer)),
     ];
     let problem = AttentionProblem::new(2, 4, 2, 5, 140, 32).with_scheme(Scheme::Default);
     let good = operands(&problem);

@@ -12,18 +12,37 @@ fn error(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTen
     compare(&got.o, &want.o)
 }
 
-fn minilm(layer: usize, scheme: Scheme) -> f64 {
-    let path = format!("{}/../tests/data/minilm-layer{layer}-qkv.safetensors", env!("CARGO_MANIFEST_DIR"));
+/// The tensors `q`, `k` and `v` of a file of activations.
+fn activations(name: &str) -> [HostTensor; 3] {
+    let path = format!("{}/../tests/data/{name}-qkv.safetensors", env!("CARGO_MANIFEST_DIR"));
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let [q, k, v] = ["q", "k", "v"].map(|name| {
+    ["q", "k", "v"].map(|name| {
         let view = file.tensor(name).unwrap();
         let layout = TensorLayout::from_dims(view.shape(), Order::Bhnd).unwrap();
         HostTensor::from_bytes(DType::F16, view.data(), layout).unwrap()
-    });
+    })
+}
+
+fn minilm(layer: usize, scheme: Scheme) -> f64 {
+    let [q, k, v] = activations(&format!("minilm-layer{layer}"));
     let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape()).unwrap().with_scheme(scheme);
     let rows: Vec<usize> = (0..problem.seqlen_q).collect();
     error(&problem, &q, &k, &v, &rows).relative_l2
+}
+
+/// A decoder's layer, causal: the errors of its heads (root mean square, and the worst), and the largest of a log-sum-exp.
+fn decoder(layer: usize, scheme: Scheme) -> (f64, f64, f64) {
+    let [q, k, v] = activations(&format!("smollm2-layer{layer}"));
+    let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape()).unwrap().with_scheme(scheme).with_causal(true);
+    let rows: Vec<usize> = (0..problem.seqlen_q).collect();
+    let got = int8_rows(&problem, &quantize(&problem, &q, &k, &v).unwrap(), &rows).unwrap();
+    let want = exact_rows(&problem, &q, &k, &v, &rows).unwrap();
+    let head = problem.seqlen_q * problem.head_dim;
+    let errors: Vec<f64> =
+        got.o.chunks(head).zip(want.o.chunks(head)).map(|(got, want)| compare(got, want).relative_l2).collect();
+    let square = errors.iter().map(|error| error * error).sum::<f64>() / errors.len() as f64;
+    (square.sqrt(), errors.into_iter().fold(0.0, f64::max), compare(&got.lse, &want.lse).max_abs)
 }
 
 /// Deterministic noise: splitmix64, and normal values from it by Box-Muller.
@@ -42,10 +61,11 @@ impl Noise {
     }
 }
 
-fn synthetic(seqlen: usize, head_dim: usize, scheme: Scheme, mut value: impl FnMut(usize, usize) -> f64) -> f64 {
+/// The error where an element is `value(tensor, token, dim)`.
+fn synthetic(seqlen: usize, head_dim: usize, scheme: Scheme, mut value: impl FnMut(usize, usize, usize) -> f64) -> f64 {
     let layout = TensorLayout::bhnd(Shape::new(1, 1, seqlen, head_dim).unwrap());
-    let [q, k, v] =
-        [0, 1, 2].map(|i| HostTensor::from_fn(DType::F16, layout, |_, _, _, dim| value(i, dim) as f32).unwrap());
+    let [q, k, v] = [0, 1, 2]
+        .map(|i| HostTensor::from_fn(DType::F16, layout, |_, _, token, dim| value(i, token, dim) as f32).unwrap());
     let problem = AttentionProblem::new(1, 1, 1, seqlen, seqlen, head_dim).with_scheme(scheme);
     let rows: Vec<usize> = (0..seqlen).step_by(seqlen / 256).collect();
     error(&problem, &q, &k, &v, &rows).relative_l2
@@ -69,40 +89,87 @@ fn minilm_paper() {
 }
 
 #[test]
+fn decoder_layers() {
+    for layer in [7, 17] {
+        let (rms, worst, lse) = decoder(layer, Scheme::Default);
+        assert_within(&format!("SmolLM2 layer {layer}, default, heads"), rms, 0.0, 1.8e-2);
+        assert_within(&format!("SmolLM2 layer {layer}, default, worst head"), worst, 0.0, 2.6e-2);
+        assert_within(&format!("SmolLM2 layer {layer}, default, log-sum-exp"), lse, 0.0, 0.12);
+        let (rms, _, _) = decoder(layer, Scheme::Paper);
+        assert_within(&format!("SmolLM2 layer {layer}, paper, heads"), rms, 3.0e-2, 2.0e-1);
+    }
+}
+
+#[test]
 fn normal() {
-    let mut noise = Noise(1);
-    let default = synthetic(4096, 128, Scheme::Default, |_, _| noise.normal());
-    assert_within("normal N4096 d128, default", default, 1.0e-2, 1.6e-2);
-    let mut noise = Noise(1);
-    let paper = synthetic(4096, 128, Scheme::Paper, |_, _| noise.normal());
-    assert_within("normal N4096 d128, paper", paper, 0.9 * 3.5e-2, 1.1 * 3.5e-2);
+    for (d, paper) in [(128, 3.5e-2), (64, 3.4e-2)] {
+        let mut noise = Noise(1);
+        let default = synthetic(4096, d, Scheme::Default, |_, _, _| noise.normal());
+        assert_within(&format!("normal N4096 d{d}, default"), default, 1.0e-2, 1.7e-2);
+        let mut noise = Noise(1);
+        let error = synthetic(4096, d, Scheme::Paper, |_, _, _| noise.normal());
+        assert_within(&format!("normal N4096 d{d}, paper"), error, 0.85 * paper, 1.15 * paper);
+    }
 }
 
 #[test]
 fn uniform() {
     let mut noise = Noise(2);
-    let default = synthetic(4096, 128, Scheme::Default, |_, _| noise.uniform() - 0.5);
-    assert_within("uniform N4096 d128, default", default, 3.0e-3, 4.2e-3);
+    let default = synthetic(4096, 128, Scheme::Default, |_, _, _| noise.uniform() - 0.5);
+    assert_within("uniform N4096 d128, default", default, 3.0e-3, 1.05e-2);
     let mut noise = Noise(2);
-    let paper = synthetic(4096, 128, Scheme::Paper, |_, _| noise.uniform() - 0.5);
+    let paper = synthetic(4096, 128, Scheme::Paper, |_, _, _| noise.uniform() - 0.5);
     assert_within("uniform N4096 d128, paper", paper, 0.9 * 4.4e-3, 1.1 * 4.4e-3);
 }
 
-/// Four channels of K are far from zero, and so is V: what smoothing and integer row sums are for.
+/// Four channels of K are far from zero, 8 to 20 times its deviation.
 #[test]
-fn outlier_channels() {
-    let value = |noise: &mut Noise, tensor, dim: usize| {
-        noise.normal()
-            + match tensor {
-                1 if dim % 32 == 5 => 20.0,
-                2 => 5.0,
-                _ => 0.0,
-            }
+fn keys_with_constant_channels() {
+    let offsets = [(5, 8.0), (40, -12.0), (77, 16.0), (110, -20.0)];
+    let value = |noise: &mut Noise, tensor, dim| {
+        let offset = offsets.iter().find(|&&(of, _)| tensor == 1 && of == dim).map_or(0.0, |&(_, offset)| offset);
+        noise.normal() + offset
     };
     let mut noise = Noise(3);
-    let default = synthetic(4096, 128, Scheme::Default, |i, dim| value(&mut noise, i, dim));
+    let default = synthetic(4096, 128, Scheme::Default, |i, _, dim| value(&mut noise, i, dim));
     let mut noise = Noise(3);
-    let paper = synthetic(4096, 128, Scheme::Paper, |i, dim| value(&mut noise, i, dim));
-    assert_within("outlier channels N4096 d128, default", default, 0.0, 3.0e-3);
-    assert_within("outlier channels N4096 d128, paper", paper, 10.0 * default, 1.0);
+    let paper = synthetic(4096, 128, Scheme::Paper, |i, _, dim| value(&mut noise, i, dim));
+    assert_within("K with constant channels N4096 d128, default", default, 0.0, 1.5e-2);
+    assert_within("K with constant channels N4096 d128, paper", paper, 3.0 * default, 1.0);
+}
+
+/// Every channel of V is two deviations from zero.
+#[test]
+fn values_with_constant_channels() {
+    let value = |noise: &mut Noise, tensor, dim: usize| match tensor {
+        1 if dim % 32 == 5 => 20.0 + noise.normal(),
+        2 => noise.normal() + if dim.is_multiple_of(3) { -2.0 } else { 2.0 },
+        _ => noise.normal(),
+    };
+    let mut noise = Noise(4);
+    let default = synthetic(4096, 128, Scheme::Default, |i, _, dim| value(&mut noise, i, dim));
+    assert_within("V with constant channels N4096 d128, default", default, 0.0, 5e-3);
+}
+
+/// A first token that has nine tenths or ninety-nine hundredths of every row's weight, and hardly any value: what decoders do.
+#[test]
+fn attention_sinks() {
+    for (mass, n) in [(0.9_f64, 4096), (0.99, 4096)] {
+        // Queries have 8 along the first dim, and the first key is along it.
+        let score = (mass / (1.0 - mass)).ln() + (n as f64).ln() + 0.5;
+        let value = |noise: &mut Noise, tensor, token, dim| match (tensor, token, dim) {
+            (0, _, 0) => 8.0 + noise.normal(),
+            (1, 0, 0) => score * (128.0_f64).sqrt() / 8.0,
+            (1, 0, _) => 0.0,
+            (1, _, 0) => 0.0,
+            (2, 0, _) => 0.02 * noise.normal(),
+            _ => noise.normal(),
+        };
+        let mut noise = Noise(5);
+        let default = synthetic(n, 128, Scheme::Default, |i, token, dim| value(&mut noise, i, token, dim));
+        assert_within(&format!("a sink of {mass}, default"), default, 0.0, 1.5e-2);
+        let mut noise = Noise(5);
+        let paper = synthetic(n, 128, Scheme::Paper, |i, token, dim| value(&mut noise, i, token, dim));
+        assert_within(&format!("a sink of {mass}, paper"), paper, 5.0 * default, 1.0);
+    }
 }

@@ -73,6 +73,16 @@ impl Head<'_> {
     fn k_scale(&self, key: usize) -> f32 {
         self.operands.k.scale[self.kv * kv_blocks(self.operands.k.shape.seqlen) * KV_BLOCK + key]
     }
+
+    fn v_scale(&self, key: usize) -> f32 {
+        self.operands.v.scale[self.kv * kv_blocks(self.operands.k.shape.seqlen) * KV_BLOCK + key]
+    }
+
+    /// The largest scale of a block's keys, and the scale that its values share.
+    fn block_scales(&self, block: usize) -> (f32, f32) {
+        let at = self.kv * kv_blocks(self.operands.k.shape.seqlen) + block;
+        (self.operands.k.block_scale[at], self.operands.v.block_scale[at])
+    }
 }
 
 /// What computes: exactly, or as badly as a GPU may (PTX ISA, "ex2": 2^-9.9 in float16 and 2^-22 in float32).
@@ -107,34 +117,63 @@ impl Machine {
     }
 }
 
-/// P of a block, its row sum, and its exponent.
+/// What a block gives its row.
+struct Block {
+    codes: Vec<f64>,
+    /// Its share of the row sum.
+    sum: f64,
+    exponent: f64,
+    /// What its sums of P V are multiplied with.
+    value: f64,
+}
+
+/// The code of an exponent argument.
+fn code(machine: &mut Machine, x: f16) -> f64 {
+    let e = nearest((machine.ex2_f16(x) * 2_f64.powi(48)).round() as i128);
+    f64::from(fma_f16(e, f16::from_f32(255.0), f16::from_f32(1024.0)).to_bits() & 0xff)
+}
+
 fn default_block(
     machine: &mut Machine,
     p: &AttentionProblem,
     head: &Head<'_>,
     row: usize,
     keys: std::ops::Range<usize>,
-) -> (Vec<f64>, f64, f64) {
-    let c = p.scale() * std::f32::consts::LOG2_E;
-    let bound = (16129 * p.head_dim) as f32 * head.operands.k.scale_max[head.kv] * c.abs();
-    let kappa = 2_f32.powi(14 - bound.log2().floor() as i32);
+) -> Block {
+    // 96 = 3 * 32; the others are powers of two.
+    let rotation = if p.head_dim == 96 { 32 } else { p.head_dim };
+    let c = p.scale() * std::f32::consts::LOG2_E / rotation as f32;
+    let unit = 1.0 / 256.0_f32;
     let q_scale = head.operands.q.scale[head.q * p.seqlen_q + row];
-    let qs = f16::from_f32((q_scale / kappa).clamp(2_f32.powi(-24), 1.0));
-    let t: Vec<f16> = keys
-        .map(|key| {
-            let kf = f32::from_bits((head.k_scale(key) * (c * kappa)).to_bits() / 4 * 4);
-            f16::from_f32(((12_582_912 + head.score(row, key)) as f32).mul_add(kf, -12_582_912.0 * kf))
-        })
-        .collect();
-    let m = round_up(t.iter().map(|t| t.to_f32() * qs.to_f32()).fold(f32::NEG_INFINITY, f32::max));
-    let mut code = |t: &f16| {
-        let e = machine.ex2_f16(fma_f16(*t, qs, -m));
-        let e = nearest((e * 2_f64.powi(48)).round() as i128);
-        f64::from(fma_f16(e, f16::from_f32(255.0), f16::from_f32(1024.0)).to_bits() & 0xff)
-    };
-    let codes: Vec<f64> = t.iter().map(&mut code).collect();
-    let sum = codes.iter().sum();
-    (codes, sum, m.into())
+    let (k_largest, v_shared) = head.block_scales(keys.start / KV_BLOCK);
+    let in_range = (2_f32.powi(-22)..=128.0).contains(&q_scale);
+    let reach = (16129 * p.head_dim) as f32 * c.abs() * q_scale.max(unit);
+    let kf = |key| f32::from_bits((head.k_scale(key) * (c * unit)).to_bits() / 4 * 4);
+    if !v_shared.is_nan() && in_range && reach * k_largest <= 32768.0 {
+        let qs = f16::from_f32(q_scale / unit);
+        let score =
+            |key| f16::from_f32(((12_582_912 + head.score(row, key)) as f32).mul_add(kf(key), -12_582_912.0 * kf(key)));
+        let t: Vec<f16> = keys.map(score).collect();
+        let m = round_up(t.iter().map(|t| t.to_f32() * qs.to_f32()).fold(f32::NEG_INFINITY, f32::max));
+        let codes: Vec<f64> = t.iter().map(|&t| code(machine, fma_f16(t, qs, -m))).collect();
+        return Block { sum: codes.iter().sum(), codes, exponent: m.into(), value: v_shared.into() };
+    }
+    let log =
+        |key| if v_shared.is_nan() { (16.0 * f64::from(head.v_scale(key)).log2()).round() as f32 / 16.0 } else { 0.0 };
+    let loudest = keys.clone().map(log).fold(f32::NEG_INFINITY, f32::max);
+    let bound = (16129 * p.head_dim) as f32 * c.abs() * unit * k_largest;
+    let shrink = if bound > 32768.0 { 2_f32.powi(14 - bound.log2().floor() as i32) } else { 1.0 };
+    let t: Vec<f16> = keys.clone().map(|key| f16::from_f32(head.score(row, key) as f32 * (kf(key) * shrink))).collect();
+    let largest = t.iter().map(|t| t.to_f32()).fold(f32::NEG_INFINITY, f32::max);
+    let x: Vec<f16> = t.iter().map(|t| f16::from_f32((t.to_f32() - largest) * (q_scale / unit / shrink))).collect();
+    let y: Vec<f16> = x.iter().zip(keys).map(|(x, key)| f16::from_f32(x.to_f32() + (log(key) - loudest))).collect();
+    let sum: f64 = x.iter().map(|&x| machine.ex2_f32(x.to_f32())).sum();
+    let shift = y.iter().copied().fold(f16::NEG_INFINITY, f16::max);
+    let finite = |y: &f16| y.max(f16::MIN);
+    let codes = y.iter().map(|y| code(machine, fma_f16(finite(y), f16::ONE, -shift))).collect();
+    let value = if v_shared.is_nan() { f64::from(loudest).exp2() } else { v_shared.into() };
+    let exponent = (largest * (q_scale / unit / shrink)).clamp(-1e30, 1e30);
+    Block { codes, sum: 255.0 * sum, exponent: exponent.into(), value: f64::from(shift).exp2() * value }
 }
 
 /// Output and log-sum-exp of a row.
@@ -145,7 +184,7 @@ fn row(machine: &mut Machine, p: &AttentionProblem, head: &Head<'_>, row: usize)
     let q_scale = head.operands.q.scale[head.q * p.seqlen_q + row];
     for block in visible.start / KV_BLOCK..visible.end.div_ceil(KV_BLOCK) {
         let keys = visible.start.max(block * KV_BLOCK)..visible.end.min((block + 1) * KV_BLOCK);
-        let (codes, sum, exponent) = if p.scheme == Scheme::Default {
+        let block = if p.scheme == Scheme::Default {
             default_block(machine, p, head, row, keys.clone())
         } else {
             let c = p.scale() * std::f32::consts::LOG2_E;
@@ -153,20 +192,22 @@ fn row(machine: &mut Machine, p: &AttentionProblem, head: &Head<'_>, row: usize)
                 keys.clone().map(|key| head.score(row, key) as f32 * ((q_scale * c) * head.k_scale(key))).collect();
             max = s.iter().copied().fold(max, f32::max);
             let e: Vec<f64> = s.iter().map(|s| machine.ex2_f32(s - max)).collect();
-            (e.iter().map(|e| (127.0 * e).round_ties_even()).collect(), e.iter().sum(), max.into())
+            let codes = e.iter().map(|e| (127.0 * e).round_ties_even()).collect();
+            Block { codes, sum: e.iter().sum(), exponent: max.into(), value: head.v_scale(keys.start).into() }
         };
-        if exponent > reference {
-            let factor = (reference - exponent).exp2();
+        if block.exponent > reference {
+            let factor = (reference - block.exponent).exp2();
             acc.iter_mut().for_each(|acc| *acc = machine.sum(*acc * factor));
             l = machine.sum(l * factor);
             offset = machine.sum(offset * factor);
-            reference = exponent;
+            reference = block.exponent;
         }
-        let weight = (exponent - reference).exp2();
-        l = machine.sum(l + weight * sum);
-        offset = machine.sum(offset + weight * 128.0 * codes.iter().sum::<f64>());
+        let weight = (block.exponent - reference).exp2();
+        l = machine.sum(l + weight * block.sum);
+        let weight = machine.sum(weight * block.value);
+        offset = machine.sum(offset + weight * 128.0 * block.codes.iter().sum::<f64>());
         for (dim, acc) in acc.iter_mut().enumerate() {
-            let product: f64 = keys.clone().zip(&codes).map(|(key, code)| code * head.value(key, dim)).sum();
+            let product: f64 = keys.clone().zip(&block.codes).map(|(key, code)| code * head.value(key, dim)).sum();
             *acc = machine.sum(*acc + weight * product);
         }
     }
@@ -174,12 +215,20 @@ fn row(machine: &mut Machine, p: &AttentionProblem, head: &Head<'_>, row: usize)
         return (acc, f64::NEG_INFINITY);
     }
     let (one, sum_one) = if p.scheme == Scheme::Default { (1.0, 255.0) } else { (127.0, 1.0) };
-    let v = &head.operands.v;
-    let channel = |dim: usize| head.kv * p.head_dim + dim;
-    let o = |dim| (acc[dim] - offset) / (one * l) * f64::from(v.scale[channel(dim)]) + f64::from(v.mean[channel(dim)]);
+    let mut o: Vec<f64> = acc.iter().map(|acc| (acc - offset) / (one * l)).collect();
+    if p.scheme == Scheme::Default {
+        // Rows of the transposed rotation.
+        let back = [[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0], [-1.0, 1.0, 1.0, -1.0]];
+        for four in o.chunks_exact_mut(4) {
+            let of = four.to_vec();
+            for (o, row) in four.iter_mut().zip(back) {
+                *o = row.iter().zip(&of).map(|(sign, o)| sign * o).sum::<f64>() / 4.0;
+            }
+        }
+    }
     let bias = head.operands.q.bias.as_ref().map_or(0.0, |bias| f64::from(bias[head.q * p.seqlen_q + row]));
     let lse = std::f64::consts::LN_2 * (reference + (l / sum_one).log2()) + f64::from(p.scale()) * bias;
-    ((0..p.head_dim).map(o).collect(), lse)
+    (o, lse)
 }
 
 /// Problems and operands.
@@ -189,12 +238,14 @@ fn cases() -> impl Iterator<Item = (AttentionProblem, HostQuantized)> {
         (Scheme::Default, 2, 3, 129, 96, Window::FULL, -0.2),
         (Scheme::Default, 2, 7, 5, 64, Window::CAUSAL, 40.0),
         (Scheme::Default, 1, 2, 128, 256, Window::FULL, 1e-4),
-        (Scheme::Default, 1, 9, 300, 32, Window { left: Some(150), right: Some(2) }, 0.1),
+        (Scheme::Default, 1, 9, 300, 32, Window { left: Some(150), right: Some(2) }, 0.3),
+        (Scheme::Default, 1, 5, 300, 64, Window::CAUSAL, 0.2),
+        (Scheme::Default, 1, 3, 200, 64, Window::FULL, 1e5),
         (Scheme::Paper, 1, 9, 300, 32, Window::CAUSAL, 0.3),
         (Scheme::Paper, 2, 4, 257, 128, Window::FULL, 0.05),
-        (Scheme::Paper, 1, 9, 300, 32, Window { left: Some(150), right: Some(2) }, 0.1),
+        (Scheme::Paper, 1, 9, 300, 32, Window { left: Some(150), right: Some(2) }, 0.3),
     ];
-    cases.into_iter().map(|(scheme, heads_kv, n, n_kv, d, window, scale)| {
+    cases.into_iter().enumerate().map(|(index, (scheme, heads_kv, n, n_kv, d, window, scale))| {
         let p = AttentionProblem::new(1, 2, heads_kv, n, n_kv, d).with_window(window).with_scheme(scheme);
         let p = p.with_softmax_scale(scale);
         let tensor = |shape: Shape, seed: usize| {
@@ -204,7 +255,13 @@ fn cases() -> impl Iterator<Item = (AttentionProblem, HostQuantized)> {
             };
             HostTensor::from_fn(DType::F16, TensorLayout::bhnd(shape), value).unwrap()
         };
-        let (q, k, v) = (tensor(p.q_shape(), 1), tensor(p.kv_shape(), 2), tensor(p.kv_shape(), 3));
+        let (q, k, mut v) = (tensor(p.q_shape(), 1), tensor(p.kv_shape(), 2), tensor(p.kv_shape(), 3));
+        if index % 2 == 1 {
+            // Some small values: blocks in which tokens have scales of their own.
+            let layout = v.layout();
+            let value = |b, h, n, d| v.get(b, h, n, d) * if n % 50 == 0 { 0.03 } else { 1.0 };
+            v = HostTensor::from_fn(DType::F16, layout, value).unwrap();
+        }
         (p, quantize(&p, &q, &k, &v).unwrap())
     })
 }

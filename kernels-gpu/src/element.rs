@@ -2,16 +2,17 @@
 //!
 //! A lane moves 16 bytes at a time, a [`Vector`]: eight halves or four floats, lowest address first.
 
-use crate::ptx::global::{ld_global_nc_u16, ld_global_nc_u32, st_global_u16, st_global_u32, st_global_v4_u32};
+use crate::params::Strided;
+use crate::ptx::global::{
+    ld_global_nc_u16, ld_global_nc_u32, ld_global_nc_v4_u32, st_global_u16, st_global_u32, st_global_v4_u32,
+};
 use crate::ptx::math::{
-    cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, max_bf16x2, max_f16x2, min_bf16x2,
-    min_f16x2,
+    cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, cvt_rn_satfinite_bf16x2_f32,
+    cvt_rn_satfinite_f16x2_f32, max_bf16x2, max_f16x2, min_bf16x2, min_f16x2,
 };
 
 /// 16 bytes of elements.
 pub(crate) type Vector = [u32; 4];
-/// Vectors that a thread has under way at once.
-pub(crate) const BATCH: usize = 8;
 
 /// A float type in global memory.
 pub(crate) trait Element {
@@ -21,10 +22,8 @@ pub(crate) trait Element {
     const LANES: usize = 16 / Self::BYTES;
     /// Elements of a word of 4 bytes.
     const IN_WORD: usize = 4 / Self::BYTES;
-    /// Whether the quotient of a value and the scale of its token or channel can leave the bytes' range.
+    /// Whether the quotient of a value and the scale of its token or block can leave the bytes' range.
     const CLAMPS: bool;
-    /// A word of infinities, and a word of their opposites.
-    const INFINITIES: [u32; 2];
 
     /// Element `i` of a vector, exactly, in float32.
     fn get(vector: &Vector, i: usize) -> f32;
@@ -32,10 +31,16 @@ pub(crate) trait Element {
     /// A vector of the first [`LANES`](Self::LANES) of `values`, rounded to nearest even.
     fn pack(values: &[f32; 8]) -> Vector;
 
-    /// The smaller elements of two words.
+    /// Whether the type holds powers of two far beyond float16's.
+    const WIDE: bool;
+
+    /// [`pack`](Self::pack), with the largest finite magnitude for what is beyond it.
+    fn pack_finite(values: &[f32; 8]) -> Vector;
+
+    /// The smaller elements of two words; of a number and none, the number.
     fn min(a: u32, b: u32) -> u32;
 
-    /// The larger elements of two words.
+    /// The larger elements of two words; of a number and none, the number.
     fn max(a: u32, b: u32) -> u32;
 }
 
@@ -49,7 +54,6 @@ pub(crate) struct F32;
 impl Element for F16 {
     const BYTES: usize = 2;
     const CLAMPS: bool = false;
-    const INFINITIES: [u32; 2] = [0x7c00_7c00, 0xfc00_fc00];
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -63,6 +67,18 @@ impl Element for F16 {
             cvt_rn_f16x2_f32(x[3], x[2]),
             cvt_rn_f16x2_f32(x[5], x[4]),
             cvt_rn_f16x2_f32(x[7], x[6]),
+        ]
+    }
+
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn pack_finite(x: &[f32; 8]) -> Vector {
+        [
+            cvt_rn_satfinite_f16x2_f32(x[1], x[0]),
+            cvt_rn_satfinite_f16x2_f32(x[3], x[2]),
+            cvt_rn_satfinite_f16x2_f32(x[5], x[4]),
+            cvt_rn_satfinite_f16x2_f32(x[7], x[6]),
         ]
     }
 
@@ -80,7 +96,6 @@ impl Element for F16 {
 impl Element for Bf16 {
     const BYTES: usize = 2;
     const CLAMPS: bool = true;
-    const INFINITIES: [u32; 2] = [0x7f80_7f80, 0xff80_ff80];
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -94,6 +109,18 @@ impl Element for Bf16 {
             cvt_rn_bf16x2_f32(x[3], x[2]),
             cvt_rn_bf16x2_f32(x[5], x[4]),
             cvt_rn_bf16x2_f32(x[7], x[6]),
+        ]
+    }
+
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn pack_finite(x: &[f32; 8]) -> Vector {
+        [
+            cvt_rn_satfinite_bf16x2_f32(x[1], x[0]),
+            cvt_rn_satfinite_bf16x2_f32(x[3], x[2]),
+            cvt_rn_satfinite_bf16x2_f32(x[5], x[4]),
+            cvt_rn_satfinite_bf16x2_f32(x[7], x[6]),
         ]
     }
 
@@ -111,7 +138,6 @@ impl Element for Bf16 {
 impl Element for F32 {
     const BYTES: usize = 4;
     const CLAMPS: bool = true;
-    const INFINITIES: [u32; 2] = [0x7f80_0000, 0xff80_0000];
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -121,6 +147,13 @@ impl Element for F32 {
     #[inline(always)]
     fn pack(x: &[f32; 8]) -> Vector {
         [x[0].to_bits(), x[1].to_bits(), x[2].to_bits(), x[3].to_bits()]
+    }
+
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn pack_finite(x: &[f32; 8]) -> Vector {
+        Self::pack(x)
     }
 
     #[inline(always)]
@@ -145,19 +178,13 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    /// The rows of one head; `stride_*` in elements.
+    /// The rows of one head of a tensor.
     #[inline(always)]
-    pub fn new<E: Element>(
-        tensor: *mut u8,
-        batch: u32,
-        stride_b: i64,
-        head: u32,
-        stride_h: i64,
-        stride_n: i64,
-    ) -> Self {
-        let offset = i64::from(batch).wrapping_mul(stride_b).wrapping_add(i64::from(head).wrapping_mul(stride_h));
-        let base = tensor.wrapping_offset(offset.wrapping_mul(E::BYTES as i64) as isize);
-        let stride = stride_n.wrapping_mul(E::BYTES as i64);
+    pub fn new<E: Element>(tensor: &Strided, batch: u32, head: u32) -> Self {
+        let offset =
+            i64::from(batch).wrapping_mul(tensor.stride_b).wrapping_add(i64::from(head).wrapping_mul(tensor.stride_h));
+        let base = tensor.data.ptr().cast_mut().wrapping_offset(offset.wrapping_mul(E::BYTES as i64) as isize);
+        let stride = tensor.stride_n.wrapping_mul(E::BYTES as i64);
         Self { base, stride, aligned: (base as usize | stride as usize) % 16 == 0 }
     }
 
@@ -174,21 +201,40 @@ impl Rows {
 /// # Safety
 /// Where the predicate holds, that is in the tensor, and this thread alone accesses it.
 #[inline(always)]
-pub(crate) unsafe fn store_batch<E: Element>(
-    vectors: &[Vector; BATCH],
+pub(crate) unsafe fn store<E: Element, const N: usize>(
+    vectors: &[Vector; N],
     rows: &Rows,
     predicate: impl Fn(usize) -> bool,
     place: impl Fn(usize) -> (u32, u32),
 ) {
     if rows.aligned {
-        unroll!(0..BATCH, |i| {
+        unroll!(0..N, |i| {
             unsafe { st_global_v4_u32(predicate(i), rows.at(place(i)), vectors[i]) };
         });
     } else {
-        unroll!(0..BATCH, |i| {
+        unroll!(0..N, |i| {
             unsafe { store_elements::<E>(predicate(i), rows.at(place(i)), &vectors[i]) };
         });
     }
+}
+
+/// Loads `N` vectors of rows; `place` says which: row, and vector of the row. All of them are under way at once.
+///
+/// # Safety
+/// They are in the tensor, which the grid does not write.
+#[inline(always)]
+pub(crate) unsafe fn load<E: Element, const N: usize>(rows: &Rows, place: impl Fn(usize) -> (u32, u32)) -> [Vector; N] {
+    let mut vectors = [[0; 4]; N];
+    if rows.aligned {
+        unroll!(0..N, |i| {
+            vectors[i] = unsafe { ld_global_nc_v4_u32(rows.at(place(i))) };
+        });
+    } else {
+        unroll!(0..N, |i| {
+            vectors[i] = unsafe { load_elements::<E>(rows.at(place(i))) };
+        });
+    }
+    vectors
 }
 
 /// A vector, element by element.
@@ -216,7 +262,7 @@ pub(crate) unsafe fn load_elements<E: Element>(address: *const u8) -> Vector {
 /// A vector, element by element.
 ///
 /// # Safety
-/// As [`store_batch`].
+/// As [`store`].
 #[inline(always)]
 pub(crate) unsafe fn store_elements<E: Element>(predicate: bool, address: *mut u8, vector: &Vector) {
     unroll!(0..4, |word| {

@@ -29,15 +29,106 @@ pub const V_PANELS: usize = KV_BLOCK / ROW_BYTES;
 pub const V_OFFSET: u8 = 128;
 /// [`V_OFFSET`] in each byte of a word. Added to or taken from signed bytes, it changes their top bits.
 pub const V_OFFSETS: u32 = u32::from_ne_bytes([V_OFFSET; 4]);
-/// Version of the packed blocks, counted up with every change of their bytes. Version 1 had V's codes signed and its rows in the order of
-/// the dims.
-pub const PACKED_FORMAT: u32 = 2;
-/// Tokens that one partial result of the K/V statistics covers.
-pub const STATS_CHUNK: usize = 512;
-/// Interleaved accumulators of a statistics chunk: token `t` of a chunk is added to accumulator `t % STATS_LANES`.
-pub const STATS_LANES: usize = 8;
+/// Version of the packed blocks, counted up with every change of their bytes or of what they mean. Version 1 had V's codes signed and its
+/// rows in the order of the dims; version 2 had the means over all tokens taken out and one scale a channel of V.
+pub const PACKED_FORMAT: u32 = 3;
+/// The first tokens of a head: K's offset is made of them.
+pub const OFFSET_TOKENS: usize = 64;
+/// The tokens of a block of V keep scales of their own where the largest is more than this times the smallest.
+pub const V_SCALE_RATIO: f32 = 12.0;
+/// And those of a head's first block where the largest is more than this times the first token's: a decoder's attention sink, whose
+/// weight would leave the others' no bits of P.
+pub const V_FIRST_RATIO: f32 = 2.5;
+/// A scale of one token of V is the power of two of a multiple of one over this: its logarithm is exact, so that it can be added
+/// to a score.
+pub const V_SCALE_STEPS: usize = 16;
+/// `2^(i/16)`, rounded to nearest.
+#[rustfmt::skip]
+#[expect(clippy::approx_constant, reason = "a row of a table")]
+pub const V_SCALE_FRACTIONS: [f32; V_SCALE_STEPS] = [
+    1.0, 1.044_273_7, 1.090_507_7, 1.138_788_6, 1.189_207_1, 1.241_857_8, 1.296_839_6, 1.354_255_6,
+    1.414_213_5, 1.476_826_2, 1.542_210_8, 1.610_490_3, 1.681_792_9, 1.756_252_2, 1.834_008_1, 1.915_206_6,
+];
+/// Scales of V in a head's first block that need no unit: the kernels' sums of P V hold those, and what is 2^30 times smaller beside.
+pub const V_UNIT_SCALES: core::ops::RangeInclusive<f32> = 1.0 / (1_u64 << 40) as f32..=(1_u64 << 20) as f32;
+/// Smallest scale, so that its reciprocal is a normal number.
+pub const MIN_SCALE: f32 = 1.0 / (1_u128 << 120) as f32;
+/// Largest scale of a token of Q or K. Louder ones saturate: their scores are beyond any softmax, and the scores of other keys of the
+/// block keep their bits beside them.
+pub const MAX_SCALE: f32 = (1_u64 << 20) as f32;
+/// The unit of the default scheme's scores in float16, a power of two: a row's scale over it is its factor in float16.
+pub const SCORE_UNIT: f32 = 1.0 / 256.0;
+/// Scales of Q whose quotient with [`SCORE_UNIT`] float16 has with all its bits, and whose scores have enough steps there.
+pub const ROW_SCALES: core::ops::RangeInclusive<f32> = 1.0 / (1 << 22) as f32..=128.0;
+/// Scores of a larger magnitude are not left to float16.
+pub const SCORE_RANGE: f32 = 32_768.0;
+
+/// What a row's largest possible score is made of: times the largest scale of a block's keys it is no smaller than any of their scores
+/// in magnitude, also in float16's unit. Infinite where float16 does not do for the row's scale. `c` is the scores' factor.
+#[inline(always)]
+#[must_use]
+pub fn row_reach(head_dim: usize, c: f32, q_scale: f32) -> f32 {
+    if q_scale == 0.0 {
+        // No row: past the end of a tile.
+        return 0.0;
+    }
+    if q_scale < *ROW_SCALES.start() || q_scale > *ROW_SCALES.end() {
+        return f32::INFINITY;
+    }
+    let scale = if q_scale < SCORE_UNIT { SCORE_UNIT } else { q_scale };
+    (127 * 127 * head_dim) as f32 * c.abs() * scale
+}
+
 /// Head dims that have kernels.
 pub const HEAD_DIMS: [usize; 5] = [32, 64, 96, 128, 256];
+
+/// Dims that the rotation of Q and K mixes: the largest power of two that divides the head dim.
+///
+/// The rotation is a Hadamard transform of each so many dims, not normalised: scores of rotated Q and K are this many times the scores.
+/// An outlier channel becomes a little of every dim, and a token's scale no longer stands for that channel alone.
+#[must_use]
+pub const fn rotation(head_dim: usize) -> usize {
+    1 << head_dim.trailing_zeros()
+}
+
+/// Dims that change sign before the rotation, a bit each, the same again for dims from 256 on: without, a constant would go into one dim.
+/// The fractions of the square roots of the first eight primes.
+const SIGNS: [u32; 8] =
+    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+
+/// Whether dim `dim` of Q and K changes its sign before the rotation.
+#[inline(always)]
+#[must_use]
+pub const fn negative(dim: usize) -> bool {
+    signs(dim) >> (dim % 32) & 1 == 1
+}
+
+/// [`negative`] of the 32 dims that `dim` is of, a bit each from the lowest.
+#[inline(always)]
+#[must_use]
+pub const fn signs(dim: usize) -> u32 {
+    SIGNS[dim / 32 % 8]
+}
+
+/// Dims that the rotation of V mixes: four neighbours, which one lane has in the end.
+pub const V_ROTATION: usize = 4;
+
+/// Four neighbouring dims of V rotated, twice as long as before: a Hadamard transform whose last input has its sign changed, so that
+/// a constant stays spread.
+#[inline(always)]
+#[must_use]
+pub fn rotate_v([a, b, c, d]: [f32; V_ROTATION]) -> [f32; V_ROTATION] {
+    let ([sum, difference], [sum_cd, difference_cd]) = ([a + b, a - b], [c + d, c - d]);
+    [sum + difference_cd, difference + sum_cd, sum - difference_cd, difference - sum_cd]
+}
+
+/// What [`rotate_v`] was given, four times as large.
+#[inline(always)]
+#[must_use]
+pub fn rotate_v_back([a, b, c, d]: [f32; V_ROTATION]) -> [f32; V_ROTATION] {
+    let ([even, even_difference], [odd, odd_difference]) = ([a + c, a - c], [b + d, b - d]);
+    [even + odd, even - odd, odd_difference + even_difference, odd_difference - even_difference]
+}
 
 /// Bytes of one K or V block.
 #[must_use]
@@ -192,7 +283,7 @@ mod tests {
             }
         }
         (-127..=127).for_each(|code: i8| mix(v_byte(code) as u8 as usize));
-        assert_eq!((PACKED_FORMAT, hash), (2, 0x840e_709d_5870_7fc7), "new bytes need a new version");
+        assert_eq!((PACKED_FORMAT, hash), (3, 0x840e_709d_5870_7fc7), "new bytes need a new version");
     }
 
     #[test]
@@ -201,6 +292,43 @@ mod tests {
             assert_eq!(i32::from(v_byte(code) as u8), i32::from(code) + i32::from(V_OFFSET));
             assert_eq!(v_byte(v_byte(code)), code);
         }
+    }
+
+    #[test]
+    fn four_dims_of_v_come_back_and_a_constant_stays_spread() {
+        let x = [1.0, -2.0, 3.0, 5.0];
+        assert_eq!(rotate_v_back(rotate_v(x)), x.map(|x| 4.0 * x));
+        assert_eq!(rotate_v([1.0; 4]).map(f32::abs), [2.0; 4]);
+    }
+
+    #[test]
+    fn fractions_of_scales_are_powers() {
+        let bits = [
+            0x3f80_0000,
+            0x3f85_aac3,
+            0x3f8b_95c2,
+            0x3f91_c3d3,
+            0x3f98_37f0,
+            0x3f9e_f532,
+            0x3fa5_fed7,
+            0x3fad_583f,
+            0x3fb5_04f3,
+            0x3fbd_08a4,
+            0x3fc5_672a,
+            0x3fce_248c,
+            0x3fd7_44fd,
+            0x3fe0_ccdf,
+            0x3fea_c0c7,
+            0x3ff5_257d,
+        ];
+        assert_eq!(V_SCALE_FRACTIONS.map(f32::to_bits), bits);
+    }
+
+    #[test]
+    fn a_rotation_divides_its_head_dim() {
+        assert_eq!(HEAD_DIMS.map(rotation), [32, 64, 32, 128, 256]);
+        let negative_dims = (0..256).filter(|&dim| negative(dim)).count();
+        assert!((96..160).contains(&negative_dims), "{negative_dims}");
     }
 
     #[test]

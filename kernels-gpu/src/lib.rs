@@ -8,7 +8,7 @@
 #![cfg_attr(all(target_arch = "nvptx64", not(feature = "cuda-std")), feature(abi_ptx))]
 #![cfg_attr(all(target_arch = "nvptx64", feature = "cuda-std"), feature(stmt_expr_attributes))]
 
-#[cfg(target_arch = "nvptx64")]
+#[cfg(any(test, target_arch = "nvptx64"))]
 #[macro_use]
 mod unroll;
 
@@ -24,12 +24,13 @@ pub mod quantize;
 mod attention;
 #[cfg(all(target_arch = "nvptx64", kernels = "baseline"))]
 mod baseline;
-#[cfg(target_arch = "nvptx64")]
 mod division;
 #[cfg(target_arch = "nvptx64")]
 mod element;
 #[cfg(target_arch = "nvptx64")]
 mod ptx;
+#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "dequantize")))]
+mod rotation;
 #[cfg(target_arch = "nvptx64")]
 mod smem;
 

@@ -89,7 +89,7 @@ pub mod operand {
     pub const Q: u32 = 0;
     /// Keys: packed, one scale a token.
     pub const K: u32 = 1;
-    /// Values: packed and transposed, one scale a channel.
+    /// Values: packed and transposed, one scale a token.
     pub const V: u32 = 2;
 }
 
@@ -108,16 +108,18 @@ pub struct AttentionParams {
     pub v: Global<u8>,
     /// A scale a query.
     pub q_scale: Global<f32>,
-    /// The product of each query with K's mean; null where K has none.
+    /// The product of each query with K's offset; null where K has none.
     pub q_bias: Global<f32>,
     /// A scale a key, padded to whole blocks.
     pub k_scale: Global<f32>,
-    /// An upper bound of a head's `k_scale`.
-    pub k_scale_max: Global<f32>,
-    /// A scale a channel of a head.
+    /// The largest scale of a block's keys.
+    pub k_block_scale: Global<f32>,
+    /// A scale a value, padded to whole blocks.
     pub v_scale: Global<f32>,
-    /// A mean a channel of a head.
-    pub v_mean: Global<f32>,
+    /// The scale that a block's values share, or NaN.
+    pub v_block_scale: Global<f32>,
+    /// A power of two a head, near the scales of V.
+    pub v_unit: Global<f32>,
     /// The output, of [`o_dtype`](Self::o_dtype).
     pub o: Strided,
     /// The log-sum-exp of each query; null where it is not wanted.
@@ -142,6 +144,84 @@ pub struct AttentionParams {
     pub o_dtype: u32,
     /// Factor of the scores before the softmax.
     pub softmax_scale: f32,
+}
+
+/// The parameter of `quantize_*`: Q, K and V, or K and V alone (`heads_q` 0), or Q alone (`quantize_kv` 0).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizeParams {
+    /// Queries.
+    pub q: Strided,
+    /// Keys.
+    pub k: Strided,
+    /// Values.
+    pub v: Strided,
+    /// What is taken out of a head of K. Written with K; read where Q is quantized alone.
+    pub k_offset: Global<f32>,
+    /// Codes of Q, row-major.
+    pub q_out: Global<u8>,
+    /// A scale a query.
+    pub q_scale: Global<f32>,
+    /// The product of each query with K's offset; null in the paper's scheme.
+    pub q_bias: Global<f32>,
+    /// Codes of K, packed blocks.
+    pub k_out: Global<u8>,
+    /// A scale a key, padded to whole blocks.
+    pub k_scale: Global<f32>,
+    /// The largest scale of a block's keys.
+    pub k_block_scale: Global<f32>,
+    /// Codes of V plus [`V_OFFSET`](crate::layout::V_OFFSET), packed blocks.
+    pub v_out: Global<u8>,
+    /// A scale a value, padded to whole blocks.
+    pub v_scale: Global<f32>,
+    /// The scale that a block's values share, or NaN.
+    pub v_block_scale: Global<f32>,
+    /// A power of two a head.
+    pub v_unit: Global<f32>,
+    /// The paper's scheme: bits of the largest magnitude of each head of V, which `v_amax_*` found. Null in the default scheme.
+    pub v_amax: Global<u32>,
+    /// Sequences.
+    pub batch: u32,
+    /// Heads of Q; 0 where Q is not quantized.
+    pub heads_q: u32,
+    /// Heads of K and V.
+    pub heads_kv: u32,
+    /// Query tokens.
+    pub seqlen_q: u32,
+    /// Key and value tokens.
+    pub seqlen_kv: u32,
+    /// Channels of a head.
+    pub head_dim: u32,
+    /// Not 0 where K and V are quantized.
+    pub quantize_kv: u32,
+    /// Not 0 in the default scheme.
+    pub rotate: u32,
+}
+
+/// The parameter of `dequantize_*`: one operand.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DequantizeParams {
+    /// Codes.
+    pub data: Global<u8>,
+    /// A scale a token; of K and V padded to whole blocks.
+    pub scale: Global<f32>,
+    /// What is added to every token of a head of K, a channel each; null where nothing is.
+    pub offset: Global<f32>,
+    /// The tensor to write.
+    pub out: Strided,
+    /// Tokens.
+    pub seqlen: u32,
+    /// Heads.
+    pub heads: u32,
+    /// Channels of a head.
+    pub head_dim: u32,
+    /// One of [`operand`].
+    pub operand: u32,
+    /// Not 0 where the codes are of a rotated tensor.
+    pub rotated: u32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
 }
 
 /// The parameter of the float16 kernels.
@@ -202,9 +282,10 @@ impl AttentionParams {
         q_scale: Global::NULL,
         q_bias: Global::NULL,
         k_scale: Global::NULL,
-        k_scale_max: Global::NULL,
+        k_block_scale: Global::NULL,
         v_scale: Global::NULL,
-        v_mean: Global::NULL,
+        v_block_scale: Global::NULL,
+        v_unit: Global::NULL,
         o: Strided::NONE,
         lse: Global::NULL,
         batch: 0,
@@ -220,11 +301,62 @@ impl AttentionParams {
     };
 }
 
+impl QuantizeParams {
+    /// Nothing: no arrays, lengths of zero.
+    pub const NONE: Self = Self {
+        q: Strided::NONE,
+        k: Strided::NONE,
+        v: Strided::NONE,
+        k_offset: Global::NULL,
+        q_out: Global::NULL,
+        q_scale: Global::NULL,
+        q_bias: Global::NULL,
+        k_out: Global::NULL,
+        k_scale: Global::NULL,
+        k_block_scale: Global::NULL,
+        v_out: Global::NULL,
+        v_scale: Global::NULL,
+        v_block_scale: Global::NULL,
+        v_unit: Global::NULL,
+        v_amax: Global::NULL,
+        batch: 0,
+        heads_q: 0,
+        heads_kv: 0,
+        seqlen_q: 0,
+        seqlen_kv: 0,
+        head_dim: 0,
+        quantize_kv: 0,
+        rotate: 0,
+    };
+}
+
+impl DequantizeParams {
+    /// Nothing: no arrays, lengths of zero.
+    pub const NONE: Self = Self {
+        data: Global::NULL,
+        scale: Global::NULL,
+        offset: Global::NULL,
+        out: Strided::NONE,
+        seqlen: 0,
+        heads: 0,
+        head_dim: 0,
+        operand: operand::Q,
+        rotated: 0,
+        reserved: 0,
+    };
+}
+
 const _: () = assert!(size_of::<Strided>() == 4 * 8);
-const _: () = assert!(size_of::<AttentionParams>() == 10 * 8 + size_of::<Strided>() + 10 * 4);
+const _: () = assert!(size_of::<AttentionParams>() == 11 * 8 + size_of::<Strided>() + 10 * 4);
+const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 8 * 4);
+const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 6 * 4);
 const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);
 
 // SAFETY: the sizes above are the sums of the fields'.
 unsafe impl Params for AttentionParams {}
+// SAFETY: the sizes above are the sums of the fields'.
+unsafe impl Params for QuantizeParams {}
+// SAFETY: the sizes above are the sums of the fields'.
+unsafe impl Params for DequantizeParams {}
 // SAFETY: the sizes above are the sums of the fields'.
 unsafe impl Params for BaselineParams {}

@@ -203,8 +203,8 @@ fn bits(tensor: &HostTensor) -> Vec<u64> {
 /// Elements of all arrays of the operands.
 fn quantized_elements(HostQuantized { q, k, v }: &HostQuantized) -> usize {
     let bytes = q.data.len() + k.data.len() + v.data.len();
-    let tokens = q.scale.len() + q.bias.as_ref().map_or(0, Vec::len) + k.scale.len();
-    bytes + tokens + k.mean.len() + k.scale_max.len() + v.scale.len() + v.mean.len()
+    let tokens = q.scale.len() + q.bias.as_ref().map_or(0, Vec::len) + k.scale.len() + v.scale.len();
+    bytes + tokens + k.block_scale.len() + k.offset.len() + v.block_scale.len() + v.unit.len()
 }
 
 /// A case's shapes and layouts, as far as the float16 kernels take them, with values that float16 attention has a bound for: with

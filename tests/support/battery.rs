@@ -273,7 +273,7 @@ fn conversions(dtype: DType) -> Vec<(Case, Places)> {
             cases.push((Case { dtype, out_dtype: dtype, placement, values, ..plain }, places));
         }
     }
-    // many chunks of statistics, and one token
+    // many blocks, and one token
     for (seqlen_q, seqlen_kv) in [(1, 1), (1, 5200)] {
         let plain = Case::plain(AttentionProblem::new(1, 1, 1, seqlen_q, seqlen_kv, 32), 5);
         cases.push((Case { dtype, out_dtype: dtype, ..plain }, Places::Usual));

@@ -13,9 +13,10 @@ use int_flash_attention::{
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::dequantize::launch as dequantization;
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
-use int_flash_attention_kernels::params::{AttentionParams, BaselineParams, Global, Params, Strided, operand};
+use int_flash_attention_kernels::params::{
+    AttentionParams, BaselineParams, DequantizeParams, Global, Params, QuantizeParams, Strided, operand,
+};
 use int_flash_attention_kernels::quantize::launch as quantization;
-use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
 use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -26,9 +27,6 @@ use std::sync::{Arc, Mutex};
 mod tensors;
 
 pub use tensors::Places;
-
-/// CTAs that the machine is taken to hold: so few that statistics and tiles alternate.
-const RESIDENT: usize = 8;
 
 /// The shipped kernels, loaded as they are asked for.
 pub struct Simulator {
@@ -162,69 +160,85 @@ impl Kernels for Simulator {
         let (q_shape, kv_shape) = (problem.q_shape(), problem.kv_shape());
         let heads = kv_shape.batch * kv_shape.heads;
         let blocks = heads * kv_blocks(kv_shape.seqlen);
-        let smooth = problem.scheme.smooths();
-        let flags = problem.scheme.quantize_flags();
-        let overflow = || format!("the grid overflows for {problem:?}");
-        let shape = quantization_shape(problem, dtype);
-        let work = Work::new(&shape, true, true, RESIDENT).with_context(overflow)?;
-        let workspace_len =
-            quantization::workspace_len(problem.batch, problem.heads_kv, problem.seqlen_kv, d, dtype.size());
+        let scheme = problem.scheme;
 
         let mut memory = Memory::new();
-        let mut args = Vec::new();
-        for tensor in [q, k, v] {
-            let placed = self.places.upload(&mut memory, tensor)?;
-            args.push(placed.data.into());
-            args.extend(placed.strides());
-        }
+        let [q_in, k_in, v_in] = [q, k, v].map(|tensor| self.places.upload(&mut memory, tensor));
+        let (q_in, k_in, v_in) = (q_in?, k_in?, v_in?);
         let mut floats = |len: usize| memory.alloc(4 * len as u64, 256);
-        let workspace = floats(workspace_len.with_context(overflow)?);
-        let (k_mean, v_mean, v_scale, k_scale_max) =
-            (floats(heads * d), floats(heads * d), floats(heads * d), floats(heads));
-        let (q_scale, q_bias, k_scale) = (floats(q_shape.rows()), floats(q_shape.rows()), floats(blocks * KV_BLOCK));
+        let [q_scale, q_bias] = [floats(q_shape.rows()), floats(q_shape.rows())];
+        let [k_scale, v_scale] = [floats(blocks * KV_BLOCK), floats(blocks * KV_BLOCK)];
+        let [k_block_scale, v_block_scale] = [floats(blocks), floats(blocks)];
+        let (k_offset, v_unit) = (floats(heads * d), floats(heads));
+        let v_amax = if scheme.rotates() { DevPtr::NULL } else { memory.alloc_from(&vec![0_u32; heads]) };
         let mut bytes = |len: usize| memory.alloc(len as u64, 256);
-        let (q_out, k_out, v_out) =
-            (bytes(q_shape.elements()), bytes(blocks * block_bytes(d)), bytes(blocks * block_bytes(d)));
-        let (seqlen_q, seqlen_kv) = (u32::try_from(problem.seqlen_q)?, u32::try_from(problem.seqlen_kv)?);
-        let heads_q = u32::try_from(problem.heads_q)?;
-        memory.write(workspace, &vec![0_u32; quantization::counters(heads, work.slices.value as usize)])?;
+        let [q_out, k_out, v_out] =
+            [q_shape.elements(), blocks * block_bytes(d), blocks * block_bytes(d)].map(&mut bytes);
 
-        let name = format!("quantize_{dtype}");
-        let at = Grid {
-            kernel: &name,
-            grid: work.grid(),
-            threads: quantization::QUANTIZE_THREADS,
-            shared: quantization::quantize_shared_bytes(d),
+        let params = problem.quantize_params(Some(q_in.layout()), Some([k_in.layout(), v_in.layout()]));
+        let params = QuantizeParams {
+            q: Strided { data: global(q_in.data), ..params.q },
+            k: Strided { data: global(k_in.data), ..params.k },
+            v: Strided { data: global(v_in.data), ..params.v },
+            k_offset: global(k_offset),
+            q_out: global(q_out),
+            q_scale: global(q_scale),
+            q_bias: global(if scheme.rotates() { q_bias } else { DevPtr::NULL }),
+            k_out: global(k_out),
+            k_scale: global(k_scale),
+            k_block_scale: global(k_block_scale),
+            v_out: global(v_out),
+            v_scale: global(v_scale),
+            v_block_scale: global(v_block_scale),
+            v_unit: global(v_unit),
+            v_amax: global(v_amax),
+            ..params
         };
-        let bias = if smooth { q_bias } else { DevPtr::NULL };
-        let pointers = [k_mean, v_mean, v_scale, k_scale_max, q_out, q_scale, bias, k_out, k_scale, v_out, workspace];
-        args.extend(pointers.map(Arg::from));
-        args.extend([seqlen_q, seqlen_kv, heads_q, d as u32, flags].map(Arg::U32));
-        args.extend(work.parameters().map(Arg::U32));
-        self.launch("quantize", &at, &args, &memory)?;
+        let overflow = || format!("the grid overflows for {problem:?}");
+        let threads = quantization::threads(d, dtype.size());
+        if !scheme.rotates() {
+            let ctas = quantization::v_amax_ctas(kv_shape.batch, kv_shape.heads, kv_shape.seqlen);
+            let grid = [ctas.with_context(overflow)?, 1, 1];
+            let at = Grid { kernel: &format!("v_amax_{dtype}"), grid, threads, shared: 0 };
+            self.launch("quantize", &at, &[structure(&params)], &memory)?;
+        }
+        let at = Grid {
+            kernel: &format!("quantize_{dtype}"),
+            grid: [quantization::quantize_ctas(&params).with_context(overflow)?, 1, 1],
+            threads,
+            shared: quantization::shared_bytes(d, dtype.size()),
+        };
+        self.launch("quantize", &at, &[structure(&params)], &memory)?;
 
-        let floats = |ptr, len| memory.read::<f32>(ptr, len);
+        let floats = |name, ptr, len| memory.read::<f32>(ptr, len).context(name);
+        let codes = |name, ptr, len| memory.read(ptr, len).context(name);
+        let bias = || floats("q_bias", q_bias, q_shape.rows());
+        let format = PackedFormat::CURRENT;
         Ok(HostQuantized {
             q: QuantizedQ {
                 shape: q_shape,
-                data: memory.read(q_out, q_shape.elements()).context("q")?,
-                scale: floats(q_scale, q_shape.rows()).context("q_scale")?,
-                bias: if smooth { Some(floats(q_bias, q_shape.rows()).context("q_bias")?) } else { None },
+                scheme,
+                data: codes("q", q_out, q_shape.elements())?,
+                scale: floats("q_scale", q_scale, q_shape.rows())?,
+                bias: scheme.rotates().then(bias).transpose()?,
             },
             k: QuantizedK {
                 shape: kv_shape,
-                format: PackedFormat::CURRENT,
-                data: memory.read(k_out, blocks * block_bytes(d)).context("k")?,
-                scale: floats(k_scale, blocks * KV_BLOCK).context("k_scale")?,
-                mean: floats(k_mean, heads * d).context("k_mean")?,
-                scale_max: floats(k_scale_max, heads).context("k_scale_max")?,
+                scheme,
+                format,
+                data: codes("k", k_out, blocks * block_bytes(d))?,
+                scale: floats("k_scale", k_scale, blocks * KV_BLOCK)?,
+                block_scale: floats("k_block_scale", k_block_scale, blocks)?,
+                offset: floats("k_offset", k_offset, heads * d)?,
             },
             v: QuantizedV {
                 shape: kv_shape,
-                format: PackedFormat::CURRENT,
-                data: memory.read(v_out, blocks * block_bytes(d)).context("v")?,
-                scale: floats(v_scale, heads * d).context("v_scale")?,
-                mean: floats(v_mean, heads * d).context("v_mean")?,
+                scheme,
+                format,
+                data: codes("v", v_out, blocks * block_bytes(d))?,
+                scale: floats("v_scale", v_scale, blocks * KV_BLOCK)?,
+                block_scale: floats("v_block_scale", v_block_scale, blocks)?,
+                unit: floats("v_unit", v_unit, heads)?,
             },
         })
     }
@@ -253,8 +267,9 @@ impl Kernels for Simulator {
         let [k_data, v_data] = [&k.data, &v.data].map(|data| places.operand(&mut memory, data, of_kv));
         let q_bias = q.bias.as_ref().map_or(DevPtr::NULL, |bias| places.operand(&mut memory, bias, of_q));
         let q_scale = places.operand(&mut memory, &q.scale, of_q);
-        let [k_scale, k_scale_max, v_scale, v_mean] =
-            [&k.scale, &k.scale_max, &v.scale, &v.mean].map(|data| places.operand(&mut memory, data, of_kv));
+        let [k_scale, k_block_scale, v_scale, v_block_scale, v_unit] =
+            [&k.scale, &k.block_scale, &v.scale, &v.block_scale, &v.unit]
+                .map(|data| places.operand(&mut memory, data, of_kv));
         let o = places.output_of(&mut memory, problem, out, dtype)?;
         let [rows, all_rows] = [problem, &whole].map(|problem| problem.q_shape().rows());
         let lse_out = if lse { memory.alloc(4 * all_rows as u64, 256) } else { DevPtr::NULL };
@@ -272,9 +287,10 @@ impl Kernels for Simulator {
             q_scale: global(q_scale),
             q_bias: global(q_bias),
             k_scale: global(k_scale),
-            k_scale_max: global(k_scale_max),
+            k_block_scale: global(k_block_scale),
             v_scale: global(v_scale),
-            v_mean: global(v_mean),
+            v_block_scale: global(v_block_scale),
+            v_unit: global(v_unit),
             o: Strided { data: global(o.data), ..params.o },
             lse: global(lse_out),
             ..params
@@ -326,36 +342,36 @@ impl Kernels for Simulator {
         dtype: DType,
     ) -> Result<HostTensor> {
         let HostQuantized { q, k, v } = operands;
-        let (data, scale, mean, code) = match which {
+        let (data, scale, offset, code) = match which {
             Operand::Q => (&q.data, &q.scale, None, operand::Q),
-            Operand::K => (&k.data, &k.scale, Some(&k.mean), operand::K),
-            Operand::V => (&v.data, &v.scale, Some(&v.mean), operand::V),
+            Operand::K => (&k.data, &k.scale, Some(&k.offset), operand::K),
+            Operand::V => (&v.data, &v.scale, None, operand::V),
         };
         let mut memory = Memory::new();
         let (data, scale) = (memory.alloc_from(data), memory.alloc_from(scale));
-        let mean = mean.map_or(DevPtr::NULL, |mean| memory.alloc_from(mean));
+        let offset = offset.map_or(DevPtr::NULL, |offset| memory.alloc_from(offset));
         let o = self.places.output(&mut memory, out, dtype)?;
         let Shape { batch, heads, seqlen, head_dim } = out.shape();
         let blocks = dequantization::token_blocks(batch, heads, seqlen)
             .with_context(|| format!("the grid overflows for {problem:?}"))?;
-        let name = format!("dequantize_{dtype}");
         let at = Grid {
-            kernel: &name,
+            kernel: &format!("dequantize_{dtype}"),
             grid: [blocks, 1, 1],
             threads: dequantization::threads(head_dim),
             shared: dequantization::shared_bytes(head_dim),
         };
-        let mut args: Vec<Arg> = [data, scale, mean, o.data].map(Arg::from).to_vec();
-        args.extend(o.strides());
-        args.extend([seqlen as u32, heads as u32, head_dim as u32, code].map(Arg::U32));
+        let params = problem.dequantize_params(code, o.layout());
+        let params = DequantizeParams {
+            data: global(data),
+            scale: global(scale),
+            offset: global(offset),
+            out: Strided { data: global(o.data), ..params.out },
+            ..params
+        };
+        let args = [structure(&params)];
         self.launch("dequantize", &at, &args, &memory)?;
         o.read(&memory).with_context(|| format!("dequantized {which:?}"))
     }
-}
-
-fn quantization_shape(problem: &AttentionProblem, dtype: DType) -> WorkShape {
-    let AttentionProblem { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, .. } = *problem;
-    WorkShape { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, element_bytes: dtype.size() }
 }
 
 fn global<T>(ptr: DevPtr) -> Global<T> {
@@ -365,8 +381,4 @@ fn global<T>(ptr: DevPtr) -> Global<T> {
 /// A kernel's parameter structure, as it is passed by value.
 fn structure(params: &impl Params) -> Arg {
     Arg::Bytes(params.bytes().to_vec())
-}
-
-fn strides(layout: &TensorLayout) -> [Arg; 3] {
-    layout.strides().map(Arg::I64)
 }

@@ -2,7 +2,7 @@
 
 use super::kernel::Kernel;
 use super::memory::Checked;
-use super::operands::{Addresses, ViewOperands, check_bias};
+use super::operands::{Addresses, ViewOperands, check_q, check_scheme};
 use super::{AnySliceMut, DeviceSliceMut, Gpu, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -182,10 +182,12 @@ impl AttentionPlan {
     ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
         let p = &self.problem;
-        check_bias(p.scheme, &operands.q.bias)?;
+        check_q(p.scheme, &operands.q)?;
+        check_scheme("k", p.scheme, operands.k.scheme)?;
+        check_scheme("v", p.scheme, operands.v.scheme)?;
         let [q, q_scale, q_bias] = operands.q.addresses(launch, p.q_shape(), &self.q_lengths)?;
-        let [k, k_scale, _, k_scale_max] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
-        let [v, v_scale, v_mean] = operands.v.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
+        let [k, k_scale, k_block_scale, _] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
+        let [v, v_scale, v_block_scale, v_unit] = operands.v.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
         let o = o.checked(launch, "o", self.output.dtype, self.output.layout.span())?;
         let lse = match (lse, self.output.lse) {
             (Some(lse), true) => lse.checked(launch, "lse", self.q_lengths.q_scale)?,
@@ -194,11 +196,24 @@ impl AttentionPlan {
             (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
         };
         let [q, k, v] = [q, k, v].map(Global::new);
-        let [q_scale, q_bias, k_scale, k_scale_max] = [q_scale, q_bias, k_scale, k_scale_max].map(Global::new);
-        let [v_scale, v_mean, lse] = [v_scale, v_mean, lse].map(Global::new);
+        let [q_scale, q_bias, k_scale, k_block_scale] = [q_scale, q_bias, k_scale, k_block_scale].map(Global::new);
+        let [v_scale, v_block_scale, v_unit, lse] = [v_scale, v_block_scale, v_unit, lse].map(Global::new);
         let o = Strided { data: Global::new(o), ..self.params.o };
-        let params =
-            AttentionParams { q, k, v, q_scale, q_bias, k_scale, k_scale_max, v_scale, v_mean, o, lse, ..self.params };
+        let params = AttentionParams {
+            q,
+            k,
+            v,
+            q_scale,
+            q_bias,
+            k_scale,
+            k_block_scale,
+            v_scale,
+            v_block_scale,
+            v_unit,
+            o,
+            lse,
+            ..self.params
+        };
         // SAFETY: the parameter of all INT8 attention kernels; all lengths have been checked; grid, block and shared memory are
         // those of the kernel's variant.
         unsafe { launch.kernel_with(&self.kernel, &params) }

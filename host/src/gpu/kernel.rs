@@ -6,10 +6,9 @@ use crate::error::{Error, RefusedCode, Result};
 use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::params::Params;
-use int_flash_attention_kernels::quantize::launch::BOUNDS;
+use int_flash_attention_kernels::quantize::launch::QUANTIZE as ENTRIES;
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
-use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
 /// The module of the quantization kernels.
@@ -153,7 +152,7 @@ impl Gpu {
 
     /// Loads the module that every job needs.
     pub(super) fn load_quantization(&self) -> Result<()> {
-        self.function(QUANTIZE, BOUNDS[0].entry).map(|_| ())
+        self.function(QUANTIZE, ENTRIES[0].entry).map(|_| ())
     }
 
     /// A function, after loading its module where that has not been done.
@@ -197,28 +196,6 @@ impl Gpu {
         let loaded = loaded.and_then(|module| with_kernel(driver, name, Some(code.architecture), module, entry));
         // A driver from before the toolkit that made the code refuses it, and may still know the PTX.
         loaded.or_else(|why| compile(embedded.ptx, Some(RefusedCode { architecture: code.architecture, why })))
-    }
-
-    /// Launches a kernel. `arguments` holds one slot for each parameter, its value in the lowest bytes; slots past a kernel's last
-    /// parameter are not read.
-    ///
-    /// # Safety
-    /// The values are the kernel's parameters, in order, and its pointers have the sizes that docs/kernel-abi.md says.
-    #[inline]
-    pub(super) unsafe fn launch<const N: usize>(
-        &self,
-        kernel: &Kernel,
-        stream: StreamRef<'_>,
-        mut arguments: [u64; N],
-    ) -> Result<()> {
-        let mut pointers = [null_mut::<c_void>(); N];
-        for (pointer, argument) in pointers.iter_mut().zip(&mut arguments) {
-            *pointer = std::ptr::from_mut(argument).cast();
-        }
-        // SAFETY: the caller's promise; a parameter is read from the lowest bytes of its slot (the machine is little
-        // endian, as CUDA's hosts are).
-        unsafe { self.bind()?.launch(kernel.function, kernel.shape, stream.handle(), &mut pointers) }?;
-        Ok(())
     }
 
     /// Launches a kernel whose only parameter is a structure.

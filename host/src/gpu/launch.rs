@@ -112,16 +112,6 @@ impl Launch<'_> {
         }
     }
 
-    /// Gives a kernel to the stream.
-    ///
-    /// # Safety
-    /// As `Gpu::launch`.
-    #[inline]
-    pub(super) unsafe fn kernel<const N: usize>(&self, kernel: &Kernel, arguments: [u64; N]) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.gpu.launch(kernel, self.stream, arguments) }
-    }
-
     /// Gives a kernel to the stream whose only parameter is a structure.
     ///
     /// # Safety

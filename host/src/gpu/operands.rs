@@ -107,9 +107,9 @@ macro_rules! operand {
     };
 }
 
-operand!(DeviceQ, HostQ, ViewQ, ViewMutQ, QuantizedQ; shape; data, scale; bias);
-operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; shape, format; data, scale, mean, scale_max;);
-operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; shape, format; data, scale, mean;);
+operand!(DeviceQ, HostQ, ViewQ, ViewMutQ, QuantizedQ; shape, scheme; data, scale; bias);
+operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; shape, scheme, format; data, scale, block_scale, offset;);
+operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; shape, scheme, format; data, scale, block_scale, unit;);
 
 impl DeviceQ {
     /// Room for the queries of a problem.
@@ -121,6 +121,7 @@ impl DeviceQ {
         let lengths = Lengths::of(problem.q_shape())?;
         Ok(Self {
             shape: problem.q_shape(),
+            scheme: problem.scheme,
             data: gpu.alloc(lengths.q_data)?,
             scale: gpu.alloc(lengths.q_scale)?,
             bias: (problem.scheme == Scheme::Default).then(|| gpu.alloc(lengths.q_scale)).transpose()?,
@@ -138,11 +139,12 @@ impl DeviceK {
         let lengths = Lengths::of(problem.kv_shape())?;
         Ok(Self {
             shape: problem.kv_shape(),
+            scheme: problem.scheme,
             format: PackedFormat::CURRENT,
             data: gpu.alloc(lengths.kv_data)?,
-            scale: gpu.alloc(lengths.k_scale)?,
-            mean: gpu.alloc(lengths.channels)?,
-            scale_max: gpu.alloc(lengths.heads)?,
+            scale: gpu.alloc(lengths.kv_scale)?,
+            block_scale: gpu.alloc(lengths.blocks)?,
+            offset: gpu.alloc(lengths.channels)?,
         })
     }
 }
@@ -157,10 +159,12 @@ impl DeviceV {
         let lengths = Lengths::of(problem.kv_shape())?;
         Ok(Self {
             shape: problem.kv_shape(),
+            scheme: problem.scheme,
             format: PackedFormat::CURRENT,
             data: gpu.alloc(lengths.kv_data)?,
-            scale: gpu.alloc(lengths.channels)?,
-            mean: gpu.alloc(lengths.channels)?,
+            scale: gpu.alloc(lengths.kv_scale)?,
+            block_scale: gpu.alloc(lengths.blocks)?,
+            unit: gpu.alloc(lengths.heads)?,
         })
     }
 }
@@ -242,40 +246,48 @@ impl<I: Checked, F: Checked> Addresses<3> for QuantizedQ<I, F> {
     }
 }
 
-/// `data`, `scale`, `mean`, `scale_max`.
+/// `data`, `scale`, `block_scale`, `offset`.
 impl<I: Checked, F: Checked> Addresses<4> for QuantizedK<I, F> {
     #[inline]
     fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("k", self.shape, shape)?;
         Ok([
             self.data.checked(launch, "k", lengths.kv_data)?,
-            self.scale.checked(launch, "k_scale", lengths.k_scale)?,
-            self.mean.checked(launch, "k_mean", lengths.channels)?,
-            self.scale_max.checked(launch, "k_scale_max", lengths.heads)?,
+            self.scale.checked(launch, "k_scale", lengths.kv_scale)?,
+            self.block_scale.checked(launch, "k_block_scale", lengths.blocks)?,
+            self.offset.checked(launch, "k_offset", lengths.channels)?,
         ])
     }
 }
 
-/// `data`, `scale`, `mean`.
-impl<I: Checked, F: Checked> Addresses<3> for QuantizedV<I, F> {
+/// `data`, `scale`, `block_scale`, `unit`.
+impl<I: Checked, F: Checked> Addresses<4> for QuantizedV<I, F> {
     #[inline]
-    fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 3]> {
+    fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("v", self.shape, shape)?;
         Ok([
             self.data.checked(launch, "v", lengths.kv_data)?,
-            self.scale.checked(launch, "v_scale", lengths.channels)?,
-            self.mean.checked(launch, "v_mean", lengths.channels)?,
+            self.scale.checked(launch, "v_scale", lengths.kv_scale)?,
+            self.block_scale.checked(launch, "v_block_scale", lengths.blocks)?,
+            self.unit.checked(launch, "v_unit", lengths.heads)?,
         ])
     }
 }
 
-/// Whether the queries' `bias` is there exactly where the scheme has one.
+/// Whether the operands are of the plan's scheme, and the queries' `bias` is there exactly where it has one.
 #[inline]
-pub(super) fn check_bias<F>(scheme: Scheme, bias: &Option<F>) -> Result<()> {
-    let (given, planned) = match (scheme, bias) {
+pub(super) fn check_q<I, F>(scheme: Scheme, q: &QuantizedQ<I, F>) -> Result<()> {
+    check_scheme("q", scheme, q.scheme)?;
+    let (given, planned) = match (scheme, &q.bias) {
         (Scheme::Default, None) => ("not given", "with"),
         (Scheme::Paper, Some(_)) => ("given", "without"),
         _ => return Ok(()),
     };
     Err(Error::Optional { name: "q_bias", given, planned })
+}
+
+/// Whether an operand is of the plan's scheme.
+#[inline]
+pub(super) fn check_scheme(name: &'static str, planned: Scheme, given: Scheme) -> Result<()> {
+    if given == planned { Ok(()) } else { Err(Error::OperandScheme { name, given, planned }) }
 }

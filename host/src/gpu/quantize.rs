@@ -1,17 +1,17 @@
-//! Quantization (arXiv 2409.16997, section 3.2): statistics of K and V and all three operands, in one launch.
+//! Quantization (arXiv 2409.16997, section 3.2) of all three operands, in one launch; the paper's scheme has one more before it.
 
 use super::kernel::{Kernel, QUANTIZE};
 use super::launch::Launch;
 use super::memory::Checked;
-use super::operands::{Addresses, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, check_bias};
+use super::operands::{Addresses, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, check_q, check_scheme};
 use super::{AnySlice, DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
+use int_flash_attention_kernels::params::{Global, QuantizeParams, Strided};
 use int_flash_attention_kernels::quantize::launch;
-use int_flash_attention_kernels::quantize::work::{Shape as WorkShape, Work};
 
 /// The tensors that a [`QuantizePlan`] reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +69,14 @@ pub struct QuantizePlan {
 }
 
 impl QuantizePlan {
-    /// Elements of the workspace. It may be used for something else as soon as the launch is done.
+    /// Elements of the workspace: none in the default scheme, a few in the paper's. It may be used for something else as soon as the
+    /// launch is done.
     #[must_use]
     pub fn workspace_len(&self) -> usize {
-        self.pass.workspace
+        self.pass.workspace_len()
     }
 
-    /// Gives the kernel to the stream, and the zeroing of its counters: no allocation, no waiting, capturable.
+    /// Gives the kernel to the stream, in the paper's scheme two: no allocation, no waiting, capturable.
     ///
     /// # Errors
     /// A buffer of another type, too short, or not aligned (16 bytes for the operands and the workspace); the driver's.
@@ -89,13 +90,11 @@ impl QuantizePlan {
         out: &mut ViewMutOperands<'_>,
     ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
-        let [k_in, v_in] = self.pass.kv_in(launch, k, v)?;
-        let kv = self.pass.kv_out(launch, &out.k, &out.v)?;
-        let q_in = self.pass.q_in(launch, q)?;
-        check_bias(self.pass.scheme, &out.q.bias)?;
-        let q_out = out.q.addresses(launch, self.pass.problem.q_shape(), &self.pass.q_lengths)?;
-        let workspace = self.pass.workspace_in(launch, workspace)?;
-        self.pass.launch(&self.gpu, launch, [q_in, k_in, v_in], workspace, q_out, &kv)
+        let mut params = self.pass.params;
+        self.pass.add_q(launch, &mut params, q, &out.q)?;
+        self.pass.add_kv(launch, &mut params, [k, v], workspace, &out.k, &out.v)?;
+        // SAFETY: both have been added.
+        unsafe { self.pass.launch(&self.gpu, launch, &params) }
     }
 }
 
@@ -107,13 +106,13 @@ pub struct QuantizeKvPlan {
 }
 
 impl QuantizeKvPlan {
-    /// Elements of the workspace. It may be used for something else as soon as the launch is done.
+    /// As of [`QuantizePlan::workspace_len`].
     #[must_use]
     pub fn workspace_len(&self) -> usize {
-        self.pass.workspace
+        self.pass.workspace_len()
     }
 
-    /// Gives the kernel to the stream, and the zeroing of its counters: no allocation, no waiting, capturable.
+    /// Gives the kernel to the stream, in the paper's scheme two: no allocation, no waiting, capturable.
     ///
     /// # Errors
     /// As [`QuantizePlan::launch`].
@@ -127,10 +126,10 @@ impl QuantizeKvPlan {
         v_out: &mut ViewMutV<'_>,
     ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
-        let [k_in, v_in] = self.pass.kv_in(launch, k, v)?;
-        let kv = self.pass.kv_out(launch, k_out, v_out)?;
-        let workspace = self.pass.workspace_in(launch, workspace)?;
-        self.pass.launch(&self.gpu, launch, [0, k_in, v_in], workspace, [0; 3], &kv)
+        let mut params = self.pass.params;
+        self.pass.add_kv(launch, &mut params, [k, v], workspace, k_out, v_out)?;
+        // SAFETY: K and V have been added, and the launch is of nothing else.
+        unsafe { self.pass.launch(&self.gpu, launch, &params) }
     }
 }
 
@@ -142,7 +141,7 @@ pub struct QuantizeQPlan {
 }
 
 impl QuantizeQPlan {
-    /// Gives the kernel to the stream: no allocation, no waiting, capturable. `k_mean` is that of the quantized keys.
+    /// Gives the kernel to the stream: no allocation, no waiting, capturable. `k_offset` is that of the quantized keys.
     ///
     /// # Errors
     /// As [`QuantizePlan::launch`].
@@ -150,58 +149,32 @@ impl QuantizeQPlan {
         &self,
         stream: impl Into<StreamRef<'s>>,
         q: AnySlice<'_>,
-        k_mean: DeviceSlice<'_, f32>,
+        k_offset: DeviceSlice<'_, f32>,
         out: &mut ViewMutQ<'_>,
     ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
-        let q_in = self.pass.q_in(launch, q)?;
-        check_bias(self.pass.scheme, &out.bias)?;
-        let q_out = out.addresses(launch, self.pass.problem.q_shape(), &self.pass.q_lengths)?;
-        let kv = KvOut { k_mean: k_mean.checked(launch, "k_mean", self.pass.kv_lengths.channels)?, ..KvOut::default() };
-        self.pass.launch(&self.gpu, launch, [q_in, 0, 0], 0, q_out, &kv)
+        let mut params = self.pass.params;
+        self.pass.add_q(launch, &mut params, q, out)?;
+        params.k_offset = Global::new(k_offset.checked(launch, "k_offset", self.pass.kv_lengths.channels)?);
+        // SAFETY: Q has been added, and the launch is of nothing else.
+        unsafe { self.pass.launch(&self.gpu, launch, &params) }
     }
-}
-
-/// Addresses of K's and V's arrays.
-#[derive(Clone, Copy, Debug, Default)]
-struct KvOut {
-    k: u64,
-    k_scale: u64,
-    k_mean: u64,
-    k_scale_max: u64,
-    v: u64,
-    v_scale: u64,
-    v_mean: u64,
-}
-
-/// A layout's strides as kernel parameters.
-pub(super) fn strides(layout: &TensorLayout) -> [u64; 3] {
-    layout.strides().map(|stride| stride as u64)
-}
-
-fn grid_error(kernel: &'static str, problem: &AttentionProblem) -> Error {
-    Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
 }
 
 /// `quantize` of Q, of K and V, or of all three.
 #[derive(Clone, Debug)]
 struct Pass {
     kernel: Kernel,
+    /// What finds the largest magnitudes of V before, in the paper's scheme.
+    v_amax: Option<Kernel>,
     problem: AttentionProblem,
-    scheme: Scheme,
     dtype: DType,
     q_lengths: Lengths,
     kv_lengths: Lengths,
     /// Elements that each tensor spans.
     spans: [usize; 3],
-    q_strides: [u64; 3],
-    k_strides: [u64; 3],
-    v_strides: [u64; 3],
-    /// Elements of the workspace.
-    workspace: usize,
-    /// The parameters after the addresses.
-    sizes: [u64; 5],
-    work: Work,
+    /// All but the addresses.
+    params: QuantizeParams,
 }
 
 impl Pass {
@@ -213,97 +186,120 @@ impl Pass {
         kv: Option<(TensorLayout, TensorLayout)>,
     ) -> Result<Self> {
         problem.check()?;
-        let AttentionProblem { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim: d, .. } = *problem;
-        if let Some(q) = q {
+        if let Some(q) = &q {
             AttentionProblem::check_shape("q", q.shape(), problem.q_shape())?;
         }
-        if let Some((k, v)) = kv {
+        if let Some((k, v)) = &kv {
             AttentionProblem::check_shape("k", k.shape(), problem.kv_shape())?;
             AttentionProblem::check_shape("v", v.shape(), problem.kv_shape())?;
         }
-        let entry = launch::BOUNDS[dtype.code() as usize].entry;
-        let overflow = || grid_error(entry, problem);
-        let shape =
-            WorkShape { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim: d, element_bytes: dtype.size() };
-        let resident = gpu.multiprocessors()? * launch::QUANTIZE_CTAS;
-        let work = Work::new(&shape, q.is_some(), kv.is_some(), resident).ok_or_else(overflow)?;
-        let workspace = match kv {
-            Some(_) => launch::workspace_len(batch, heads_kv, seqlen_kv, d, dtype.size()).ok_or_else(overflow)?,
-            None => 0,
+        let params = problem.quantize_params(q.as_ref(), kv.as_ref().map(|(k, v)| [k, v]));
+        let AttentionProblem { batch, heads_kv, seqlen_kv, head_dim, scheme, .. } = *problem;
+        let (entry, amax_entry) =
+            (launch::QUANTIZE[dtype.code() as usize].entry, launch::V_AMAX[dtype.code() as usize].entry);
+        let threads = launch::threads(head_dim, dtype.size());
+        let too_many = |kernel| {
+            move || Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
         };
-        let (threads, shared) = (launch::QUANTIZE_THREADS, launch::quantize_shared_bytes(d));
-        let kernel = gpu.kernel(QUANTIZE, entry, work.grid(), threads, shared)?;
-        let sizes = [seqlen_q, seqlen_kv, heads_q, d].map(|size| size as u64);
-        let unused = TensorLayout::bhnd(problem.q_shape());
-        let (q, (k, v)) = (q.unwrap_or(unused), kv.unwrap_or((unused, unused)));
+        let ctas = launch::quantize_ctas(&params).ok_or_else(too_many(entry))?;
+        let shared = launch::shared_bytes(head_dim, dtype.size());
+        let kernel = gpu.kernel(QUANTIZE, entry, [ctas, 1, 1], threads, shared)?;
+        let amax = || {
+            let ctas = launch::v_amax_ctas(batch, heads_kv, seqlen_kv).ok_or_else(too_many(amax_entry))?;
+            gpu.kernel(QUANTIZE, amax_entry, [ctas, 1, 1], threads, 0)
+        };
+        let span = |layout: Option<&TensorLayout>| layout.map_or(0, TensorLayout::span);
+        let kv_spans = kv.as_ref().map(|(k, v)| (k, v)).unzip();
         Ok(Self {
             kernel,
+            v_amax: (kv.is_some() && scheme == Scheme::Paper).then(amax).transpose()?,
             problem: *problem,
-            scheme: problem.scheme,
             dtype,
             q_lengths: Lengths::of(problem.q_shape())?,
             kv_lengths: Lengths::of(problem.kv_shape())?,
-            spans: [q.span(), k.span(), v.span()],
-            q_strides: strides(&q),
-            k_strides: strides(&k),
-            v_strides: strides(&v),
-            workspace,
-            sizes: [sizes[0], sizes[1], sizes[2], sizes[3], problem.scheme.quantize_flags().into()],
-            work,
+            spans: [span(q.as_ref()), span(kv_spans.0), span(kv_spans.1)],
+            params,
         })
     }
 
-    #[inline]
-    fn q_in(&self, launch: &Launch<'_>, q: AnySlice<'_>) -> Result<u64> {
-        q.checked(launch, "q", self.dtype, self.spans[0])
+    /// Elements of the workspace: a number for each head of V, in the paper's scheme.
+    fn workspace_len(&self) -> usize {
+        if self.v_amax.is_some() { self.kv_lengths.heads } else { 0 }
     }
 
+    /// Q and what is made of it.
     #[inline]
-    fn kv_in(&self, launch: &Launch<'_>, k: AnySlice<'_>, v: AnySlice<'_>) -> Result<[u64; 2]> {
-        Ok([k.checked(launch, "k", self.dtype, self.spans[1])?, v.checked(launch, "v", self.dtype, self.spans[2])?])
-    }
-
-    #[inline]
-    fn workspace_in(&self, launch: &Launch<'_>, workspace: DeviceSliceMut<'_, f32>) -> Result<u64> {
-        workspace.checked(launch, "the workspace", self.workspace)
-    }
-
-    #[inline]
-    fn kv_out(&self, launch: &Launch<'_>, k: &ViewMutK<'_>, v: &ViewMutV<'_>) -> Result<KvOut> {
-        let shape = self.problem.kv_shape();
-        let [k, k_scale, k_mean, k_scale_max] = k.addresses(launch, shape, &self.kv_lengths)?;
-        let [v, v_scale, v_mean] = v.addresses(launch, shape, &self.kv_lengths)?;
-        Ok(KvOut { k, k_scale, k_mean, k_scale_max, v, v_scale, v_mean })
-    }
-
-    fn launch(
+    fn add_q(
         &self,
-        gpu: &Gpu,
         launch: &Launch<'_>,
-        [q, k, v]: [u64; 3],
-        workspace: u64,
-        [q_out, q_scale, q_bias]: [u64; 3],
-        kv: &KvOut,
+        params: &mut QuantizeParams,
+        q: AnySlice<'_>,
+        out: &ViewMutQ<'_>,
     ) -> Result<()> {
-        let ([qb, qh, qn], [kb, kh, kn], [vb, vh, vn]) = (self.q_strides, self.k_strides, self.v_strides);
-        let [seqlen_q, seqlen_kv, heads_q, head_dim, flags] = self.sizes;
-        let [w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14] = self.work.parameters().map(u64::from);
-        #[rustfmt::skip]
-        let arguments = [
-            q, qb, qh, qn, k, kb, kh, kn, v, vb, vh, vn,
-            kv.k_mean, kv.v_mean, kv.v_scale, kv.k_scale_max,
-            q_out, q_scale, q_bias, kv.k, kv.k_scale, kv.v, workspace,
-            seqlen_q, seqlen_kv, heads_q, head_dim, flags,
-            w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14,
-        ];
-        // SAFETY: parameters in the order of docs/kernel-abi.md, "Entry points". The tensors' spans and the arrays'
-        // lengths have been checked; an operand without CTAs is not touched. The workspace begins with the counters.
+        check_q(self.problem.scheme, out)?;
+        let q = q.checked(launch, "q", self.dtype, self.spans[0])?;
+        let [q_out, q_scale, q_bias] = out.addresses(launch, self.problem.q_shape(), &self.q_lengths)?;
+        *params = QuantizeParams {
+            q: Strided { data: Global::new(q), ..params.q },
+            q_out: Global::new(q_out),
+            q_scale: Global::new(q_scale),
+            q_bias: Global::new(q_bias),
+            ..*params
+        };
+        Ok(())
+    }
+
+    /// K and V, what is made of them, and the workspace.
+    #[inline]
+    fn add_kv(
+        &self,
+        launch: &Launch<'_>,
+        params: &mut QuantizeParams,
+        [k, v]: [AnySlice<'_>; 2],
+        workspace: DeviceSliceMut<'_, f32>,
+        k_out: &ViewMutK<'_>,
+        v_out: &ViewMutV<'_>,
+    ) -> Result<()> {
+        let (shape, scheme) = (self.problem.kv_shape(), self.problem.scheme);
+        check_scheme("k", scheme, k_out.scheme)?;
+        check_scheme("v", scheme, v_out.scheme)?;
+        let k = k.checked(launch, "k", self.dtype, self.spans[1])?;
+        let v = v.checked(launch, "v", self.dtype, self.spans[2])?;
+        let v_amax = match self.v_amax {
+            Some(_) => workspace.checked(launch, "the workspace", self.workspace_len())?,
+            None => 0,
+        };
+        let [k_out, k_scale, k_block_scale, k_offset] = k_out.addresses(launch, shape, &self.kv_lengths)?;
+        let [v_out, v_scale, v_block_scale, v_unit] = v_out.addresses(launch, shape, &self.kv_lengths)?;
+        *params = QuantizeParams {
+            k: Strided { data: Global::new(k), ..params.k },
+            v: Strided { data: Global::new(v), ..params.v },
+            k_offset: Global::new(k_offset),
+            k_out: Global::new(k_out),
+            k_scale: Global::new(k_scale),
+            k_block_scale: Global::new(k_block_scale),
+            v_out: Global::new(v_out),
+            v_scale: Global::new(v_scale),
+            v_block_scale: Global::new(v_block_scale),
+            v_unit: Global::new(v_unit),
+            v_amax: Global::new(v_amax),
+            ..*params
+        };
+        Ok(())
+    }
+
+    /// # Safety
+    /// The operands that the pass is of have been added to the parameters.
+    unsafe fn launch(&self, gpu: &Gpu, launch: &Launch<'_>, params: &QuantizeParams) -> Result<()> {
+        // SAFETY: the parameter of all quantization kernels; what has been added has been checked, and there are no CTAs for what has not;
+        // grid, block and shared memory are those of the problem. The workspace has a word for each head.
         unsafe {
-            if self.workspace > 0 {
-                let counters = launch::counters(self.work.heads() as usize, self.work.slices.value as usize);
-                gpu.bind()?.fill_async(workspace, 0, size_of::<f32>() * counters, launch.stream())?;
+            if let Some(v_amax) = &self.v_amax {
+                let bytes = size_of::<f32>() * self.workspace_len();
+                gpu.bind()?.fill_async(params.v_amax.address(), 0, bytes, launch.stream())?;
+                launch.kernel_with(v_amax, params)?;
             }
-            launch.kernel(&self.kernel, arguments)
+            launch.kernel_with(&self.kernel, params)
         }
     }
 }

@@ -1,5 +1,6 @@
-//! INT8 and scales back to floats: `code * scale (+ mean)` in float32.
+//! INT8 and scales back to floats: `code * scale` in float32, the rotation undone and K's offset added back.
 
+use super::codes::{rotate_back, rotate_token_of_v_back};
 use crate::error::Result;
 use crate::quantized::{HostK, HostQ, HostV};
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
@@ -17,11 +18,14 @@ pub fn dequantize_q(q: &HostQ) -> Result<Vec<f32>> {
         for (x, &code) in out.iter_mut().zip(codes) {
             *x = f32::from(code) * scale;
         }
+        if q.scheme.rotates() {
+            rotate_back(out);
+        }
     });
     Ok(out)
 }
 
-/// K with its mean added back, `[batch][heads_kv][seqlen_kv][head_dim]`.
+/// K with its offset added back, `[batch][heads_kv][seqlen_kv][head_dim]`.
 ///
 /// # Errors
 /// Arrays of wrong lengths.
@@ -34,13 +38,19 @@ pub fn dequantize_k(k: &HostK) -> Result<Vec<f32>> {
         let block = &k.data[(head * blocks + key / KV_BLOCK) * block_bytes(d)..];
         let scale = k.scale[head * blocks * KV_BLOCK + key];
         for (dim, x) in out.iter_mut().enumerate() {
-            *x = f32::from(block[k_offset(key % KV_BLOCK, dim)]) * scale + k.mean[head * d + dim];
+            *x = f32::from(block[k_offset(key % KV_BLOCK, dim)]) * scale;
+        }
+        if k.scheme.rotates() {
+            rotate_back(out);
+            for (x, offset) in out.iter_mut().zip(&k.offset[head * d..]) {
+                *x += offset;
+            }
         }
     });
     Ok(out)
 }
 
-/// V with its mean added back, `[batch][heads_kv][seqlen_kv][head_dim]`.
+/// V, `[batch][heads_kv][seqlen_kv][head_dim]`.
 ///
 /// # Errors
 /// Arrays of wrong lengths.
@@ -51,9 +61,12 @@ pub fn dequantize_v(v: &HostV) -> Result<Vec<f32>> {
     out.par_chunks_mut(d).enumerate().for_each(|(row, out)| {
         let (head, key) = (row / n, row % n);
         let block = &v.data[(head * blocks + key / KV_BLOCK) * block_bytes(d)..];
+        let scale = v.scale[head * blocks * KV_BLOCK + key];
         for (dim, x) in out.iter_mut().enumerate() {
-            let channel = head * d + dim;
-            *x = f32::from(v_byte(block[v_offset(key % KV_BLOCK, dim, d)])) * v.scale[channel] + v.mean[channel];
+            *x = f32::from(v_byte(block[v_offset(key % KV_BLOCK, dim, d)])) * scale;
+        }
+        if v.scheme.rotates() {
+            rotate_token_of_v_back(out);
         }
     });
     Ok(out)

@@ -31,14 +31,16 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::HostQuantized;
-use crate::round::f16_from_f64;
 use crate::tensor::HostTensor;
-use int_flash_attention_kernels::layout::{KV_BLOCK, kv_blocks};
+use int_flash_attention_kernels::layout::{
+    KV_BLOCK, SCORE_RANGE, SCORE_UNIT, kv_blocks, negative, rotation, row_reach,
+};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Half a step, and the float32 roundings on the way to it.
-const HALF: f64 = 0.500_1;
+/// Half a step, and the float32 roundings on the way to it: a rotation rounds each element at most 8 times by 2^-24 of a sum that is at
+/// most 16 times the largest element, which is 127 steps.
+const HALF: f64 = 0.501_5;
 
 /// [`exact`](super::exact()), and how far [`int8`](super::int8()) on the quantized tensors, rounded to `dtype`, may be from it.
 ///
@@ -86,47 +88,49 @@ pub fn dequantized_bounds(
 ) -> Result<(Exact, Bounds)> {
     problem.check()?;
     super::int8::check_operands(problem, operands)?;
-    let smoothed = crate::HostK { mean: vec![0.0; operands.k.mean.len()], ..operands.k.clone() };
+    let without = crate::HostK { offset: vec![0.0; operands.k.offset.len()], ..operands.k.clone() };
     let q = dequantize_q(&operands.q)?;
-    let k = super::dequantize_k(&smoothed)?;
+    let k = super::dequantize_k(&without)?;
     let v = dequantize_v(&operands.v)?;
     let head = |head| Head::of_codes(problem, operands, [&q, &k, &v], head);
     Ok(run(problem, dtype, Rows::all(problem), head))
 }
 
-/// A query head in float64, K less its mean, and the steps of its quantization.
+/// A query head in float64, K less its offset, and the steps of its quantization.
 struct Head {
     x: HeadF64,
-    /// `softmax_scale * q . k_mean` of each query, and a bound of its float32 error.
+    /// `softmax_scale * q . k_offset` of each query, and a bound of its float32 error.
     bias: Vec<[f64; 2]>,
     q_scale: Vec<f64>,
     k_scale: Vec<f64>,
-    /// The steps of V, as far as V is off by half of one.
-    v_step: Vec<f64>,
-    kappa: f64,
-    /// Half a step, or 0 where Q and K are what their codes say.
+    /// The scale of each value, and whether those of a block share one.
+    v_scale: Vec<f64>,
+    v_shared: Vec<bool>,
+    /// The largest scale of each block's keys.
+    k_block_scale: Vec<f32>,
+    /// Half a step, or 0 where the operands are what their codes say.
     half: f64,
-    /// `|k_j|₁`.
+    /// `|q_i|₁` and `|k_j|₁`, rotated where their codes are.
+    q_norm: Vec<f64>,
     k_norm: Vec<f64>,
 }
 
 impl Head {
     fn of_tensors(p: &AttentionProblem, operands: &HostQuantized, mut x: HeadF64, head: usize) -> Self {
         let (d, kv) = (p.head_dim, kv_head(p, head));
-        let mean: Vec<f64> = operands.k.mean[kv * d..][..d].iter().map(|&mean| mean.into()).collect();
+        let offset: Vec<f64> = operands.k.offset[kv * d..][..d].iter().map(|&offset| offset.into()).collect();
         for row in x.k.chunks_exact_mut(d) {
-            for (k, mean) in row.iter_mut().zip(&mean) {
-                *k -= mean;
+            for (k, offset) in row.iter_mut().zip(&offset) {
+                *k -= offset;
             }
         }
         let scale = f64::from(p.scale());
         let bias = x.q.chunks_exact(d).map(|q| {
-            let magnitude: f64 = q.iter().zip(&mean).map(|(q, mean)| (q * mean).abs()).sum();
-            [scale * dot(q, &mean), scale.abs() * magnitude * (-18_f64).exp2()]
+            let magnitude: f64 = q.iter().zip(&offset).map(|(q, offset)| (q * offset).abs()).sum();
+            [scale * dot(q, &offset), scale.abs() * magnitude * (-18_f64).exp2()]
         });
         let bias = bias.collect();
-        let v_step = operands.v.scale[kv * d..][..d].iter().map(|&step| step.into()).collect();
-        Self::new(p, operands, x, head, bias, v_step, HALF)
+        Self::new(p, operands, x, head, bias, HALF)
     }
 
     fn of_codes(p: &AttentionProblem, operands: &HostQuantized, [q, k, v]: [&[f32]; 3], head: usize) -> Self {
@@ -136,7 +140,7 @@ impl Head {
         let x = HeadF64 { q: take(q, head, n), k: take(k, kv, n_kv), v: take(v, kv, n_kv) };
         let bias = (0..n).map(|row| operands.q.bias.as_ref().map_or(0.0, |bias| bias[head * n + row].into()));
         let bias = bias.map(|bias: f64| [bias * f64::from(p.scale()), 0.0]).collect();
-        Self::new(p, operands, x, head, bias, vec![0.0; d], 0.0)
+        Self::new(p, operands, x, head, bias, 0.0)
     }
 
     fn new(
@@ -145,22 +149,46 @@ impl Head {
         x: HeadF64,
         head: usize,
         bias: Vec<[f64; 2]>,
-        v_step: Vec<f64>,
         half: f64,
     ) -> Self {
         let kv = kv_head(p, head);
-        let k_scale = &operands.k.scale[kv * kv_blocks(p.seqlen_kv) * KV_BLOCK..][..p.seqlen_kv];
-        let k_norm = x.k.chunks_exact(p.head_dim).map(|k| k.iter().map(|k| k.abs()).sum()).collect();
+        let blocks = kv_blocks(p.seqlen_kv);
+        let scales = |scales: &[f32]| -> Vec<f64> {
+            scales[kv * blocks * KV_BLOCK..][..p.seqlen_kv].iter().map(|&scale| scale.into()).collect()
+        };
+        let norms = |rows: &[f64]| -> Vec<f64> {
+            let norm = |row: &[f64]| {
+                let mut row = row.to_vec();
+                if p.scheme.rotates() {
+                    rotate(&mut row);
+                }
+                row.iter().map(|x| x.abs()).sum()
+            };
+            rows.chunks_exact(p.head_dim).map(norm).collect()
+        };
+        let (q_norm, k_norm) = (norms(&x.q), norms(&x.k));
         Self {
             x,
             bias,
             q_scale: operands.q.scale[head * p.seqlen_q..][..p.seqlen_q].iter().map(|&scale| scale.into()).collect(),
-            k_scale: k_scale.iter().map(|&scale| scale.into()).collect(),
-            v_step,
-            kappa: super::head::kappa_of(p, operands.k.scale_max[kv]).into(),
+            k_scale: scales(&operands.k.scale),
+            v_scale: scales(&operands.v.scale),
+            v_shared: operands.v.block_scale[kv * blocks..][..blocks].iter().map(|scale| !scale.is_nan()).collect(),
+            k_block_scale: operands.k.block_scale[kv * blocks..][..blocks].to_vec(),
             half,
+            q_norm,
             k_norm,
         }
+    }
+
+    /// Whether the scores of a row and a block are left to float16, and the values of the block share a scale.
+    fn plain(&self, p: &AttentionProblem, row: usize, block: usize) -> bool {
+        let reach = row_reach(p.head_dim, super::head::score_factor(p), self.q_scale[row] as f32);
+        self.v_shared[block] && reach * self.k_block_scale[block] <= SCORE_RANGE
+    }
+
+    fn reach(&self, p: &AttentionProblem, q_scale: f64) -> f64 {
+        row_reach(p.head_dim, super::head::score_factor(p), q_scale as f32).into()
     }
 }
 
@@ -193,9 +221,11 @@ struct Row {
     weights: Vec<f64>,
     /// Less the mean's share.
     scores: Vec<f64>,
-    /// Of each key: the error of its score; the error of its code times the weight of a code.
+    /// Of each key: the error of its score, which is that of its weight in the row sum and in the output.
     score_error: Vec<f64>,
-    code_error: Vec<f64>,
+    /// The error of its weight in both, and in the output alone, besides: that of its code.
+    shared_error: Vec<f64>,
+    output_error: Vec<f64>,
     o: Vec<f64>,
     lse: f64,
 }
@@ -223,7 +253,8 @@ impl Row {
             weights: Vec::new(),
             scores: Vec::new(),
             score_error: Vec::new(),
-            code_error: Vec::new(),
+            shared_error: Vec::new(),
+            output_error: Vec::new(),
             o: vec![0.0; p.head_dim],
             lse: 0.0,
         };
@@ -233,64 +264,76 @@ impl Row {
         let keys = &head.x.k[row.keys.start * d..row.keys.end * d];
         row.scores = keys.chunks_exact(d).map(|k| scale * dot(q, k)).collect();
         row.score_errors(p, head);
-        row.code_errors(p);
+        row.code_errors(p, head);
         row
     }
 
     fn score_errors(&mut self, p: &AttentionProblem, head: &Head) {
-        let (d, scale) = (p.head_dim, f64::from(p.scale()).abs());
-        let sq = head.q_scale[self.index];
-        let q_norm: f64 = head.x.q[self.index * d..][..d].iter().map(|q| q.abs()).sum();
-        let scores = &self.scores;
+        let (d, rotation) = (p.head_dim as f64, p.scheme.rotation(p.head_dim) as f64);
+        let scale = f64::from(p.scale()).abs() / rotation;
+        let (sq, q_norm) = (head.q_scale[self.index], head.q_norm[self.index]);
         let steps = |j: usize| {
             let key = self.keys.start + j;
             let sk: f64 = head.k_scale[key];
-            scale * head.half * (sq * head.k_norm[key] + sk * (q_norm + d as f64 * sq * head.half))
+            scale * head.half * (sq * head.k_norm[key] + sk * (q_norm + d * sq * head.half))
         };
-        match p.scheme {
-            Scheme::Paper => {
-                let float = (-21_f64).exp2();
-                self.score_error = (0..scores.len()).map(|j| steps(j) + float * (scores[j].abs() + 1.0)).collect();
-            }
-            Scheme::Default => {
-                let eleven_bits = (-11_f64).exp2() + (-20_f64).exp2();
-                let qs = sq / head.kappa;
-                let lost = (f64::from(f16_from_f64(qs.clamp((-24_f64).exp2(), 1.0))) - qs).abs() / qs;
-                for range in blocks(&self.keys) {
-                    let (first, block) = (range.start, &scores[range]);
-                    let before_x: Vec<f64> = (block.iter().enumerate())
-                        .map(|(j, score)| {
-                            let steps = steps(first + j);
-                            steps + (eleven_bits + lost) * (score.abs() + steps) + (-24_f64).exp2()
-                        })
-                        .collect();
-                    let max = block.iter().zip(&before_x).map(|(s, e)| s + e).fold(f64::NEG_INFINITY, f64::max);
-                    let max = max + 2.0 * eleven_bits * max.abs();
-                    let errors = block.iter().zip(&before_x).map(|(s, e)| e + eleven_bits * (max - s + e));
-                    self.score_error.extend(errors);
-                }
-            }
+        let float = (-20_f64).exp2();
+        for (block, range) in (self.keys.start / KV_BLOCK..).zip(blocks(&self.keys)) {
+            let (first, scores) = (range.start, &self.scores[range]);
+            // Before the block's maximum is subtracted.
+            let float16 = p.scheme == Scheme::Default;
+            // Subnormal float16 is in steps of 2^-24, of a row's scale in the scores' unit, which a loud key makes coarser.
+            let loud =
+                head.reach(p, f64::from(SCORE_UNIT)) * f64::from(head.k_block_scale[block]) / f64::from(SCORE_RANGE);
+            let step = (-24_f64).exp2() * sq / f64::from(SCORE_UNIT) * (2.0 * loud).max(1.0);
+            let (relative, absolute) = if float16 { (ELEVEN_BITS, step + (-24_f64).exp2()) } else { (float, float) };
+            let before: Vec<f64> = (scores.iter().enumerate())
+                .map(|(j, score)| {
+                    let steps = steps(first + j);
+                    steps + relative * (score.abs() + steps) + absolute
+                })
+                .collect();
+            let max = scores.iter().zip(&before).map(|(s, e)| s + e).fold(f64::NEG_INFINITY, f64::max);
+            let max = max + 2.0 * relative * max.abs();
+            let subtracted = if float16 { ELEVEN_BITS } else { float };
+            self.score_error.extend(scores.iter().zip(&before).map(|(s, e)| e + subtracted * (max - s + e)));
         }
     }
 
-    fn code_errors(&mut self, p: &AttentionProblem) {
+    fn code_errors(&mut self, p: &AttentionProblem, head: &Head) {
         let mut running: f64 = 0.0;
-        for range in blocks(&self.keys) {
+        let half_code = 0.5 + 255.0 * (-12_f64).exp2();
+        for (block, range) in (self.keys.start / KV_BLOCK..).zip(blocks(&self.keys)) {
             let (weights, errors) = (&self.weights[range.clone()], &self.score_error[range.clone()]);
-            let max = weights.iter().zip(errors).map(|(w, e)| w * e.exp()).fold(0.0, f64::max);
-            let (unit, error) = match p.scheme {
-                Scheme::Default => {
-                    // The block's maximum is rounded up to 11 bits.
-                    let block = self.scores[range].iter().zip(errors);
-                    let largest = block.map(|(s, e)| s.abs() + e).fold(0.0, f64::max);
-                    (max * (largest * (-10_f64).exp2()).exp() / 255.0, 0.5 + 255.0 * (-12_f64).exp2())
+            let high: Vec<f64> = weights.iter().zip(errors).map(|(w, e)| w * e.exp()).collect();
+            let max = high.iter().copied().fold(0.0, f64::max);
+            let scores = &self.scores[range.clone()];
+            let v_scale = &head.v_scale[self.keys.start + range.start..][..range.len()];
+            let (mut shared, mut output) = (vec![0.0; high.len()], vec![0.0; high.len()]);
+            if p.scheme == Scheme::Paper {
+                running = running.max(max);
+                output.fill(running / 127.0 * HALF);
+            } else if head.plain(p, self.index, block) {
+                // The block's maximum is rounded up to 11 bits.
+                let largest = scores.iter().zip(errors).map(|(s, e)| s.abs() + e).fold(0.0, f64::max);
+                shared.fill(max * (largest * (-10_f64).exp2()).exp() / 255.0 * half_code);
+            } else {
+                // P is of weights times scales, and the maximum that of these products. Their logarithms are rounded to 11 bits.
+                let products: Vec<f64> = high.iter().zip(v_scale).map(|(w, s)| w * s).collect();
+                let largest = products.iter().copied().fold(0.0, f64::max);
+                let (best, loudest) = (
+                    scores.iter().zip(errors).map(|(s, e)| s + e).fold(f64::NEG_INFINITY, f64::max),
+                    v_scale.iter().copied().fold(0.0, f64::max),
+                );
+                for (j, output) in output.iter_mut().enumerate() {
+                    let below = (best - scores[j] + errors[j]) / std::f64::consts::LN_2 + (loudest / v_scale[j]).log2();
+                    // Beyond 30 below the maximum the code is 0, whatever the rounding.
+                    let rounding = high[j] * (ELEVEN_BITS * below.min(64.0)).exp_m1();
+                    *output = largest / v_scale[j] / 255.0 * half_code * 1.04 + rounding;
                 }
-                Scheme::Paper => {
-                    running = running.max(max);
-                    (running / 127.0, HALF)
-                }
-            };
-            self.code_error.extend(std::iter::repeat_n(unit * error, weights.len()));
+            }
+            self.shared_error.extend(shared);
+            self.output_error.extend(output);
         }
     }
 
@@ -301,37 +344,55 @@ impl Row {
             let zeros = vec![0.0; d];
             return RowBound { o: self.o, lse: self.lse, o_bound: zeros, lse_bound: 0.0 };
         }
-        let (mut low, mut high, mut codes) = (0.0, 0.0, 0.0);
-        let (mut around_o, mut around_zero) = (vec![0.0; d], vec![0.0; d]);
-        let errors = self.score_error.iter().zip(&self.code_error);
-        for ((&w, (&score, &code)), v) in
-            self.weights.iter().zip(errors).zip(head.x.v[self.keys.start * d..].chunks_exact(d))
-        {
-            let weight_error = w * score.exp_m1();
-            let (shared, alone) = match p.scheme {
-                Scheme::Default => (weight_error + code, 0.0),
-                Scheme::Paper => (weight_error, code),
-            };
-            low += (w * (-score).exp() - (shared - weight_error)).max(0.0);
-            high += w + shared;
-            codes += alone;
-            for ((a, z), (v, o)) in around_o.iter_mut().zip(&mut around_zero).zip(v.iter().zip(&self.o)) {
-                *a += shared * (v - o).abs();
-                *z += alone * v.abs();
+        let (mut low, mut high) = (0.0, 0.0);
+        let (mut values, mut steps) = (0.0, 0.0);
+        let mut around = vec![0.0; d];
+        let values_of_row = head.x.v[self.keys.start * d..].chunks_exact(d);
+        for (j, (v, &w)) in values_of_row.zip(&self.weights).enumerate() {
+            let (score, shared, output) = (self.score_error[j], self.shared_error[j], self.output_error[j]);
+            let weight_error = w * score.exp_m1() + shared;
+            low += (w * (-score).exp() - shared).max(0.0);
+            high += w + weight_error;
+            let step = head.v_scale[self.keys.start + j];
+            values += (w + weight_error + output) * head.half * step;
+            steps += (w + weight_error) * step;
+            for (around, (v, o)) in around.iter_mut().zip(v.iter().zip(&self.o)) {
+                *around += weight_error * (v - o).abs() + output * v.abs();
             }
         }
         let rounding = (-22_f64).exp2();
         let o_bound = (0..d)
             .map(|i| {
-                let weights = (around_o[i] + around_zero[i]) / low;
-                let values = HALF * head.v_step[i] * (1.0 + codes / low);
-                let bound = weights + values + rounding * (self.o[i].abs() + head.v_step[i] * 127.0) + 1e-30;
+                let bound = (around[i] + values) / low + rounding * (self.o[i].abs() + steps / low * 127.0) + 1e-30;
                 bound + dtype.half_step(self.o[i].abs() + bound)
             })
             .collect();
         let lse = self.lse + bias;
         let lse_bound = high.ln().max(-low.ln()) + bias_error + rounding * (1.0 + lse.abs() + self.lse.abs());
         RowBound { o: self.o, lse, o_bound, lse_bound }
+    }
+}
+
+/// A float16 is off by so much of it, and float32 on the way.
+const ELEVEN_BITS: f64 = 1.0 / (1 << 11) as f64 + 1.0 / (1 << 20) as f64;
+
+/// Rotates a token of Q or K, as the codes are.
+fn rotate(x: &mut [f64]) {
+    let size = rotation(x.len());
+    for (dim, x) in x.iter_mut().enumerate() {
+        if negative(dim) {
+            *x = -*x;
+        }
+    }
+    let mut half = 1;
+    while half < size {
+        for pair in x.chunks_exact_mut(2 * half) {
+            let (low, high) = pair.split_at_mut(half);
+            for (a, b) in low.iter_mut().zip(high) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
     }
 }
 

@@ -37,7 +37,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::AttentionProblem;
 use crate::quantized::HostQuantized;
-use int_flash_attention_kernels::layout::KV_BLOCK;
+use int_flash_attention_kernels::layout::{KV_BLOCK, V_ROTATION};
 
 /// [`int8`](super::int8), and how far a GPU's output in `dtype` and its log-sum-exp may be from it.
 ///
@@ -84,7 +84,7 @@ impl<S: Softmax> Row<S> {
     /// Appends the row's bounds, those of a machine with exact codes where `IDEAL`; its results are the last in `result`. The
     /// output's rounding comes later.
     pub(super) fn bounds<const IDEAL: bool>(&self, head: &Head<'_>, result: &Int8, bounds: &mut Bounds) {
-        if self.sum <= 0.0 {
+        if self.sum <= 0.0 || self.sum.is_nan() {
             bounds.o.extend(std::iter::repeat_n(0.0, head.d));
             bounds.lse.push(0.0);
             return;
@@ -95,18 +95,24 @@ impl<S: Softmax> Row<S> {
         let one = S::ONE.0;
         let slack = &self.slack;
         let (low, high) = if IDEAL { (self.sum, self.sum) } else { (slack.low, slack.high) };
-        let o = &result.o[result.o.len() - head.d..];
-        for (dim, &o) in o.iter().enumerate() {
-            let (scale, mean) = (f64::from(head.v_scale[dim]), f64::from(head.v_mean[dim]));
-            // In units of the scale.
-            let unit = ((o - mean) / scale).abs();
-            let shared = if S::NORMALIZED { unit * slack.codes } else { 0.0 };
-            let codes = if IDEAL { 0.0 } else { (slack.values[dim] + shared) / (one * low) };
+        let mut rotated = vec![0.0; head.d];
+        for (dim, (bound, acc)) in rotated.iter_mut().zip(&self.acc).enumerate() {
+            let o = (acc / (one * self.sum)).abs();
+            let codes = if IDEAL { 0.0 } else { (slack.values[dim] + o * slack.codes) / (one * low) };
             let both = (slack.magnitude[dim] + slack.offset) / (one * low);
-            let sums = gamma * (both + unit);
-            let end = tiny * (o.abs() + mean.abs() + both * scale);
-            let flushed = (-125_f64).exp2() * 127.0 * scale;
-            bounds.o.push((codes + sums) * scale * (1.0 + 2.0 * gamma) + end + flushed);
+            let sums = gamma * (both + o);
+            *bound = (codes + sums) * (1.0 + 2.0 * gamma) + tiny * (o + both) + head.least;
+        }
+        let o = &result.o[result.o.len() - head.d..];
+        if head.rotated {
+            // Rotated back, an element is a quarter of the sum of four, each rounded three times on the way.
+            for (bounds_of_four, o) in rotated.chunks_exact(V_ROTATION).zip(o.chunks_exact(V_ROTATION)) {
+                let sum: f64 = bounds_of_four.iter().sum();
+                let largest = o.iter().map(|o| o.abs()).sum::<f64>();
+                bounds.o.extend(o.iter().map(|_| sum / V_ROTATION as f64 + tiny * largest));
+            }
+        } else {
+            bounds.o.extend(rotated);
         }
         let codes = (high / self.sum).ln().max((self.sum / low).ln());
         let terms = 1.0 + self.reference.abs() + self.sum.log2().abs() + self.bias(head).abs();

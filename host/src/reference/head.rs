@@ -2,7 +2,7 @@
 
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::HostQuantized;
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
+use int_flash_attention_kernels::layout::{KV_BLOCK, SCORE_UNIT, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
 
 /// One query head's view of its operands, and the factors of its scores.
 pub(super) struct Head<'a> {
@@ -17,11 +17,18 @@ pub(super) struct Head<'a> {
     pub(super) q_bias: Option<&'a [f32]>,
     /// Paper: `k_scale`. Default: `kf`.
     pub(super) key_factor: Vec<f32>,
-    /// `softmax_scale * log2(e)`.
+    /// The largest scale of each block's keys.
+    pub(super) k_block_scale: &'a [f32],
+    /// Factor of the codes' scores, with `log2(e)`.
     pub(super) c: f32,
-    pub(super) kappa: f32,
+    /// The scale of each value, and that which those of a block share, or NaN.
     pub(super) v_scale: &'a [f32],
-    pub(super) v_mean: &'a [f32],
+    pub(super) v_block_scale: &'a [f32],
+    /// Less than what the kernels' sums of P V can tell apart: weights next to nothing are flushed to zero, and a sum is in steps of
+    /// 2^-149 of their unit, which is 2^-48 of V's.
+    pub(super) least: f64,
+    /// Whether four neighbouring dims of V are rotated.
+    pub(super) rotated: bool,
     pub(super) softmax_scale: f32,
 }
 
@@ -36,11 +43,11 @@ impl<'a> Head<'a> {
         let k_scale = &x.k.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK];
 
         let softmax_scale = problem.scale();
-        let c = softmax_scale * std::f32::consts::LOG2_E;
-        let kappa = kappa_of(problem, x.k.scale_max[kv]);
+        let c = score_factor(problem);
         let key_factor = match problem.scheme {
             Scheme::Default => {
-                k_scale.iter().map(|scale| f32::from_bits((scale * (c * kappa)).to_bits() & !3)).collect()
+                let unit = c * SCORE_UNIT;
+                k_scale.iter().map(|scale| f32::from_bits((scale * unit).to_bits() & !3)).collect()
             }
             Scheme::Paper => k_scale.to_vec(),
         };
@@ -52,25 +59,26 @@ impl<'a> Head<'a> {
             q_scale: &x.q.scale[head * n..][..n],
             q_bias: x.q.bias.as_ref().map(|bias| &bias[head * n..][..n]),
             key_factor,
+            k_block_scale: &x.k.block_scale[kv * blocks..][..blocks],
             c,
-            kappa,
-            v_scale: &x.v.scale[kv * d..][..d],
-            v_mean: &x.v.mean[kv * d..][..d],
+            v_scale: &x.v.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK],
+            v_block_scale: &x.v.block_scale[kv * blocks..][..blocks],
+            least: (-90_f64).exp2()
+                * f64::from(x.v.unit[kv]).max(largest(&x.v.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK])),
+            rotated: problem.scheme.rotates(),
             softmax_scale,
         }
     }
 }
 
-/// The working unit of a head's scores.
-pub(super) fn kappa_of(problem: &AttentionProblem, k_scale_max: f32) -> f32 {
-    let c = problem.scale() * std::f32::consts::LOG2_E;
-    kappa((16129 * problem.head_dim) as f32 * k_scale_max * c.abs())
+fn largest(scales: &[f32]) -> f64 {
+    scales.iter().copied().fold(0.0, f32::max).into()
 }
 
-/// The power of two that brings every score below 2^15 (docs/kernel-abi.md, "Attention, default scheme").
-fn kappa(bound: f32) -> f32 {
-    let exponent = (14 - ((bound.to_bits() >> 23) as i32 - 127)).clamp(-100, 100);
-    if bound == 0.0 { 1.0 } else { (exponent as f32).exp2() }
+/// The factor of a score of codes, without their scales: `softmax_scale * log2(e)`, over what the rotation multiplies scores with.
+pub(super) fn score_factor(problem: &AttentionProblem) -> f32 {
+    let rotation = problem.scheme.rotation(problem.head_dim) as f32;
+    problem.scale() * std::f32::consts::LOG2_E * (1.0 / rotation)
 }
 
 /// Packed blocks to `[block][key][dim]` and `[block][dim][key]`.

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::problem::{AttentionProblem, Scheme};
 use crate::progress::{ProgressFn, Ticker};
 use crate::quantized::HostQuantized;
-use int_flash_attention_kernels::layout::{KV_BLOCK, V_OFFSET, block_bytes};
+use int_flash_attention_kernels::layout::{KV_BLOCK, V_OFFSET, V_ROTATION, block_bytes};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -170,7 +170,7 @@ pub(super) struct Row<S> {
     pub(super) keys: Range<usize>,
     pub(super) reference: f64,
     pub(super) sum: f64,
-    acc: Vec<f64>,
+    pub(super) acc: Vec<f64>,
     pub(super) slack: Slack,
 }
 
@@ -180,7 +180,7 @@ pub(super) struct Slack {
     /// The least and the most that the row sum may be.
     pub(super) low: f64,
     pub(super) high: f64,
-    /// Sum of the codes' slack, and of its products with `|v|` per channel.
+    /// Sum of the slack of codes whose sum is the row sum, and of all codes' products with `|v|` per channel.
     pub(super) codes: f64,
     pub(super) values: Vec<f64>,
     /// Sum of `p (v + 128)` per channel and of `128 p`, which float32 rounding errors are relative to.
@@ -206,29 +206,31 @@ impl<S: Softmax> Row<S> {
     #[inline(always)]
     fn add<const BOUNDS: bool>(&mut self, sums: &BlockSums, codes: &Codes, v: &[i8]) {
         let reference = self.reference.max(sums.exponent);
-        // A block whose scores left float16's range has no weight.
-        let power = |exponent: f64| if exponent.is_nan() { 0.0 } else { exponent.exp2() };
-        let (old, new) = (power(self.reference - reference), power(sums.exponent - reference));
+        // No block before: the difference of two infinities.
+        let old = if self.reference == f64::NEG_INFINITY { 0.0 } else { (self.reference - reference).exp2() };
+        let new = (sums.exponent - reference).exp2();
+        let of_values = new * sums.value;
         self.reference = reference;
         self.sum = old * self.sum + new * sums.sum;
         for (acc, v) in self.acc.iter_mut().zip(v.chunks_exact(KV_BLOCK)) {
-            *acc = old * *acc + new * f64::from(dot(&codes.p, v));
+            *acc = old * *acc + of_values * f64::from(dot(&codes.p, v));
         }
         if BOUNDS {
             let slack = &mut self.slack;
             slack.low = old * slack.low + new * sums.low;
             slack.high = old * slack.high + new * sums.high;
             let offset = f64::from(V_OFFSET) * codes.p.iter().map(|&p| f64::from(p)).sum::<f64>();
-            slack.offset = old * slack.offset + new * offset;
-            slack.codes = old * slack.codes + new * codes.slack.iter().map(|&s| f64::from(s)).sum::<f64>();
+            slack.offset = old * slack.offset + of_values * offset;
+            let of_codes = if sums.of_codes { new } else { 0.0 };
+            slack.codes = old * slack.codes + of_codes * codes.slack.iter().map(|&s| f64::from(s)).sum::<f64>();
             let channels = slack.values.iter_mut().zip(&mut slack.magnitude);
             for ((values, magnitude), v) in channels.zip(v.chunks_exact(KV_BLOCK)) {
                 let mut absolute = [0_i8; KV_BLOCK];
                 for (a, v) in absolute.iter_mut().zip(v) {
                     *a = v.abs();
                 }
-                *values = old * *values + new * f64::from(dot(&codes.slack, &absolute));
-                *magnitude = old * *magnitude + new * (f64::from(dot(&codes.p, v)) + offset);
+                *values = old * *values + of_values * f64::from(dot(&codes.slack, &absolute));
+                *magnitude = old * *magnitude + of_values * (f64::from(dot(&codes.p, v)) + offset);
             }
         }
     }
@@ -241,15 +243,27 @@ impl<S: Softmax> Row<S> {
             return;
         }
         let (one, sum_one) = S::ONE;
-        let channels = self.acc.iter().zip(head.v_scale.iter().zip(head.v_mean));
-        out.o
-            .extend(channels.map(|(acc, (&scale, &mean))| acc / (one * self.sum) * f64::from(scale) + f64::from(mean)));
+        let first = out.o.len();
+        out.o.extend(self.acc.iter().map(|acc| acc / (one * self.sum)));
+        if head.rotated {
+            rotate_back(&mut out.o[first..]);
+        }
         let lse = std::f64::consts::LN_2 * (self.reference + (self.sum / sum_one).log2());
         out.lse.push(lse + self.bias(head));
     }
 
-    /// The log-sum-exp's share of the mean that was taken out of K.
+    /// The log-sum-exp's share of the offset that was taken out of K.
     pub(super) fn bias(&self, head: &Head<'_>) -> f64 {
         head.q_bias.map_or(0.0, |bias| f64::from(head.softmax_scale) * f64::from(bias[self.index]))
+    }
+}
+
+/// Undoes the rotation of V in an output row.
+fn rotate_back(o: &mut [f64]) {
+    for four in o.as_chunks_mut::<V_ROTATION>().0 {
+        let [a, b, c, d] = *four;
+        let ([even, even_difference], [odd, odd_difference]) = ([a + c, a - c], [b + d, b - d]);
+        *four = [even + odd, even - odd, odd_difference + even_difference, odd_difference - even_difference]
+            .map(|x| x / V_ROTATION as f64);
     }
 }

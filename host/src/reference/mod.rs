@@ -8,6 +8,7 @@
 //!
 //! Every function works on all cores.
 
+mod codes;
 mod compare;
 mod dequantize;
 mod exact;
@@ -19,7 +20,6 @@ mod quantize;
 mod rows;
 mod simd;
 mod softmax;
-mod stats;
 
 pub use crate::resources::start_threads;
 pub use compare::{Excess, Figures, compare, first_excess};

@@ -1,26 +1,27 @@
-//! O = acc / l * v_scale + v_mean, and the log-sum-exp.
+//! O = acc / l, rotated back, and the log-sum-exp.
 
-use super::output::MAX_TILES;
 use super::sequence::Sequence;
 use crate::element::{Bf16, Element, F16, F32, store_elements};
+use crate::layout::{V_ROTATION, rotate_v_back};
 use crate::params::{AttentionParams, Strided, dtype};
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32, st_global_v4_u32};
 use crate::ptx::math::fma_rn_f32;
-
-/// Groups of dims of the widest head.
-pub(crate) const MAX_GROUPS: usize = MAX_TILES / TILES;
 
 /// Dims of a lane that are neighbours (`layout::v_row`), and n8 tiles that have them.
 pub(crate) const NEIGHBOURS: usize = 8;
 pub(crate) const TILES: usize = 4;
 
-/// What a row's output is made of: `o * factor - offset` in units of V's scales.
+/// What a row's output is made of: `o * factor - offset`, times `rest`.
 #[derive(Clone, Copy)]
 pub(crate) struct Finished {
     pub factor: f32,
     /// [`V_OFFSET`](crate::layout::V_OFFSET) times the sum of the row's weights: what V's bytes, which are so much larger than its
     /// codes, have added to the row.
     pub offset: f32,
+    /// A power of two that types with float32's exponents have beyond what `factor` holds; 1 but for values that float16 has not.
+    pub rest: f32,
+    /// Whether four neighbouring dims are to be rotated back.
+    pub rotated: bool,
     /// All bits, or none for a row that sees no key.
     pub seen: u32,
     /// The log-sum-exp in base 2.
@@ -29,12 +30,23 @@ pub(crate) struct Finished {
 
 impl Finished {
     /// Of a row that sees no key.
-    pub(crate) const UNSEEN: Self = Self { factor: 0.0, offset: 0.0, seen: 0, lse: f32::NEG_INFINITY };
+    pub(crate) const UNSEEN: Self =
+        Self { factor: 0.0, offset: 0.0, rest: 1.0, rotated: false, seen: 0, lse: f32::NEG_INFINITY };
 
-    /// The output element of a row that sees keys, in a channel of V with this scale and mean.
+    /// A lane's neighbouring elements of the output, given their sums.
     #[inline(always)]
-    pub(crate) fn output(&self, o: f32, scale: f32, mean: f32) -> f32 {
-        fma_rn_f32(fma_rn_f32(o, self.factor, -self.offset), scale, mean)
+    pub(crate) fn output<E: Element>(&self, sums: [f32; NEIGHBOURS]) -> [f32; NEIGHBOURS] {
+        let mut o = sums.map(|sum| fma_rn_f32(sum, self.factor, -self.offset));
+        if self.rotated {
+            unroll!(0..NEIGHBOURS / V_ROTATION, |i| {
+                let four = [o[V_ROTATION * i], o[V_ROTATION * i + 1], o[V_ROTATION * i + 2], o[V_ROTATION * i + 3]];
+                let four = rotate_v_back(four);
+                unroll!(0..V_ROTATION, |j| {
+                    o[V_ROTATION * i + j] = four[j];
+                });
+            });
+        }
+        if E::WIDE { o.map(|o| o * self.rest) } else { o }
     }
 }
 
@@ -78,7 +90,7 @@ pub(crate) unsafe fn store_neighbours<E: Element, const WHOLE: bool>(
         unroll!(0..E::LANES, |i| {
             values[i] = o[E::LANES * piece + i];
         });
-        let vector = E::pack(&values).map(|word| word & seen);
+        let vector = E::pack_finite(&values).map(|word| word & seen);
         let address = address.wrapping_add(16 * piece);
         unsafe {
             if WHOLE {

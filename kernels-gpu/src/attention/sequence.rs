@@ -47,7 +47,7 @@ impl Sequence {
         params.q_scale.ptr().wrapping_add(self.row(params, row) as usize)
     }
 
-    /// The product of a query with K's mean, where K has one.
+    /// The product of a query with K's offset, where K has one.
     #[inline(always)]
     pub(crate) fn q_bias(&self, params: &AttentionParams, row: u32) -> *const f32 {
         params.q_bias.ptr().wrapping_add(self.row(params, row) as usize)
@@ -83,22 +83,28 @@ impl Sequence {
         params.k_scale.ptr().wrapping_add((self.block(params, block) * KV_BLOCK as u64) as usize)
     }
 
-    /// An upper bound of the keys' scales.
+    /// The largest scale of a block's keys, and behind it those of the blocks after it.
     #[inline(always)]
-    pub(crate) fn k_scale_max(&self, params: &AttentionParams) -> *const f32 {
-        params.k_scale_max.ptr().wrapping_add(self.index_kv as usize)
+    pub(crate) fn k_block_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
+        params.k_block_scale.ptr().wrapping_add(self.block(params, block) as usize)
     }
 
-    /// The scales of V's channels.
+    /// The scales of a block of values.
     #[inline(always)]
-    pub(crate) fn v_scale(&self, params: &AttentionParams, head_dim: usize) -> *const f32 {
-        params.v_scale.ptr().wrapping_add(self.index_kv as usize * head_dim)
+    pub(crate) fn v_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
+        params.v_scale.ptr().wrapping_add((self.block(params, block) * KV_BLOCK as u64) as usize)
     }
 
-    /// The means of V's channels.
+    /// The scale that a block's values share, or NaN, and behind it those of the blocks after it.
     #[inline(always)]
-    pub(crate) fn v_mean(&self, params: &AttentionParams, head_dim: usize) -> *const f32 {
-        params.v_mean.ptr().wrapping_add(self.index_kv as usize * head_dim)
+    pub(crate) fn v_block_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
+        params.v_block_scale.ptr().wrapping_add(self.block(params, block) as usize)
+    }
+
+    /// The unit in which the head's values are added up.
+    #[inline(always)]
+    pub(crate) fn v_unit(&self, params: &AttentionParams) -> *const f32 {
+        params.v_unit.ptr().wrapping_add(self.index_kv as usize)
     }
 
     /// Dim `dim` of the output of a query.

@@ -6,6 +6,7 @@ pub mod sm80;
 pub mod sm90a;
 
 use crate::layout::HEAD_DIMS;
+use crate::layout::KV_BLOCK;
 use core::fmt;
 use rows::{baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
 
@@ -51,8 +52,8 @@ impl fmt::Display for Family {
 /// The numeric scheme (docs/kernel-abi.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// The most accurate: u8 P scaled by the block's row maximum, integer row sums, V scaled per channel, K and V less
-    /// their token means.
+    /// The most accurate: Q and K rotated and with a scale a token, V with scales of blocks or tokens, u8 P scaled by the block's row
+    /// maximum. No token's codes depend on the rest of the sequence.
     #[default]
     Default,
     /// arXiv 2409.16997 to the letter: int8 P scaled by the running maximum, V scaled per head.
@@ -63,20 +64,19 @@ impl Scheme {
     /// All schemes.
     pub const ALL: [Self; 2] = [Self::Default, Self::Paper];
 
-    /// Whether the token means of K and V are taken out ("smoothing"), V is scaled per channel and Q's scales are
+    /// Whether Q, K and V are rotated and a token's scales are of its own or of its block, K has an offset taken out, and Q's scales are
     /// rounded up to 10 bits.
     #[must_use]
-    pub const fn smooths(self) -> bool {
+    pub const fn rotates(self) -> bool {
         matches!(self, Self::Default)
     }
 
-    /// `flags` of the quantization kernels.
+    /// Dims of a head that the rotation of Q and K mixes, and with it how many times the scores of their codes are the scores.
     #[must_use]
-    pub const fn quantize_flags(self) -> u32 {
-        use crate::quantize::launch::flags::{SHORT_Q_SCALE, SMOOTH_K, SMOOTH_V, V_SCALE_PER_HEAD};
+    pub const fn rotation(self, head_dim: usize) -> usize {
         match self {
-            Self::Default => SMOOTH_K | SMOOTH_V | SHORT_Q_SCALE,
-            Self::Paper => V_SCALE_PER_HEAD,
+            Self::Default => crate::layout::rotation(head_dim),
+            Self::Paper => 1,
         }
     }
 }
@@ -113,6 +113,11 @@ impl fmt::Display for Scheme {
         })
     }
 }
+
+/// Bytes of shared memory in which a warp notes what it needs to know of a row of a special block (`attention/softmax`).
+pub const NOTE_BYTES: usize = 16;
+/// And in which it has the scores of a row of each of its lanes meanwhile: a word for each n8 tile.
+pub const SCRATCH_BYTES: usize = KV_BLOCK / 8 * 32 * 4;
 
 /// One INT8 attention kernel and how it is launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,10 +239,10 @@ pub const ATTENTION: &[AttentionVariant] = &concat::<_, { SM80.len() + SM90A.len
 /// All float16 attention kernels.
 pub const BASELINE: &[BaselineVariant] = baseline_rows!(baseline_variants);
 
-/// Modules that every GPU from compute capability 8.0 on runs. `cp.async` came with PTX 7.0.
+/// Modules that every GPU from compute capability 8.0 on runs. Conversions to pairs that saturate came with PTX 8.1.
 macro_rules! sm80_modules {
     ($part:expr; $($name:ident { $($field:tt)* })*) => {
-        &[$(Module { name: stringify!($name), part: $part, target: Family::Sm80.target(), ptx: (7, 0) }),*]
+        &[$(Module { name: stringify!($name), part: $part, target: Family::Sm80.target(), ptx: (8, 1) }),*]
     };
     ($($name:ident { $($field:tt)* })*) => { sm80_modules!("sm80"; $($name {})*) };
 }

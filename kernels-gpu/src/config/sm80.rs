@@ -1,9 +1,10 @@
 //! Shared memory of the INT8 kernels for every GPU.
 
+use super::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::{KV_BLOCK, block_bytes};
 
 /// Bytes of the variables that a CTA keeps in shared memory instead of in registers (`attention/sm80/shared_vars.rs`).
-pub const VARS_BYTES: usize = 32;
+pub const VARS_BYTES: usize = 48;
 
 /// Where that is: behind a ring of `slots` K or V blocks and two blocks' key factors.
 #[must_use]
@@ -26,8 +27,27 @@ pub const fn team_bytes(mt: usize, team: usize) -> usize {
 /// Row maxima of a warp among it: two words a row of eight.
 pub const MAXIMA_BYTES: usize = 8 * 8;
 
+/// Where the warps' notes of special blocks begin: behind that.
+#[must_use]
+pub const fn notes_offset(head_dim: usize, slots: usize, mt: usize, warps: usize, team: usize) -> usize {
+    team_offset(head_dim, slots) + warps / team * team_bytes(mt, team)
+}
+
+/// Where the warps' words for special blocks begin, [`SCRATCH_BYTES`] a warp: behind the notes. Warps that share rows have P of a block
+/// there only later, so theirs are where that goes.
+#[must_use]
+pub const fn scratch_offset(head_dim: usize, slots: usize, mt: usize, warps: usize, team: usize) -> usize {
+    notes_offset(head_dim, slots, mt, warps, team) + warps * 16 * mt * NOTE_BYTES
+}
+
+/// Where the threads' sums begin, 16 bytes for each m16 tile.
+#[must_use]
+pub const fn sums_offset(head_dim: usize, slots: usize, mt: usize, warps: usize, team: usize) -> usize {
+    scratch_offset(head_dim, slots, mt, warps, team) + if team == 1 { warps * SCRATCH_BYTES } else { 0 }
+}
+
 /// Shared memory of an attention CTA.
 #[must_use]
 pub const fn shared_bytes(head_dim: usize, slots: usize, mt: usize, warps: usize, team: usize) -> usize {
-    team_offset(head_dim, slots) + warps / team * team_bytes(mt, team)
+    sums_offset(head_dim, slots, mt, warps, team) + 32 * warps * 16 * mt
 }

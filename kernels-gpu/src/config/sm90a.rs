@@ -1,5 +1,6 @@
 //! Shared memory and registers of the kernels for sm_90a.
 
+use super::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::{KV_BLOCK, block_bytes};
 
 /// Query rows of a CTA's tile.
@@ -27,16 +28,10 @@ pub const fn q_scale_offset(head_dim: usize, warpgroups: usize) -> usize {
     warpgroups * q_bytes(head_dim)
 }
 
-/// In a buffer of Q, where the scales and then the means of V's channels begin.
-#[must_use]
-pub const fn v_scale_offset(head_dim: usize, warpgroups: usize) -> usize {
-    q_scale_offset(head_dim, warpgroups) + warpgroups * 4 * WARPGROUP_ROWS
-}
-
 /// In a buffer of Q, where the words begin that say which tile it is.
 #[must_use]
 pub const fn tile_offset(head_dim: usize, warpgroups: usize) -> usize {
-    v_scale_offset(head_dim, warpgroups) + 2 * 4 * head_dim
+    q_scale_offset(head_dim, warpgroups) + warpgroups * 4 * WARPGROUP_ROWS
 }
 
 /// Bytes of a buffer of Q with all that comes with it.
@@ -63,10 +58,43 @@ pub const fn factor_offset(head_dim: usize, warpgroups: usize, slots: usize) -> 
     v_offset(head_dim, warpgroups, slots) + slots * block_bytes(head_dim)
 }
 
+/// Bytes of the scales of a block.
+pub const BLOCK_SCALES_BYTES: usize = 8;
+
+/// Where the scales of blocks begin, twice as many as there are slots: a block's are needed for longer than its slot of K.
+#[must_use]
+pub const fn block_scales_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
+    factor_offset(head_dim, warpgroups, slots) + slots * 4 * KV_BLOCK
+}
+
+/// Where the reach of the rows of each warpgroup is (`layout::row_reach`).
+#[must_use]
+pub const fn reach_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
+    block_scales_offset(head_dim, warpgroups, slots) + 2 * slots * BLOCK_SCALES_BYTES
+}
+
+/// Where the warps' notes of special blocks begin.
+#[must_use]
+pub const fn notes_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
+    reach_offset(head_dim, warpgroups, slots) + 16 * warpgroups
+}
+
+/// Where the warps' words for special blocks begin.
+#[must_use]
+pub const fn scratch_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
+    notes_offset(head_dim, warpgroups, slots) + warpgroups * WARPGROUP_ROWS * NOTE_BYTES
+}
+
+/// Where the consumers' sums begin, 16 bytes a thread.
+#[must_use]
+pub const fn sums_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
+    scratch_offset(head_dim, warpgroups, slots) + 4 * warpgroups * SCRATCH_BYTES
+}
+
 /// Where the barriers begin.
 #[must_use]
 pub const fn barrier_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
-    factor_offset(head_dim, warpgroups, slots) + slots * 4 * KV_BLOCK
+    sums_offset(head_dim, warpgroups, slots) + 128 * warpgroups * 16
 }
 
 /// Shared memory of a CTA: two barriers for each slot of K and of V and for each buffer of Q.
@@ -129,7 +157,6 @@ mod tests {
                     part(base + group * q_bytes(d), q_bytes(d), 256);
                 }
                 part(base + q_scale_offset(d, wgs), wgs * WARPGROUP_ROWS * 4, 16);
-                part(base + v_scale_offset(d, wgs), 2 * d * 4, 16);
                 // Five words and the unit of the scores, written 16 and 8 bytes at a time.
                 part(base + tile_offset(d, wgs), 24, 16);
             }
@@ -142,6 +169,11 @@ mod tests {
             for slot in 0..slots {
                 part(factor_offset(d, wgs, slots) + slot * 4 * KV_BLOCK, 4 * KV_BLOCK, 16);
             }
+            part(block_scales_offset(d, wgs, slots), 2 * slots * BLOCK_SCALES_BYTES, 8);
+            part(reach_offset(d, wgs, slots), 16 * wgs, 4);
+            part(notes_offset(d, wgs, slots), wgs * WARPGROUP_ROWS * NOTE_BYTES, 16);
+            part(scratch_offset(d, wgs, slots), 4 * wgs * SCRATCH_BYTES, 4);
+            part(sums_offset(d, wgs, slots), 128 * wgs * 16, 16);
             part(barrier_offset(d, wgs, slots), 8 * 2 * (Q_BUFFERS + 2 * slots), 8);
             assert!(end <= shared_bytes(d, wgs, slots) && end <= MOST_SHARED, "d{d}: {end}");
         }

@@ -1,10 +1,11 @@
-//! The entry points, and their way from the arguments to a block.
+//! The entry points, and their way from the parameters to a block.
 
 use super::launch::{TOKENS, shared_bytes, threads};
-use super::walk::{ByChannel, ByToken, spread};
+use super::walk::{ByChannel, spread};
 use crate::division::div_rem;
-use crate::element::{BATCH, Bf16, Element, F16, F32, Rows, store_batch};
-use crate::layout::{KV_BLOCK, V_OFFSETS, block_bytes, k_offset};
+use crate::element::{Bf16, Element, F16, F32, Rows, store};
+use crate::layout::{KV_BLOCK, V_OFFSETS, V_ROTATION, block_bytes, k_offset, rotate_v_back, rotation};
+use crate::params::DequantizeParams;
 use crate::params::operand::{K, Q};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::{
@@ -13,16 +14,17 @@ use crate::ptx::global::{
 use crate::ptx::math::{add_rn_f32, mul_rn_f32, prmt};
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{ctaid_x, tid_x};
+use crate::rotation::{DIMS, Place, signs_from, vectors};
 use crate::smem;
 
 /// One block of 128 tokens of a head.
 struct Block {
     /// The block's bytes.
     data: *const u8,
-    /// The block's scales (Q, K) or the head's (V).
+    /// The block's scales.
     scale: *const f32,
-    /// The head's means, or null.
-    mean: *const f32,
+    /// What is added to each token of the head, or null.
+    offset: *const f32,
     /// The head's rows of the output.
     rows: Rows,
     /// First token of the block.
@@ -31,46 +33,90 @@ struct Block {
     count: u32,
     /// Dims of a row.
     head_dim: u32,
+    /// Whether the codes are of a rotated tensor.
+    rotated: bool,
 }
 
 /// Q or K (where `KEYS`).
 #[inline(always)]
 unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
     unsafe {
-        let place = ByToken::<E>::of_lane(block.head_dim);
-        let pieces = ByToken::<E>::PIECES;
-        let means = [channels::<E>(block.mean, place.dim(0)), channels::<E>(block.mean, place.dim(pieces - 1))];
-        let mut batch = 0;
-        while batch < ByToken::<E>::batches(block.head_dim) {
-            let place = ByToken::<E>::of_lane(block.head_dim);
-            let row = |i: usize| place.row(batch, (i / pieces) as u32).min(block.count - 1);
-            let mut bytes = [[0; 2]; BATCH];
-            let mut scales = [0.0; BATCH];
-            unroll!(0..BATCH, |i| {
-                let (row, dim) = (row(i) as usize, place.dim(i % pieces));
-                let offset = if KEYS { k_offset(row, dim) } else { row * block.head_dim as usize + dim };
+        let signs = signs::<E>(&Place::new(block.head_dim, block.head_dim.next_power_of_two()));
+        let factor = 1.0 / rotation(block.head_dim as usize) as f32;
+        let mut first = tid_x() / 32 * Place::new(block.head_dim, block.head_dim.next_power_of_two()).tokens();
+        while first < block.count {
+            // In the loop, so that addresses take registers only where they are used.
+            let place = Place::new(block.head_dim, block.head_dim.next_power_of_two());
+            let dim = |i: usize| place.vector_or_first::<E>(i) as usize * E::LANES;
+            let row = first + place.token;
+            let from = row.min(block.count - 1) as usize;
+            let mut x = [0.0; DIMS];
+            let scale = ld_global_nc_f32(block.scale.wrapping_add(from));
+            unroll!(0..vectors::<E>(), |i| {
+                let offset = if KEYS { k_offset(from, dim(i)) } else { from * block.head_dim as usize + dim(i) };
                 let from = block.data.wrapping_add(offset);
-                bytes[i] = if E::LANES == 8 { ld_global_nc_v2_u32(from) } else { [ld_global_nc_u32(from), 0] };
-                scales[i] = ld_global_nc_f32(block.scale.wrapping_add(row));
-            });
-            let mut vectors = [[0; 4]; BATCH];
-            unroll!(0..BATCH, |i| {
-                let (x, mean) = (floats(bytes[i].map(|word| word ^ V_OFFSETS)), &means[i % pieces]);
-                let mut y = [0.0; 8];
+                let bytes = if E::LANES == 8 { ld_global_nc_v2_u32(from) } else { [ld_global_nc_u32(from), 0] };
+                let codes = floats(bytes.map(|word| word ^ V_OFFSETS));
                 unroll!(0..E::LANES, |j| {
-                    y[j] = add_rn_f32(mul_rn_f32(x[j], scales[i]), mean[j]);
+                    x[i * E::LANES + j] = mul_rn_f32(codes[j], scale);
                 });
-                vectors[i] = E::pack(&y);
             });
-            store_batch::<E>(
-                &vectors,
-                &block.rows,
-                |i| place.has(i % pieces) & (place.row(batch, (i / pieces) as u32) < block.count),
-                |i| (block.first + row(i), place.vector(i % pieces)),
-            );
-            batch += 1;
+            if block.rotated {
+                place.butterflies::<E>(&mut x);
+                unroll!(0..DIMS, |i| {
+                    let sign = signs << (31 - i) & 1 << 31;
+                    x[i] = f32::from_bits(mul_rn_f32(x[i], factor).to_bits() ^ sign);
+                });
+            }
+            if !block.offset.is_null() {
+                unroll!(0..DIMS / 4, |quad| {
+                    let at = block.offset.wrapping_add(dim(4 * quad / E::LANES) + 4 * quad % E::LANES);
+                    let offset = ld_global_nc_v4_f32(at);
+                    unroll!(0..4, |i| {
+                        x[4 * quad + i] = add_rn_f32(x[4 * quad + i], offset[i]);
+                    });
+                });
+            }
+            let vector = |i: usize| {
+                let mut values = [0.0; 8];
+                unroll!(0..E::LANES, |j| {
+                    values[j] = x[i * E::LANES + j];
+                });
+                E::pack(&values)
+            };
+            let row = block.first + from as u32;
+            let exists = first + place.token < block.count;
+            if E::LANES == 8 {
+                let all = [vector(0), vector(1), vector(2), vector(3)];
+                store::<E, 4>(
+                    &all,
+                    &block.rows,
+                    |i| exists & place.has::<E>(i),
+                    |i| (row, place.vector_or_first::<E>(i)),
+                );
+            } else {
+                let all = [vector(0), vector(1), vector(2), vector(3), vector(4), vector(5), vector(6), vector(7)];
+                store::<E, 8>(
+                    &all,
+                    &block.rows,
+                    |i| exists & place.has::<E>(i),
+                    |i| (row, place.vector_or_first::<E>(i)),
+                );
+            }
+            first += threads(block.head_dim as usize) as u32 / 32 * place.tokens();
         }
     }
+}
+
+/// Which of the lane's dims change sign, a bit each from the lowest.
+#[inline(always)]
+fn signs<E: Element>(place: &Place) -> u32 {
+    let mut word = 0;
+    unroll!(0..vectors::<E>(), |i| {
+        let of_vector = signs_from(place.vector(i) * E::LANES as u32) & ((1 << E::LANES) - 1);
+        word |= of_vector << (i * E::LANES);
+    });
+    word
 }
 
 /// V.
@@ -82,20 +128,33 @@ unsafe fn values<E: Element>(block: &Block) {
         let mut pass = 0;
         while pass < ByChannel::<E>::passes(block.head_dim) {
             let place = ByChannel::<E>::of_lane(block.head_dim, pass);
-            let scale = channels::<E>(block.scale, place.dim());
-            let mean = channels::<E>(block.mean, place.dim());
             let mut keys = [[0.0; 8]; 8];
+            let mut scales = [0.0; 8];
+            unroll!(0..8, |i| {
+                scales[i] = ld_global_nc_f32(block.scale.wrapping_add(place.key(i) as usize));
+            });
             unroll!(0..E::LANES, |dim| {
                 let x = floats(ld_shared_v2_u32(smem::base() + place.shared_offset(dim)));
                 unroll!(0..8, |i| {
-                    keys[i][dim] = add_rn_f32(mul_rn_f32(x[i], scale[dim]), mean[dim]);
+                    keys[i][dim] = mul_rn_f32(x[i], scales[i]);
                 });
             });
-            let mut vectors = [[0; 4]; BATCH];
-            unroll!(0..BATCH, |i| {
+            if block.rotated {
+                unroll!(0..8, |i| {
+                    unroll!(0..E::LANES / V_ROTATION, |four| {
+                        let at = V_ROTATION * four;
+                        let x = rotate_v_back([keys[i][at], keys[i][at + 1], keys[i][at + 2], keys[i][at + 3]]);
+                        unroll!(0..V_ROTATION, |j| {
+                            keys[i][at + j] = mul_rn_f32(x[j], 1.0 / V_ROTATION as f32);
+                        });
+                    });
+                });
+            }
+            let mut vectors = [[0; 4]; 8];
+            unroll!(0..8, |i| {
                 vectors[i] = E::pack(&keys[i]);
             });
-            store_batch::<E>(
+            store::<E, 8>(
                 &vectors,
                 &block.rows,
                 |i| place.has() & (place.key(i) < block.count),
@@ -144,62 +203,32 @@ fn dequantize4(unsigned: u32) -> [f32; 4] {
     [float(0x7440), float(0x7441), float(0x7442), float(0x7443)]
 }
 
-/// One float for each dim of a vector; -0, which changes no sum, where there is no array.
 #[inline(always)]
-unsafe fn channels<E: Element>(array: *const f32, dim: usize) -> [f32; 8] {
-    let mut out = [-0.0; 8];
-    if !array.is_null() {
-        let mut i = 0;
-        while i < E::LANES {
-            let four = unsafe { ld_global_nc_v4_f32(array.wrapping_add(dim + i)) };
-            (out[i], out[i + 1], out[i + 2], out[i + 3]) = (four[0], four[1], four[2], four[3]);
-            i += 4;
-        }
-    }
-    out
-}
-
-/// The arguments of `dequantize_*`.
-struct Args {
-    data: *const u8,
-    scale: *const f32,
-    mean: *const f32,
-    out: *mut u8,
-    stride_b: i64,
-    stride_h: i64,
-    stride_n: i64,
-    seqlen: u32,
-    heads: u32,
-    head_dim: u32,
-    operand: u32,
-}
-
-#[inline(always)]
-unsafe fn dequantize<E: Element>(args: &Args) {
+unsafe fn dequantize<E: Element>(p: &DequantizeParams) {
     unsafe {
-        let blocks = args.seqlen.div_ceil(TOKENS as u32);
+        let blocks = p.seqlen.div_ceil(TOKENS as u32);
         let (head, block) = div_rem(ctaid_x(), blocks);
         let first = block * TOKENS as u32;
-        let head_dim = args.head_dim as usize;
-        let (batch, head_of_batch) = div_rem(head, args.heads);
-        let channels = head as usize * head_dim;
-        let row = head as usize * args.seqlen as usize + first as usize;
+        let head_dim = p.head_dim as usize;
+        let (batch, head_of_batch) = div_rem(head, p.heads);
+        let row = head as usize * p.seqlen as usize + first as usize;
         let packed = ctaid_x() as usize;
-        let (data, scale) = match args.operand {
+        let (data, scale) = match p.operand {
             Q => (row * head_dim, row),
-            K => (packed * block_bytes(head_dim), packed * KV_BLOCK),
-            _ => (packed * block_bytes(head_dim), channels),
+            _ => (packed * block_bytes(head_dim), packed * KV_BLOCK),
         };
+        let offset = p.offset.ptr();
         let block = Block {
-            data: args.data.wrapping_add(data),
-            scale: args.scale.wrapping_add(scale),
-            mean: if args.mean.is_null() { args.mean } else { args.mean.wrapping_add(channels) },
-            rows: Rows::new::<E>(args.out, batch, args.stride_b, head_of_batch, args.stride_h, args.stride_n),
+            data: p.data.ptr().wrapping_add(data),
+            scale: p.scale.ptr().wrapping_add(scale),
+            offset: if p.offset.is_null() { offset } else { offset.wrapping_add(head as usize * head_dim) },
+            rows: Rows::new::<E>(&p.out, batch, head_of_batch),
             first,
-            head_dim: args.head_dim,
-            count: (args.seqlen - first).min(TOKENS as u32),
+            head_dim: p.head_dim,
+            count: (p.seqlen - first).min(TOKENS as u32),
+            rotated: p.rotated != 0,
         };
-        match args.operand {
+        match p.operand {
             Q => tokens::<E, false>(&block),
             K => tokens::<E, true>(&block),
             _ => values::<E>(&block),
@@ -215,24 +244,8 @@ macro_rules! entries {
         /// As docs/kernel-abi.md says of `dequantize_*`.
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
-        pub unsafe extern "ptx-kernel" fn $dequantize(
-            data: *const u8,
-            scale: *const f32,
-            mean: *const f32,
-            out: *mut u8,
-            out_stride_b: i64,
-            out_stride_h: i64,
-            out_stride_n: i64,
-            seqlen: u32,
-            heads: u32,
-            head_dim: u32,
-            operand: u32,
-        ) {
-            let args = Args {
-                data, scale, mean, out, stride_b: out_stride_b, stride_h: out_stride_h, stride_n: out_stride_n,
-                seqlen, heads, head_dim, operand,
-            };
-            unsafe { dequantize::<$element>(&args) }
+        pub unsafe extern "ptx-kernel" fn $dequantize(params: DequantizeParams) {
+            unsafe { dequantize::<$element>(&params) }
         }
     )*};
 }

@@ -8,9 +8,9 @@ pub const TOKENS: usize = KV_BLOCK;
 
 /// All entry points of the module `dequantize`.
 pub const BOUNDS: &[Bounds] = &[
-    Bounds { entry: "dequantize_f16", threads: MAX_THREADS, min_ctas: 5 },
-    Bounds { entry: "dequantize_bf16", threads: MAX_THREADS, min_ctas: 5 },
-    Bounds { entry: "dequantize_f32", threads: MAX_THREADS, min_ctas: 5 },
+    Bounds { entry: "dequantize_f16", threads: MAX_THREADS, min_ctas: 4 },
+    Bounds { entry: "dequantize_bf16", threads: MAX_THREADS, min_ctas: 4 },
+    Bounds { entry: "dequantize_f32", threads: MAX_THREADS, min_ctas: 4 },
 ];
 
 /// Threads of a CTA of `dequantize_*`: up to 64 dims, eight 16-byte vectors of a float16 block each;

@@ -1,6 +1,7 @@
-//! INT8 and scales back to floats: `q * scale`, `k * scale + mean`, `v * scale + mean` (docs/kernel-abi.md).
+//! INT8 and scales back to floats: `code * scale`, the rotation undone, K's offset added back (docs/kernel-abi.md).
 //!
-//! A CTA takes one block of 128 tokens; `walk` says which elements of it a lane handles.
+//! A CTA takes one block of 128 tokens. A token of Q or K is held by a few lanes as when it was quantized (`crate::rotation`); of V, `walk`
+//! says which elements a lane handles.
 
 #[cfg(all(target_arch = "nvptx64", kernels = "dequantize"))]
 mod entry;

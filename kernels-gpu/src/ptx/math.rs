@@ -66,8 +66,14 @@ binary! {
     cvt_rn_f16x2_f32(f32, f32) -> u32 = "cvt.rn.f16x2.f32";
     /// Two bfloat16 from two floats, nearest even; `b` goes to the low half.
     cvt_rn_bf16x2_f32(f32, f32) -> u32 = "cvt.rn.bf16x2.f32";
+    /// Two float16 from two floats, nearest even, at most the largest finite magnitude; `b` goes to the low half. (PTX ISA 8.1.)
+    cvt_rn_satfinite_f16x2_f32(f32, f32) -> u32 = "cvt.rn.satfinite.f16x2.f32";
+    /// Two bfloat16 from two floats, nearest even, at most the largest finite magnitude; `b` goes to the low half. (PTX ISA 8.1.)
+    cvt_rn_satfinite_bf16x2_f32(f32, f32) -> u32 = "cvt.rn.satfinite.bf16x2.f32";
     /// The larger of each of two float16.
     max_f16x2(u32, u32) -> u32 = "max.f16x2";
+    /// The larger of each of two float16; NaN where one is.
+    max_nan_f16x2(u32, u32) -> u32 = "max.NaN.f16x2";
     /// The smaller of each of two float16.
     min_f16x2(u32, u32) -> u32 = "min.f16x2";
     /// The larger of each of two bfloat16.
@@ -78,8 +84,14 @@ binary! {
     add_rn_f32(f32, f32) -> f32 = "add.rn.f32";
     /// Product rounded to nearest, never contracted.
     mul_rn_f32(f32, f32) -> f32 = "mul.rn.f32";
-    /// The larger of two floats.
+    /// The larger of two floats; of a number and none, the number.
     max_f32(f32, f32) -> f32 = "max.f32";
+    /// The smaller of two floats; of a number and none, the number.
+    min_f32(f32, f32) -> f32 = "min.f32";
+    /// The larger of two floats; NaN where one is.
+    max_nan_f32(f32, f32) -> f32 = "max.NaN.f32";
+    /// The smaller of two floats; NaN where one is.
+    min_nan_f32(f32, f32) -> f32 = "min.NaN.f32";
 }
 
 ternary! {

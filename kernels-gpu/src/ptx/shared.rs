@@ -94,6 +94,18 @@ pub unsafe fn st_shared_v2_u32(predicate: bool, address: u32, value: [u32; 2]) {
     }
 }
 
+/// `st.shared.u32` where `predicate`.
+///
+/// # Safety
+/// Where `predicate`, as [`st_shared_v4_u32`] with 4 bytes.
+#[inline(always)]
+pub unsafe fn st_shared_u32(predicate: bool, address: u32, value: u32) {
+    unsafe {
+        asm!("{{ .reg .pred p; setp.ne.u32 p, {}, 0; @p st.shared.u32 [{}], {}; }}",
+            in(reg32) u32::from(predicate), in(reg32) address, in(reg32) value, options(nostack));
+    }
+}
+
 /// `st.shared.f32`
 ///
 /// # Safety

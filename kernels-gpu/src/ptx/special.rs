@@ -32,3 +32,23 @@ special_register! {
     ctaid_z = "%ctaid.z", block_idx_z, "CTA index, z.";
     nctaid_x = "%nctaid.x", grid_dim_x, "CTAs in the grid, x.";
 }
+
+/// [`tid_x`], read anew: the compiler keeps no copy of it, nor of what was computed from another.
+#[inline(always)]
+#[must_use]
+pub fn tid_x_again() -> u32 {
+    let value;
+    // SAFETY: reads a special register that every target has.
+    unsafe { asm!("mov.u32 {}, %tid.x;", out(reg32) value, options(nomem, nostack)) }
+    value
+}
+
+/// Threads of the CTA, read anew.
+#[inline(always)]
+#[must_use]
+pub fn ntid_x() -> u32 {
+    let value;
+    // SAFETY: reads a special register that every target has.
+    unsafe { asm!("mov.u32 {}, %ntid.x;", out(reg32) value, options(nomem, nostack)) }
+    value
+}

@@ -1,6 +1,8 @@
 //! How the quantization kernels are launched: blocks, grids, shared memory. The host and the kernels read the same functions.
 
-use crate::layout::STATS_CHUNK;
+use crate::layout::{KV_BLOCK, kv_blocks};
+use crate::params::QuantizeParams;
+use crate::quantize::work::Work;
 
 /// Entry points of the module and what ptxas may assume of their launches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,83 +15,81 @@ pub struct Bounds {
     pub min_ctas: usize,
 }
 
-/// All entry points of the module `quantize`.
-pub const BOUNDS: &[Bounds] = &[
-    Bounds { entry: "quantize_f16", threads: QUANTIZE_THREADS, min_ctas: 5 },
-    Bounds { entry: "quantize_bf16", threads: QUANTIZE_THREADS, min_ctas: 5 },
-    Bounds { entry: "quantize_f32", threads: QUANTIZE_THREADS, min_ctas: 5 },
+/// `quantize_*`, in the order of `params::dtype`.
+pub const QUANTIZE: &[Bounds] = &[
+    Bounds { entry: "quantize_f16", threads: 512, min_ctas: 2 },
+    Bounds { entry: "quantize_bf16", threads: 512, min_ctas: 2 },
+    Bounds { entry: "quantize_f32", threads: 1024, min_ctas: 1 },
 ];
 
-/// Bits of `flags`.
-pub mod flags {
-    /// Take the mean out of K.
-    pub const SMOOTH_K: u32 = 1;
-    /// Take the mean out of V.
-    pub const SMOOTH_V: u32 = 2;
-    /// One scale for all channels of a head of V, the paper's.
-    pub const V_SCALE_PER_HEAD: u32 = 4;
-    /// Round Q's scale up to a fraction of 10 bits.
-    pub const SHORT_Q_SCALE: u32 = 8;
+/// `v_amax_*`, in the same order.
+pub const V_AMAX: &[Bounds] = &[
+    Bounds { entry: "v_amax_f16", threads: 512, min_ctas: 2 },
+    Bounds { entry: "v_amax_bf16", threads: 512, min_ctas: 2 },
+    Bounds { entry: "v_amax_f32", threads: 1024, min_ctas: 1 },
+];
+
+/// All entry points of the module `quantize`.
+pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
+    QUANTIZE.iter().chain(V_AMAX)
 }
 
-/// Threads of a CTA of `quantize_*`.
-pub const QUANTIZE_THREADS: usize = 128;
-/// CTAs of `quantize_*` that an SM holds where shared memory allows (ptxas, asked for five, leaves registers for six); the
-/// statistics come so many CTAs before the tiles.
-pub const QUANTIZE_CTAS: usize = 6;
+/// 16-byte vectors of a tile that a thread has.
+pub const THREAD_VECTORS: usize = 8;
 
-/// Bytes of the caller's tensors that a CTA of `quantize_*` keeps in shared memory.
-pub const TILE_BYTES: usize = 32 << 10;
-
-/// Bytes of a row that one CTA takes the statistics of, over a whole chunk of tokens.
-pub const SLICE_BYTES: usize = 64;
-
-const _: () = assert!(SLICE_BYTES * STATS_CHUNK == TILE_BYTES);
-
-/// Tokens that one CTA of `quantize_*` quantizes: a power of two from 32 to 512.
+/// Threads of a CTA: as many as have a whole tile of [`KV_BLOCK`] tokens, whatever the head dim. A multiprocessor holds 1024 of them at the
+/// registers and the shared memory that they have, and so up to 128 KiB that are on their way.
 #[must_use]
-pub const fn tile_tokens(head_dim: usize, element_bytes: usize) -> usize {
+pub const fn threads(head_dim: usize, element_bytes: usize) -> usize {
+    padded(head_dim) * element_bytes * KV_BLOCK / (16 * THREAD_VECTORS)
+}
+
+/// The head dim, or the next power of two: 96 dims are worked on as 128.
+pub(crate) const fn padded(head_dim: usize) -> usize {
     // 32 bits: rust-cuda counts the zeros of 64 wrongly.
-    TILE_BYTES >> ((head_dim * element_bytes) as u32).next_power_of_two().trailing_zeros()
+    (head_dim as u32).next_power_of_two() as usize
 }
 
-/// Dynamic shared memory of a CTA of `quantize_*`: the tile, and two floats a channel, or three of a slice.
-#[must_use]
-pub const fn quantize_shared_bytes(head_dim: usize) -> usize {
-    let floats = if head_dim < 64 { 3 * head_dim } else { 2 * head_dim };
-    TILE_BYTES + 4 * floats
+/// [`padded`] of a CTA of so many [`threads`].
+#[cfg(any(test, target_arch = "nvptx64"))]
+#[inline(always)]
+pub(crate) const fn padded_of_threads(threads: u32, element_bytes: usize) -> u32 {
+    threads * (16 * THREAD_VECTORS / KV_BLOCK) as u32 / element_bytes as u32
 }
 
-/// Words of counters for an operand, K or V of a head: its slices that are done, the bits of its largest `amax`, and for each
-/// slice the chunks that are done.
+/// Dynamic shared memory of a CTA of `quantize_*`: what `raw_offset` says, and the tile as it comes.
 #[must_use]
-pub const fn operand_counters(slices: usize) -> usize {
-    2 + slices
+pub const fn shared_bytes(head_dim: usize, element_bytes: usize) -> usize {
+    raw_offset(padded(head_dim), element_bytes) + raw_bytes(head_dim, element_bytes)
 }
 
-/// Words of the workspace of `quantize_*` that are zero before the launch, for `heads` of K and V over all batches.
-#[must_use]
-pub const fn counters(heads: usize, slices: usize) -> usize {
-    (2 * heads * operand_counters(slices)).next_multiple_of(4)
+/// Bytes of the tile as it comes: of halves. Floats come to registers.
+pub(crate) const fn raw_bytes(head_dim: usize, element_bytes: usize) -> usize {
+    if element_bytes == 2 { 16 * THREAD_VECTORS * threads(head_dim, element_bytes) } else { 0 }
 }
 
-/// Words of the workspace of `quantize_*`: counters, and partial statistics `[heads][2][slices][chunks][3][channels of a slice]`.
-/// `None` on overflow.
+/// Bytes before the tile: its codes on their way out, or before them what K's offset is made of; the signs and the offset of each dim; the
+/// scales of K's tokens.
+#[inline(always)]
+pub(crate) const fn raw_offset(padded: usize, element_bytes: usize) -> usize {
+    let of_tokens = (KV_BLOCK + element_bytes + 4) * padded + 4 * KV_BLOCK;
+    // V: 18 numbers a token at most, and 16 of the block.
+    if of_tokens > V_BYTES { of_tokens } else { V_BYTES }
+}
+
+/// What V has before the tile: a number of each token for each part of it, two more, and a few of the block.
+pub(crate) const V_BYTES: usize = 4 * (KV_BLOCK * (16 + 2) + 16);
+
+/// Grid of `quantize_*`. `None` where there are more tiles than a grid has CTAs.
 #[must_use]
-pub const fn workspace_len(
-    batch: usize,
-    heads_kv: usize,
-    seqlen_kv: usize,
-    head_dim: usize,
-    element_bytes: usize,
-) -> Option<usize> {
-    match grid(batch, heads_kv, seqlen_kv.div_ceil(STATS_CHUNK)) {
-        Some(chunks) => match (chunks as usize).checked_mul(2 * 3 * head_dim) {
-            Some(partial) => partial.checked_add(counters(batch * heads_kv, head_dim * element_bytes / SLICE_BYTES)),
-            None => None,
-        },
-        None => None,
-    }
+pub fn quantize_ctas(params: &QuantizeParams) -> Option<u32> {
+    Work::new(params).ctas(params.batch)
+}
+
+/// Grid of `v_amax_*`: a CTA for each block of V. `None` where there are more than a grid has.
+#[must_use]
+pub const fn v_amax_ctas(batch: usize, heads_kv: usize, seqlen_kv: usize) -> Option<u32> {
+    grid(batch, heads_kv, kv_blocks(seqlen_kv))
 }
 
 /// Largest x of a grid (CUDA programming guide, technical specifications per compute capability).
@@ -111,17 +111,22 @@ mod tests {
     use crate::layout::HEAD_DIMS;
 
     #[test]
-    fn tiles_hold_whole_panels_and_fit() {
-        for (d, bytes) in HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
-            let tokens = tile_tokens(d, bytes);
-            assert!(tokens * d * bytes <= TILE_BYTES && 2 * tokens * d * bytes > TILE_BYTES);
-            assert!((32..=512).contains(&tokens) && (d * bytes).is_multiple_of(SLICE_BYTES));
+    fn threads_hold_a_tile_and_are_within_the_bounds() {
+        for d in HEAD_DIMS {
+            for (bounds, bytes) in QUANTIZE.iter().chain(V_AMAX).zip([2, 2, 4].into_iter().cycle()) {
+                let threads = threads(d, bytes);
+                assert!(threads <= bounds.threads && threads.is_multiple_of(32), "{} {d}", bounds.entry);
+                assert!(threads * THREAD_VECTORS * 16 >= KV_BLOCK * d * bytes);
+                assert_eq!(padded_of_threads(threads as u32, bytes) as usize, padded(d));
+                // What compute capability 8.6 gives a CTA.
+                assert!(shared_bytes(d, bytes) <= 99 << 10, "{} {d}", bounds.entry);
+            }
         }
     }
 
     #[test]
     fn grids_that_do_not_fit_are_none() {
-        assert_eq!(workspace_len(2, 3, 513, 64, 2), Some(2 * 6 * 4 + 2 * 6 * 2 * 3 * 64));
-        assert_eq!(workspace_len(1 << 16, 1 << 16, 1, 64, 2), None);
+        assert_eq!(v_amax_ctas(2, 3, 513), Some(2 * 3 * 5));
+        assert_eq!(v_amax_ctas(1 << 16, 1 << 16, 1), None);
     }
 }

@@ -1,33 +1,32 @@
 //! Quantization to INT8 (arXiv 2409.16997, section 3.2), as docs/kernel-abi.md fixes it bit by bit.
 //!
 //! ```text
-//! quantize    which CTA does what, and in which order                                                    work.rs
-//!             a tile of rows to shared memory                                                            tile.rs
-//!             sum, minimum and maximum of K and V per head and channel, by chunks of 512 tokens;
-//!             chunks to mean, and to V's scale (per channel, or the paper's one a head)                  stats.rs
-//!             Q and K by token (the paper's token-level scales), row-major and packed                    tokens.rs
-//!             V with the scales of the statistics, packed and transposed                                 values.rs
+//! quantize    which CTA does what                                                      work.rs
+//!             a tile of rows to registers                                              tile.rs
+//!             what is taken out of K, from the head's first tokens                     offset.rs
+//!             Q and K by token, rotated: row-major and packed                          tokens.rs
+//!             V by token or by block, rotated four dims at a time: packed, transposed  values.rs
+//! v_amax      the paper's one scale a head of V needs all of it first                  values.rs
 //! ```
 //!
 //! | line of the contract | where |
 //! | --- | --- |
-//! | statistics: eight accumulators, their tree, chunks in order | `stats::slice`, `stats::combine`, `stats::total` |
-//! | `mean`, `amax` | `stats::finish` |
-//! | `k_scale_max`, one V scale a head | `entry::Quantize::stats` |
-//! | `scale(amax)`, Q's 10 bits | `scale` |
-//! | Q token, K token, `q_bias` | `tokens::quantize` |
-//! | V channel | `values::quantize` |
-//! | `clamp(rne(x * (1/scale)))` | `pack::quantize4` |
+//! | `scale(amax)`, a token's, Q's 10 bits, V's steps, `v_unit` | `scale` |
+//! | rotation of Q and K | `crate::rotation` |
+//! | `k_offset` | `offset::prepare` |
+//! | Q token, K token, `q_bias`, `k_block_scale` | `tokens::quantize` |
+//! | rotation of V, V block | `values::quantize` |
+//! | `clamp(rne(x * (1/scale)))` | `pack` |
 //!
-//! All of it is bound by memory: 2 bytes read and 1 written for each float16. K and V are needed twice, so the statistics of
-//! an operand run only so far ahead of its tiles that the second reading finds the data in L2. A CTA is short and has all of
-//! its 32 KiB under way at once; several share an SM, in different phases.
+//! All of it is bound by memory: 2 bytes read and 1 written for each float16. A CTA has all of its tile under way at once, in registers, and
+//! several share an SM, in different phases. Nothing is kept between CTAs: K's offset is made again by each that needs it, from the
+//! head's first tokens, which L2 has.
 //!
 //! The compiler does not know that a shuffle must stay one instruction for the whole warp. Around shuffles there is
 //! therefore no condition that differs between lanes: values are chosen by `selp_b32`, stores are predicated.
 //!
 //! # Safety
-//! The entries trust their arguments: contiguous arrays are 16-byte aligned and sized as docs/kernel-abi.md says, strides
+//! The entries trust their parameters: contiguous arrays are 16-byte aligned and sized as docs/kernel-abi.md says, strides
 //! stay inside their tensors, and blocks, grids and shared memory are those of [`launch`].
 
 pub mod launch;
@@ -38,9 +37,11 @@ pub mod work;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod entry;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+mod offset;
+#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod pack;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
-mod stats;
+mod reduce;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod tile;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]

@@ -1,121 +1,133 @@
-//! A tile of the caller's rows in shared memory.
-//!
-//! Copies go there without registers, so that several CTAs an SM have all of their tile under way at once, and Q, K, V and the
-//! statistics each read it in their own order.
+//! A tile of the caller's rows.
 
-use super::launch::{QUANTIZE_THREADS, TILE_BYTES};
-use crate::element::{Element, Rows, load_elements};
-use crate::ptx::barrier::bar_sync;
-use crate::ptx::cp_async::{commit_group, cp_async_16, wait_group};
-use crate::ptx::shared::st_shared_v4_u32;
-use crate::ptx::special::tid_x;
+use super::launch::{THREAD_VECTORS, padded_of_threads, raw_bytes, raw_offset};
+use crate::element::{Element, Rows, Vector, load, load_elements};
+use crate::layout::KV_BLOCK;
+use crate::ptx::cp_async::{commit_group, cp_async_16_zfill, wait_group};
+use crate::ptx::opaque::opaque;
+use crate::ptx::select::selp_b32;
+use crate::ptx::shared::{ld_shared_v4_u32, st_shared_v4_u32};
+use crate::ptx::special::{ntid_x, tid_x_again};
 use crate::smem;
 
-/// Vectors of a whole tile that each thread copies.
-const ROUNDS: usize = TILE_BYTES / 16 / QUANTIZE_THREADS;
+/// The head dim, or the next power of two. The threads of the CTA say it, which takes no computation and no register.
+#[inline(always)]
+pub(crate) fn padded<E: Element>() -> u32 {
+    padded_of_threads(ntid_x(), E::BYTES)
+}
 
-/// Rows of a head, as they lie in shared memory.
+/// Tokens of a head that a CTA converts.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
-    /// First token.
-    pub first: u32,
-    /// Tokens that exist.
-    pub count: u32,
-    /// Rows in shared memory: the tokens, then zeros.
-    pub padded: u32,
+    /// The tile's number in its head.
+    pub index: u32,
+    /// Tokens of the head.
+    pub seqlen: u32,
 }
 
 impl Tile {
-    /// The tile of at most `tokens` tokens from `first` of a head of `seqlen`, of which `padded` are wanted.
+    /// First token.
     #[inline(always)]
-    pub fn new(first: u32, tokens: u32, seqlen: u32, padded: u32) -> Self {
-        Self { first, count: seqlen.saturating_sub(first).min(tokens), padded: (padded - first).min(tokens) }
+    pub fn first(&self) -> u32 {
+        // Made anew wherever it is needed: it takes no register meanwhile.
+        opaque(self.index) * KV_BLOCK as u32
     }
 
-    /// Starts copying whole rows of `vectors` vectors to where [`tile_address`] says.
-    ///
-    /// # Safety
-    /// The rows are in the tensor.
+    /// Tokens that exist, 1 to 128.
     #[inline(always)]
-    pub unsafe fn load_rows<E: Element>(&self, rows: &Rows, vectors: u32) {
-        unsafe { self.load::<E>(rows, 0, vectors, |row, vector| tile_address(row, 16 * vectors, 16 * vector)) }
+    pub fn count(&self) -> u32 {
+        (self.seqlen - self.first()).min(KV_BLOCK as u32)
     }
+}
 
-    /// Starts copying `vectors` vectors of each row, from vector `from` on. `place` says where a vector of a row goes: as many
-    /// rows on as all threads take at a time, it is as many rows of `vectors` vectors further. They are there after
-    /// [`await_copies`].
+/// A thread's vectors of a tile.
+///
+/// Halves wait in places of shared memory that no other thread looks at: on their way there they take no registers, and later only those
+/// that are worked on do. Floats are worked on in the registers that they came to.
+#[derive(Clone, Copy)]
+pub(crate) struct Vectors {
+    registers: [Vector; THREAD_VECTORS],
+    /// Shared address of the first.
+    first: u32,
+    /// Bytes from one to the next.
+    step: u32,
+}
+
+impl Vectors {
+    /// Starts loading them; `place` says which: token of the head, and vector of the row. Zeros where `has` is false.
     ///
     /// # Safety
-    /// The rows are in the tensor; `place` stays in shared memory and names no byte twice.
+    /// They are in the tensor, which the grid does not write.
     #[inline(always)]
-    pub unsafe fn load<E: Element>(&self, rows: &Rows, from: u32, vectors: u32, place: impl Fn(u32, u32) -> u32) {
-        // neighbouring threads take the vectors of a row, of which there may be no power of two
-        let log = u32::BITS - (vectors - 1).leading_zeros();
-        let (row, vector) = (tid_x() >> log, tid_x() & ((1 << log) - 1));
-        if vector >= vectors {
-            return;
-        }
-        let step = QUANTIZE_THREADS as u32 >> log;
-        let (mut to, to_step) = (place(row, vector), 16 * vectors * step);
-        let mut at = rows.at((self.first + row, from + vector));
-        let at_step = (i64::from(step) * rows.stride) as isize;
+    pub unsafe fn load<E: Element>(
+        rows: &Rows,
+        has: impl Fn(usize) -> bool,
+        place: impl Fn(usize) -> (u32, u32),
+    ) -> Self {
         unsafe {
-            if rows.aligned && self.count == ROUNDS as u32 * step {
-                unroll!(0..ROUNDS, |_round| {
-                    cp_async_16(to, at);
-                    to += to_step;
-                    at = at.wrapping_offset(at_step);
+            if !in_shared::<E>() {
+                let mut registers = load::<E, THREAD_VECTORS>(rows, &place);
+                unroll!(0..THREAD_VECTORS, |i| {
+                    registers[i] = registers[i].map(|word| selp_b32(has(i), word, 0));
                 });
-                return;
+                return Self { registers, first: 0, step: 0 };
             }
-            let mut row = row;
-            while row < self.padded {
-                if row >= self.count {
-                    st_shared_v4_u32(true, to, [0; 4]);
-                } else if rows.aligned {
-                    cp_async_16(to, at);
-                } else {
-                    st_shared_v4_u32(true, to, load_elements::<E>(at));
+            let vectors = Self { registers: [[0; 4]; THREAD_VECTORS], first: 0, step: 0 }.again::<E>();
+            if rows.aligned {
+                unroll!(0..THREAD_VECTORS, |i| {
+                    cp_async_16_zfill(vectors.address(i), rows.at(place(i)), if has(i) { 16 } else { 0 });
+                });
+                commit_group();
+            } else {
+                let mut i = 0;
+                while i < THREAD_VECTORS {
+                    let loaded = load_elements::<E>(rows.at(place(i)));
+                    st_shared_v4_u32(true, vectors.address(i), if has(i) { loaded } else { [0; 4] });
+                    // Rolled: this is the slow way.
+                    i = opaque(i as u32 + 1) as usize;
                 }
-                row += step;
-                to += to_step;
-                at = at.wrapping_offset(at_step);
             }
+            vectors
         }
     }
-}
 
-/// Waits until all of the CTA's copies are there.
-///
-/// # Safety
-/// Every thread of the CTA calls it.
-#[inline(always)]
-pub(crate) unsafe fn await_copies() {
-    unsafe {
-        commit_group();
-        wait_group::<0>();
-        bar_sync();
+    /// The same, with addresses made anew: neither those before nor what has been computed of the vectors take registers any more.
+    #[inline(always)]
+    pub fn again<E: Element>(&self) -> Self {
+        if !in_shared::<E>() {
+            return Self { registers: self.registers.map(|vector| vector.map(opaque)), ..*self };
+        }
+        let first = smem::base() + raw_offset(padded::<E>() as usize, E::BYTES) as u32 + 16 * tid_x_again();
+        Self { first, step: 16 * ntid_x(), ..*self }
+    }
+
+    #[inline(always)]
+    fn address(&self, i: usize) -> u32 {
+        self.first + i as u32 * self.step
+    }
+
+    /// Waits until they are there.
+    ///
+    /// # Safety
+    /// None beyond running on the device.
+    #[inline(always)]
+    pub unsafe fn wait<E: Element>(&self) {
+        if in_shared::<E>() {
+            unsafe { wait_group::<0>() }
+        }
+    }
+
+    /// Vector number `i`.
+    ///
+    /// # Safety
+    /// They have been waited for.
+    #[inline(always)]
+    pub unsafe fn get<E: Element>(&self, i: usize) -> Vector {
+        if in_shared::<E>() { unsafe { ld_shared_v4_u32(self.address(i)) } } else { self.registers[i] }
     }
 }
 
-/// Shared address of a byte of a row of a tile whose rows are `row_bytes` long.
-///
-/// Units of 16 and 32 bytes are exchanged, so that lanes which read every other vector of two rows, or of two lines of a row,
-/// do not meet in a bank, nor lanes that read rows 4 apart (the octets of V, `super::values`).
 #[inline(always)]
-pub(crate) fn tile_address(row: u32, row_bytes: u32, byte: u32) -> u32 {
-    smem::base() + row * row_bytes + (byte ^ ((row ^ byte >> 7) & 1) << 4 ^ (row & fours(row_bytes)) << 3)
-}
-
-/// The bit of a row's number that exchanges 32 bytes, for rows of which all threads copy at least eight at a time: those that
-/// one thread copies then agree in it, and their places are evenly spaced.
-#[inline(always)]
-fn fours(row_bytes: u32) -> u32 {
-    if row_bytes <= 16 * QUANTIZE_THREADS as u32 / 8 { 4 } else { 0 }
-}
-
-/// Shared address of float `index` behind the tile.
-#[inline(always)]
-pub(crate) fn float_address(index: u32) -> u32 {
-    smem::base() + TILE_BYTES as u32 + 4 * index
+const fn in_shared<E: Element>() -> bool {
+    raw_bytes(1, E::BYTES) > 0
 }

@@ -1,189 +1,231 @@
-//! Q and K: one scale a token (arXiv 2409.16997, section 3.2: token-level quantization of Q and K).
+//! Q and K: rotated, one scale a token (arXiv 2409.16997, section 3.2: token-level quantization of Q and K).
 //!
-//! A row is shared by as many lanes as it has sixteens of dims; it stays in their registers between its maximum and its
-//! bytes.
+//! A token is shared by as many lanes as it has 32 dims (`crate::rotation`). Its codes leave through shared memory, in the order of the output,
+//! so that all stores are 16 bytes a lane and neighbours.
 
-use super::launch::{QUANTIZE_THREADS, tile_tokens};
-use super::pack::quantize4;
-use super::scale::{reciprocal, round_up, scale};
-use super::tile::{Tile, tile_address};
-use crate::element::Element;
-use crate::layout::{KV_BLOCK, block_bytes, k_offset};
-use crate::ptx::global::{ld_global_v4_f32, st_global_cs_v4_u32, st_global_f32};
-use crate::ptx::math::{fma_rn_f32, rcp_approx_ftz_f32};
+use super::launch::THREAD_VECTORS;
+use super::offset::{Source, Tables, prepare};
+use super::pack::{clamp, codes4};
+use super::reduce::over_warp;
+use super::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
+use super::tile::{Tile, Vectors, padded};
+use crate::element::{Element, Rows};
+use crate::layout::{MAX_SCALE, block_bytes, k_offset};
+use crate::ptx::barrier::bar_sync;
+use crate::ptx::global::{st_global_f32, st_global_v4_u32};
+use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::select::selp_b32;
-use crate::ptx::shared::ld_shared_v4_u32;
-use crate::ptx::shuffle::{shfl_sync_bfly_add_f32, shfl_sync_bfly_b32};
-use crate::ptx::special::tid_x;
-
-/// Dims of a row that a lane holds.
-const DIMS: usize = 16;
-/// Rows of a warp in one step at most.
-pub(crate) const ROWS: u32 = 16;
-const WARPS: usize = QUANTIZE_THREADS / 32;
+use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
+use crate::ptx::shuffle::vote_any;
+use crate::ptx::special::{ntid_x, tid_x_again};
+use crate::rotation::{DIMS, Place, vectors};
+use crate::smem;
 
 /// Where a tile goes.
 pub(crate) struct Output {
-    /// The head's bytes.
+    /// The tile's bytes.
     pub bytes: *mut u8,
-    /// The head's scales.
+    /// The tile's scales.
     pub scale: *mut f32,
-    /// The head's `q_bias`, or null.
+    /// The tile's `q_bias`, or null.
     pub bias: *mut f32,
-    /// Dims of a row.
-    pub head_dim: u32,
-    /// Low bits that no scale has.
-    pub scale_beyond: u32,
+    /// The block's `k_block_scale`.
+    pub block_scale: *mut f32,
 }
 
-/// The lane's place in a row.
-struct Place {
-    /// Lanes that share a row: a power of two, for the reduction.
-    lanes: u32,
-    /// The lane's number among them.
-    lane: u32,
-    /// Rows of a warp in one step.
-    rows: u32,
-    /// The lane's row among these.
-    row: u32,
-    /// First of the lane's dims; idle lanes repeat the last ones.
-    dim: u32,
-    /// Whether the lane has dims of its own.
-    has: bool,
-}
-
-impl Place {
-    #[inline(always)]
-    fn new(head_dim: u32) -> Self {
-        let sixteens = head_dim / DIMS as u32;
-        let lanes = sixteens.next_power_of_two();
-        let lane = tid_x() & (lanes - 1);
-        let log = lanes.trailing_zeros();
-        let (rows, row) = (32 >> log, tid_x() % 32 >> log);
-        Self { lanes, lane, rows, row, dim: DIMS as u32 * lane.min(sixteens - 1), has: lane < sixteens }
-    }
-
-    /// The largest of a value over the lanes that share a row; all of them get it.
-    #[inline(always)]
-    unsafe fn max(&self, mut value: f32) -> f32 {
-        let mut meet = |step| {
-            // halves of the row's lanes, and in the end none: the lane meets itself
-            value = value.max(f32::from_bits(unsafe { shfl_sync_bfly_b32(value.to_bits(), self.lanes >> step) }));
-        };
-        (meet(1), meet(2));
-        if self.lanes > 4 {
-            (meet(3), meet(4));
-        }
-        value
-    }
-
-    /// The sum of a value over the lanes that share a row; all of them get it.
-    #[inline(always)]
-    unsafe fn sum(&self, mut value: f32) -> f32 {
-        let mut meet = |step| value = unsafe { shfl_sync_bfly_add_f32(value, self.lanes >> step) };
-        (meet(1), meet(2));
-        if self.lanes > 4 {
-            (meet(3), meet(4));
-        }
-        value
-    }
-}
-
-/// The means that K has, or that Q meets: 0 where the lane of Q is idle, so that it adds nothing to the row's `q_bias`.
+/// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `offset` is where K's goes, or null; `out` says
+/// where the tile does, as often as it is asked, so that its addresses take no registers meanwhile.
+///
+/// # Safety
+/// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
 #[inline(always)]
-unsafe fn lane_mean<const KEYS: bool>(place: &Place, mean: *const f32) -> [f32; DIMS] {
-    let mut out = [0.0; DIMS];
-    unroll!(0..DIMS / 4, |quad| {
-        let four = unsafe { ld_global_v4_f32(mean.wrapping_add(place.dim as usize + 4 * quad)) };
-        unroll!(0..4, |i| {
-            out[4 * quad + i] = f32::from_bits(selp_b32(KEYS || place.has, four[i].to_bits(), 0));
-        });
-    });
-    out
-}
-
-/// Quantizes a tile: of K (centred, packed, padded) where `KEYS`, else of Q (row-major).
-#[inline(always)]
-pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(tile: &Tile, mean: *const f32, out: &Output) {
-    unsafe {
-        let place = Place::new(out.head_dim);
-        let mean = lane_mean::<KEYS>(&place, mean);
-        // each warp has rows of its own that follow one another; they are all of one packed block
-        let each = (tile_tokens(out.head_dim as usize, E::BYTES) / WARPS) as u32;
-        let first = tid_x() / 32 * each;
-        let end = (first + each).min(tile.padded);
-        let mut row = first;
-        while row < end {
-            quantize_row::<E, KEYS>(&place, tile, row + place.row, &mean, out);
-            row += place.rows;
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn quantize_row<E: Element, const KEYS: bool>(
-    place: &Place,
-    tile: &Tile,
-    row: u32,
-    mean: &[f32; DIMS],
-    out: &Output,
+pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
+    head_dim: u32,
+    rotates: bool,
+    rows: Rows,
+    tile: Tile,
+    end: u32,
+    source: Source,
+    offset: *mut f32,
+    out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        let inside = row < tile.count;
-        let x = lane_row::<E, KEYS>(place, row, mean, out.head_dim);
-        // as a tree: the rows of other warps do not hide sixteen steps
-        let mut largest = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
-        unroll!(4..DIMS, |i| {
-            largest[i % 4] = largest[i % 4].max(x[i].abs());
-        });
-        let largest = place.max(largest[0].max(largest[1]).max(largest[2].max(largest[3])));
-        let scale = round_up(scale(largest, fma_rn_f32), out.scale_beyond);
-        let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
-        // the padding of K is zeros
-        let or_zero = |x: f32| if KEYS { f32::from_bits(selp_b32(inside, x.to_bits(), 0)) } else { x };
-        let (scale, inverse) = (or_zero(scale), or_zero(inverse));
-        let mut words = [0; DIMS / 4];
-        unroll!(0..DIMS / 4, |i| {
-            words[i] = quantize4::<E>([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]], inverse);
-        });
-        let token = tile.first + row;
-        let to = if KEYS {
-            let block = (token / KV_BLOCK as u32) as usize * block_bytes(out.head_dim as usize);
-            out.bytes.wrapping_add(block + k_offset(token as usize % KV_BLOCK, place.dim as usize))
-        } else {
-            out.bytes.wrapping_add(token as usize * out.head_dim as usize + place.dim as usize)
-        };
-        st_global_cs_v4_u32(place.has & (KEYS | inside), to, words);
-        let first_lane = (place.lane == 0) & (KEYS | inside);
-        st_global_f32(first_lane, out.scale.wrapping_add(token as usize), [scale]);
-        if !KEYS && !out.bias.is_null() {
-            let mut bias = [x[0] * mean[0], x[1] * mean[1], x[2] * mean[2], x[3] * mean[3]];
-            unroll!(4..DIMS, |i| {
-                bias[i % 4] = fma_rn_f32(x[i], mean[i], bias[i % 4]);
-            });
-            let bias = place.sum((bias[0] + bias[1]) + (bias[2] + bias[3]));
-            st_global_f32(first_lane, out.bias.wrapping_add(token as usize), [bias]);
+        prepare::<E>(head_dim, source, offset);
+        let mut tile = tile;
+        loop {
+            one::<E, KEYS>(head_dim, rotates, &rows, tile, &out);
+            tile.index += 1;
+            if tile.index >= end {
+                break;
+            }
+            // All have copied what they do.
+            bar_sync();
         }
     }
 }
 
-/// The lane's values of a row, K's less their means.
 #[inline(always)]
-unsafe fn lane_row<E: Element, const KEYS: bool>(
-    place: &Place,
-    row: u32,
-    mean: &[f32; DIMS],
+unsafe fn one<E: Element, const KEYS: bool>(
     head_dim: u32,
-) -> [f32; DIMS] {
-    let mut x = [0.0; DIMS];
-    unroll!(0..DIMS / E::LANES, |piece| {
-        let byte = (place.dim as usize + piece * E::LANES) * E::BYTES;
-        let at = tile_address(row, head_dim * E::BYTES as u32, byte as u32);
-        let vector = unsafe { ld_shared_v4_u32(at) };
-        unroll!(0..E::LANES, |i| {
-            let value = E::get(&vector, i);
-            x[piece * E::LANES + i] = if KEYS { value - mean[piece * E::LANES + i] } else { value };
+    rotates: bool,
+    rows: &Rows,
+    tile: Tile,
+    out: &impl Fn(Tile) -> Output,
+) {
+    unsafe {
+        let place = Place::new(head_dim, padded::<E>());
+        let row = |step: usize| first_row::<E>(&place) + step as u32 * place.tokens();
+        let has = |i: usize| place.has::<E>(i % vectors::<E>());
+        let (first, count) = (tile.first(), tile.count());
+        let raw = Vectors::load::<E>(rows, has, |i| {
+            let row = row(i / vectors::<E>()).min(count - 1);
+            (first + row, place.vector_or_first::<E>(i % vectors::<E>()))
         });
+        raw.wait::<E>();
+
+        unroll!(0..THREAD_VECTORS / vectors::<E>(), |step| {
+            // Addresses are made anew here and below, so that they take no registers meanwhile.
+            let (place, raw) = (Place::new(head_dim, padded::<E>()), raw.again::<E>());
+            let tables = Tables::new::<E>();
+            let mut x = [0.0; DIMS];
+            let mut bias = [0.0; 4];
+            unroll!(0..vectors::<E>(), |i| {
+                let mut vector = raw.get::<E>(step * vectors::<E>() + i);
+                let signs = ld_shared_v4_u32(tables.signs(place.vector(i)));
+                unroll!(0..4, |word| {
+                    vector[word] ^= signs[word];
+                });
+                unroll!(0..E::LANES / 4, |quad| {
+                    let at = tables.offsets::<E>(place.vector(i)) + 16 * quad as u32;
+                    let offset = ld_shared_v4_u32(at).map(f32::from_bits);
+                    unroll!(0..4, |j| {
+                        let value = E::get(&vector, 4 * quad + j);
+                        if KEYS {
+                            x[i * E::LANES + 4 * quad + j] = value - offset[j];
+                        } else {
+                            x[i * E::LANES + 4 * quad + j] = value;
+                            bias[j] = fma_rn_f32(value, offset[j], bias[j]);
+                        }
+                    });
+                });
+            });
+            if !KEYS {
+                let (out, row) = (out(tile), first_row::<E>(&place) + step as u32 * place.tokens());
+                if !out.bias.is_null() {
+                    let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
+                    let first_lane = (place.lane == 0) & (row < tile.count());
+                    st_global_f32(first_lane, out.bias.wrapping_add(row as usize), [bias]);
+                }
+            }
+            if rotates {
+                place.butterflies::<E>(&mut x);
+            }
+
+            // As a tree: the tokens of other warps do not hide 32 steps.
+            let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
+            unroll!(4..DIMS, |i| {
+                amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
+            });
+            let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
+            let amax = place.over_lanes(amax, max_nan_f32);
+            let number = amax < f32::INFINITY;
+            let beyond = if !KEYS && rotates { BEYOND_10_BITS } else { 0 };
+            let scale = round_up(token_scale(amax, fma_rn_f32), beyond);
+            let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
+            unroll!(0..DIMS, |i| {
+                x[i] = mul_rn_f32(x[i], inverse);
+            });
+            if E::CLAMPS && vote_any(scale >= MAX_SCALE) {
+                unroll!(0..DIMS, |i| {
+                    x[i] = clamp::<E>(x[i]);
+                });
+            }
+
+            let place = Place::new(head_dim, padded::<E>());
+            let row = first_row::<E>(&place) + step as u32 * place.tokens();
+            let inside = row < tile.count();
+            let mask = selp_b32(number & (!KEYS | inside), u32::MAX, 0);
+            unroll!(0..vectors::<E>(), |i| {
+                let quad = |at: usize| codes4([x[at], x[at + 1], x[at + 2], x[at + 3]]) & mask;
+                let dim = place.vector(i) * E::LANES as u32;
+                let to = staged::<KEYS>(head_dim, &place, row, dim);
+                if E::LANES == 8 {
+                    st_shared_v2_u32(place.has::<E>(i), to, [quad(8 * i), quad(8 * i + 4)]);
+                } else {
+                    st_shared_u32(place.has::<E>(i), to, quad(4 * i));
+                }
+            });
+
+            let out = out(tile);
+            let scale = f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits()));
+            // Padding has scales of zero; a tile of Q ends with its last token.
+            let scale = f32::from_bits(selp_b32(inside, scale.to_bits(), 0));
+            st_global_f32((place.lane == 0) & (KEYS | inside), out.scale.wrapping_add(row as usize), [scale]);
+            if KEYS {
+                st_shared_u32(place.lane == 0, Tables::new::<E>().scales::<E>() + 4 * row, scale.to_bits());
+            }
+        });
+
+        bar_sync();
+        let (place, out) = (Place::new(head_dim, padded::<E>()), out(tile));
+        copy_out::<E, KEYS>(head_dim, &place, tile.count(), out.bytes);
+        let thread = tid_x_again();
+        if KEYS && thread < 32 {
+            let four = ld_shared_v4_u32(Tables::new::<E>().scales::<E>() + 16 * thread).map(f32::from_bits);
+            // Of those that are numbers.
+            let largest = max_f32(max_f32(four[0], four[1]), max_f32(four[2], four[3]));
+            let largest = over_warp(max_f32(largest, 0.0), max_f32);
+            st_global_f32(thread == 0, out.block_scale, [largest]);
+        }
+    }
+}
+
+/// The lane's first row. Each warp has rows of its own that follow one another.
+#[inline(always)]
+fn first_row<E: Element>(place: &Place) -> u32 {
+    let steps = (THREAD_VECTORS / vectors::<E>()) as u32;
+    tid_x_again() / 32 * steps * place.tokens() + place.token
+}
+
+/// Shared address where the code of a dim of a row waits: of K its place in the packed block, of Q that in row-major order, but for
+/// units of a row that are exchanged so that the rows of an instruction lie in different banks.
+#[inline(always)]
+fn staged<const KEYS: bool>(head_dim: u32, place: &Place, row: u32, dim: u32) -> u32 {
+    if KEYS {
+        smem::base() + k_offset(row as usize, dim as usize) as u32
+    } else {
+        smem::base() + row * head_dim + (dim ^ exchange(head_dim, place, row))
+    }
+}
+
+/// Which bits of a byte's place in a row of Q are exchanged: whole units of what the lanes of a row write at a time, at least 16 bytes.
+#[inline(always)]
+fn exchange(head_dim: u32, place: &Place, row: u32) -> u32 {
+    if head_dim.is_power_of_two() {
+        // Rows in 128 bytes, which is all banks, are not in each other's way.
+        let line = row * head_dim.min(128) / 128;
+        let unit = (8 * place.lanes()).max(16);
+        line * unit & (head_dim - 1)
+    } else {
+        0
+    }
+}
+
+/// Copies the tile's codes from shared memory to where they belong.
+#[inline(always)]
+unsafe fn copy_out<E: Element, const KEYS: bool>(head_dim: u32, place: &Place, count: u32, to: *mut u8) {
+    let tile_bytes = block_bytes(head_dim as usize) as u32;
+    let thread = tid_x_again();
+    let wanted = if KEYS { tile_bytes } else { count * head_dim };
+    unroll!(0..8 / E::BYTES, |i| {
+        let byte = 16 * (thread + i as u32 * ntid_x());
+        let from = byte.min(tile_bytes - 16);
+        // Where rows are no power of two of bytes, the row does not matter.
+        let row = from >> padded::<E>().trailing_zeros();
+        let exchanged = if KEYS { 0 } else { exchange(head_dim, place, row) };
+        unsafe {
+            let codes = ld_shared_v4_u32(smem::base() + (from ^ exchanged));
+            st_global_v4_u32(byte < wanted, to.wrapping_add(byte as usize), codes);
+        }
     });
-    x
 }

@@ -1,10 +1,9 @@
 //! The caller's tensors in the machine's memory: where they start, how far apart their rows are, and what was written.
 
-use super::strides;
 use anyhow::{Result, ensure};
 use bytemuck::NoUninit;
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Shape, TensorLayout};
-use ptx_machine::{Arg, DevPtr, Memory};
+use ptx_machine::{DevPtr, Memory};
 
 /// How the caller's tensors lie, beside what their layouts say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,10 +120,6 @@ impl Placed {
     /// Where its rows lie.
     pub(super) const fn layout(&self) -> &TensorLayout {
         &self.layout
-    }
-
-    pub(super) fn strides(&self) -> [Arg; 3] {
-        strides(&self.layout)
     }
 
     fn row(&self, b: usize, h: usize, n: usize) -> DevPtr {

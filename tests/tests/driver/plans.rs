@@ -4,7 +4,7 @@ use crate::{Job, layouts, nothing_is_left, problem, sentence};
 use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut};
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DeviceSlice, DeviceSliceMut, Error, Family, Gpu, Operand,
+    AttentionOutput, AttentionProblem, DType, DeviceOperands, DeviceSlice, DeviceSliceMut, Error, Family, Gpu, Operand,
     QuantizeLayouts, Scheme, Shape, TensorLayout,
 };
 use pretended_driver::{PretendedGpu, begin};
@@ -138,6 +138,9 @@ fn launches_refuse_buffers_that_do_not_fit() {
         let paper = p.with_scheme(Scheme::Paper);
         let paper_plan = gpu.plan_attention(&paper, &output(q_layout)).unwrap();
         let launch = |job: &Job| paper_plan.launch(&stream, &job.operands.view(), raw(o, len).into(), None);
+        assert!(matches!(launch(&job), Err(Error::OperandScheme { name: "q", .. })));
+        let operands = &mut job.operands;
+        (operands.q.scheme, operands.k.scheme, operands.v.scheme) = (Scheme::Paper, Scheme::Paper, Scheme::Paper);
         launch(&job).unwrap();
         job.operands.q.bias = bias;
         assert!(matches!(launch(&job), Err(Error::Optional { name: "q_bias", given: "given", .. })));
@@ -157,17 +160,18 @@ fn launches_refuse_operands_that_do_not_fit() {
         fn short<'a, T: bytemuck::Pod>(view: DeviceSlice<'a, T>) -> DeviceSlice<'a, T> {
             view.range(0, view.len() - 1).unwrap()
         }
-        let cuts: [(&str, Cut); 10] = [
+        let cuts: [(&str, Cut); 11] = [
             ("q", |x| x.q.data = short(x.q.data)),
             ("q_scale", |x| x.q.scale = short(x.q.scale)),
             ("q_bias", |x| x.q.bias = x.q.bias.map(short)),
             ("k", |x| x.k.data = short(x.k.data)),
             ("k_scale", |x| x.k.scale = short(x.k.scale)),
-            ("k_mean", |x| x.k.mean = short(x.k.mean)),
-            ("k_scale_max", |x| x.k.scale_max = short(x.k.scale_max)),
+            ("k_block_scale", |x| x.k.block_scale = short(x.k.block_scale)),
+            ("k_offset", |x| x.k.offset = short(x.k.offset)),
             ("v", |x| x.v.data = short(x.v.data)),
             ("v_scale", |x| x.v.scale = short(x.v.scale)),
-            ("v_mean", |x| x.v.mean = short(x.v.mean)),
+            ("v_block_scale", |x| x.v.block_scale = short(x.v.block_scale)),
+            ("v_unit", |x| x.v.unit = short(x.v.unit)),
         ];
         for (name, cut) in cuts {
             let mut view = job.operands.view();
@@ -185,11 +189,30 @@ fn launches_refuse_operands_that_do_not_fit() {
             assert!(fits, "{name}: {error:?}");
         }
         let [q, k, v] = &job.inputs;
-        let mut out = job.operands.view_mut();
-        let workspace = job.workspace.slice_mut();
-        let short = workspace.range(0, job.quantize.workspace_len() - 1).unwrap();
-        let error = job.quantize.launch(&stream, q.into(), k.into(), v.into(), short, &mut out).err();
+        let (q_layout, kv_layout) = layouts(&problem());
+        let tensors = QuantizeLayouts { q: q_layout, k: kv_layout, v: kv_layout, dtype: DType::F16 };
+        let paper = problem().with_scheme(Scheme::Paper);
+        let paper_plan = gpu.plan_quantize(&paper, &tensors).unwrap();
+        let mut paper_out = DeviceOperands::alloc(&gpu, &paper).unwrap();
+        let mut short = gpu.alloc(paper_plan.workspace_len() - 1).unwrap();
+        let out = &mut paper_out.view_mut();
+        let error = paper_plan.launch(&stream, q.into(), k.into(), v.into(), short.slice_mut(), out).err();
         assert!(matches!(error, Some(Error::Length { name: "the workspace", .. })), "{error:?}");
+        let mut out = job.operands.view_mut();
+        let error = paper_plan.launch(&stream, q.into(), k.into(), v.into(), short.slice_mut(), &mut out).err();
+        assert!(matches!(error, Some(Error::OperandScheme { name: "q", .. })), "{error:?}");
+        for (name, change) in [
+            ("q", (|x| x.q.scheme = Scheme::Paper) as Cut),
+            ("k", |x| x.k.scheme = Scheme::Paper),
+            ("v", |x| x.v.scheme = Scheme::Paper),
+        ] {
+            let mut view = job.operands.view();
+            change(&mut view);
+            let error = job.attention.launch(&stream, &view, (&mut job.o).into(), Some(job.lse.slice_mut())).err();
+            let other = matches!(&error, Some(Error::OperandScheme { name: other, .. }) if *other == name);
+            assert!(other, "{name}: {error:?}");
+        }
+        let mut out = job.operands.view_mut();
         let k_short = AnySlice::from(k.slice().range(0, k.len() - 1).unwrap());
         let error =
             job.quantize.launch(&stream, q.into(), k_short, v.into(), job.workspace.slice_mut(), &mut out).err();

@@ -136,14 +136,14 @@ impl Kernels for OnGpu {
         let gpu = &self.gpu;
         let plan = gpu.plan_dequantize(problem, operand, out, dtype)?;
         let operands = operands.to_device(gpu)?;
-        let (data, scale, mean) = match operand {
+        let (data, scale, offset) = match operand {
             Operand::Q => (&operands.q.data, &operands.q.scale, None),
-            Operand::K => (&operands.k.data, &operands.k.scale, Some(operands.k.mean.slice())),
-            Operand::V => (&operands.v.data, &operands.v.scale, Some(operands.v.mean.slice())),
+            Operand::K => (&operands.k.data, &operands.k.scale, Some(operands.k.offset.slice())),
+            Operand::V => (&operands.v.data, &operands.v.scale, None),
         };
         let mut o = self.output(out, dtype)?;
         let stream = gpu.stream()?;
-        plan.launch(&stream, data.slice(), scale.slice(), mean, self.inside(&mut o, dtype)?)?;
+        plan.launch(&stream, data.slice(), scale.slice(), offset, self.inside(&mut o, dtype)?)?;
         stream.synchronize()?;
         self.read_output(&o, *out, dtype)
     }

@@ -377,7 +377,7 @@ fn quantize_parts(on: &OnGpu) -> Result<()> {
         let [q, k, v] = &whole.inputs;
         let (k_out, v_out) = (&mut parts.k.view_mut(), &mut parts.v.view_mut());
         kv_plan.launch(&stream, k.into(), v.into(), workspace.slice_mut(), k_out, v_out)?;
-        q_plan.launch(&stream, q.into(), parts.k.mean.slice(), &mut parts.q.view_mut())?;
+        q_plan.launch(&stream, q.into(), parts.k.offset.slice(), &mut parts.q.view_mut())?;
         stream.synchronize()?;
         ensure!(parts.to_host()? == whole.operands.to_host()?, "the parts differ from the whole, {scheme}");
     }

@@ -211,24 +211,28 @@ fn head_operands(all: &DeviceOperands, one: &AttentionProblem, head: usize) -> R
     Ok(HostQuantized {
         q: QuantizedQ {
             shape: one.q_shape(),
+            scheme: one.scheme,
             data: read(&all.q.data, head * n * d, n * d)?,
             scale: read(&all.q.scale, head * n, n)?,
             bias,
         },
         k: QuantizedK {
             shape: one.kv_shape(),
+            scheme: one.scheme,
             format: all.k.format,
             data: read(&all.k.data, head * packed, packed)?,
             scale: read(&all.k.scale, head * keys, keys)?,
-            mean: read(&all.k.mean, head * d, d)?,
-            scale_max: read(&all.k.scale_max, head, 1)?,
+            block_scale: read(&all.k.block_scale, head * blocks, blocks)?,
+            offset: read(&all.k.offset, head * d, d)?,
         },
         v: QuantizedV {
             shape: one.kv_shape(),
+            scheme: one.scheme,
             format: all.v.format,
             data: read(&all.v.data, head * packed, packed)?,
-            scale: read(&all.v.scale, head * d, d)?,
-            mean: read(&all.v.mean, head * d, d)?,
+            scale: read(&all.v.scale, head * keys, keys)?,
+            block_scale: read(&all.v.block_scale, head * blocks, blocks)?,
+            unit: read(&all.v.unit, head, 1)?,
         },
     })
 }

@@ -7,7 +7,7 @@ use int_flash_attention_kernels::{config, dequantize, quantize};
 pub fn launch_bounds(entry: &str) -> Option<LaunchBounds> {
     let attention = config::ATTENTION.iter().map(|v| (v.name, v.threads, v.min_ctas));
     let baseline = config::BASELINE.iter().map(|v| (v.name, v.threads, v.min_ctas));
-    let conversion = quantize::launch::BOUNDS.iter().chain(dequantize::launch::BOUNDS);
+    let conversion = quantize::launch::bounds().chain(dequantize::launch::BOUNDS);
     let conversion = conversion.map(|b| (b.entry, b.threads, b.min_ctas));
     let (_, threads, min_ctas) = attention.chain(baseline).chain(conversion).find(|(name, ..)| *name == entry)?;
     Some(LaunchBounds { threads, min_ctas })
@@ -15,11 +15,10 @@ pub fn launch_bounds(entry: &str) -> Option<LaunchBounds> {
 
 /// The entries that a module must have.
 pub fn expected_entries(module: &'static str) -> Vec<&'static str> {
-    let conversion = match module {
-        "quantize" => quantize::launch::BOUNDS,
-        "dequantize" => dequantize::launch::BOUNDS,
+    match module {
+        "quantize" => quantize::launch::bounds().map(|b| b.entry).collect(),
+        "dequantize" => dequantize::launch::BOUNDS.iter().map(|b| b.entry).collect(),
         // An attention kernel's module and entry point have one name.
-        _ => return vec![module],
-    };
-    conversion.iter().map(|b| b.entry).collect()
+        _ => vec![module],
+    }
 }

@@ -1,15 +1,12 @@
 //! The rows of a warp to global memory.
 
 use super::{Kernel, Place};
-use crate::attention::epilogue::{
-    self, Finished, MAX_GROUPS, NEIGHBOURS, OutputRows, TILES, store_lse, store_neighbours,
-};
+use crate::attention::epilogue::{self, Finished, NEIGHBOURS, OutputRows, TILES, store_lse, store_neighbours};
 use crate::attention::output::Accumulator;
 use crate::attention::softmax::Softmax;
 use crate::element::Element;
 use crate::layout::V_GROUP;
 use crate::params::AttentionParams;
-use crate::ptx::global::ld_global_nc_v4_f32;
 use core::marker::PhantomData;
 
 /// The rows of a warp.
@@ -18,7 +15,6 @@ struct Warp<'a, K, const MT: usize> {
     place: &'a Place,
     acc: &'a Accumulator<MT>,
     finished: [[Finished; 2]; MT],
-    channels: Channels,
     kernel: PhantomData<K>,
 }
 
@@ -29,19 +25,19 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
     softmax: &K::Softmax,
     acc: &Accumulator<MT>,
 ) {
+    let unit = unsafe { K::Softmax::output_unit(params, &place.sequence) };
     let mut finished = [[Finished::UNSEEN; 2]; MT];
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
             // The shuffles inside need the whole warp.
-            finished[mt][half] = unsafe { softmax.finish(mt, half) };
+            finished[mt][half] = unsafe { softmax.finish(mt, half, unit, || super::notes::<K, MT>(place.thread)) };
             let row = place.lane.query(mt, half);
             if row < params.seqlen_q && place.lane.quad == 0 && place.member == 0 {
                 unsafe { store_lse(params, &place.sequence, row, finished[mt][half].lse) };
             }
         });
     });
-    let channels = unsafe { Channels::load::<K, MT>(params, place) };
-    unsafe { epilogue::store(params, &Warp::<K, MT> { params, place, acc, finished, channels, kernel: PhantomData }) };
+    unsafe { epilogue::store(params, &Warp::<K, MT> { params, place, acc, finished, kernel: PhantomData }) };
 }
 
 /// First of the lane's dims.
@@ -58,41 +54,15 @@ impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
                 let (row, finished) = (self.place.lane.query(mt, half), &self.finished[mt][half]);
                 let first = self.place.sequence.o::<E>(self.params, row, first_dim::<K, MT>(self.place));
                 unroll!(0..K::HEAD_DIM / V_GROUP / K::TEAM, |group| {
-                    let mut o = [0.0; NEIGHBOURS];
+                    let mut sums = [0.0; NEIGHBOURS];
                     unroll!(0..NEIGHBOURS, |i| {
-                        let acc = self.acc.o[mt][TILES * group + i / 2][2 * half + i % 2];
-                        o[i] = finished.output(acc, self.channels.scale[group][i], self.channels.mean[group][i]);
+                        sums[i] = self.acc.o[mt][TILES * group + i / 2][2 * half + i % 2];
                     });
+                    let o = finished.output::<E>(sums);
                     let address = first.wrapping_add(V_GROUP * group * E::BYTES);
                     unsafe { store_neighbours::<E, WHOLE>(row < self.params.seqlen_q, address, &o, finished.seen) };
                 });
             });
         });
-    }
-}
-
-/// Scales and means of this lane's channels of V, read in one go: a load behind a store would wait for it.
-struct Channels {
-    scale: [[f32; NEIGHBOURS]; MAX_GROUPS],
-    mean: [[f32; NEIGHBOURS]; MAX_GROUPS],
-}
-
-impl Channels {
-    #[inline(always)]
-    unsafe fn load<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, place: &Place) -> Self {
-        let mut channels = Self { scale: [[0.0; NEIGHBOURS]; MAX_GROUPS], mean: [[0.0; NEIGHBOURS]; MAX_GROUPS] };
-        let (scales, means) = (place.sequence.v_scale(params, K::HEAD_DIM), place.sequence.v_mean(params, K::HEAD_DIM));
-        unroll!(0..K::HEAD_DIM / V_GROUP / K::TEAM, |group| {
-            unroll!(0..2, |half| {
-                let at = first_dim::<K, MT>(place) + V_GROUP * group + 4 * half;
-                let (scale, mean) =
-                    unsafe { (ld_global_nc_v4_f32(scales.add(at)), ld_global_nc_v4_f32(means.add(at))) };
-                unroll!(0..4, |i| {
-                    channels.scale[group][4 * half + i] = scale[i];
-                    channels.mean[group][4 * half + i] = mean[i];
-                });
-            });
-        });
-        channels
     }
 }

@@ -25,16 +25,22 @@ mod team;
 use super::lane::Lane;
 use super::output::{Accumulator, Probabilities};
 use super::sequence::Sequence;
-use super::softmax::Softmax;
+use super::softmax::{BlockScales, Notes, Softmax, SpecialBlock, value_weight, warp_reach};
 use super::window::Window;
 use super::{KEY_STEPS, KEY_TILES};
-use crate::config::sm80::{team_offset, vars_offset};
+use crate::config::sm80::{
+    MAXIMA_BYTES, notes_offset, scratch_offset, sums_offset, team_bytes, team_offset, vars_offset,
+};
+use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::KV_BLOCK;
 use crate::params::AttentionParams;
 use crate::ptx::barrier::bar_sync;
+use crate::ptx::global::ld_global_nc_f32;
+use crate::ptx::math::{max_f32, mul_rn_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
 use crate::smem;
+use core::marker::PhantomData;
 use pipeline::Pipeline;
 use scores::{KeyFactors, Query};
 use shared_vars::{SharedVars, Tile};
@@ -90,9 +96,15 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         let vars = SharedVars::new(place.shared + vars_offset(K::HEAD_DIM, K::SLOTS) as u32);
         let blocks = window.blocks(tile.row, K::TILE_M);
 
-        let kappa = K::Softmax::kappa(params, &place.sequence, K::HEAD_DIM);
-        let common_factor = K::Softmax::common_factor(params, kappa);
-        let mut softmax = K::Softmax::new(params, kappa, scores::query_scales(params, &place));
+        let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
+        let q_scales = scores::query_scales(params, &place);
+        let mut reach = 0.0;
+        if K::Softmax::SPECIAL {
+            unroll!(0..MT, |mt| {
+                reach = max_f32(reach, warp_reach(params, K::HEAD_DIM, q_scales[mt]));
+            });
+        }
+        let mut softmax = K::Softmax::new(params, q_scales, || notes::<K, MT>(place.thread));
         let mut factors = KeyFactors::<K, MT>::new(params, &place, blocks.first);
         let team = SharingTeam::<K, MT>::new(team_offset(K::HEAD_DIM, K::SLOTS), &place);
         let query = Query::<MT>::load(params, K::HEAD_DIM, &place);
@@ -100,34 +112,33 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         let mut acc = Accumulator::<MT>::zero();
 
         vars.store(place.thread == 0, &tile, common_factor, &blocks);
+        vars.store_reach(place.thread / 32, reach);
         let (mut block, mut more) = (blocks.first, blocks.first != blocks.end);
         let first = factors.fetch(more);
-        factors.publish(block, first, common_factor);
+        factors.publish(block, first, common_factor * shrink::<K, MT>(params, &place, block, more));
         // For the variables in shared memory: there may be no block, and so no other barrier before the end.
         bar_sync();
         while more {
             // Opaque: else the end of the blocks and the one before it would be in registers across the loop.
             let next = opaque(block + 1);
             more = next != blocks.end;
-            step(
-                params,
-                block,
-                more,
-                &place,
-                &vars,
-                &query,
-                &mut factors,
-                &team,
-                &mut pipeline,
-                &mut softmax,
-                &mut acc,
-            );
+            let mut state =
+                State { factors: &mut factors, pipeline: &mut pipeline, softmax: &mut softmax, acc: &mut acc };
+            step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state);
             block = next;
         }
         pipeline.drain();
         let place = self::place::<K, MT>(params, &vars.tile(), opaque(tid_x()));
         epilogue::store::<K, MT>(params, &place, &softmax, &acc);
     }
+}
+
+/// What a block moves on.
+struct State<'a, K: Kernel<MT>, const MT: usize> {
+    factors: &'a mut KeyFactors<K, MT>,
+    pipeline: &'a mut Pipeline<K, MT>,
+    softmax: &'a mut K::Softmax,
+    acc: &'a mut Accumulator<MT>,
 }
 
 /// One block of keys; whether there are more of them.
@@ -140,14 +151,14 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
     place: &Place,
     vars: &SharedVars,
     query: &Query<MT>,
-    factors: &mut KeyFactors<K, MT>,
     team: &SharingTeam<K, MT>,
-    pipeline: &mut Pipeline<K, MT>,
-    softmax: &mut K::Softmax,
-    acc: &mut Accumulator<MT>,
+    state: &mut State<K, MT>,
 ) {
+    let State { factors, pipeline, softmax, acc } = state;
     unsafe {
         let next_scale = factors.fetch(more);
+        // Long before they are needed: the products hide the loads.
+        let scales = block_scales::<K, MT>(params, place, vars, block);
         let k = pipeline.next_k();
         let mut s = scores::block(query, k, factors, softmax, block, place);
         let [full_from, full_to] = vars.full();
@@ -157,7 +168,20 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         if block < full_from {
             mask::<K, MT, true>(params, &mut s, block, vars);
         }
-        let exponents = softmax.exponents(&s, team);
+        let mut row_scales = K::Softmax::row_scales(|| notes::<K, MT>(opaque(tid_x())));
+        let special = K::Softmax::SPECIAL && K::Softmax::is_special(&scales);
+        if special {
+            K::Softmax::special(
+                &mut s,
+                &mut row_scales,
+                team,
+                &Special::<K, MT> { params, block, scales, vars, kernel: PhantomData },
+            );
+        }
+        let exponents = softmax.exponents(&s, row_scales, team);
+        if special {
+            K::Softmax::note_exponents(&exponents, || notes::<K, MT>(opaque(tid_x())));
+        }
         let mut p: Probabilities<MT> = [[[0; 4]; KEY_STEPS]; MT];
         unroll!(0..K::KEY_STEPS, |step| {
             let codes = softmax.step(&s, &exponents, step);
@@ -169,9 +193,12 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         // Before the wait, which hides the load.
         let common_factor = vars.common_factor();
         let v = pipeline.next_v();
-        factors.publish(block + 1, next_scale, common_factor);
+        let shrink = shrink::<K, MT>(params, place, block + 1, more);
+        factors.publish(block + 1, next_scale, common_factor * shrink);
         team.collect(&mut p);
-        let row = softmax.add_block(exponents, &p, acc, K::HEAD_DIM / 8 / K::TEAM);
+        let notes = || notes::<K, MT>(opaque(tid_x()));
+        let tiles = K::HEAD_DIM / 8 / K::TEAM;
+        let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, || scales, notes);
         output::update::<K, MT>(acc, &p, v, place.member, &row);
     }
 }
@@ -200,6 +227,138 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
             }
         });
     });
+}
+
+/// The scales of a block, in the unit of the head's values, and the reach of the warp's rows.
+#[inline(always)]
+unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
+    params: &AttentionParams,
+    place: &Place,
+    vars: &SharedVars,
+    block: u32,
+) -> BlockScales {
+    if !K::Softmax::SPECIAL {
+        return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
+    }
+    let sequence = &place.sequence;
+    let [k, v, unit] = unsafe {
+        [
+            ld_global_nc_f32(sequence.k_block_scale(params, block)),
+            ld_global_nc_f32(sequence.v_block_scale(params, block)),
+            ld_global_nc_f32(sequence.v_unit(params)),
+        ]
+    };
+    let reach = unsafe { vars.reach(opaque(tid_x()) / 32) };
+    BlockScales { k, v: value_weight(v, unit), reach }
+}
+
+/// What the factors of a block's keys are multiplied with, if there is such a block.
+#[inline(always)]
+unsafe fn shrink<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, place: &Place, block: u32, is: bool) -> f32 {
+    let mut shrink = 1.0;
+    if K::Softmax::SPECIAL && is {
+        let k = unsafe { ld_global_nc_f32(place.sequence.k_block_scale(params, block)) };
+        shrink = K::Softmax::shrink(params, K::HEAD_DIM, k);
+    }
+    shrink
+}
+
+/// What a special block needs, worked out anew where it is rare.
+struct Special<'a, K, const MT: usize> {
+    params: &'a AttentionParams,
+    block: u32,
+    scales: BlockScales,
+    vars: &'a SharedVars,
+    kernel: PhantomData<K>,
+}
+
+impl<K: Kernel<MT>, const MT: usize> Special<'_, K, MT> {
+    #[inline(always)]
+    fn place(&self) -> Place {
+        // SAFETY: in the loop.
+        let tile = unsafe { self.vars.tile() };
+        place::<K, MT>(self.params, &tile, opaque(tid_x()))
+    }
+}
+
+impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
+    #[inline(always)]
+    fn params(&self) -> &AttentionParams {
+        self.params
+    }
+
+    #[inline(always)]
+    fn head_dim(&self) -> usize {
+        K::HEAD_DIM
+    }
+
+    #[inline(always)]
+    unsafe fn scales(&self) -> BlockScales {
+        self.scales
+    }
+
+    #[inline(always)]
+    unsafe fn q_scale(&self, mt: usize, half: usize) -> f32 {
+        let place = self.place();
+        let row = place.lane.query(mt, half);
+        let mut scale = 1.0;
+        if row < self.params.seqlen_q {
+            scale = unsafe { ld_global_nc_f32(place.sequence.q_scale(self.params, row)) };
+        }
+        scale
+    }
+
+    #[inline(always)]
+    fn keys(&self, mt: usize, half: usize) -> [i32; 2] {
+        let (lane, window, block) = (self.place().lane, Window::of(self.params).anew(), opaque(self.block));
+        let row = lane.query(mt, half);
+        let first = 2 * lane.quad as i32;
+        [window.from_in_block(row, block) - first, window.to_in_block(row, block) - first]
+    }
+
+    #[inline(always)]
+    fn first_own(&self) -> i32 {
+        (self.place().member as usize * 8 * K::KEY_TILES) as i32
+    }
+
+    #[inline(always)]
+    fn v_scale(&self) -> *const f32 {
+        let place = self.place();
+        place.sequence.v_scale(self.params, self.block).wrapping_add(2 * place.lane.quad as usize)
+    }
+
+    #[inline(always)]
+    unsafe fn v_unit(&self) -> f32 {
+        unsafe { ld_global_nc_f32(self.place().sequence.v_unit(self.params)) }
+    }
+
+    #[inline(always)]
+    fn notes(&self) -> Notes {
+        notes::<K, MT>(opaque(tid_x()))
+    }
+}
+
+/// Where the warp of a thread keeps its notes, from the row of the thread's quad on.
+#[inline(always)]
+fn notes<K: Kernel<MT>, const MT: usize>(thread: u32) -> Notes {
+    let base = smem::base();
+    let offset = notes_offset(K::HEAD_DIM, K::SLOTS, MT, K::WARPS, K::TEAM) as u32;
+    let (warp, bytes) = (thread / 32, (16 * MT * NOTE_BYTES) as u32);
+    let (team, member) = (warp / K::TEAM as u32, warp % K::TEAM as u32);
+    let first = base + offset + thread % 32 / 4 * NOTE_BYTES as u32;
+    let scratch = if K::TEAM == 1 {
+        scratch_offset(K::HEAD_DIM, K::SLOTS, MT, K::WARPS, K::TEAM) as u32 + warp * SCRATCH_BYTES as u32
+    } else {
+        let of_team = team_offset(K::HEAD_DIM, K::SLOTS) as u32 + team * team_bytes(MT, K::TEAM) as u32;
+        of_team + (K::TEAM * MAXIMA_BYTES) as u32 + member * (SCRATCH_BYTES / K::TEAM) as u32
+    };
+    Notes {
+        own: first + warp * bytes,
+        first: first + team * K::TEAM as u32 * bytes,
+        bytes,
+        scratch: base + scratch + 4 * (thread % 32),
+        sums: base + sums_offset(K::HEAD_DIM, K::SLOTS, MT, K::WARPS, K::TEAM) as u32 + (16 * MT) as u32 * thread,
+    }
 }
 
 /// The lane of a thread of the CTA whose tile begins at `row`, and which of its team's warps it is in.

@@ -4,7 +4,9 @@
 //! spare: what would be spilled to local memory stands here.
 
 use crate::attention::window::Blocks;
-use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_v2_u32, st_shared_v4_u32};
+use crate::ptx::shared::{
+    ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32,
+};
 
 /// The query rows of a CTA.
 #[derive(Clone, Copy)]
@@ -55,5 +57,17 @@ impl SharedVars {
     #[inline(always)]
     pub(crate) unsafe fn common_factor(&self) -> f32 {
         unsafe { ld_shared_f32(self.address + 12) }
+    }
+
+    /// Stores the reach of a warp's rows, the same by all its lanes; see [`Self::store`].
+    #[inline(always)]
+    pub(crate) unsafe fn store_reach(&self, warp: u32, reach: f32) {
+        unsafe { st_shared_f32(self.address + 32 + 4 * warp, reach) }
+    }
+
+    /// The reach of a warp's rows, see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn reach(&self, warp: u32) -> f32 {
+        unsafe { ld_shared_f32(self.address + 32 + 4 * warp) }
     }
 }

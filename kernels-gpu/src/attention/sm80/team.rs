@@ -5,7 +5,7 @@ use crate::attention::KEY_STEPS;
 use crate::attention::output::Probabilities;
 use crate::attention::softmax::Team;
 use crate::config::sm80::{MAXIMA_BYTES, team_bytes};
-use crate::ptx::barrier::bar_sync_some;
+use crate::ptx::barrier::{bar_sync_some, warp_sync};
 use crate::ptx::math::max_f16x2;
 use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_v2_u32, st_shared_v4_u32};
 use core::marker::PhantomData;
@@ -48,6 +48,17 @@ impl<K: Kernel<MT>, const MT: usize> Team<MT> for SharingTeam<K, MT> {
             });
         });
         largest
+    }
+
+    #[inline(always)]
+    unsafe fn settle(&self) {
+        unsafe {
+            if K::TEAM > 1 {
+                bar_sync_some(1 + self.team, 32 * K::TEAM as u32);
+            } else {
+                warp_sync();
+            }
+        }
     }
 }
 

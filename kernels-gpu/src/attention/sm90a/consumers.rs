@@ -7,13 +7,16 @@ use super::tile_order::{QueryTile, TileOrder};
 use super::{Kernel, epilogue, output, scores};
 use crate::attention::lane::Lane;
 use crate::attention::output::{Accumulator, Probabilities};
-use crate::attention::softmax::{Alone, Softmax};
+use crate::attention::softmax::{Alone, BlockScales, Notes, Softmax, SpecialBlock, warp_reach};
 use crate::attention::window::{Blocks, Window};
 use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
+use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::params::AttentionParams;
+use crate::ptx::barrier::warp_sync;
+use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::ld_shared_f32;
+use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, st_shared_f32};
 use crate::ptx::shuffle::first_lane;
 use crate::ptx::special::tid_x;
 use crate::ptx::wgmma::{self, Products};
@@ -68,7 +71,7 @@ unsafe fn tile<K: Kernel>(
     let group = unsafe { first_lane(tid_x() / 128) };
     let buffer = rings.q().address(states.q);
     unsafe { rings.q().wait_full(states.q) };
-    let (tile, kappa) = unsafe { QueryTile::read(buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32) };
+    let tile = unsafe { QueryTile::read(buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32) };
     let first = tile.m_block * K::TILE_M;
     let row = first + group * WARPGROUP_ROWS as u32;
     let first_brought = brought::<K>(params, tile.m_block).first;
@@ -91,8 +94,14 @@ unsafe fn tile<K: Kernel>(
     let ring_k = rings.k();
     unsafe {
         let lane = lane(row, tid_x());
-        let scale = buffer + (sm90a::q_scale_offset(K::HEAD_DIM, K::WGS) as u32) + 4 * (lane.query(0, 0) - first);
-        let mut softmax = K::Softmax::new(params, kappa, [[ld_shared_f32(scale), ld_shared_f32(scale + 32)]]);
+        let q_scales = rows.q_scales(lane, first);
+        if K::Softmax::SPECIAL {
+            // In shared memory: registers are what the loop is short of.
+            let reach = warp_reach(params, K::HEAD_DIM, q_scales[0]);
+            st_shared_f32(rings.reach(tid_x() / 32), reach);
+            warp_sync();
+        }
+        let mut softmax = K::Softmax::new(params, q_scales, || rows.notes());
         let mut acc = Accumulator::<1>::zero();
         rows.skip(states, blocks.first - first_brought);
         if blocks.first < blocks.end {
@@ -106,8 +115,9 @@ unsafe fn tile<K: Kernel>(
             rows.block::<false>(&mut softmax, &mut acc, &mut sums, states, index);
         }
         rows.skip(states, brought::<K>(params, rows.read_tile().m_block).end - blocks.end);
-        let v_scale = buffer + sm90a::v_scale_offset(K::HEAD_DIM, K::WGS) as u32;
-        epilogue::store::<K>(params, &rows.read_tile().sequence, rows.find_lane(), &softmax, &acc, v_scale);
+        let sequence = rows.read_tile().sequence;
+        let unit = K::Softmax::output_unit(params, &sequence);
+        epilogue::store::<K>(params, &sequence, rows.find_lane(), &softmax, &acc, unit, || rows.notes());
         rings.q().release(states.q, rows.elected);
         states.q = rings.q().next(states.q);
     }
@@ -152,6 +162,7 @@ impl<K: Kernel> Rows<'_, K> {
             // Opaque: computed anew here, where the wait hides it, instead of kept in a register across the loop.
             let factors = self.rings.factors(now) + 16 * (opaque(tid_x()) % 4);
             sums.wait::<0>();
+            let special = K::Softmax::SPECIAL && K::Softmax::is_special(&self.scales(now));
             let mut scores = scores::take(softmax, sums, factors);
             if index >= self.blocks.full_to {
                 self.mask::<false>(&mut scores, index);
@@ -159,14 +170,29 @@ impl<K: Kernel> Rows<'_, K> {
             if index < self.blocks.full_from {
                 self.mask::<true>(&mut scores, index);
             }
-            let exponents = softmax.exponents(&scores, &Alone);
+            let mut row_scales = K::Softmax::row_scales(|| self.notes());
+            if special {
+                K::Softmax::special(&mut scores, &mut row_scales, &Alone, &Special { rows: self, now, block: index });
+            }
+            let exponents = softmax.exponents(&scores, row_scales, &Alone);
+            if special {
+                K::Softmax::note_exponents(&exponents, || self.notes());
+            }
             ring_k.release(now, self.elected);
             let next = ring_k.next(now);
             let k_there = MORE && ring_k.test_full(next);
             self.barrier.await_turn();
             ring_v.wait_full_unless(v_there, now);
             let (p, mut o) = self.products(softmax, &scores, &exponents, ring_v.address(now));
-            let row = softmax.add_block(exponents, &p, acc, K::HEAD_DIM / 8);
+            let row = softmax.add_block::<Alone>(
+                exponents,
+                &p,
+                acc,
+                K::HEAD_DIM / 8,
+                special,
+                || self.scales(now),
+                || self.notes(),
+            );
             unroll!(0..parts(K::HEAD_DIM), |part| {
                 if part + 1 == parts(K::HEAD_DIM) {
                     o[part].wait::<0>();
@@ -230,10 +256,37 @@ impl<K: Kernel> Rows<'_, K> {
         (p, o)
     }
 
+    /// The scales of a block whose K has landed, and the reach of the warp's rows.
+    #[inline(always)]
+    unsafe fn scales(&self, state: RingState) -> BlockScales {
+        if !K::Softmax::SPECIAL {
+            return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
+        }
+        let [k, v] = unsafe { ld_shared_v2_u32(self.rings.block_scales(state)) }.map(f32::from_bits);
+        BlockScales { k, v, reach: unsafe { ld_shared_f32(self.rings.reach(opaque(tid_x()) / 32)) } }
+    }
+
+    /// The scales of the lane's rows, in the tile whose first row is `first`.
+    #[inline(always)]
+    unsafe fn q_scales(&self, lane: Lane, first: u32) -> [[f32; 2]; 1] {
+        let at = self.buffer + sm90a::q_scale_offset(K::HEAD_DIM, K::WGS) as u32 + 4 * (lane.query(0, 0) - first);
+        unsafe { [[ld_shared_f32(at), ld_shared_f32(at + 32)]] }
+    }
+
+    /// Where the warp keeps its notes: from the row of the lane's quad on.
+    #[inline(always)]
+    fn notes(&self) -> Notes {
+        let thread = opaque(tid_x());
+        let row = 16 * (thread / 32) + thread % 32 / 4;
+        let own = self.rings.notes() + row * NOTE_BYTES as u32;
+        let scratch = self.rings.scratch() + thread / 32 * SCRATCH_BYTES as u32 + 4 * (thread % 32);
+        Notes { own, first: own, bytes: 0, scratch, sums: self.rings.sums() + 16 * thread }
+    }
+
     #[inline(always)]
     fn read_tile(&self) -> QueryTile {
         // SAFETY: the buffer is full.
-        unsafe { QueryTile::read(self.buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32).0 }
+        unsafe { QueryTile::read(self.buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32) }
     }
 
     /// This lane, computed anew where it is seldom needed: registers are what the loop is short of.
@@ -241,6 +294,65 @@ impl<K: Kernel> Rows<'_, K> {
     fn find_lane(&self) -> Lane {
         let row = self.read_tile().m_block * K::TILE_M + self.group * WARPGROUP_ROWS as u32;
         lane(row, opaque(tid_x()))
+    }
+}
+
+/// What a special block needs, worked out anew where it is rare.
+struct Special<'a, K> {
+    rows: &'a Rows<'a, K>,
+    now: RingState,
+    block: u32,
+}
+
+impl<K: Kernel> SpecialBlock for Special<'_, K> {
+    #[inline(always)]
+    fn params(&self) -> &AttentionParams {
+        self.rows.params
+    }
+
+    #[inline(always)]
+    fn head_dim(&self) -> usize {
+        K::HEAD_DIM
+    }
+
+    #[inline(always)]
+    unsafe fn scales(&self) -> BlockScales {
+        unsafe { self.rows.scales(self.now) }
+    }
+
+    #[inline(always)]
+    unsafe fn q_scale(&self, _: usize, half: usize) -> f32 {
+        let first = self.rows.read_tile().m_block * K::TILE_M;
+        unsafe { self.rows.q_scales(self.rows.find_lane(), first)[0][half] }
+    }
+
+    #[inline(always)]
+    fn keys(&self, mt: usize, half: usize) -> [i32; 2] {
+        let (lane, window, block) = (self.rows.find_lane(), Window::of(self.rows.params).anew(), opaque(self.block));
+        let row = lane.query(mt, half);
+        let first = 2 * lane.quad as i32;
+        [window.from_in_block(row, block) - first, window.to_in_block(row, block) - first]
+    }
+
+    #[inline(always)]
+    fn first_own(&self) -> i32 {
+        0
+    }
+
+    #[inline(always)]
+    fn v_scale(&self) -> *const f32 {
+        let (tile, lane) = (self.rows.read_tile(), self.rows.find_lane());
+        tile.sequence.v_scale(self.rows.params, opaque(self.block)).wrapping_add(2 * lane.quad as usize)
+    }
+
+    #[inline(always)]
+    unsafe fn v_unit(&self) -> f32 {
+        unsafe { ld_global_nc_f32(self.rows.read_tile().sequence.v_unit(self.rows.params)) }
+    }
+
+    #[inline(always)]
+    fn notes(&self) -> Notes {
+        self.rows.notes()
     }
 }
 

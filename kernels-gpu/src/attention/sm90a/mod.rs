@@ -70,7 +70,7 @@ pub(crate) unsafe fn attention<K: Kernel>(params: &AttentionParams) {
                 0 => producers::blocks(params, &rings),
                 1 => producers::factors(params, &rings),
                 2 => producers::tiles(params, &rings),
-                _ => {}
+                _ => producers::block_scales(params, &rings),
             }
         } else {
             match K::WGS {

@@ -1,19 +1,20 @@
-//! The producers: a thread for the blocks of K and V, a warp for the keys' factors, a warp for the tiles of Q.
+//! The producers: a thread for the blocks of K and V, a warp for the keys' factors, a thread for the blocks' scales, a warp for the tiles
+//! of Q.
 
 use super::Kernel;
 use super::ring::{RingState, Rings};
 use super::tile_order::{QueryTile, TileOrder};
-use crate::attention::softmax::Softmax;
+use crate::attention::softmax::{Softmax, value_weight};
 use crate::attention::window::{Blocks, Window};
 use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
 use crate::layout::{KV_BLOCK, ROW_BYTES, block_bytes, swizzle};
 use crate::params::AttentionParams;
 use crate::ptx::bulk;
-use crate::ptx::cp_async::{commit_group, cp_async_4_zfill, cp_async_16, cp_async_16_zfill, wait_group};
+use crate::ptx::cp_async::{commit_group, cp_async_4_zfill, cp_async_16_zfill, wait_group};
 use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::mbarrier;
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::st_shared_v4_u32;
+use crate::ptx::shared::{st_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::tid_x;
 
 /// The blocks of keys that are brought for a tile: those that any of its rows sees.
@@ -67,19 +68,53 @@ pub(crate) unsafe fn factors<K: Kernel>(params: &AttentionParams, rings: &Rings<
     while order.left(params) {
         let tile = order.tile(params);
         let Blocks { first, end, .. } = brought::<K>(params, tile.m_block);
-        let kappa = unsafe { K::Softmax::kappa(params, &tile.sequence, K::HEAD_DIM) };
-        let common_factor = K::Softmax::common_factor(params, kappa);
+        let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
         let mut source = tile.sequence.k_scale(params, first).wrapping_add(key as usize);
+        let mut k_block = tile.sequence.k_block_scale(params, first);
         let mut left = end - first;
         while left > 0 {
             unsafe {
                 let scales = [0, 1, 8, 9].map(|key| ld_global_nc_f32(source.add(key)));
+                let shrink = K::Softmax::shrink(params, K::HEAD_DIM, ld_global_nc_f32(k_block));
                 rings.k().wait_empty(k);
+                let common_factor = common_factor * shrink;
                 let factors = scales.map(|scale| K::Softmax::key_factor(common_factor, scale).to_bits());
                 st_shared_v4_u32(true, rings.factors(k) + 16 * lane, factors);
                 mbarrier::arrive(rings.k().full(k));
                 k = rings.k().next(k);
                 source = source.add(KV_BLOCK);
+                k_block = k_block.add(1);
+            }
+            left -= 1;
+        }
+        order.advance();
+    }
+}
+
+/// The scales of the blocks of every tile, by one thread of the calling warp.
+#[inline(always)]
+pub(crate) unsafe fn block_scales<K: Kernel>(params: &AttentionParams, rings: &Rings<K>) {
+    if !K::Softmax::SPECIAL || tid_x() % 32 != 0 {
+        return;
+    }
+    let mut k = RingState::first();
+    let mut order = TileOrder::<K>::first(params);
+    while order.left(params) {
+        let tile = order.tile(params);
+        let Blocks { first, end, .. } = brought::<K>(params, tile.m_block);
+        let v_unit = unsafe { ld_global_nc_f32(tile.sequence.v_unit(params)) };
+        let mut k_block = tile.sequence.k_block_scale(params, first);
+        let mut v_block = tile.sequence.v_block_scale(params, first);
+        let mut left = end - first;
+        while left > 0 {
+            unsafe {
+                let scales = [ld_global_nc_f32(k_block), value_weight(ld_global_nc_f32(v_block), v_unit)];
+                rings.k().wait_empty(k);
+                st_shared_v2_u32(true, rings.block_scales(k), scales.map(f32::to_bits));
+                mbarrier::arrive(rings.k().full(k));
+                k = rings.k().next(k);
+                k_block = k_block.add(1);
+                v_block = v_block.add(1);
             }
             left -= 1;
         }
@@ -100,11 +135,7 @@ pub(crate) unsafe fn tiles<K: Kernel>(params: &AttentionParams, rings: &Rings<K>
             let about = buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32;
             tile.publish(tid_x() % 32 == 0, about);
             rows::<K>(params, &tile, buffer);
-            channels::<K>(params, &tile, buffer);
             commit_group();
-            if tid_x() % 32 == 0 {
-                QueryTile::publish_kappa(about, K::Softmax::kappa(params, &tile.sequence, K::HEAD_DIM));
-            }
             wait_group::<0>();
             bulk::fence_proxy();
             mbarrier::arrive(rings.q().full(q));
@@ -139,19 +170,5 @@ unsafe fn rows<K: Kernel>(params: &AttentionParams, tile: &QueryTile, buffer: u3
         let bytes = if row < rows { 16 } else { 0 };
         unsafe { cp_async_16_zfill(buffer + at, source.add(16 * chunk as usize), bytes) };
         chunk += 32;
-    }
-}
-
-/// Requests the scales and means of the head's channels, this lane's part.
-#[inline(always)]
-unsafe fn channels<K: Kernel>(params: &AttentionParams, tile: &QueryTile, buffer: u32) {
-    let lane = tid_x() % 32;
-    if lane < (K::HEAD_DIM / 4) as u32 {
-        let shared = buffer + sm90a::v_scale_offset(K::HEAD_DIM, K::WGS) as u32 + 16 * lane;
-        let at = 4 * lane as usize;
-        unsafe {
-            cp_async_16(shared, tile.sequence.v_scale(params, K::HEAD_DIM).add(at).cast());
-            cp_async_16(shared + 4 * K::HEAD_DIM as u32, tile.sequence.v_mean(params, K::HEAD_DIM).add(at).cast());
-        }
     }
 }

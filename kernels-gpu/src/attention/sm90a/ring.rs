@@ -2,6 +2,7 @@
 //! who read it complete.
 
 use super::Kernel;
+use crate::attention::softmax::Softmax;
 use crate::config::sm90a::{self, Q_BUFFERS};
 use crate::layout::{KV_BLOCK, block_bytes};
 use crate::ptx::barrier::warp_sync;
@@ -131,8 +132,8 @@ impl<K: Kernel> Rings<K> {
         let warps = 4 * K::WGS as u32;
         unsafe {
             self.q().init(32, warps);
-            // The copying thread, and a warp for the factors.
-            self.k().init(1 + 32, warps);
+            // The copying thread, a warp for the factors, and a thread for the block's scales.
+            self.k().init(1 + 32 + u32::from(K::Softmax::SPECIAL), warps);
             self.v().init(1, warps);
         }
     }
@@ -170,5 +171,36 @@ impl<K: Kernel> Rings<K> {
     #[inline(always)]
     pub(crate) fn factors(&self, k: RingState) -> u32 {
         self.base + sm90a::factor_offset(K::HEAD_DIM, K::WGS, K::SLOTS) as u32 + k.slot * (4 * KV_BLOCK) as u32
+    }
+
+    /// Shared address of the scales of a block: its place is taken by another one only when the ring of K has come round twice.
+    #[inline(always)]
+    pub(crate) fn block_scales(&self, k: RingState) -> u32 {
+        let first = self.base + sm90a::block_scales_offset(K::HEAD_DIM, K::WGS, K::SLOTS) as u32;
+        first + (2 * k.slot + k.parity) * sm90a::BLOCK_SCALES_BYTES as u32
+    }
+
+    /// Shared address of the reach of the rows of a warp.
+    #[inline(always)]
+    pub(crate) fn reach(&self, warp: u32) -> u32 {
+        self.base + sm90a::reach_offset(K::HEAD_DIM, K::WGS, K::SLOTS) as u32 + 4 * warp
+    }
+
+    /// Shared address of the warps' words for special blocks.
+    #[inline(always)]
+    pub(crate) fn scratch(&self) -> u32 {
+        self.base + sm90a::scratch_offset(K::HEAD_DIM, K::WGS, K::SLOTS) as u32
+    }
+
+    /// Shared address of the consumers' sums, 16 bytes a thread.
+    #[inline(always)]
+    pub(crate) fn sums(&self) -> u32 {
+        self.base + sm90a::sums_offset(K::HEAD_DIM, K::WGS, K::SLOTS) as u32
+    }
+
+    /// Shared address of the notes of the CTA's rows.
+    #[inline(always)]
+    pub(crate) fn notes(&self) -> u32 {
+        self.base + sm90a::notes_offset(K::HEAD_DIM, K::WGS, K::SLOTS) as u32
     }
 }

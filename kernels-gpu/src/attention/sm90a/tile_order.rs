@@ -11,7 +11,7 @@ use crate::attention::window::Window;
 use crate::division::div_rem;
 use crate::params::AttentionParams;
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32};
+use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{ctaid_x, nctaid_x};
 use core::marker::PhantomData;
 
@@ -46,19 +46,13 @@ impl QueryTile {
         }
     }
 
-    /// Adds the head's `kappa`.
+    /// Reads what [`Self::publish`] wrote.
     #[inline(always)]
-    pub(crate) unsafe fn publish_kappa(address: u32, kappa: f32) {
-        unsafe { st_shared_f32(address + 20, kappa) }
-    }
-
-    /// Reads what [`Self::publish`] and [`Self::publish_kappa`] wrote.
-    #[inline(always)]
-    pub(crate) unsafe fn read(address: u32) -> (Self, f32) {
-        let ([m_block, batch, head_q, index_q], [index_kv, kappa]) =
+    pub(crate) unsafe fn read(address: u32) -> Self {
+        let ([m_block, batch, head_q, index_q], [index_kv, _]) =
             unsafe { (ld_shared_v4_u32(address), ld_shared_v2_u32(address + 16)) };
         let sequence = Sequence { batch, head_q, index_q: index_q.into(), index_kv: index_kv.into() };
-        (Self { m_block, sequence }, f32::from_bits(kappa))
+        Self { m_block, sequence }
     }
 }
 

@@ -1,19 +1,26 @@
 //! The default scheme: P in u8, scaled by the row's maximum inside the block; float16 exponentials; integer row sums.
+//!
+//! Blocks whose scores are beyond float16, or whose values have scales of their own, are in `special`.
 
-use super::{MAGIC, MAGIC_BITS, Softmax, Team, lane_sums, quad_sum};
+mod special;
+
+use super::{BlockScales, MAGIC, MAGIC_BITS, Notes, Softmax, SpecialBlock, Team, WEIGHT_UNIT, lane_sums, quad_sum};
 use crate::attention::epilogue::Finished;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::sequence::Sequence;
 use crate::attention::{KEY_STEPS, KEY_TILES};
-use crate::layout::{KV_BLOCK, V_OFFSET};
+use crate::layout::{KV_BLOCK, SCORE_RANGE, SCORE_UNIT, V_OFFSET, V_ROTATION, rotation, row_reach};
 use crate::params::AttentionParams;
+use crate::ptx::barrier::warp_sync;
 use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::math::{
     add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rp_f16_f32, ex2_approx_f16x2,
-    ex2_approx_ftz_f32, fma_rn_f16x2, fma_rn_f32, lg2_approx_ftz_f32, max_f16x2, mul_rn_f32, prmt, rcp_approx_ftz_f32,
+    ex2_approx_ftz_f32, fma_rn_f16x2, fma_rn_f32, lg2_approx_ftz_f32, max_nan_f16x2, mul_rn_f32, prmt,
+    rcp_approx_ftz_f32,
 };
 use crate::ptx::mma::mma_m16n8k32_s32_u8_u8;
 use crate::ptx::select::selp_b32;
+use crate::ptx::shared::{ld_shared_v4_f32, st_shared_v4_u32};
 use crate::ptx::shuffle::{shfl_bfly, vote_any};
 
 /// 255 and 1024 as pairs of float16: `255 e + 1024` has the rounded code of P in its low byte.
@@ -24,19 +31,15 @@ const NEG_INFINITY: u32 = 0xfc00_fc00;
 /// The reference exponent of a row moves only when a block's maximum exceeds it by this: float32 has the range,
 /// and the rescale of the whole output almost never runs.
 const SLACK: f32 = 32.0;
-/// Weights are 2^48 times as large as the exponents say: the sums of P V are taken as the 2^149th part of what they are
-/// ([`SUBNORMAL`]), and the output must stay far from the smallest normal float, the row sum below the largest.
-const SHIFT: f32 = 48.0;
-/// `2^-SHIFT`.
-const DOWN: f32 = 1.0 / (1_u64 << 48) as f32;
-
-/// Their product is 2^149, which no float is.
+/// The largest unit of values that the factor of the sums has.
+const NARROW: f32 = (1_u64 << 30) as f32;
+/// What sums of P V are to be multiplied with: 2^149 over [`WEIGHT_UNIT`].
 ///
 /// P and the bytes of V are unsigned, so a sum of P V is from 0 to `255 * 255 * 128 < 2^23`, and its bits, read as a float, are
 /// the sum times 2^-149: floats next to zero (subnormal) have that step, and the arithmetic takes them at full speed. The sums
 /// so go into `fma` as they are; converting them would be an instruction of half the rate for each. What V's bytes have too much
 /// ([`V_OFFSET`]) leaves the output at the end.
-const SUBNORMAL: [f32; 2] = [(1_u128 << 100) as f32, (1_u64 << 49) as f32];
+const SUBNORMAL: f32 = (1_u128 << 101) as f32;
 
 const _: () = assert!(255 * 255 * KV_BLOCK < 1 << 23);
 
@@ -44,11 +47,47 @@ const _: () = assert!(255 * 255 * KV_BLOCK < 1 << 23);
 /// tensor cores add up P of all keys of a block: fewer instructions, but on sm_90a a product of `mma.sync` would wait until those
 /// of the warpgroup's `wgmma` are done.
 pub(crate) struct BlockMax<const MT: usize, const LANE_SUMS: bool> {
-    /// The rows' scales over kappa, as pairs of equal float16.
-    row_scale: [[u32; 2]; MT],
-    /// Reference exponents and row sums.
+    /// Reference exponents.
     reference: [[f32; 2]; MT],
-    row_sum: [[f32; 2]; MT],
+}
+
+/// Sums over the blocks so far, of rows or of a lane's share of them. They are in shared memory ([`Notes::sums`]) but where a block is
+/// added: the loops have no registers for them.
+struct Sums<const MT: usize> {
+    /// Of the exponentials.
+    row: [[f32; 2]; MT],
+    /// Of the codes of P, each block's times its weight and the scale of its values: [`V_OFFSET`] times that is what V's bytes have too
+    /// much.
+    code: [[f32; 2]; MT],
+}
+
+impl<const MT: usize> Sums<MT> {
+    const ZERO: Self = Self { row: [[0.0; 2]; MT], code: [[0.0; 2]; MT] };
+
+    #[inline(always)]
+    unsafe fn load(notes: Notes) -> Self {
+        let mut sums = Self::ZERO;
+        unroll!(0..MT, |mt| {
+            let [a, b, c, d] = unsafe { ld_shared_v4_f32(notes.sums + (16 * mt) as u32) };
+            (sums.row[mt], sums.code[mt]) = ([a, b], [c, d]);
+        });
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, notes: Notes) {
+        unroll!(0..MT, |mt| {
+            let ([a, b], [c, d]) = (self.row[mt], self.code[mt]);
+            unsafe { st_shared_v4_u32(true, notes.sums + (16 * mt) as u32, [a, b, c, d].map(f32::to_bits)) };
+        });
+    }
+}
+
+/// What P of a block is made with.
+pub(crate) struct Exponents<const MT: usize> {
+    /// The block's exponents, negated, as pairs of equal float16.
+    minus_m: [[u32; 2]; MT],
+    row_scales: [[u32; 2]; MT],
 }
 
 impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
@@ -60,21 +99,21 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
             let mut max = [NEG_INFINITY; 2];
             unroll!(0..2, |half| {
                 let t = &scores[mt][half];
-                // Three at a time: sm_90 has an instruction for that.
-                let mut two = [max_f16x2(t[0], t[1]), max_f16x2(t[2], t[3])];
+                // Three at a time: sm_90 has an instruction for that. NaN stays: a row that sees one is NaN.
+                let mut two = [max_nan_f16x2(t[0], t[1]), max_nan_f16x2(t[2], t[3])];
                 unroll!(2..KEY_TILES / 2, |i| {
                     if 2 * i < tiles {
-                        two[i % 2] = max_f16x2(max_f16x2(two[i % 2], t[2 * i]), t[2 * i + 1]);
+                        two[i % 2] = max_nan_f16x2(max_nan_f16x2(two[i % 2], t[2 * i]), t[2 * i + 1]);
                     }
                 });
-                max[half] = max_f16x2(two[0], two[1]);
+                max[half] = max_nan_f16x2(two[0], two[1]);
             });
-            maxima[mt] = max_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
+            maxima[mt] = max_nan_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
         });
         unroll!(0..MT, |mt| {
             unsafe {
-                let max = max_f16x2(maxima[mt], shfl_bfly::<1>(maxima[mt]));
-                maxima[mt] = max_f16x2(max, shfl_bfly::<2>(max));
+                let max = max_nan_f16x2(maxima[mt], shfl_bfly::<1>(maxima[mt]));
+                maxima[mt] = max_nan_f16x2(max, shfl_bfly::<2>(max));
             }
         });
         maxima
@@ -82,14 +121,14 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
 
     /// The block's exponents, negated, as pairs of equal float16.
     #[inline(always)]
-    fn negated(&self, maxima: &[u32; MT]) -> [[u32; 2]; MT] {
+    fn negated(maxima: &[u32; MT], row_scales: &[[u32; 2]; MT]) -> [[u32; 2]; MT] {
         let mut minus_m = [[0; 2]; MT];
         unroll!(0..MT, |mt| {
             let row_max = [cvt_f32_f16_low(maxima[mt]), cvt_f32_f16_high(maxima[mt])];
             unroll!(0..2, |half| {
                 // A row that sees no key of the block has minus infinity here; any finite exponent serves it.
                 let t = if row_max[half] < -65504.0 { -65504.0 } else { row_max[half] };
-                let m = cvt_rp_f16_f32(mul_rn_f32(t, cvt_f32_f16_low(self.row_scale[mt][half])));
+                let m = cvt_rp_f16_f32(mul_rn_f32(t, cvt_f32_f16_low(row_scales[mt][half])));
                 minus_m[mt][half] = m ^ 0x8000_8000;
             });
         });
@@ -99,15 +138,15 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
     /// The codes of P of two neighbouring tiles of row `(mt, half)`: a register of an A fragment.
     #[inline(always)]
     fn codes(
-        &self,
         scores: &[[[u32; KEY_TILES]; 2]; MT],
-        minus_m: &[[u32; 2]; MT],
+        exponents: &Exponents<MT>,
         mt: usize,
         half: usize,
         tile: usize,
     ) -> u32 {
+        let (row_scale, minus_m) = (exponents.row_scales[mt][half], exponents.minus_m[mt][half]);
         let code = |tile: usize| {
-            let e = ex2_approx_f16x2(fma_rn_f16x2(scores[mt][half][tile], self.row_scale[mt][half], minus_m[mt][half]));
+            let e = ex2_approx_f16x2(fma_rn_f16x2(scores[mt][half][tile], row_scale, minus_m));
             fma_rn_f16x2(e, CODES, HALF_MAGIC)
         };
         prmt(code(tile), code(tile + 1), 0x6420)
@@ -141,52 +180,40 @@ unsafe fn quad_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
     [0, 2].map(|i| add_rn_f32(f32::from_bits(sum[i] as u32), -MAGIC))
 }
 
-/// `softmax_scale * log2(e)`.
+/// The factor of a score of codes, without their scales.
 #[inline(always)]
-fn base2(params: &AttentionParams) -> f32 {
-    mul_rn_f32(params.softmax_scale, core::f32::consts::LOG2_E)
+pub(crate) fn score_factor(params: &AttentionParams, head_dim: usize) -> f32 {
+    mul_rn_f32(mul_rn_f32(params.softmax_scale, core::f32::consts::LOG2_E), 1.0 / rotation(head_dim) as f32)
 }
 
 impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_SUMS> {
     type Scores = [[[u32; KEY_TILES]; 2]; MT];
-    /// The block's exponents, negated, as pairs of equal float16.
-    type Exponents = [[u32; 2]; MT];
+    /// The rows' scales over [`SCORE_UNIT`], as pairs of equal float16; 1 where a block is special for the row.
+    type RowScales = [[u32; 2]; MT];
+    type Exponents = Exponents<MT>;
     /// The block's weight against the reference exponent.
     type Row = [[f32; 2]; MT];
 
-    /// The power of two that brings the largest possible score of a head into [2^14, 2^15): `2^(14 - exponent)` of it.
-    #[inline(always)]
-    unsafe fn kappa(params: &AttentionParams, sequence: &Sequence, head_dim: usize) -> f32 {
-        let magnitude = f32::from_bits(base2(params).to_bits() & 0x7fff_ffff);
-        let k_scale_max = unsafe { ld_global_nc_f32(sequence.k_scale_max(params)) };
-        let bound = mul_rn_f32(mul_rn_f32((16129 * head_dim) as f32, k_scale_max), magnitude);
-        let exponent = 14 - ((bound.to_bits() >> 23) as i32 - 127);
-        let exponent = if exponent > 100 { 100 } else { exponent };
-        let exponent = if exponent < -100 { -100 } else { exponent };
-        if bound == 0.0 { 1.0 } else { f32::from_bits(((exponent + 127) as u32) << 23) }
-    }
+    const SPECIAL: bool = true;
 
     #[inline(always)]
-    fn new(_: &AttentionParams, kappa: f32, q_scale: [[f32; 2]; MT]) -> Self {
-        // 2^-100 <= kappa <= 2^100, so its reciprocal is exact.
-        let inverse = f32::from_bits((254 << 23) - kappa.to_bits());
-        let mut row_scale = [[0; 2]; MT];
+    unsafe fn new(_: &AttentionParams, q_scale: [[f32; 2]; MT], notes: impl Fn() -> Notes) -> Self {
+        let notes = notes();
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
-                let value = mul_rn_f32(q_scale[mt][half], inverse);
-                let value = if value > 1.0 { 1.0 } else { value };
-                // The smallest float16: zero times minus infinity would not be a number.
-                let value = if value < 5.960_464_5e-8 { 5.960_464_5e-8 } else { value };
-                row_scale[mt][half] = cvt_rn_f16x2_f32(value, value);
+                let value = mul_rn_f32(q_scale[mt][half], 1.0 / SCORE_UNIT);
+                unsafe { special::note_row_scale(notes, mt, half, cvt_rn_f16x2_f32(value, value)) };
             });
         });
+        unsafe { warp_sync() };
+        unsafe { Sums::<MT>::ZERO.store(notes) };
         // Not minus infinity: ptxas would keep that one constant, for the rows without keys, in a register across the loop.
-        Self { row_scale, reference: [[f32::MIN; 2]; MT], row_sum: [[0.0; 2]; MT] }
+        Self { reference: [[f32::MIN; 2]; MT] }
     }
 
     #[inline(always)]
-    fn common_factor(params: &AttentionParams, kappa: f32) -> f32 {
-        mul_rn_f32(base2(params), kappa)
+    fn common_factor(params: &AttentionParams, head_dim: usize) -> f32 {
+        mul_rn_f32(score_factor(params, head_dim), SCORE_UNIT)
     }
 
     #[inline(always)]
@@ -245,9 +272,19 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
     }
 
     #[inline(always)]
-    unsafe fn exponents<T: Team<MT>>(&mut self, scores: &Self::Scores, team: &T) -> Self::Exponents {
+    unsafe fn exponents<T: Team<MT>>(
+        &mut self,
+        scores: &Self::Scores,
+        row_scales: Self::RowScales,
+        team: &T,
+    ) -> Self::Exponents {
         let maxima = unsafe { team.largest(Self::maxima(scores, KEY_TILES / T::WARPS)) };
-        self.negated(&maxima)
+        Exponents { minus_m: Self::negated(&maxima, &row_scales), row_scales }
+    }
+
+    #[inline(always)]
+    unsafe fn note_exponents(exponents: &Self::Exponents, notes: impl Fn() -> Notes) {
+        unsafe { Self::note_exponents(&exponents.minus_m, notes()) };
     }
 
     #[inline(always)]
@@ -256,7 +293,7 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
         unroll!(0..2, |upper| {
             unroll!(0..MT, |mt| {
                 unroll!(0..2, |half| {
-                    p[mt][half + 2 * upper] = self.codes(scores, exponents, mt, half, 4 * step + 2 * upper);
+                    p[mt][half + 2 * upper] = Self::codes(scores, exponents, mt, half, 4 * step + 2 * upper);
                 });
             });
         });
@@ -264,52 +301,113 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
     }
 
     #[inline(always)]
-    unsafe fn add_block(
+    fn shrink(params: &AttentionParams, head_dim: usize, k_block_scale: f32) -> f32 {
+        let largest = row_reach(head_dim, score_factor(params, head_dim), SCORE_UNIT) * k_block_scale;
+        let exponent = (largest.to_bits() >> 23) as i32 - 127;
+        if largest > SCORE_RANGE { f32::from_bits(((14 - exponent + 127) as u32) << 23) } else { 1.0 }
+    }
+
+    #[inline(always)]
+    unsafe fn is_special(scales: &BlockScales) -> bool {
+        // All lanes say the same; the vote lets the compiler know, or it would give each shuffle behind the branch a second way.
+        unsafe { vote_any(scales.reach * scales.k > SCORE_RANGE || scales.v.is_nan()) }
+    }
+
+    #[inline(always)]
+    unsafe fn row_scales(notes: impl Fn() -> Notes) -> Self::RowScales {
+        let notes = notes();
+        let mut row_scales = [[0; 2]; MT];
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
+                row_scales[mt][half] = unsafe { special::noted_row_scale(notes, mt, half) };
+            });
+        });
+        row_scales
+    }
+
+    #[inline(always)]
+    unsafe fn special<T: Team<MT>>(
+        scores: &mut Self::Scores,
+        row_scales: &mut Self::RowScales,
+        team: &T,
+        block: &impl SpecialBlock,
+    ) {
+        unsafe { Self::special_scores(scores, row_scales, team, block) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_block<T: Team<MT>>(
         &mut self,
         exponents: Self::Exponents,
         p: &Probabilities<MT>,
         acc: &mut Accumulator<MT>,
         tiles: usize,
+        special: bool,
+        scales: impl Fn() -> BlockScales,
+        notes: impl Fn() -> Notes,
     ) -> Self::Row {
-        // Before the branch, where they fill the gaps between the exponentials.
-        let mut sums = [[0.0; 2]; MT];
+        // Before the branches, where they fill the gaps between the exponentials.
+        let mut codes = [[0.0; 2]; MT];
         if LANE_SUMS {
             unroll!(0..MT, |mt| {
-                sums[mt] = lane_sums(&p[mt]);
+                codes[mt] = lane_sums(&p[mt]);
             });
         }
         let mut max = [[0.0; 2]; MT];
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
+                max[mt][half] = -cvt_f32_f16_low(exponents.minus_m[mt][half]);
+            });
+        });
+        if !LANE_SUMS {
+            unroll!(0..MT, |mt| {
+                codes[mt] = unsafe { quad_sums(&p[mt]) };
+            });
+        }
+        if special {
+            unsafe { Self::recall_exponents(notes(), &mut max) };
+        }
         let mut moved = false;
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
-                max[mt][half] = -cvt_f32_f16_low(exponents[mt][half]);
-                moved |= max[mt][half] > self.reference[mt][half] + (SHIFT + SLACK);
+                moved |= max[mt][half] > self.reference[mt][half] + SLACK;
             });
         });
         if unsafe { vote_any(moved) } {
             let mut factor = [[1.0; 2]; MT];
+            let mut totals = unsafe { Sums::<MT>::load(notes()) };
             unroll!(0..MT, |mt| {
                 unroll!(0..2, |half| {
-                    if max[mt][half] > self.reference[mt][half] + (SHIFT + SLACK) {
-                        let reference = max[mt][half] - SHIFT;
+                    if max[mt][half] > self.reference[mt][half] + SLACK {
+                        let reference = max[mt][half];
                         factor[mt][half] = ex2_approx_ftz_f32(self.reference[mt][half] - reference);
                         self.reference[mt][half] = reference;
-                        self.row_sum[mt][half] *= factor[mt][half];
+                        totals.row[mt][half] *= factor[mt][half];
+                        totals.code[mt][half] *= factor[mt][half];
                     }
                 });
             });
+            unsafe { totals.store(notes()) };
             acc.scale(tiles, &factor);
         }
+        // Asked only now: what is in registers across the branch before would be spilled.
+        let scales = scales();
+        let (mut sums, mut value) = (codes, [[scales.v; 2]; MT]);
+        if special {
+            unsafe { Self::recall_sums::<T>(notes(), &mut sums, &mut value) };
+        }
+        let notes = notes();
+        let mut totals = unsafe { Sums::<MT>::load(notes) };
         let mut weight = [[0.0; 2]; MT];
         unroll!(0..MT, |mt| {
-            if !LANE_SUMS {
-                sums[mt] = unsafe { quad_sums(&p[mt]) };
-            }
             unroll!(0..2, |half| {
-                weight[mt][half] = ex2_approx_ftz_f32(max[mt][half] - self.reference[mt][half]);
-                self.row_sum[mt][half] = fma_rn_f32(weight[mt][half], sums[mt][half], self.row_sum[mt][half]);
+                let w = ex2_approx_ftz_f32(max[mt][half] - self.reference[mt][half]);
+                totals.row[mt][half] = fma_rn_f32(w, sums[mt][half], totals.row[mt][half]);
+                weight[mt][half] = mul_rn_f32(w, value[mt][half]);
+                totals.code[mt][half] = fma_rn_f32(weight[mt][half], codes[mt][half], totals.code[mt][half]);
             });
         });
+        unsafe { totals.store(notes) };
         weight
     }
 
@@ -319,19 +417,33 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
     }
 
     #[inline(always)]
-    unsafe fn finish(&self, mt: usize, half: usize) -> Finished {
-        let sum = self.row_sum[mt][half];
-        let sum = if LANE_SUMS { unsafe { quad_sum(sum) } } else { sum };
-        if sum > 0.0 {
-            let [up, further] = SUBNORMAL;
-            Finished {
-                factor: mul_rn_f32(mul_rn_f32(rcp_approx_ftz_f32(sum), up), further),
-                offset: V_OFFSET.into(),
-                seen: u32::MAX,
-                lse: self.reference[mt][half] + SHIFT + lg2_approx_ftz_f32(mul_rn_f32(sum, DOWN / 255.0)),
-            }
-        } else {
-            Finished::UNSEEN
+    unsafe fn output_unit(params: &AttentionParams, sequence: &Sequence) -> f32 {
+        unsafe { ld_global_nc_f32(sequence.v_unit(params)) }
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, notes: impl Fn() -> Notes) -> Finished {
+        let sums = unsafe { Sums::<MT>::load(notes()) };
+        let (mut sum, mut codes) = (sums.row[mt][half], sums.code[mt][half]);
+        if LANE_SUMS {
+            (sum, codes) = unsafe { (quad_sum(sum), quad_sum(codes)) };
+        }
+        // Not `sum > 0`: NaN is a result.
+        if sum == 0.0 {
+            return Finished::UNSEEN;
+        }
+        // More than float16 holds, and no more than a factor of the sums does.
+        let (narrow, rest) = if unit > NARROW { (NARROW, mul_rn_f32(unit, 1.0 / NARROW)) } else { (unit, 1.0) };
+        let scale = mul_rn_f32(narrow, 1.0 / V_ROTATION as f32);
+        let inverse = rcp_approx_ftz_f32(sum);
+        Finished {
+            factor: mul_rn_f32(mul_rn_f32(inverse, SUBNORMAL), scale),
+            // In this order: a product of the scale and one factor would leave float32 where the unit is far from 1.
+            offset: mul_rn_f32(mul_rn_f32(mul_rn_f32(codes, inverse), f32::from(V_OFFSET) / WEIGHT_UNIT), scale),
+            rest,
+            rotated: true,
+            seen: u32::MAX,
+            lse: self.reference[mt][half] + lg2_approx_ftz_f32(mul_rn_f32(sum, 1.0 / 255.0)),
         }
     }
 }

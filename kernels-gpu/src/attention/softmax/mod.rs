@@ -3,15 +3,17 @@
 mod block_max;
 mod paper;
 
-pub(crate) use block_max::BlockMax;
+pub(crate) use block_max::{BlockMax, score_factor};
 pub(crate) use paper::Paper;
 
 use super::KEY_STEPS;
 use super::epilogue::Finished;
 use super::output::{Accumulator, Probabilities};
 use super::sequence::Sequence;
+use crate::layout::row_reach;
 use crate::params::AttentionParams;
-use crate::ptx::math::{cvt_rn_f32_s32, dp4a_u32_u32};
+use crate::ptx::barrier::warp_sync;
+use crate::ptx::math::{cvt_rn_f32_s32, dp4a_u32_u32, max_f32, mul_rn_f32};
 use crate::ptx::shuffle::shfl_bfly;
 
 /// 2^23 + 2^22 as bits. An int32 sum that starts here and moves by less than 2^22 is, read as a float, 12582912 + sum.
@@ -25,6 +27,8 @@ pub(crate) trait Team<const MT: usize> {
     const WARPS: usize;
     /// The largest of the members' maxima of each row (pairs of float16).
     unsafe fn largest(&self, own: [u32; MT]) -> [u32; MT];
+    /// All members have got what they asked for: what they have in common may be used again.
+    unsafe fn settle(&self);
 }
 
 /// A warp that has its rows for itself.
@@ -37,25 +41,76 @@ impl<const MT: usize> Team<MT> for Alone {
     unsafe fn largest(&self, own: [u32; MT]) -> [u32; MT] {
         own
     }
+
+    #[inline(always)]
+    unsafe fn settle(&self) {
+        unsafe { warp_sync() };
+    }
+}
+
+/// The scales of a block: the largest of its keys', and that of its values as [`value_weight`], NaN where they do not share one.
+#[derive(Clone, Copy)]
+pub(crate) struct BlockScales {
+    pub k: f32,
+    pub v: f32,
+    /// The largest [`row_reach`] of the warp's rows.
+    pub reach: f32,
+}
+
+/// What a special block needs besides, asked for where it is needed: a register each, they would be spilled.
+pub(crate) trait SpecialBlock {
+    fn params(&self) -> &AttentionParams;
+    fn head_dim(&self) -> usize;
+    unsafe fn scales(&self) -> BlockScales;
+    /// The scale of the lane's query in half `half` of m16 tile `mt`; any if it is not there.
+    unsafe fn q_scale(&self, mt: usize, half: usize) -> f32;
+    /// The first and behind the last key that it sees, counted from the lane's first key of the block.
+    fn keys(&self, mt: usize, half: usize) -> [i32; 2];
+    /// The first key of which the lane has a score, counted so.
+    fn first_own(&self) -> i32;
+    /// The scales of the values, from the lane's first key of the block on.
+    fn v_scale(&self) -> *const f32;
+    /// The unit of the head's values.
+    unsafe fn v_unit(&self) -> f32;
+    fn notes(&self) -> Notes;
+}
+
+/// Shared memory in which a warp keeps what a special block says of its rows until the block is added, a note of
+/// [`NOTE_BYTES`](crate::config::NOTE_BYTES) a row: addresses of the lane's first row.
+#[derive(Clone, Copy)]
+pub(crate) struct Notes {
+    pub own: u32,
+    /// Of the first warp of the team, and bytes from one to the next.
+    pub first: u32,
+    pub bytes: u32,
+    /// A word of the lane, and each 128 bytes on another, for every n8 tile of a row.
+    pub scratch: u32,
+    /// Four words of the lane for each m16 tile: its sums, between blocks.
+    pub sums: u32,
 }
 
 /// What the attention loop asks of a scheme; `MT` the m16 tiles of a warp.
 pub(crate) trait Softmax<const MT: usize>: Sized {
     /// The scores of one block in registers.
     type Scores;
+    /// The rows' factors of scores.
+    type RowScales;
     /// What [`Self::add_block`] needs of each row.
     type Exponents;
     /// What the output update needs of each row.
     type Row;
 
-    /// `kappa` of docs/kernel-abi.md: a power of two that the scores of a head are multiplied with.
-    unsafe fn kappa(params: &AttentionParams, sequence: &Sequence, head_dim: usize) -> f32;
+    /// Whether it has special blocks (docs/kernel-abi.md).
+    const SPECIAL: bool;
 
-    /// Of rows with these scales (any for a row that is not there), in a head with this kappa.
-    fn new(params: &AttentionParams, kappa: f32, q_scale: [[f32; 2]; MT]) -> Self;
+    /// Of rows with these scales (any for a row that is not there).
+    ///
+    /// # Safety
+    /// In whole warps; the notes are the warp's own.
+    unsafe fn new(params: &AttentionParams, q_scale: [[f32; 2]; MT], notes: impl Fn() -> Notes) -> Self;
 
-    /// What all keys of a head with this kappa have in common in their factors.
-    fn common_factor(params: &AttentionParams, kappa: f32) -> f32;
+    /// What all keys have in common in their factors.
+    fn common_factor(params: &AttentionParams, head_dim: usize) -> f32;
 
     /// What a key's sums are multiplied with.
     fn key_factor(common_factor: f32, k_scale: f32) -> f32;
@@ -92,26 +147,67 @@ pub(crate) trait Softmax<const MT: usize>: Sized {
     /// The same of the keys before `keys`.
     fn hide_before(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32, tiles: usize);
 
+    /// What the factors of a block's keys are multiplied with, the largest scale among them given: 1, or the power of two that keeps
+    /// its scores in their type.
+    fn shrink(params: &AttentionParams, head_dim: usize, k_block_scale: f32) -> f32;
+
+    /// Whether a block is special for any row of the warp.
+    ///
+    /// # Safety
+    /// In whole warps.
+    unsafe fn is_special(scales: &BlockScales) -> bool;
+
+    /// The rows' factors of scores, noted since [`Self::new`]: in registers they would be where these are short.
+    unsafe fn row_scales(notes: impl Fn() -> Notes) -> Self::RowScales;
+
+    /// Takes the scores of a block that is special for some row of the warp, hidden where the window says so, and its rows' factors.
+    ///
+    /// # Safety
+    /// By all warps of a team; the addresses are those of the block, and the warp's notes are its own.
+    unsafe fn special<T: Team<MT>>(
+        scores: &mut Self::Scores,
+        row_scales: &mut Self::RowScales,
+        team: &T,
+        block: &impl SpecialBlock,
+    );
+
     /// The exponents of a block's rows.
-    unsafe fn exponents<T: Team<MT>>(&mut self, scores: &Self::Scores, team: &T) -> Self::Exponents;
+    unsafe fn exponents<T: Team<MT>>(
+        &mut self,
+        scores: &Self::Scores,
+        row_scales: Self::RowScales,
+        team: &T,
+    ) -> Self::Exponents;
+
+    /// Notes the exponents of a special block.
+    ///
+    /// # Safety
+    /// As [`Self::special`].
+    unsafe fn note_exponents(exponents: &Self::Exponents, notes: impl Fn() -> Notes);
 
     /// P of the keys of step `step`: exponentials, as A fragments.
     fn step(&mut self, scores: &Self::Scores, exponents: &Self::Exponents, step: usize) -> [[u32; 4]; MT];
 
-    /// Adds a block to the row sums. Rescales the `tiles` tiles of the output where a row's reference exponent moves.
-    unsafe fn add_block(
+    /// Adds a block to the row sums, a special one with its notes. Rescales the `tiles` tiles of the output where a row's reference exponent moves.
+    unsafe fn add_block<T: Team<MT>>(
         &mut self,
         exponents: Self::Exponents,
         p: &Probabilities<MT>,
         acc: &mut Accumulator<MT>,
         tiles: usize,
+        special: bool,
+        scales: impl Fn() -> BlockScales,
+        notes: impl Fn() -> Notes,
     ) -> Self::Row;
 
     /// The output element after a block, of which `sum` is P times the bytes of V.
     fn accumulate(o: f32, sum: i32, row: &Self::Row, mt: usize, half: usize) -> f32;
 
+    /// What all outputs of a head are multiplied with in the end.
+    unsafe fn output_unit(params: &AttentionParams, sequence: &Sequence) -> f32;
+
     /// Row `(mt, half)` after the last block.
-    unsafe fn finish(&self, mt: usize, half: usize) -> Finished;
+    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, notes: impl Fn() -> Notes) -> Finished;
 }
 
 /// The sums of P over the lane's own keys, of the rows in the two halves of a fragment.
@@ -132,5 +228,41 @@ unsafe fn quad_sum(mut sum: f32) -> f32 {
     unsafe {
         sum += f32::from_bits(shfl_bfly::<1>(sum.to_bits()));
         sum + f32::from_bits(shfl_bfly::<2>(sum.to_bits()))
+    }
+}
+
+/// Weights are so many times as large as they are said to be: the sums of P V are taken as the 2^149th part of what they are
+/// (`block_max::accumulate`), and the output must stay far from the smallest normal float.
+pub(crate) const WEIGHT_UNIT: f32 = (1_u64 << 48) as f32;
+
+/// The scale of a block's values against the head's unit, times [`WEIGHT_UNIT`].
+#[inline(always)]
+pub(crate) fn value_weight(v_block_scale: f32, v_unit: f32) -> f32 {
+    mul_rn_f32(mul_rn_f32(v_block_scale, reciprocal_of_power(v_unit)), WEIGHT_UNIT)
+}
+
+/// The reciprocal of a power of two, exactly.
+#[inline(always)]
+pub(crate) fn reciprocal_of_power(power: f32) -> f32 {
+    f32::from_bits((254 << 23) - power.to_bits())
+}
+
+/// The largest [`row_reach`] of rows with these scales, a few in each lane of the warp.
+///
+/// # Safety
+/// In whole warps.
+#[inline(always)]
+pub(crate) unsafe fn warp_reach<const N: usize>(params: &AttentionParams, head_dim: usize, q_scale: [f32; N]) -> f32 {
+    let c = score_factor(params, head_dim);
+    let mut reach = 0.0;
+    unroll!(0..N, |i| {
+        reach = max_f32(reach, row_reach(head_dim, c, q_scale[i]));
+    });
+    unsafe {
+        reach = max_f32(reach, f32::from_bits(shfl_bfly::<1>(reach.to_bits())));
+        reach = max_f32(reach, f32::from_bits(shfl_bfly::<2>(reach.to_bits())));
+        reach = max_f32(reach, f32::from_bits(shfl_bfly::<4>(reach.to_bits())));
+        reach = max_f32(reach, f32::from_bits(shfl_bfly::<8>(reach.to_bits())));
+        max_f32(reach, f32::from_bits(shfl_bfly::<16>(reach.to_bits())))
     }
 }

@@ -1,14 +1,15 @@
 //! The paper's scheme (arXiv 2409.16997, algorithm 1): int8 P scaled by the running maximum, float32 softmax.
 
-use super::{MAGIC, Softmax, Team, lane_sums, quad_sum};
+use super::{BlockScales, MAGIC, Notes, Softmax, SpecialBlock, Team, lane_sums, quad_sum};
 use crate::attention::KEY_TILES;
 use crate::attention::epilogue::Finished;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::sequence::Sequence;
 use crate::layout::V_OFFSET;
 use crate::params::AttentionParams;
+use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::math::{
-    add_rn_f32, cvt_rn_f32_s32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, prmt,
+    add_rn_f32, cvt_rn_f32_s32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_nan_f32, mul_rn_f32, prmt,
     rcp_approx_ftz_f32,
 };
 use crate::ptx::opaque::opaque;
@@ -34,25 +35,23 @@ const LEAST: f32 = -1e30;
 
 impl<const MT: usize> Softmax<MT> for Paper<MT> {
     type Scores = [[[[f32; 2]; KEY_TILES]; 2]; MT];
+    type RowScales = ();
     /// `2^(old maximum - new maximum)`.
     type Exponents = [[f32; 2]; MT];
     type Row = [[f32; 2]; MT];
 
-    #[inline(always)]
-    unsafe fn kappa(_: &AttentionParams, _: &Sequence, _: usize) -> f32 {
-        1.0
-    }
+    const SPECIAL: bool = false;
 
     #[inline(always)]
-    fn new(params: &AttentionParams, _: f32, q_scale: [[f32; 2]; MT]) -> Self {
+    unsafe fn new(params: &AttentionParams, q_scale: [[f32; 2]; MT], _: impl Fn() -> Notes) -> Self {
         let c = mul_rn_f32(params.softmax_scale, core::f32::consts::LOG2_E);
         let row_scale = q_scale.map(|halves| halves.map(|scale| mul_rn_f32(scale, c)));
         Self { row_scale, row_max: [[LEAST; 2]; MT], row_sum: [[0.0; 2]; MT], code_sum: [[0.0; 2]; MT] }
     }
 
     #[inline(always)]
-    fn common_factor(_: &AttentionParams, kappa: f32) -> f32 {
-        kappa
+    fn common_factor(_: &AttentionParams, _: usize) -> f32 {
+        1.0
     }
 
     #[inline(always)]
@@ -109,18 +108,34 @@ impl<const MT: usize> Softmax<MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    unsafe fn exponents<T: Team<MT>>(&mut self, scores: &Self::Scores, _: &T) -> Self::Exponents {
+    fn shrink(_: &AttentionParams, _: usize, _: f32) -> f32 {
+        1.0
+    }
+
+    #[inline(always)]
+    unsafe fn is_special(_: &BlockScales) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    unsafe fn row_scales(_: impl Fn() -> Notes) {}
+
+    #[inline(always)]
+    unsafe fn special<T: Team<MT>>(_: &mut Self::Scores, (): &mut (), _: &T, _: &impl SpecialBlock) {}
+
+    #[inline(always)]
+    unsafe fn exponents<T: Team<MT>>(&mut self, scores: &Self::Scores, (): (), _: &T) -> Self::Exponents {
         const { assert!(T::WARPS == 1) }
         let mut alpha = [[0.0; 2]; MT];
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
                 let mut max = self.row_max[mt][half];
                 unroll!(0..KEY_TILES, |tile| {
-                    max = max_f32(max, max_f32(scores[mt][half][tile][0], scores[mt][half][tile][1]));
+                    max = max_nan_f32(max, max_nan_f32(scores[mt][half][tile][0], scores[mt][half][tile][1]));
                 });
                 unsafe {
-                    max = max_f32(max, f32::from_bits(shfl_bfly::<1>(max.to_bits())));
-                    max = max_f32(max, f32::from_bits(shfl_bfly::<2>(max.to_bits())));
+                    max = max_nan_f32(max, f32::from_bits(shfl_bfly::<1>(max.to_bits())));
+                    max = max_nan_f32(max, f32::from_bits(shfl_bfly::<2>(max.to_bits())));
                 }
                 alpha[mt][half] = ex2_approx_ftz_f32(self.row_max[mt][half] - max);
                 self.row_max[mt][half] = max;
@@ -129,6 +144,9 @@ impl<const MT: usize> Softmax<MT> for Paper<MT> {
         });
         alpha
     }
+
+    #[inline(always)]
+    unsafe fn note_exponents(_: &Self::Exponents, _: impl Fn() -> Notes) {}
 
     #[inline(always)]
     fn step(&mut self, scores: &Self::Scores, _: &Self::Exponents, step: usize) -> [[u32; 4]; MT] {
@@ -156,12 +174,15 @@ impl<const MT: usize> Softmax<MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    unsafe fn add_block(
+    unsafe fn add_block<T: Team<MT>>(
         &mut self,
         exponents: Self::Exponents,
         p: &Probabilities<MT>,
         _: &mut Accumulator<MT>,
         _: usize,
+        _: bool,
+        _: impl Fn() -> BlockScales,
+        _: impl Fn() -> Notes,
     ) -> Self::Row {
         unroll!(0..MT, |mt| {
             let sums = lane_sums(&p[mt]);
@@ -178,15 +199,22 @@ impl<const MT: usize> Softmax<MT> for Paper<MT> {
     }
 
     #[inline(always)]
-    unsafe fn finish(&self, mt: usize, half: usize) -> Finished {
+    unsafe fn output_unit(params: &AttentionParams, sequence: &Sequence) -> f32 {
+        // All blocks of a head have one scale; a launch has at least one block.
+        unsafe { ld_global_nc_f32(sequence.v_block_scale(params, 0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, _: impl Fn() -> Notes) -> Finished {
         let [sum, codes] = unsafe { [quad_sum(self.row_sum[mt][half]), quad_sum(self.code_sum[mt][half])] };
-        if sum > 0.0 {
-            let factor = rcp_approx_ftz_f32(R * sum);
-            let offset = mul_rn_f32(f32::from(V_OFFSET) * factor, codes);
-            Finished { factor, offset, seen: u32::MAX, lse: self.row_max[mt][half] + lg2_approx_ftz_f32(sum) }
-        } else {
-            Finished::UNSEEN
+        // Not `sum > 0`: NaN is a result.
+        if sum == 0.0 {
+            return Finished::UNSEEN;
         }
+        let factor = rcp_approx_ftz_f32(R * sum);
+        let offset = mul_rn_f32(f32::from(V_OFFSET) * factor, codes);
+        let lse = self.row_max[mt][half] + lg2_approx_ftz_f32(sum);
+        Finished { factor: factor * unit, offset: offset * unit, rest: 1.0, rotated: false, seen: u32::MAX, lse }
     }
 }
 

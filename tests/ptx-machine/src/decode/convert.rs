@@ -24,6 +24,7 @@ pub(super) fn decode<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) ->
     let rounding = modifiers.take_one(&ROUNDINGS).unwrap_or(Rounding::None);
     let (to, from) = (modifiers.ty()?, modifiers.ty()?);
     let (sat, relu, ftz) = (modifiers.take("sat"), modifiers.take("relu"), modifiers.take("ftz"));
+    let satfinite = modifiers.take("satfinite");
     modifiers.finish()?;
     if matches!(to, Ty::F16x2 | Ty::Bf16x2) {
         let [d, a, b] = operands(instruction)?;
@@ -31,7 +32,10 @@ pub(super) fn decode<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) ->
             return cx.unsupported("this conversion to a pair");
         }
         let ab = [cx.source(a, Width::Word)?, cx.source(b, Width::Word)?];
-        return Ok(Convert::Pair { to, rounding, relu, d: cx.target(d, Width::Word)?, ab });
+        return Ok(Convert::Pair { to, rounding, relu, satfinite, d: cx.target(d, Width::Word)?, ab });
+    }
+    if satfinite {
+        return cx.unsupported("`satfinite` on a conversion that is not to a pair");
     }
     let [d, a] = operands(instruction)?;
     check(cx, to, from, rounding, [sat, relu])?;

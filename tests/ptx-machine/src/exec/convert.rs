@@ -21,12 +21,15 @@ pub(super) fn execute(op: &Convert, registers: &mut Registers, mask: u32) {
                 u32::write(registers, d, mask, &bits.map(|value| value as u32));
             }
         }
-        Convert::Pair { to, rounding, relu, d, ab: [high, low] } => {
+        Convert::Pair { to, rounding, relu, satfinite, d, ab: [high, low] } => {
             let (high, low) = (f32::read(registers, high), f32::read(registers, low));
-            let out = if to == Ty::F16x2 && rounding == Rounding::Rn && !relu {
+            let out = if to == Ty::F16x2 && rounding == Rounding::Rn && !relu && !satfinite {
                 std::array::from_fn(|i| f32_to_f16(high[i]) << 16 | f32_to_f16(low[i]))
             } else {
-                let half = |x: f32| encode(to, clamp_below(x.into(), relu), rounding) as u32;
+                let half = |x: f32| {
+                    let bits = encode(to, clamp_below(x.into(), relu), rounding) as u32;
+                    if satfinite { finite(to, bits) } else { bits }
+                };
                 std::array::from_fn(|i| half(high[i]) << 16 | half(low[i]))
             };
             u32::write(registers, d, mask, &out);
@@ -43,6 +46,12 @@ pub(super) fn execute(op: &Convert, registers: &mut Registers, mask: u32) {
             u32::write(registers, d, mask, &out);
         }
     }
+}
+
+/// The 16 bits of a value with an infinity replaced by the largest finite value of its sign; NaN stays.
+fn finite(to: Ty, bits: u32) -> u32 {
+    let infinity = if to == Ty::F16x2 { 0x7c00 } else { 0x7f80 };
+    if bits & 0x7fff == infinity { bits - 1 } else { bits }
 }
 
 /// The integers a type holds.

@@ -247,7 +247,7 @@ pub(crate) enum Convert {
         a_wide: bool,
     },
     /// Two `f32` to a pair; `a` becomes the upper half.
-    Pair { to: Ty, rounding: Rounding, relu: bool, d: Slot, ab: [Slot; 2] },
+    Pair { to: Ty, rounding: Rounding, relu: bool, satfinite: bool, d: Slot, ab: [Slot; 2] },
     /// `cvt.pack.sat`: two `s32`, clamped; `c`, if any, supplies the bits above.
     Pack { to: Ty, d: Slot, ab: [Slot; 2], c: Option<Slot> },
 }

@@ -1,0 +1,158 @@
+//! What is taken out of K, and which dims change sign, in shared memory.
+//!
+//! The offset is that of the head's first tokens. Every CTA of K, and of Q where K is there, makes it of these again: their loads are under way at the
+//! same time as those of the tile.
+
+use super::launch::THREAD_VECTORS;
+use super::tile::padded;
+use crate::element::{Element, Rows, load};
+use crate::layout::{KV_BLOCK, OFFSET_TOKENS};
+use crate::ptx::barrier::bar_sync;
+use crate::ptx::global::{ld_global_nc_f32, st_global_f32};
+use crate::ptx::opaque::opaque;
+use crate::ptx::select::selp_b32;
+use crate::ptx::shared::{ld_shared_u32, st_shared_u32, st_shared_v4_u32};
+use crate::ptx::special::tid_x_again;
+use crate::rotation::signs_from;
+use crate::smem;
+
+/// Rows that the CTA loads at a time: it has eight vectors a thread of 128 rows.
+const ROWS: u32 = (KV_BLOCK / THREAD_VECTORS) as u32;
+/// Vectors of the first tokens that a thread loads.
+const LOADS: usize = OFFSET_TOKENS / ROWS as usize;
+
+/// Where the offset comes from.
+#[derive(Clone, Copy)]
+pub(crate) enum Source {
+    /// There is none, and no rotation.
+    None,
+    /// Of the head's rows, the first so many.
+    Rows(Rows, u32),
+    /// It is there already.
+    Array(*const f32),
+}
+
+/// What there is for each dim in shared memory, behind the tile's codes.
+#[derive(Clone, Copy)]
+pub(crate) struct Tables {
+    base: u32,
+    padded: u32,
+}
+
+impl Tables {
+    #[inline(always)]
+    pub fn new<E: Element>() -> Self {
+        let padded = padded::<E>();
+        Self { base: smem::base() + KV_BLOCK as u32 * padded, padded }
+    }
+
+    /// Shared address of the sign masks of a vector: of each element, its sign bit where its dim changes sign.
+    #[inline(always)]
+    pub fn signs(&self, vector: u32) -> u32 {
+        self.base + 16 * vector
+    }
+
+    /// Shared address of the offsets of a vector, negative where its dim changes sign: they are taken out after.
+    #[inline(always)]
+    pub fn offsets<E: Element>(&self, vector: u32) -> u32 {
+        self.base + self.padded * E::BYTES as u32 + (4 * E::LANES) as u32 * vector
+    }
+
+    /// Shared address of the tokens' scales.
+    #[inline(always)]
+    pub fn scales<E: Element>(&self) -> u32 {
+        self.offsets::<E>(0) + 4 * self.padded
+    }
+}
+
+/// Fills both arrays, and `out` (null: no array) with the head's offset.
+///
+/// # Safety
+/// Every thread of the CTA calls it; the source is in its tensor or array.
+#[inline(always)]
+pub(crate) unsafe fn prepare<E: Element>(head_dim: u32, source: Source, out: *mut f32) {
+    unsafe {
+        let row_bytes = padded::<E>() * E::BYTES as u32;
+        if let Source::Rows(rows, count) = source {
+            let vectors = row_bytes / 16;
+            let thread = tid_x_again();
+            let (row, vector) = (thread >> vectors.trailing_zeros(), thread & (vectors - 1));
+            let last = (head_dim / E::LANES as u32 - 1, count - 1);
+            let at = |i: usize| ((row + ROWS * i as u32).min(last.1), vector.min(last.0));
+            let (mut low, mut high) = ([0; 4], [0; 4]);
+            // Two at a time: the tile is in registers, or about to be.
+            unroll!(0..LOADS / 2, |half| {
+                let two = load::<E, 2>(&rows, |i| at(2 * half + i));
+                unroll!(0..4, |word| {
+                    let (a, b) = (two[0][word], two[1][word]);
+                    let before = if half == 0 { (a, a) } else { (low[word], high[word]) };
+                    low[word] = E::min(before.0, E::min(a, b));
+                    high[word] = E::max(before.1, E::max(a, b));
+                });
+            });
+            let to = smem::base() + row * 2 * row_bytes + 16 * vector;
+            st_shared_v4_u32(true, to, low);
+            st_shared_v4_u32(true, to + row_bytes, high);
+            bar_sync();
+        }
+        // A thread for each word of a row.
+        let thread = tid_x_again();
+        let dim = thread * E::IN_WORD as u32;
+        let tables = Tables::new::<E>();
+        if dim < tables.padded {
+            let mut offset = [0.0; 2];
+            match source {
+                Source::None => {}
+                Source::Rows(..) => {
+                    let from = smem::base() + 4 * thread;
+                    let (mut low, mut high) = (ld_shared_u32(from), ld_shared_u32(from + row_bytes));
+                    // Four rows at a time: the tile is in registers, or about to be.
+                    let mut row = 0;
+                    while row < ROWS {
+                        unroll!(0..4, |i| {
+                            let at = from + (row + i as u32) * 2 * row_bytes;
+                            low = E::min(low, ld_shared_u32(at));
+                            high = E::max(high, ld_shared_u32(at + row_bytes));
+                        });
+                        row = opaque(row + 4);
+                    }
+                    unroll!(0..E::IN_WORD, |i| {
+                        offset[i] = middle(E::get(&[low; 4], i), E::get(&[high; 4], i));
+                    });
+                }
+                Source::Array(array) => {
+                    unroll!(0..E::IN_WORD, |i| {
+                        offset[i] = ld_global_nc_f32(array.wrapping_add((dim as usize + i).min(head_dim as usize - 1)));
+                    });
+                }
+            }
+            let inside = dim < head_dim;
+            let rotates = !matches!(source, Source::None);
+            let signs = selp_b32(rotates, signs_from(dim), 0);
+            let mut mask = 0;
+            unroll!(0..E::IN_WORD, |i| {
+                let sign = (signs >> i) << 31;
+                mask |= sign >> (32 - 8 * E::BYTES * (i + 1));
+                let offset = selp_b32(inside, offset[i].to_bits(), 0);
+                st_shared_u32(true, tables.offsets::<E>(0) + 4 * (dim + i as u32), offset ^ sign);
+                let to = out.wrapping_add(dim as usize + i);
+                st_global_f32(inside & !out.is_null(), to, [f32::from_bits(offset)]);
+            });
+            st_shared_u32(true, tables.signs(0) + 4 * thread, mask);
+        }
+        bar_sync();
+    }
+}
+
+/// The offset of a channel whose elements are from `low` to `high`; either is NaN where no element is a number.
+#[inline(always)]
+fn middle(low: f32, high: f32) -> f32 {
+    let middle = (low + high) * 0.5;
+    if low > 0.0 && high < f32::INFINITY {
+        middle.min(2.0 * low)
+    } else if high < 0.0 && low > f32::NEG_INFINITY {
+        middle.max(2.0 * high)
+    } else {
+        0.0
+    }
+}

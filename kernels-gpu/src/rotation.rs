@@ -1,0 +1,160 @@
+//! A token of Q or K in the registers of a few neighbouring lanes, and its rotation (docs/kernel-abi.md, "Quantization").
+//!
+//! A lane holds [`DIMS`] floats of a token, whole [`Vector`](crate::element::Vector)s of the caller's tensor: of a token's vectors, lane `l` of `n`
+//! has those numbered `l`, `l + n`, `l + 2n`, so that the lanes of a load or store are neighbours in memory. Bits of a dim's number, from
+//! the lowest: the element of a vector, the lane, the vector of the lane. So the butterflies of the contract, neighbours first, are some
+//! in registers, some between lanes, some in registers again.
+//!
+//! 96 dims are held as 128 whose last quarter, the lanes' last vectors, is zeros.
+
+use crate::element::Element;
+use crate::layout::signs;
+use crate::ptx::math::fma_rn_f32;
+use crate::ptx::opaque::opaque;
+use crate::ptx::select::selp_b32;
+use crate::ptx::shuffle::{shfl_bfly, shfl_sync_bfly_b32};
+use crate::ptx::special::tid_x_again;
+
+/// Floats that a lane holds.
+pub(crate) const DIMS: usize = 32;
+
+/// Vectors that a lane holds.
+pub(crate) const fn vectors<E: Element>() -> usize {
+    DIMS / E::LANES
+}
+
+/// A lane's place among those of its warp.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// Dims of a token.
+    head_dim: u32,
+    /// Logarithm of the lanes that share a token: 0 to 3.
+    log_lanes: u32,
+    /// The lane's number among them.
+    pub lane: u32,
+    /// The lane's token among those that the warp holds.
+    pub token: u32,
+}
+
+impl Place {
+    /// The place of the calling lane; `padded` is the head dim or the next power of two.
+    #[inline(always)]
+    pub fn new(head_dim: u32, padded: u32) -> Self {
+        let log_lanes = (padded / DIMS as u32).trailing_zeros();
+        let lane = tid_x_again() % 32;
+        Self { head_dim, log_lanes, lane: lane & ((1 << log_lanes) - 1), token: lane >> log_lanes }
+    }
+
+    /// Lanes that share a token.
+    #[inline(always)]
+    pub fn lanes(&self) -> u32 {
+        1 << self.log_lanes
+    }
+
+    /// Tokens that a warp holds.
+    #[inline(always)]
+    pub fn tokens(&self) -> u32 {
+        32 >> self.log_lanes
+    }
+
+    /// The number in the token of the lane's vector number `i`.
+    #[inline(always)]
+    pub fn vector(&self, i: usize) -> u32 {
+        self.lane + ((i as u32) << self.log_lanes)
+    }
+
+    /// Whether the token has the lanes' vectors number `i`; the same for all lanes.
+    #[inline(always)]
+    pub fn has<E: Element>(&self, i: usize) -> bool {
+        i < vectors::<E>() / 4 * 3 || self.head_dim.is_power_of_two()
+    }
+
+    /// [`vector`](Self::vector), or the first of the lane where the token has no such.
+    #[inline(always)]
+    pub fn vector_or_first<E: Element>(&self, i: usize) -> u32 {
+        if self.has::<E>(i) { self.vector(i) } else { self.lane }
+    }
+
+    /// `join` of a value over the lanes that share a token, in all of them.
+    ///
+    /// # Safety
+    /// All 32 lanes of a converged warp call it.
+    #[inline(always)]
+    pub unsafe fn over_lanes(&self, mut value: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+        unsafe {
+            if self.log_lanes > 0 {
+                value = join(value, f32::from_bits(shfl_bfly::<1>(value.to_bits())));
+                if self.log_lanes > 1 {
+                    value = join(value, f32::from_bits(shfl_bfly::<2>(value.to_bits())));
+                    if self.log_lanes > 2 {
+                        value = join(value, f32::from_bits(shfl_bfly::<4>(value.to_bits())));
+                    }
+                }
+            }
+        }
+        value
+    }
+
+    /// The Hadamard transform of each [`rotation`](crate::layout::rotation) dims of the token, not normalised.
+    ///
+    /// # Safety
+    /// All 32 lanes of a converged warp call it.
+    #[inline(always)]
+    pub unsafe fn butterflies<E: Element>(&self, x: &mut [f32; DIMS]) {
+        butterflies_here::<1>(x);
+        butterflies_here::<2>(x);
+        if E::LANES == 8 {
+            butterflies_here::<4>(x);
+        }
+        if self.log_lanes > 0 {
+            unsafe { self.butterflies_between(x, 1) };
+            if self.log_lanes > 1 {
+                unsafe { self.butterflies_between(x, 2) };
+                if self.log_lanes > 2 {
+                    unsafe { self.butterflies_between(x, 4) };
+                }
+            }
+        }
+        // Between the lane's vectors: all of them, but for the 32 dims of 96 that go together, which are no more than two vectors of floats or one of
+        // halves of each lane.
+        if E::LANES == 4 {
+            butterflies_here::<4>(x);
+        }
+        if opaque(self.head_dim).is_power_of_two() {
+            butterflies_here::<8>(x);
+            butterflies_here::<16>(x);
+        }
+    }
+
+    /// The butterflies whose other half is in lane `lane ^ mask`: the sum where this lane's is the first half, else the other's less this.
+    #[inline(always)]
+    unsafe fn butterflies_between(&self, x: &mut [f32; DIMS], mask: u32) {
+        let sign = f32::from_bits(1.0_f32.to_bits() | (self.lane & mask) << (31 - mask.trailing_zeros()));
+        unroll!(0..DIMS, |i| {
+            let other = f32::from_bits(unsafe { shfl_sync_bfly_b32(x[i].to_bits(), mask) });
+            // One rounding of a sum: the product is exact.
+            x[i] = fma_rn_f32(x[i], sign, other);
+        });
+    }
+}
+
+/// The butterflies whose halves are `H` registers apart.
+#[inline(always)]
+fn butterflies_here<const H: usize>(x: &mut [f32; DIMS]) {
+    unroll!(0..DIMS / 2, |pair| {
+        let i = pair / H * 2 * H + pair % H;
+        let (a, b) = (x[i], x[i + H]);
+        (x[i], x[i + H]) = (a + b, a - b);
+    });
+}
+
+/// Which dims from `dim` to the next multiple of 32 change sign, a bit each from the lowest.
+#[inline(always)]
+pub(crate) fn signs_from(dim: u32) -> u32 {
+    let mut word = 0;
+    unroll!(0..8, |i| {
+        // No table: it would be a variable in memory.
+        word = selp_b32(dim / 32 == i as u32, signs(32 * i), word);
+    });
+    word >> (dim % 32)
+}
