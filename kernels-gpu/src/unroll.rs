@@ -6,14 +6,14 @@
 
 /// `unroll!(0..N, |i| { body });` with constant bounds: the body once for each `i`, in order. At most 32 times, and the
 /// body has no `break`, `continue` or `return`.
-#[cfg(not(feature = "cuda-std"))]
+#[cfg(not(all(target_arch = "nvptx64", feature = "cuda-std")))]
 macro_rules! unroll {
     ($range:expr, |$i:ident| $body:block) => {
         for $i in $range $body
     };
 }
 
-#[cfg(feature = "cuda-std")]
+#[cfg(all(target_arch = "nvptx64", feature = "cuda-std"))]
 macro_rules! unroll {
     ($range:expr, |$i:ident| $body:block) => {{
         const { assert!($range.end <= $range.start + 32, "unroll! has 32 calls") };
