@@ -87,6 +87,12 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
         if kernel == format!("quantize_{dtype}") {
             return quantization(dtype);
         }
+        // What it finds is in what `quantize` makes of it.
+        if kernel == format!("v_amax_{dtype}") {
+            let mut checks = quantization(dtype)?;
+            checks.retain(|check| check.case.problem.scheme == Scheme::Paper);
+            return Ok(checks);
+        }
         if kernel == format!("dequantize_{dtype}") {
             return dequantization(dtype);
         }

@@ -43,7 +43,7 @@ fn float16() {
 
 #[test]
 fn quantization() {
-    every(|kernel| kernel.starts_with("quantize"));
+    every(|kernel| kernel.starts_with("quantize") || kernel.starts_with("v_amax"));
 }
 
 #[test]
@@ -56,7 +56,9 @@ fn dequantization() {
 fn all_kernels_have_a_battery() {
     let simulator = Simulator::new();
     let tested = |kernel: &str| {
-        ["attention_sm90a", "baseline_f16", "quantize", "dequantize"].iter().any(|start| kernel.starts_with(start))
+        ["attention_sm90a", "baseline_f16", "quantize", "v_amax", "dequantize"]
+            .iter()
+            .any(|start| kernel.starts_with(start))
             || kernel.starts_with("attention_sm80") && ["_default", "_paper"].iter().any(|end| kernel.ends_with(end))
     };
     for module in MODULES {

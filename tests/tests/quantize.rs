@@ -24,7 +24,7 @@ fn as_reference(simulator: &Simulator, case: &Case, [q, k, v]: [&HostTensor; 3])
     Ok(got)
 }
 
-/// Cases whose rows are aligned to nothing but their elements as well, and of both schemes whether or not there is a kernel for attention.
+/// Cases whose rows are aligned to nothing but their elements as well, and of both schemes where they have the head dim.
 fn conversions(longest: usize) -> impl Strategy<Value = Case> {
     let odd = prop::array::uniform4(prop::option::weighted(0.3, 1..8_usize));
     (any_case(longest), odd, any::<bool>()).prop_map(|(mut case, odd, paper)| {
@@ -33,7 +33,10 @@ fn conversions(longest: usize) -> impl Strategy<Value = Case> {
                 *placement = Placement::Padded { token, head: 3, batch: 1 };
             }
         }
-        case.problem.scheme = if paper { Scheme::Paper } else { Scheme::Default };
+        let scheme = if paper { Scheme::Paper } else { Scheme::Default };
+        if case.problem.with_scheme(scheme).check().is_ok() {
+            case.problem.scheme = scheme;
+        }
         case
     })
 }
@@ -55,6 +58,10 @@ fn each_head_dim_and_type_is_quantized_as_the_reference_does() {
     for (seed, (head_dim, dtype)) in HEAD_DIMS.into_iter().flat_map(|d| DTYPES.map(|dtype| (d, dtype))).enumerate() {
         for scheme in Scheme::ALL {
             let problem = AttentionProblem::new(1, 2, 1, 131, 290, head_dim).with_scheme(scheme);
+            if problem.check().is_err() {
+                assert_eq!((head_dim, scheme), (256, Scheme::Paper));
+                continue;
+            }
             let mut case = Case { dtype, out_dtype: dtype, ..Case::plain(problem, seed as u64) };
             case.values = [Values::Normal, Values::OutlierChannels, Values::LoudTokens];
             if seed % 2 == 1 {

@@ -6,6 +6,8 @@
 
 use crate::layout::KV_BLOCK;
 use crate::params::{AttentionParams, UNLIMITED};
+#[cfg(target_arch = "nvptx64")]
+use crate::ptx::opaque::opaque;
 
 /// The window of a launch, for blocks of `KEYS` keys.
 #[derive(Clone, Copy)]
@@ -44,6 +46,13 @@ impl Window<KV_BLOCK> {
 }
 
 impl<const KEYS: usize> Window<KEYS> {
+    /// The same, for use in a loop: nothing is computed of it in front of the loop, to be in registers across.
+    #[cfg(target_arch = "nvptx64")]
+    #[inline(always)]
+    pub(crate) fn anew(self) -> Self {
+        Self { seqlen_q: opaque(self.seqlen_q), seqlen_kv: opaque(self.seqlen_kv), ..self }
+    }
+
     /// The first key that a row sees. 64 bits: an unlimited side, as any other, is only subtracted or added.
     #[inline(always)]
     fn first_key(&self, row: u32) -> u32 {

@@ -41,7 +41,10 @@ fn layouts(problem: &AttentionProblem) -> (TensorLayout, TensorLayout) {
 
 impl Job {
     fn new(gpu: &Gpu) -> Result<Self> {
-        let problem = problem();
+        Self::of(gpu, problem())
+    }
+
+    fn of(gpu: &Gpu, problem: AttentionProblem) -> Result<Self> {
         let (q, kv) = layouts(&problem);
         let quantize = gpu.plan_quantize(&problem, &QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 })?;
         let output = AttentionOutput { layout: q, dtype: DType::F16, lse: true };

@@ -213,9 +213,7 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
 ) {
     // Opaque, and the tile from shared memory: what only this needs would be in registers across the loop.
     let (lane, member) = unsafe { lane::<K, MT>(vars.tile().row, opaque(tid_x())) };
-    let window = Window::of(params);
-    let window = Window { seqlen_q: opaque(window.seqlen_q), seqlen_kv: opaque(window.seqlen_kv), ..window };
-    let block = opaque(block);
+    let (window, block) = (Window::of(params).anew(), opaque(block));
     let first = (member * (8 * K::KEY_TILES) as u32 + 2 * lane.quad) as i32;
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
@@ -313,7 +311,7 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
         let (lane, window, block) = (self.place().lane, Window::of(self.params).anew(), opaque(self.block));
         let row = lane.query(mt, half);
         let first = 2 * lane.quad as i32;
-        [window.from_in_block(row, block) - first, window.to_in_block(row, block) - first]
+        [window.first_in_block(row, block) - first, window.end_in_block(row, block) - first]
     }
 
     #[inline(always)]

@@ -331,7 +331,7 @@ impl<K: Kernel> SpecialBlock for Special<'_, K> {
         let (lane, window, block) = (self.rows.find_lane(), Window::of(self.rows.params).anew(), opaque(self.block));
         let row = lane.query(mt, half);
         let first = 2 * lane.quad as i32;
-        [window.from_in_block(row, block) - first, window.to_in_block(row, block) - first]
+        [window.first_in_block(row, block) - first, window.end_in_block(row, block) - first]
     }
 
     #[inline(always)]
