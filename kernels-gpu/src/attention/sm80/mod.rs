@@ -36,7 +36,7 @@ use crate::layout::KV_BLOCK;
 use crate::params::AttentionParams;
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::ld_global_nc_f32;
-use crate::ptx::math::{max_f32, mul_rn_f32};
+use crate::ptx::math::max_f32;
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
 use crate::smem;
