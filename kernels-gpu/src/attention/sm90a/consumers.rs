@@ -154,6 +154,30 @@ impl<K: Kernel> Rows<'_, K> {
         states: &mut RingStates,
         index: u32,
     ) {
+        unsafe {
+            // The scales came with K.
+            let special = K::Softmax::SPECIAL && K::Softmax::is_special(&self.scales(states.kv));
+            if K::HEAD_DIM < 128 && special {
+                self.add::<MORE>(softmax, acc, sums, states, index, true);
+            } else {
+                // A body of its own, where the registers do for two: branches within would keep its loads and exponentials from
+                // overlapping, which costs a fifth of the speed.
+                self.add::<MORE>(softmax, acc, sums, states, index, K::HEAD_DIM >= 128 && special);
+            }
+        }
+    }
+
+    /// [`Self::block`], which is `special` for some row of the warp or for none.
+    #[inline(always)]
+    unsafe fn add<const MORE: bool>(
+        &self,
+        softmax: &mut K::Softmax,
+        acc: &mut Accumulator<1>,
+        sums: &mut scores::Sums,
+        states: &mut RingStates,
+        index: u32,
+        special: bool,
+    ) {
         let (ring_k, ring_v) = (self.rings.k(), self.rings.v());
         unsafe {
             let now = states.kv;
@@ -162,15 +186,15 @@ impl<K: Kernel> Rows<'_, K> {
             // Opaque: computed anew here, where the wait hides it, instead of kept in a register across the loop.
             let factors = self.rings.factors(now) + 16 * (opaque(tid_x()) % 4);
             sums.wait::<0>();
-            let special = K::Softmax::SPECIAL && K::Softmax::is_special(&self.scales(now));
             let mut scores = scores::take(softmax, sums, factors);
+            // Before the branches, which no load crosses.
+            let mut row_scales = K::Softmax::row_scales(|| self.notes());
             if index >= self.blocks.full_to {
                 self.mask::<false>(&mut scores, index);
             }
             if index < self.blocks.full_from {
                 self.mask::<true>(&mut scores, index);
             }
-            let mut row_scales = K::Softmax::row_scales(|| self.notes());
             if special {
                 K::Softmax::special(&mut scores, &mut row_scales, &Alone, &Special { rows: self, now, block: index });
             }
