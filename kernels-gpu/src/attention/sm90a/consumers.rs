@@ -96,8 +96,9 @@ unsafe fn tile<K: Kernel>(
         let lane = lane(row, tid_x());
         let q_scales = rows.q_scales(lane, first);
         if K::Softmax::SPECIAL {
-            // In shared memory: registers are what the loop is short of.
-            let reach = warp_reach(params, K::HEAD_DIM, q_scales[0]);
+            // Of all rows of the warpgroup: its warps issue `wgmma` together, and so take a block's branches together. In shared memory:
+            // registers are what the loop is short of.
+            let reach = warp_reach(params, K::HEAD_DIM, rows.q_scales_of_two_rows(tid_x() % 32));
             st_shared_f32(rings.reach(tid_x() / 32), reach);
             warp_sync();
         }
@@ -280,7 +281,7 @@ impl<K: Kernel> Rows<'_, K> {
         (p, o)
     }
 
-    /// The scales of a block whose K has landed, and the reach of the warp's rows.
+    /// The scales of a block whose K has landed, and the reach of the warpgroup's rows.
     #[inline(always)]
     unsafe fn scales(&self, state: RingState) -> BlockScales {
         if !K::Softmax::SPECIAL {
@@ -295,6 +296,14 @@ impl<K: Kernel> Rows<'_, K> {
     unsafe fn q_scales(&self, lane: Lane, first: u32) -> [[f32; 2]; 1] {
         let at = self.buffer + sm90a::q_scale_offset(K::HEAD_DIM, K::WGS) as u32 + 4 * (lane.query(0, 0) - first);
         unsafe { [[ld_shared_f32(at), ld_shared_f32(at + 32)]] }
+    }
+
+    /// The scales of the warpgroup's rows `row` and `row + 32`.
+    #[inline(always)]
+    unsafe fn q_scales_of_two_rows(&self, row: u32) -> [f32; 2] {
+        let of_group = sm90a::q_scale_offset(K::HEAD_DIM, K::WGS) as u32 + 4 * self.group * WARPGROUP_ROWS as u32;
+        let at = self.buffer + of_group + 4 * row;
+        unsafe { [ld_shared_f32(at), ld_shared_f32(at + 128)] }
     }
 
     /// Where the warp keeps its notes: from the row of the lane's quad on.

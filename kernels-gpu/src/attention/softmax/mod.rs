@@ -53,7 +53,7 @@ impl<const MT: usize> Team<MT> for Alone {
 pub(crate) struct BlockScales {
     pub k: f32,
     pub v: f32,
-    /// The largest [`row_reach`] of the warp's rows.
+    /// The largest [`row_reach`] of the warp's rows, or of its warpgroup's.
     pub reach: f32,
 }
 
