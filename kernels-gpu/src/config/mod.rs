@@ -55,8 +55,8 @@ impl fmt::Display for Family {
 /// saturate at their largest number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// For models, the more accurate one on what they compute: Q and K rotated, V with scales of blocks or tokens, u8 P scaled by the block's row maximum,
-    /// so that small weights count beside an attention sink.
+    /// For models, the more accurate one on what they compute: Q and K rotated, V with scales of blocks or tokens, u8 P scaled by
+    /// the block's row maximum, so that small weights count beside an attention sink.
     ///
     /// Nothing is taken over the sequence: a head's first 64 tokens give K's offset and its first block V's unit, and else no token's codes
     /// depend on tokens of other blocks. Tokens that are appended change no block of 128 that was full, and a token that is not finite
