@@ -19,7 +19,7 @@
 //! [`mod@reference`] has the exact answer and the INT8 algorithm bit by bit, with bounds for how far apart results may be.
 //!
 //! The kernels are Rust compiled to PTX, which is part of this crate: neither a CUDA toolkit nor a nightly compiler is
-//! needed to use it, and the NVIDIA driver is looked for when a GPU is asked for, not when the program starts.
+//! needed to use it, and the NVIDIA driver, one for CUDA 12.1 or later, is looked for when a GPU is asked for, not when the program starts.
 //!
 //! # Features
 //! * `cust`: `cust`'s buffers, slices, pointers and streams wherever this crate takes its own. Programs still link and start
@@ -28,7 +28,7 @@
 //! * `cudarc`: `CudarcSlice` and `CudarcSliceMut` make views of `cudarc`'s memory, and its streams are taken.
 //! * `baseline`: attention in float16, to measure against.
 //!
-//! Words: a *scheme* is how P and V are scaled ([`Scheme`]); a *layout* is where a tensor's elements lie ([`TensorLayout`]);
+//! Words: a *scheme* is how Q, K, V and P become 8 bits ([`Scheme`]); a *layout* is where a tensor's elements lie ([`TensorLayout`]);
 //! a *mixed* block of V is one whose tokens have a scale each. Shapes are written `[batch][head][token][dim]`.
 #![deny(missing_docs)]
 

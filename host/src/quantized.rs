@@ -22,6 +22,9 @@ pub struct QuantizedQ<I, F> {
 
 /// How the bytes of K and V are packed (docs/kernel-abi.md, "Packed blocks").
 ///
+/// The version is 3. Tokens that are appended to K and V change no byte of a block of 128 that was full in the default scheme; in the paper's,
+/// V has one scale a head, and they may change all of it.
+///
 /// There is a value of this type for what this version of the library reads and writes, and for nothing else. Who keeps
 /// quantized operands beyond a process stores [`version`](Self::version) with them, and comes back through
 /// [`from_version`](Self::from_version).

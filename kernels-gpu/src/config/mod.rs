@@ -49,14 +49,24 @@ impl fmt::Display for Family {
     }
 }
 
-/// The numeric scheme (docs/kernel-abi.md).
+/// The numeric scheme: how Q, K, V and the softmax's weights P become 8 bits (docs/kernel-abi.md, to the bit).
+///
+/// In both, Q and K have a scale a token, a row that sees a token with a NaN or an infinity is NaN, and outputs in float16 and bfloat16
+/// saturate at their largest number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// The most accurate: Q and K rotated and with a scale a token, V with scales of blocks or tokens, u8 P scaled by the block's row
-    /// maximum. No token's codes depend on the rest of the sequence.
+    /// For models, the more accurate one on what they compute: Q and K rotated, V with scales of blocks or tokens, u8 P scaled by
+    /// the block's row maximum, so that small weights count beside an attention sink.
+    ///
+    /// Nothing is taken over the sequence: a head's first 64 tokens give K's offset and its first block V's unit, and else no token's codes
+    /// depend on tokens of other blocks. Tokens that are appended change no block of 128 that was full, and a token that is not finite
+    /// spoils the rows that see it alone. Every float16 input is in range.
     #[default]
     Default,
-    /// arXiv 2409.16997 to the letter: int8 P scaled by the running maximum, V scaled per head.
+    /// arXiv 2409.16997 to the letter, to compare with: int8 P scaled by the running maximum, V with one scale a head.
+    ///
+    /// Weights below 1/254 of the row's maximum are lost, however many they are. A token that is appended may change all of V's codes, and
+    /// one of V that is not finite makes every row of the head NaN. Head dims up to 128.
     Paper,
 }
 
