@@ -304,8 +304,8 @@ impl Row {
         let mut running: f64 = 0.0;
         let half_code = 0.5 + 255.0 * (-12_f64).exp2();
         for (block, range) in (self.keys.start / KV_BLOCK..).zip(blocks(&self.keys)) {
-            let (weights, errors) = (&self.weights[range.clone()], &self.score_error[range.clone()]);
-            let high: Vec<f64> = weights.iter().zip(errors).map(|(w, e)| w * e.exp()).collect();
+            let errors = &self.score_error[range.clone()];
+            let high: Vec<f64> = range.clone().map(|j| self.weights[j] + self.growth(j)).collect();
             let max = high.iter().copied().fold(0.0, f64::max);
             let scores = &self.scores[range.clone()];
             let v_scale = &head.v_scale[self.keys.start + range.start..][..range.len()];
@@ -337,6 +337,12 @@ impl Row {
         }
     }
 
+    /// By how much the weight of key `j` may be larger, its score being so far off. The weight itself may be less than float64 has.
+    fn growth(&self, j: usize) -> f64 {
+        let (weight, error) = (self.weights[j], self.score_error[j]);
+        if weight > f64::MIN_POSITIVE { weight * error.exp_m1() } else { (self.scores[j] - self.lse + error).exp() }
+    }
+
     fn bound(self, p: &AttentionProblem, head: &Head, dtype: DType) -> RowBound {
         let d = p.head_dim;
         let [bias, bias_error] = head.bias[self.index];
@@ -350,7 +356,7 @@ impl Row {
         let values_of_row = head.x.v[self.keys.start * d..].chunks_exact(d);
         for (j, (v, &w)) in values_of_row.zip(&self.weights).enumerate() {
             let (score, shared, output) = (self.score_error[j], self.shared_error[j], self.output_error[j]);
-            let weight_error = w * score.exp_m1() + shared;
+            let weight_error = self.growth(j) + shared;
             low += (w * (-score).exp() - shared).max(0.0);
             high += w + weight_error;
             let step = head.v_scale[self.keys.start + j];
@@ -364,7 +370,9 @@ impl Row {
         let o_bound = (0..d)
             .map(|i| {
                 let bound = (around[i] + values) / low + rounding * (self.o[i].abs() + steps / low * 127.0) + 1e-30;
-                bound + dtype.half_step(self.o[i].abs() + bound)
+                let bound = bound + dtype.half_step(self.o[i].abs() + bound);
+                // A weight without a bound, of a value that is the output.
+                if bound.is_nan() { f64::INFINITY } else { bound }
             })
             .collect();
         let lse = self.lse + bias;

@@ -24,8 +24,8 @@ pub(super) struct Head<'a> {
     /// The scale of each value, and that which those of a block share, or NaN.
     pub(super) v_scale: &'a [f32],
     pub(super) v_block_scale: &'a [f32],
-    /// Less than what the kernels' sums of P V can tell apart: weights next to nothing are flushed to zero, and a sum is in steps of
-    /// 2^-149 of their unit, which is 2^-48 of V's.
+    /// Less than what the kernels' sums of P V can tell apart: weights next to nothing are flushed to zero; and a sum is in steps of
+    /// 2^-48 of the codes' unit, half of which each block may add, over a row sum of at least 255.
     pub(super) least: f64,
     /// Whether four neighbouring dims of V are rotated.
     pub(super) rotated: bool,
@@ -63,8 +63,8 @@ impl<'a> Head<'a> {
             c,
             v_scale: &x.v.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK],
             v_block_scale: &x.v.block_scale[kv * blocks..][..blocks],
-            least: (-90_f64).exp2()
-                * f64::from(x.v.unit[kv]).max(largest(&x.v.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK])),
+            least: (-90_f64).exp2() * largest(&x.v.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK])
+                + (-49_f64).exp2() / 255.0 * blocks as f64 * f64::from(x.v.unit[kv]),
             rotated: problem.scheme.rotates(),
             softmax_scale,
         }

@@ -117,7 +117,7 @@ pub fn two_gpus(on: &OnGpu) -> Result<()> {
     };
     refused(a.launch(&foreign), "the stream")?;
     std::mem::swap(&mut a.inputs, &mut b.inputs);
-    refused(a.launch(&stream), "k")?;
+    refused(a.launch(&stream), "q")?;
     std::mem::swap(&mut a.inputs, &mut b.inputs);
     let graph = on.gpu.capture(&stream, || a.launch(&stream))?;
     refused(graph.launch(&foreign), "the stream")?;
