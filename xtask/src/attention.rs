@@ -22,7 +22,7 @@ pub struct Args {
     /// auto, cpu, cuda, cuda:N, or sim: the GPU's kernels on an interpreter
     #[arg(long, default_value = "auto")]
     device: Target,
-    /// default: most accurate; paper: exactly arXiv 2409.16997
+    /// default: the more accurate on activations of models; paper: exactly arXiv 2409.16997
     #[arg(long, default_value = "default")]
     scheme: Scheme,
     /// Keep key j for query i where j <= i + seqlen_kv - seqlen_q: short for --window inf,0
