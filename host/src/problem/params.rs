@@ -1,0 +1,106 @@
+//! What the kernels are handed for a problem.
+
+use super::{AttentionProblem, Window};
+use crate::dtype::DType;
+use crate::shape::{Shape, TensorLayout};
+use int_flash_attention_kernels::params::{
+    AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, Strided, UNLIMITED,
+};
+
+impl AttentionProblem {
+    /// What the INT8 kernels are handed for an output of this layout and type, all but the addresses. For the launches of this crate
+    /// and of its tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn params(&self, o: &TensorLayout, dtype: DType) -> AttentionParams {
+        let (window_left, window_right) = self.window_params();
+        AttentionParams {
+            o: strided(o),
+            batch: self.batch as u32,
+            heads_q: self.heads_q as u32,
+            heads_kv: self.heads_kv as u32,
+            group: self.group() as u32,
+            seqlen_q: self.seqlen_q as u32,
+            seqlen_kv: self.seqlen_kv as u32,
+            window_left,
+            window_right,
+            o_dtype: dtype.code(),
+            softmax_scale: self.scale(),
+            ..AttentionParams::NONE
+        }
+    }
+
+    /// What the float16 kernels are handed for tensors of these layouts (Q, K, V, O), all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn baseline_params(&self, [q, k, v, o]: [&TensorLayout; 4]) -> BaselineParams {
+        let (window_left, window_right) = self.window_params();
+        BaselineParams {
+            q: strided(q),
+            k: strided(k),
+            v: strided(v),
+            o: strided(o),
+            lse: Global::NULL,
+            heads_q: self.heads_q as u32,
+            group: self.group() as u32,
+            seqlen_q: self.seqlen_q as u32,
+            seqlen_kv: self.seqlen_kv as u32,
+            window_left,
+            window_right,
+            softmax_scale: self.scale(),
+            reserved: 0,
+        }
+    }
+
+    /// What the quantization kernels are handed for tensors of these layouts, those that are quantized, all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn quantize_params(&self, q: Option<&TensorLayout>, kv: Option<[&TensorLayout; 2]>) -> QuantizeParams {
+        let unused = TensorLayout::bhnd(self.q_shape());
+        let [k, v] = kv.unwrap_or([&unused; 2]);
+        QuantizeParams {
+            q: strided(q.unwrap_or(&unused)),
+            k: strided(k),
+            v: strided(v),
+            batch: self.batch as u32,
+            heads_q: if q.is_some() { self.heads_q as u32 } else { 0 },
+            heads_kv: self.heads_kv as u32,
+            seqlen_q: self.seqlen_q as u32,
+            seqlen_kv: self.seqlen_kv as u32,
+            head_dim: self.head_dim as u32,
+            quantize_kv: u32::from(kv.is_some()),
+            rotate: u32::from(self.scheme.rotates()),
+            ..QuantizeParams::NONE
+        }
+    }
+
+    /// What the dequantization kernels are handed for an operand (`int_flash_attention_kernels::params::operand`), all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn dequantize_params(&self, operand: u32, out: &TensorLayout) -> DequantizeParams {
+        let Shape { heads, seqlen, head_dim, .. } = out.shape();
+        DequantizeParams {
+            out: strided(out),
+            seqlen: seqlen as u32,
+            heads: heads as u32,
+            head_dim: head_dim as u32,
+            operand,
+            rotated: u32::from(self.scheme.rotates()),
+            ..DequantizeParams::NONE
+        }
+    }
+
+    /// The window's sides as the kernels take them.
+    fn window_params(&self) -> (u32, u32) {
+        let side = |side: Option<usize>| side.map_or(UNLIMITED, |keys| keys as u32);
+        // A side that hides nothing has no limit: the kernels need not look at it.
+        let Window { left, right } = self.window.of_lengths(self.seqlen_q, self.seqlen_kv);
+        (side(left), side(right))
+    }
+}
+
+/// A layout without an address.
+fn strided(layout: &TensorLayout) -> Strided {
+    let [stride_b, stride_h, stride_n] = layout.strides();
+    Strided { stride_b, stride_h, stride_n, ..Strided::NONE }
+}
