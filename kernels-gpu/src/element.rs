@@ -188,6 +188,12 @@ impl Rows {
         Self { base, stride, aligned: (base as usize | stride as usize) % 16 == 0 }
     }
 
+    /// Those from row `first` on.
+    #[inline(always)]
+    pub fn from(&self, first: u32) -> Self {
+        Self { base: self.base.wrapping_offset(i64::from(first).wrapping_mul(self.stride) as isize), ..*self }
+    }
+
     /// The address of a vector of a row.
     #[inline(always)]
     pub fn at(&self, (row, vector): (u32, u32)) -> *mut u8 {

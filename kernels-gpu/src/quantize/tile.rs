@@ -1,6 +1,6 @@
 //! A tile of the caller's rows.
 
-use super::launch::{THREAD_VECTORS, padded_of_threads, raw_bytes, raw_offset};
+use super::launch::{THREAD_VECTORS, padded_of_threads, raw_bytes};
 use crate::element::{Element, Rows, Vector, load, load_elements};
 use crate::layout::KV_BLOCK;
 use crate::ptx::cp_async::{commit_group, cp_async_16_zfill, wait_group};
@@ -14,6 +14,12 @@ use crate::smem;
 #[inline(always)]
 pub(crate) fn padded<E: Element>() -> u32 {
     padded_of_threads(ntid_x(), E::BYTES)
+}
+
+/// Shared address behind the tile as it comes.
+#[inline(always)]
+pub(crate) fn behind_raw<E: Element>() -> u32 {
+    smem::base() + if in_shared::<E>() { 16 * THREAD_VECTORS as u32 * ntid_x() } else { 0 }
 }
 
 /// Tokens of a head that a CTA converts.
@@ -43,91 +49,113 @@ impl Tile {
 /// A thread's vectors of a tile.
 ///
 /// Halves wait in places of shared memory that no other thread looks at: on their way there they take no registers, and later only those
-/// that are worked on do. Floats are worked on in the registers that they came to.
+/// that are worked on do. So those of the next tile are asked for as soon as these have been read. Floats are worked on in the registers
+/// that they came to.
 #[derive(Clone, Copy)]
 pub(crate) struct Vectors {
     registers: [Vector; THREAD_VECTORS],
-    /// Shared address of the first.
+    /// Shared address of the first. The next ones lie behind those of the warp's other lanes.
     first: u32,
-    /// Bytes from one to the next.
-    step: u32,
 }
 
+/// Bytes from a thread's vector to its next.
+const STEP: u32 = 16 * 32;
+
 impl Vectors {
-    /// Starts loading them; `place` says which: token of the head, and vector of the row. Zeros where `has` is false.
+    /// None of which is on its way yet.
+    #[inline(always)]
+    pub fn new<E: Element>() -> Self {
+        let thread = tid_x_again();
+        let first = smem::base() + thread / 32 * (STEP * THREAD_VECTORS as u32) + thread % 32 * 16;
+        Self { registers: [[0; 4]; THREAD_VECTORS], first }
+    }
+
+    /// Starts loading `N` of them, from number `from` on, as a group of copies; `place` says which: token of the head, and vector of the
+    /// row. Zeros where `has` is false. In registers `from` is 0.
     ///
     /// # Safety
-    /// They are in the tensor, which the grid does not write.
+    /// They are in the tensor, which the grid does not write; those that were in their place have been read.
     #[inline(always)]
-    pub unsafe fn load<E: Element>(
+    pub unsafe fn request<E: Element, const N: usize>(
+        &mut self,
+        from: u32,
         rows: &Rows,
         has: impl Fn(usize) -> bool,
         place: impl Fn(usize) -> (u32, u32),
-    ) -> Self {
+    ) {
         unsafe {
             if !in_shared::<E>() {
-                let mut registers = load::<E, THREAD_VECTORS>(rows, &place);
-                unroll!(0..THREAD_VECTORS, |i| {
-                    registers[i] = registers[i].map(|word| selp_b32(has(i), word, 0));
+                let loaded = load::<E, N>(rows, &place);
+                unroll!(0..N, |i| {
+                    self.registers[i] = loaded[i].map(|word| selp_b32(has(i), word, 0));
                 });
-                return Self { registers, first: 0, step: 0 };
+                return;
             }
-            let vectors = Self { registers: [[0; 4]; THREAD_VECTORS], first: 0, step: 0 }.again::<E>();
+            let first = self.first + from * STEP;
             if rows.aligned {
-                unroll!(0..THREAD_VECTORS, |i| {
-                    cp_async_16_zfill(vectors.address(i), rows.at(place(i)), if has(i) { 16 } else { 0 });
+                unroll!(0..N, |i| {
+                    cp_async_16_zfill(first + i as u32 * STEP, rows.at(place(i)), if has(i) { 16 } else { 0 });
                 });
-                commit_group();
             } else {
                 let mut i = 0;
-                while i < THREAD_VECTORS {
+                while i < N {
                     let loaded = load_elements::<E>(rows.at(place(i)));
-                    st_shared_v4_u32(true, vectors.address(i), if has(i) { loaded } else { [0; 4] });
+                    st_shared_v4_u32(true, first + i as u32 * STEP, if has(i) { loaded } else { [0; 4] });
                     // Rolled: this is the slow way.
                     i = opaque(i as u32 + 1) as usize;
                 }
             }
-            vectors
+            commit_group();
+        }
+    }
+
+    /// Another empty group, in place of one that is not wanted any more: groups are counted.
+    ///
+    /// # Safety
+    /// None beyond running on the device.
+    #[inline(always)]
+    pub unsafe fn request_none<E: Element>(&self) {
+        if in_shared::<E>() {
+            unsafe { commit_group() }
         }
     }
 
     /// The same, with addresses made anew: neither those before nor what has been computed of the vectors take registers any more.
     #[inline(always)]
     pub fn again<E: Element>(&self) -> Self {
-        if !in_shared::<E>() {
-            return Self { registers: self.registers.map(|vector| vector.map(opaque)), ..*self };
+        if in_shared::<E>() {
+            return Self::new::<E>();
         }
-        let first = smem::base() + raw_offset(padded::<E>() as usize, E::BYTES) as u32 + 16 * tid_x_again();
-        Self { first, step: 16 * ntid_x(), ..*self }
+        Self { registers: self.registers.map(|vector| vector.map(opaque)), ..*self }
     }
 
-    #[inline(always)]
-    fn address(&self, i: usize) -> u32 {
-        self.first + i as u32 * self.step
-    }
-
-    /// Waits until they are there.
+    /// Waits until all groups but the latest `PENDING` are there.
     ///
     /// # Safety
     /// None beyond running on the device.
     #[inline(always)]
-    pub unsafe fn wait<E: Element>(&self) {
+    pub unsafe fn wait<E: Element, const PENDING: usize>(&self) {
         if in_shared::<E>() {
-            unsafe { wait_group::<0>() }
+            unsafe { wait_group::<PENDING>() }
         }
     }
 
-    /// Vector number `i`.
+    /// Vector number `from + i`.
     ///
     /// # Safety
     /// They have been waited for.
     #[inline(always)]
-    pub unsafe fn get<E: Element>(&self, i: usize) -> Vector {
-        if in_shared::<E>() { unsafe { ld_shared_v4_u32(self.address(i)) } } else { self.registers[i] }
+    pub unsafe fn get<E: Element>(&self, from: u32, i: usize) -> Vector {
+        if in_shared::<E>() {
+            unsafe { ld_shared_v4_u32(self.first + from * STEP + i as u32 * STEP) }
+        } else {
+            self.registers[i]
+        }
     }
 }
 
+/// Whether a tile waits in shared memory.
 #[inline(always)]
-const fn in_shared<E: Element>() -> bool {
+pub(crate) const fn in_shared<E: Element>() -> bool {
     raw_bytes(1, E::BYTES) > 0
 }

@@ -7,12 +7,12 @@ use super::launch::THREAD_VECTORS;
 use super::pack::{clamp, code, with_byte};
 use super::reduce::over_warp;
 use super::scale::{reciprocal, round_up_to_step, scale, v_unit};
-use super::tile::{Tile, Vectors};
+use super::tile::{Tile, Vectors, behind_raw, in_shared};
 use crate::division::div_rem;
 use crate::element::{Element, Rows, Vector, load};
 use crate::layout::{
-    KV_BLOCK, ROW_BYTES, V_FIRST_RATIO, V_OFFSETS, V_PANELS, V_ROTATION, V_SCALE_RATIO, octet_key, rotate_v, swizzle,
-    v_row,
+    KV_BLOCK, ROW_BYTES, V_FIRST_RATIO, V_OFFSETS, V_PANELS, V_ROTATION, V_SCALE_RATIO, octet_key, rotate_v,
+    rotated_v_maxima, swizzle, v_row,
 };
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::{st_global_cs_v2_u32, st_global_f32};
@@ -25,7 +25,6 @@ use crate::ptx::shared::{
 };
 use crate::ptx::shuffle::{shfl_bfly, vote_any};
 use crate::ptx::special::{ntid_x, tid_x};
-use crate::smem;
 
 /// How many rows further a lane's dims stand than the first, which is a multiple of four: all are swizzled alike.
 const FURTHER: [usize; 8] = [0, 1, 8, 9, 16, 17, 24, 25];
@@ -72,6 +71,18 @@ impl Place {
         Self { panel: panel.min(V_PANELS as u32 - 1), octet, vector, has: panel < V_PANELS as u32 }
     }
 
+    /// All of it in a register, as long as it is not needed.
+    #[inline(always)]
+    fn packed(&self) -> u32 {
+        opaque(self.panel | self.octet << 2 | self.vector << 4 | u32::from(self.has) << 31)
+    }
+
+    #[inline(always)]
+    fn of(packed: u32) -> Self {
+        let packed = opaque(packed);
+        Self { panel: packed & 3, octet: packed >> 2 & 3, vector: packed >> 4 & 0xff, has: packed >> 31 != 0 }
+    }
+
     /// The block's key in the lane's byte number `i`.
     #[inline(always)]
     fn key(&self, i: usize) -> u32 {
@@ -101,20 +112,34 @@ fn rotated<E: Element, const ROTATES: bool>(vector: &Vector) -> [f32; 8] {
     x
 }
 
+/// The largest magnitude of a vector's dims, not finite where one's is not.
 #[inline(always)]
 fn amax<E: Element, const ROTATES: bool>(vector: &Vector) -> f32 {
-    let x = rotated::<E, ROTATES>(vector);
-    let mut amax = x[0].abs();
+    let mut x = [0.0; 8];
+    unroll!(0..E::LANES, |i| {
+        x[i] = E::get(vector, i).abs();
+    });
+    if ROTATES {
+        // Of `a + b` and `a - b`, rounded, the larger in magnitude is `|a| + |b|`, rounded: the last sums need not be made.
+        unroll!(0..E::LANES / V_ROTATION, |i| {
+            let four = [0, 1, 2, 3].map(|j| E::get(vector, 4 * i + j));
+            (x[4 * i], x[4 * i + 1]) = rotated_v_maxima(four);
+            (x[4 * i + 2], x[4 * i + 3]) = (x[4 * i], x[4 * i + 1]);
+        });
+    }
+    let mut amax = x[0];
     unroll!(1..E::LANES, |i| {
-        amax = max_nan_f32(amax, x[i].abs());
+        if !ROTATES || i % 4 < 2 {
+            amax = max_nan_f32(amax, x[i]);
+        }
     });
     amax
 }
 
 /// Shared address of a key's largest magnitude in 4 vectors of dims, number `part`.
 #[inline(always)]
-fn part_address(part: u32, key: u32) -> u32 {
-    smem::base() + 4 * (part * KV_BLOCK as u32 + key)
+fn part_address<E: Element>(part: u32, key: u32) -> u32 {
+    behind_raw::<E>() + 4 * (part * KV_BLOCK as u32 + key)
 }
 
 /// Most parts: of 256 floats.
@@ -122,20 +147,20 @@ const PARTS: u32 = 16;
 
 /// Shared address of a key's own scale, rounded up.
 #[inline(always)]
-fn own_address(key: u32) -> u32 {
-    part_address(PARTS, key)
+fn own_address<E: Element>(key: u32) -> u32 {
+    part_address::<E>(PARTS, key)
 }
 
 /// Shared address of its reciprocal, NaN where the key has no codes.
 #[inline(always)]
-fn inverse_address(key: u32) -> u32 {
-    part_address(PARTS + 1, key)
+fn inverse_address<E: Element>(key: u32) -> u32 {
+    part_address::<E>(PARTS + 1, key)
 }
 
 /// Shared address of what [`Scales`] is made of, for a panel.
 #[inline(always)]
-fn panel_address(panel: u32) -> u32 {
-    part_address(PARTS + 2, 4 * panel)
+fn panel_address<E: Element>(panel: u32) -> u32 {
+    part_address::<E>(PARTS + 2, 4 * panel)
 }
 
 /// The scales of a block before they are shared or not.
@@ -161,52 +186,81 @@ pub(crate) unsafe fn quantize<E: Element>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
+        let place = Place::new::<E>(head_dim).packed();
         let mut tile = tile;
+        if in_shared::<E>() {
+            request::<E>(&mut Vectors::new::<E>(), place, &rows(), tile);
+        }
         loop {
-            one::<E>(head_dim, rotates, head_amax, &rows(), tile, &out);
+            let mut raw = Vectors::new::<E>();
+            if !in_shared::<E>() {
+                request::<E>(&mut raw, place, &rows(), tile);
+            }
+            one::<E>(head_dim, rotates, head_amax, place, &rows, tile, end, raw, &out);
             tile.index += 1;
             if tile.index >= end {
                 break;
             }
-            // All have read the scales.
-            bar_sync();
         }
     }
 }
 
+/// Starts loading a tile.
 #[inline(always)]
+unsafe fn request<E: Element>(raw: &mut Vectors, place: u32, rows: &Rows, tile: Tile) {
+    unsafe {
+        let (place, last) = (Place::of(place), tile.count() - 1);
+        let at = |i: usize| (place.key(i).min(last), place.vector);
+        raw.request::<E, THREAD_VECTORS>(0, &rows.from(tile.first()), |_| true, at);
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn one<E: Element>(
     head_dim: u32,
     rotates: bool,
     head_amax: f32,
-    rows: &Rows,
+    place: u32,
+    rows: &impl Fn() -> Rows,
     tile: Tile,
+    end: u32,
+    raw: Vectors,
     out: &impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        let place = Place::new::<E>(head_dim);
-        let (first, count) = (tile.first(), tile.count());
-        let raw = Vectors::load::<E>(rows, |_| true, |i| place.at(first, count, i));
-        raw.wait::<E>();
+        raw.wait::<E, 0>();
         if rotates {
-            largest_of_parts::<E>(&place, &raw);
+            largest_of_parts::<E>(&Place::of(place), &raw);
         }
         bar_sync();
-        own_scales(if rotates { head_dim / (4 * E::LANES) as u32 } else { 0 }, head_amax, tile.count());
+        own_scales::<E>(if rotates { head_dim / (4 * E::LANES) as u32 } else { 0 }, head_amax, tile.count());
         bar_sync();
-        let scales = Scales::decide(tile.index == 0);
-        scales.write(tile, rotates, &out(tile));
+        let scales = Scales::decide::<E>(tile.index == 0);
+        let (mut inverse, mut masks) = ([reciprocal(scales.largest, rcp_approx_ftz_f32, fma_rn_f32); 8], [u32::MAX; 2]);
+        let whole = scales.shared & (tile.count() == KV_BLOCK as u32);
+        if !whole {
+            each_scale::<E>();
+            bar_sync();
+            (inverse, masks) = scales.of_keys::<E>(&Place::of(place));
+        }
+        scales.write::<E>(whole, tile, rotates, &out(tile));
 
-        let (inverse, masks) = scales.of_keys(&place, tile.count());
+        // Rotated a second time: to keep what `largest_of_parts` made would take as much shared memory again.
+        let raw = raw.again::<E>();
+        let words = if rotates { codes::<E, true>(&raw, &inverse) } else { codes::<E, false>(&raw, &inverse) };
+        let next = Tile { index: tile.index + 1, ..tile };
+        if in_shared::<E>() && next.index < end {
+            request::<E>(&mut Vectors::new::<E>(), place, &rows(), next);
+        }
+        let place = Place::of(place);
         let dim = (place.vector * E::LANES as u32) as usize;
         let to = out(tile).bytes.wrapping_add((place.panel * head_dim) as usize * ROW_BYTES);
         let to = to.wrapping_add(swizzle(v_row(dim), 8 * place.octet as usize));
-        let raw = raw.again::<E>();
-        if rotates {
-            pack::<E, true>(&raw, &inverse, masks, place.has, to);
-        } else {
-            pack::<E, false>(&raw, &inverse, masks, place.has, to);
-        }
+        unroll!(0..E::LANES, |dim| {
+            let codes = [words[dim][0] & masks[0] ^ V_OFFSETS, words[dim][1] & masks[1] ^ V_OFFSETS];
+            st_global_cs_v2_u32(place.has, to.wrapping_add(FURTHER[dim] * ROW_BYTES), codes);
+        });
     }
 }
 
@@ -216,7 +270,7 @@ unsafe fn largest_of_parts<E: Element>(place: &Place, raw: &Vectors) {
     unsafe {
         let mut eight = [0.0; 8];
         unroll!(0..8, |i| {
-            eight[i] = amax::<E, true>(&raw.get::<E>(i));
+            eight[i] = amax::<E, true>(&raw.get::<E>(0, i));
         });
         // A lane and its neighbour of another vector take four of the eight keys each, then two of the four.
         let choose = |upper: bool, a: f32, b: f32| f32::from_bits(selp_b32(upper, b.to_bits(), a.to_bits()));
@@ -234,20 +288,20 @@ unsafe fn largest_of_parts<E: Element>(place: &Place, raw: &Vectors) {
         });
         // Keys of an octet, in bits of their number: 2, 8, 1 (`octet_key`).
         let key = place.key(0) + 2 * (place.vector & 1) + 4 * (place.vector & 2);
-        st_shared_v2_u32(place.has, part_address(place.vector / 4, key), two);
+        st_shared_v2_u32(place.has, part_address::<E>(place.vector / 4, key), two);
     }
 }
 
 /// A lane for each key: its own scale, of the largest of so many parts and `amax`, and of each panel of 32 keys what the block's decision needs.
 #[inline(always)]
-unsafe fn own_scales(parts: u32, amax: f32, count: u32) {
+unsafe fn own_scales<E: Element>(parts: u32, amax: f32, count: u32) {
     unsafe {
         let (lane, mut panel) = (tid_x() % 32, tid_x() / 32);
         while panel < V_PANELS as u32 {
             let key = panel * 32 + lane;
             let (mut amax, mut part) = (amax, 0);
             while part < parts {
-                amax = max_nan_f32(amax, ld_shared_f32(part_address(part, key)));
+                amax = max_nan_f32(amax, ld_shared_f32(part_address::<E>(part, key)));
                 part = opaque(part + 1);
             }
             let (number, inside) = (amax < f32::INFINITY, key < count);
@@ -259,13 +313,29 @@ unsafe fn own_scales(parts: u32, amax: f32, count: u32) {
             let (largest, smallest) = (over_warp(largest, max_f32), over_warp(smallest, min_f32));
             let first = or(number, own, f32::NAN).to_bits();
             let of_panel = [largest.to_bits(), smallest.to_bits(), u32::from(lost), first];
-            st_shared_v4_u32(lane == 0, panel_address(panel), of_panel);
+            st_shared_v4_u32(lane == 0, panel_address::<E>(panel), of_panel);
 
-            let stepped = round_up_to_step(own);
-            let inverse = reciprocal(stepped, rcp_approx_ftz_f32, fma_rn_f32);
-            st_shared_f32(own_address(key), or(inside, or(number, stepped, f32::NAN), 0.0));
-            st_shared_f32(inverse_address(key), or(number & inside, inverse, f32::NAN));
+            // Zero where there is no key.
+            st_shared_f32(own_address::<E>(key), or(inside, or(number, own, f32::NAN), 0.0));
             panel += ntid_x() / 32;
+        }
+    }
+}
+
+/// What the keys' own scales are rounded to, and the reciprocals, of those that [`own_scales`] left with the same threads.
+#[inline(always)]
+unsafe fn each_scale<E: Element>() {
+    unsafe {
+        let mut key = tid_x();
+        while key < KV_BLOCK as u32 {
+            let own = ld_shared_f32(own_address::<E>(key));
+            // Neither of a key that is not there, nor of one that is no number.
+            let is = own > 0.0;
+            let or = |x: f32, other: f32| f32::from_bits(selp_b32(is, x.to_bits(), other.to_bits()));
+            let stepped = round_up_to_step(own);
+            st_shared_f32(own_address::<E>(key), or(stepped, own));
+            st_shared_f32(inverse_address::<E>(key), or(reciprocal(stepped, rcp_approx_ftz_f32, fma_rn_f32), f32::NAN));
+            key += ntid_x();
         }
     }
 }
@@ -273,12 +343,12 @@ unsafe fn own_scales(parts: u32, amax: f32, count: u32) {
 impl Scales {
     /// What the whole block comes to; the same for all threads.
     #[inline(always)]
-    unsafe fn decide(first_block: bool) -> Self {
+    unsafe fn decide<E: Element>(first_block: bool) -> Self {
         unsafe {
-            let [large, small, lost, first] = ld_shared_v4_u32(panel_address(0));
+            let [large, small, lost, first] = ld_shared_v4_u32(panel_address::<E>(0));
             let (mut largest, mut smallest, mut lost) = (f32::from_bits(large), f32::from_bits(small), lost);
             unroll!(1..V_PANELS, |panel| {
-                let [large, small, more, _] = ld_shared_v4_u32(panel_address(panel as u32));
+                let [large, small, more, _] = ld_shared_v4_u32(panel_address::<E>(panel as u32));
                 largest = max_f32(largest, f32::from_bits(large));
                 smallest = min_f32(smallest, f32::from_bits(small));
                 lost |= more;
@@ -289,68 +359,62 @@ impl Scales {
         }
     }
 
-    /// The scales of the block's tokens, the block's and the head's.
+    /// The scales of the block's tokens, the block's and the head's; `whole` says that all tokens are there and have the largest.
     #[inline(always)]
-    unsafe fn write(&self, tile: Tile, rotates: bool, out: &Output) {
+    unsafe fn write<E: Element>(&self, whole: bool, tile: Tile, rotates: bool, out: &Output) {
         unsafe {
             let (count, mut key) = (tile.count(), tid_x());
             while key < KV_BLOCK as u32 {
-                let own = ld_shared_f32(own_address(key));
-                let shared = self.shared & (key < count);
-                let scale = f32::from_bits(selp_b32(shared, self.largest.to_bits(), own.to_bits()));
+                let mut scale = self.largest;
+                if !whole {
+                    let own = ld_shared_f32(own_address::<E>(key));
+                    let shared = self.shared & (key < count);
+                    scale = f32::from_bits(selp_b32(shared, self.largest.to_bits(), own.to_bits()));
+                }
                 st_global_f32(true, out.scale.wrapping_add(key as usize), [scale]);
                 key += ntid_x();
             }
             let block_scale = selp_b32(self.shared, self.largest.to_bits(), f32::NAN.to_bits());
             st_global_f32(tid_x() == 0, out.block_scale, [f32::from_bits(block_scale)]);
-            let largest = if self.shared { self.largest } else { round_up_to_step(self.largest) };
-            let unit = if rotates { v_unit(largest) } else { 1.0 };
-            st_global_f32((tid_x() == 0) & !out.unit.is_null(), out.unit, [unit]);
+            if !out.unit.is_null() {
+                // Opaque: else it would be worked out for all blocks.
+                let largest = f32::from_bits(opaque(self.largest.to_bits()));
+                let largest = if self.shared { largest } else { round_up_to_step(largest) };
+                let unit = if rotates { v_unit(largest) } else { 1.0 };
+                st_global_f32(tid_x() == 0, out.unit, [unit]);
+            }
         }
     }
 
     /// The reciprocals of the scales of the lane's eight keys, and 0xff in the bytes of those that have codes.
     #[inline(always)]
-    unsafe fn of_keys(&self, place: &Place, count: u32) -> ([f32; 8], [u32; 2]) {
+    unsafe fn of_keys<E: Element>(&self, place: &Place) -> ([f32; 8], [u32; 2]) {
         let largest = reciprocal(self.largest, rcp_approx_ftz_f32, fma_rn_f32);
-        let (mut inverse, mut masks) = ([largest; 8], [u32::MAX; 2]);
-        if !self.shared | (count < KV_BLOCK as u32) {
-            masks = [0; 2];
-            unroll!(0..4, |pair| {
-                let own = unsafe { ld_shared_v2_u32(inverse_address(place.key(2 * pair))) };
-                unroll!(0..2, |odd| {
-                    let (i, own) = (2 * pair + odd, f32::from_bits(own[odd]));
-                    masks[i / 4] |= selp_b32(own.is_nan(), 0, 0xff << (8 * (i % 4)));
-                    inverse[i] = f32::from_bits(selp_b32(self.shared, largest.to_bits(), own.to_bits()));
-                });
+        let (mut inverse, mut masks) = ([0.0; 8], [0; 2]);
+        unroll!(0..4, |pair| {
+            let own = unsafe { ld_shared_v2_u32(inverse_address::<E>(place.key(2 * pair))) };
+            unroll!(0..2, |odd| {
+                let (i, own) = (2 * pair + odd, f32::from_bits(own[odd]));
+                masks[i / 4] |= selp_b32(own.is_nan(), 0, 0xff << (8 * (i % 4)));
+                inverse[i] = f32::from_bits(selp_b32(self.shared, largest.to_bits(), own.to_bits()));
             });
-        }
+        });
         (inverse, masks)
     }
 }
 
 /// The codes of the lane's keys, eight bytes for each of its dims.
 #[inline(always)]
-unsafe fn pack<E: Element, const ROTATES: bool>(
-    raw: &Vectors,
-    inverse: &[f32; 8],
-    masks: [u32; 2],
-    predicate: bool,
-    to: *mut u8,
-) {
+unsafe fn codes<E: Element, const ROTATES: bool>(raw: &Vectors, inverse: &[f32; 8]) -> [[u32; 2]; 8] {
     let mut words = [[0; 2]; 8];
     unroll!(0..8, |key| {
-        // Rotated a second time: to keep what `largest_of_parts` made would take as much shared memory again.
-        let x = rotated::<E, ROTATES>(&unsafe { raw.get::<E>(key) });
+        let x = rotated::<E, ROTATES>(&unsafe { raw.get::<E>(0, key) });
         unroll!(0..E::LANES, |dim| {
             let code = code(clamp::<E>(mul_rn_f32(x[dim], inverse[key])));
             words[dim][key / 4] = with_byte(words[dim][key / 4], key % 4, code);
         });
     });
-    unroll!(0..E::LANES, |dim| {
-        let codes = [words[dim][0] & masks[0] ^ V_OFFSETS, words[dim][1] & masks[1] ^ V_OFFSETS];
-        unsafe { st_global_cs_v2_u32(predicate, to.wrapping_add(FURTHER[dim] * ROW_BYTES), codes) };
-    });
+    words
 }
 
 /// The largest magnitude of a block of V into that of its head.

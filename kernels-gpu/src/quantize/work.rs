@@ -8,7 +8,7 @@
 use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
 use crate::params::QuantizeParams;
-use crate::quantize::launch::MAX_GRID;
+use crate::quantize::launch::{MAX_GRID, padded};
 
 /// The runs of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +51,10 @@ pub struct Item {
     pub tiles: u32,
 }
 
-/// Tiles from which a run has two; from twice as many on it has [`LONGEST`].
-const MANY: u64 = 4096;
+/// Runs that are enough for all multiprocessors, in the dims that each has of a token: a CTA's threads go by them.
+const ENOUGH: u32 = 1 << 18;
 /// Tiles of the longest run.
-const LONGEST: u32 = 4;
+const LONGEST: u32 = 16;
 
 impl Work {
     /// The runs that the parameters ask for. `heads_kv` is not zero.
@@ -65,19 +65,24 @@ impl Work {
         // SAFETY: there is a head.
         let group = unsafe { div_rem(p.heads_q, p.heads_kv) }.0;
         let kv_tiles = if p.quantize_kv != 0 { tiles(p.seqlen_kv) } else { 0 };
-        Self::of_tiles(p.batch, p.heads_kv, group, kv_tiles, tiles(p.seqlen_q))
+        Self::of_tiles(p.batch, p.heads_kv, group, kv_tiles, tiles(p.seqlen_q), padded(p.head_dim as usize) as u32)
     }
 
     #[inline(always)]
-    const fn of_tiles(batch: u32, heads_kv: u32, group: u32, kv_tiles: u32, q_tiles: u32) -> Self {
+    const fn of_tiles(batch: u32, heads_kv: u32, group: u32, kv_tiles: u32, q_tiles: u32, padded: u32) -> Self {
         let each = 2 * kv_tiles as u64 + group as u64 * q_tiles as u64;
         let all = (batch as u64 * heads_kv as u64).saturating_mul(each);
-        let run = if all >= 2 * MANY {
-            LONGEST
-        } else if all >= MANY {
-            2
-        } else {
+        // As many as there may be are enough for a run of any length.
+        let all = if all < (LONGEST * ENOUGH) as u64 { all as u32 } else { LONGEST * ENOUGH };
+        // Of the smallest CTAs no more are on a multiprocessor.
+        let dims = if padded < 64 { 64 } else { padded };
+        let run = all >> (ENOUGH.trailing_zeros() - dims.trailing_zeros());
+        let run = if run < 1 {
             1
+        } else if run > LONGEST {
+            LONGEST
+        } else {
+            run
         };
         Self { run, kv_runs: kv_tiles.div_ceil(run), q_runs: q_tiles.div_ceil(run), group, heads_kv }
     }
@@ -131,7 +136,7 @@ mod tests {
     fn every_tile_comes_once() {
         for (batch, kv_tiles, group) in [(2, 11, 2), (2, 0, 2), (2, 11, 0), (40, 31, 0), (17, 30, 2)] {
             let (heads_kv, q_tiles) = (3, 6);
-            let work = Work::of_tiles(batch, heads_kv, group, kv_tiles, q_tiles);
+            let work = Work::of_tiles(batch, heads_kv, group, kv_tiles, q_tiles, 128);
             let mut tiles = HashSet::new();
             for item in (0..work.ctas(batch).unwrap()).map(|cta| work.item(cta)) {
                 let of_head = if let Operand::Queries(_) = item.operand { q_tiles } else { kv_tiles };
@@ -147,15 +152,16 @@ mod tests {
     #[test]
     fn runs_are_long_where_there_are_tiles_enough() {
         assert_eq!(
-            [1, 2047, 2048, 4095, 4096, 1 << 20].map(|tiles| Work::of_tiles(1, 1, 0, tiles, 0).run),
-            [1, 1, 2, 2, 4, 4]
+            [1, 2047, 2048, 4095, 8191, 8192, 1 << 20, u32::MAX / 256]
+                .map(|tiles| Work::of_tiles(1, 1, 0, tiles, 0, 128).run),
+            [1, 1, 2, 3, 7, 8, 16, 16]
         );
     }
 
     #[test]
     fn more_tiles_than_a_grid_has_are_none() {
-        assert_eq!(Work::of_tiles(1, 63, 1, 1 << 24, 1).ctas(1), Some(63 * ((2 << 22) + 1)));
-        assert_eq!(Work::of_tiles(1, 1 << 10, 1, 1 << 24, 1).ctas(1), None);
-        assert_eq!(Work::of_tiles(u32::MAX, u32::MAX, 1, 1 << 24, 1).ctas(u32::MAX), None);
+        assert_eq!(Work::of_tiles(1, 63, 1, 1 << 24, 1, 64).ctas(1), Some(63 * ((2 << 20) + 1)));
+        assert_eq!(Work::of_tiles(1, 1 << 10, 1, 1 << 24, 1, 64).ctas(1), None);
+        assert_eq!(Work::of_tiles(u32::MAX, u32::MAX, 1, 1 << 24, 1, 64).ctas(u32::MAX), None);
     }
 }

@@ -25,7 +25,7 @@ mod team;
 use super::lane::Lane;
 use super::output::{Accumulator, Probabilities};
 use super::sequence::Sequence;
-use super::softmax::{BlockScales, Notes, Softmax, SpecialBlock, value_weight, warp_reach};
+use super::softmax::{BlockScales, Notes, Softmax, SpecialBlock, warp_reach};
 use super::window::Window;
 use super::{KEY_STEPS, KEY_TILES};
 use crate::config::sm80::{
@@ -115,16 +115,29 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         vars.store_reach(place.thread / 32, reach);
         let (mut block, mut more) = (blocks.first, blocks.first != blocks.end);
         let first = factors.fetch(more);
-        factors.publish(block, first, common_factor * shrink::<K, MT>(params, &place, block, more));
+        let [k, v] = fetch_scales::<K, MT>(params, &place, block, more);
+        factors.publish(block, first, common_factor * shrink::<K, MT>(params, k));
+        if K::Softmax::SPECIAL {
+            vars.store_unit(place.thread == 0, ld_global_nc_f32(place.sequence.v_unit(params)));
+            vars.store_scales(place.thread == 0, block, k, v);
+        }
         // For the variables in shared memory: there may be no block, and so no other barrier before the end.
         bar_sync();
+        let mut special = is_special::<K, MT>(&vars, k, v);
         while more {
             // Opaque: else the end of the blocks and the one before it would be in registers across the loop.
             let next = opaque(block + 1);
             more = next != blocks.end;
             let mut state =
                 State { factors: &mut factors, pipeline: &mut pipeline, softmax: &mut softmax, acc: &mut acc };
-            step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state);
+            special = if K::TEAM == 1 && special {
+                step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state, true)
+            } else {
+                // A body of its own, where that was measured to be faster: branches within would keep its loads and exponentials from
+                // overlapping.
+                let special = K::TEAM > 1 && special;
+                step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state, special)
+            };
             block = next;
         }
         pipeline.drain();
@@ -141,7 +154,14 @@ struct State<'a, K: Kernel<MT>, const MT: usize> {
     acc: &'a mut Accumulator<MT>,
 }
 
-/// One block of keys; whether there are more of them.
+/// Whether a block with these scales is special for some row of the warp.
+#[inline(always)]
+unsafe fn is_special<K: Kernel<MT>, const MT: usize>(vars: &SharedVars, k: f32, v: f32) -> bool {
+    K::Softmax::SPECIAL && unsafe { K::Softmax::is_special(&vars.scales_with(k, v)) }
+}
+
+/// One block of keys, `special` for some row of the warp or for none; `more` says whether there are more of them. Whether the next one is
+/// special.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn step<K: Kernel<MT>, const MT: usize>(
@@ -153,12 +173,11 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
     query: &Query<MT>,
     team: &SharingTeam<K, MT>,
     state: &mut State<K, MT>,
-) {
+    special: bool,
+) -> bool {
     let State { factors, pipeline, softmax, acc } = state;
     unsafe {
         let next_scale = factors.fetch(more);
-        // Long before they are needed: the products hide the loads.
-        let scales = block_scales::<K, MT>(params, place, vars, block);
         let k = pipeline.next_k();
         let mut s = scores::block(query, k, factors, softmax, block, place);
         let [full_from, full_to] = vars.full();
@@ -168,14 +187,15 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         if block < full_from {
             mask::<K, MT, true>(params, &mut s, block, vars);
         }
+        // Long before they are needed: the exponentials hide the loads.
+        let [k_next, v_next] = fetch_scales::<K, MT>(params, place, block + 1, more);
         let mut row_scales = K::Softmax::row_scales(|| notes::<K, MT>(opaque(tid_x())));
-        let special = K::Softmax::SPECIAL && K::Softmax::is_special(&scales);
         if special {
             K::Softmax::special(
                 &mut s,
                 &mut row_scales,
                 team,
-                &Special::<K, MT> { params, block, scales, vars, kernel: PhantomData },
+                &Special::<K, MT> { params, block, vars, kernel: PhantomData },
             );
         }
         let exponents = softmax.exponents(&s, row_scales, team);
@@ -193,13 +213,19 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         // Before the wait, which hides the load.
         let common_factor = vars.common_factor();
         let v = pipeline.next_v();
-        let shrink = shrink::<K, MT>(params, place, block + 1, more);
-        factors.publish(block + 1, next_scale, common_factor * shrink);
+        factors.publish(block + 1, next_scale, common_factor * shrink::<K, MT>(params, k_next));
+        if K::Softmax::SPECIAL {
+            vars.store_scales(opaque(tid_x()) == 0, block + 1, k_next, v_next);
+        }
+        let next_special = is_special::<K, MT>(vars, k_next, v_next);
         team.collect(&mut p);
         let notes = || notes::<K, MT>(opaque(tid_x()));
         let tiles = K::HEAD_DIM / 8 / K::TEAM;
-        let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, || scales, notes);
+        let scales =
+            || if K::Softmax::SPECIAL { vars.scales(block) } else { BlockScales { k: 0.0, v: 1.0, reach: 0.0 } };
+        let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, scales, notes);
         output::update::<K, MT>(acc, &p, v, place.member, &row);
+        next_special
     }
 }
 
@@ -227,45 +253,37 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
     });
 }
 
-/// The scales of a block, in the unit of the head's values, and the reach of the warp's rows.
+/// The scales of a block of K and of V, if there is such a block; else zeros, which are not special.
 #[inline(always)]
-unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
+unsafe fn fetch_scales<K: Kernel<MT>, const MT: usize>(
     params: &AttentionParams,
     place: &Place,
-    vars: &SharedVars,
     block: u32,
-) -> BlockScales {
-    if !K::Softmax::SPECIAL {
-        return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
+    is: bool,
+) -> [f32; 2] {
+    let mut scales = [0.0; 2];
+    if K::Softmax::SPECIAL && is {
+        let sequence = &place.sequence;
+        scales = unsafe {
+            [
+                ld_global_nc_f32(sequence.k_block_scale(params, block)),
+                ld_global_nc_f32(sequence.v_block_scale(params, block)),
+            ]
+        };
     }
-    let sequence = &place.sequence;
-    let [k, v, unit] = unsafe {
-        [
-            ld_global_nc_f32(sequence.k_block_scale(params, block)),
-            ld_global_nc_f32(sequence.v_block_scale(params, block)),
-            ld_global_nc_f32(sequence.v_unit(params)),
-        ]
-    };
-    let reach = unsafe { vars.reach(opaque(tid_x()) / 32) };
-    BlockScales { k, v: value_weight(v, unit), reach }
+    scales
 }
 
-/// What the factors of a block's keys are multiplied with, if there is such a block.
+/// What the factors of a block's keys are multiplied with, the largest scale among them given.
 #[inline(always)]
-unsafe fn shrink<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, place: &Place, block: u32, is: bool) -> f32 {
-    let mut shrink = 1.0;
-    if K::Softmax::SPECIAL && is {
-        let k = unsafe { ld_global_nc_f32(place.sequence.k_block_scale(params, block)) };
-        shrink = K::Softmax::shrink(params, K::HEAD_DIM, k);
-    }
-    shrink
+fn shrink<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, k_block_scale: f32) -> f32 {
+    if K::Softmax::SPECIAL { K::Softmax::shrink(params, K::HEAD_DIM, k_block_scale) } else { 1.0 }
 }
 
 /// What a special block needs, worked out anew where it is rare.
 struct Special<'a, K, const MT: usize> {
     params: &'a AttentionParams,
     block: u32,
-    scales: BlockScales,
     vars: &'a SharedVars,
     kernel: PhantomData<K>,
 }
@@ -292,7 +310,7 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
 
     #[inline(always)]
     unsafe fn scales(&self) -> BlockScales {
-        self.scales
+        unsafe { self.vars.scales(self.block) }
     }
 
     #[inline(always)]

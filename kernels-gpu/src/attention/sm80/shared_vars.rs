@@ -3,10 +3,13 @@
 //! ptxas keeps what it can compute once, special registers included, in registers from there to the last use, and the loop has none to
 //! spare: what would be spilled to local memory stands here.
 
+use crate::attention::softmax::{BlockScales, value_weight};
 use crate::attention::window::Blocks;
+use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{
-    ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32,
+    ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_u32, st_shared_v2_u32, st_shared_v4_u32,
 };
+use crate::ptx::special::tid_x;
 
 /// The query rows of a CTA.
 #[derive(Clone, Copy)]
@@ -57,6 +60,37 @@ impl SharedVars {
     #[inline(always)]
     pub(crate) unsafe fn common_factor(&self) -> f32 {
         unsafe { ld_shared_f32(self.address + 12) }
+    }
+
+    /// Stores the unit of the head's values; see [`Self::store`].
+    #[inline(always)]
+    pub(crate) unsafe fn store_unit(&self, predicate: bool, unit: f32) {
+        unsafe { st_shared_u32(predicate, self.address + 24, unit.to_bits()) }
+    }
+
+    /// Stores the scales of a block of K and of V, beside those of the block before; visible after the next barrier.
+    #[inline(always)]
+    pub(crate) unsafe fn store_scales(&self, predicate: bool, block: u32, k: f32, v: f32) {
+        unsafe { st_shared_v2_u32(predicate, self.scales_of(block), [k.to_bits(), v.to_bits()]) }
+    }
+
+    #[inline(always)]
+    fn scales_of(&self, block: u32) -> u32 {
+        self.address + 48 + block % 2 * 8
+    }
+
+    /// The scales of a block, in the unit of the head's values, and the reach of the warp's rows; see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn scales(&self, block: u32) -> BlockScales {
+        let [k, v] = unsafe { ld_shared_v2_u32(self.scales_of(block)) }.map(f32::from_bits);
+        unsafe { self.scales_with(k, v) }
+    }
+
+    /// The same of a block with these scales.
+    #[inline(always)]
+    pub(crate) unsafe fn scales_with(&self, k: f32, v: f32) -> BlockScales {
+        let (unit, reach) = unsafe { (ld_shared_f32(self.address + 24), self.reach(opaque(tid_x()) / 32)) };
+        BlockScales { k, v: value_weight(v, unit), reach }
     }
 
     /// Stores the reach of a warp's rows, the same by all its lanes; see [`Self::store`].
