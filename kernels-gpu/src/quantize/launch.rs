@@ -78,12 +78,10 @@ pub(crate) const fn table_bytes(element_bytes: usize) -> usize {
 /// scales of K's tokens, of two tiles.
 const fn behind_raw(padded: usize, element_bytes: usize) -> usize {
     let of_tokens = KV_BLOCK * padded + table_bytes(element_bytes) + 2 * 4 * KV_BLOCK;
-    // V: 18 numbers a token at most, and 16 of the block.
-    if of_tokens > V_BYTES { of_tokens } else { V_BYTES }
+    // V: a number of each token for each 4 vectors of it, of two tiles, and two more.
+    let of_values = 4 * KV_BLOCK * (2 * (padded * element_bytes / 64) + 2);
+    if of_tokens > of_values { of_tokens } else { of_values }
 }
-
-/// What V has behind the tile: a number of each token for each part of it, two more, and a few of the block.
-const V_BYTES: usize = 4 * (KV_BLOCK * (16 + 2) + 16);
 
 /// Grid of `quantize_*`. `None` where there are more tiles than a grid has CTAs.
 #[must_use]

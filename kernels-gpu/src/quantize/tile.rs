@@ -3,6 +3,7 @@
 use super::launch::{THREAD_VECTORS, padded_of_threads, raw_bytes};
 use crate::element::{Element, Rows, Vector, load, load_elements};
 use crate::layout::KV_BLOCK;
+use crate::ptx::barrier::warp_sync;
 use crate::ptx::cp_async::{commit_group, cp_async_16_zfill, wait_group};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
@@ -48,37 +49,40 @@ impl Tile {
 
 /// A thread's vectors of a tile.
 ///
-/// Halves wait in places of shared memory that no other thread looks at: on their way there they take no registers, and later only those
-/// that are worked on do. So those of the next tile are asked for as soon as these have been read. Floats are worked on in the registers
-/// that they came to.
+/// Halves come to shared memory, where each warp has its own: on their way there they take no registers, and later only those that are worked
+/// on do. So those of the next tile are asked for as soon as these have been read. Which lane brings a vector is not which works on it: the
+/// eight lanes that write at a time bring 128 bytes that are neighbours, and those that read at a time have other banks each. Floats are
+/// worked on in the registers that they came to.
 #[derive(Clone, Copy)]
 pub(crate) struct Vectors {
     registers: [Vector; THREAD_VECTORS],
-    /// Shared address of the first. The next ones lie behind those of the warp's other lanes.
-    first: u32,
 }
 
-/// Bytes from a thread's vector to its next.
-const STEP: u32 = 16 * 32;
+/// Bytes from a vector that a lane brings to its next: those of a warp's lanes lie together.
+pub(crate) const STEP: u32 = 16 * 32;
+
+/// Shared address of the warp's vectors.
+#[inline(always)]
+pub(crate) fn of_warp() -> u32 {
+    smem::base() + tid_x_again() / 32 * (STEP * THREAD_VECTORS as u32)
+}
 
 impl Vectors {
-    /// None of which is on its way yet.
+    /// None on its way yet.
     #[inline(always)]
-    pub fn new<E: Element>() -> Self {
-        let thread = tid_x_again();
-        let first = smem::base() + thread / 32 * (STEP * THREAD_VECTORS as u32) + thread % 32 * 16;
-        Self { registers: [[0; 4]; THREAD_VECTORS], first }
+    pub fn none() -> Self {
+        Self { registers: [[0; 4]; THREAD_VECTORS] }
     }
 
-    /// Starts loading `N` of them, from number `from` on, as a group of copies; `place` says which: token of the head, and vector of the
-    /// row. Zeros where `has` is false. In registers `from` is 0.
+    /// Starts loading `N` of them, to shared address `to` and each [`STEP`] behind, as a group of copies; `place` says which: row, and vector
+    /// of the row. Zeros where `has` is false.
     ///
     /// # Safety
     /// They are in the tensor, which the grid does not write; those that were in their place have been read.
     #[inline(always)]
     pub unsafe fn request<E: Element, const N: usize>(
         &mut self,
-        from: u32,
+        to: u32,
         rows: &Rows,
         has: impl Fn(usize) -> bool,
         place: impl Fn(usize) -> (u32, u32),
@@ -91,16 +95,15 @@ impl Vectors {
                 });
                 return;
             }
-            let first = self.first + from * STEP;
             if rows.aligned {
                 unroll!(0..N, |i| {
-                    cp_async_16_zfill(first + i as u32 * STEP, rows.at(place(i)), if has(i) { 16 } else { 0 });
+                    cp_async_16_zfill(to + i as u32 * STEP, rows.at(place(i)), if has(i) { 16 } else { 0 });
                 });
             } else {
                 let mut i = 0;
                 while i < N {
                     let loaded = load_elements::<E>(rows.at(place(i)));
-                    st_shared_v4_u32(true, first + i as u32 * STEP, if has(i) { loaded } else { [0; 4] });
+                    st_shared_v4_u32(true, to + i as u32 * STEP, if has(i) { loaded } else { [0; 4] });
                     // Rolled: this is the slow way.
                     i = opaque(i as u32 + 1) as usize;
                 }
@@ -109,48 +112,44 @@ impl Vectors {
         }
     }
 
-    /// Another empty group, in place of one that is not wanted any more: groups are counted.
-    ///
-    /// # Safety
-    /// None beyond running on the device.
-    #[inline(always)]
-    pub unsafe fn request_none<E: Element>(&self) {
-        if in_shared::<E>() {
-            unsafe { commit_group() }
-        }
-    }
-
-    /// The same, with addresses made anew: neither those before nor what has been computed of the vectors take registers any more.
+    /// Those in registers as others, so that nothing that has been computed of them takes registers any more.
     #[inline(always)]
     pub fn again<E: Element>(&self) -> Self {
-        if in_shared::<E>() {
-            return Self::new::<E>();
-        }
-        Self { registers: self.registers.map(|vector| vector.map(opaque)), ..*self }
+        if in_shared::<E>() { *self } else { Self { registers: self.registers.map(|vector| vector.map(opaque)) } }
     }
 
-    /// Waits until all groups but the latest `PENDING` are there.
-    ///
-    /// # Safety
-    /// None beyond running on the device.
-    #[inline(always)]
-    pub unsafe fn wait<E: Element, const PENDING: usize>(&self) {
-        if in_shared::<E>() {
-            unsafe { wait_group::<PENDING>() }
-        }
-    }
-
-    /// Vector number `from + i`.
+    /// Vector number `i`, which is at shared address `at` unless it is in registers.
     ///
     /// # Safety
     /// They have been waited for.
     #[inline(always)]
-    pub unsafe fn get<E: Element>(&self, from: u32, i: usize) -> Vector {
-        if in_shared::<E>() {
-            unsafe { ld_shared_v4_u32(self.first + from * STEP + i as u32 * STEP) }
-        } else {
-            self.registers[i]
+    pub unsafe fn get<E: Element>(&self, i: usize, at: u32) -> Vector {
+        if in_shared::<E>() { unsafe { ld_shared_v4_u32(at) } } else { self.registers[i] }
+    }
+}
+
+/// Waits until all groups of the warp's copies but the latest `PENDING` are there.
+///
+/// # Safety
+/// In whole warps.
+#[inline(always)]
+pub(crate) unsafe fn wait<E: Element, const PENDING: usize>() {
+    if in_shared::<E>() {
+        unsafe {
+            wait_group::<PENDING>();
+            warp_sync();
         }
+    }
+}
+
+/// Another group without copies, in place of one that is not wanted any more: groups are counted.
+///
+/// # Safety
+/// None beyond running on the device.
+#[inline(always)]
+pub(crate) unsafe fn request_none<E: Element>() {
+    if in_shared::<E>() {
+        unsafe { commit_group() }
     }
 }
 

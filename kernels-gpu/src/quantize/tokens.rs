@@ -8,7 +8,7 @@ use super::offset::{Source, Tables, prepare};
 use super::pack::{clamp, codes4};
 use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
-use super::tile::{Tile, Vectors, behind_raw, in_shared, padded};
+use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
 use crate::element::{Element, Rows};
 use crate::layout::{MAX_SCALE, ROW_BYTES, k_offset};
 use crate::ptx::barrier::{bar_sync, warp_sync};
@@ -61,25 +61,24 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
         if in_shared::<E>() {
             let mut step = 0;
             while step < steps::<E>() {
-                lane.request::<E>(&mut Vectors::new::<E>(), &rows, tile, step);
+                lane.request::<E>(&mut Vectors::none(), &rows, tile, step);
                 step = opaque(step + 1);
             }
         }
         prepare::<E>(head_dim, source, offset);
         let mut tile = tile;
         loop {
-            let to = out(tile);
             let mut step = 0;
             // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
             while step < steps::<E>() {
                 // Floats are in registers, so that there are none for this.
                 let anew = Lane::new::<E, KEYS>(opaque(head_dim));
                 let lane = if in_shared::<E>() { &lane } else { &anew };
-                one::<E, KEYS>(lane, rotates, &rows, tile, step, end, &to);
+                one::<E, KEYS>(lane, rotates, &rows, tile, step, end, &out);
                 step = opaque(step + 1);
             }
             if KEYS {
-                block_scale::<E>(tile, to.block_scale);
+                block_scale::<E>(tile, out(tile).block_scale);
             }
             tile.index += 1;
             if tile.index >= end {
@@ -120,18 +119,23 @@ impl Lane {
         Self { place, row: first + place.token, to, step_bytes }
     }
 
-    /// Starts loading the lane's token of step `step` of a tile.
+    /// Starts loading the warp's tokens of step `step` of a tile.
     #[inline(always)]
     unsafe fn request<E: Element>(&self, raw: &mut Vectors, rows: &Rows, tile: Tile, step: u32) {
         unsafe {
-            let row = (self.row + step * self.place.tokens()).min(tile.count() - 1);
-            let from = step * vectors::<E>() as u32;
-            let vector = |i: usize| (row, self.place.vector_or_first::<E>(i));
-            let has = |i: usize| self.place.has::<E>(i);
+            let (place, last, rows) = (&self.place, tile.count() - 1, rows.from(tile.first()));
+            let first = self.row - place.token + step * place.tokens();
             if E::LANES == 8 {
-                raw.request::<E, { DIMS / 8 }>(from, &rows.from(tile.first()), has, vector);
+                let (token, vector, next) = place.brought();
+                let to = of_warp() + step * (STEP * vectors::<E>() as u32) + place.brought_at(token, vector);
+                let has = vector * (E::LANES as u32) < place.head_dim();
+                let vector = selp_b32(has, vector, 0);
+                let row = |i: usize| (first + token + i as u32 * next).min(last);
+                raw.request::<E, { DIMS / 8 }>(to, &rows, |_| has, |i| (row(i), vector));
             } else {
-                raw.request::<E, { DIMS / 4 }>(from, &rows.from(tile.first()), has, vector);
+                let row = (first + place.token).min(last);
+                let has = |i: usize| place.has::<E>(i);
+                raw.request::<E, { DIMS / 4 }>(0, &rows, has, |i| (row, place.vector_or_first::<E>(i)));
             }
         }
     }
@@ -146,20 +150,21 @@ unsafe fn one<E: Element, const KEYS: bool>(
     tile: Tile,
     step: u32,
     end: u32,
-    out: &Output,
+    out: &impl Fn(Tile) -> Output,
 ) {
     unsafe {
         let place = &lane.place;
-        let mut raw = Vectors::new::<E>();
+        let mut raw = Vectors::none();
         if !in_shared::<E>() {
             lane.request::<E>(&mut raw, rows, tile, step);
         }
-        raw.wait::<E, 1>();
+        wait::<E, 1>();
+        let from = of_warp() + step * (STEP * vectors::<E>() as u32) + place.brought_at(place.token, place.lane);
         let tables = Tables::new::<E>();
         let mut x = [0.0; DIMS];
         let mut bias = [0.0; 4];
         unroll!(0..vectors::<E>(), |i| {
-            let mut vector = raw.get::<E>(step * vectors::<E>() as u32, i);
+            let mut vector = raw.get::<E>(i, from ^ place.brought_further(i));
             let signs = ld_shared_v4_u32(tables.signs::<E>(place.lane, i as u32));
             unroll!(0..4, |word| {
                 vector[word] ^= signs[word];
@@ -180,9 +185,9 @@ unsafe fn one<E: Element, const KEYS: bool>(
         });
         let row = lane.row + step * place.tokens();
         let inside = row < tile.count();
-        if !KEYS && !out.bias.is_null() {
+        if !KEYS && !out(tile).bias.is_null() {
             let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
-            st_global_f32((place.lane == 0) & inside, out.bias.wrapping_add(row as usize), [bias]);
+            st_global_f32((place.lane == 0) & inside, out(tile).bias.wrapping_add(row as usize), [bias]);
         }
         if rotates {
             place.butterflies::<E>(&mut x);
@@ -232,6 +237,7 @@ unsafe fn one<E: Element, const KEYS: bool>(
                 st_shared_u32(true, to, words[i]);
             }
         });
+        let out = out(tile);
         let scale = f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits()));
         // Padding has scales of zero; a tile of Q ends with its last token.
         let scale = f32::from_bits(selp_b32(inside, scale.to_bits(), 0));
@@ -257,9 +263,9 @@ unsafe fn one<E: Element, const KEYS: bool>(
         if in_shared::<E>() {
             let next = Tile { index: tile.index + 1, ..tile };
             if next.index < end {
-                lane.request::<E>(&mut Vectors::new::<E>(), rows, next, step);
+                lane.request::<E>(&mut raw, rows, next, step);
             } else {
-                raw.request_none::<E>();
+                request_none::<E>();
             }
         }
     }
