@@ -89,28 +89,6 @@ impl Place {
         i < vectors::<E>() / 4 * 3 || self.whole
     }
 
-    /// The token and the vector of it that the calling lane brings of the warp's tokens, and how many tokens further its next one is: of
-    /// halves, whose vectors lie as [`brought_at`](Self::brought_at) says.
-    #[inline(always)]
-    pub fn brought(&self) -> (u32, u32, u32) {
-        let (lane, log) = (tid_x_again() % 32, 2 + self.log_lanes);
-        (lane >> log, lane & ((1 << log) - 1), 32 >> log)
-    }
-
-    /// Where vector `vector` of token `token` lies among those of the warp's tokens: token by token, but for units of a row that are exchanged
-    /// so that the tokens that are read at a time lie in different banks.
-    #[inline(always)]
-    pub fn brought_at(&self, token: u32, vector: u32) -> u32 {
-        let exchange = if self.log_lanes == 0 { token >> 1 & 3 } else { token << self.log_lanes & 7 };
-        (token << (6 + self.log_lanes)) | (vector ^ exchange) << 4
-    }
-
-    /// Bits in which the place of the lane's vector number `i` differs from that of its first.
-    #[inline(always)]
-    pub fn brought_further(&self, i: usize) -> u32 {
-        (i as u32) << (4 + self.log_lanes)
-    }
-
     /// Where the lane's vector number `i`, a code a dim, waits in the warp's 1024 codes, in an order that [`staged_unit`](Self::staged_unit)
     /// knows: the lanes' vectors of a number are neighbours, so that no two are in the same bank.
     #[inline(always)]

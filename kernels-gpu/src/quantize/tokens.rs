@@ -68,17 +68,18 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
         prepare::<E>(head_dim, source, offset);
         let mut tile = tile;
         loop {
+            let to = out(tile);
             let mut step = 0;
             // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
             while step < steps::<E>() {
                 // Floats are in registers, so that there are none for this.
                 let anew = Lane::new::<E, KEYS>(opaque(head_dim));
                 let lane = if in_shared::<E>() { &lane } else { &anew };
-                one::<E, KEYS>(lane, rotates, &rows, tile, step, end, &out);
+                one::<E, KEYS>(lane, rotates, &rows, tile, step, end, &to);
                 step = opaque(step + 1);
             }
             if KEYS {
-                block_scale::<E>(tile, out(tile).block_scale);
+                block_scale::<E>(tile, to.block_scale);
             }
             tile.index += 1;
             if tile.index >= end {
@@ -119,26 +120,27 @@ impl Lane {
         Self { place, row: first + place.token, to, step_bytes }
     }
 
-    /// Starts loading the warp's tokens of step `step` of a tile.
+    /// Starts loading the lane's token of step `step` of a tile.
     #[inline(always)]
     unsafe fn request<E: Element>(&self, raw: &mut Vectors, rows: &Rows, tile: Tile, step: u32) {
         unsafe {
-            let (place, last, rows) = (&self.place, tile.count() - 1, rows.from(tile.first()));
-            let first = self.row - place.token + step * place.tokens();
+            let row = (self.row + step * self.place.tokens()).min(tile.count() - 1);
+            let to = raw_of::<E>(step);
+            let vector = |i: usize| (row, self.place.vector_or_first::<E>(i));
+            let has = |i: usize| self.place.has::<E>(i);
             if E::LANES == 8 {
-                let (token, vector, next) = place.brought();
-                let to = of_warp() + step * (STEP * vectors::<E>() as u32) + place.brought_at(token, vector);
-                let has = vector * (E::LANES as u32) < place.head_dim();
-                let vector = selp_b32(has, vector, 0);
-                let row = |i: usize| (first + token + i as u32 * next).min(last);
-                raw.request::<E, { DIMS / 8 }>(to, &rows, |_| has, |i| (row(i), vector));
+                raw.request::<E, { DIMS / 8 }>(to, &rows.from(tile.first()), has, vector);
             } else {
-                let row = (first + place.token).min(last);
-                let has = |i: usize| place.has::<E>(i);
-                raw.request::<E, { DIMS / 4 }>(0, &rows, has, |i| (row, place.vector_or_first::<E>(i)));
+                raw.request::<E, { DIMS / 4 }>(to, &rows.from(tile.first()), has, vector);
             }
         }
     }
+}
+
+/// Shared address of the lane's first vector of a step, which it brings itself.
+#[inline(always)]
+fn raw_of<E: Element>(step: u32) -> u32 {
+    of_warp() + step * (STEP * vectors::<E>() as u32) + tid_x_again() % 32 * 16
 }
 
 /// A step of the warp: a token of each few lanes.
@@ -150,7 +152,7 @@ unsafe fn one<E: Element, const KEYS: bool>(
     tile: Tile,
     step: u32,
     end: u32,
-    out: &impl Fn(Tile) -> Output,
+    out: &Output,
 ) {
     unsafe {
         let place = &lane.place;
@@ -159,12 +161,12 @@ unsafe fn one<E: Element, const KEYS: bool>(
             lane.request::<E>(&mut raw, rows, tile, step);
         }
         wait::<E, 1>();
-        let from = of_warp() + step * (STEP * vectors::<E>() as u32) + place.brought_at(place.token, place.lane);
+        let from = raw_of::<E>(step);
         let tables = Tables::new::<E>();
         let mut x = [0.0; DIMS];
         let mut bias = [0.0; 4];
         unroll!(0..vectors::<E>(), |i| {
-            let mut vector = raw.get::<E>(i, from ^ place.brought_further(i));
+            let mut vector = raw.get::<E>(i, from + i as u32 * STEP);
             let signs = ld_shared_v4_u32(tables.signs::<E>(place.lane, i as u32));
             unroll!(0..4, |word| {
                 vector[word] ^= signs[word];
@@ -185,9 +187,9 @@ unsafe fn one<E: Element, const KEYS: bool>(
         });
         let row = lane.row + step * place.tokens();
         let inside = row < tile.count();
-        if !KEYS && !out(tile).bias.is_null() {
+        if !KEYS && !out.bias.is_null() {
             let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
-            st_global_f32((place.lane == 0) & inside, out(tile).bias.wrapping_add(row as usize), [bias]);
+            st_global_f32((place.lane == 0) & inside, out.bias.wrapping_add(row as usize), [bias]);
         }
         if rotates {
             place.butterflies::<E>(&mut x);
@@ -237,7 +239,6 @@ unsafe fn one<E: Element, const KEYS: bool>(
                 st_shared_u32(true, to, words[i]);
             }
         });
-        let out = out(tile);
         let scale = f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits()));
         // Padding has scales of zero; a tile of Q ends with its last token.
         let scale = f32::from_bits(selp_b32(inside, scale.to_bits(), 0));

@@ -23,7 +23,7 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{
     ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32,
 };
-use crate::ptx::shuffle::{shfl_bfly, vote_any};
+use crate::ptx::shuffle::{first_lane, shfl_bfly, vote_any};
 use crate::ptx::special::{ntid_x, tid_x, tid_x_again};
 
 /// How many rows further a lane's dims stand than the first, which is a multiple of four: all are swizzled alike.
@@ -231,7 +231,7 @@ pub(crate) unsafe fn quantize<E: Element>(
                 request::<E>(&mut raw, &places, &rows(), tile);
             }
             one::<E>(head_dim, rotates, head_amax, &places, &rows, tile, end, raw, &out);
-            tile.index += 1;
+            tile.index = first_lane(tile.index + 1);
             if tile.index >= end {
                 break;
             }
@@ -305,12 +305,6 @@ unsafe fn one<E: Element>(
         // Rotated a second time: to keep what `largest_of_parts` made would take as much shared memory again.
         raw = raw.again::<E>();
         let words = if rotates { codes::<E, true>(&raw, &inverse) } else { codes::<E, false>(&raw, &inverse) };
-        let next = Tile { index: tile.index + 1, ..tile };
-        if in_shared::<E>() && next.index < end {
-            // The warp has read what was there.
-            warp_sync();
-            request::<E>(&mut raw, places, &rows(), next);
-        }
         let place = Place::of(places.own);
         let dim = (place.vector * E::LANES as u32) as usize;
         let to = out(tile).bytes.wrapping_add((place.panel * head_dim) as usize * ROW_BYTES);
@@ -319,6 +313,12 @@ unsafe fn one<E: Element>(
             let codes = [words[dim][0] & masks[0] ^ V_OFFSETS, words[dim][1] & masks[1] ^ V_OFFSETS];
             st_global_cs_v2_u32(place.has, to.wrapping_add(FURTHER[dim] * ROW_BYTES), codes);
         });
+        let next = Tile { index: tile.index + 1, ..tile };
+        if in_shared::<E>() && next.index < end {
+            // The warp has read what was there.
+            warp_sync();
+            request::<E>(&mut raw, places, &rows(), next);
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Which CTA of `quantize_*` does what.
 //!
-//! Every CTA converts a run of tiles, of [`KV_BLOCK`] tokens of a head each, and none waits for another. The runs of a head of K and V come first,
-//! K and V in turn: of each kind there are always some on a multiprocessor, which are bound by different things. Behind them come the
-//! runs of Q of the heads that share it, which find the first tokens of K in L2. Runs are long where there are tiles enough for all
-//! multiprocessors: what a CTA does once, of which making K's offset is the most, is done less often.
+//! Every CTA converts a run of tiles, of [`KV_BLOCK`] tokens of a head each, and none waits for another. The runs of K come first, then those of Q,
+//! then those of V: a multiprocessor works on one operand at a time, whose instructions it then has near, and the shortest runs are last.
+//! Runs are long where there are tiles enough for all multiprocessors: what a CTA does once, of which making K's offset is the most, is
+//! done less often.
 
 use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
@@ -23,6 +23,8 @@ pub struct Work {
     group: u32,
     /// Heads of K and V in a sequence.
     heads_kv: u32,
+    /// And in all sequences.
+    heads: u32,
 }
 
 /// What a CTA converts.
@@ -84,7 +86,16 @@ impl Work {
         } else {
             run
         };
-        Self { run, kv_runs: kv_tiles.div_ceil(run), q_runs: q_tiles.div_ceil(run), group, heads_kv }
+        // A power of two: heads' tiles often are, and their last runs are as long as the others.
+        let run = 1 << (31 - (run + run / 3).leading_zeros());
+        Self {
+            run,
+            kv_runs: kv_tiles.div_ceil(run),
+            q_runs: q_tiles.div_ceil(run),
+            group,
+            heads_kv,
+            heads: batch.wrapping_mul(heads_kv),
+        }
     }
 
     /// Heads of Q that share a head of K and V; 0 where Q is not quantized.
@@ -92,12 +103,6 @@ impl Work {
     #[must_use]
     pub const fn group(&self) -> u32 {
         self.group
-    }
-
-    /// Runs of a head of K and V and the heads of Q that share it.
-    #[inline(always)]
-    const fn each(&self) -> u32 {
-        2 * self.kv_runs + self.group * self.q_runs
     }
 
     /// The CTAs of a launch, or `None` where there are more than a grid has.
@@ -114,14 +119,20 @@ impl Work {
     pub fn item(&self, cta: u32) -> Item {
         // SAFETY: a CTA has a tile, so a head has tiles, and a tile of Q is one of its head's.
         unsafe {
-            let (head, index) = div_rem(cta, self.each());
-            let (batch, head_kv) = div_rem(head, self.heads_kv);
-            if index < 2 * self.kv_runs {
-                let operand = if index % 2 == 0 { Operand::Keys } else { Operand::Values };
-                return Item { batch, head_kv, operand, tile: index / 2 * self.run, tiles: self.run };
+            let (run, kv_ctas) = (self.run, self.heads * self.kv_runs);
+            let q_ctas = self.heads * self.group * self.q_runs;
+            let of_kv = cta < kv_ctas || cta >= kv_ctas + q_ctas;
+            if of_kv {
+                let (operand, index) =
+                    if cta < kv_ctas { (Operand::Keys, cta) } else { (Operand::Values, cta - kv_ctas - q_ctas) };
+                let (head, tile) = div_rem(index, self.kv_runs);
+                let (batch, head_kv) = div_rem(head, self.heads_kv);
+                return Item { batch, head_kv, operand, tile: tile * run, tiles: run };
             }
-            let (of_group, tile) = div_rem(index - 2 * self.kv_runs, self.q_runs);
-            Item { batch, head_kv, operand: Operand::Queries(of_group), tile: tile * self.run, tiles: self.run }
+            let (head, tile) = div_rem(cta - kv_ctas, self.q_runs);
+            let (head, of_group) = div_rem(head, self.group);
+            let (batch, head_kv) = div_rem(head, self.heads_kv);
+            Item { batch, head_kv, operand: Operand::Queries(of_group), tile: tile * run, tiles: run }
         }
     }
 }
@@ -154,7 +165,7 @@ mod tests {
         assert_eq!(
             [1, 2047, 2048, 4095, 8191, 8192, 1 << 20, u32::MAX / 256]
                 .map(|tiles| Work::of_tiles(1, 1, 0, tiles, 0, 128).run),
-            [1, 1, 2, 3, 7, 8, 16, 16]
+            [1, 1, 2, 4, 8, 8, 16, 16]
         );
     }
 

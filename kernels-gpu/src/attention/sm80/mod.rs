@@ -135,8 +135,7 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
             } else {
                 // A body of its own, where that was measured to be faster: branches within would keep its loads and exponentials from
                 // overlapping.
-                let special = K::TEAM > 1 && special;
-                step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state, special)
+                step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state, false)
             };
             block = next;
         }
@@ -177,7 +176,9 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
 ) -> bool {
     let State { factors, pipeline, softmax, acc } = state;
     unsafe {
+        // Long before they are needed: the products hide the loads.
         let next_scale = factors.fetch(more);
+        let [k_next, v_next] = fetch_scales::<K, MT>(params, place, block + 1, more);
         let k = pipeline.next_k();
         let mut s = scores::block(query, k, factors, softmax, block, place);
         let [full_from, full_to] = vars.full();
@@ -187,9 +188,9 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         if block < full_from {
             mask::<K, MT, true>(params, &mut s, block, vars);
         }
-        // Long before they are needed: the exponentials hide the loads.
-        let [k_next, v_next] = fetch_scales::<K, MT>(params, place, block + 1, more);
         let mut row_scales = K::Softmax::row_scales(|| notes::<K, MT>(opaque(tid_x())));
+        let special =
+            if K::TEAM == 1 { special } else { K::Softmax::SPECIAL && K::Softmax::is_special(&vars.scales(block)) };
         if special {
             K::Softmax::special(
                 &mut s,
@@ -217,7 +218,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         if K::Softmax::SPECIAL {
             vars.store_scales(opaque(tid_x()) == 0, block + 1, k_next, v_next);
         }
-        let next_special = is_special::<K, MT>(vars, k_next, v_next);
+        let next_special = K::TEAM == 1 && is_special::<K, MT>(vars, k_next, v_next);
         team.collect(&mut p);
         let notes = || notes::<K, MT>(opaque(tid_x()));
         let tiles = K::HEAD_DIM / 8 / K::TEAM;
