@@ -48,6 +48,7 @@ mod resources;
 mod round;
 mod shape;
 mod tensor;
+mod view;
 
 #[cfg(feature = "cudarc")]
 pub use cudarc_interop::{CudarcSlice, CudarcSliceMut};
@@ -66,3 +67,4 @@ pub use progress::{Progress, ProgressFn};
 pub use quantized::{HostK, HostQ, HostQuantized, HostV, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV};
 pub use shape::{Order, Shape, TensorLayout};
 pub use tensor::{HostData, HostTensor};
+pub use view::{HostSlice, HostView};

@@ -42,6 +42,7 @@ mod int8_rate;
 mod kernel;
 mod launch;
 mod memory;
+mod one_buffer;
 mod operands;
 mod quantize;
 mod stream;

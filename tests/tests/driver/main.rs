@@ -4,6 +4,7 @@
 mod contexts;
 mod devices;
 mod foreign;
+mod one_buffer;
 mod plans;
 mod recordings;
 
