@@ -72,7 +72,7 @@ fn the_library_gives_the_same_bits() -> Result<()> {
 #[test]
 fn views_are_taken_as_they_are() -> Result<()> {
     let qkv = tensor((2, 40, 3 * 4, 32), 0.5, DType::F16)?;
-    let part = |at| qkv.narrow(2, 4 * at, 4);
+    let part = |at: usize| qkv.narrow(2, 4 * at, 4);
     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
     let apart = |tensor: &Tensor| tensor.contiguous();
     let want = flash_attn(&apart(&q)?, &apart(&k)?, &apart(&v)?, 0.2, true)?;
@@ -153,7 +153,7 @@ fn refusals_are_candles() -> Result<()> {
         (&x, &x.narrow(2, 0, 3)?, &x.narrow(2, 0, 3)?, "3 heads of k and v do not divide the 4 heads of q"),
         (&x.transpose(1, 3)?.contiguous()?.transpose(1, 3)?, &x, &x, "the last dim of q must be contiguous"),
         (&x.narrow(3, 0, 48)?, &x.narrow(3, 0, 48)?, &x.narrow(3, 0, 48)?, "fill the channels"),
-        (&x, &(&x / 0.0)?, &x, "not finite"),
+        (&x, &(&x / 0.0)?, &x, "have to be finite"),
     ] {
         let error = attend(q, k, v).to_string();
         assert!(error.contains(part), "{part}: {error}");

@@ -84,7 +84,7 @@ fn views_and_used_memory() -> Result<()> {
     for seed in 0..20 {
         let qkv = tensor([2, 50, 12, 64], seed as f32, DType::F16)?;
         let there = qkv.to_device(&gpu)?;
-        let part = |tensor: &Tensor, at| tensor.narrow(2, 4 * at, 4);
+        let part = |tensor: &Tensor, at: usize| tensor.narrow(2, 4 * at, 4);
         let o = flash_attn_windowed(&part(&there, 0)?, &part(&there, 1)?, &part(&there, 2)?, 0.1, None, Some(0))?;
         let [q, k, v] = [part(&qkv, 0)?, part(&qkv, 1)?, part(&qkv, 2)?];
         check(&problem, [&q, &k, &v], &o)?;
