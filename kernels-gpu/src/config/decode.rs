@@ -65,8 +65,8 @@ impl DecodeVariant {
     pub const fn ctas(&self, shared_bytes_of_multiprocessor: usize) -> usize {
         /// What the system takes of each CTA's (CUDA programming guide, compute capability 8.0 and later).
         const RESERVED: usize = 1 << 10;
-        /// Of compute capability 8.6 to 12.0, the least.
-        const MOST: usize = 16;
+        /// What the registers have room for, 255 a thread.
+        const MOST: usize = 8;
         match shared_bytes_of_multiprocessor / (self.shared_bytes + RESERVED) {
             0 => 1,
             ctas if ctas > MOST => MOST,

@@ -77,7 +77,7 @@ impl<K: Kernel> Output<K> {
         let place = block.place(params, ctaid_x()) as usize * rows_of_piece(&params.split) as usize;
         let quad = tid_x() as usize % 4;
         unroll!(0..2, |half| {
-            let (sum, lse) = unsafe { softmax.finish(half) };
+            let (sum, lse) = softmax.finish(half);
             let row = row(params, block, half);
             let at = place + row.index as usize % TILE_ROWS;
             // Rotated back, four dims are four times as large.
