@@ -3,8 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, Bounds, HostState, Int8};
 use int_flash_attention::{
-    DType, DecodeHeads, DecodeProblem, HostPagedKv, HostQ, HostTensor, QuantizedQ, Scheme, Shape, Split, TensorLayout,
-    Window,
+    DType, DecodeHeads, DecodeProblem, HostPagedKv, HostQ, HostTensor, QuantizedQ, Scheme, Shape, Split, Window,
 };
 use int_flash_attention_kernels::layout::page::{
     page_bytes, page_head_bytes, page_head_offset, page_k_scale_offset, page_v_scale_offset,
@@ -160,6 +159,15 @@ impl DecodeCase {
         }
     }
 
+    /// What the reference says, and how far an output in `dtype` may be from it.
+    ///
+    /// # Errors
+    ///
+    /// When the reference refuses the case.
+    pub fn want(&self, dtype: DType) -> Result<(Int8, Bounds)> {
+        Ok(reference::decode_bounds(&self.problem, &self.q, &self.cache(), &self.heads(), dtype)?)
+    }
+
     /// The pages of the pool.
     #[must_use]
     pub fn page_count(&self) -> usize {
@@ -202,6 +210,15 @@ impl MergeCase {
         Self { shape, o, lse, states, sinks: None, in_place: false }
     }
 
+    /// What the reference says, and how far an output in `dtype` may be from it.
+    ///
+    /// # Errors
+    ///
+    /// When the reference refuses the case.
+    pub fn want(&self, dtype: DType) -> Result<(Int8, Bounds)> {
+        Ok(reference::merge_bounds(self.shape, &self.states(), self.sinks.as_deref(), dtype)?)
+    }
+
     fn states(&self) -> Vec<HostState<'_>> {
         let o = self.o.chunks_exact(self.shape.elements());
         o.zip(self.lse.chunks_exact(self.shape.rows())).map(|(o, lse)| HostState { o, lse }).collect()
@@ -232,7 +249,8 @@ fn within(what: &str, got: &[f64], want: &[f64], bound: &[f64]) -> Result<()> {
     }
 }
 
-fn agree(got: (HostTensor, Vec<f32>), (want, bounds): (Int8, Bounds), dtype: DType) -> Result<()> {
+/// Whether results are within the bounds of what they should be.
+pub(crate) fn agree(got: &(HostTensor, Vec<f32>), want: &Int8, bounds: &Bounds, dtype: DType) -> Result<()> {
     let largest = dtype.largest();
     let want_o: Vec<f64> = want.o.iter().map(|&o| if o.is_nan() { o } else { o.clamp(-largest, largest) }).collect();
     within("lse", &got.1.iter().map(|&lse| f64::from(lse)).collect::<Vec<_>>(), &want.lse, &bounds.lse)?;
@@ -245,10 +263,10 @@ fn agree(got: (HostTensor, Vec<f32>), (want, bounds): (Int8, Bounds), dtype: DTy
 ///
 /// The first element that is not.
 pub fn matches_the_reference(kernels: &impl DecodeKernels, case: &DecodeCase, dtype: DType) -> Result<()> {
-    let want = reference::decode_bounds(&case.problem, &case.q, &case.cache(), &case.heads(), dtype)?;
+    let (want, bounds) = case.want(dtype)?;
     let describe = || format!("{:?}, lengths {:?}, workers {:?}, {dtype}", case.problem, case.lengths, case.workers);
     let got = kernels.decode(case, dtype).with_context(describe)?;
-    agree(got, want, dtype).with_context(describe)
+    agree(&got, &want, &bounds, dtype).with_context(describe)
 }
 
 /// The merge is within the reference's bound.
@@ -257,10 +275,10 @@ pub fn matches_the_reference(kernels: &impl DecodeKernels, case: &DecodeCase, dt
 ///
 /// The first element that is not.
 pub fn merges_as_the_reference(kernels: &impl DecodeKernels, case: &MergeCase, dtype: DType) -> Result<()> {
-    let want = reference::merge_bounds(case.shape, &case.states(), case.sinks.as_deref(), dtype)?;
+    let (want, bounds) = case.want(dtype)?;
     let describe = || format!("{} of {} states, {dtype}", case.shape, case.states);
     let got = kernels.merge(case, dtype).with_context(describe)?;
-    agree(got, want, dtype).with_context(describe)
+    agree(&got, &want, &bounds, dtype).with_context(describe)
 }
 
 /// Every feature, group and number of new tokens once, on short and awkward lengths, for a head dim.
@@ -294,10 +312,25 @@ pub fn cases_of(head_dim: usize) -> Vec<(DecodeCase, DType)> {
     cases
 }
 
-/// An element as a type has it, exactly.
+/// Sequences that share pages, table entries outside the pool in the middle, at the end and everywhere, a length beyond the table.
 #[must_use]
-pub fn tensor(dtype: DType, shape: Shape, bytes: &[u8]) -> Result<HostTensor> {
-    Ok(HostTensor::from_bytes(dtype, bytes, TensorLayout::bhnd(shape))?)
+pub fn hostile_case(head_dim: usize, workers: usize) -> DecodeCase {
+    let problem = DecodeProblem::new(4, 4, 1, 900, head_dim);
+    let mut case = DecodeCase::new(problem, &[700, 900, 512, u32::MAX - 3], 1);
+    for sequence in 0..4 {
+        let row = &mut case.table[sequence * case.stride..][..8];
+        match sequence {
+            0 => row[2] = u32::MAX,
+            1 => (row[0], row[6], row[7]) = (1 << 31, 1_000_000, u32::MAX - 1),
+            2 => row.fill(77_777_777),
+            _ => row[3] = row[1],
+        }
+    }
+    case.table[3 * case.stride] = case.page_count() as u32;
+    let shared = case.table[1];
+    (case.table[case.stride + 3], case.table[3 * case.stride + 5]) = (shared, shared);
+    case.workers = Some((workers, 1));
+    case
 }
 
 /// The bits of a tensor's elements.

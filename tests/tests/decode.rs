@@ -3,7 +3,7 @@
 use int_flash_attention::{DType, DecodeProblem, Shape, Split, Window};
 use int_flash_attention_kernels::config::decode::DECODE;
 use int_flash_attention_tests::decode::{
-    DecodeCase, DecodeKernels, MergeCase, bits, cases_of, matches_the_reference, merges_as_the_reference,
+    DecodeCase, DecodeKernels, MergeCase, bits, cases_of, hostile_case, matches_the_reference, merges_as_the_reference,
 };
 use int_flash_attention_tests::sim::Simulator;
 
@@ -24,24 +24,10 @@ const PROBLEM: DecodeProblem = DecodeProblem::new(4, 4, 1, 900, 64);
 #[test]
 fn hostile_tables_stay_in_the_pool_and_hide_keys() {
     let simulator = Simulator::new();
-    let mut case = DecodeCase::new(PROBLEM, &[700, 900, 512, u32::MAX - 3], 1);
-    for sequence in 0..4 {
-        let row = &mut case.table[sequence * case.stride..][..8];
-        match sequence {
-            0 => row[2] = u32::MAX,
-            1 => (row[0], row[6], row[7]) = (1 << 31, 1_000_000, u32::MAX - 1),
-            2 => row.fill(77_777_777),
-            _ => row[3] = row[1],
-        }
-    }
-    let pages = case.page_count() as u32;
-    case.table[3 * case.stride] = pages;
-    let shared = case.table[1];
-    (case.table[case.stride + 3], case.table[3 * case.stride + 5]) = (shared, shared);
     for workers in [1, 3, 9, 30] {
-        case.workers = Some((workers, 1));
-        matches_the_reference(&simulator, &case, DType::F32).unwrap();
+        matches_the_reference(&simulator, &hostile_case(64, workers), DType::F32).unwrap();
     }
+    let case = hostile_case(64, 7);
     // A sequence without any page sees nothing.
     let (o, lse) = simulator.decode(&case, DType::F32).unwrap();
     let of_sequence = 2 * PROBLEM.heads_q;

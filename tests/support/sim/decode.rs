@@ -5,7 +5,7 @@ use crate::decode::{DecodeCase, DecodeKernels, MergeCase};
 use anyhow::{Context, Result};
 use int_flash_attention::{DType, HostTensor, TensorLayout, merged_params};
 use int_flash_attention_kernels::config::decode::{
-    self, MERGE, MERGE_SHARED_BYTES, MERGE_THREADS, THREADS, partials, rows_of_piece,
+    self, MERGE, MERGE_SHARED_BYTES, MERGE_THREADS, partials, rows_of_piece,
 };
 use int_flash_attention_kernels::params::{
     DecodeParams, MergeSplitsParams, MergeStatesParams, MergedParams, SplitParams, Strided,
@@ -40,7 +40,7 @@ impl DecodeKernels for Simulator {
         let at = Grid {
             kernel: variant.name,
             grid: [workers as u32, 1, 1],
-            threads: THREADS,
+            threads: variant.threads,
             shared: variant.shared_bytes,
         };
         self.launch(variant.name, &at, &[structure(&params)], &memory)?;
