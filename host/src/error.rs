@@ -154,7 +154,9 @@ pub enum Error {
     },
 
     /// A pool of a paged cache that is not of whole pages, or of too many.
-    #[error("a pool of {given} bytes was given; it has to be a whole number of pages of {page} bytes, at most {max} of them")]
+    #[error(
+        "a pool of {given} bytes was given; it has to be a whole number of pages of {page} bytes, at most {max} of them"
+    )]
     Pool {
         /// Bytes given.
         given: usize,
@@ -174,7 +176,9 @@ pub enum Error {
     },
 
     /// A merge in place into an output that is not where the state is.
-    #[error("a merge in place was asked for, of a plan whose output is not contiguous as [batch][heads][tokens][head_dim]; the states are")]
+    #[error(
+        "a merge in place was asked for, of a plan whose output is not contiguous as [batch][heads][tokens][head_dim]; the states are"
+    )]
     InPlace,
 
     /// An element type other than the one agreed on.

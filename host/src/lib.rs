@@ -57,10 +57,10 @@ pub use device::{Device, Options, Output, attention};
 pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
-    AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan, DeviceBuffer, DeviceK, DeviceOperands,
-    DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, MergePlan, Operand, QuantizeKvPlan, QuantizeLayouts,
-    QuantizePlan, QuantizeQPlan, States, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
-    ViewQ, ViewV,
+    AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan, DeviceBuffer, DeviceK,
+    DeviceOperands, DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, MergePlan, Operand,
+    QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan, States, Stream, StreamRef, ViewK, ViewMutK,
+    ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
 pub use problem::{AttentionProblem, Scheme, Window};

@@ -28,7 +28,8 @@ fn pages(problem: &AttentionProblem, operands: &HostQuantized) -> (Vec<u8>, Vec<
         for head in 0..heads {
             let block = (i / blocks * heads + head) * blocks + i % blocks;
             let to = &mut pool[number as usize * page + head * page_head_bytes(d)..][..page_head_bytes(d)];
-            let codes = [&operands.k.data, &operands.v.data].map(|data| &data[block * block_bytes(d)..][..block_bytes(d)]);
+            let codes =
+                [&operands.k.data, &operands.v.data].map(|data| &data[block * block_bytes(d)..][..block_bytes(d)]);
             let scales = [&operands.k.scale, &operands.v.scale].map(|scale| &scale[block * KV_BLOCK..][..KV_BLOCK]);
             let codes = codes.into_iter().flatten().map(|&code| code as u8);
             let scales = scales.into_iter().flatten().flat_map(|scale| scale.to_le_bytes());
@@ -48,8 +49,7 @@ fn pages_of_attentions_blocks_give_what_attention_gives() {
         (4, 300, 256, Window { left: None, right: Some(1) }),
     ] {
         let [heads_q, heads_kv] = HEADS;
-        let problem =
-            AttentionProblem::new(2, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim).with_window(window);
+        let problem = AttentionProblem::new(2, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim).with_window(window);
         let (q, k, v) = (tensor(problem.q_shape(), 0), tensor(problem.kv_shape(), 1), tensor(problem.kv_shape(), 2));
         let operands = quantize(&problem, &q, &k, &v).unwrap();
         let (pages, block_table) = pages(&problem, &operands);
@@ -97,8 +97,8 @@ fn softcap_and_alibi_are_as_defined() {
         let beside = n - 2 + token;
         let row = head * 2 + token;
         let score = |j: usize| {
-            let z: f64 = (0..d).map(|i| f64::from(q[row * d + i]) * f64::from(k[j * d + i])).sum::<f64>()
-                / (d as f64).sqrt();
+            let z: f64 =
+                (0..d).map(|i| f64::from(q[row * d + i]) * f64::from(k[j * d + i])).sum::<f64>() / (d as f64).sqrt();
             let cap = f64::from(cap);
             cap * (z / cap).tanh() - f64::from(slopes[head]) * (beside - j) as f64
         };
@@ -130,8 +130,7 @@ fn merged_parts_are_the_whole() {
     };
     let parts = [part(0..100), part(100..101), part(101..256)];
     let empty = (vec![f32::NAN; parts[0].0.len()], vec![f32::NEG_INFINITY; parts[0].1.len()]);
-    let states: Vec<HostState<'_>> =
-        parts.iter().chain([&empty]).map(|(o, lse)| HostState { o, lse }).collect();
+    let states: Vec<HostState<'_>> = parts.iter().chain([&empty]).map(|(o, lse)| HostState { o, lse }).collect();
     let merged = reference::merge(problem.q_shape(), &states, None).unwrap();
     assert!(compare(&merged.o, &whole.o).max_abs < 1e-6);
     assert!(merged.lse.iter().zip(&whole.lse).all(|(a, b)| (a - b).abs() < 1e-6));

@@ -66,7 +66,8 @@ impl Gpu {
         let (workers, min_blocks) = workers.unwrap_or((all, MIN_BLOCKS));
         let split = problem.split_params(workers, min_blocks);
         let lengths = problem.q_lengths()?;
-        let attend = self.kernel(variant.name, variant.name, [workers as u32, 1, 1], variant.threads, variant.shared_bytes)?;
+        let attend =
+            self.kernel(variant.name, variant.name, [workers as u32, 1, 1], variant.threads, variant.shared_bytes)?;
         let entry = MERGE_BOUNDS[1].entry;
         let rows = i32::try_from(lengths.q_scale)
             .map_err(|_| Error::Grid { kernel: entry, shape: problem.q_shape().to_string() })?;

@@ -58,8 +58,8 @@ pub use dequantize::{DequantizePlan, Operand};
 #[doc(hidden)]
 pub use embedded::embedded_ptx;
 pub use int_flash_attention_kernels::config::Family;
-pub use merge::{MergePlan, States};
 pub use memory::{AnySlice, AnySliceMut, DeviceSlice, DeviceSliceMut};
+pub use merge::{MergePlan, States};
 pub use operands::{
     DeviceK, DeviceOperands, DeviceQ, DeviceV, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
     ViewQ, ViewV,

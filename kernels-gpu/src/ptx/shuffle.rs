@@ -66,7 +66,9 @@ pub unsafe fn shfl_sync_bfly_b32(value: u32, mask: u32) -> u32 {
 #[inline(always)]
 pub unsafe fn shfl_up(value: u32, by: u32) -> u32 {
     let d;
-    unsafe { asm!("shfl.sync.up.b32 {}, {}, {}, 0, -1;", out(reg32) d, in(reg32) value, in(reg32) by, options(nomem, nostack)) }
+    unsafe {
+        asm!("shfl.sync.up.b32 {}, {}, {}, 0, -1;", out(reg32) d, in(reg32) value, in(reg32) by, options(nomem, nostack))
+    }
     d
 }
 
@@ -77,7 +79,9 @@ pub unsafe fn shfl_up(value: u32, by: u32) -> u32 {
 #[inline(always)]
 pub unsafe fn shfl_idx(value: u32, lane: u32) -> u32 {
     let d;
-    unsafe { asm!("shfl.sync.idx.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, in(reg32) lane, options(nomem, nostack)) }
+    unsafe {
+        asm!("shfl.sync.idx.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, in(reg32) lane, options(nomem, nostack))
+    }
     d
 }
 

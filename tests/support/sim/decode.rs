@@ -21,21 +21,22 @@ impl DecodeKernels for Simulator {
         let (workers, min_blocks) = case.workers.unwrap_or((self.multiprocessors as usize, 1));
         let split = problem.split_params(workers, min_blocks);
         let split = SplitParams { seqlens_kv: global(memory.alloc_from(&case.lengths)), ..split };
-        let optional =
-            |memory: &mut Memory, x: Option<&[f32]>| x.map_or(DevPtr::NULL, |x| memory.alloc_from(x));
+        let optional = |memory: &mut Memory, x: Option<&[f32]>| x.map_or(DevPtr::NULL, |x| memory.alloc_from(x));
         let rows = partials(&split) * rows_of_piece(&split) as usize;
         let partial_o = global(memory.alloc(4 * (rows * problem.head_dim) as u64, 256));
         let partial_lse = global(memory.alloc(4 * rows as u64, 256));
+        let (pages, page_count) = pool(&mut memory, case);
+        let (table, stride) = table(&mut memory, case);
         let params = DecodeParams {
             q: global(memory.alloc_from(&case.q.data)),
             q_scale: global(memory.alloc_from(&case.q.scale)),
             q_bias: global(optional(&mut memory, case.q.bias.as_deref())),
-            pages: global(memory.alloc_from(&case.pages)),
-            block_table: global(memory.alloc_from(&case.table)),
+            pages: global(pages),
+            block_table: global(table),
             alibi_slopes: global(optional(&mut memory, heads.alibi_slopes)),
             partial_o,
             partial_lse,
-            ..problem.params(split, case.stride, case.page_count())
+            ..problem.params(split, stride, page_count)
         };
         let at = Grid {
             kernel: variant.name,
@@ -90,6 +91,37 @@ impl DecodeKernels for Simulator {
         };
         Ok((o, memory.read(lse, shape.rows()).context("lse")?))
     }
+}
+
+/// So many pages are in front of the case's own, and entries between rows of its table, where it is far.
+const FAR: usize = (1 << 30) + 64;
+
+/// The pool, and how many pages it has.
+fn pool(memory: &mut Memory, case: &DecodeCase) -> (DevPtr, usize) {
+    if !case.far {
+        return (memory.alloc_from(&case.pages), case.page_count());
+    }
+    let page = case.pages.len() / case.page_count();
+    let ahead = FAR.div_ceil(page) * 5;
+    let pool = memory.alloc((ahead * page + case.pages.len()) as u64, 256);
+    memory.write(pool.offset((ahead * page) as u64), &case.pages).expect("the end of the pool is inside");
+    (pool, ahead + case.page_count())
+}
+
+/// The block table and its stride.
+fn table(memory: &mut Memory, case: &DecodeCase) -> (DevPtr, usize) {
+    if !case.far {
+        return (memory.alloc_from(&case.table), case.stride);
+    }
+    let page = case.pages.len() / case.page_count();
+    let (ahead, stride) = (FAR.div_ceil(page) * 5, case.stride + FAR);
+    let table = memory.alloc((4 * stride * case.lengths.len()) as u64, 256);
+    for (sequence, row) in case.table.chunks_exact(case.stride).enumerate() {
+        let known = |&entry: &u32| if entry < case.page_count() as u32 { entry + ahead as u32 } else { u32::MAX };
+        let row: Vec<u32> = row.iter().map(known).collect();
+        memory.write(table.offset((4 * stride * sequence) as u64), &row).expect("a row of the table is inside");
+    }
+    (table, stride)
 }
 
 fn merge_grid(kernel: &str, rows: usize) -> Grid<'_> {

@@ -131,8 +131,11 @@ pub fn matches(on: &OnGpu) -> Result<()> {
             (40, [4, 4], 2, 900, Window { left: Some(500), right: Some(0) }),
             (3, [8, 1], 8, 5000, Window::CAUSAL),
         ] {
-            let problem =
-                DecodeProblem { seqlen_q, window, ..DecodeProblem::new(batch, heads_q, heads_kv, keys, variant.head_dim) };
+            let problem = DecodeProblem {
+                seqlen_q,
+                window,
+                ..DecodeProblem::new(batch, heads_q, heads_kv, keys, variant.head_dim)
+            };
             let lengths: Vec<u32> = (0..batch).map(|_| numbers.below(keys + 1) as u32).collect();
             matches_the_reference(on, &DecodeCase::new(problem, &lengths, seed as u64), DType::F16)?;
         }

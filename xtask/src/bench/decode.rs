@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use half::f16;
 use int_flash_attention::reference::{decode_bounds, first_excess};
 use int_flash_attention::{
-    AttentionOutput, DType, DecodeHeads, DecodePlan, DecodeProblem, DecodeResult, DeviceBuffer, DeviceQ, Gpu, HostPagedKv,
-    HostQ, QuantizedQ, Scheme, StreamRef, TensorLayout, ViewPagedKv,
+    AttentionOutput, DType, DecodeHeads, DecodePlan, DecodeProblem, DecodeResult, DeviceBuffer, DeviceQ, Gpu,
+    HostPagedKv, HostQ, QuantizedQ, Scheme, StreamRef, TensorLayout, ViewPagedKv,
 };
 use int_flash_attention_kernels::layout::page::{page_bytes, page_head_bytes, page_k_scale_offset};
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, v_byte};
@@ -21,7 +21,14 @@ struct Case {
     problem: DecodeProblem,
 }
 
-const fn case(name: &'static str, batch: usize, [heads_q, heads_kv]: [usize; 2], keys: usize, new: usize, d: usize) -> Case {
+const fn case(
+    name: &'static str,
+    batch: usize,
+    [heads_q, heads_kv]: [usize; 2],
+    keys: usize,
+    new: usize,
+    d: usize,
+) -> Case {
     Case { name, problem: DecodeProblem { seqlen_q: new, ..DecodeProblem::new(batch, heads_q, heads_kv, keys, d) } }
 }
 
@@ -92,8 +99,7 @@ struct Caches {
 
 impl Caches {
     fn new(gpu: &Gpu, problem: DecodeProblem, workers: Option<(usize, usize)>) -> Result<Self> {
-        let output =
-            AttentionOutput { layout: TensorLayout::bhnd(problem.q_shape()), dtype: DType::F16, lse: false };
+        let output = AttentionOutput { layout: TensorLayout::bhnd(problem.q_shape()), dtype: DType::F16, lse: false };
         let plan = gpu.plan_decode_with(&problem, &output, workers)?;
         let (page, blocks) = (page_bytes(problem.heads_kv, problem.head_dim), problem.batch * problem.max_blocks());
         let copies = ROTATED_BYTES.div_ceil(page * blocks).min(STEPS);

@@ -91,7 +91,11 @@ impl<K: Kernel> Output<K> {
             let at = place + row.index as usize % TILE_ROWS;
             // Rotated back, four dims are four times as large.
             let factor = sum * (1.0 / V_ROTATION as f32);
-            let o = params.partial_o.ptr().cast_mut().wrapping_add(at * K::HEAD_DIM + Self::first_dim() as usize + 8 * quad);
+            let o = params
+                .partial_o
+                .ptr()
+                .cast_mut()
+                .wrapping_add(at * K::HEAD_DIM + Self::first_dim() as usize + 8 * quad);
             unroll!(0..Self::DIMS / V_GROUP, |group| {
                 unroll!(0..2, |four| {
                     let mut x = [0.0; V_ROTATION];

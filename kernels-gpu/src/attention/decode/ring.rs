@@ -82,7 +82,11 @@ impl<K: Kernel> Ring<K> {
     pub(crate) unsafe fn next(&mut self, params: &DecodeParams, next: &Block, half: Half) -> u32 {
         unsafe {
             wait_group::<{ SLOTS - 2 }>();
-            if K::TEAM == 1 { warp_sync() } else { bar_sync() }
+            if K::TEAM == 1 {
+                warp_sync()
+            } else {
+                bar_sync()
+            }
             self.request(params, next, half);
         }
         let slot = smem::base() + self.read;
