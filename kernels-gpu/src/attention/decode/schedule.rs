@@ -94,6 +94,8 @@ pub(crate) fn places(split: &SplitParams, tile: u32, begin: u32, count: u32, tot
     let share = share(split, total);
     // SAFETY: a share is not zero.
     let ((first, _), (last, _)) = unsafe { (div_rem(begin, share), div_rem(begin + count - 1, share)) };
+    // There is no such worker only where lengths change under the kernel's hands.
+    let (first, last) = (first.min(split.workers - 1), last.min(split.workers - 1));
     (first + tile, last - first + 1)
 }
 

@@ -75,8 +75,12 @@ impl Walk {
             let (sequence, before) = find(split, tid_x() % 32, begin);
             let seqlen_kv = length(split, sequence);
             let units = Units::of(split, seqlen_kv);
-            // The host's tests of `schedule` say that there are units.
-            let (tile, unit) = if units.count == 0 { return None } else { div_rem(begin - before, units.count) };
+            if units.count == 0 {
+                return None;
+            }
+            let (tile, unit) = div_rem(begin - before, units.count);
+            // No units, or no such tile, only where lengths change under the kernel's hands.
+            let tile = tile.min(tiles(split) - 1);
             let at =
                 Block { exists: true, sequence, seqlen_kv, tile, block: 0, piece_end: 0, unit, page: 0, parity: 1 };
             let mut walk = Self { at, units, left: share.min(total - begin) };
