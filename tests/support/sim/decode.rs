@@ -5,7 +5,7 @@ use crate::decode::{DecodeCase, DecodeKernels, MergeCase};
 use anyhow::{Context, Result};
 use int_flash_attention::{DType, HostTensor, TensorLayout, merged_params};
 use int_flash_attention_kernels::config::decode::{
-    self, MERGE, MERGE_SHARED_BYTES, MERGE_THREADS, partials, rows_of_piece,
+    self, MERGE, MERGE_LEAST_DIMS, merge_shared_bytes, partials, rows_of_piece,
 };
 use int_flash_attention_kernels::params::{
     DecodeParams, MergeSplitsParams, MergeStatesParams, MergedParams, SplitParams, Strided,
@@ -25,6 +25,8 @@ impl DecodeKernels for Simulator {
         let rows = partials(&split) * rows_of_piece(&split) as usize;
         let partial_o = global(memory.alloc(4 * (rows * problem.head_dim) as u64, 256));
         let partial_lse = global(memory.alloc(4 * rows as u64, 256));
+        let tiles = split.batch * split.heads_kv * split.row_tiles;
+        let pieces = global(memory.alloc(8 * u64::from(tiles), 256));
         let (pages, page_count) = pool(&mut memory, case);
         let (table, stride) = table(&mut memory, case);
         let params = DecodeParams {
@@ -36,6 +38,7 @@ impl DecodeKernels for Simulator {
             alibi_slopes: global(optional(&mut memory, heads.alibi_slopes)),
             partial_o,
             partial_lse,
+            pieces,
             ..problem.params(split, stride, page_count)
         };
         let at = Grid {
@@ -49,15 +52,17 @@ impl DecodeKernels for Simulator {
         let (shape, places) = (problem.q_shape(), self.places);
         let o = places.output(&mut memory, &TensorLayout::bhnd(shape), dtype)?;
         let lse = memory.alloc(4 * shape.rows() as u64, 256);
-        let out = merged_params(o.layout(), dtype);
+        // Whole rows, and parts of them, in turn.
+        let cta_dims = if workers % 2 == 1 { MERGE_LEAST_DIMS } else { problem.head_dim };
+        let out = merged_params(o.layout(), dtype, partials(&split), cta_dims);
         let out = MergedParams {
             o: Strided { data: global(o.data), ..out.o },
             lse: global(lse),
             sinks: global(sinks),
             ..out
         };
-        let params = MergeSplitsParams { split, partial_o, partial_lse, out };
-        let at = merge_grid("merge_splits", shape.rows());
+        let params = MergeSplitsParams { split, partial_o, partial_lse, pieces, out };
+        let at = merge_grid("merge_splits", shape.rows() * (problem.head_dim / cta_dims), cta_dims);
         self.launch(MERGE, &at, &[structure(&params)], &memory)?;
         Ok((o.read(&memory).context("o")?, memory.read(lse, shape.rows()).context("lse")?))
     }
@@ -70,7 +75,7 @@ impl DecodeKernels for Simulator {
         let own = self.places.output(&mut memory, &layout, dtype)?;
         let own_lse = memory.alloc(4 * shape.rows() as u64, 256);
         let (data, lse) = if case.in_place { (states, lses) } else { (own.data, own_lse) };
-        let out = merged_params(&layout, dtype);
+        let out = merged_params(&layout, dtype, case.states, shape.head_dim);
         let out =
             MergedParams { o: Strided { data: global(data), ..out.o }, lse: global(lse), sinks: global(sinks), ..out };
         let params = MergeStatesParams {
@@ -79,10 +84,8 @@ impl DecodeKernels for Simulator {
             o_stride: 4 * shape.elements() as i64,
             lse_stride: 4 * shape.rows() as i64,
             out,
-            states: case.states as u32,
-            reserved: 0,
         };
-        self.launch(MERGE, &merge_grid("merge_states", shape.rows()), &[structure(&params)], &memory)?;
+        self.launch(MERGE, &merge_grid("merge_states", shape.rows(), shape.head_dim), &[structure(&params)], &memory)?;
         let o = if case.in_place {
             let o: Vec<f32> = memory.read(states, shape.elements())?;
             HostTensor::from_bytes(DType::F32, bytemuck::cast_slice(&o), layout)?
@@ -124,6 +127,6 @@ fn table(memory: &mut Memory, case: &DecodeCase) -> (DevPtr, usize) {
     (table, stride)
 }
 
-fn merge_grid(kernel: &str, rows: usize) -> Grid<'_> {
-    Grid { kernel, grid: [rows as u32, 1, 1], threads: MERGE_THREADS, shared: MERGE_SHARED_BYTES }
+fn merge_grid(kernel: &str, ctas: usize, cta_dims: usize) -> Grid<'_> {
+    Grid { kernel, grid: [ctas as u32, 1, 1], threads: cta_dims, shared: merge_shared_bytes(cta_dims) }
 }

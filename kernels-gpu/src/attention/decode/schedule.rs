@@ -9,7 +9,7 @@
 //! places      0       1 2     3 4   5 6      7        worker + tile: no two pieces have one, and those of a tile follow one another
 //! ```
 //!
-//! The kernel and the one that merges its pieces compute this from the same numbers.
+//! Who has the first unit of a tile leaves a note of its pieces for the merge.
 
 use crate::attention::window::{Blocks, Window};
 use crate::division::div_rem;
@@ -84,19 +84,16 @@ pub(crate) fn share(split: &SplitParams, total: u32) -> u32 {
     }
 }
 
-/// The places of the partial results of tile `tile` (of all tiles), whose `count` units, more than none, begin at `begin` of `total`: the
-/// first, and how many.
+/// The pieces of tile `tile` (of all tiles), which has `count` units, more than none, and of which worker `worker` has the first ones, `left` of its
+/// share being left: the first one's place, and how many there are.
 #[inline(always)]
-pub(crate) fn places(split: &SplitParams, tile: u32, begin: u32, count: u32, total: u32) -> (u32, u32) {
+pub(crate) fn pieces(split: &SplitParams, worker: u32, tile: u32, count: u32, left: u32, share: u32) -> (u32, u32) {
     if split.split_blocks != 0 {
         return (tile * split.max_splits, count);
     }
-    let share = share(split, total);
     // SAFETY: a share is not zero.
-    let ((first, _), (last, _)) = unsafe { (div_rem(begin, share), div_rem(begin + count - 1, share)) };
-    // There is no such worker only where lengths change under the kernel's hands.
-    let (first, last) = (first.min(split.workers - 1), last.min(split.workers - 1));
-    (first + tile, last - first + 1)
+    let (whole, rest) = unsafe { div_rem(count.saturating_sub(left), share) };
+    (worker + tile, 1 + whole + (rest != 0) as u32)
 }
 
 /// The place of a worker's piece of a tile that begins at unit `unit` of it.
@@ -169,7 +166,7 @@ mod tests {
             for tile in 0..split.batch * per {
                 let count = units[(tile / per) as usize].count;
                 if count > 0 {
-                    let (first, pieces) = places(&split, tile, begin, count, total);
+                    let (first, pieces) = pieces(&split, begin / share, tile, count, share - begin % share, share);
                     assert!((first..first + pieces).all(|place| written.get(&place) == Some(&tile)));
                     read += pieces;
                 }

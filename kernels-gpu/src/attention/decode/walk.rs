@@ -1,11 +1,11 @@
 //! A worker's way through its share of the work.
 
-use super::scan::{find, length, totals};
-use super::schedule::{Units, place, share, tiles};
+use super::scan::{Beginning, beginning, length};
+use super::schedule::{Units, pieces, place, tiles};
 use crate::division::div_rem;
 use crate::params::DecodeParams;
-use crate::ptx::global::ld_global_nc_u32;
-use crate::ptx::special::tid_x;
+use crate::ptx::global::{ld_global_nc_u32, st_global_v2_u32};
+use crate::ptx::special::{ctaid_x, tid_x};
 
 /// A block of keys and the tile of rows that looks at it.
 #[derive(Clone, Copy)]
@@ -55,6 +55,7 @@ pub(crate) struct Walk {
     units: Units,
     /// Units of the share that are behind the piece.
     left: u32,
+    share: u32,
 }
 
 impl Walk {
@@ -66,24 +67,26 @@ impl Walk {
     pub(crate) unsafe fn start(params: &DecodeParams, worker: u32) -> Option<Self> {
         let split = &params.split;
         unsafe {
-            let (total, _) = totals(split, tid_x() % 32, 0);
-            let share = share(split, total);
-            let begin = worker * share;
-            if begin >= total {
-                return None;
-            }
-            let (sequence, before) = find(split, tid_x() % 32, begin);
-            let seqlen_kv = length(split, sequence);
-            let units = Units::of(split, seqlen_kv);
+            let Beginning { sequence, length, unit, count, share } = beginning(split, tid_x() % 32, worker)?;
+            let units = Units::of(split, length);
             if units.count == 0 {
                 return None;
             }
-            let (tile, unit) = div_rem(begin - before, units.count);
+            let (tile, unit) = div_rem(unit, units.count);
             // No units, or no such tile, only where lengths change under the kernel's hands.
             let tile = tile.min(tiles(split) - 1);
-            let at =
-                Block { exists: true, sequence, seqlen_kv, tile, block: 0, piece_end: 0, unit, page: 0, parity: 1 };
-            let mut walk = Self { at, units, left: share.min(total - begin) };
+            let at = Block {
+                exists: true,
+                sequence,
+                seqlen_kv: length,
+                tile,
+                block: 0,
+                piece_end: 0,
+                unit,
+                page: 0,
+                parity: 1,
+            };
+            let mut walk = Self { at, units, left: count, share };
             walk.enter(params, unit);
             walk.look_up(params);
             Some(walk)
@@ -114,9 +117,9 @@ impl Walk {
                 if !self.at.exists {
                     return self.at;
                 }
-                self.enter(params, 0);
+                unsafe { self.enter(params, 0) };
             } else {
-                self.enter(params, self.at.unit + 1);
+                unsafe { self.enter(params, self.at.unit + 1) };
             }
         }
         unsafe { self.look_up(params) };
@@ -147,11 +150,18 @@ impl Walk {
         }
     }
 
-    /// On to the piece that begins at a unit of the tile.
+    /// On to the piece that begins at a unit of the tile. With the first one, the merge gets to know of all.
     #[inline(always)]
-    fn enter(&mut self, params: &DecodeParams, unit: u32) {
-        let per = params.split.split_blocks;
-        let Units { first_block, end_block, first, .. } = self.units;
+    unsafe fn enter(&mut self, params: &DecodeParams, unit: u32) {
+        let split = &params.split;
+        let per = split.split_blocks;
+        let Units { first_block, end_block, first, count } = self.units;
+        if unit == 0 {
+            let tile = self.at.sequence * tiles(split) + self.at.tile;
+            let (place, pieces) = pieces(split, ctaid_x(), tile, count, self.left, self.share);
+            let note = params.pieces.ptr().cast_mut().wrapping_add(2 * tile as usize);
+            unsafe { st_global_v2_u32(tid_x() == 0, note.cast(), [place, pieces]) };
+        }
         self.at.unit = unit;
         if per == 0 {
             self.at.block = first_block + unit;
