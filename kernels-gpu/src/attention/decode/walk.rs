@@ -10,7 +10,7 @@ use crate::ptx::special::{ctaid_x, tid_x};
 /// A block of keys and the tile of rows that looks at it.
 #[derive(Clone, Copy)]
 pub(crate) struct Block {
-    /// Whether there is one; else it is the last again.
+    /// Whether there is one.
     pub exists: bool,
     pub sequence: u32,
     /// Keys of the sequence.
@@ -76,7 +76,7 @@ impl Walk {
             // No units, or no such tile, only where lengths change under the kernel's hands.
             let tile = tile.min(tiles(split) - 1);
             let at = Block {
-                exists: true,
+                exists: false,
                 sequence,
                 seqlen_kv: length,
                 tile,
@@ -86,16 +86,13 @@ impl Walk {
                 page: 0,
                 parity: 1,
             };
-            let mut walk = Self { at, units, left: count, share };
-            walk.enter(params, unit);
-            walk.look_up(params);
-            Some(walk)
+            Some(Self { at, units, left: count, share })
         }
     }
 
-    /// The first block.
+    /// Where the way begins: no block yet.
     #[inline(always)]
-    pub(crate) fn block(&self) -> Block {
+    pub(crate) fn nowhere(&self) -> Block {
         self.at
     }
 
@@ -106,21 +103,25 @@ impl Walk {
     #[inline(always)]
     pub(crate) unsafe fn advance(&mut self, params: &DecodeParams) -> Block {
         self.at.block += 1;
-        if self.at.block == self.at.piece_end {
+        if !self.at.exists || self.at.block == self.at.piece_end {
             if self.left == 0 {
-                self.at.block -= 1;
                 self.at.exists = false;
                 return self.at;
             }
-            if self.at.block == self.units.end_block {
-                unsafe { self.next_tile(params) };
-                if !self.at.exists {
-                    return self.at;
+            // The first unit of all is where the way begins; then the next of the tile, or the first of the next tile.
+            if self.at.exists {
+                self.at.unit += 1;
+                if self.at.block == self.units.end_block {
+                    self.at.unit = 0;
+                    unsafe { self.next_tile(params) };
                 }
-                unsafe { self.enter(params, 0) };
-            } else {
-                unsafe { self.enter(params, self.at.unit + 1) };
             }
+            if self.left == 0 {
+                self.at.exists = false;
+                return self.at;
+            }
+            self.at.exists = true;
+            unsafe { self.enter(params) };
         }
         unsafe { self.look_up(params) };
         self.at
@@ -139,7 +140,7 @@ impl Walk {
             self.at.sequence += 1;
             if self.at.sequence >= split.batch {
                 // Only where lengths change under the kernel's hands.
-                (self.at.sequence, self.at.exists, self.left) = (split.batch - 1, false, 0);
+                (self.at.sequence, self.left) = (split.batch - 1, 0);
                 return;
             }
             self.at.seqlen_kv = unsafe { length(split, self.at.sequence) };
@@ -150,10 +151,10 @@ impl Walk {
         }
     }
 
-    /// On to the piece that begins at a unit of the tile. With the first one, the merge gets to know of all.
+    /// On to the piece that begins at the unit. With the first one, the merge gets to know of all.
     #[inline(always)]
-    unsafe fn enter(&mut self, params: &DecodeParams, unit: u32) {
-        let split = &params.split;
+    unsafe fn enter(&mut self, params: &DecodeParams) {
+        let (split, unit) = (&params.split, self.at.unit);
         let per = split.split_blocks;
         let Units { first_block, end_block, first, count } = self.units;
         if unit == 0 {
@@ -162,7 +163,6 @@ impl Walk {
             let note = params.pieces.ptr().cast_mut().wrapping_add(2 * tile as usize);
             unsafe { st_global_v2_u32(tid_x() == 0, note.cast(), [place, pieces]) };
         }
-        self.at.unit = unit;
         if per == 0 {
             self.at.block = first_block + unit;
             self.at.piece_end = end_block.min(self.at.block + self.left);
