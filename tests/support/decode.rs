@@ -86,6 +86,8 @@ pub struct DecodeCase {
     pub workers: Option<(usize, usize)>,
     /// Whether, on the PTX machine, pages and rows of the table are where 32 bits do not reach.
     pub far: bool,
+    /// Whether, on the PTX machine, kernels whose launches overlap are taken, where there are such.
+    pub overlaps: bool,
 }
 
 impl DecodeCase {
@@ -138,7 +140,19 @@ impl DecodeCase {
         let (slopes, sinks) = (floats(problem.heads_q, 0.0, 0.3), floats(problem.heads_q, -2.0, 4.0));
         let data = (0..shape.elements()).map(|_| numbers.code()).collect();
         let q = QuantizedQ { shape, scheme: Scheme::Default, data, scale, bias: Some(bias) };
-        Self { problem, lengths: lengths.to_vec(), table, stride, pages, q, slopes, sinks, workers: None, far: false }
+        Self {
+            problem,
+            lengths: lengths.to_vec(),
+            table,
+            stride,
+            pages,
+            q,
+            slopes,
+            sinks,
+            workers: None,
+            far: false,
+            overlaps: false,
+        }
     }
 
     /// The cache.

@@ -10,7 +10,7 @@ use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::Lengths;
 use int_flash_attention_driver::DeviceAttribute;
 use int_flash_attention_kernels::config::decode::{
-    self as config, MERGE, MERGE_BOUNDS, MERGE_LEAST_DIMS, merge_shared_bytes, partials, workspace,
+    self as config, MERGE, MERGE_BOUNDS, MERGE_LEAST_DIMS, OVERLAPPING_MERGE, merge_shared_bytes, partials, workspace,
 };
 use int_flash_attention_kernels::params::{Global, MergeSplitsParams, MergedParams, SplitParams, Strided};
 
@@ -61,7 +61,8 @@ impl Gpu {
         AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
         output.layout.check_disjoint()?;
         let allowed = || config::DECODE.iter().map(|variant| variant.head_dim).collect();
-        let variant = config::decode(problem.head_dim)
+        let overlaps = config::overlaps_on(self.0.capability, self.0.cuda);
+        let variant = config::decode(problem.head_dim, overlaps)
             .ok_or_else(|| Error::HeadDim { given: problem.head_dim, allowed: allowed() })?;
         let shared = self.attribute(DeviceAttribute::MaxSharedMemoryPerMultiprocessor)? as usize;
         let all = self.multiprocessors()? * variant.ctas(shared);
@@ -77,7 +78,8 @@ impl Gpu {
         let cta_dims = if few { MERGE_LEAST_DIMS } else { d };
         let ctas = i32::try_from(lengths.q_scale * (d / cta_dims))
             .map_err(|_| Error::Grid { kernel: entry, shape: problem.q_shape().to_string() })?;
-        let merge = self.kernel(MERGE, entry, [ctas as u32, 1, 1], cta_dims, merge_shared_bytes(cta_dims))?;
+        let of = |module| self.kernel(module, entry, [ctas as u32, 1, 1], cta_dims, merge_shared_bytes(cta_dims));
+        let merge = if variant.overlaps { of(OVERLAPPING_MERGE)?.overlapping() } else { of(MERGE)? };
         let overflow = || Error::Overflow { what: "the workspace", shape: problem.q_shape().to_string() };
         let workspace = workspace(&split, d).ok_or_else(overflow)?;
         Ok(DecodePlan {

@@ -6,7 +6,7 @@ use crate::sim::{Places, Simulator};
 use anyhow::{Context, Result};
 use int_flash_attention::reference::{Bounds, Int8};
 use int_flash_attention::{DType, Shape, Split};
-use int_flash_attention_kernels::config::decode::{DECODE, MERGE_BOUNDS};
+use int_flash_attention_kernels::config::decode::{DECODE, MERGE_BOUNDS, OVERLAPPING_MERGE};
 use ptx_machine::Module;
 use std::sync::Arc;
 
@@ -28,7 +28,10 @@ impl DecodeCheck {
     pub(super) fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
         let simulator = Simulator::new().with_places(self.places).with_module(name, module.clone());
         let got = match &self.job {
-            Job::Decode(case) => simulator.decode(case, self.dtype).with_context(|| format!("{:?}", case.problem))?,
+            Job::Decode(case) => {
+                let case = DecodeCase { overlaps: case.overlaps || name == OVERLAPPING_MERGE, ..(**case).clone() };
+                simulator.decode(&case, self.dtype).with_context(|| format!("{:?}", case.problem))?
+            }
             Job::Merge(case) => simulator.merge(case, self.dtype).with_context(|| format!("{} states", case.states))?,
         };
         agree(&got, &self.want, &self.bounds, self.dtype)
@@ -59,18 +62,12 @@ const STORES: [(DType, Places); 6] = [
 
 /// The checks of a kernel of these.
 pub(super) fn of(kernel: &str) -> Option<Result<Vec<Check>>> {
-    let head_dim = DECODE.iter().find(|variant| variant.name == kernel).map(|variant| variant.head_dim);
-    if let Some(head_dim) = head_dim {
+    if let Some(variant) = DECODE.iter().find(|variant| variant.name == kernel) {
+        let (head_dim, overlaps) = (variant.head_dim, variant.overlaps);
         let hostile = [1, 5].map(|workers| (hostile_case(head_dim, workers), DType::F32));
         let far = DecodeCase { far: true, ..cases_of(head_dim).swap_remove(1).0 };
-        return Some(
-            cases_of(head_dim)
-                .into_iter()
-                .chain(hostile)
-                .chain([(far, DType::F16)])
-                .map(|(case, dtype)| decode(case, dtype))
-                .collect(),
-        );
+        let all = cases_of(head_dim).into_iter().chain(hostile).chain([(far, DType::F16)]);
+        return Some(all.map(|(case, dtype)| decode(DecodeCase { overlaps, ..case }, dtype)).collect());
     }
     if kernel == MERGE_BOUNDS[1].entry {
         let cases = cases_of(32).into_iter().chain(cases_of(96)).map(|(case, _)| case);

@@ -5,7 +5,7 @@ use crate::decode::{DecodeCase, DecodeKernels, MergeCase};
 use anyhow::{Context, Result};
 use int_flash_attention::{DType, HostTensor, TensorLayout, merged_params};
 use int_flash_attention_kernels::config::decode::{
-    self, MERGE, MERGE_LEAST_DIMS, merge_shared_bytes, partials, rows_of_piece,
+    self, MERGE, MERGE_LEAST_DIMS, OVERLAPPING_MERGE, merge_shared_bytes, partials, rows_of_piece,
 };
 use int_flash_attention_kernels::params::{
     DecodeParams, MergeSplitsParams, MergeStatesParams, MergedParams, SplitParams, Strided,
@@ -17,7 +17,7 @@ impl DecodeKernels for Simulator {
         let (problem, heads) = (&case.problem, case.heads());
         problem.check()?;
         let mut memory = Memory::new();
-        let variant = decode::decode(problem.head_dim).context("no kernel")?;
+        let variant = decode::decode(problem.head_dim, case.overlaps).context("no kernel")?;
         let (workers, min_blocks) = case.workers.unwrap_or((self.multiprocessors as usize, 1));
         let split = problem.split_params(workers, min_blocks);
         let split = SplitParams { seqlens_kv: global(memory.alloc_from(&case.lengths)), ..split };
@@ -64,7 +64,8 @@ impl DecodeKernels for Simulator {
         };
         let params = MergeSplitsParams { split, partial_o, partial_lse, pieces, out };
         let at = merge_grid("merge_splits", shape.rows() * (problem.head_dim / cta_dims), cta_dims);
-        self.launch(MERGE, &at, &[structure(&params)], &memory)?;
+        let module = if case.overlaps { OVERLAPPING_MERGE } else { MERGE };
+        self.launch(module, &at, &[structure(&params)], &memory)?;
         Ok((o.read(&memory).context("o")?, memory.read(lse, shape.rows()).context("lse")?))
     }
 

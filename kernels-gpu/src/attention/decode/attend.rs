@@ -8,6 +8,7 @@ use super::scores;
 use super::softmax::Softmax;
 use super::walk::Walk;
 use crate::params::DecodeParams;
+use crate::ptx::grid_dependency::launch_dependents;
 use crate::ptx::special::ctaid_x;
 
 /// A row of the table `decode_rows`.
@@ -15,12 +16,18 @@ pub(crate) trait Kernel {
     const HEAD_DIM: usize;
     /// Warps of a CTA: each makes all scores and P of a block, and the output of its part of the dims.
     const TEAM: usize;
+    /// Whether the merge may start before all CTAs have ended.
+    const OVERLAPS: bool;
 }
 
 /// A worker's share of all blocks.
 #[inline(always)]
 pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
     unsafe {
+        if K::OVERLAPS {
+            // The merge waits for the end of this launch, but is there by then.
+            launch_dependents();
+        }
         let Some(mut walk) = Walk::start(params, ctaid_x()) else { return };
         let mut current = walk.nowhere();
         let mut ring = Ring::<K>::new();

@@ -7,6 +7,7 @@ use crate::config::decode::{TILE_ROWS, rows_of_piece};
 use crate::division::div_rem;
 use crate::params::{MergeSplitsParams, MergeStatesParams};
 use crate::ptx::global::ld_global_v2_u32;
+use crate::ptx::grid_dependency::wait;
 use crate::ptx::special::ctaid_x;
 
 /// States that the caller has, each `[batch][heads_q][seqlen_q]` of rows.
@@ -93,9 +94,12 @@ pub unsafe extern "ptx-kernel" fn merge_splits(params: MergeSplitsParams) {
         let (head, of_group) = div_rem(place.head, split.group);
         let row = of_group * split.seqlen_q + place.token;
         let tile = place.batch * tiles(split) + head * split.row_tiles + row / TILE_ROWS as u32;
+        let any = Units::of(split, length(split, place.batch)).count > 0;
+        if cfg!(merge_sm90) {
+            wait();
+        }
         let [first, count] = ld_global_v2_u32(params.pieces.ptr().wrapping_add(2 * tile as usize));
         // What is noted of a tile without units is of another launch, and what lengths that change meanwhile have left leads nowhere.
-        let any = Units::of(split, length(split, place.batch)).count > 0;
         let first = first.min(params.out.states - 1);
         let count = if any { count.min(params.out.states - first) } else { 0 };
         merge(&OfWorkers { params: &params, first, count, row: row as usize % TILE_ROWS }, &params.out, place);
