@@ -4,6 +4,7 @@ pub mod agreement;
 pub mod baseline;
 pub mod battery;
 pub mod case;
+pub mod decode;
 pub mod properties;
 pub mod sim;
 pub mod unseen;

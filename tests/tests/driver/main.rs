@@ -2,6 +2,7 @@
 //! is left behind. No GPU is needed, and none is used.
 
 mod contexts;
+mod decode;
 mod devices;
 mod foreign;
 mod one_buffer;
