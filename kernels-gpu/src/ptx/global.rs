@@ -104,12 +104,16 @@ macro_rules! store {
 store! {
     /// `st.global.v4.u32`
     st_global_v4_u32, "st.global.v4.u32", u8, [u32; 4], "{{{2}, {3}, {4}, {5}}}", reg32 0, reg32 1, reg32 2, reg32 3;
+    /// `st.global.v2.u32`
+    st_global_v2_u32, "st.global.v2.u32", u8, [u32; 2], "{{{2}, {3}}}", reg32 0, reg32 1;
     /// `st.global.cs.v2.u32`, of bytes that this launch does not read again.
     st_global_cs_v2_u32, "st.global.cs.v2.u32", u8, [u32; 2], "{{{2}, {3}}}", reg32 0, reg32 1;
     /// `st.global.u32`
     st_global_u32, "st.global.u32", u8, [u32; 1], "{2}", reg32 0;
     /// `st.global.u16`
     st_global_u16, "st.global.u16", u8, [u16; 1], "{2}", reg16 0;
+    /// `st.global.u8`, of a word's lowest byte.
+    st_global_u8, "st.global.u8", u8, [u32; 1], "{2}", reg32 0;
     /// `st.global.f32`
     st_global_f32, "st.global.f32", f32, [f32; 1], "{2}", reg32 0;
 }
