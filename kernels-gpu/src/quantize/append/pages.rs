@@ -3,31 +3,31 @@
 use crate::layout::KV_BLOCK;
 use crate::layout::page::NO_SLOT;
 use crate::params::AppendParams;
-use crate::ptx::global::{ld_global_nc_u32, ld_global_nc_v2_u32};
+use crate::ptx::global::ld_global_nc_u32;
+use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::{shfl_before, vote_ballot};
 use crate::ptx::special::tid_x;
 
 /// Words of a bit for each token of a window.
 const WORDS: usize = KV_BLOCK / 32;
 
-/// A token's slot, or [`NO_SLOT`] where it is not one of the pool's.
+/// A token's slot, or [`NO_SLOT`] where it is not one of the pool's, and where there is no such token.
 ///
 /// # Safety
-/// The launch has the token.
+/// The launch has tokens.
 #[inline(always)]
 pub(super) unsafe fn slot(p: &AppendParams, token: u32) -> u32 {
-    let slots = p.slot.ptr();
-    let (low, high) = unsafe {
+    let slots = p.slot.ptr().wrapping_add(token.min(p.tokens - 1) as usize * p.slot_bytes as usize);
+    let mut high = 0;
+    let low = unsafe {
         if p.slot_bytes == 8 {
-            let [low, high] = ld_global_nc_v2_u32(slots.wrapping_add(8 * token as usize));
-            (low, high)
-        } else {
-            (ld_global_nc_u32(slots.wrapping_add(4 * token as usize)), 0)
+            high = ld_global_nc_u32(slots.wrapping_add(4));
         }
+        ld_global_nc_u32(slots)
     };
     // A pool has fewer slots than 32 bits count (`layout::page::MAX_PAGES`).
-    let inside = (high == 0) & (low < p.pages * KV_BLOCK as u32);
-    if inside { low } else { NO_SLOT }
+    let inside = (token < p.tokens) & (high == 0) & (low < p.pages * KV_BLOCK as u32);
+    selp_b32(inside, low, NO_SLOT)
 }
 
 /// What the launch does with the window of [`KV_BLOCK`] tokens from `first` on.
@@ -49,21 +49,24 @@ pub(super) struct Window {
 pub(super) unsafe fn window(p: &AppendParams, first: u32) -> Window {
     unsafe {
         let lane = tid_x() % 32;
-        // Bits of the tokens of the window before, of this one and of the next: whether a token's slot is not the one behind the slot of the token
-        // before, and of the first two whether it is a page's first.
-        let (mut breaks, mut starts) = ([u32::MAX; 3 * WORDS + 1], [0; 2 * WORDS]);
-        let mut before = NO_SLOT;
+        // All of them under way at once. Before the launch's first token the number is a large one.
+        let mut slots = [NO_SLOT; 3 * WORDS];
         unroll!(0..3 * WORDS, |word| {
-            // Before the launch's first token this is a large number.
             let token = first.wrapping_sub(KV_BLOCK as u32).wrapping_add(32 * word as u32 + lane);
-            let own = if token < p.tokens { slot(p, token) } else { NO_SLOT };
+            slots[word] = slot(p, token);
+        });
+        // Bits of the tokens of the window before, of this one and of the next: whether a token's slot is not the one behind the slot of the token
+        // before, and of the first two windows whether it is a page's first.
+        let mut before = NO_SLOT;
+        let (mut breaks, mut starts) = ([u32::MAX; 3 * WORDS + 1], [0; 2 * WORDS]);
+        unroll!(0..3 * WORDS, |word| {
             // The last lane gives the first one what is before the word.
-            let last = shfl_before(if lane == 31 { before } else { own }, lane);
-            breaks[word] = vote_ballot((own == NO_SLOT) | (own != last.wrapping_add(1)));
+            let last = shfl_before(selp_b32(lane == 31, before, slots[word]), lane);
+            before = slots[word];
+            breaks[word] = vote_ballot((slots[word] == NO_SLOT) | (slots[word] != last.wrapping_add(1)));
             if word < 2 * WORDS {
-                starts[word] = vote_ballot((own != NO_SLOT) & (own % KV_BLOCK as u32 == 0));
+                starts[word] = vote_ballot((slots[word] != NO_SLOT) & (slots[word] % KV_BLOCK as u32 == 0));
             }
-            before = own;
         });
         // Each lane for its bit of a word: whether 127 tokens follow without a break.
         let mut begins = [0; 2 * WORDS];

@@ -10,6 +10,7 @@ use crate::layout::{MAX_SCALE, MIN_SCALE, ROW_BYTES, V_OFFSETS, V_ROTATION, k_of
 use crate::params::AppendParams;
 use crate::ptx::global::{ld_global_nc_v4_f32, st_global_f32, st_global_u8, st_global_u32, st_global_v2_u32};
 use crate::ptx::math::{add_rn_f32, fma_rn_f32};
+use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::special::tid_x_again;
 use crate::quantize::pack::codes4;
@@ -44,7 +45,9 @@ unsafe fn of_one_warp<E: Element, const OF: u8>(p: &AppendParams, place: &Place,
     unsafe {
         let inside = token < end;
         let token = token.min(end - 1);
-        let slot = if OF == QUERIES { 0 } else { slot(p, token) };
+        // On its way together with the token; floats leave no register for it.
+        let late = E::BYTES == 4;
+        let early_slot = if OF == QUERIES || late { 0 } else { slot(p, token) };
         let mut x = rotated::<E, OF>(p, place, head, token, inside);
         let (scale, number) = match OF {
             VALUES => quotients::<E>(place, &mut x, |amax| round_up_to_step(scale(amax, fma_rn_f32)), 1.0 / MIN_SCALE),
@@ -57,14 +60,15 @@ unsafe fn of_one_warp<E: Element, const OF: u8>(p: &AppendParams, place: &Place,
         let scale = f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits()));
         let quad = |at: usize| codes4([x[at], x[at + 1], x[at + 2], x[at + 3]]) & mask;
 
+        let slot = if OF != QUERIES && late { slot(p, opaque(token)) } else { early_slot };
         let d = p.head_dim as usize;
         let write = inside & (slot != NO_SLOT);
         let (page, key) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
-        let of_page = page_head_offset(page, head as usize, p.heads_kv as usize, d);
+        let of_page = page_head_offset(page, opaque(head) as usize, p.heads_kv as usize, d);
         let pool = p.pool.ptr().cast_mut().wrapping_add(of_page);
         let (codes, scales) = match OF {
             QUERIES => {
-                let row = query_row(p, head, token);
+                let row = query_row(p, head, opaque(token));
                 (p.q_out.ptr().cast_mut().wrapping_add(row * d), p.q_scale.ptr().cast_mut().wrapping_add(row))
             }
             KEYS => (pool, pool.wrapping_add(page_k_scale_offset(d)).cast::<f32>().wrapping_add(key)),
@@ -125,16 +129,10 @@ unsafe fn rotated<E: Element, const OF: u8>(
         let raw = vectors_of::<E>(&rows, |i| (token, place.vector_or_first::<E>(i)));
         let mut x = [0.0; DIMS];
         unroll!(0..vectors::<E>(), |i| {
-            let has = place.has::<E>(i);
-            let mut vector = raw[i].map(|word| selp_b32(has, word, 0));
-            if OF != VALUES {
-                let signs = signs_from(place.vector(i) * E::LANES as u32);
-                unroll!(0..4, |word| {
-                    vector[word] ^= signs_of_word::<E>(signs >> (word * E::IN_WORD));
-                });
-            }
             unroll!(0..E::LANES, |j| {
-                x[i * E::LANES + j] = E::get(&vector, j);
+                let value = E::get(&raw[i], j);
+                // What is not there is zero.
+                x[i * E::LANES + j] = f32::from_bits(selp_b32(place.has::<E>(i), value.to_bits(), 0));
             });
         });
         if OF == VALUES {
@@ -146,22 +144,20 @@ unsafe fn rotated<E: Element, const OF: u8>(
         }
         let mut bias = [0.0; 4];
         if !p.k_offset.is_null() {
+            let place = Place::new(p.head_dim, p.head_dim.next_power_of_two());
             let head_kv = if OF == KEYS { head } else { div_rem(head, div_rem(p.heads_q, p.heads_kv).0).0 };
             let offsets = p.k_offset.ptr().wrapping_add(head_kv as usize * p.head_dim as usize);
             unroll!(0..vectors::<E>(), |i| {
-                let dim = place.vector_or_first::<E>(i) * E::LANES as u32;
-                let signs = signs_from(dim);
+                let dim = place.vector_or_first::<E>(i) as usize * E::LANES;
                 unroll!(0..E::LANES / 4, |four| {
-                    let four_offsets = ld_global_nc_v4_f32(offsets.wrapping_add(dim as usize + 4 * four));
+                    let offset = ld_global_nc_v4_f32(offsets.wrapping_add(dim + 4 * four));
                     unroll!(0..4, |j| {
-                        let (at, bit) = (i * E::LANES + 4 * four + j, 4 * four + j);
-                        let sign = signs >> bit << 31;
-                        // What is not there is zero, and stays so.
-                        let offset = selp_b32(place.has::<E>(i), four_offsets[j].to_bits() ^ sign, 0);
+                        let at = i * E::LANES + 4 * four + j;
+                        let offset = f32::from_bits(selp_b32(place.has::<E>(i), offset[j].to_bits(), 0));
                         if OF == KEYS {
-                            x[at] -= f32::from_bits(offset);
+                            x[at] -= offset;
                         } else {
-                            bias[j] = fma_rn_f32(x[at], f32::from_bits(offset), bias[j]);
+                            bias[j] = fma_rn_f32(x[at], offset, bias[j]);
                         }
                     });
                 });
@@ -169,9 +165,17 @@ unsafe fn rotated<E: Element, const OF: u8>(
         }
         if OF == QUERIES {
             let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
-            let to = p.q_bias.ptr().cast_mut().wrapping_add(query_row(p, head, token));
+            // Made anew below: it takes no registers meanwhile.
+            let to = p.q_bias.ptr().cast_mut().wrapping_add(query_row(p, head, opaque(token)));
             st_global_f32(inside & (place.lane == 0), to, [bias]);
         }
+        unroll!(0..vectors::<E>(), |i| {
+            let signs = signs_from(place.vector(i) * E::LANES as u32);
+            unroll!(0..E::LANES, |j| {
+                let x = &mut x[i * E::LANES + j];
+                *x = f32::from_bits(x.to_bits() ^ signs << (31 - j) & 1 << 31);
+            });
+        });
         place.butterflies::<E>(&mut x);
         x
     }
@@ -194,14 +198,4 @@ unsafe fn vectors_of<E: Element>(rows: &Rows, place: impl Fn(usize) -> (u32, u32
         });
         all
     }
-}
-
-/// The sign bits of a word's elements, of a bit each from the lowest.
-#[inline(always)]
-fn signs_of_word<E: Element>(signs: u32) -> u32 {
-    let mut mask = 0;
-    unroll!(0..E::IN_WORD, |i| {
-        mask |= (signs >> i) << 31 >> (32 - 8 * E::BYTES * (i + 1));
-    });
-    mask
 }
