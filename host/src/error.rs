@@ -139,6 +139,44 @@ pub enum Error {
         given: f32,
     },
 
+    /// A softcap of a decode that is no bound.
+    #[error("softcap is {given}; it has to be a positive number, or left out")]
+    DecodeSoftcap {
+        /// The softcap given.
+        given: f32,
+    },
+
+    /// A length of fixed splits that is not of whole blocks.
+    #[error("a fixed split of {given} keys was asked for; it has to be a multiple of 128, from 128 on")]
+    SplitLength {
+        /// The keys given.
+        given: usize,
+    },
+
+    /// A pool of a paged cache that is not of whole pages, or of too many.
+    #[error("a pool of {given} bytes was given; it has to be a whole number of pages of {page} bytes, at most {max} of them")]
+    Pool {
+        /// Bytes given.
+        given: usize,
+        /// Bytes of a page.
+        page: usize,
+        /// The most pages.
+        max: usize,
+    },
+
+    /// A number of states to merge that a launch was not planned for.
+    #[error("{given} states were given to be merged; the plan was made for {planned}")]
+    States {
+        /// States given.
+        given: usize,
+        /// States of the plan.
+        planned: usize,
+    },
+
+    /// A merge in place into an output that is not where the state is.
+    #[error("a merge in place was asked for, of a plan whose output is not contiguous as [batch][heads][tokens][head_dim]; the states are")]
+    InPlace,
+
     /// An element type other than the one agreed on.
     #[error("{name} holds {given}; {expected} is expected")]
     DTypeMismatch {

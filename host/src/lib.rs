@@ -36,6 +36,7 @@
 mod cudarc_interop;
 #[cfg(feature = "cust")]
 mod cust_interop;
+mod decode;
 mod device;
 mod dtype;
 mod error;
@@ -51,13 +52,14 @@ mod tensor;
 
 #[cfg(feature = "cudarc")]
 pub use cudarc_interop::{CudarcSlice, CudarcSliceMut};
+pub use decode::{DecodeHeads, DecodeProblem, DecodeResult, HostPagedKv, PagedKv, Split, ViewPagedKv, merged_params};
 pub use device::{Device, Options, Output, attention};
 pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
-    AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DequantizePlan, DeviceBuffer, DeviceK, DeviceOperands,
-    DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, Operand, QuantizeKvPlan, QuantizeLayouts,
-    QuantizePlan, QuantizeQPlan, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
+    AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan, DeviceBuffer, DeviceK, DeviceOperands,
+    DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, MergePlan, Operand, QuantizeKvPlan, QuantizeLayouts,
+    QuantizePlan, QuantizeQPlan, States, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
     ViewQ, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};

@@ -4,8 +4,10 @@
 //! (docs/kernel-abi.md has the shapes). An optional array or output that is not there has address zero.
 
 mod append;
+mod decode;
 
 pub use append::AppendParams;
+pub use decode::{DecodeParams, MergeSplitsParams, MergeStatesParams, MergedParams, SplitParams};
 
 use core::fmt;
 use core::marker::PhantomData;

@@ -36,12 +36,14 @@ mod attention;
 mod baseline;
 mod buffer;
 mod context;
+mod decode;
 mod dequantize;
 mod embedded;
 mod int8_rate;
 mod kernel;
 mod launch;
 mod memory;
+mod merge;
 mod operands;
 mod quantize;
 mod stream;
@@ -51,10 +53,12 @@ pub use baseline::{BaselineLayouts, BaselinePlan};
 
 pub use attention::{AttentionOutput, AttentionPlan};
 pub use buffer::DeviceBuffer;
+pub use decode::DecodePlan;
 pub use dequantize::{DequantizePlan, Operand};
 #[doc(hidden)]
 pub use embedded::embedded_ptx;
 pub use int_flash_attention_kernels::config::Family;
+pub use merge::{MergePlan, States};
 pub use memory::{AnySlice, AnySliceMut, DeviceSlice, DeviceSliceMut};
 pub use operands::{
     DeviceK, DeviceOperands, DeviceQ, DeviceV, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,

@@ -65,4 +65,25 @@ macro_rules! conversion_rows {
     };
 }
 
-pub(crate) use {baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
+/// The decode kernels. `min_ctas`: CTAs of a warp that an SM should hold, as many as its shared memory has room for.
+macro_rules! decode_rows {
+    ($emit:ident) => {
+        $emit! {
+            decode_d32 { head_dim: 32, min_ctas: 8 }
+            decode_d64 { head_dim: 64, min_ctas: 8 }
+            decode_d96 { head_dim: 96, min_ctas: 5 }
+            decode_d128 { head_dim: 128, min_ctas: 4 }
+        }
+    };
+}
+
+/// The module that merges states of attention; its entry points are in `config::decode`.
+macro_rules! merge_rows {
+    ($emit:ident) => {
+        $emit! {
+            merge {}
+        }
+    };
+}
+
+pub(crate) use {baseline_rows, conversion_rows, decode_rows, merge_rows, sm80_rows, sm90a_rows};

@@ -81,6 +81,32 @@ pub unsafe fn ld_global_nc_u16(address: *const u8) -> u32 {
     u32::from(d)
 }
 
+/// `ld.global.v4.f32`, of what this launch may write later.
+///
+/// # Safety
+/// `address` is 16-byte aligned global memory of 16 readable bytes; who writes them does so behind a barrier.
+#[inline(always)]
+pub unsafe fn ld_global_v4_f32(address: *const f32) -> [f32; 4] {
+    let mut d = [0.0; 4];
+    unsafe {
+        asm!("ld.global.v4.f32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) d[0], out(reg32) d[1], out(reg32) d[2], out(reg32) d[3], in(reg64) address,
+            options(readonly, nostack));
+    }
+    d
+}
+
+/// `ld.global.f32`
+///
+/// # Safety
+/// As [`ld_global_v4_f32`], with 4 bytes.
+#[inline(always)]
+pub unsafe fn ld_global_f32(address: *const f32) -> f32 {
+    let d;
+    unsafe { asm!("ld.global.f32 {}, [{}];", out(reg32) d, in(reg64) address, options(readonly, nostack)) }
+    d
+}
+
 macro_rules! store {
     ($($(#[$doc:meta])* $name:ident, $ptx:literal, $pointee:ty, $value:ty, $operands:literal, $($class:ident $at:literal),*;)*) => {$(
         $(#[$doc])*

@@ -1,0 +1,170 @@
+//! A worker's way through its share of the work.
+
+use super::scan::{find, length, totals};
+use super::schedule::{Units, place, share, tiles};
+use crate::division::div_rem;
+use crate::params::DecodeParams;
+use crate::ptx::global::ld_global_nc_u32;
+use crate::ptx::special::tid_x;
+
+/// A block of keys and the tile of rows that looks at it.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    /// Whether there is one; else it is the last again.
+    pub exists: bool,
+    pub sequence: u32,
+    /// Keys of the sequence.
+    pub seqlen_kv: u32,
+    /// The tile among those of the sequence.
+    pub tile: u32,
+    /// The block's number in the sequence.
+    pub block: u32,
+    /// Behind the last block of the piece that it belongs to.
+    pub piece_end: u32,
+    /// The unit among those of the tile, at the beginning of the piece.
+    unit: u32,
+    /// What the block table says, which may be anything.
+    pub page: u32,
+    /// Alternately 0 and 1.
+    pub parity: u32,
+}
+
+impl Block {
+    /// Whether it is the last one of its piece.
+    #[inline(always)]
+    pub(crate) fn ends_piece(&self) -> bool {
+        self.block + 1 == self.piece_end
+    }
+
+    /// Whether the table has a page for it: else its keys are hidden.
+    #[inline(always)]
+    pub(crate) fn has_page(&self, params: &DecodeParams) -> bool {
+        self.page < params.page_count
+    }
+
+    /// The place of the piece's results.
+    #[inline(always)]
+    pub(crate) fn place(&self, params: &DecodeParams, worker: u32) -> u32 {
+        place(&params.split, worker, self.sequence * tiles(&params.split) + self.tile, self.unit)
+    }
+}
+
+/// Where a worker is.
+pub(crate) struct Walk {
+    at: Block,
+    units: Units,
+    /// Units of the share that are behind the piece.
+    left: u32,
+}
+
+impl Walk {
+    /// The beginning of a worker's share, where it has one.
+    ///
+    /// # Safety
+    /// By a whole warp.
+    #[inline(always)]
+    pub(crate) unsafe fn start(params: &DecodeParams, worker: u32) -> Option<Self> {
+        let split = &params.split;
+        unsafe {
+            let (total, _) = totals(split, tid_x(), 0);
+            let share = share(split, total);
+            let begin = worker * share;
+            if begin >= total {
+                return None;
+            }
+            let (sequence, before) = find(split, tid_x(), begin);
+            let seqlen_kv = length(split, sequence);
+            let units = Units::of(split, seqlen_kv);
+            // The host's tests of `schedule` say that there are units.
+            let (tile, unit) = if units.count == 0 { return None } else { div_rem(begin - before, units.count) };
+            let at = Block { exists: true, sequence, seqlen_kv, tile, block: 0, piece_end: 0, unit, page: 0, parity: 1 };
+            let mut walk = Self { at, units, left: share.min(total - begin) };
+            walk.enter(params, unit);
+            walk.look_up(params);
+            Some(walk)
+        }
+    }
+
+    /// The first block.
+    #[inline(always)]
+    pub(crate) fn block(&self) -> Block {
+        self.at
+    }
+
+    /// The next block.
+    ///
+    /// # Safety
+    /// By a whole warp.
+    #[inline(always)]
+    pub(crate) unsafe fn advance(&mut self, params: &DecodeParams) -> Block {
+        self.at.block += 1;
+        if self.at.block == self.at.piece_end {
+            if self.left == 0 {
+                self.at.block -= 1;
+                self.at.exists = false;
+                return self.at;
+            }
+            if self.at.block == self.units.end_block {
+                unsafe { self.next_tile(params) };
+                if !self.at.exists {
+                    return self.at;
+                }
+                self.enter(params, 0);
+            } else {
+                self.enter(params, self.at.unit + 1);
+            }
+        }
+        unsafe { self.look_up(params) };
+        self.at
+    }
+
+    /// On to the next tile that has units.
+    #[inline(always)]
+    unsafe fn next_tile(&mut self, params: &DecodeParams) {
+        let split = &params.split;
+        self.at.tile += 1;
+        if self.at.tile < tiles(split) {
+            return;
+        }
+        self.at.tile = 0;
+        loop {
+            self.at.sequence += 1;
+            if self.at.sequence >= split.batch {
+                // Only where lengths change under the kernel's hands.
+                (self.at.sequence, self.at.exists, self.left) = (split.batch - 1, false, 0);
+                return;
+            }
+            self.at.seqlen_kv = unsafe { length(split, self.at.sequence) };
+            self.units = Units::of(split, self.at.seqlen_kv);
+            if self.units.count > 0 {
+                return;
+            }
+        }
+    }
+
+    /// On to the piece that begins at a unit of the tile.
+    #[inline(always)]
+    fn enter(&mut self, params: &DecodeParams, unit: u32) {
+        let per = params.split.split_blocks;
+        let Units { first_block, end_block, first, .. } = self.units;
+        self.at.unit = unit;
+        if per == 0 {
+            self.at.block = first_block + unit;
+            self.at.piece_end = end_block.min(self.at.block + self.left);
+            self.left -= self.at.piece_end - self.at.block;
+        } else {
+            self.at.block = first_block.max((first + unit) * per);
+            self.at.piece_end = end_block.min((first + unit + 1) * per);
+            self.left -= 1;
+        }
+    }
+
+    /// Reads the block's page from the table; nobody waits for it here.
+    #[inline(always)]
+    unsafe fn look_up(&mut self, params: &DecodeParams) {
+        let row = self.at.sequence as usize * params.table_stride as usize;
+        let entry = params.block_table.ptr().wrapping_add(row + self.at.block as usize);
+        self.at.parity ^= 1;
+        self.at.page = unsafe { ld_global_nc_u32(entry.cast()) };
+    }
+}

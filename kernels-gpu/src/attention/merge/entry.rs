@@ -1,0 +1,105 @@
+//! The entry points.
+
+use super::row::{Place, States, merge};
+use crate::attention::decode::scan::{length, totals};
+use crate::attention::decode::schedule::{Units, places, tiles};
+use crate::config::decode::{TILE_ROWS, rows_of_piece};
+use crate::division::div_rem;
+use crate::params::{MergeSplitsParams, MergeStatesParams};
+use crate::ptx::special::{ctaid_x, tid_x};
+
+/// States that the caller has, each `[batch][heads_q][seqlen_q]` of rows.
+struct OfCaller<'a> {
+    params: &'a MergeStatesParams,
+    row: usize,
+}
+
+impl States for OfCaller<'_> {
+    #[inline(always)]
+    fn count(&self) -> u32 {
+        self.params.states
+    }
+
+    #[inline(always)]
+    fn o(&self, state: u32) -> *const f32 {
+        let first = self.params.o.ptr().wrapping_add(self.row * self.params.out.head_dim as usize);
+        first.wrapping_byte_offset((i64::from(state) * self.params.o_stride) as isize)
+    }
+
+    #[inline(always)]
+    fn lse(&self, state: u32) -> *const f32 {
+        let first = self.params.lse.ptr().wrapping_add(self.row);
+        first.wrapping_byte_offset((i64::from(state) * self.params.lse_stride) as isize)
+    }
+}
+
+/// Merges states of the caller's: a row a CTA.
+///
+/// # Safety
+/// As docs/kernel-abi.md says of `merge_states`.
+#[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+#[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+pub unsafe extern "ptx-kernel" fn merge_states(params: MergeStatesParams) {
+    let states = OfCaller { params: &params, row: ctaid_x() as usize };
+    unsafe { merge(&states, &params.out, Place::of(&params.out, ctaid_x())) }
+}
+
+/// What the workers of a decode kernel left of a row.
+struct OfWorkers<'a> {
+    params: &'a MergeSplitsParams,
+    /// The first piece's place and how many pieces there are.
+    first: u32,
+    count: u32,
+    /// The row in each piece.
+    row: usize,
+}
+
+impl OfWorkers<'_> {
+    #[inline(always)]
+    fn at(&self, state: u32) -> usize {
+        (self.first + state) as usize * rows_of_piece(&self.params.split) as usize + self.row
+    }
+}
+
+impl States for OfWorkers<'_> {
+    #[inline(always)]
+    fn count(&self) -> u32 {
+        self.count
+    }
+
+    #[inline(always)]
+    fn o(&self, state: u32) -> *const f32 {
+        self.params.partial_o.ptr().wrapping_add(self.at(state) * self.params.out.head_dim as usize)
+    }
+
+    #[inline(always)]
+    fn lse(&self, state: u32) -> *const f32 {
+        self.params.partial_lse.ptr().wrapping_add(self.at(state))
+    }
+}
+
+/// Merges what the workers of a decode kernel left: a row a CTA.
+///
+/// # Safety
+/// As docs/kernel-abi.md says of `merge_splits`.
+#[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+#[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+pub unsafe extern "ptx-kernel" fn merge_splits(params: MergeSplitsParams) {
+    let split = &params.split;
+    let place = Place::of(&params.out, ctaid_x());
+    unsafe {
+        let (total, before) = totals(split, tid_x() % 32, place.batch);
+        let units = Units::of(split, length(split, place.batch));
+        // SAFETY: the host's plan has a group.
+        let (head, of_group) = div_rem(place.head, split.group);
+        let row = of_group * split.seqlen_q + place.token;
+        let tile = head * split.row_tiles + row / TILE_ROWS as u32;
+        let begin = before + tile * units.count;
+        let (first, count) = if units.count == 0 {
+            (0, 0)
+        } else {
+            places(split, place.batch * tiles(split) + tile, begin, units.count, total)
+        };
+        merge(&OfWorkers { params: &params, first, count, row: row as usize % TILE_ROWS }, &params.out, place);
+    }
+}
