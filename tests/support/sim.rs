@@ -24,8 +24,10 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+mod append;
 mod tensors;
 
+pub use append::SimulatedCache;
 pub use tensors::Places;
 
 /// The shipped kernels, loaded as they are asked for.

@@ -189,10 +189,9 @@ impl DecodeProblem {
 
     /// Whether what a launch is given head by head is what the problem says.
     pub(crate) fn check_heads<F>(&self, heads: &DecodeHeads<F>) -> Result<()> {
-        for (name, given, planned) in [
-            ("alibi_slopes", heads.alibi_slopes.is_some(), self.alibi),
-            ("sinks", heads.sinks.is_some(), self.sinks),
-        ] {
+        for (name, given, planned) in
+            [("alibi_slopes", heads.alibi_slopes.is_some(), self.alibi), ("sinks", heads.sinks.is_some(), self.sinks)]
+        {
             if given != planned {
                 let given = if given { "given" } else { "not given" };
                 return Err(Error::Optional { name, given, planned: if planned { "with" } else { "without" } });
@@ -208,7 +207,11 @@ impl DecodeProblem {
             return Err(Error::Pool { given: pool_bytes, page, max: MAX_PAGES });
         }
         if table_stride < self.max_blocks() {
-            return Err(Error::Length { name: "a row of block_table", given: table_stride, expected: self.max_blocks() });
+            return Err(Error::Length {
+                name: "a row of block_table",
+                given: table_stride,
+                expected: self.max_blocks(),
+            });
         }
         Ok(pool_bytes / page)
     }

@@ -12,8 +12,7 @@ impl DecodeProblem {
     #[doc(hidden)]
     #[must_use]
     pub fn split_params(&self, workers: usize, min_blocks: usize) -> SplitParams {
-        let (window_left, window_right) =
-            window_params(self.window.of_lengths(self.seqlen_q, self.max_seqlen_kv));
+        let (window_left, window_right) = window_params(self.window.of_lengths(self.seqlen_q, self.max_seqlen_kv));
         let (split_blocks, max_splits) = match self.split {
             Split::Even => (0, 0),
             Split::Fixed(keys) => {

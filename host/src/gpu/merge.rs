@@ -53,15 +53,7 @@ impl Gpu {
         let (rows, count) = fits.ok_or_else(|| Error::Grid { kernel: entry, shape: shape.to_string() })?;
         let kernel = self.kernel(MERGE, entry, [rows as u32, 1, 1], MERGE_THREADS, MERGE_SHARED_BYTES)?;
         let merged = merged_params(&output.layout, output.dtype);
-        Ok(MergePlan {
-            gpu: self.clone(),
-            kernel,
-            output: *output,
-            states: count as usize,
-            lengths,
-            sinks,
-            merged,
-        })
+        Ok(MergePlan { gpu: self.clone(), kernel, output: *output, states: count as usize, lengths, sinks, merged })
     }
 }
 

@@ -86,8 +86,7 @@ fn run(
         out
     };
     // A head of K and V has the rows of its group one after the other, as the output has them.
-    let parts: Vec<(Int8, Bounds)> =
-        (0..problem.batch * problem.heads_kv).into_par_iter().map(of_head).collect();
+    let parts: Vec<(Int8, Bounds)> = (0..problem.batch * problem.heads_kv).into_par_iter().map(of_head).collect();
     let mut all = (Int8::default(), Bounds::default());
     for (result, bounds) in parts {
         all.0.o.extend(result.o);

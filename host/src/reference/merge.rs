@@ -5,9 +5,9 @@
 //! nothing, and by `ex2.approx` (`2^-22`); the sums over `n` states by `n 2^-24`; the division by `2^-22`. In all less than
 //! `γ = 2^-16 + n 2^-23`, relative to `Σ w_k |o_k| / Σ w_k` and to the sum of the weights.
 
+use super::Bounds;
 use super::decode::log_sum;
 use super::int8::Int8;
-use super::Bounds;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shape::Shape;

@@ -30,35 +30,6 @@ pub unsafe fn first_lane(value: u32) -> u32 {
     d
 }
 
-/// The value of the lane before; in the first lane that of the last, which gives this one (`shfl.sync.idx`).
-///
-/// # Safety
-/// All 32 lanes of a converged warp call it; `lane` is the caller's.
-#[inline(always)]
-pub unsafe fn shfl_before(value: u32, lane: u32) -> u32 {
-    let d;
-    unsafe {
-        asm!("shfl.sync.idx.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, in(reg32) lane.wrapping_sub(1) & 31, options(nomem, nostack));
-    }
-    d
-}
-
-/// A bit for each lane, from the lowest, where `predicate` holds (`vote.sync.ballot`).
-///
-/// # Safety
-/// All 32 lanes of a converged warp call it.
-#[inline(always)]
-pub unsafe fn vote_ballot(predicate: bool) -> u32 {
-    let d: u32;
-    unsafe {
-        asm!(
-            "{{ .reg .pred p; setp.ne.u32 p, {1}, 0; vote.sync.ballot.b32 {0}, p, -1; }}",
-            out(reg32) d, in(reg32) u32::from(predicate), options(nomem, nostack)
-        );
-    }
-    d
-}
-
 /// Whether `predicate` holds in any lane (`vote.sync.any`).
 ///
 /// # Safety
@@ -95,7 +66,9 @@ pub unsafe fn shfl_sync_bfly_b32(value: u32, mask: u32) -> u32 {
 #[inline(always)]
 pub unsafe fn shfl_up(value: u32, by: u32) -> u32 {
     let d;
-    unsafe { asm!("shfl.sync.up.b32 {}, {}, {}, 0, -1;", out(reg32) d, in(reg32) value, in(reg32) by, options(nomem, nostack)) }
+    unsafe {
+        asm!("shfl.sync.up.b32 {}, {}, {}, 0, -1;", out(reg32) d, in(reg32) value, in(reg32) by, options(nomem, nostack))
+    }
     d
 }
 
@@ -106,7 +79,9 @@ pub unsafe fn shfl_up(value: u32, by: u32) -> u32 {
 #[inline(always)]
 pub unsafe fn shfl_idx(value: u32, lane: u32) -> u32 {
     let d;
-    unsafe { asm!("shfl.sync.idx.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, in(reg32) lane, options(nomem, nostack)) }
+    unsafe {
+        asm!("shfl.sync.idx.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, in(reg32) lane, options(nomem, nostack))
+    }
     d
 }
 

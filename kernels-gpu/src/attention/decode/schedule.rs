@@ -134,9 +134,14 @@ mod tests {
     #[test]
     fn pieces_cover_all_blocks_once_and_their_places_follow_one_another() {
         let lengths = [700, 0, 1, 128, 129, 5000, u32::MAX, 1, 3000];
-        for (split_blocks, workers, min_blocks, left) in
-            [(0, 7, 1, UNLIMITED), (0, 200, 4, UNLIMITED), (0, 1, 1, 300), (3, 7, 1, UNLIMITED), (3, 500, 1, 1000), (1, 3, 9, 0)]
-        {
+        for (split_blocks, workers, min_blocks, left) in [
+            (0, 7, 1, UNLIMITED),
+            (0, 200, 4, UNLIMITED),
+            (0, 1, 1, 300),
+            (3, 7, 1, UNLIMITED),
+            (3, 500, 1, 1000),
+            (1, 3, 9, 0),
+        ] {
             let split = SplitParams { batch: lengths.len() as u32, ..split(split_blocks, workers, min_blocks, left) };
             let units: Vec<Units> = lengths.iter().map(|&length| Units::of(&split, clamp(&split, length))).collect();
             let per = tiles(&split);

@@ -77,7 +77,8 @@ impl Walk {
             let units = Units::of(split, seqlen_kv);
             // The host's tests of `schedule` say that there are units.
             let (tile, unit) = if units.count == 0 { return None } else { div_rem(begin - before, units.count) };
-            let at = Block { exists: true, sequence, seqlen_kv, tile, block: 0, piece_end: 0, unit, page: 0, parity: 1 };
+            let at =
+                Block { exists: true, sequence, seqlen_kv, tile, block: 0, piece_end: 0, unit, page: 0, parity: 1 };
             let mut walk = Self { at, units, left: share.min(total - begin) };
             walk.enter(params, unit);
             walk.look_up(params);

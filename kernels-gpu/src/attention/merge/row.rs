@@ -8,7 +8,9 @@ use crate::element::{Bf16, Element, F16, F32};
 use crate::params::{MergedParams, Strided, dtype};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::{ld_global_f32, ld_global_nc_f32, ld_global_v4_f32, st_global_f32};
-use crate::ptx::math::{ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
+use crate::ptx::math::{
+    ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32,
+};
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::shfl_sync_bfly_b32;
 use crate::ptx::special::tid_x;

@@ -5,7 +5,7 @@ use crate::layout::page::NO_SLOT;
 use crate::params::AppendParams;
 use crate::ptx::global::ld_global_nc_u32;
 use crate::ptx::select::selp_b32;
-use crate::ptx::shuffle::{shfl_before, vote_ballot};
+use crate::ptx::shuffle::{ballot, shfl_idx};
 use crate::ptx::special::tid_x;
 
 /// Words of a bit for each token of a window.
@@ -61,11 +61,11 @@ pub(super) unsafe fn window(p: &AppendParams, first: u32) -> Window {
         let (mut breaks, mut starts) = ([u32::MAX; 3 * WORDS + 1], [0; 2 * WORDS]);
         unroll!(0..3 * WORDS, |word| {
             // The last lane gives the first one what is before the word.
-            let last = shfl_before(selp_b32(lane == 31, before, slots[word]), lane);
+            let last = shfl_idx(selp_b32(lane == 31, before, slots[word]), lane.wrapping_sub(1) % 32);
             before = slots[word];
-            breaks[word] = vote_ballot((slots[word] == NO_SLOT) | (slots[word] != last.wrapping_add(1)));
+            breaks[word] = ballot((slots[word] == NO_SLOT) | (slots[word] != last.wrapping_add(1)));
             if word < 2 * WORDS {
-                starts[word] = vote_ballot((slots[word] != NO_SLOT) & (slots[word] % KV_BLOCK as u32 == 0));
+                starts[word] = ballot((slots[word] != NO_SLOT) & (slots[word] % KV_BLOCK as u32 == 0));
             }
         });
         // Each lane for its bit of a word: whether 127 tokens follow without a break.
@@ -76,7 +76,7 @@ pub(super) unsafe fn window(p: &AppendParams, first: u32) -> Window {
                 (two >> (lane + 1)) as u32
             };
             let broken = behind(0) | behind(1) | behind(2) | (behind(3) & 0x7fff_ffff);
-            begins[word] = vote_ballot((starts[word] >> lane & 1 != 0) & (broken == 0));
+            begins[word] = ballot((starts[word] >> lane & 1 != 0) & (broken == 0));
         });
         let end = (first + KV_BLOCK as u32).min(p.tokens);
         let (mut page, mut rest) = (end, first);

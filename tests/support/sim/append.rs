@@ -1,0 +1,91 @@
+//! A cache in the machine's memory.
+
+use super::{Grid, Simulator, global, structure};
+use crate::cache::{Cache, New};
+use anyhow::{Context, Result};
+use int_flash_attention::{AppendProblem, HostCache, HostQ, QuantizedQ, Scheme, Shape};
+use int_flash_attention_kernels::params::{AppendParams, Strided};
+use ptx_machine::{DevPtr, Memory};
+
+/// A cache that the machine's kernels append to.
+pub struct SimulatedCache<'a> {
+    simulator: &'a Simulator,
+    cache: HostCache,
+}
+
+impl<'a> SimulatedCache<'a> {
+    /// With these bytes.
+    #[must_use]
+    pub const fn new(simulator: &'a Simulator, cache: HostCache) -> Self {
+        Self { simulator, cache }
+    }
+}
+
+impl Cache for SimulatedCache<'_> {
+    fn host(&self) -> Result<HostCache> {
+        Ok(self.cache.clone())
+    }
+
+    fn append(&mut self, new: &New<'_>) -> Result<Option<HostQ>> {
+        let (cache, places) = (&mut self.cache, self.simulator.places);
+        let tokens = new.k.shape().seqlen;
+        let heads_q = new.q.map_or(0, |(q, _)| q.shape().heads);
+        let problem = AppendProblem { cache: cache.shape, heads_q, max_tokens: tokens, dtype: new.k.dtype() };
+        problem.check()?;
+        let mut memory = Memory::new();
+        let (k, v) = (places.upload(&mut memory, new.k)?, places.upload(&mut memory, new.v)?);
+        let q =
+            new.q.map(|(q, seqlen)| Ok::<_, anyhow::Error>((places.upload(&mut memory, q)?, seqlen))).transpose()?;
+        let out = |seqlen| Shape { batch: tokens / seqlen, heads: heads_q, seqlen, head_dim: cache.shape.head_dim };
+        let shape = q.as_ref().map(|(q, seqlen)| (q.layout(), out(*seqlen)));
+        let params = problem.params(shape, [k.layout(), v.layout()], if new.wide { 8 } else { 4 })?;
+        let slots = if new.wide {
+            memory.alloc_from(new.slots)
+        } else {
+            memory.alloc_from(&new.slots.iter().map(|&slot| slot as u32).collect::<Vec<_>>())
+        };
+        let pool = memory.alloc_from(&cache.pool);
+        let offset = cache.k_offset.as_ref().map_or(DevPtr::NULL, |offset| memory.alloc_from(offset));
+        let mut room = |there: bool, bytes: usize| if there { memory.alloc(bytes as u64, 256) } else { DevPtr::NULL };
+        let rows = tokens * heads_q;
+        let [codes, scale, bias] =
+            [rows * cache.shape.head_dim, 4 * rows, 4 * rows].map(|bytes| room(heads_q > 0, bytes));
+        let params = AppendParams {
+            q: Strided { data: global(q.as_ref().map_or(DevPtr::NULL, |(q, _)| q.data)), ..params.q },
+            k: Strided { data: global(k.data), ..params.k },
+            v: Strided { data: global(v.data), ..params.v },
+            slot: global(slots),
+            pool: global(pool),
+            k_offset: global(offset),
+            q_out: global(codes),
+            q_scale: global(scale),
+            q_bias: global(bias),
+            ..params
+        };
+        let grid = problem.grid(tokens)?;
+        let kernel = format!("append_{}", problem.dtype);
+        let at = Grid { kernel: &kernel, grid: [grid.ctas, 1, 1], threads: grid.threads, shared: grid.shared_bytes };
+        self.simulator.launch("quantize", &at, &[structure(&params)], &memory)?;
+        cache.pool = memory.read(pool, cache.pool.len()).context("the pool")?;
+        let Some((_, shape)) = shape else { return Ok(None) };
+        Ok(Some(QuantizedQ {
+            shape,
+            scheme: Scheme::Default,
+            data: memory.read(codes, rows * shape.head_dim).context("q")?,
+            scale: memory.read(scale, rows).context("q_scale")?,
+            bias: Some(memory.read(bias, rows).context("q_bias")?),
+        }))
+    }
+
+    fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {
+        Cache::copy_pages(&mut self.cache, pairs)
+    }
+
+    fn swap_out(&self, pages: &[u32]) -> Result<Vec<u8>> {
+        self.cache.swap_out(pages)
+    }
+
+    fn swap_in(&mut self, pages: &[u32], bytes: &[u8]) -> Result<()> {
+        self.cache.swap_in(pages, bytes)
+    }
+}
