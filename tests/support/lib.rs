@@ -5,6 +5,7 @@ pub mod baseline;
 pub mod battery;
 pub mod cache;
 pub mod case;
+pub mod decode;
 pub mod properties;
 pub mod sim;
 pub mod values;

@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 mod append;
+mod decode;
 mod tensors;
 
 pub use append::SimulatedCache;

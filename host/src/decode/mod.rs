@@ -76,12 +76,18 @@ pub type ViewPagedKv<'a> = PagedKv<DeviceSlice<'a, u8>, DeviceSlice<'a, u32>>;
 pub type HostPagedKv<'a> = PagedKv<&'a [u8], &'a [u32]>;
 
 /// What changes scores head by head: `F` is an array of `f32`, `[heads_q]`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct DecodeHeads<F> {
     /// Where the problem says `alibi`.
     pub alibi_slopes: Option<F>,
     /// Where the problem says `sinks`.
     pub sinks: Option<F>,
+}
+
+impl<F> Default for DecodeHeads<F> {
+    fn default() -> Self {
+        Self { alibi_slopes: None, sinks: None }
+    }
 }
 
 /// Where a GPU's decode leaves its results.

@@ -10,7 +10,7 @@ use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::Lengths;
 use int_flash_attention_driver::DeviceAttribute;
 use int_flash_attention_kernels::config::decode::{
-    self as config, MERGE, MERGE_BOUNDS, MERGE_SHARED_BYTES, MERGE_THREADS, THREADS, partials, rows_of_piece,
+    self as config, MERGE, MERGE_BOUNDS, MERGE_SHARED_BYTES, MERGE_THREADS, partials, rows_of_piece,
 };
 use int_flash_attention_kernels::params::{Global, MergeSplitsParams, MergedParams, SplitParams, Strided};
 
@@ -66,7 +66,8 @@ impl Gpu {
         let (workers, min_blocks) = workers.unwrap_or((all, MIN_BLOCKS));
         let split = problem.split_params(workers, min_blocks);
         let lengths = problem.q_lengths()?;
-        let attend = self.kernel(variant.name, variant.name, [workers as u32, 1, 1], THREADS, variant.shared_bytes)?;
+        let attend =
+            self.kernel(variant.name, variant.name, [workers as u32, 1, 1], variant.threads, variant.shared_bytes)?;
         let entry = MERGE_BOUNDS[1].entry;
         let rows = i32::try_from(lengths.q_scale)
             .map_err(|_| Error::Grid { kernel: entry, shape: problem.q_shape().to_string() })?;

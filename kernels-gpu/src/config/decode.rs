@@ -7,8 +7,6 @@ use crate::quantize::launch::Bounds;
 
 /// Rows of a tile of the decode kernels: query heads of a group times new tokens.
 pub const TILE_ROWS: usize = 16;
-/// Threads of a CTA of the decode kernels: a warp, which takes whole blocks of keys and waits for nobody.
-pub const THREADS: usize = 32;
 /// Blocks of K or V in a CTA's shared memory: two are on their way while one is in use.
 pub const SLOTS: usize = 3;
 /// Most new tokens of a sequence.
@@ -36,6 +34,8 @@ pub struct DecodeVariant {
     pub name: &'static str,
     /// Head dimension.
     pub head_dim: usize,
+    /// Threads of one CTA.
+    pub threads: usize,
     /// Dynamic shared memory of one CTA.
     pub shared_bytes: usize,
     /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
@@ -43,9 +43,9 @@ pub struct DecodeVariant {
 }
 
 macro_rules! decode_variants {
-    ($($name:ident { head_dim: $d:literal, min_ctas: $ctas:literal })*) => {
+    ($($name:ident { head_dim: $d:literal, team: $team:literal, min_ctas: $ctas:literal })*) => {
         &[$(DecodeVariant {
-            name: stringify!($name), head_dim: $d, shared_bytes: shared_bytes($d), min_ctas: $ctas,
+            name: stringify!($name), head_dim: $d, threads: 32 * $team, shared_bytes: shared_bytes($d), min_ctas: $ctas,
         }),*]
     };
 }
@@ -65,11 +65,12 @@ impl DecodeVariant {
     pub const fn ctas(&self, shared_bytes_of_multiprocessor: usize) -> usize {
         /// What the system takes of each CTA's (CUDA programming guide, compute capability 8.0 and later).
         const RESERVED: usize = 1 << 10;
-        /// Of compute capability 8.6 to 12.0, the least.
-        const MOST: usize = 16;
+        /// Threads that its registers have room for, of 255 each.
+        const THREADS: usize = 256;
+        let most = THREADS / self.threads;
         match shared_bytes_of_multiprocessor / (self.shared_bytes + RESERVED) {
             0 => 1,
-            ctas if ctas > MOST => MOST,
+            ctas if ctas > most => most,
             ctas => ctas,
         }
     }

@@ -65,14 +65,16 @@ macro_rules! conversion_rows {
     };
 }
 
-/// The decode kernels. `min_ctas`: CTAs of a warp that an SM should hold, as many as its shared memory has room for.
+/// The decode kernels. `team`: warps of a CTA, which have a part of the output's dims each; `min_ctas`: CTAs that an SM should hold, as many
+/// as the GPUs with the least shared memory have room for; a plan counts with what a GPU has.
 macro_rules! decode_rows {
     ($emit:ident) => {
         $emit! {
-            decode_d32 { head_dim: 32, min_ctas: 8 }
-            decode_d64 { head_dim: 64, min_ctas: 8 }
-            decode_d96 { head_dim: 96, min_ctas: 5 }
-            decode_d128 { head_dim: 128, min_ctas: 4 }
+            decode_d32 { head_dim: 32, team: 1, min_ctas: 6 }
+            decode_d64 { head_dim: 64, team: 1, min_ctas: 3 }
+            decode_d96 { head_dim: 96, team: 1, min_ctas: 2 }
+            decode_d128 { head_dim: 128, team: 1, min_ctas: 1 }
+            decode_d256 { head_dim: 256, team: 2, min_ctas: 1 }
         }
     };
 }

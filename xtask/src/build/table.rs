@@ -10,7 +10,7 @@ pub fn launch_bounds(entry: &str) -> Option<LaunchBounds> {
     let baseline = config::BASELINE.iter().map(|v| (v.name, v.threads, v.min_ctas));
     let conversion = quantize::launch::bounds().chain(dequantize::launch::BOUNDS);
     let conversion = conversion.map(|b| (b.entry, b.threads, b.min_ctas));
-    let decode = decode::DECODE.iter().map(|v| (v.name, decode::THREADS, v.min_ctas));
+    let decode = decode::DECODE.iter().map(|v| (v.name, v.threads, v.min_ctas));
     let merge = decode::MERGE_BOUNDS.iter().map(|b| (b.entry, b.threads, b.min_ctas));
     let all = attention.chain(baseline).chain(conversion).chain(decode).chain(merge);
     let (_, threads, min_ctas) = all.into_iter().find(|(name, ..)| *name == entry)?;

@@ -12,6 +12,8 @@ use crate::ptx::special::ctaid_x;
 /// A row of the table `decode_rows`.
 pub(crate) trait Kernel {
     const HEAD_DIM: usize;
+    /// Warps of a CTA: each makes all scores and P of a block, and the output of its part of the dims.
+    const TEAM: usize;
 }
 
 /// A worker's share of all blocks.

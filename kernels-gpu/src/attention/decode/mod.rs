@@ -1,7 +1,7 @@
 //! A few new tokens of each sequence against its paged cache (docs/kernel-abi.md, "Decode").
 //!
 //! The memory's speed is the limit, so a CTA is one warp that takes whole blocks of 128 keys, with the next block on its way, and waits for no other
-//! warp. The warps' shares are equal, whatever the lengths are (`schedule`). All rows of a head of K and V, the query heads of its group
+//! warp. (At head dim 256 it is two, as one has no registers for all of the output: both make the scores, and each half of the output.) The warps' shares are equal, whatever the lengths are (`schedule`). All rows of a head of K and V, the query heads of its group
 //! times the new tokens, are a tile of 16. For a block:
 //!
 //! ```text

@@ -18,16 +18,25 @@ use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::{ctaid_x, tid_x};
 use core::marker::PhantomData;
 
-/// n8 tiles of the widest head.
-const MAX_TILES: usize = 32;
+/// n8 tiles of a warp's part of the widest head.
+const MAX_TILES: usize = 16;
 
-/// The rows of a tile in accumulator fragments, rotated as V is.
+/// The rows of a tile in accumulator fragments, rotated as V is: of the warp's part of the dims.
 pub(crate) struct Output<K> {
     o: [[f32; 4]; MAX_TILES],
     kernel: PhantomData<K>,
 }
 
 impl<K: Kernel> Output<K> {
+    /// Dims of the warp.
+    const DIMS: usize = K::HEAD_DIM / K::TEAM;
+
+    /// The first of them.
+    #[inline(always)]
+    fn first_dim() -> u32 {
+        if K::TEAM == 1 { 0 } else { tid_x() / 32 * Self::DIMS as u32 }
+    }
+
     #[inline(always)]
     pub(crate) fn zero() -> Self {
         Self { o: [[0.0; 4]; MAX_TILES], kernel: PhantomData }
@@ -42,15 +51,15 @@ impl<K: Kernel> Output<K> {
         let Weights { p, offset, factor, rescale } = weights;
         // Seldom: the largest score moves less and less.
         if unsafe { vote_any(rescale[0] != 1.0 || rescale[1] != 1.0) } {
-            unroll!(0..K::HEAD_DIM / 8, |tile| {
+            unroll!(0..Self::DIMS / 8, |tile| {
                 unroll!(0..4, |i| {
                     self.o[tile][i] *= rescale[i / 2];
                 });
             });
         }
-        let panel = panel_row(values);
+        let panel = panel_row(values) + Self::first_dim() * ROW_BYTES as u32;
         let first = [MAGIC_BITS + offset[0], MAGIC_BITS + offset[0], MAGIC_BITS + offset[1], MAGIC_BITS + offset[1]];
-        unroll!(0..K::HEAD_DIM / 16, |pair| {
+        unroll!(0..Self::DIMS / 16, |pair| {
             let mut sums = [first; 2];
             unroll!(0..KEY_STEPS, |step| {
                 let at = step * K::HEAD_DIM * ROW_BYTES + pair * 16 * ROW_BYTES;
@@ -77,13 +86,17 @@ impl<K: Kernel> Output<K> {
         let place = block.place(params, ctaid_x()) as usize * rows_of_piece(&params.split) as usize;
         let quad = tid_x() as usize % 4;
         unroll!(0..2, |half| {
-            let (sum, lse) = unsafe { softmax.finish(half) };
+            let (sum, lse) = softmax.finish(half);
             let row = row(params, block, half);
             let at = place + row.index as usize % TILE_ROWS;
             // Rotated back, four dims are four times as large.
             let factor = sum * (1.0 / V_ROTATION as f32);
-            let o = params.partial_o.ptr().cast_mut().wrapping_add(at * K::HEAD_DIM + 8 * quad);
-            unroll!(0..K::HEAD_DIM / V_GROUP, |group| {
+            let o = params
+                .partial_o
+                .ptr()
+                .cast_mut()
+                .wrapping_add(at * K::HEAD_DIM + Self::first_dim() as usize + 8 * quad);
+            unroll!(0..Self::DIMS / V_GROUP, |group| {
                 unroll!(0..2, |four| {
                     let mut x = [0.0; V_ROTATION];
                     unroll!(0..V_ROTATION, |i| {
@@ -98,7 +111,7 @@ impl<K: Kernel> Output<K> {
             // Inside a softcap the offset's share is in the scores.
             let bias = if params.softcap != 0.0 { 0.0 } else { unsafe { bias(params, &row) } };
             let to = params.partial_lse.ptr().cast_mut().wrapping_add(at);
-            unsafe { st_global_f32(row.exists && quad == 0, to, [natural(lse, bias)]) };
+            unsafe { st_global_f32(row.exists && quad == 0 && tid_x() < 32, to, [natural(lse, bias)]) };
         });
     }
 }

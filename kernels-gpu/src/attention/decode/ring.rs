@@ -7,7 +7,7 @@ use crate::division::div_rem;
 use crate::layout::block_bytes;
 use crate::layout::page::{page_head_offset, page_k_scale_offset, page_v_offset};
 use crate::params::DecodeParams;
-use crate::ptx::barrier::warp_sync;
+use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::cp_async::{commit_group, cp_async_16, wait_group};
 use crate::ptx::special::tid_x;
 use crate::smem;
@@ -29,10 +29,9 @@ pub(crate) struct Ring<K> {
     kernel: PhantomData<K>,
 }
 
-/// Bytes that the warp copies with one instruction.
-const STRIDE: usize = 16 * 32;
-
 impl<K: Kernel> Ring<K> {
+    /// Bytes that the CTA copies with one instruction a warp.
+    const STRIDE: usize = 16 * 32 * K::TEAM;
     const SLOT: u32 = block_bytes(K::HEAD_DIM) as u32;
 
     #[inline(always)]
@@ -43,7 +42,7 @@ impl<K: Kernel> Ring<K> {
     /// Requests half of a block: nothing of one that is not there or has no page.
     ///
     /// # Safety
-    /// By a whole warp; the slot is free.
+    /// By the whole CTA; the slot is free.
     #[inline(always)]
     pub(crate) unsafe fn request(&mut self, params: &DecodeParams, block: &Block, half: Half) {
         let lane = 16 * tid_x();
@@ -59,13 +58,13 @@ impl<K: Kernel> Ring<K> {
                     Half::Values => (page.wrapping_add(page_v_offset(K::HEAD_DIM)), page),
                 };
                 let slot = smem::base() + self.write + lane;
-                unroll!(0..block_bytes(K::HEAD_DIM) / STRIDE, |i| {
-                    cp_async_16(slot + (i * STRIDE) as u32, codes.wrapping_add(i * STRIDE));
+                unroll!(0..block_bytes(K::HEAD_DIM) / Self::STRIDE, |i| {
+                    cp_async_16(slot + (i * Self::STRIDE) as u32, codes.wrapping_add(i * Self::STRIDE));
                 });
                 if half == Half::Keys {
                     let slot = self.scales(block) + lane;
-                    unroll!(0..SCALE_BYTES / STRIDE, |i| {
-                        cp_async_16(slot + (i * STRIDE) as u32, scales.wrapping_add(i * STRIDE));
+                    unroll!(0..SCALE_BYTES / Self::STRIDE, |i| {
+                        cp_async_16(slot + (i * Self::STRIDE) as u32, scales.wrapping_add(i * Self::STRIDE));
                     });
                 }
             }
@@ -78,12 +77,16 @@ impl<K: Kernel> Ring<K> {
     /// block, into the slot of the half before, which all lanes have done with.
     ///
     /// # Safety
-    /// By a whole warp.
+    /// By the whole CTA.
     #[inline(always)]
     pub(crate) unsafe fn next(&mut self, params: &DecodeParams, next: &Block, half: Half) -> u32 {
         unsafe {
             wait_group::<{ SLOTS - 2 }>();
-            warp_sync();
+            if K::TEAM == 1 {
+                warp_sync()
+            } else {
+                bar_sync()
+            }
             self.request(params, next, half);
         }
         let slot = smem::base() + self.read;

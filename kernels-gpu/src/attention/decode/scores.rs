@@ -98,7 +98,7 @@ unsafe fn change(scores: &mut [[f32; 2]; KEY_TILES], unit: f32, half: usize, blo
     let row = row(params, block, half);
     let cap = params.softcap * LOG2_E;
     let bias = if cap != 0.0 { unsafe { bias(params, &row) * LOG2_E } } else { 0.0 };
-    let steep = 2.0 * LOG2_E * (1.0 / cap);
+    let steep = 2.0 * LOG2_E * rcp_approx_ftz_f32(cap);
     let slope = if params.alibi_slopes.is_null() {
         0.0
     } else {
@@ -135,13 +135,24 @@ impl Mask {
             first: tokens.map(|token| window.first_in_block(token, block.block)),
             end: tokens.map(|token| window.end_in_block(token, block.block)),
         }
+        .not_negative()
+    }
+
+    /// The same where a window ends before it begins: it has no key.
+    #[inline(always)]
+    fn not_negative(mut self) -> Self {
+        unroll!(0..2, |half| {
+            self.end[half] = self.end[half].max(self.first[half]);
+        });
+        self
     }
 
     /// Whether the row of half `half` sees the lane's key `i` of an n8 tile.
     #[inline(always)]
     pub(crate) fn sees(&self, half: usize, tile: usize, i: usize) -> bool {
         let key = first_key(tile) as i32 + i as i32;
-        key >= self.first[half] && key < self.end[half]
+        // Both at once: below the first, the difference is larger than any.
+        ((key - self.first[half]) as u32) < (self.end[half] - self.first[half]) as u32
     }
 }
 

@@ -22,7 +22,7 @@ const R: f32 = 255.0;
 pub(crate) struct Softmax {
     /// The running reference exponent: the largest score so far.
     reference: [f32; 2],
-    /// The sum of the exponentials of the lane's own keys.
+    /// The sum of the exponentials.
     sum: [f32; 2],
 }
 
@@ -44,6 +44,15 @@ unsafe fn quad_max(mut value: f32) -> f32 {
     unsafe {
         value = max_nan_f32(value, f32::from_bits(shfl_bfly::<1>(value.to_bits())));
         max_nan_f32(value, f32::from_bits(shfl_bfly::<2>(value.to_bits())))
+    }
+}
+
+/// The sum over the four lanes of a quad.
+#[inline(always)]
+unsafe fn quad_sum(mut value: f32) -> f32 {
+    unsafe {
+        value += f32::from_bits(shfl_bfly::<1>(value.to_bits()));
+        value + f32::from_bits(shfl_bfly::<2>(value.to_bits()))
     }
 }
 
@@ -94,6 +103,8 @@ impl Softmax {
                 });
             });
         });
+        // Now: a shuffle stays where it is, and until the sums are made all exponentials take registers, beside g.
+        let sum = sum.map(|sum| unsafe { quad_sum(sum) });
         if edge {
             // Scales of hidden keys may be no numbers.
             let mask = Mask::new(block, params);
@@ -152,19 +163,11 @@ impl Softmax {
     }
 
     /// What the output of row `half` is to be multiplied with, and its log-sum-exp in base 2; of a row that sees no key 0 and minus infinity.
-    ///
-    /// # Safety
-    /// By a whole warp.
     #[inline(always)]
-    pub(crate) unsafe fn finish(&self, half: usize) -> (f32, f32) {
-        let mut sum = self.sum[half];
-        unsafe {
-            sum += f32::from_bits(shfl_bfly::<1>(sum.to_bits()));
-            sum += f32::from_bits(shfl_bfly::<2>(sum.to_bits()));
-        }
+    pub(crate) fn finish(&self, half: usize) -> (f32, f32) {
         if self.reference[half] == f32::NEG_INFINITY {
             return (0.0, f32::NEG_INFINITY);
         }
-        (rcp_approx_ftz_f32(sum), self.reference[half] + lg2_approx_ftz_f32(sum))
+        (rcp_approx_ftz_f32(self.sum[half]), self.reference[half] + lg2_approx_ftz_f32(self.sum[half]))
     }
 }

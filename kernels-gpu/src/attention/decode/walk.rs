@@ -66,13 +66,13 @@ impl Walk {
     pub(crate) unsafe fn start(params: &DecodeParams, worker: u32) -> Option<Self> {
         let split = &params.split;
         unsafe {
-            let (total, _) = totals(split, tid_x(), 0);
+            let (total, _) = totals(split, tid_x() % 32, 0);
             let share = share(split, total);
             let begin = worker * share;
             if begin >= total {
                 return None;
             }
-            let (sequence, before) = find(split, tid_x(), begin);
+            let (sequence, before) = find(split, tid_x() % 32, begin);
             let seqlen_kv = length(split, sequence);
             let units = Units::of(split, seqlen_kv);
             // The host's tests of `schedule` say that there are units.
