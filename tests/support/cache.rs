@@ -142,7 +142,7 @@ pub fn any_cache(shape: CacheShape, offset: bool, seed: u64) -> HostCache {
     for (i, four) in cache.pool.chunks_exact_mut(4).enumerate() {
         four.copy_from_slice(&Noise::new(seed, [i, 1, 2, 3]).word().to_le_bytes());
     }
-    let channel = |i| Noise::new(seed, [i, 4, 5, 6]).normal() * 3.0;
+    let channel = |i| Noise::new(seed, [i, 4, 5, 6]).normal() * 0.3;
     cache.k_offset = offset.then(|| (0..shape.heads_kv * shape.head_dim).map(channel).collect());
     cache
 }

@@ -1,9 +1,10 @@
 //! A cache in the machine's memory.
 
+use super::tensors::last;
 use super::{Grid, Simulator, global, structure};
 use crate::cache::{Cache, New};
 use anyhow::{Context, Result};
-use int_flash_attention::{AppendProblem, HostCache, HostQ, QuantizedQ, Scheme, Shape};
+use int_flash_attention::{AppendProblem, CacheShape, HostCache, HostQ, QuantizedQ, Scheme, Shape};
 use int_flash_attention_kernels::params::{AppendParams, Strided};
 use ptx_machine::{DevPtr, Memory};
 
@@ -11,13 +12,21 @@ use ptx_machine::{DevPtr, Memory};
 pub struct SimulatedCache<'a> {
     simulator: &'a Simulator,
     cache: HostCache,
+    /// Pages in front of its pool that are not there.
+    ahead: usize,
 }
 
 impl<'a> SimulatedCache<'a> {
     /// With these bytes.
     #[must_use]
     pub const fn new(simulator: &'a Simulator, cache: HostCache) -> Self {
-        Self { simulator, cache }
+        Self { simulator, cache, ahead: 0 }
+    }
+
+    /// The same as the last pages of a pool of so many more, of which the others are not there.
+    #[must_use]
+    pub fn behind(self, ahead: usize) -> Self {
+        Self { ahead, ..self }
     }
 }
 
@@ -30,21 +39,25 @@ impl Cache for SimulatedCache<'_> {
         let (cache, places) = (&mut self.cache, self.simulator.places);
         let tokens = new.k.shape().seqlen;
         let heads_q = new.q.map_or(0, |(q, _)| q.shape().heads);
-        let problem = AppendProblem { cache: cache.shape, heads_q, max_tokens: tokens, dtype: new.k.dtype() };
+        let shape = CacheShape { pages: cache.shape.pages + self.ahead, ..cache.shape };
+        let problem = AppendProblem { cache: shape, heads_q, max_tokens: tokens, dtype: new.k.dtype() };
         problem.check()?;
         let mut memory = Memory::new();
         let (k, v) = (places.upload(&mut memory, new.k)?, places.upload(&mut memory, new.v)?);
         let q =
             new.q.map(|(q, seqlen)| Ok::<_, anyhow::Error>((places.upload(&mut memory, q)?, seqlen))).transpose()?;
         let out = |seqlen| Shape { batch: tokens / seqlen, heads: heads_q, seqlen, head_dim: cache.shape.head_dim };
-        let shape = q.as_ref().map(|(q, seqlen)| (q.layout(), out(*seqlen)));
-        let params = problem.params(shape, [k.layout(), v.layout()], if new.wide { 8 } else { 4 })?;
+        let of_q = q.as_ref().map(|(q, seqlen)| (q.layout(), out(*seqlen)));
+        let params = problem.params(of_q, [k.layout(), v.layout()], if new.wide { 8 } else { 4 })?;
+        let slot = |&slot: &i64| if slot >= 0 { slot + (self.ahead * CacheShape::PAGE_TOKENS) as i64 } else { slot };
         let slots = if new.wide {
-            memory.alloc_from(new.slots)
+            memory.alloc_from(&new.slots.iter().map(slot).collect::<Vec<_>>())
         } else {
-            memory.alloc_from(&new.slots.iter().map(|&slot| slot as u32).collect::<Vec<_>>())
+            memory.alloc_from(&new.slots.iter().map(|at| slot(at) as u32).collect::<Vec<_>>())
         };
-        let pool = memory.alloc_from(&cache.pool);
+        let pool = memory.alloc(shape.bytes() as u64, 256);
+        let own = last(pool, cache.pool.len() as u64, shape.bytes() as u64);
+        memory.write(own, &cache.pool)?;
         let offset = cache.k_offset.as_ref().map_or(DevPtr::NULL, |offset| memory.alloc_from(offset));
         let mut room = |there: bool, bytes: usize| if there { memory.alloc(bytes as u64, 256) } else { DevPtr::NULL };
         let rows = tokens * heads_q;
@@ -66,8 +79,8 @@ impl Cache for SimulatedCache<'_> {
         let kernel = format!("append_{}", problem.dtype);
         let at = Grid { kernel: &kernel, grid: [grid.ctas, 1, 1], threads: grid.threads, shared: grid.shared_bytes };
         self.simulator.launch("quantize", &at, &[structure(&params)], &memory)?;
-        cache.pool = memory.read(pool, cache.pool.len()).context("the pool")?;
-        let Some((_, shape)) = shape else { return Ok(None) };
+        cache.pool = memory.read(own, cache.pool.len()).context("the pool")?;
+        let Some((_, shape)) = of_q else { return Ok(None) };
         Ok(Some(QuantizedQ {
             shape,
             scheme: Scheme::Default,

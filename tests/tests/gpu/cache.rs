@@ -90,7 +90,8 @@ pub fn appends(on: &OnGpu) -> Result<()> {
         let mut any = |below: usize| noise.word() as usize % below;
         let (d, dtype) = (HEAD_DIMS[any(HEAD_DIMS.len())], [DType::F16, DType::BF16, DType::F32][any(3)]);
         let (heads_kv, group, seqlen) = (1 + any(4), 1 + any(4), 1 + any(5));
-        let tokens = seqlen * (1 + any([20, 200, 400][any(3)]));
+        let most = [20, 200, 400][any(3)];
+        let tokens = seqlen * (1 + any(most));
         let values = Values::ALL[any(Values::ALL.len())];
         let placement =
             if any(2) == 0 { Placement::Bnhd } else { Placement::Padded { token: any(9), head: 1, batch: 0 } };

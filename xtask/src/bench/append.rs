@@ -98,14 +98,20 @@ struct Launches {
     quantized: DeviceQ,
 }
 
+/// Tensor number `number` of those in a buffer.
+fn tensor(
+    buffer: &DeviceBuffer<f16>,
+    layout: TensorLayout,
+    number: usize,
+) -> int_flash_attention::Result<NewTokens<'_>> {
+    let span = layout.span();
+    let data = buffer.slice().range(number * span, (number + 1) * span)?.into();
+    Ok(NewTokens { data, layout })
+}
+
 impl Launches {
     fn launch(&mut self, copy: usize, stream: &Stream) -> int_flash_attention::Result<()> {
         let copy = copy % self.slots.len();
-        let tensor = |buffer: &DeviceBuffer<f16>, layout: TensorLayout, number: usize| {
-            let span = layout.span();
-            let data = buffer.slice().range(number * span, (number + 1) * span)?.into();
-            int_flash_attention::Result::Ok(NewTokens { data, layout })
-        };
         let with_q = !self.q.is_empty();
         let new = Appended {
             q: with_q.then(|| tensor(&self.q, self.layouts[0], copy)).transpose()?,

@@ -47,9 +47,12 @@ unsafe fn append<E: Element>(p: &AppendParams) {
 unsafe fn whole_page<E: Element>(p: &AppendParams, head: u32, first: u32) {
     unsafe {
         let d = p.head_dim as usize;
-        let page = slot(p, first) as usize / PAGE_TOKENS;
+        let slot_of_first = slot(p, first);
+        // Floats leave no register for it.
+        let again = E::BYTES == 4;
         let out = |_| {
-            let of_page = page_head_offset(opaque(page as u32) as usize, head as usize, p.heads_kv as usize, d);
+            let slot = if again { slot(p, opaque(first)) } else { opaque(slot_of_first) };
+            let of_page = page_head_offset(slot as usize / PAGE_TOKENS, head as usize, p.heads_kv as usize, d);
             let page = p.pool.ptr().cast_mut().wrapping_add(of_page);
             values::Output {
                 bytes: page.wrapping_add(page_v_offset(d)),
