@@ -37,7 +37,7 @@ fn sizes_are_checked() {
     assert!(matches!(CacheShape::new(1, 1, 33), Err(Error::HeadDim { .. })));
     assert!(matches!(CacheShape::new(1 << 25, 1, 32), Err(Error::TooLarge { .. })));
     assert!(matches!(CacheShape::new(1 << 24, usize::MAX, 32), Err(Error::TooLarge { .. })));
-    assert!(matches!(CacheShape::new(1 << 24, 1 << 24, 256), Err(Error::Overflow { .. })));
+    assert!(matches!(CacheShape::new(1 << 24, (1 << 24) - 1, 256), Err(Error::Overflow { .. })));
 }
 
 #[test]

@@ -154,3 +154,27 @@ pub fn graph(on: &OnGpu) -> Result<()> {
     ensure!(gpu.copy_pages(&stream, &mut cache.view_mut(), &[(0, 6)]).is_err(), "a page that there is not");
     Ok(())
 }
+
+/// Two tokens of one slot: what it holds means nothing, and everything else is as it should be.
+pub fn one_slot_twice(on: &OnGpu) -> Result<()> {
+    let shape = CacheShape::new(3, 1, 64)?;
+    for tokens in [5, 300] {
+        let x = Values::Normal.tensor(DType::F16, TensorLayout::bnhd(Shape::new(1, 1, tokens, 64)?), 1)?;
+        let mut slots: Vec<i64> = (0..tokens as i64).collect();
+        (slots[3], slots[tokens - 1]) = (310, 310);
+        let mut cache = OnDevice::new(&on.gpu, &any_cache(shape, false, 1))?;
+        // Of two launches with the one and the other left out, the bytes that are the same are of other slots.
+        let [mut one, mut other] = [any_cache(shape, false, 1), any_cache(shape, false, 2)];
+        other.pool.copy_from_slice(&one.pool);
+        for (want, left_out) in [(&mut one, 3), (&mut other, tokens - 1)] {
+            let mut slots = slots.clone();
+            slots[left_out] = -1;
+            want.append(&x, &x, &slots)?;
+        }
+        Cache::append(&mut cache, &New { q: None, k: &x, v: &x, slots: &slots, wide: true })?;
+        let got = cache.host()?.pool;
+        let wrong = (0..got.len()).find(|&i| got[i] != one.pool[i] && got[i] != other.pool[i]);
+        ensure!(wrong.is_none(), "byte {wrong:?}");
+    }
+    Ok(())
+}
