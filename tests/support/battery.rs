@@ -21,6 +21,7 @@ mod append;
 mod decode;
 
 /// One run of a kernel, and what must come out.
+#[expect(clippy::large_enum_variant, reason = "there are a few of them at a time")]
 pub enum Check {
     /// Of attention and of conversions.
     Tensors(TensorCheck),

@@ -230,7 +230,7 @@ impl Model {
     fn append(&mut self, cache: &mut impl Cache) -> Result<()> {
         let mut new = vec![0; self.sequences.len()];
         let mut copies = Vec::new();
-        for sequence in 0..new.len() {
+        for (sequence, new) in new.iter_mut().enumerate() {
             let wanted = match self.any(4) {
                 0 => 0,
                 1 => 1,
@@ -244,15 +244,15 @@ impl Model {
             if last_is_shared && self.free.is_empty() {
                 continue;
             }
-            new[sequence] = wanted.min(room);
-            if last_is_shared && new[sequence] > 0 {
+            *new = wanted.min(room);
+            if last_is_shared && *new > 0 {
                 let (copy, last) = (self.free.pop().context("no page")?, len / CacheShape::PAGE_TOKENS);
                 copies.push((self.sequences[sequence].pages[last], copy));
                 self.sequences[sequence].pages[last] = copy;
                 let room = (self.free.len() + has) * CacheShape::PAGE_TOKENS - len;
-                new[sequence] = new[sequence].min(room);
+                *new = (*new).min(room);
             }
-            while self.sequences[sequence].pages.len() * CacheShape::PAGE_TOKENS < len + new[sequence] {
+            while self.sequences[sequence].pages.len() * CacheShape::PAGE_TOKENS < len + *new {
                 let page = self.free.pop().context("no page")?;
                 self.sequences[sequence].pages.push(page);
             }

@@ -133,8 +133,8 @@ impl CacheShape {
             taken.push((given, token));
         }
         taken.sort_unstable();
-        match taken.array_windows().find(|[a, b]| a.0 == b.0) {
-            Some(&[(slot, first), (_, second)]) => Err(Error::SlotTwice { slot, first, second }),
+        match taken.windows(2).find(|two| two[0].0 == two[1].0) {
+            Some(two) => Err(Error::SlotTwice { slot: two[0].0, first: two[0].1, second: two[1].1 }),
             None => Ok(()),
         }
     }

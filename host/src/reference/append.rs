@@ -47,7 +47,7 @@ struct Tokens {
 /// The tokens at which 128 begin that have the slots of a whole page in order.
 fn whole_pages(slots: &[i64]) -> Vec<usize> {
     let whole = |page: &[i64]| {
-        page[0] >= 0 && page[0] % PAGE_TOKENS as i64 == 0 && page.array_windows().all(|[a, b]| a + 1 == *b)
+        page[0] >= 0 && page[0] % PAGE_TOKENS as i64 == 0 && page.windows(2).all(|two| two[0] + 1 == two[1])
     };
     slots.windows(PAGE_TOKENS).enumerate().filter(|(_, page)| whole(page)).map(|(token, _)| token).collect()
 }
