@@ -51,7 +51,7 @@ mod round;
 mod shape;
 mod tensor;
 
-pub use cache::{AppendProblem, CacheFormat, CacheShape, HostCache, HostTables, KvCache, PageTables};
+pub use cache::{AppendProblem, CacheFormat, CacheShape, GatherProblem, HostCache, HostTables, KvCache, PageTables};
 #[cfg(feature = "cudarc")]
 pub use cudarc_interop::{CudarcSlice, CudarcSliceMut};
 pub use decode::{DecodeHeads, DecodeProblem, DecodeResult, HostPagedKv, PagedKv, Split, ViewPagedKv, merged_params};
@@ -61,9 +61,9 @@ pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
     AnySlice, AnySliceMut, AppendPlan, Appended, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan,
     DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceSlice, DeviceSliceMut, DeviceTables, DeviceV,
-    Event, Family, Gpu, Graph, MergePlan, NewTokens, Operand, QuantizeKvPlan, QuantizeLayouts, QuantizePlan,
-    QuantizeQPlan, Slots, States, Stream, StreamRef, ViewCache, ViewK, ViewMutCache, ViewMutK, ViewMutOperands,
-    ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables, ViewV,
+    Event, Family, GatherPlan, Gpu, Graph, MergePlan, NewTokens, Operand, QuantizeKvPlan, QuantizeLayouts,
+    QuantizePlan, QuantizeQPlan, Slots, States, Stream, StreamRef, ViewCache, ViewK, ViewMutCache, ViewMutK,
+    ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
 pub use problem::{AttentionProblem, Scheme, Window};

@@ -5,9 +5,11 @@
 
 mod append;
 mod decode;
+mod gather;
 
 pub use append::AppendParams;
 pub use decode::{DecodeParams, MergeSplitsParams, MergeStatesParams, MergedParams, SplitParams};
+pub use gather::GatherParams;
 
 use core::fmt;
 use core::marker::PhantomData;

@@ -4,8 +4,8 @@ use crate::properties::bias_within_rounding;
 use crate::values::{Noise, Values};
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::{
-    AttentionProblem, CacheShape, DType, DecodeHeads, DecodeProblem, HostCache, HostQ, HostTables, HostTensor, Shape,
-    TensorLayout, Window, reference,
+    AttentionProblem, CacheShape, DType, DecodeHeads, DecodeProblem, HostCache, HostK, HostQ, HostQuantized,
+    HostTables, HostTensor, HostV, Shape, TensorLayout, Window, reference,
 };
 use std::collections::HashSet;
 
@@ -39,6 +39,13 @@ pub trait Cache {
     /// When a launch fails.
     fn append(&mut self, new: &New<'_>) -> Result<Option<HostQ>>;
 
+    /// The first tokens of each sequence as operands.
+    ///
+    /// # Errors
+    ///
+    /// When a launch fails.
+    fn gather(&self, tables: &HostTables, seqlen_kv: usize) -> Result<(HostK, HostV)>;
+
     /// Copies pages.
     ///
     /// # Errors
@@ -71,6 +78,10 @@ impl Cache for HostCache {
         let q = new.q.map(|(q, seqlen)| self.quantize_q(&in_sequences(q, seqlen)?).context("q")).transpose()?;
         Self::append(self, new.k, new.v, &in_pool(&self.shape, new.slots))?;
         Ok(q)
+    }
+
+    fn gather(&self, tables: &HostTables, seqlen_kv: usize) -> Result<(HostK, HostV)> {
+        Ok(Self::gather(self, tables, seqlen_kv)?)
     }
 
     fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {
@@ -133,6 +144,29 @@ fn same_pool(got: &HostCache, want: &HostCache) -> Result<()> {
     let of_head = want.shape.page_bytes() / want.shape.heads_kv;
     let (page, head, at) = (byte / want.shape.page_bytes(), byte / of_head % want.shape.heads_kv, byte % of_head);
     anyhow::bail!("byte {at} of head {head} of page {page} is {}, should be {}", got.pool[byte], want.pool[byte])
+}
+
+/// Gathers, and holds the operands to the reference, bit for bit.
+///
+/// # Errors
+///
+/// Names the array.
+pub fn gather_as_reference(cache: &impl Cache, tables: &HostTables, seqlen_kv: usize) -> Result<(HostK, HostV)> {
+    let (k, v) = cache.gather(tables, seqlen_kv)?;
+    let (want_k, want_v) = cache.host()?.gather(tables, seqlen_kv)?;
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    ensure!(k.data == want_k.data && v.data == want_v.data, "the codes");
+    for (name, got, want) in [
+        ("k_scale", &k.scale, &want_k.scale),
+        ("k_block_scale", &k.block_scale, &want_k.block_scale),
+        ("k_offset", &k.offset, &want_k.offset),
+        ("v_scale", &v.scale, &want_v.scale),
+        ("v_block_scale", &v.block_scale, &want_v.block_scale),
+        ("v_unit", &v.unit, &want_v.unit),
+    ] {
+        ensure!(bits(got) == bits(want), "{name}");
+    }
+    Ok((k, v))
 }
 
 /// A cache whose bytes are any, with what is taken out of K where that is asked for.
@@ -325,6 +359,35 @@ impl Model {
         Ok(())
     }
 
+    /// Attention of the last queries of a sequence on what a gather gives, against float64 on the model.
+    fn prefill(&mut self, cache: &impl Cache) -> Result<()> {
+        let sequence = self.any(self.sequences.len());
+        let (len, heads_kv, d) = (self.len(sequence), self.shape.heads_kv, self.shape.head_dim);
+        if len == 0 {
+            return Ok(());
+        }
+        let one = &self.sequences[sequence];
+        let tables = HostTables {
+            batch: 1,
+            max_blocks: one.pages.len(),
+            block_table: one.pages.clone(),
+            seqlens_kv: vec![len as u32],
+        };
+        let (k, v) = gather_as_reference(cache, &tables, len)?;
+        let problem = AttentionProblem::new(1, 2 * heads_kv, heads_kv, len.min(20), len, d).with_window(Window::CAUSAL);
+        let q = Values::Normal.tensor(DType::F32, TensorLayout::bhnd(problem.q_shape()), self.tokens as u64)?;
+        let operands = HostQuantized { q: cache.host()?.quantize_q(&q)?, k, v };
+        let got = reference::int8(&problem, &operands)?;
+        let of = |values: &[f32]| {
+            let by_head = |h, n, d: usize| values[(n * heads_kv + h) * problem.head_dim + d];
+            HostTensor::from_fn(DType::F32, TensorLayout::bhnd(problem.kv_shape()), |_, h, n, d| by_head(h, n, d))
+        };
+        let want = reference::exact(&problem, &q, &of(&one.k)?, &of(&one.v)?)?;
+        let error = reference::compare(&got.o, &want.o).relative_l2;
+        ensure!(error < 3e-2, "the last queries of sequence {sequence} of {len} tokens are off by {error:e}");
+        Ok(())
+    }
+
     /// Attention of a query a sequence, on the cache, against float64 on the model.
     fn attend(&self, cache: &HostCache) -> Result<()> {
         let (batch, heads_kv, d) = (self.sequences.len(), self.shape.heads_kv, self.shape.head_dim);
@@ -374,7 +437,11 @@ pub fn behaves_as_a_model(cache: &mut impl Cache, seed: u64, steps: usize) -> Re
     };
     model.collect();
     for step in 0..steps {
-        let done = model.step(cache).and_then(|()| if step % 4 == 3 { model.attend(&cache.host()?) } else { Ok(()) });
+        let done = model.step(cache).and_then(|()| match step % 4 {
+            1 => model.prefill(cache),
+            3 => model.attend(&cache.host()?),
+            _ => Ok(()),
+        });
         done.with_context(|| format!("seed {seed}, step {step}"))?;
     }
     Ok(())

@@ -1,8 +1,10 @@
 //! The paged cache: the append kernels on the PTX machine, bit for bit the reference, and the cache against a plain model of it.
 
-use int_flash_attention::{CacheShape, DType, HostCache, HostTensor, Shape, TensorLayout};
+use int_flash_attention::{CacheShape, DType, HostCache, HostTables, HostTensor, Shape, TensorLayout};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::cache::{New, any_cache, any_slots, append_as_reference, behaves_as_a_model};
+use int_flash_attention_tests::cache::{
+    Cache, New, any_cache, any_slots, append_as_reference, behaves_as_a_model, gather_as_reference,
+};
 use int_flash_attention_tests::case::Placement;
 use int_flash_attention_tests::sim::{SimulatedCache, Simulator};
 use int_flash_attention_tests::values::{Noise, Values};
@@ -147,5 +149,33 @@ fn the_cpus_cache_behaves_as_a_model() {
         let shape = CacheShape::new(9 + seed as usize, 2, [32, 64, 128][seed as usize % 3]).unwrap();
         let mut cache: HostCache = any_cache(shape, seed % 2 == 1, seed);
         behaves_as_a_model(&mut cache, seed, 60).unwrap_or_else(|error| panic!("{error:#}"));
+    }
+}
+
+/// Pages as operands: all lengths about the edges of a block, entries that are no pages, sequences that share pages.
+#[test]
+fn gathered_pages_are_the_references() {
+    let simulator = Simulator::new();
+    for (seed, d) in HEAD_DIMS.into_iter().enumerate() {
+        let shape = CacheShape::new(6, 2, d).unwrap();
+        let mut cache = any_cache(shape, seed % 2 == 0, seed as u64);
+        let [_, k, v] = tensors([Values::LoudTokens; 3], [2, 2], 500, d, DType::F16, Placement::Bhnd, seed as u64);
+        cache.append(&k, &v, &(0..500).collect::<Vec<_>>()).unwrap();
+        let cache = SimulatedCache::new(&simulator, cache);
+        let mut tables = HostTables::contiguous(3, 4);
+        tables.block_table = vec![0, 1, 2, 3, 2, 0, 9, 9, 3, u32::MAX, 1, 1];
+        for (lengths, seqlen_kv) in
+            [([500, 256, 116], 500), ([1, 0, 33], 40), ([129, 127, 16], 129), ([384, 200, 7], 300)]
+        {
+            tables.seqlens_kv = lengths.to_vec();
+            gather_as_reference(&cache, &tables, seqlen_kv)
+                .unwrap_or_else(|error| panic!("{d} {lengths:?}: {error:#}"));
+        }
+        // What a host would refuse: no pages in use, and a length beyond the table. The machine would report what is read outside.
+        tables.seqlens_kv = vec![u32::MAX, 512, 300];
+        let (k, _) = cache.gather(&tables, 512).unwrap();
+        let scales = |head: usize, block: usize| &k.scale[(head * 4 + block) * 128..][..128];
+        assert!(scales(0, 3).iter().all(|&scale| scale > 0.0));
+        assert!([scales(2, 2), scales(3, 3), scales(4, 1)].iter().all(|block| block.iter().all(|&scale| scale == 0.0)));
     }
 }

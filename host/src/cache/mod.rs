@@ -24,9 +24,11 @@ use crate::tensor::HostTensor;
 use int_flash_attention_kernels::layout::page::{CACHE_FORMAT, MAX_PAGES, PAGE_TOKENS, page_bytes};
 
 mod append;
+mod gather;
 mod tables;
 
 pub use append::AppendProblem;
+pub use gather::GatherProblem;
 pub use tables::{HostTables, PageTables};
 
 /// How the bytes of a pool's pages lie, and what they mean. Version 1.

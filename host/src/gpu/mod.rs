@@ -41,6 +41,7 @@ mod context;
 mod decode;
 mod dequantize;
 mod embedded;
+mod gather;
 mod int8_rate;
 mod kernel;
 mod launch;
@@ -61,6 +62,7 @@ pub use decode::DecodePlan;
 pub use dequantize::{DequantizePlan, Operand};
 #[doc(hidden)]
 pub use embedded::embedded_ptx;
+pub use gather::GatherPlan;
 pub use int_flash_attention_kernels::config::Family;
 pub use memory::{AnySlice, AnySliceMut, DeviceSlice, DeviceSliceMut};
 pub use merge::{MergePlan, States};

@@ -4,8 +4,13 @@ use super::tensors::last;
 use super::{Grid, Simulator, global, structure};
 use crate::cache::{Cache, New};
 use anyhow::{Context, Result};
-use int_flash_attention::{AppendProblem, CacheShape, HostCache, HostQ, QuantizedQ, Scheme, Shape};
-use int_flash_attention_kernels::params::{AppendParams, Strided};
+use int_flash_attention::{
+    AppendProblem, CacheShape, GatherProblem, HostCache, HostK, HostQ, HostTables, HostV, PackedFormat, QuantizedK,
+    QuantizedQ, QuantizedV, Scheme, Shape,
+};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
+use int_flash_attention_kernels::params::{AppendParams, GatherParams, Strided};
+use int_flash_attention_kernels::quantize::launch::{GATHER, GATHER_SHARED_BYTES, GATHER_THREADS, gather_ctas};
 use ptx_machine::{DevPtr, Memory};
 
 /// A cache that the machine's kernels append to.
@@ -88,6 +93,61 @@ impl Cache for SimulatedCache<'_> {
             scale: memory.read(scale, rows).context("q_scale")?,
             bias: Some(memory.read(bias, rows).context("q_bias")?),
         }))
+    }
+
+    fn gather(&self, tables: &HostTables, seqlen_kv: usize) -> Result<(HostK, HostV)> {
+        let problem = GatherProblem { cache: self.cache.shape, batch: tables.batch, seqlen_kv };
+        let shape = problem.shape();
+        let blocks = shape.batch * shape.heads * kv_blocks(seqlen_kv);
+        let (bytes, heads) = (blocks * block_bytes(shape.head_dim), shape.batch * shape.heads);
+        let mut memory = Memory::new();
+        let pool = memory.alloc_from(&self.cache.pool);
+        let offset = self.cache.k_offset.as_ref().map_or(DevPtr::NULL, |offset| memory.alloc_from(offset));
+        let (table, lengths) = (memory.alloc_from(&tables.block_table), memory.alloc_from(&tables.seqlens_kv));
+        let [k, v] = [(); 2].map(|()| memory.alloc(bytes as u64, 256));
+        let [k_scale, v_scale] = [(); 2].map(|()| memory.alloc(4 * (blocks * KV_BLOCK) as u64, 256));
+        let [k_block_scale, v_block_scale] = [(); 2].map(|()| memory.alloc(4 * blocks as u64, 256));
+        let k_offset = memory.alloc(4 * (heads * shape.head_dim) as u64, 256);
+        let v_unit = memory.alloc(4 * heads as u64, 256);
+        let params = GatherParams {
+            pool: global(pool),
+            block_table: global(table),
+            seqlens_kv: global(lengths),
+            cache_k_offset: global(offset),
+            k_out: global(k),
+            k_scale: global(k_scale),
+            k_block_scale: global(k_block_scale),
+            k_offset: global(k_offset),
+            v_out: global(v),
+            v_scale: global(v_scale),
+            v_block_scale: global(v_block_scale),
+            v_unit: global(v_unit),
+            ..problem.params(tables.batch, tables.max_blocks)?
+        };
+        let ctas = gather_ctas(shape.batch, shape.heads, seqlen_kv).context("too many blocks")?;
+        let at =
+            Grid { kernel: GATHER.entry, grid: [ctas, 1, 1], threads: GATHER_THREADS, shared: GATHER_SHARED_BYTES };
+        self.simulator.launch("quantize", &at, &[structure(&params)], &memory)?;
+        let (scheme, format) = (Scheme::Default, PackedFormat::CURRENT);
+        let k = QuantizedK {
+            shape,
+            scheme,
+            format,
+            data: memory.read(k, bytes).context("k")?,
+            scale: memory.read(k_scale, blocks * KV_BLOCK).context("k_scale")?,
+            block_scale: memory.read(k_block_scale, blocks).context("k_block_scale")?,
+            offset: memory.read(k_offset, heads * shape.head_dim).context("k_offset")?,
+        };
+        let v = QuantizedV {
+            shape,
+            scheme,
+            format,
+            data: memory.read(v, bytes).context("v")?,
+            scale: memory.read(v_scale, blocks * KV_BLOCK).context("v_scale")?,
+            block_scale: memory.read(v_block_scale, blocks).context("v_block_scale")?,
+            unit: memory.read(v_unit, heads).context("v_unit")?,
+        };
+        Ok((k, v))
     }
 
     fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {

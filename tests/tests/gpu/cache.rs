@@ -4,8 +4,9 @@ use super::device::OnGpu;
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::gpu::AnySlice;
 use int_flash_attention::{
-    AppendProblem, Appended, CacheShape, DType, DeviceCache, DeviceQ, Gpu, HostCache, HostQ, HostTensor, NewTokens,
-    QuantizedQ, Scheme, Shape, Slots, TensorLayout,
+    AppendProblem, Appended, AttentionProblem, CacheShape, DType, DeviceCache, DeviceK, DeviceQ, DeviceV,
+    GatherProblem, Gpu, HostCache, HostK, HostQ, HostTables, HostTensor, HostV, NewTokens, QuantizedQ, Scheme, Shape,
+    Slots, TensorLayout,
 };
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::cache::{Cache, New, any_cache, any_slots, append_as_reference, behaves_as_a_model};
@@ -64,6 +65,18 @@ impl Cache for OnDevice {
         plan.launch(&stream, &appended, &mut self.cache.view_mut(), view.as_mut())?;
         stream.synchronize()?;
         Ok(out.map(|out| out.to_host()).transpose()?)
+    }
+
+    fn gather(&self, tables: &HostTables, seqlen_kv: usize) -> Result<(HostK, HostV)> {
+        let (gpu, shape) = (&self.gpu, self.cache.shape);
+        let plan = gpu.plan_gather(&GatherProblem { cache: shape, batch: tables.batch, seqlen_kv })?;
+        let problem = AttentionProblem::new(tables.batch, shape.heads_kv, shape.heads_kv, 1, seqlen_kv, shape.head_dim);
+        let (mut k, mut v) = (DeviceK::alloc(gpu, &problem)?, DeviceV::alloc(gpu, &problem)?);
+        let tables = tables.to_device(gpu, &shape)?;
+        let stream = gpu.stream()?;
+        plan.launch(&stream, &self.cache.view(), &tables.view(), &mut k.view_mut(), &mut v.view_mut())?;
+        stream.synchronize()?;
+        Ok((k.to_host()?, v.to_host()?))
     }
 
     fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {

@@ -1,11 +1,12 @@
 //! The entry points: parameters to CTAs' work (docs/kernel-abi.md, "Entry points").
 
 use super::pages::{self, slot};
-use super::rows::{self, KEYS, QUERIES, VALUES};
+use super::rows::{self, KEYS, QUERIES, STAGED_VALUES, VALUES};
 use super::work::{Operand, Work, has_no_page};
 use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::layout::page::{PAGE_TOKENS, page_head_offset, page_v_offset, page_v_scale_offset};
 use crate::params::AppendParams;
+use crate::ptx::barrier::bar_sync;
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ntid_x};
 use crate::quantize::tile::Tile;
@@ -22,20 +23,26 @@ unsafe fn append<E: Element>(p: &AppendParams) {
     let end = item.end.min(p.tokens);
     unsafe {
         match item.operand {
-            Operand::Keys => rows::quantize::<E, KEYS>(p, item.head, item.first, end),
-            Operand::Queries => rows::quantize::<E, QUERIES>(p, item.head, item.first, end),
+            Operand::Keys => rows::quantize::<E, KEYS>(p, item.head, item.first, end, 0),
+            Operand::Queries => rows::quantize::<E, QUERIES>(p, item.head, item.first, end, 0),
+            Operand::Values if has_no_page(p.tokens) => {
+                rows::quantize::<E, VALUES>(p, item.head, item.first, end, item.part);
+            }
             Operand::Values => {
-                let (mut first, mut end) = (item.first, end);
-                if !has_no_page(p.tokens) {
-                    let window = pages::window(p, item.first);
-                    if window.page < window.end {
-                        whole_page::<E>(p, item.head, window.page);
-                    }
-                    (first, end) = (window.rest, window.page);
+                let window = pages::window(p, item.first);
+                if window.page < window.end {
+                    whole_page::<E>(p, item.head, window.page);
+                    // All have read what is in shared memory.
+                    bar_sync();
                 }
-                while first < end {
-                    rows::quantize::<E, VALUES>(p, item.head, first, end);
-                    first = opaque(first + work.row_tokens);
+                let mut first = window.rest;
+                while first < window.page {
+                    let end = window.page.min(first + work.row_tokens);
+                    rows::quantize::<E, STAGED_VALUES>(p, item.head, first, end, 0);
+                    bar_sync();
+                    rows::store_staged(p, item.head, first, end);
+                    bar_sync();
+                    first = opaque(end);
                 }
             }
         }

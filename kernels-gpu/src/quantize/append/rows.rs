@@ -1,6 +1,7 @@
 //! Tokens with scales of their own, each in the registers of a few lanes (`crate::rotation`).
 
 use super::pages::slot;
+use super::work::FEW_PARTS;
 use crate::division::div_rem;
 use crate::element::{Element, Rows, Vector, load};
 use crate::layout::page::{
@@ -12,12 +13,14 @@ use crate::ptx::global::{ld_global_nc_v4_f32, st_global_f32, st_global_u8, st_gl
 use crate::ptx::math::{add_rn_f32, fma_rn_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
-use crate::ptx::special::tid_x_again;
+use crate::ptx::shared::{ld_shared_u32, st_shared_u32};
+use crate::ptx::special::{ntid_x, tid_x_again};
 use crate::quantize::pack::codes4;
 use crate::quantize::scale::{BEYOND_10_BITS, round_up, round_up_to_step, scale, token_scale};
 use crate::quantize::tokens::quotients;
 use crate::quantize::values::FURTHER;
 use crate::rotation::{DIMS, Place, signs_from, vectors};
+use crate::smem;
 
 /// Of Q.
 pub(super) const QUERIES: u8 = 0;
@@ -25,23 +28,32 @@ pub(super) const QUERIES: u8 = 0;
 pub(super) const KEYS: u8 = 1;
 /// Of V.
 pub(super) const VALUES: u8 = 2;
+/// Of V, with the codes left in shared memory for [`store_staged`].
+pub(super) const STAGED_VALUES: u8 = 3;
 
-/// Quantizes what a CTA's lanes hold of a head's tokens from `first` to before `end`.
+/// Quantizes what a CTA's lanes hold of a head's tokens from `first` to before `end`; of V it stores part number `part` of the dims.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; the launch has the tokens and the head.
 #[inline(always)]
-pub(super) unsafe fn quantize<E: Element, const OF: u8>(p: &AppendParams, head: u32, first: u32, end: u32) {
+pub(super) unsafe fn quantize<E: Element, const OF: u8>(p: &AppendParams, head: u32, first: u32, end: u32, part: u32) {
     let place = Place::new(p.head_dim, p.head_dim.next_power_of_two());
     let of_warp = first + tid_x_again() / 32 * place.tokens();
     // The same for the whole warp.
     if of_warp < end {
-        unsafe { of_one_warp::<E, OF>(p, &place, head, of_warp + place.token, end) }
+        unsafe { of_one_warp::<E, OF>(p, &place, head, of_warp + place.token, [first, end], part) }
     }
 }
 
 #[inline(always)]
-unsafe fn of_one_warp<E: Element, const OF: u8>(p: &AppendParams, place: &Place, head: u32, token: u32, end: u32) {
+unsafe fn of_one_warp<E: Element, const OF: u8>(
+    p: &AppendParams,
+    place: &Place,
+    head: u32,
+    token: u32,
+    [first, end]: [u32; 2],
+    part: u32,
+) {
     unsafe {
         let inside = token < end;
         let token = token.min(end - 1);
@@ -50,7 +62,9 @@ unsafe fn of_one_warp<E: Element, const OF: u8>(p: &AppendParams, place: &Place,
         let early_slot = if OF == QUERIES || late { 0 } else { slot(p, token) };
         let mut x = rotated::<E, OF>(p, place, head, token, inside);
         let (scale, number) = match OF {
-            VALUES => quotients::<E>(place, &mut x, |amax| round_up_to_step(scale(amax, fma_rn_f32)), 1.0 / MIN_SCALE),
+            VALUES | STAGED_VALUES => {
+                quotients::<E>(place, &mut x, |amax| round_up_to_step(scale(amax, fma_rn_f32)), 1.0 / MIN_SCALE)
+            }
             _ => {
                 let beyond = if OF == QUERIES { BEYOND_10_BITS } else { 0 };
                 quotients::<E>(place, &mut x, |amax| round_up(token_scale(amax, fma_rn_f32), beyond), MAX_SCALE)
@@ -77,10 +91,17 @@ unsafe fn of_one_warp<E: Element, const OF: u8>(p: &AppendParams, place: &Place,
                 pool.wrapping_add(page_v_scale_offset(d)).cast::<f32>().wrapping_add(key),
             ),
         };
-        st_global_f32(write & (place.lane == 0), scales, [scale]);
+        st_global_f32(write & (place.lane == 0) & (part == 0), scales, [scale]);
         unroll!(0..vectors::<E>(), |i| {
             let (write, dim) = (write & place.has::<E>(i), place.vector(i) as usize * E::LANES);
-            if OF == VALUES {
+            if OF == STAGED_VALUES {
+                let to = staged(p.head_dim, token - first) + dim as u32;
+                unroll!(0..E::LANES / 4, |four| {
+                    let bytes = quad(i * E::LANES + 4 * four) ^ V_OFFSETS;
+                    st_shared_u32(inside & place.has::<E>(i), to + 4 * four as u32, bytes);
+                });
+            } else if OF == VALUES {
+                let write = write & (i as u32 % FEW_PARTS == part);
                 // Of eight neighbouring dims the rows are as far apart as `FURTHER` says, and swizzled alike.
                 let to = codes.wrapping_add(v_offset(key, dim, d));
                 unroll!(0..E::LANES / 4, |four| {
@@ -99,6 +120,44 @@ unsafe fn of_one_warp<E: Element, const OF: u8>(p: &AppendParams, place: &Place,
                 }
             }
         });
+    }
+}
+
+/// Shared address of the bytes of V of a token of those that a CTA holds. Tokens are an odd number of words apart, so that a warp's lie in different banks.
+#[inline(always)]
+fn staged(head_dim: u32, token: u32) -> u32 {
+    smem::base() + token * (head_dim + 4)
+}
+
+/// Stores what [`STAGED_VALUES`] left of a head's tokens from `first` to before `end`, a lane each: those whose slots follow one another fill sectors, of which
+/// memory takes parts more slowly.
+///
+/// # Safety
+/// Every thread of the CTA calls it, with a barrier in front of it.
+#[inline(always)]
+pub(super) unsafe fn store_staged(p: &AppendParams, head: u32, first: u32, end: u32) {
+    unsafe {
+        let d = p.head_dim as usize;
+        let mut token = first + tid_x_again() % 32;
+        let mut of_group = first;
+        while of_group < end {
+            let slot = if token < end { slot(p, token) } else { NO_SLOT };
+            let write = slot != NO_SLOT;
+            let (page, key) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
+            let to = page_head_offset(page, head as usize, p.heads_kv as usize, d) + page_v_offset(d);
+            let to = p.pool.ptr().cast_mut().wrapping_add(to);
+            let from = staged(p.head_dim, token.min(end - 1) - first);
+            let mut dim = 4 * (tid_x_again() / 32);
+            while dim < p.head_dim {
+                let bytes = ld_shared_u32(from + dim);
+                unroll!(0..4, |i| {
+                    st_global_u8(write, to.wrapping_add(v_offset(key, dim as usize + i, d)), [bytes >> (8 * i)]);
+                });
+                dim += 4 * (ntid_x() / 32);
+            }
+            of_group += 32;
+            token += 32;
+        }
     }
 }
 
@@ -135,14 +194,14 @@ unsafe fn rotated<E: Element, const OF: u8>(
                 x[i * E::LANES + j] = f32::from_bits(selp_b32(place.has::<E>(i), value.to_bits(), 0));
             });
         });
-        if OF == VALUES {
+        if OF == VALUES || OF == STAGED_VALUES {
             unroll!(0..DIMS / V_ROTATION, |i| {
                 let four = rotate_v([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
                 (x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]) = (four[0], four[1], four[2], four[3]);
             });
             return x;
         }
-        let mut bias = [0.0; 4];
+        let mut bias = 0.0;
         if !p.k_offset.is_null() {
             let place = Place::new(p.head_dim, p.head_dim.next_power_of_two());
             let head_kv = if OF == KEYS { head } else { div_rem(head, div_rem(p.heads_q, p.heads_kv).0).0 };
@@ -157,14 +216,14 @@ unsafe fn rotated<E: Element, const OF: u8>(
                         if OF == KEYS {
                             x[at] -= offset;
                         } else {
-                            bias[j] = fma_rn_f32(x[at], offset, bias[j]);
+                            bias = fma_rn_f32(x[at], offset, bias);
                         }
                     });
                 });
             });
         }
         if OF == QUERIES {
-            let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
+            let bias = place.over_lanes(bias, add_rn_f32);
             // Made anew below: it takes no registers meanwhile.
             let to = p.q_bias.ptr().cast_mut().wrapping_add(query_row(p, head, opaque(token)));
             st_global_f32(inside & (place.lane == 0), to, [bias]);
