@@ -3,6 +3,7 @@
 pub mod agreement;
 pub mod baseline;
 pub mod battery;
+pub mod cache;
 pub mod case;
 pub mod decode;
 pub mod properties;

@@ -1,6 +1,7 @@
 //! What is asked: one attention forward pass.
 
 mod params;
+pub(crate) use params::strided;
 pub(crate) use params::window_params;
 mod window;
 

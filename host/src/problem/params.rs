@@ -104,7 +104,7 @@ pub(crate) fn window_params(window: Window) -> (u32, u32) {
 }
 
 /// A layout without an address.
-fn strided(layout: &TensorLayout) -> Strided {
+pub(crate) fn strided(layout: &TensorLayout) -> Strided {
     let [stride_b, stride_h, stride_n] = layout.strides();
     Strided { stride_b, stride_h, stride_n, ..Strided::NONE }
 }

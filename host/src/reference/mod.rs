@@ -8,6 +8,7 @@
 //!
 //! Every function works on all cores.
 
+mod append;
 mod codes;
 mod compare;
 mod decode;
@@ -24,6 +25,7 @@ mod simd;
 mod softmax;
 
 pub use crate::resources::start_threads;
+pub(crate) use append::append;
 pub use compare::{Excess, Figures, compare, first_excess};
 pub use decode::{decode, decode_bounds};
 pub use dequantize::{dequantize_k, dequantize_q, dequantize_v};

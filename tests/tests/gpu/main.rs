@@ -5,6 +5,7 @@
 //! Without a GPU every test is reported as ignored, and why. Where the GPU runs more than one family of attention kernels, tests
 //! that launch them run once for each; `NAME::sm_90a` is the one for Hopper.
 
+mod cache;
 mod decode;
 mod device;
 mod families;
@@ -56,7 +57,11 @@ const OF_FAMILIES: [(&str, Test); 13] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 12] = [
+const ONCE: [(&str, Test); 16] = [
+    ("appended_tokens_are_the_references", cache::appends),
+    ("a_cache_behaves_as_a_model", cache::model),
+    ("an_append_in_a_graph_reads_its_slots", cache::graph),
+    ("an_append_with_one_slot_twice", cache::one_slot_twice),
     ("float16_kernels_match_float64", float16),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
