@@ -188,10 +188,11 @@ impl Rows {
         Self { base, stride, aligned: (base as usize | stride as usize) % 16 == 0 }
     }
 
-    /// Those from row `first` on.
+    /// The same rows without those before this one.
     #[inline(always)]
-    pub fn from(&self, first: u32) -> Self {
-        Self { base: self.base.wrapping_offset(i64::from(first).wrapping_mul(self.stride) as isize), ..*self }
+    pub fn skip(mut self, row: u32) -> Self {
+        self.base = self.at((row, 0));
+        self
     }
 
     /// The address of a vector of a row.

@@ -3,9 +3,12 @@
 pub mod agreement;
 pub mod baseline;
 pub mod battery;
+pub mod cache;
 pub mod case;
+pub mod decode;
 pub mod properties;
 pub mod sim;
+pub mod unseen;
 pub mod values;
 
 /// The code in README and quickstart is compiled, and the part without a GPU run.

@@ -129,9 +129,9 @@ impl Lane {
             let vector = |i: usize| (row, self.place.vector_or_first::<E>(i));
             let has = |i: usize| self.place.has::<E>(i);
             if E::LANES == 8 {
-                raw.request::<E, { DIMS / 8 }>(to, &rows.from(tile.first()), has, vector);
+                raw.request::<E, { DIMS / 8 }>(to, &rows.skip(tile.first()), has, vector);
             } else {
-                raw.request::<E, { DIMS / 4 }>(to, &rows.from(tile.first()), has, vector);
+                raw.request::<E, { DIMS / 4 }>(to, &rows.skip(tile.first()), has, vector);
             }
         }
     }
@@ -195,25 +195,9 @@ unsafe fn one<E: Element, const KEYS: bool>(
             place.butterflies::<E>(&mut x);
         }
 
-        // As a tree: the tokens of other warps do not hide 32 steps.
-        let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
-        unroll!(4..DIMS, |i| {
-            amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
-        });
-        let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
-        let amax = place.over_lanes(amax, max_nan_f32);
-        let number = amax < f32::INFINITY;
         let beyond = if !KEYS && rotates { BEYOND_10_BITS } else { 0 };
-        let scale = round_up(token_scale(amax, fma_rn_f32), beyond);
-        let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
-        unroll!(0..DIMS, |i| {
-            x[i] = mul_rn_f32(x[i], inverse);
-        });
-        if E::CLAMPS && vote_any(scale >= MAX_SCALE) {
-            unroll!(0..DIMS, |i| {
-                x[i] = clamp::<E>(x[i]);
-            });
-        }
+        let of = |amax| round_up(token_scale(amax, fma_rn_f32), beyond);
+        let (scale, number) = quotients::<E>(place, &mut x, of, MAX_SCALE);
         let mut words = [0; DIMS / 4];
         unroll!(0..DIMS / 4, |i| {
             words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
@@ -269,6 +253,40 @@ unsafe fn one<E: Element, const KEYS: bool>(
                 request_none::<E>();
             }
         }
+    }
+}
+
+/// The scale that `scale` gives to the token's largest magnitude, and whether all its elements are numbers; `x` over the scale. Codes may be
+/// beyond their range, and are brought back, where the scale is `largest`, the largest there is.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+pub(crate) unsafe fn quotients<E: Element>(
+    place: &Place,
+    x: &mut [f32; DIMS],
+    scale: impl Fn(f32) -> f32,
+    largest: f32,
+) -> (f32, bool) {
+    unsafe {
+        // As a tree: the tokens of other warps do not hide 32 steps.
+        let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
+        unroll!(4..DIMS, |i| {
+            amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
+        });
+        let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
+        let amax = place.over_lanes(amax, max_nan_f32);
+        let scale = scale(amax);
+        let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
+        unroll!(0..DIMS, |i| {
+            x[i] = mul_rn_f32(x[i], inverse);
+        });
+        if E::CLAMPS && vote_any(scale >= largest) {
+            unroll!(0..DIMS, |i| {
+                x[i] = clamp::<E>(x[i]);
+            });
+        }
+        (scale, amax < f32::INFINITY)
     }
 }
 

@@ -27,7 +27,7 @@ use crate::ptx::shuffle::{first_lane, shfl_bfly, vote_any};
 use crate::ptx::special::{ntid_x, tid_x, tid_x_again};
 
 /// How many rows further a lane's dims stand than the first, which is a multiple of four: all are swizzled alike.
-const FURTHER: [usize; 8] = [0, 1, 8, 9, 16, 17, 24, 25];
+pub(crate) const FURTHER: [usize; 8] = [0, 1, 8, 9, 16, 17, 24, 25];
 
 const _: () = {
     let mut dim = 0;
@@ -44,7 +44,7 @@ pub(crate) struct Output {
     pub bytes: *mut u8,
     /// The block's scales.
     pub scale: *mut f32,
-    /// The block's `v_block_scale`.
+    /// The block's `v_block_scale`, or null.
     pub block_scale: *mut f32,
     /// The head's `v_unit`, of its first block, or null.
     pub unit: *mut f32,
@@ -204,7 +204,8 @@ struct Scales {
 }
 
 /// Quantizes and packs the blocks of V from `tile` to before number `end`. `head_amax` is the largest magnitude of the head, where V does not rotate: in the paper's scheme. `rows` and
-/// `out` say where the head and the block are, as often as they are asked, so that addresses take no registers meanwhile.
+/// `out` say where the head and the block are, as often as they are asked, so that addresses take no registers meanwhile. With `steps` the scale that a
+/// block's tokens share is rounded up as one of their own is.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; tile and output are in their tensor and arrays.
@@ -212,6 +213,7 @@ struct Scales {
 pub(crate) unsafe fn quantize<E: Element>(
     head_dim: u32,
     rotates: bool,
+    steps: bool,
     head_amax: f32,
     rows: impl Fn() -> Rows,
     tile: Tile,
@@ -230,7 +232,7 @@ pub(crate) unsafe fn quantize<E: Element>(
             if !in_shared::<E>() {
                 request::<E>(&mut raw, &places, &rows(), tile);
             }
-            one::<E>(head_dim, rotates, head_amax, &places, &rows, tile, end, raw, &out);
+            one::<E>(head_dim, rotates, steps, head_amax, &places, &rows, tile, end, raw, &out);
             tile.index = first_lane(tile.index + 1);
             if tile.index >= end {
                 break;
@@ -267,7 +269,7 @@ unsafe fn request<E: Element>(raw: &mut Vectors, places: &Places, rows: &Rows, t
         let last = tile.count() - 1;
         let at = |i: usize| (place.key(i).min(last), place.vector);
         let to = raw_address(place.octet, tid_x_again() % 8);
-        raw.request::<E, THREAD_VECTORS>(to, &rows.from(tile.first()), |_| true, at);
+        raw.request::<E, THREAD_VECTORS>(to, &rows.skip(tile.first()), |_| true, at);
     }
 }
 
@@ -276,6 +278,7 @@ unsafe fn request<E: Element>(raw: &mut Vectors, places: &Places, rows: &Rows, t
 unsafe fn one<E: Element>(
     head_dim: u32,
     rotates: bool,
+    steps: bool,
     head_amax: f32,
     places: &Places,
     rows: &impl Fn() -> Rows,
@@ -292,7 +295,7 @@ unsafe fn one<E: Element>(
         bar_sync();
         let parts = if rotates { head_dim / (4 * E::LANES) as u32 } else { 0 };
         let largest = Largest { tile: tile.index, parts, least: head_amax };
-        let scales = Scales::decide::<E>(&largest, tile.index == 0);
+        let scales = Scales::decide::<E>(&largest, tile.index == 0, steps);
         let (mut inverse, mut masks) = ([reciprocal(scales.largest, rcp_approx_ftz_f32, fma_rn_f32); 8], [u32::MAX; 2]);
         let whole = scales.shared & (tile.count() == KV_BLOCK as u32);
         if !whole {
@@ -374,7 +377,7 @@ unsafe fn each_scale<E: Element>(amax: &Largest, count: u32) {
 impl Scales {
     /// What the whole block comes to; the same for all threads, each warp works it out. Keys that are not there are as the last one.
     #[inline(always)]
-    unsafe fn decide<E: Element>(amax: &Largest, first_block: bool) -> Self {
+    unsafe fn decide<E: Element>(amax: &Largest, first_block: bool, steps: bool) -> Self {
         unsafe {
             let four = amax.of_keys::<E>(4 * (tid_x() % 32));
             let largest = max_nan_f32(max_nan_f32(four[0], four[1]), max_nan_f32(four[2], four[3]));
@@ -395,6 +398,7 @@ impl Scales {
                 let first = scale(amax.of_keys::<E>(0)[0], fma_rn_f32);
                 shared &= largest <= mul_rn_f32(V_FIRST_RATIO, first);
             }
+            let largest = if steps { round_up_to_step(largest) } else { largest };
             Self { largest, shared }
         }
     }
@@ -415,7 +419,7 @@ impl Scales {
                 key += ntid_x();
             }
             let block_scale = selp_b32(self.shared, self.largest.to_bits(), f32::NAN.to_bits());
-            st_global_f32(tid_x() == 0, out.block_scale, [f32::from_bits(block_scale)]);
+            st_global_f32((tid_x() == 0) & !out.block_scale.is_null(), out.block_scale, [f32::from_bits(block_scale)]);
             if !out.unit.is_null() {
                 // Opaque: else it would be worked out for all blocks.
                 let largest = f32::from_bits(opaque(self.largest.to_bits()));

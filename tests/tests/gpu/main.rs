@@ -5,6 +5,8 @@
 //! Without a GPU every test is reported as ignored, and why. Where the GPU runs more than one family of attention kernels, tests
 //! that launch them run once for each; `NAME::sm_90a` is the one for Hopper.
 
+mod cache;
+mod decode;
 mod device;
 mod families;
 mod instructions;
@@ -22,6 +24,7 @@ use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, variant};
 use int_flash_attention_tests::properties::{self, Kernels};
+use int_flash_attention_tests::unseen::{self, any_unseen};
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{baseline, cases, check_cases};
 use large::{far_strides, many_elements};
@@ -37,10 +40,11 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 12] = [
+const OF_FAMILIES: [(&str, Test); 13] = [
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
+    ("what_a_row_does_not_see_does_not_change_it", unseen_keys),
     ("rows_that_are_not_aligned_match_the_reference", unaligned_rows),
     ("tiles_that_see_no_key_are_zeros", no_keys),
     ("long_sequences_match_the_reference", long_sequences),
@@ -53,11 +57,19 @@ const OF_FAMILIES: [(&str, Test); 12] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 8] = [
+const ONCE: [(&str, Test); 16] = [
+    ("appended_tokens_are_the_references", cache::appends),
+    ("a_cache_behaves_as_a_model", cache::model),
+    ("an_append_in_a_graph_reads_its_slots", cache::graph),
+    ("an_append_with_one_slot_twice", cache::one_slot_twice),
     ("float16_kernels_match_float64", float16),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
     ("the_families_agree", families::agree),
+    ("decode_matches_the_reference", decode::matches),
+    ("decode_has_the_same_bits_in_every_batch", decode::batches),
+    ("a_decode_graph_replays_on_growing_sequences", decode::graph),
+    ("states_are_merged_as_in_the_reference", decode::merges),
     ("a_graph_keeps_its_memory", recordings::keeps_memory),
     ("threads_work_beside_a_recording", recordings::beside),
     ("two_gpus_do_not_mix", recordings::two_gpus),
@@ -136,6 +148,17 @@ fn hostile_values(gpu: &OnGpu) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Behind the window: loud, infinite and NaN keys and values, in and behind the block of the last key that a row sees.
+fn unseen_keys(on: &OnGpu) -> Result<()> {
+    check_cases(cases(120), &any_unseen(&HEAD_DIMS, 900), |unseen| {
+        unseen::changes_nothing(unseen, |problem, [q, k, v]| {
+            let operands = on.quantize(problem, q, k, v)?;
+            Ok(on.attention(problem, &operands, &q.layout(), q.dtype(), false)?.0)
+        })
+    })
+    .map_err(anyhow::Error::msg)
 }
 
 /// Rows that are not aligned to 16 bytes, because of a stride or because of where the tensor starts, in every kernel of the family
