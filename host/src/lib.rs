@@ -56,12 +56,12 @@ pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
     AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DequantizePlan, DeviceBuffer, DeviceK, DeviceOperands,
-    DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, Operand, QuantizeKvPlan, QuantizeLayouts,
-    QuantizePlan, QuantizeQPlan, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
-    ViewQ, ViewV,
+    DeviceQ, DeviceSeqLens, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, Operand, QuantizeKvPlan,
+    QuantizeLayouts, QuantizePlan, QuantizeQPlan, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands, ViewMutQ,
+    ViewMutV, ViewOperands, ViewQ, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
-pub use problem::{AttentionProblem, Scheme, Window};
+pub use problem::{AttentionProblem, HostSeqLens, Scheme, SeqLens, Sequences, Span, Window};
 pub use progress::{Progress, ProgressFn};
 pub use quantized::{HostK, HostQ, HostQuantized, HostV, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV};
 pub use shape::{Order, Shape, TensorLayout};

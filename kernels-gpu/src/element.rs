@@ -188,6 +188,14 @@ impl Rows {
         Self { base, stride, aligned: (base as usize | stride as usize) % 16 == 0 }
     }
 
+    /// The rows from number `first` on.
+    #[cfg(any(kernels = "quantize", kernels = "dequantize"))]
+    #[inline(always)]
+    pub fn from_row(self, first: u32) -> Self {
+        let offset = i64::from(first).wrapping_mul(self.stride);
+        Self { base: self.base.wrapping_offset(offset as isize), ..self }
+    }
+
     /// The address of a vector of a row.
     #[inline(always)]
     pub fn at(&self, (row, vector): (u32, u32)) -> *mut u8 {

@@ -5,6 +5,7 @@ pub mod baseline;
 pub mod battery;
 pub mod case;
 pub mod properties;
+pub mod sequences;
 pub mod sim;
 pub mod values;
 

@@ -108,8 +108,8 @@ macro_rules! operand {
 }
 
 operand!(DeviceQ, HostQ, ViewQ, ViewMutQ, QuantizedQ; shape, scheme; data, scale; bias);
-operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; shape, scheme, format; data, scale, block_scale, offset;);
-operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; shape, scheme, format; data, scale, block_scale, unit;);
+operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; shape, packed, scheme, format; data, scale, block_scale, offset;);
+operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; shape, packed, scheme, format; data, scale, block_scale, unit;);
 
 impl DeviceQ {
     /// Room for the queries of a problem.
@@ -136,9 +136,10 @@ impl DeviceK {
     /// A wrong problem, or what the driver says.
     pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
         problem.check()?;
-        let lengths = Lengths::of(problem.kv_shape())?;
+        let lengths = Lengths::of_kv(problem)?;
         Ok(Self {
             shape: problem.kv_shape(),
+            packed: lengths.packed,
             scheme: problem.scheme,
             format: PackedFormat::CURRENT,
             data: gpu.alloc(lengths.kv_data)?,
@@ -156,9 +157,10 @@ impl DeviceV {
     /// A wrong problem, or what the driver says.
     pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
         problem.check()?;
-        let lengths = Lengths::of(problem.kv_shape())?;
+        let lengths = Lengths::of_kv(problem)?;
         Ok(Self {
             shape: problem.kv_shape(),
+            packed: lengths.packed,
             scheme: problem.scheme,
             format: PackedFormat::CURRENT,
             data: gpu.alloc(lengths.kv_data)?,
@@ -232,6 +234,17 @@ fn same_shape(name: &'static str, given: Shape, expected: Shape) -> Result<()> {
     AttentionProblem::check_shape(name, given, expected)
 }
 
+#[inline]
+fn same_packing(name: &'static str, given: Option<usize>, lengths: &Lengths) -> Result<()> {
+    if given == lengths.packed {
+        return Ok(());
+    }
+    let of = |packed: Option<usize>| {
+        packed.map_or_else(|| "one sequence a batch".to_owned(), |sequences| format!("{sequences} packed sequences"))
+    };
+    Err(Error::ShapeMismatch { name, given: of(given), expected: of(lengths.packed) })
+}
+
 /// `data`, `scale`, `bias` (0 where it is not there).
 impl<I: Checked, F: Checked> Addresses<3> for QuantizedQ<I, F> {
     #[inline]
@@ -251,6 +264,7 @@ impl<I: Checked, F: Checked> Addresses<4> for QuantizedK<I, F> {
     #[inline]
     fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("k", self.shape, shape)?;
+        same_packing("k", self.packed, lengths)?;
         Ok([
             self.data.checked(launch, "k", lengths.kv_data)?,
             self.scale.checked(launch, "k_scale", lengths.kv_scale)?,
@@ -265,6 +279,7 @@ impl<I: Checked, F: Checked> Addresses<4> for QuantizedV<I, F> {
     #[inline]
     fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("v", self.shape, shape)?;
+        same_packing("v", self.packed, lengths)?;
         Ok([
             self.data.checked(launch, "v", lengths.kv_data)?,
             self.scale.checked(launch, "v_scale", lengths.kv_scale)?,

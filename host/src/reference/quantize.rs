@@ -69,6 +69,7 @@ pub fn quantize_k(scheme: Scheme, k: &HostTensor) -> Result<HostK> {
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedK {
         shape,
+        packed: None,
         scheme,
         format: PackedFormat::CURRENT,
         data: vec![0; lengths.kv_data],
@@ -116,6 +117,7 @@ pub fn quantize_v(scheme: Scheme, v: &HostTensor) -> Result<HostV> {
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedV {
         shape,
+        packed: None,
         scheme,
         format: PackedFormat::CURRENT,
         data: vec![v_byte(0); lengths.kv_data],
@@ -180,6 +182,7 @@ fn share(scales: &mut [f32], first_block: bool) -> f32 {
 /// A wrong problem, or tensors of other shapes than it says.
 pub fn quantize(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<HostQuantized> {
     problem.check()?;
+    problem.check_equal()?;
     check_shapes(problem, q, k, v)?;
     let k = quantize_k(problem.scheme, k)?;
     let offset = problem.scheme.rotates().then_some(k.offset.as_slice());
