@@ -34,6 +34,7 @@ impl Tokens {
     }
 
     /// Of a sequence of a dense batch.
+    #[cfg(target_arch = "nvptx64")]
     #[inline(always)]
     const fn dense(sequence: u32, len: u32) -> Self {
         Self { batch: sequence, first: 0, len }

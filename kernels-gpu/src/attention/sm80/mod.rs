@@ -124,7 +124,7 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         vars.store_reach(place.thread / 32, reach);
         let (mut block, mut more) = (blocks.first, blocks.first != blocks.end);
         let first = factors.fetch(more);
-        factors.publish(block, first, common_factor * shrink::<K, MT>(params, &place, block, more));
+        factors.publish(block, first, common_factor * shrink::<K, MT>(params, &place.sequence, block, more));
         // For the variables in shared memory: there may be no block, and so no other barrier before the end.
         bar_sync();
         while more {
@@ -167,7 +167,8 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
     unsafe {
         let next_scale = factors.fetch(more);
         // Long before they are needed: the products hide the loads.
-        let scales = block_scales::<K, MT>(params, place, vars, block);
+        let sequence = blocks_of(place, vars);
+        let scales = block_scales::<K, MT>(params, &sequence, vars, block);
         let k = pipeline.next_k();
         let mut s = scores::block(query, k, factors, softmax, block, place);
         let [full_from, full_to] = vars.full();
@@ -202,7 +203,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         // Before the wait, which hides the load.
         let common_factor = vars.common_factor();
         let v = pipeline.next_v();
-        let shrink = shrink::<K, MT>(params, place, block + 1, more);
+        let shrink = shrink::<K, MT>(params, &blocks_of(place, vars), block + 1, more);
         factors.publish(block + 1, next_scale, common_factor * shrink);
         team.collect(&mut p);
         let notes = || notes::<K, MT>(opaque(tid_x()));
@@ -237,18 +238,24 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
     });
 }
 
+/// The sequence as it is for the addresses of its blocks, where that begins from shared memory: it would be in registers across the loop.
+#[inline(always)]
+unsafe fn blocks_of(place: &Place, vars: &SharedVars) -> Sequence {
+    let [first_block, index_kv] = unsafe { vars.first_block() };
+    Sequence { first_block, index_kv, ..place.sequence }
+}
+
 /// The scales of a block, in the unit of the head's values, and the reach of the warp's rows.
 #[inline(always)]
 unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
     params: &AttentionParams,
-    place: &Place,
+    sequence: &Sequence,
     vars: &SharedVars,
     block: u32,
 ) -> BlockScales {
     if !K::Softmax::SPECIAL {
         return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
     }
-    let sequence = &place.sequence;
     let [k, v, unit] = unsafe {
         [
             ld_global_nc_f32(sequence.k_block_scale(params, block)),
@@ -262,10 +269,15 @@ unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
 
 /// What the factors of a block's keys are multiplied with, if there is such a block.
 #[inline(always)]
-unsafe fn shrink<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, place: &Place, block: u32, is: bool) -> f32 {
+unsafe fn shrink<K: Kernel<MT>, const MT: usize>(
+    params: &AttentionParams,
+    sequence: &Sequence,
+    block: u32,
+    is: bool,
+) -> f32 {
     let mut shrink = 1.0;
     if K::Softmax::SPECIAL && is {
-        let k = unsafe { ld_global_nc_f32(place.sequence.k_block_scale(params, block)) };
+        let k = unsafe { ld_global_nc_f32(sequence.k_block_scale(params, block)) };
         shrink = K::Softmax::shrink(params, K::HEAD_DIM, k);
     }
     shrink

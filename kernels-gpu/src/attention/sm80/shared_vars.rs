@@ -5,7 +5,9 @@
 
 use crate::attention::sequence::Sequence;
 use crate::attention::window::Blocks;
-use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v4_u32};
+use crate::ptx::shared::{
+    ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32,
+};
 
 /// The query rows of a CTA.
 #[derive(Clone, Copy)]
@@ -46,6 +48,7 @@ impl SharedVars {
         unsafe {
             st_shared_v4_u32(predicate, self.address, [row, head_q, batch, common_factor.to_bits()]);
             st_shared_v4_u32(predicate, self.address + 16, of_blocks);
+            st_shared_v2_u32(predicate, self.address + 48, [sequence.first_block, sequence.index_kv]);
         }
     }
 
@@ -67,6 +70,12 @@ impl SharedVars {
     #[inline(always)]
     pub(crate) unsafe fn lengths(&self) -> [u32; 2] {
         unsafe { ld_shared_v2_u32(self.address + 24) }
+    }
+
+    /// `first_block` and `index_kv` of the tile's sequence, see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn first_block(&self) -> [u32; 2] {
+        unsafe { ld_shared_v2_u32(self.address + 48) }
     }
 
     /// The common factor of the keys, see [`Self::tile`].
