@@ -53,7 +53,7 @@ fn key_lengths_of_a_dense_batch() {
 #[test]
 fn generated_packs_and_key_lengths() {
     let families = Family::ALL;
-    check_cases(cases(16), &sequences::any_pack(any_case(20), 300), |(case, lengths)| {
+    check_cases(cases(12), &sequences::any_pack(any_case(20), 300), |(case, lengths)| {
         for family in families {
             let kernels = || Simulator::of(family, 2);
             sequences::all(&kernels().with_lengths(lengths), &kernels(), case, lengths)?;
