@@ -154,6 +154,12 @@ impl Lengths {
         Self::of_packed(problem.kv_shape(), problem.packed())
     }
 
+    /// Whether the attention kernels, which do so with 32 bits, count the blocks of a problem.
+    pub(crate) fn check_blocks(&self, problem: &AttentionProblem) -> Result<()> {
+        let overflow = |_| Error::Overflow { what: "the packed blocks", shape: problem.kv_shape().to_string() };
+        u32::try_from(self.blocks).map(|_| ()).map_err(overflow)
+    }
+
     /// For an operand of this shape, whose one batch has so many sequences.
     pub(crate) fn of_packed(shape: Shape, packed: Option<usize>) -> Result<Self> {
         Shape::new(shape.batch, shape.heads, shape.seqlen, shape.head_dim)?;
@@ -163,8 +169,7 @@ impl Lengths {
         let blocks = packed.map_or_else(|| kv_blocks(shape.seqlen), |sequences| packed_blocks(shape.seqlen, sequences));
         let all_blocks = (shape.batch * shape.heads).checked_mul(blocks).ok_or_else(overflow)?;
         let kv_data = all_blocks.checked_mul(block_bytes(shape.head_dim)).ok_or_else(overflow)?;
-        // The kernels count blocks with 32 bits.
-        if i64::try_from(kv_data).is_err() || u32::try_from(all_blocks).is_err() {
+        if i64::try_from(kv_data).is_err() {
             return Err(overflow());
         }
         Ok(Self {

@@ -219,3 +219,18 @@ fn definition(
         (first_q, first_kv) = (first_q + nq as usize, first_kv + nkv as usize);
     }
 }
+
+/// So many sequences and tiles that the quantizer's CTAs have several, and that some of those are of one sequence.
+#[test]
+fn many_sequences_are_quantized_in_runs_of_tiles() {
+    let lengths: Vec<(u32, u32)> =
+        (0..250).map(|i| (8 + i * 37 % 57, if i % 50 == 3 { 600 } else { 8 + i * 37 % 57 })).collect();
+    let problem = AttentionProblem::new(1, 12, 12, 1, 1, 32);
+    let (case, lengths) = packed(Case::plain(problem, 5), &lengths, 0);
+    let [q, k, v] = case.tensors().unwrap();
+    let on_host = lengths.map(Vec::as_slice);
+    let kernels = Simulator::new().with_lengths(&lengths);
+    let want = int_flash_attention::reference::sequences::quantize(&case.problem, &on_host, &q, &k, &v).unwrap();
+    let got = kernels.quantize(&case.problem, &q, &k, &v).unwrap();
+    properties::same_but_bias(&got, &want).unwrap();
+}

@@ -115,6 +115,8 @@ impl Gpu {
         let grid = variant.grid(&params, multiprocessors);
         let too_many = || Error::Tiles { kernel: variant.name, shape: problem.q_shape().to_string() };
         let grid = grid.ok_or_else(too_many)?;
+        let kv_lengths = Lengths::of_kv(problem)?;
+        kv_lengths.check_blocks(problem)?;
         let kernel = self.kernel(variant.name, variant.name, grid, variant.threads, variant.shared_bytes)?;
         Ok(AttentionPlan {
             gpu: self.clone(),
@@ -123,7 +125,7 @@ impl Gpu {
             problem: *problem,
             output: *output,
             q_lengths: Lengths::of(problem.q_shape())?,
-            kv_lengths: Lengths::of_kv(problem)?,
+            kv_lengths,
             params,
         })
     }
