@@ -188,12 +188,11 @@ impl Rows {
         Self { base, stride, aligned: (base as usize | stride as usize) % 16 == 0 }
     }
 
-    /// The rows from number `first` on.
-    #[cfg(any(kernels = "quantize", kernels = "dequantize"))]
+    /// The same rows without those before this one.
     #[inline(always)]
-    pub fn from_row(self, first: u32) -> Self {
-        let offset = i64::from(first).wrapping_mul(self.stride);
-        Self { base: self.base.wrapping_offset(offset as isize), ..self }
+    pub fn skip(mut self, row: u32) -> Self {
+        self.base = self.at((row, 0));
+        self
     }
 
     /// The address of a vector of a row.

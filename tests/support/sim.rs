@@ -24,9 +24,12 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+mod append;
+mod decode;
 mod parts;
 mod tensors;
 
+pub use append::SimulatedCache;
 use parts::Parts;
 pub use tensors::Places;
 
@@ -371,7 +374,7 @@ impl Kernels for Simulator {
         } else {
             Some(rows_of(1).read(&memory, lse_out, rows, f32::NEG_INFINITY).context("lse")?)
         };
-        Ok((o.read(&memory, &query_rows(&spans)).context("o")?, lse))
+        Ok((o.read_rows(&memory, &query_rows(&spans)).context("o")?, lse))
     }
 
     fn attention_f16(
@@ -401,8 +404,7 @@ impl Kernels for Simulator {
             ..params
         };
         self.launch(variant.name, &at, &[structure(&params)], &memory)?;
-        let own = query_rows(&problem.spans(&SeqLens::Equal)?);
-        Ok((o.read(&memory, &own).context("o")?, memory.read(lse, rows).context("lse")?))
+        Ok((o.read(&memory).context("o")?, memory.read(lse, rows).context("lse")?))
     }
 
     fn dequantize(
@@ -444,7 +446,7 @@ impl Kernels for Simulator {
         self.launch("dequantize", &at, &args, &memory)?;
         let spans = self.spans(problem);
         let rows = if which == Operand::Q { query_rows(&spans) } else { key_rows(&spans) };
-        o.read(&memory, &rows).with_context(|| format!("dequantized {which:?}"))
+        o.read_rows(&memory, &rows).with_context(|| format!("dequantized {which:?}"))
     }
 }
 

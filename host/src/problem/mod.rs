@@ -2,6 +2,8 @@
 
 mod packed;
 mod params;
+pub(crate) use params::strided;
+pub(crate) use params::window_params;
 mod window;
 
 use crate::error::{Error, Result};

@@ -8,6 +8,7 @@ use crate::problem::{AttentionProblem, HostSeqLens, Span};
 use crate::progress::{Progress, ProgressFn};
 use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat};
 use crate::tensor::HostTensor;
+use crate::view::HostView;
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, v_byte};
 use std::ops::Range;
 
@@ -24,7 +25,7 @@ pub fn exact(
     v: &HostTensor,
 ) -> Result<Exact> {
     problem.check_sizes()?;
-    super::quantize::check_shapes(problem, q, k, v)?;
+    super::quantize::check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
     let mut all = Whole::new(problem);
     for span in problem.spans(lengths)? {
         if let Some(one) = all.dense(&span) {
@@ -47,7 +48,7 @@ pub fn exact_bounds(
     dtype: crate::DType,
 ) -> Result<(Exact, Bounds)> {
     problem.check()?;
-    super::quantize::check_shapes(problem, q, k, v)?;
+    super::quantize::check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
     let (mut all, mut bounds) = (Whole::new(problem), Whole::zero(problem));
     for span in problem.spans(lengths)? {
         if let Some(one) = all.dense(&span) {
@@ -64,15 +65,16 @@ pub fn exact_bounds(
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn quantize(
+pub fn quantize<'a>(
     problem: &AttentionProblem,
     lengths: &HostSeqLens<'_>,
-    q: &HostTensor,
-    k: &HostTensor,
-    v: &HostTensor,
+    q: impl Into<HostView<'a>>,
+    k: impl Into<HostView<'a>>,
+    v: impl Into<HostView<'a>>,
 ) -> Result<HostQuantized> {
+    let (q, k, v) = (q.into(), k.into(), v.into());
     problem.check()?;
-    super::quantize::check_shapes(problem, q, k, v)?;
+    super::quantize::check_shapes(problem, [q, k, v].map(|tensor| tensor.shape()))?;
     let mut all = empty(problem)?;
     for span in problem.spans(lengths)? {
         if span.kv.is_empty() {
@@ -262,8 +264,8 @@ fn checked_spans(problem: &AttentionProblem, lengths: &HostSeqLens<'_>, operands
 
 /// A sequence's tensors.
 fn tensors(span: &Span, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<[HostTensor; 3]> {
-    let kv = |x: &HostTensor| x.tokens(span.batch, span.kv.clone());
-    Ok([q.tokens(span.batch, span.q.clone())?, kv(k)?, kv(v)?])
+    let kv = |x: &HostTensor| x.view().tokens(span.batch, span.kv.clone());
+    Ok([q.view().tokens(span.batch, span.q.clone())?, kv(k)?, kv(v)?])
 }
 
 /// The rows of all sequences, in the order of the problem's tensors.

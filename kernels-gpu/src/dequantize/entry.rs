@@ -235,7 +235,7 @@ unsafe fn dequantize<E: Element>(p: &DequantizeParams) {
             data: p.data.ptr().wrapping_add(data),
             scale: p.scale.ptr().wrapping_add(scale),
             offset: if p.offset.is_null() { offset } else { offset.wrapping_add(of_all * head_dim) },
-            rows: Rows::new::<E>(&p.out, tokens.batch, head_of_batch).from_row(tokens.first),
+            rows: Rows::new::<E>(&p.out, tokens.batch, head_of_batch).skip(tokens.first),
             first,
             head_dim: p.head_dim,
             count: (tokens.len - first).min(TOKENS as u32),

@@ -78,7 +78,7 @@ impl Run {
     /// The rows of the sequence's head of K.
     #[inline(always)]
     fn rows_of_k<E: Element>(&self, p: &QuantizeParams) -> Rows {
-        Rows::new::<E>(&p.k, self.kv.batch, self.item.head_kv).from_row(self.kv.first)
+        Rows::new::<E>(&p.k, self.kv.batch, self.item.head_kv).skip(self.kv.first)
     }
 
     /// Where K's offset comes from.
@@ -143,11 +143,11 @@ unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
     };
     // Floats are in registers, so that there is none for this.
     let again = |x: u32| if E::BYTES == 4 { opaque(x) } else { x };
-    let rows = || Rows::new::<E>(&p.v, again(run.kv.batch), again(run.item.head_kv)).from_row(again(run.kv.first));
+    let rows = || Rows::new::<E>(&p.v, again(run.kv.batch), again(run.item.head_kv)).skip(again(run.kv.first));
     let rotates = p.rotate != 0;
     unsafe {
         let head_amax = if rotates { 0.0 } else { ld_global_nc_f32(at(p.v_amax, head).cast()) };
-        values::quantize::<E>(p.head_dim, rotates, head_amax, rows, tile, run.end(&tile), out);
+        values::quantize::<E>(p.head_dim, rotates, false, head_amax, rows, tile, run.end(&tile), out);
     }
 }
 
@@ -167,7 +167,7 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
             block_scale: null_mut(),
         }
     };
-    let rows = Rows::new::<E>(&p.q, run.q.batch, head).from_row(first);
+    let rows = Rows::new::<E>(&p.q, run.q.batch, head).skip(first);
     let source = run.source(p, run.rows_of_k::<E>(p));
     unsafe {
         tokens::quantize::<E, false>(p.head_dim, p.rotate != 0, rows, tile, run.end(&tile), source, null_mut(), out)
@@ -195,7 +195,7 @@ unsafe fn v_amax<E: Element>(p: &QuantizeParams) {
         let item = Item { batch, head_kv, operand: Operand::Values, tile, tiles: 1 };
         let run = Run::new(p, item);
         if run.is_within(&run.kv) {
-            let rows = Rows::new::<E>(&p.v, run.kv.batch, head_kv).from_row(run.kv.first);
+            let rows = Rows::new::<E>(&p.v, run.kv.batch, head_kv).skip(run.kv.first);
             let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
             values::add_amax::<E>(p.head_dim, &rows, tile, at(p.v_amax, run.head(p)));
         }

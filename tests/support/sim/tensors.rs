@@ -127,9 +127,15 @@ impl Placed {
         self.data.offset(((self.before + self.layout.offset(b, h, n)) * self.dtype.size()) as u64)
     }
 
+    /// The elements, each of which a kernel must have written, and nothing between them.
+    pub(super) fn read(&self, memory: &Memory) -> Result<HostTensor> {
+        let Shape { batch, seqlen, .. } = self.layout.shape();
+        self.read_rows(memory, &(0..batch).map(|batch| (batch, 0..seqlen)).collect::<Vec<_>>())
+    }
+
     /// The elements of these rows of each batch, which a kernel must have written, and nothing else; others are zero. Of no rows at
     /// all nothing is asked.
-    pub(super) fn read(&self, memory: &Memory, own: &[(usize, Range<usize>)]) -> Result<HostTensor> {
+    pub(super) fn read_rows(&self, memory: &Memory, own: &[(usize, Range<usize>)]) -> Result<HostTensor> {
         let (shape, size) = (self.layout.shape(), self.dtype.size());
         let (mut values, mut bytes) = (Vec::with_capacity(shape.elements() * size), 0);
         for (b, h, n) in rows(shape) {

@@ -7,7 +7,7 @@ use int_flash_attention::{
     AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, DeviceSliceMut, Family, Gpu,
     HostQuantized, HostTensor, Operand, QuantizeLayouts, SeqLens, Shape, Span, TensorLayout,
 };
-use int_flash_attention_kernels::layout::{block_bytes, v_byte};
+use int_flash_attention_kernels::layout::v_byte;
 use int_flash_attention_tests::case::{Case, variant_of};
 use int_flash_attention_tests::properties::{GUARD, Kernels, POISON, untouched};
 use int_flash_attention_tests::sequences::Lengths;
@@ -47,6 +47,29 @@ impl OnGpu {
     /// Where the sequences are; for lengths that are none, nowhere.
     fn spans(&self, problem: &AttentionProblem) -> Vec<Span> {
         problem.spans(&self.lengths.map(Vec::as_slice)).unwrap_or_default()
+    }
+
+    /// What belongs to no sequence as the reference has it: the memory was not written, and is anything.
+    fn without_gaps(&self, problem: &AttentionProblem, x: &mut HostQuantized) {
+        fn clear<T: Copy>(values: &mut [T], own: &[bool], zero: T) {
+            let unit = values.len() / own.len();
+            for (part, _) in values.chunks_exact_mut(unit).zip(own).filter(|(_, own)| !**own) {
+                part.fill(zero);
+            }
+        }
+        let (mut rows, mut blocks) = (vec![false; x.q.scale.len()], vec![false; x.k.block_scale.len()]);
+        for span in self.spans(problem) {
+            (0..problem.heads_q).for_each(|head| rows[span.rows(problem, head)].fill(true));
+            (0..problem.heads_kv).for_each(|head| blocks[span.blocks(problem, head)].fill(true));
+        }
+        clear(&mut x.q.data, &rows, 0);
+        clear(&mut x.q.scale, &rows, 0.0);
+        x.q.bias.iter_mut().for_each(|bias| clear(bias, &rows, 0.0));
+        clear(&mut x.k.data, &blocks, 0);
+        clear(&mut x.v.data, &blocks, v_byte(0));
+        for scales in [&mut x.k.scale, &mut x.k.block_scale, &mut x.v.scale, &mut x.v.block_scale] {
+            clear(scales, &blocks, 0.0);
+        }
     }
 
     /// An output without the rows that belong to no sequence, which must not have been written: they are zero.
@@ -151,22 +174,7 @@ impl Kernels for OnGpu {
         let inputs = [placed(&q_in)?, placed(&k_in)?, placed(&v_in)?];
         let mut operands = quantized(gpu, problem, &layouts, inputs, &lengths)?.to_host()?;
         if self.lengths != SeqLens::Equal {
-            let mut own = vec![false; operands.v.block_scale.len()];
-            for (span, head) in
-                self.spans(problem).iter().flat_map(|span| (0..problem.heads_kv).map(move |h| (span, h)))
-            {
-                own[span.blocks(problem, head)].fill(true);
-            }
-            for (block, _) in own.iter().enumerate().filter(|(_, own)| !**own) {
-                let bytes =
-                    &mut operands.v.data[block * block_bytes(problem.head_dim)..][..block_bytes(problem.head_dim)];
-                // New memory is zero; the reference has V's zeros there.
-                ensure!(
-                    bytes.iter().all(|&byte| byte == 0) || self.spans(problem).is_empty(),
-                    "block {block} was written"
-                );
-                bytes.fill(v_byte(0));
-            }
+            self.without_gaps(problem, &mut operands);
         }
         Ok(operands)
     }
