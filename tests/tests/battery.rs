@@ -47,8 +47,18 @@ fn quantization() {
 }
 
 #[test]
+fn append() {
+    every(|kernel| kernel.starts_with("append"));
+}
+
+#[test]
 fn dequantization() {
     every(|kernel| kernel.starts_with("dequantize"));
+}
+
+#[test]
+fn decode() {
+    every(|kernel| kernel.starts_with("decode") || kernel.starts_with("merge"));
 }
 
 /// No kernel ships that none of these tests runs.
@@ -56,7 +66,7 @@ fn dequantization() {
 fn all_kernels_have_a_battery() {
     let simulator = Simulator::new();
     let tested = |kernel: &str| {
-        ["attention_sm90a", "baseline_f16", "quantize", "v_amax", "dequantize"]
+        ["attention_sm90a", "baseline_f16", "quantize", "v_amax", "append", "dequantize", "decode", "merge"]
             .iter()
             .any(|start| kernel.starts_with(start))
             || kernel.starts_with("attention_sm80") && ["_default", "_paper"].iter().any(|end| kernel.ends_with(end))

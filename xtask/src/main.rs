@@ -56,7 +56,7 @@ enum Command {
     /// The job on real activations, both schemes
     Demo(demo::Args),
     /// Speed on this machine's GPU, beside float16
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// The paper's two tables, time and error, measured here beside what it published
     Paper(paper::Args),
     /// One mistake at a time in the PTX: how many would the tests notice?

@@ -145,6 +145,14 @@ impl<T> DeviceSliceMut<'_, T> {
     }
 }
 
+impl<T> DeviceSlice<'_, T> {
+    /// As [`Checked`], for an array that a kernel reads element by element.
+    pub(super) fn checked_elements(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
+        check(name, self.ptr, self.len, len, size_of::<T>() as u64)?;
+        launch.accept(name, self.ptr, self.home)
+    }
+}
+
 impl<'a, T: Pod> From<&'a DeviceBuffer<T>> for DeviceSlice<'a, T> {
     fn from(buffer: &'a DeviceBuffer<T>) -> Self {
         buffer.slice()

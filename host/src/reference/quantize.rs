@@ -165,7 +165,7 @@ fn v_unit(largest: f32) -> f32 {
 }
 
 /// The scale that all tokens of a block of V share, given their own; or NaN, with their own rounded up to a power of `2^(1/16)`.
-fn share(scales: &mut [f32], first_block: bool) -> f32 {
+pub(super) fn share(scales: &mut [f32], first_block: bool) -> f32 {
     // `max` and `min` pass over what is no number.
     let largest = scales.iter().copied().fold(0.0, f32::max);
     let smallest = scales.iter().copied().fold(f32::INFINITY, f32::min);
