@@ -50,6 +50,7 @@ mod resources;
 mod round;
 mod shape;
 mod tensor;
+mod view;
 
 pub use cache::{AppendProblem, CacheFormat, CacheShape, GatherProblem, HostCache, HostTables, KvCache, PageTables};
 #[cfg(feature = "cudarc")]
@@ -71,3 +72,4 @@ pub use progress::{Progress, ProgressFn};
 pub use quantized::{HostK, HostQ, HostQuantized, HostV, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV};
 pub use shape::{Order, Shape, TensorLayout};
 pub use tensor::{HostData, HostTensor};
+pub use view::{HostSlice, HostView};

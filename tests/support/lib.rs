@@ -8,6 +8,7 @@ pub mod case;
 pub mod decode;
 pub mod properties;
 pub mod sim;
+pub mod unseen;
 pub mod values;
 
 /// The code in README and quickstart is compiled, and the part without a GPU run.

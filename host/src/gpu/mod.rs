@@ -47,6 +47,7 @@ mod kernel;
 mod launch;
 mod memory;
 mod merge;
+mod one_buffer;
 mod operands;
 mod quantize;
 mod stream;

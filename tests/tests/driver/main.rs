@@ -5,6 +5,7 @@ mod cache;
 mod contexts;
 mod devices;
 mod foreign;
+mod one_buffer;
 mod plans;
 mod recordings;
 
