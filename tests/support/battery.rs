@@ -21,14 +21,13 @@ mod append;
 mod decode;
 
 /// One run of a kernel, and what must come out.
-#[expect(clippy::large_enum_variant, reason = "there are a few of them at a time")]
 pub enum Check {
     /// Of attention and of conversions.
-    Tensors(TensorCheck),
+    Tensors(Box<TensorCheck>),
     /// Of decode and merge.
-    Decode(decode::DecodeCheck),
+    Decode(Box<decode::DecodeCheck>),
     /// Of appends.
-    Append(append::AppendCheck),
+    Append(Box<append::AppendCheck>),
 }
 
 impl Check {
@@ -228,7 +227,7 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         let operands = Arc::new(reference::quantize(&case.problem, &q, &k, &v)?);
         let (want, bounds) = reference::ideal_bounds(&case.problem, &operands, case.out_dtype)?;
         let wanted = Wanted::Attention { operands, want, bounds };
-        Ok(Check::Tensors(TensorCheck { case, places, family: variant.family, multiprocessors, wanted }))
+        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: variant.family, multiprocessors, wanted })))
     };
     cases.into_iter().map(check).collect()
 }
@@ -246,7 +245,7 @@ fn float16(head_dim: usize) -> Result<Vec<Check>> {
         let rows: Vec<usize> = (0..case.problem.seqlen_q).collect();
         let [q, k, v] = &inputs;
         let wanted = Wanted::Float16 { want: baseline::expected(&case.problem, q, k, v, &rows), inputs };
-        Ok(Check::Tensors(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted }))
+        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted })))
     };
     cases.into_iter().map(check).collect()
 }
@@ -323,7 +322,7 @@ fn quantization(dtype: DType) -> Result<Vec<Check>> {
         let [q, k, v] = &inputs;
         let want = Arc::new(reference::quantize(&case.problem, q, k, v)?);
         let wanted = Wanted::Operands { inputs, want };
-        Ok(Check::Tensors(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted }))
+        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted })))
     };
     conversions(dtype).into_iter().map(check).collect()
 }
@@ -336,7 +335,13 @@ fn dequantization(dtype: DType) -> Result<Vec<Check>> {
         for operand in [Operand::Q, Operand::K, Operand::V] {
             let (case, operands) = (case.clone(), operands.clone());
             let wanted = Wanted::Dequantized { operands, operand };
-            checks.push(Check::Tensors(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted }));
+            checks.push(Check::Tensors(Box::new(TensorCheck {
+                case,
+                places,
+                family: Family::Sm80,
+                multiprocessors: 1,
+                wanted,
+            })));
         }
     }
     Ok(checks)

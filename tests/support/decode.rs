@@ -39,7 +39,7 @@ impl Numbers {
     }
 
     /// The next number (splitmix64).
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -49,12 +49,12 @@ impl Numbers {
 
     /// One of `0..n`.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 11) as usize % n
+        (self.draw() >> 11) as usize % n
     }
 
     /// From `low` to `high`.
     pub fn between(&mut self, low: f32, high: f32) -> f32 {
-        low + (high - low) * ((self.next() >> 40) as f32 / (1 << 24) as f32)
+        low + (high - low) * ((self.draw() >> 40) as f32 / (1 << 24) as f32)
     }
 
     /// A code.
@@ -84,6 +84,10 @@ pub struct DecodeCase {
     pub sinks: Vec<f32>,
     /// CTAs of the kernel, and the fewest blocks of one; where nothing is said the GPU's own.
     pub workers: Option<(usize, usize)>,
+    /// Whether, on the PTX machine, pages and rows of the table are where 32 bits do not reach.
+    pub far: bool,
+    /// Whether, on the PTX machine, kernels whose launches overlap are taken, where there are such.
+    pub overlaps: bool,
 }
 
 impl DecodeCase {
@@ -136,7 +140,19 @@ impl DecodeCase {
         let (slopes, sinks) = (floats(problem.heads_q, 0.0, 0.3), floats(problem.heads_q, -2.0, 4.0));
         let data = (0..shape.elements()).map(|_| numbers.code()).collect();
         let q = QuantizedQ { shape, scheme: Scheme::Default, data, scale, bias: Some(bias) };
-        Self { problem, lengths: lengths.to_vec(), table, stride, pages, q, slopes, sinks, workers: None }
+        Self {
+            problem,
+            lengths: lengths.to_vec(),
+            table,
+            stride,
+            pages,
+            q,
+            slopes,
+            sinks,
+            workers: None,
+            far: false,
+            overlaps: false,
+        }
     }
 
     /// The cache.
@@ -200,7 +216,9 @@ impl MergeCase {
         let lse: Vec<f32> = (0..states * shape.rows())
             .map(|row| {
                 let empty = numbers.below(4) == 0 || row % shape.rows() == 0;
-                if empty { f32::NEG_INFINITY } else { numbers.between(-8.0, 8.0) }
+                // So far apart, too, that all but one state count nothing, and that powers of the distance leave float32.
+                let spread = if row % 5 == 0 { 300.0 } else { 8.0 };
+                if empty { f32::NEG_INFINITY } else { numbers.between(-spread, spread) }
             })
             .collect();
         let of_row = |row: usize, x: f32| if lse[row] == f32::NEG_INFINITY { f32::NAN } else { x };
@@ -330,6 +348,14 @@ pub fn hostile_case(head_dim: usize, workers: usize) -> DecodeCase {
     (case.table[case.stride + 3], case.table[3 * case.stride + 5]) = (shared, shared);
     case.workers = Some((workers, 1));
     case
+}
+
+/// More sequences than a warp has lanes, most of them empty, and so many workers.
+#[must_use]
+pub fn many_sequences(split: Split, workers: usize) -> DecodeCase {
+    let lengths: Vec<u32> = (0..75).map(|i| [0, 0, 1, 0, 300, 129][i * i % 6]).collect();
+    let problem = DecodeProblem { split, ..DecodeProblem::new(75, 2, 2, 300, 32) };
+    DecodeCase { workers: Some((workers, 1)), ..DecodeCase::new(problem, &lengths, 3) }
 }
 
 /// The bits of a tensor's elements.

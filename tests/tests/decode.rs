@@ -3,7 +3,8 @@
 use int_flash_attention::{DType, DecodeProblem, Shape, Split, Window};
 use int_flash_attention_kernels::config::decode::DECODE;
 use int_flash_attention_tests::decode::{
-    DecodeCase, DecodeKernels, MergeCase, bits, cases_of, hostile_case, matches_the_reference, merges_as_the_reference,
+    DecodeCase, DecodeKernels, MergeCase, bits, cases_of, hostile_case, many_sequences, matches_the_reference,
+    merges_as_the_reference,
 };
 use int_flash_attention_tests::sim::Simulator;
 
@@ -13,6 +14,7 @@ fn each_kernel_matches_the_reference() {
     let simulator = Simulator::new();
     for variant in DECODE {
         for (case, dtype) in cases_of(variant.head_dim) {
+            let case = DecodeCase { overlaps: variant.overlaps, ..case };
             matches_the_reference(&simulator, &case, dtype)
                 .unwrap_or_else(|error| panic!("{}: {error:#}", variant.name));
         }
@@ -102,13 +104,9 @@ fn what_is_no_number_spoils_the_rows_that_see_it() {
 #[test]
 fn many_sequences_are_found() {
     let simulator = Simulator::new();
-    let problem = DecodeProblem::new(75, 2, 2, 300, 32);
-    let lengths: Vec<u32> = (0..75).map(|i| [0, 0, 1, 0, 300, 129][i * i % 6]).collect();
-    for (workers, min_blocks, split) in
-        [(4, 1, Split::Even), (300, 1, Split::Even), (9, 4, Split::Even), (7, 1, Split::Fixed(128))]
-    {
-        let mut case = DecodeCase::new(DecodeProblem { split, ..problem }, &lengths, 3);
-        case.workers = Some((workers, min_blocks));
+    let splits = [(4, 1, Split::Even), (300, 1, Split::Even), (9, 4, Split::Even), (7, 1, Split::Fixed(128))];
+    for (workers, min_blocks, split) in splits {
+        let case = DecodeCase { workers: Some((workers, min_blocks)), ..many_sequences(split, workers) };
         matches_the_reference(&simulator, &case, DType::F16).unwrap();
     }
 }

@@ -52,10 +52,10 @@ impl DecodeProblem {
     }
 }
 
-/// Where merged rows go, for an output of this layout and type, all but the addresses.
+/// Where merged rows of so many states go, for an output of this layout and type, all but the addresses. A CTA has so many dims.
 #[doc(hidden)]
 #[must_use]
-pub fn merged_params(o: &TensorLayout, dtype: DType) -> MergedParams {
+pub fn merged_params(o: &TensorLayout, dtype: DType, states: usize, cta_dims: usize) -> MergedParams {
     let ([stride_b, stride_h, stride_n], shape) = (o.strides(), o.shape());
     MergedParams {
         o: Strided { stride_b, stride_h, stride_n, ..Strided::NONE },
@@ -63,6 +63,8 @@ pub fn merged_params(o: &TensorLayout, dtype: DType) -> MergedParams {
         seqlen_q: shape.seqlen as u32,
         head_dim: shape.head_dim as u32,
         o_dtype: dtype.code(),
+        cta_dims: cta_dims as u32,
+        states: states as u32,
         ..MergedParams::NONE
     }
 }

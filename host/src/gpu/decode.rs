@@ -10,12 +10,15 @@ use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::Lengths;
 use int_flash_attention_driver::DeviceAttribute;
 use int_flash_attention_kernels::config::decode::{
-    self as config, MERGE, MERGE_BOUNDS, MERGE_SHARED_BYTES, MERGE_THREADS, partials, rows_of_piece,
+    self as config, MERGE, MERGE_BOUNDS, MERGE_LEAST_DIMS, OVERLAPPING_MERGE, merge_shared_bytes, partials, workspace,
 };
 use int_flash_attention_kernels::params::{Global, MergeSplitsParams, MergedParams, SplitParams, Strided};
 
 /// The fewest blocks that a worker is given: what a piece costs, and its part in the merge, are small beside one.
 const MIN_BLOCKS: usize = 1;
+
+/// CTAs of the merge that a multiprocessor has at once before rows are given out whole.
+const MERGE_CTAS: usize = 4;
 
 /// A decode, checked and ready to be launched, of any lengths up to the problem's.
 #[derive(Clone, Debug)]
@@ -29,9 +32,8 @@ pub struct DecodePlan {
     /// All but the addresses.
     split: SplitParams,
     merged: MergedParams,
-    /// Floats of the workspace in front of the log-sum-exps.
-    partial_o: usize,
-    partial_lse: usize,
+    /// Where the workspace's arrays begin: numbers of pieces, outputs, log-sum-exps, and its end.
+    workspace: [usize; 4],
 }
 
 impl Gpu {
@@ -59,7 +61,8 @@ impl Gpu {
         AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
         output.layout.check_disjoint()?;
         let allowed = || config::DECODE.iter().map(|variant| variant.head_dim).collect();
-        let variant = config::decode(problem.head_dim)
+        let overlaps = config::overlaps_on(self.0.capability, self.0.cuda);
+        let variant = config::decode(problem.head_dim, overlaps)
             .ok_or_else(|| Error::HeadDim { given: problem.head_dim, allowed: allowed() })?;
         let shared = self.attribute(DeviceAttribute::MaxSharedMemoryPerMultiprocessor)? as usize;
         let all = self.multiprocessors()? * variant.ctas(shared);
@@ -69,13 +72,16 @@ impl Gpu {
         let attend =
             self.kernel(variant.name, variant.name, [workers as u32, 1, 1], variant.threads, variant.shared_bytes)?;
         let entry = MERGE_BOUNDS[1].entry;
-        let rows = i32::try_from(lengths.q_scale)
+        let d = problem.head_dim;
+        // Few rows would leave most of the GPU idle.
+        let few = lengths.q_scale * (d / MERGE_LEAST_DIMS) <= MERGE_CTAS * self.multiprocessors()?;
+        let cta_dims = if few { MERGE_LEAST_DIMS } else { d };
+        let ctas = i32::try_from(lengths.q_scale * (d / cta_dims))
             .map_err(|_| Error::Grid { kernel: entry, shape: problem.q_shape().to_string() })?;
-        let merge = self.kernel(MERGE, entry, [rows as u32, 1, 1], MERGE_THREADS, MERGE_SHARED_BYTES)?;
-        let rows = partials(&split).checked_mul(rows_of_piece(&split) as usize);
+        let of = |module| self.kernel(module, entry, [ctas as u32, 1, 1], cta_dims, merge_shared_bytes(cta_dims));
+        let merge = if variant.overlaps { of(OVERLAPPING_MERGE)?.overlapping() } else { of(MERGE)? };
         let overflow = || Error::Overflow { what: "the workspace", shape: problem.q_shape().to_string() };
-        let partial_lse = rows.ok_or_else(overflow)?;
-        let partial_o = partial_lse.checked_mul(problem.head_dim).ok_or_else(overflow)?;
+        let workspace = workspace(&split, d).ok_or_else(overflow)?;
         Ok(DecodePlan {
             gpu: self.clone(),
             attend,
@@ -84,9 +90,8 @@ impl Gpu {
             output: *output,
             lengths,
             split,
-            merged: merged_params(&output.layout, output.dtype),
-            partial_o,
-            partial_lse,
+            merged: merged_params(&output.layout, output.dtype, partials(&split), cta_dims),
+            workspace,
         })
     }
 }
@@ -95,7 +100,7 @@ impl DecodePlan {
     /// Floats that the launch needs for itself, whatever they hold; launches that may run at one time need one each.
     #[must_use]
     pub fn workspace_len(&self) -> usize {
-        self.partial_o + self.partial_lse
+        self.workspace[3]
     }
 
     /// The kernel's name.
@@ -148,19 +153,20 @@ impl DecodePlan {
             (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
         };
         let split = SplitParams { seqlens_kv: Global::new(seqlens_kv), ..self.split };
-        let partial_o = Global::new(workspace);
-        let partial_lse = Global::new(workspace + (self.partial_o * size_of::<f32>()) as u64);
+        let [pieces, partial_o, partial_lse, _] = self.workspace.map(|at| workspace + (at * size_of::<f32>()) as u64);
+        let (pieces, partial_o, partial_lse) = (Global::new(pieces), Global::new(partial_o), Global::new(partial_lse));
         let mut params = p.params(split, cache.table_stride, pages);
         (params.q, params.q_scale, params.q_bias) = (Global::new(q), Global::new(q_scale), Global::new(q_bias));
         (params.pages, params.block_table) = (Global::new(pool), Global::new(block_table));
-        (params.alibi_slopes, params.partial_o, params.partial_lse) = (Global::new(slopes), partial_o, partial_lse);
+        (params.alibi_slopes, params.pieces) = (Global::new(slopes), pieces);
+        (params.partial_o, params.partial_lse) = (partial_o, partial_lse);
         let out = MergedParams {
             o: Strided { data: Global::new(o), ..self.merged.o },
             lse: Global::new(lse),
             sinks: Global::new(sinks),
             ..self.merged
         };
-        let merge = MergeSplitsParams { split, partial_o, partial_lse, out };
+        let merge = MergeSplitsParams { split, partial_o, partial_lse, pieces, out };
         // SAFETY: the parameters of these kernels; all lengths have been checked, and those that the device has are cut there to what the block
         // table and the pool have room for; grid, block and shared memory are the kernels'.
         unsafe {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::problem::check_head_dim;
 use crate::quantized::Lengths;
 use crate::shape::Order;
-use int_flash_attention_kernels::config::decode::{MERGE, MERGE_BOUNDS, MERGE_SHARED_BYTES, MERGE_THREADS};
+use int_flash_attention_kernels::config::decode::{MERGE, MERGE_BOUNDS, merge_shared_bytes};
 use int_flash_attention_kernels::params::{Global, MergeStatesParams, MergedParams, Strided};
 
 /// States to be merged: outputs in float32 `[batch][heads][seqlen][head_dim]`, and log-sum-exps (natural logarithms, minus infinity in rows that
@@ -51,8 +51,10 @@ impl Gpu {
         let entry = MERGE_BOUNDS[0].entry;
         let fits = i32::try_from(lengths.q_scale).ok().zip(u32::try_from(states).ok());
         let (rows, count) = fits.ok_or_else(|| Error::Grid { kernel: entry, shape: shape.to_string() })?;
-        let kernel = self.kernel(MERGE, entry, [rows as u32, 1, 1], MERGE_THREADS, MERGE_SHARED_BYTES)?;
-        let merged = merged_params(&output.layout, output.dtype);
+        // A CTA has all of a row: where the output is a state's memory, none reads what another has written.
+        let d = shape.head_dim;
+        let kernel = self.kernel(MERGE, entry, [rows as u32, 1, 1], d, merge_shared_bytes(d))?;
+        let merged = merged_params(&output.layout, output.dtype, count as usize, d);
         Ok(MergePlan { gpu: self.clone(), kernel, output: *output, states: count as usize, lengths, sinks, merged })
     }
 }
@@ -154,8 +156,6 @@ impl MergePlan {
                 sinks: Global::new(sinks),
                 ..self.merged
             },
-            states: self.states as u32,
-            reserved: 0,
         };
         // SAFETY: the kernel's parameter; all lengths have been checked; grid, block and shared memory are the kernel's. Where the output is a
         // state's memory, a row of it is written by the block that has read the row, after all its threads have.

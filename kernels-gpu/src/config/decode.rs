@@ -40,12 +40,14 @@ pub struct DecodeVariant {
     pub shared_bytes: usize,
     /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
     pub min_ctas: usize,
+    /// Whether the merge behind it may start before it ends.
+    pub overlaps: bool,
 }
 
 macro_rules! decode_variants {
-    ($($name:ident { head_dim: $d:literal, team: $team:literal, min_ctas: $ctas:literal })*) => {
+    ($($name:ident { head_dim: $d:literal, team: $team:literal, min_ctas: $ctas:literal, overlaps: $overlaps:literal })*) => {
         &[$(DecodeVariant {
-            name: stringify!($name), head_dim: $d, threads: 32 * $team, shared_bytes: shared_bytes($d), min_ctas: $ctas,
+            name: stringify!($name), head_dim: $d, threads: 32 * $team, shared_bytes: shared_bytes($d), min_ctas: $ctas, overlaps: $overlaps,
         }),*]
     };
 }
@@ -53,10 +55,21 @@ macro_rules! decode_variants {
 /// All decode kernels.
 pub const DECODE: &[DecodeVariant] = decode_rows!(decode_variants);
 
-/// The decode kernel for a head dim.
+/// The decode kernel for a head dim; where launches may overlap the one that does, if there is one.
 #[must_use]
-pub fn decode(head_dim: usize) -> Option<&'static DecodeVariant> {
-    DECODE.iter().find(|variant| variant.head_dim == head_dim)
+pub fn decode(head_dim: usize, overlaps: bool) -> Option<&'static DecodeVariant> {
+    let of = |overlaps| DECODE.iter().find(move |variant| (variant.head_dim, variant.overlaps) == (head_dim, overlaps));
+    of(overlaps).or_else(|| of(false))
+}
+
+/// What modules of kernels whose launches overlap are compiled for.
+pub const OVERLAPPING_TARGET: &str = "sm_90";
+
+/// Whether launches may overlap on a GPU of this compute capability, with a driver for this CUDA version (`1000 * major + 10 * minor`): from
+/// 12.3 on it records them into graphs.
+#[must_use]
+pub const fn overlaps_on((major, _): (u32, u32), cuda: u32) -> bool {
+    major >= 9 && cuda >= 12030
 }
 
 impl DecodeVariant {
@@ -96,14 +109,45 @@ pub const fn rows_of_piece(split: &SplitParams) -> u32 {
 
 /// The module of the merging kernels.
 pub const MERGE: &str = "merge";
-/// Threads of a CTA of these: a row.
-pub const MERGE_THREADS: usize = 128;
-/// Dims of a thread of these.
+/// The module of those that may start before the decode ends.
+pub const OVERLAPPING_MERGE: &str = "merge_sm90";
+/// Groups of threads of a CTA of these, which have all of the CTA's dims and share the states.
+pub const MERGE_GROUPS: usize = 8;
+/// Dims of a thread of these, so that a CTA has as many threads as dims.
 pub const MERGE_DIMS: usize = 8;
+/// Most threads of a CTA of these.
+const MERGE_THREADS: usize = 256;
+/// Dims of the narrowest CTA of these: a warp.
+pub const MERGE_LEAST_DIMS: usize = 32;
 /// Its entry points: of states that the caller has, and of what a decode kernel leaves.
 pub const MERGE_BOUNDS: &[Bounds] = &[
-    Bounds { entry: "merge_states", threads: MERGE_THREADS, min_ctas: 8 },
-    Bounds { entry: "merge_splits", threads: MERGE_THREADS, min_ctas: 8 },
+    Bounds { entry: "merge_states", threads: MERGE_THREADS, min_ctas: 2 },
+    Bounds { entry: "merge_splits", threads: MERGE_THREADS, min_ctas: 2 },
 ];
-/// Shared memory of a CTA of these: what each thread has of the row.
-pub const MERGE_SHARED_BYTES: usize = MERGE_THREADS * MERGE_DIMS * size_of::<f32>();
+
+/// Where the groups' largest log-sum-exps and sums of weights are in the shared memory of a CTA of these: behind the threads' dims.
+#[inline(always)]
+#[must_use]
+pub const fn merge_sums_offset(cta_dims: usize) -> usize {
+    cta_dims * MERGE_DIMS * size_of::<f32>()
+}
+
+/// Shared memory of a CTA of these.
+#[must_use]
+pub const fn merge_shared_bytes(cta_dims: usize) -> usize {
+    merge_sums_offset(cta_dims) + MERGE_GROUPS * 2 * size_of::<f32>()
+}
+
+/// Floats, and words, of what a decode leaves for the merge, and where each array begins among them: numbers of pieces, outputs,
+/// log-sum-exps, all.
+#[must_use]
+pub const fn workspace(split: &SplitParams, head_dim: usize) -> Option<[usize; 4]> {
+    let tiles = split.batch as usize * split.heads_kv as usize * split.row_tiles as usize;
+    // The outputs begin at a multiple of 16 bytes.
+    let o = (2 * tiles).next_multiple_of(4);
+    let Some(rows) = partials(split).checked_mul(rows_of_piece(split) as usize) else { return None };
+    match rows.checked_mul(head_dim + 1) {
+        Some(floats) => Some([0, o, o + rows * head_dim, o + floats]),
+        None => None,
+    }
+}

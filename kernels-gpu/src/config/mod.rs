@@ -270,7 +270,21 @@ macro_rules! baseline_modules {
 }
 
 macro_rules! decode_modules {
-    ($($name:ident { $($field:tt)* })*) => { sm80_modules!("decode"; $($name {})*) };
+    ($($name:ident { $($field:ident: $value:tt),* })*) => {
+        &[$(overlapping("decode", stringify!($name), decode_modules!(@last $($value)*))),*]
+    };
+    (@last $last:tt) => { $last };
+    (@last $first:tt $($rest:tt)+) => { decode_modules!(@last $($rest)+) };
+}
+
+macro_rules! merge_modules {
+    ($($name:ident { overlaps: $overlaps:literal })*) => { &[$(overlapping("merge", stringify!($name), $overlaps)),*] };
+}
+
+/// A module whose launches may overlap, which GPUs from compute capability 9.0 on have an instruction for, or may not.
+const fn overlapping(part: &'static str, name: &'static str, overlaps: bool) -> Module {
+    let target = if overlaps { decode::OVERLAPPING_TARGET } else { Family::Sm80.target() };
+    Module { name, part, target, ptx: (8, 1) }
 }
 
 macro_rules! conversion_modules {
@@ -284,7 +298,7 @@ const SM80_MODULES: &[Module] = sm80_rows!(sm80_modules);
 const SM90A_MODULES: &[Module] = sm90a_rows!(sm90a_modules);
 const BASELINE_MODULES: &[Module] = baseline_rows!(baseline_modules);
 const DECODE_MODULES: &[Module] = decode_rows!(decode_modules);
-const MERGE_MODULES: &[Module] = merge_rows!(conversion_modules);
+const MERGE_MODULES: &[Module] = merge_rows!(merge_modules);
 
 const MODULE_PARTS: &[&[Module]] =
     &[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, BASELINE_MODULES, DECODE_MODULES, MERGE_MODULES];

@@ -66,24 +66,28 @@ macro_rules! conversion_rows {
 }
 
 /// The decode kernels. `team`: warps of a CTA, which have a part of the output's dims each; `min_ctas`: CTAs that an SM should hold, as many
-/// as the GPUs with the least shared memory have room for; a plan counts with what a GPU has.
+/// as the GPUs with the least shared memory have room for; a plan counts with what a GPU has. `overlaps`: the merge behind it may start before it ends, for which
+/// there is an instruction from compute capability 9.0 on; these kernels are in modules for that alone.
 macro_rules! decode_rows {
     ($emit:ident) => {
         $emit! {
-            decode_d32 { head_dim: 32, team: 1, min_ctas: 6 }
-            decode_d64 { head_dim: 64, team: 1, min_ctas: 3 }
-            decode_d96 { head_dim: 96, team: 1, min_ctas: 2 }
-            decode_d128 { head_dim: 128, team: 1, min_ctas: 1 }
-            decode_d256 { head_dim: 256, team: 2, min_ctas: 1 }
+            decode_d32 { head_dim: 32, team: 1, min_ctas: 6, overlaps: false }
+            decode_d64 { head_dim: 64, team: 1, min_ctas: 3, overlaps: false }
+            decode_d96 { head_dim: 96, team: 1, min_ctas: 2, overlaps: false }
+            decode_d128 { head_dim: 128, team: 1, min_ctas: 1, overlaps: false }
+            decode_d256 { head_dim: 256, team: 2, min_ctas: 1, overlaps: false }
+            decode_sm90_d64 { head_dim: 64, team: 1, min_ctas: 3, overlaps: true }
+            decode_sm90_d128 { head_dim: 128, team: 1, min_ctas: 1, overlaps: true }
         }
     };
 }
 
-/// The module that merges states of attention; its entry points are in `config::decode`.
+/// The modules that merge states of attention; their entry points are in `config::decode`. `overlaps`: as of the decode kernels.
 macro_rules! merge_rows {
     ($emit:ident) => {
         $emit! {
-            merge {}
+            merge { overlaps: false }
+            merge_sm90 { overlaps: true }
         }
     };
 }

@@ -59,6 +59,8 @@ pub struct DecodeParams {
     pub partial_o: Global<f32>,
     /// And the log-sum-exp of each row of it.
     pub partial_lse: Global<f32>,
+    /// Of each tile of rows the place of its first piece, and how many pieces there are; of tiles without units nothing is written.
+    pub pieces: Global<u32>,
     /// Pages of the pool.
     pub page_count: u32,
     /// From one sequence to the next in the block table.
@@ -79,6 +81,8 @@ pub struct MergeSplitsParams {
     pub partial_o: Global<f32>,
     /// As of [`DecodeParams`].
     pub partial_lse: Global<f32>,
+    /// As of [`DecodeParams`].
+    pub pieces: Global<u32>,
     /// Where rows go.
     pub out: MergedParams,
 }
@@ -101,6 +105,10 @@ pub struct MergedParams {
     pub head_dim: u32,
     /// One of [`dtype`].
     pub o_dtype: u32,
+    /// Dims of a CTA, a multiple of 32 that divides `head_dim`.
+    pub cta_dims: u32,
+    /// How many states there are; of a decode's pieces how many places.
+    pub states: u32,
 }
 
 /// The parameter of `merge_states`: states of attention over parts of the keys.
@@ -115,12 +123,8 @@ pub struct MergeStatesParams {
     pub o_stride: i64,
     /// And log-sum-exps.
     pub lse_stride: i64,
-    /// Where rows go; the outputs of a state may be there too, each row in its own place.
+    /// Where rows go; a state may be there too, each row in its own place, where a CTA has all dims.
     pub out: MergedParams,
-    /// How many.
-    pub states: u32,
-    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
-    pub reserved: u32,
 }
 
 impl SplitParams {
@@ -152,6 +156,8 @@ impl MergedParams {
         seqlen_q: 0,
         head_dim: 0,
         o_dtype: dtype::F16,
+        cta_dims: 0,
+        states: 0,
     };
 }
 
@@ -167,6 +173,7 @@ impl DecodeParams {
         alibi_slopes: Global::NULL,
         partial_o: Global::NULL,
         partial_lse: Global::NULL,
+        pieces: Global::NULL,
         page_count: 0,
         table_stride: 0,
         softmax_scale: 0.0,
@@ -175,10 +182,10 @@ impl DecodeParams {
 }
 
 const _: () = assert!(size_of::<SplitParams>() == 8 + 12 * 4);
-const _: () = assert!(size_of::<MergedParams>() == size_of::<Strided>() + 2 * 8 + 4 * 4);
-const _: () = assert!(size_of::<DecodeParams>() == size_of::<SplitParams>() + 8 * 8 + 4 * 4);
-const _: () = assert!(size_of::<MergeSplitsParams>() == size_of::<SplitParams>() + 2 * 8 + size_of::<MergedParams>());
-const _: () = assert!(size_of::<MergeStatesParams>() == 4 * 8 + size_of::<MergedParams>() + 2 * 4);
+const _: () = assert!(size_of::<MergedParams>() == size_of::<Strided>() + 2 * 8 + 6 * 4);
+const _: () = assert!(size_of::<DecodeParams>() == size_of::<SplitParams>() + 9 * 8 + 4 * 4);
+const _: () = assert!(size_of::<MergeSplitsParams>() == size_of::<SplitParams>() + 3 * 8 + size_of::<MergedParams>());
+const _: () = assert!(size_of::<MergeStatesParams>() == 4 * 8 + size_of::<MergedParams>());
 
 // SAFETY: the sizes above are the sums of the fields'.
 unsafe impl Params for DecodeParams {}

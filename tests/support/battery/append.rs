@@ -75,7 +75,7 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
                 values.tensor(dtype, placement.layout(Shape::new(1, heads, tokens, head_dim)?)?, seed + heads as u64)
             };
             let loud = if i % 2 == 0 { Values::Normal } else { Values::LoudTokens };
-            checks.push(Check::Append(AppendCheck {
+            checks.push(Check::Append(Box::new(AppendCheck {
                 cache: any_cache(shape, (i + j) % 2 == 0, seed),
                 tensors: [tensor(4, Values::Normal)?, tensor(2, Values::OutlierChannels)?, tensor(2, loud)?],
                 seqlen_q: if tokens % 2 == 0 { 2 } else { 1 },
@@ -83,7 +83,7 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
                 wide: true,
                 places,
                 ahead,
-            }));
+            })));
         }
     }
     Ok(checks)

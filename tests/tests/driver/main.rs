@@ -3,6 +3,7 @@
 
 mod cache;
 mod contexts;
+mod decode;
 mod devices;
 mod foreign;
 mod one_buffer;

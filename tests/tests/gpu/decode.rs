@@ -77,8 +77,10 @@ impl OnDevice {
     }
 }
 
+/// Zeros where the case has no bias: a GPU's operands have one in the default scheme.
 fn upload(gpu: &Gpu, q: &HostQ) -> Result<DeviceQ> {
-    Ok(q.to_device(gpu)?)
+    let bias = q.bias.clone().or_else(|| Some(vec![0.0; q.scale.len()]));
+    Ok(HostQ { bias, ..q.clone() }.to_device(gpu)?)
 }
 
 impl DecodeKernels for OnGpu {

@@ -1,7 +1,7 @@
 //! O += w G/255 (P V) on the int8 tensor cores, and a piece's rows to the workspace.
 
 use super::Kernel;
-use super::rows::{Rows, bias, row};
+use super::rows::{bias, row};
 use super::scores::{MAGIC, MAGIC_BITS, natural};
 use super::softmax::{Softmax, Weights};
 use super::walk::Block;
@@ -82,7 +82,7 @@ impl<K: Kernel> Output<K> {
     /// # Safety
     /// By a whole warp.
     #[inline(always)]
-    pub(crate) unsafe fn store(&self, params: &DecodeParams, block: &Block, _: &Rows<K>, softmax: &Softmax) {
+    pub(crate) unsafe fn store(&self, params: &DecodeParams, block: &Block, softmax: &Softmax) {
         let place = block.place(params, ctaid_x()) as usize * rows_of_piece(&params.split) as usize;
         let quad = tid_x() as usize % 4;
         unroll!(0..2, |half| {

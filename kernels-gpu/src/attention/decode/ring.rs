@@ -3,7 +3,7 @@
 use super::Kernel;
 use super::walk::Block;
 use crate::config::decode::{SCALE_BYTES, SLOTS, scales_offset};
-use crate::division::div_rem;
+use crate::division::div_rem_or_one;
 use crate::layout::block_bytes;
 use crate::layout::page::{page_head_offset, page_k_scale_offset, page_v_offset};
 use crate::params::DecodeParams;
@@ -36,20 +36,18 @@ impl<K: Kernel> Ring<K> {
 
     #[inline(always)]
     pub(crate) fn new() -> Self {
-        Self { read: 0, write: 0, kernel: PhantomData }
+        // The first block is requested where one before it would be used: reading comes to slot 0 after two halves.
+        Self { read: Self::SLOT, write: 0, kernel: PhantomData }
     }
 
     /// Requests half of a block: nothing of one that is not there or has no page.
-    ///
-    /// # Safety
-    /// By the whole CTA; the slot is free.
     #[inline(always)]
-    pub(crate) unsafe fn request(&mut self, params: &DecodeParams, block: &Block, half: Half) {
+    unsafe fn request(&mut self, params: &DecodeParams, block: &Block, half: Half) {
         let lane = 16 * tid_x();
         unsafe {
             if block.exists && block.has_page(params) {
                 // SAFETY: the host's plan has tiles.
-                let (head, _) = div_rem(block.tile, params.split.row_tiles);
+                let (head, _) = div_rem_or_one(block.tile, params.split.row_tiles);
                 let heads = params.split.heads_kv as usize;
                 let page = page_head_offset(block.page as usize, head as usize, heads, K::HEAD_DIM);
                 let page = params.pages.ptr().wrapping_add(page + lane as usize);

@@ -1,11 +1,10 @@
 //! The rows of a tile: query heads of a group times new tokens.
 
 use super::Kernel;
-use super::schedule::window;
 use super::walk::Block;
 use crate::attention::lane::Lane;
 use crate::config::decode::TILE_ROWS;
-use crate::division::div_rem;
+use crate::division::div_rem_or_one;
 use crate::layout::ROW_BYTES;
 use crate::params::DecodeParams;
 use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};
@@ -43,24 +42,30 @@ pub(crate) fn row(params: &DecodeParams, block: &Block, half: usize) -> Row {
     let split = &params.split;
     // SAFETY: the host's plan has tiles, heads and tokens.
     unsafe {
-        let (head, tile) = div_rem(block.tile, split.row_tiles);
+        let (head, tile) = div_rem_or_one(block.tile, split.row_tiles);
         let (index, rows) = (Lane::new(tid_x(), tile * TILE_ROWS as u32).query(0, half), split.group * split.seqlen_q);
         let exists = index < rows;
         let index = index.min(rows - 1);
-        let (of_group, token) = div_rem(index, split.seqlen_q);
+        let (of_group, token) = div_rem_or_one(index, split.seqlen_q);
         let first = (block.sequence as usize * split.heads_kv as usize + head as usize) * rows as usize;
         Row { exists, index, query: first + index as usize, head_q: head * split.group + of_group, token }
     }
 }
 
 impl<K: Kernel> Rows<K> {
+    /// None.
+    #[inline(always)]
+    pub(crate) fn none() -> Self {
+        Self { fragment: [[0; 4]; MAX_STEPS], scale: [0.0; 2], kernel: PhantomData }
+    }
+
     /// Those of a block's tile.
     ///
     /// # Safety
     /// The block exists.
     #[inline(always)]
     pub(crate) unsafe fn load(params: &DecodeParams, block: &Block) -> Self {
-        let mut rows = Self { fragment: [[0; 4]; MAX_STEPS], scale: [0.0; 2], kernel: PhantomData };
+        let mut rows = Self::none();
         let quad = tid_x() % 4;
         unroll!(0..2, |half| {
             let row = row(params, block, half);
@@ -78,13 +83,6 @@ impl<K: Kernel> Rows<K> {
             }
         });
         rows
-    }
-
-    /// Whether some row does not see some key of the block.
-    #[inline(always)]
-    pub(crate) fn is_edge(&self, params: &DecodeParams, block: &Block) -> bool {
-        let blocks = window(&params.split, block.seqlen_kv).blocks(0, params.split.seqlen_q);
-        block.block < blocks.full_from || block.block >= blocks.full_to
     }
 }
 

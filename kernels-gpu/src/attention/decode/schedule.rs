@@ -9,17 +9,30 @@
 //! places      0       1 2     3 4   5 6      7        worker + tile: no two pieces have one, and those of a tile follow one another
 //! ```
 //!
-//! The kernel and the one that merges its pieces compute this from the same numbers.
+//! Who has the first unit of a tile leaves a note of its pieces for the merge.
 
-use crate::attention::window::{Blocks, Window};
 use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
 use crate::params::SplitParams;
 
-/// The window of a sequence of `seqlen_kv` keys.
+/// The first key that a new token sees: `attention::window` in 32 bits, for sequences that end together and are at most `2^31` long.
 #[inline(always)]
-pub(crate) fn window(split: &SplitParams, seqlen_kv: u32) -> Window<KV_BLOCK> {
-    Window { seqlen_q: split.seqlen_q, seqlen_kv, left: split.window_left, right: split.window_right }
+pub(crate) fn first_key(split: &SplitParams, seqlen_kv: u32, token: u32) -> u32 {
+    (seqlen_kv + token).saturating_sub(split.seqlen_q.saturating_add(split.window_left))
+}
+
+/// Behind the last key that a new token sees.
+#[inline(always)]
+pub(crate) fn end_key(split: &SplitParams, seqlen_kv: u32, token: u32) -> u32 {
+    let end = (seqlen_kv + token + 1).saturating_add(split.window_right).saturating_sub(split.seqlen_q);
+    if end < seqlen_kv { end } else { seqlen_kv }
+}
+
+/// Whether some new token does not see some key of a block of the sequence.
+#[inline(always)]
+pub(crate) fn is_edge(split: &SplitParams, seqlen_kv: u32, block: u32) -> bool {
+    let first = block * KV_BLOCK as u32;
+    first < first_key(split, seqlen_kv, split.seqlen_q - 1) || first + KV_BLOCK as u32 > end_key(split, seqlen_kv, 0)
 }
 
 /// A length as the table has room for it.
@@ -29,7 +42,7 @@ pub(crate) fn clamp(split: &SplitParams, seqlen_kv: u32) -> u32 {
     if seqlen_kv / KV_BLOCK as u32 >= split.max_blocks { split.max_blocks * KV_BLOCK as u32 } else { seqlen_kv }
 }
 
-/// The units of a sequence, the same for each of its tiles.
+/// The units of a sequence, the same for each of its tiles: none of a sequence without keys, else one at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Units {
     /// The first block that a row sees.
@@ -46,10 +59,9 @@ impl Units {
     /// Of a sequence of `seqlen_kv` keys, clamped.
     #[inline(always)]
     pub(crate) fn of(split: &SplitParams, seqlen_kv: u32) -> Self {
-        if seqlen_kv == 0 {
-            return Self { first_block: 0, end_block: 0, first: 0, count: 0 };
-        }
-        let Blocks { first: first_block, end: end_block, .. } = window(split, seqlen_kv).blocks(0, split.seqlen_q);
+        // The first token sees the first of them, the last token the sequence's last key.
+        let first_block = first_key(split, seqlen_kv, 0) / KV_BLOCK as u32;
+        let end_block = seqlen_kv.div_ceil(KV_BLOCK as u32);
         if split.split_blocks == 0 {
             return Self { first_block, end_block, first: first_block, count: end_block - first_block };
         }
@@ -59,7 +71,7 @@ impl Units {
             let (whole, rest) = div_rem(end_block, split.split_blocks);
             (first, whole + (rest != 0) as u32)
         };
-        Self { first_block, end_block, first, count: if end_block > first_block { end - first } else { 0 } }
+        Self { first_block, end_block, first, count: end - first }
     }
 }
 
@@ -84,17 +96,16 @@ pub(crate) fn share(split: &SplitParams, total: u32) -> u32 {
     }
 }
 
-/// The places of the partial results of tile `tile` (of all tiles), whose `count` units, more than none, begin at `begin` of `total`: the
-/// first, and how many.
+/// The pieces of tile `tile` (of all tiles), which has `count` units, more than none, and of which worker `worker` has the first ones, `left` of its
+/// share being left: the first one's place, and how many there are.
 #[inline(always)]
-pub(crate) fn places(split: &SplitParams, tile: u32, begin: u32, count: u32, total: u32) -> (u32, u32) {
+pub(crate) fn pieces(split: &SplitParams, worker: u32, tile: u32, count: u32, left: u32, share: u32) -> (u32, u32) {
     if split.split_blocks != 0 {
         return (tile * split.max_splits, count);
     }
-    let share = share(split, total);
     // SAFETY: a share is not zero.
-    let ((first, _), (last, _)) = unsafe { (div_rem(begin, share), div_rem(begin + count - 1, share)) };
-    (first + tile, last - first + 1)
+    let (whole, rest) = unsafe { div_rem(count.saturating_sub(left), share) };
+    (worker + tile, 1 + whole + (rest != 0) as u32)
 }
 
 /// The place of a worker's piece of a tile that begins at unit `unit` of it.
@@ -127,6 +138,32 @@ mod tests {
             window_left,
             window_right: 0,
             ..SplitParams::NONE
+        }
+    }
+
+    #[test]
+    fn keys_and_blocks_are_those_of_the_window() {
+        use crate::attention::window::Window;
+        let sides = [0, 1, 5, 100, 127, 128, 300, UNLIMITED];
+        for (window_left, window_right) in sides.into_iter().flat_map(|left| sides.map(|right| (left, right))) {
+            for (seqlen_q, seqlen_kv) in [(1, 1), (1, 128), (8, 5), (3, 700), (8, 385), (2, 129), (1, 256), (5, 0)] {
+                let split = SplitParams { seqlen_q, window_left, window_right, ..split(0, 1, 1, 0) };
+                let window = Window::<KV_BLOCK> { seqlen_q, seqlen_kv, left: window_left, right: window_right };
+                for (token, block) in (0..seqlen_q).flat_map(|token| (0..8).map(move |block| (token, block))) {
+                    let within = |key: u32| key.saturating_sub(128 * block).min(128) as i32;
+                    assert_eq!(within(first_key(&split, seqlen_kv, token)), window.first_in_block(token, block));
+                    assert_eq!(within(end_key(&split, seqlen_kv, token)), window.end_in_block(token, block));
+                }
+                let (units, blocks) = (Units::of(&split, seqlen_kv), window.blocks(0, seqlen_q));
+                assert_eq!(units.count > 0, seqlen_kv > 0);
+                if blocks.end > blocks.first {
+                    assert_eq!((units.first_block, units.end_block), (blocks.first, blocks.end));
+                }
+                for block in units.first_block..units.end_block {
+                    let edge = block < blocks.full_from || block >= blocks.full_to;
+                    assert_eq!(is_edge(&split, seqlen_kv, block), edge, "{split:?} {seqlen_kv} {block}");
+                }
+            }
         }
     }
 
@@ -167,7 +204,7 @@ mod tests {
             for tile in 0..split.batch * per {
                 let count = units[(tile / per) as usize].count;
                 if count > 0 {
-                    let (first, pieces) = places(&split, tile, begin, count, total);
+                    let (first, pieces) = pieces(&split, begin / share, tile, count, share - begin % share, share);
                     assert!((first..first + pieces).all(|place| written.get(&place) == Some(&tile)));
                     read += pieces;
                 }

@@ -2,7 +2,7 @@
 
 use super::Kernel;
 use super::rows::{Rows, bias, row};
-use super::schedule::window;
+use super::schedule::{end_key, first_key as first_key_seen};
 use super::walk::Block;
 use crate::attention::KEY_TILES;
 use crate::attention::lane::panel_row;
@@ -122,37 +122,28 @@ unsafe fn change(scores: &mut [[f32; 2]; KEY_TILES], unit: f32, half: usize, blo
 
 /// Which keys of a block the lane's rows see.
 pub(crate) struct Mask {
-    first: [i32; 2],
-    end: [i32; 2],
+    /// The first, counted from the block's, and how many.
+    first: [u32; 2],
+    keys: [u32; 2],
 }
 
 impl Mask {
     #[inline(always)]
     pub(crate) fn new(block: &Block, params: &DecodeParams) -> Self {
-        let window = window(&params.split, block.seqlen_kv);
+        let (split, from) = (&params.split, block.block * KV_BLOCK as u32);
+        let in_block = |key: u32| key.saturating_sub(from).min(KV_BLOCK as u32);
         let tokens = [row(params, block, 0).token, row(params, block, 1).token];
-        Self {
-            first: tokens.map(|token| window.first_in_block(token, block.block)),
-            end: tokens.map(|token| window.end_in_block(token, block.block)),
-        }
-        .not_negative()
-    }
-
-    /// The same where a window ends before it begins: it has no key.
-    #[inline(always)]
-    fn not_negative(mut self) -> Self {
-        unroll!(0..2, |half| {
-            self.end[half] = self.end[half].max(self.first[half]);
-        });
-        self
+        let first = tokens.map(|token| in_block(first_key_seen(split, block.seqlen_kv, token)));
+        let end = tokens.map(|token| in_block(end_key(split, block.seqlen_kv, token)));
+        // None where a window ends before it begins.
+        Self { first, keys: [end[0].saturating_sub(first[0]), end[1].saturating_sub(first[1])] }
     }
 
     /// Whether the row of half `half` sees the lane's key `i` of an n8 tile.
     #[inline(always)]
     pub(crate) fn sees(&self, half: usize, tile: usize, i: usize) -> bool {
-        let key = first_key(tile) as i32 + i as i32;
-        // Both at once: below the first, the difference is larger than any.
-        ((key - self.first[half]) as u32) < (self.end[half] - self.first[half]) as u32
+        // Below the first, the difference is larger than any.
+        (first_key(tile) + i as u32).wrapping_sub(self.first[half]) < self.keys[half]
     }
 }
 

@@ -1,7 +1,5 @@
 //! Scores to P, in float32 (docs/kernel-abi.md, "Decode").
 
-use super::Kernel;
-use super::rows::Rows;
 use super::scores::{MAGIC, Mask, Scores, first_key};
 use super::walk::Block;
 use crate::attention::{KEY_STEPS, KEY_TILES};
@@ -67,10 +65,9 @@ impl Softmax {
     /// # Safety
     /// By a whole warp.
     #[inline(always)]
-    pub(crate) unsafe fn block<K: Kernel>(
+    pub(crate) unsafe fn block(
         &mut self,
         scores: &mut Scores,
-        _: &Rows<K>,
         block: &Block,
         params: &DecodeParams,
         unit: [f32; 2],

@@ -1,16 +1,16 @@
 //! A worker's way through its share of the work.
 
-use super::scan::{find, length, totals};
-use super::schedule::{Units, place, share, tiles};
+use super::scan::{Beginning, beginning, length};
+use super::schedule::{Units, pieces, place, tiles};
 use crate::division::div_rem;
 use crate::params::DecodeParams;
-use crate::ptx::global::ld_global_nc_u32;
-use crate::ptx::special::tid_x;
+use crate::ptx::global::{ld_global_nc_u32, st_global_v2_u32};
+use crate::ptx::special::{ctaid_x, tid_x};
 
 /// A block of keys and the tile of rows that looks at it.
 #[derive(Clone, Copy)]
 pub(crate) struct Block {
-    /// Whether there is one; else it is the last again.
+    /// Whether there is one.
     pub exists: bool,
     pub sequence: u32,
     /// Keys of the sequence.
@@ -55,6 +55,7 @@ pub(crate) struct Walk {
     units: Units,
     /// Units of the share that are behind the piece.
     left: u32,
+    share: u32,
 }
 
 impl Walk {
@@ -66,29 +67,32 @@ impl Walk {
     pub(crate) unsafe fn start(params: &DecodeParams, worker: u32) -> Option<Self> {
         let split = &params.split;
         unsafe {
-            let (total, _) = totals(split, tid_x() % 32, 0);
-            let share = share(split, total);
-            let begin = worker * share;
-            if begin >= total {
+            let Beginning { sequence, length, unit, count, share } = beginning(split, tid_x() % 32, worker)?;
+            let units = Units::of(split, length);
+            if units.count == 0 {
                 return None;
             }
-            let (sequence, before) = find(split, tid_x() % 32, begin);
-            let seqlen_kv = length(split, sequence);
-            let units = Units::of(split, seqlen_kv);
-            // The host's tests of `schedule` say that there are units.
-            let (tile, unit) = if units.count == 0 { return None } else { div_rem(begin - before, units.count) };
-            let at =
-                Block { exists: true, sequence, seqlen_kv, tile, block: 0, piece_end: 0, unit, page: 0, parity: 1 };
-            let mut walk = Self { at, units, left: share.min(total - begin) };
-            walk.enter(params, unit);
-            walk.look_up(params);
-            Some(walk)
+            let (tile, unit) = div_rem(unit, units.count);
+            // No units, or no such tile, only where lengths change under the kernel's hands.
+            let tile = tile.min(tiles(split) - 1);
+            let at = Block {
+                exists: false,
+                sequence,
+                seqlen_kv: length,
+                tile,
+                block: 0,
+                piece_end: 0,
+                unit,
+                page: 0,
+                parity: 1,
+            };
+            Some(Self { at, units, left: count, share })
         }
     }
 
-    /// The first block.
+    /// Where the way begins: no block yet.
     #[inline(always)]
-    pub(crate) fn block(&self) -> Block {
+    pub(crate) fn nowhere(&self) -> Block {
         self.at
     }
 
@@ -99,21 +103,25 @@ impl Walk {
     #[inline(always)]
     pub(crate) unsafe fn advance(&mut self, params: &DecodeParams) -> Block {
         self.at.block += 1;
-        if self.at.block == self.at.piece_end {
+        if !self.at.exists || self.at.block == self.at.piece_end {
             if self.left == 0 {
-                self.at.block -= 1;
                 self.at.exists = false;
                 return self.at;
             }
-            if self.at.block == self.units.end_block {
-                unsafe { self.next_tile(params) };
-                if !self.at.exists {
-                    return self.at;
+            // The first unit of all is where the way begins; then the next of the tile, or the first of the next tile.
+            if self.at.exists {
+                self.at.unit += 1;
+                if self.at.block == self.units.end_block {
+                    self.at.unit = 0;
+                    unsafe { self.next_tile(params) };
                 }
-                self.enter(params, 0);
-            } else {
-                self.enter(params, self.at.unit + 1);
             }
+            if self.left == 0 {
+                self.at.exists = false;
+                return self.at;
+            }
+            self.at.exists = true;
+            unsafe { self.enter(params) };
         }
         unsafe { self.look_up(params) };
         self.at
@@ -132,7 +140,7 @@ impl Walk {
             self.at.sequence += 1;
             if self.at.sequence >= split.batch {
                 // Only where lengths change under the kernel's hands.
-                (self.at.sequence, self.at.exists, self.left) = (split.batch - 1, false, 0);
+                (self.at.sequence, self.left) = (split.batch - 1, 0);
                 return;
             }
             self.at.seqlen_kv = unsafe { length(split, self.at.sequence) };
@@ -143,12 +151,18 @@ impl Walk {
         }
     }
 
-    /// On to the piece that begins at a unit of the tile.
+    /// On to the piece that begins at the unit. With the first one, the merge gets to know of all.
     #[inline(always)]
-    fn enter(&mut self, params: &DecodeParams, unit: u32) {
-        let per = params.split.split_blocks;
-        let Units { first_block, end_block, first, .. } = self.units;
-        self.at.unit = unit;
+    unsafe fn enter(&mut self, params: &DecodeParams) {
+        let (split, unit) = (&params.split, self.at.unit);
+        let per = split.split_blocks;
+        let Units { first_block, end_block, first, count } = self.units;
+        if unit == 0 {
+            let tile = self.at.sequence * tiles(split) + self.at.tile;
+            let (place, pieces) = pieces(split, ctaid_x(), tile, count, self.left, self.share);
+            let note = params.pieces.ptr().cast_mut().wrapping_add(2 * tile as usize);
+            unsafe { st_global_v2_u32(tid_x() == 0, note.cast(), [place, pieces]) };
+        }
         if per == 0 {
             self.at.block = first_block + unit;
             self.at.piece_end = end_block.min(self.at.block + self.left);

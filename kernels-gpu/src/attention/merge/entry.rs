@@ -1,12 +1,14 @@
 //! The entry points.
 
 use super::row::{Place, States, merge};
-use crate::attention::decode::scan::{length, totals};
-use crate::attention::decode::schedule::{Units, places, tiles};
+use crate::attention::decode::scan::length;
+use crate::attention::decode::schedule::{Units, tiles};
 use crate::config::decode::{TILE_ROWS, rows_of_piece};
 use crate::division::div_rem;
 use crate::params::{MergeSplitsParams, MergeStatesParams};
-use crate::ptx::special::{ctaid_x, tid_x};
+use crate::ptx::global::ld_global_v2_u32;
+use crate::ptx::grid_dependency::wait;
+use crate::ptx::special::ctaid_x;
 
 /// States that the caller has, each `[batch][heads_q][seqlen_q]` of rows.
 struct OfCaller<'a> {
@@ -17,7 +19,7 @@ struct OfCaller<'a> {
 impl States for OfCaller<'_> {
     #[inline(always)]
     fn count(&self) -> u32 {
-        self.params.states
+        self.params.out.states
     }
 
     #[inline(always)]
@@ -33,15 +35,15 @@ impl States for OfCaller<'_> {
     }
 }
 
-/// Merges states of the caller's: a row a CTA.
+/// Merges states of the caller's.
 ///
 /// # Safety
 /// As docs/kernel-abi.md says of `merge_states`.
 #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
 #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
 pub unsafe extern "ptx-kernel" fn merge_states(params: MergeStatesParams) {
-    let states = OfCaller { params: &params, row: ctaid_x() as usize };
-    unsafe { merge(&states, &params.out, Place::of(&params.out, ctaid_x())) }
+    let place = Place::of(&params.out, ctaid_x());
+    unsafe { merge(&OfCaller { params: &params, row: place.row as usize }, &params.out, place) }
 }
 
 /// What the workers of a decode kernel left of a row.
@@ -78,7 +80,7 @@ impl States for OfWorkers<'_> {
     }
 }
 
-/// Merges what the workers of a decode kernel left: a row a CTA.
+/// Merges what the workers of a decode kernel left.
 ///
 /// # Safety
 /// As docs/kernel-abi.md says of `merge_splits`.
@@ -88,18 +90,18 @@ pub unsafe extern "ptx-kernel" fn merge_splits(params: MergeSplitsParams) {
     let split = &params.split;
     let place = Place::of(&params.out, ctaid_x());
     unsafe {
-        let (total, before) = totals(split, tid_x() % 32, place.batch);
-        let units = Units::of(split, length(split, place.batch));
         // SAFETY: the host's plan has a group.
         let (head, of_group) = div_rem(place.head, split.group);
         let row = of_group * split.seqlen_q + place.token;
-        let tile = head * split.row_tiles + row / TILE_ROWS as u32;
-        let begin = before + tile * units.count;
-        let (first, count) = if units.count == 0 {
-            (0, 0)
-        } else {
-            places(split, place.batch * tiles(split) + tile, begin, units.count, total)
-        };
+        let tile = place.batch * tiles(split) + head * split.row_tiles + row / TILE_ROWS as u32;
+        let any = Units::of(split, length(split, place.batch)).count > 0;
+        if cfg!(merge_sm90) {
+            wait();
+        }
+        let [first, count] = ld_global_v2_u32(params.pieces.ptr().wrapping_add(2 * tile as usize));
+        // What is noted of a tile without units is of another launch, and what lengths that change meanwhile have left leads nowhere.
+        let first = first.min(params.out.states - 1);
+        let count = if any { count.min(params.out.states - first) } else { 0 };
         merge(&OfWorkers { params: &params, first, count, row: row as usize % TILE_ROWS }, &params.out, place);
     }
 }
