@@ -6,7 +6,7 @@
 //! are hard; on Hopper, lists of tiles and rings that go round.
 
 use crate::baseline::{self, Expected};
-use crate::case::{Case, Placement};
+use crate::case::{Case, MOST_SHARED, Placement};
 use crate::properties::{self, Kernels, Operand, representable, same_operands, within};
 use crate::sim::{Places, Simulator};
 use crate::values::Values;
@@ -22,6 +22,7 @@ pub struct Check {
     case: Case,
     places: Places,
     family: Family,
+    shared_bytes: usize,
     multiprocessors: u32,
     wanted: Wanted,
 }
@@ -41,7 +42,8 @@ impl Check {
     /// What the machine finds, or the first element that is wrong.
     pub fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
         let Self { case, places, .. } = self;
-        let simulator = Simulator::of(self.family, self.multiprocessors).with_places(*places);
+        let simulator = Simulator::of(self.family, self.multiprocessors);
+        let simulator = simulator.with_shared_bytes(self.shared_bytes).with_places(*places);
         self.compare(&simulator.with_module(name, module.clone())).with_context(|| format!("{places:?}, {case:?}"))
     }
 
@@ -198,7 +200,14 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         let operands = Arc::new(reference::quantize(&case.problem, &q, &k, &v)?);
         let (want, bounds) = reference::ideal_bounds(&case.problem, &operands, case.out_dtype)?;
         let wanted = Wanted::Attention { operands, want, bounds };
-        Ok(Check { case, places, family: variant.family, multiprocessors, wanted })
+        Ok(Check {
+            case,
+            places,
+            family: variant.family,
+            shared_bytes: variant.from_kib() << 10,
+            multiprocessors,
+            wanted,
+        })
     };
     cases.into_iter().map(check).collect()
 }
@@ -216,7 +225,7 @@ fn float16(head_dim: usize) -> Result<Vec<Check>> {
         let rows: Vec<usize> = (0..case.problem.seqlen_q).collect();
         let [q, k, v] = &inputs;
         let wanted = Wanted::Float16 { want: baseline::expected(&case.problem, q, k, v, &rows), inputs };
-        Ok(Check { case, places, family: Family::Sm80, multiprocessors: 1, wanted })
+        Ok(Check { case, places, family: Family::Sm80, shared_bytes: MOST_SHARED, multiprocessors: 1, wanted })
     };
     cases.into_iter().map(check).collect()
 }
@@ -293,7 +302,7 @@ fn quantization(dtype: DType) -> Result<Vec<Check>> {
         let [q, k, v] = &inputs;
         let want = Arc::new(reference::quantize(&case.problem, q, k, v)?);
         let wanted = Wanted::Operands { inputs, want };
-        Ok(Check { case, places, family: Family::Sm80, multiprocessors: 1, wanted })
+        Ok(Check { case, places, family: Family::Sm80, shared_bytes: MOST_SHARED, multiprocessors: 1, wanted })
     };
     conversions(dtype).into_iter().map(check).collect()
 }
@@ -306,7 +315,14 @@ fn dequantization(dtype: DType) -> Result<Vec<Check>> {
         for operand in [Operand::Q, Operand::K, Operand::V] {
             let (case, operands) = (case.clone(), operands.clone());
             let wanted = Wanted::Dequantized { operands, operand };
-            checks.push(Check { case, places, family: Family::Sm80, multiprocessors: 1, wanted });
+            checks.push(Check {
+                case,
+                places,
+                family: Family::Sm80,
+                shared_bytes: MOST_SHARED,
+                multiprocessors: 1,
+                wanted,
+            });
         }
     }
     Ok(checks)

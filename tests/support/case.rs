@@ -3,6 +3,7 @@
 use crate::values::Values;
 use anyhow::Result;
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, Shape, TensorLayout, Window};
+use int_flash_attention_kernels::config::shared_memory::CLASSES;
 use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use proptest::prelude::*;
@@ -139,6 +140,19 @@ pub fn variant(problem: &AttentionProblem) -> Option<&'static AttentionVariant> 
 #[must_use]
 pub fn variant_of(family: Family, problem: &AttentionProblem) -> Option<&'static AttentionVariant> {
     config::attention(family, problem.head_dim, problem.scheme)
+}
+
+/// Shared memory that a CTA may have on the GPUs with most of it.
+pub const MOST_SHARED: usize = CLASSES[CLASSES.len() - 1] << 10;
+
+/// The same on a GPU on which a CTA may have so many bytes of shared memory.
+#[must_use]
+pub fn variant_on(
+    shared_bytes: usize,
+    family: Family,
+    problem: &AttentionProblem,
+) -> Option<&'static AttentionVariant> {
+    config::attention_on(shared_bytes, family, problem.head_dim, problem.scheme)
 }
 
 /// None, causal, sliding, and local on both sides; the ends of the last two lie inside of blocks and between tiles.

@@ -2,7 +2,7 @@
 //!
 //! Outputs are memory that nothing has written, so that an element which no thread wrote is an error, as is a stray access.
 
-use crate::case::{variant, variant_of};
+use crate::case::{MOST_SHARED, variant_on};
 use crate::properties::{Kernels, Operand};
 use anyhow::{Context, Result};
 use int_flash_attention::gpu::embedded_ptx;
@@ -34,6 +34,7 @@ pub struct Simulator {
     folder: Option<PathBuf>,
     family: Family,
     multiprocessors: u32,
+    shared_bytes: usize,
     places: Places,
     modules: Mutex<HashMap<String, Arc<Module>>>,
 }
@@ -55,7 +56,20 @@ impl Simulator {
     #[must_use]
     pub fn of(family: Family, multiprocessors: u32) -> Self {
         let folder = std::env::var_os("INT_FLASH_PTX_DIR").map(PathBuf::from);
-        Self { folder, family, multiprocessors, places: Places::Usual, modules: Mutex::default() }
+        Self {
+            folder,
+            family,
+            multiprocessors,
+            shared_bytes: MOST_SHARED,
+            places: Places::Usual,
+            modules: Mutex::default(),
+        }
+    }
+
+    /// The same as on a GPU on which a CTA may have so many bytes of shared memory.
+    #[must_use]
+    pub fn with_shared_bytes(self, shared_bytes: usize) -> Self {
+        Self { shared_bytes, ..self }
     }
 
     /// The same with the caller's tensors in other places.
@@ -256,7 +270,8 @@ impl Kernels for Simulator {
             let has: Vec<usize> = config::head_dims(&Family::ALL, scheme).collect();
             format!("head_dim is {head_dim}; the kernels of the {scheme} scheme have {has:?}")
         };
-        let variant = variant_of(self.family, problem).or_else(|| variant(problem)).with_context(none)?;
+        let on = |family| variant_on(self.shared_bytes, family, problem);
+        let variant = on(self.family).or_else(|| on(Family::Sm80)).with_context(none)?;
         let mut memory = Memory::new();
         let HostQuantized { q, k, v } = operands;
         let (places, whole) = (self.places, self.places.whole(problem));

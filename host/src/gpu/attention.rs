@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::problem::AttentionProblem;
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
-use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family};
+use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family, shared_memory};
 use int_flash_attention_kernels::params::{AttentionParams, Global, Strided};
 
 /// What an [`AttentionPlan`] writes.
@@ -67,7 +67,7 @@ impl Gpu {
         problem: &AttentionProblem,
         output: &AttentionOutput,
     ) -> Result<AttentionPlan> {
-        self.plan_with(&self.families(), problem, output, Choice::Fastest)
+        self.plan_with(&self.families(), problem, output, Choice::Fastest, self.0.shared_bytes)
     }
 
     /// [`plan_attention`](Self::plan_attention) with a kernel of this family, for comparisons.
@@ -84,7 +84,21 @@ impl Gpu {
             let (major, minor) = self.compute_capability();
             return Err(Error::Family { device: self.name().to_owned(), major, minor, cuda: self.0.cuda, family });
         }
-        self.plan_with(&[family], problem, output, Choice::Any)
+        self.plan_with(&[family], problem, output, Choice::Any, self.0.shared_bytes)
+    }
+
+    /// [`plan_attention_of`](Self::plan_attention_of) [`Family::Sm80`] as on a GPU on which a CTA may have so many bytes of shared
+    /// memory, for tests and comparisons: with the kernel for such GPUs, and no more CTAs an SM than there.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn plan_attention_as_with(
+        &self,
+        shared_bytes: usize,
+        problem: &AttentionProblem,
+        output: &AttentionOutput,
+    ) -> Result<AttentionPlan> {
+        self.plan_with(&[Family::Sm80], problem, output, Choice::Any, shared_bytes)
     }
 
     /// The families of attention kernels that are built in and that this GPU and its driver run, the one for it in particular first.
@@ -101,6 +115,7 @@ impl Gpu {
         problem: &AttentionProblem,
         output: &AttentionOutput,
         choice: Choice,
+        shared_bytes: usize,
     ) -> Result<AttentionPlan> {
         problem.check()?;
         AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
@@ -110,11 +125,12 @@ impl Gpu {
             let grid = v.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
             choice == Choice::Any || v.family == Family::Sm80 || (problem.seqlen_kv >= v.from_keys && grid.is_some())
         };
-        let variant = self.variant(families, problem, pays)?;
+        let variant = self.variant(families, problem, shared_bytes, pays)?;
         let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
         let too_many = || Error::Tiles { kernel: variant.name, shape: problem.q_shape().to_string() };
         let grid = grid.ok_or_else(too_many)?;
-        let kernel = self.kernel(variant.name, variant.name, grid, variant.threads, variant.shared_bytes)?;
+        let asked = shared_memory::asked(variant.shared_bytes, shared_bytes, self.0.shared_bytes);
+        let kernel = self.kernel(variant.name, variant.name, grid, variant.threads, asked)?;
         Ok(AttentionPlan {
             gpu: self.clone(),
             kernel,
@@ -127,25 +143,26 @@ impl Gpu {
         })
     }
 
-    /// The first variant of the first of these families that pays and fits this GPU's shared memory.
+    /// The variant of the first of these families that pays and is for GPUs with so much shared memory.
     fn variant(
         &self,
         families: &[Family],
         p: &AttentionProblem,
+        shared_bytes: usize,
         pays: impl Fn(&AttentionVariant) -> bool,
     ) -> Result<&'static AttentionVariant> {
         let serves = |v: &&AttentionVariant| v.head_dim == p.head_dim && v.scheme == p.scheme && pays(v);
-        let fits = |v: &&AttentionVariant| v.shared_bytes <= self.0.shared_bytes;
+        let fits = |v: &&AttentionVariant| v.is_for(shared_bytes);
         let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);
-        let mut candidates = families.iter().flat_map(of_family).filter(serves);
+        let candidates = families.iter().flat_map(of_family).filter(serves);
         if let Some(variant) = candidates.clone().find(fits) {
             return Ok(variant);
         }
-        Err(match candidates.next() {
+        Err(match candidates.min_by_key(|v| v.shared_bytes) {
             Some(variant) => Error::SharedMemory {
                 kernel: variant.name,
                 needed: variant.shared_bytes,
-                available: self.0.shared_bytes,
+                available: shared_bytes,
                 device: self.name().to_owned(),
             },
             None => Error::HeadDim { given: p.head_dim, allowed: config::head_dims(families, p.scheme).collect() },

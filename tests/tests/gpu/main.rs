@@ -15,10 +15,10 @@ mod recordings;
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
 use int_flash_attention::{
-    AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme, TensorLayout,
-    Window, reference,
+    AttentionOutput, AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme,
+    TensorLayout, Window, reference,
 };
-use int_flash_attention_kernels::config;
+use int_flash_attention_kernels::config::{self, shared_memory::CLASSES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, variant};
 use int_flash_attention_tests::properties::{self, Kernels};
@@ -53,7 +53,8 @@ const OF_FAMILIES: [(&str, Test); 12] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 8] = [
+const ONCE: [(&str, Test); 9] = [
+    ("kernels_for_less_shared_memory_match_the_reference", less_shared_memory),
     ("float16_kernels_match_float64", float16),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
@@ -92,7 +93,7 @@ fn trials(gpu: Option<&Gpu>) -> Vec<Trial> {
         return tests.map(|(name, _)| Trial::test(*name, || Ok(())).with_ignored_flag(true)).collect();
     };
     let trial = |name: String, test: Test, family: Family| {
-        let on = OnGpu { gpu: gpu.clone(), family, ahead: 0 };
+        let on = OnGpu { gpu: gpu.clone(), family, shared_bytes: None, ahead: 0 };
         Trial::test(name, move || test(&on).map_err(|error| Failed::from(format!("{error:#}"))))
     };
     let of_family =
@@ -159,6 +160,27 @@ fn unaligned_rows(on: &OnGpu) -> Result<()> {
             case.placement[3] = Placement::Padded { token, head, batch };
             float16_case(on, &case)?;
         }
+    }
+    Ok(())
+}
+
+/// The kernels that GPUs with less shared memory take, on this one: each under each kind of window, then generated cases.
+fn less_shared_memory(on: &OnGpu) -> Result<()> {
+    for kib in CLASSES {
+        let on = OnGpu { shared_bytes: Some(kib << 10), ..on.clone() };
+        let rows = || config::ATTENTION.iter().filter(|variant| variant.is_for(kib << 10));
+        for (seed, variant) in rows().filter(|variant| variant.family == Family::Sm80).enumerate() {
+            let case = Case::of_variant(variant, seed);
+            let output = AttentionOutput { layout: case.output()?, dtype: case.out_dtype, lse: false };
+            ensure!(on.plan_attention(&case.problem, &output)?.kernel() == variant.name, "{kib} KiB: {}", variant.name);
+            for window in WINDOWS {
+                for (seqlen_q, seqlen_kv) in [(67, 201), (300, 20), (130, 1500)] {
+                    let problem = AttentionProblem { seqlen_q, seqlen_kv, window, ..case.problem };
+                    properties::all(&on, &Case { problem, ..case.clone() }).context(variant.name)?;
+                }
+            }
+        }
+        check_cases(cases(60), &any_case(400), |case| properties::all(&on, case)).map_err(anyhow::Error::msg)?;
     }
     Ok(())
 }

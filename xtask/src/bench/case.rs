@@ -38,12 +38,23 @@ pub struct Case {
 
 impl Case {
     /// Allocates and fills as many copies as exceed `cache` bytes (at most 8), and quantizes them. INT8 attention with a kernel of
-    /// each of these families.
-    pub fn new(gpu: &Gpu, problem: AttentionProblem, families: &[Family], cache: usize, run: u64) -> Result<Self> {
+    /// each of these families; as on a GPU on which a CTA may have `shared_bytes` of shared memory, if that is said.
+    pub fn new(
+        gpu: &Gpu,
+        problem: AttentionProblem,
+        families: &[Family],
+        shared_bytes: Option<usize>,
+        cache: usize,
+        run: u64,
+    ) -> Result<Self> {
         let (q, kv) = (TensorLayout::bhnd(problem.q_shape()), TensorLayout::bhnd(problem.kv_shape()));
         let quantize = gpu.plan_quantize(&problem, &QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 })?;
         let output = AttentionOutput { layout: q, dtype: DType::F16, lse: false };
-        let attention = families.iter().map(|&family| gpu.plan_attention_of(family, &problem, &output));
+        let plan = |&family| match shared_bytes {
+            Some(bytes) => gpu.plan_attention_as_with(bytes, &problem, &output),
+            None => gpu.plan_attention_of(family, &problem, &output),
+        };
+        let attention = families.iter().map(plan);
         let attention = attention.collect::<int_flash_attention::Result<_>>()?;
         let dequantize = gpu.plan_dequantize(&problem, Operand::Q, &q, DType::F16)?;
         let float16 = gpu.plan_baseline(&problem, &BaselineLayouts { q, k: kv, v: kv, o: q, lse: false })?;

@@ -14,7 +14,7 @@ macro_rules! scheme {
 
 macro_rules! entries {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal, slots: $slots:literal,
-        min_ctas: $ctas:literal, team: $team:literal })*) => {$(
+        ctas: $ctas:expr, team: $team:literal })*) => {$(
         #[cfg($name)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]

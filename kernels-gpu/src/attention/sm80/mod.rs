@@ -29,7 +29,7 @@ use super::softmax::{BlockScales, Notes, Softmax, SpecialBlock, value_weight, wa
 use super::window::Window;
 use super::{KEY_STEPS, KEY_TILES};
 use crate::config::sm80::{
-    MAXIMA_BYTES, notes_offset, scratch_offset, sums_offset, team_bytes, team_offset, vars_offset,
+    MAX_WARPS, MAXIMA_BYTES, notes_offset, scratch_offset, sums_offset, team_bytes, team_offset, vars_offset,
 };
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::KV_BLOCK;
@@ -85,8 +85,8 @@ pub(crate) struct Place {
 /// One CTA of the attention kernel.
 #[inline(always)]
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &AttentionParams) {
-    // A thread brings the scale of its own key of a block.
-    const { assert!(32 * K::WARPS == KV_BLOCK) }
+    // A thread brings the scale of its own key of a block, where it has one.
+    const { assert!(32 * K::WARPS >= KV_BLOCK && K::WARPS <= MAX_WARPS) }
     unsafe {
         let window = Window::of(params);
         // The longest rows first, so that the last CTAs of the grid are the short ones.
