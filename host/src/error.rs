@@ -4,7 +4,7 @@ use crate::dtype::DType;
 use crate::problem::Scheme;
 use int_flash_attention_driver::DriverError;
 use int_flash_attention_kernels::config::Family;
-use int_flash_attention_kernels::layout::{HEAD_DIMS, PACKED_FORMAT};
+use int_flash_attention_kernels::layout::{HEAD_DIM_STEP, HEAD_DIMS, PACKED_FORMAT};
 use std::path::PathBuf;
 
 /// What every fallible function of the crate returns.
@@ -112,8 +112,19 @@ pub enum Error {
     },
 
     /// A head dimension without an INT8 kernel.
-    #[error("head_dim is {given}; there are kernels for {allowed:?}: {}", padding(*.given, .allowed))]
+    #[error("head_dim is {given}; there are kernels for multiples of 8 up to {most}: {}", padding(*.given, *.most))]
     HeadDim {
+        /// The head dimension given.
+        given: usize,
+        /// The largest that there is.
+        most: usize,
+    },
+
+    /// A head dimension without a float16 kernel.
+    #[error(
+        "head_dim is {given}; there are float16 kernels for {allowed:?}: compare with one of those that is no smaller"
+    )]
+    Float16HeadDim {
         /// The head dimension given.
         given: usize,
         /// Those that there are.
@@ -478,15 +489,17 @@ pub enum Error {
 }
 
 /// What to do with a head dim that has no kernel.
-fn padding(given: usize, allowed: &[usize]) -> String {
-    if let Some(wide) = allowed.iter().filter(|&&wide| wide > given).min() {
+fn padding(given: usize, most: usize) -> String {
+    let wide = given.next_multiple_of(HEAD_DIM_STEP);
+    if given > 0 && wide <= most {
         let scale = (1.0 / (given as f64).sqrt()) as f32;
         return format!(
             "fill the channels of Q, K and V with zeros to {wide}, give the softmax_scale {scale} (1/sqrt({given})) where the default was meant, and leave the output's added channels out"
         );
     }
-    if HEAD_DIMS.contains(&given) {
-        return format!("the default scheme has {HEAD_DIMS:?}");
+    let widest = HEAD_DIMS[HEAD_DIMS.len() - 1];
+    if (1..=widest).contains(&given) {
+        return format!("the default scheme has them up to {widest}");
     }
     "no kernel is wide enough".into()
 }

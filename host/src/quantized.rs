@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::problem::{Scheme, check_head_dim};
 use crate::shape::Shape;
-use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks, v_byte};
+use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks, packed_dim, v_byte};
 
 /// Q in INT8, one scale a token; in the default scheme rotated as K is. `I` is an array of `i8`, `F` one of `f32`.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +12,7 @@ pub struct QuantizedQ<I, F> {
     pub shape: Shape,
     /// The scheme that it is quantized for.
     pub scheme: Scheme,
-    /// `[batch][heads_q][seqlen_q][head_dim]`.
+    /// `[batch][heads_q][seqlen_q][packed_dim]`, with `int_flash_attention_kernels::layout::packed_dim` of the head dim.
     pub data: I,
     /// `[batch][heads_q][seqlen_q]`.
     pub scale: F,
@@ -62,7 +62,7 @@ pub struct QuantizedK<I, F> {
     pub scheme: Scheme,
     /// How `data` is packed.
     pub format: PackedFormat,
-    /// `[batch][heads_kv][blocks][128 * head_dim]`, padding zero.
+    /// `[batch][heads_kv][blocks][128 * packed_dim]`, padding zero.
     pub data: I,
     /// `[batch][heads_kv][blocks * 128]`, padding zero.
     pub scale: F,
@@ -86,7 +86,7 @@ pub struct QuantizedV<I, F> {
     pub scheme: Scheme,
     /// How `data` is packed.
     pub format: PackedFormat,
-    /// `[batch][heads_kv][blocks][128 * head_dim]`, padding 128.
+    /// `[batch][heads_kv][blocks][128 * packed_dim]`, padding 128.
     pub data: I,
     /// `[batch][heads_kv][blocks * 128]`: each token's scale, padding zero.
     pub scale: F,
@@ -144,12 +144,14 @@ impl Lengths {
         let blocks = kv_blocks(shape.seqlen);
         let overflow = || Error::Overflow { what: "the packed blocks", shape: shape.to_string() };
         let all_blocks = heads.checked_mul(blocks).ok_or_else(overflow)?;
-        let kv_data = all_blocks.checked_mul(block_bytes(shape.head_dim)).ok_or_else(overflow)?;
-        if i64::try_from(kv_data).is_err() {
+        let packed = packed_dim(shape.head_dim);
+        let q_data = shape.rows().checked_mul(packed).ok_or_else(overflow)?;
+        let kv_data = all_blocks.checked_mul(block_bytes(packed)).ok_or_else(overflow)?;
+        if i64::try_from(kv_data.max(q_data)).is_err() {
             return Err(overflow());
         }
         Ok(Self {
-            q_data: shape.elements(),
+            q_data,
             kv_data,
             q_scale: shape.rows(),
             kv_scale: all_blocks * KV_BLOCK,

@@ -144,6 +144,10 @@ pub struct AttentionParams {
     pub o_dtype: u32,
     /// Factor of the scores before the softmax.
     pub softmax_scale: f32,
+    /// Dims of a row of the output: those of V before it was padded.
+    pub o_dims: u32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
 }
 
 /// The parameter of `quantize_*`: Q, K and V, or K and V alone (`heads_q` 0), or Q alone (`quantize_kv` 0).
@@ -190,12 +194,16 @@ pub struct QuantizeParams {
     pub seqlen_q: u32,
     /// Key and value tokens.
     pub seqlen_kv: u32,
-    /// Channels of a head.
+    /// Dims of a head of Q and K as they are packed (`layout::packed_dim`).
     pub head_dim: u32,
     /// Not 0 where K and V are quantized.
     pub quantize_kv: u32,
     /// Not 0 in the default scheme.
     pub rotate: u32,
+    /// Dims of a head in the tensors; zeros are packed behind them.
+    pub dims: u32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
 }
 
 /// The parameter of `dequantize_*`: one operand.
@@ -214,14 +222,14 @@ pub struct DequantizeParams {
     pub seqlen: u32,
     /// Heads.
     pub heads: u32,
-    /// Channels of a head.
+    /// Dims of a head as it is packed.
     pub head_dim: u32,
     /// One of [`operand`].
     pub operand: u32,
     /// Not 0 where the codes are of a rotated tensor.
     pub rotated: u32,
-    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
-    pub reserved: u32,
+    /// Dims of a row of the output.
+    pub dims: u32,
 }
 
 /// The parameter of the float16 kernels.
@@ -298,6 +306,8 @@ impl AttentionParams {
         window_right: UNLIMITED,
         o_dtype: dtype::F16,
         softmax_scale: 0.0,
+        o_dims: 0,
+        reserved: 0,
     };
 }
 
@@ -327,6 +337,8 @@ impl QuantizeParams {
         head_dim: 0,
         quantize_kv: 0,
         rotate: 0,
+        dims: 0,
+        reserved: 0,
     };
 }
 
@@ -342,13 +354,13 @@ impl DequantizeParams {
         head_dim: 0,
         operand: operand::Q,
         rotated: 0,
-        reserved: 0,
+        dims: 0,
     };
 }
 
 const _: () = assert!(size_of::<Strided>() == 4 * 8);
-const _: () = assert!(size_of::<AttentionParams>() == 11 * 8 + size_of::<Strided>() + 10 * 4);
-const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 8 * 4);
+const _: () = assert!(size_of::<AttentionParams>() == 11 * 8 + size_of::<Strided>() + 12 * 4);
+const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 10 * 4);
 const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 6 * 4);
 const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);
 

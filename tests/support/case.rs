@@ -179,11 +179,15 @@ pub const AWKWARD: [(usize, usize); 12] = [
     (1023, 1024),
 ];
 
+/// Head dims that are padded: to each of the kernels' own, by a little and by much.
+pub const PADDED_DIMS: [usize; 10] = [8, 24, 40, 56, 72, 80, 112, 136, 192, 248];
+
 /// Cases over all head dims, dtypes, layouts, windows, schemes and values; no sequence longer than `longest`.
 pub fn any_case(longest: usize) -> impl Strategy<Value = Case> {
     let awkward: Vec<_> = AWKWARD.into_iter().filter(|&(q, kv)| q.max(kv) <= longest).collect();
     let lengths = prop_oneof![1 => prop::sample::select(awkward), 2 => (1..=longest, 1..=longest)];
-    let shape = (1..=2_usize, 1..=2_usize, 1..=3_usize, lengths, prop::sample::select(HEAD_DIMS.to_vec()));
+    let head_dims = [&HEAD_DIMS[..], &PADDED_DIMS].concat();
+    let shape = (1..=2_usize, 1..=2_usize, 1..=3_usize, lengths, prop::sample::select(head_dims));
     let scale = prop_oneof![3 => Just(None), 1 => (0.01..2.0_f32).prop_map(Some), 1 => (-1.0..0.0_f32).prop_map(Some), 1 => Just(Some(0.0))];
     let mode = (any_window(longest), any::<bool>(), scale, any::<bool>(), any::<u64>());
     let kinds = ([any_dtype(), any_dtype()], any_values());

@@ -12,7 +12,7 @@ use int_flash_attention::{
 };
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::dequantize::launch as dequantization;
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, packed_dim};
 use int_flash_attention_kernels::params::{
     AttentionParams, BaselineParams, DequantizeParams, Global, Params, QuantizeParams, Strided, operand,
 };
@@ -170,7 +170,7 @@ impl Kernels for Simulator {
         k: &HostTensor,
         v: &HostTensor,
     ) -> Result<HostQuantized> {
-        let (d, dtype) = (problem.head_dim, q.dtype());
+        let (d, packed, dtype) = (problem.head_dim, packed_dim(problem.head_dim), q.dtype());
         let (q_shape, kv_shape) = (problem.q_shape(), problem.kv_shape());
         let heads = kv_shape.batch * kv_shape.heads;
         let blocks = heads * kv_blocks(kv_shape.seqlen);
@@ -187,7 +187,7 @@ impl Kernels for Simulator {
         let v_amax = if scheme.rotates() { DevPtr::NULL } else { memory.alloc_from(&vec![0_u32; heads]) };
         let mut bytes = |len: usize| memory.alloc(len as u64, 256);
         let [q_out, k_out, v_out] =
-            [q_shape.elements(), blocks * block_bytes(d), blocks * block_bytes(d)].map(&mut bytes);
+            [q_shape.rows() * packed, blocks * block_bytes(packed), blocks * block_bytes(packed)].map(&mut bytes);
 
         let params = problem.quantize_params(Some(q_in.layout()), Some([k_in.layout(), v_in.layout()]));
         let params = QuantizeParams {
@@ -209,7 +209,7 @@ impl Kernels for Simulator {
             ..params
         };
         let overflow = || format!("the grid overflows for {problem:?}");
-        let threads = quantization::threads(d, dtype.size());
+        let threads = quantization::threads(packed, dtype.size());
         if !scheme.rotates() {
             let ctas = quantization::v_amax_ctas(kv_shape.batch, kv_shape.heads, kv_shape.seqlen);
             let grid = [ctas.with_context(overflow)?, 1, 1];
@@ -220,7 +220,7 @@ impl Kernels for Simulator {
             kernel: &format!("quantize_{dtype}"),
             grid: [quantization::quantize_ctas(&params).with_context(overflow)?, 1, 1],
             threads,
-            shared: quantization::shared_bytes(d, dtype.size()),
+            shared: quantization::shared_bytes(packed, dtype.size()),
         };
         self.launch("quantize", &at, &[structure(&params)], &memory)?;
 
@@ -232,7 +232,7 @@ impl Kernels for Simulator {
             q: QuantizedQ {
                 shape: q_shape,
                 scheme,
-                data: codes("q", q_out, q_shape.elements())?,
+                data: codes("q", q_out, q_shape.rows() * packed)?,
                 scale: floats("q_scale", q_scale, q_shape.rows())?,
                 bias: scheme.rotates().then(bias).transpose()?,
             },
@@ -240,7 +240,7 @@ impl Kernels for Simulator {
                 shape: kv_shape,
                 scheme,
                 format,
-                data: codes("k", k_out, blocks * block_bytes(d))?,
+                data: codes("k", k_out, blocks * block_bytes(packed))?,
                 scale: floats("k_scale", k_scale, blocks * KV_BLOCK)?,
                 block_scale: floats("k_block_scale", k_block_scale, blocks)?,
                 offset: floats("k_offset", k_offset, heads * d)?,
@@ -249,7 +249,7 @@ impl Kernels for Simulator {
                 shape: kv_shape,
                 scheme,
                 format,
-                data: codes("v", v_out, blocks * block_bytes(d))?,
+                data: codes("v", v_out, blocks * block_bytes(packed))?,
                 scale: floats("v_scale", v_scale, blocks * KV_BLOCK)?,
                 block_scale: floats("v_block_scale", v_block_scale, blocks)?,
                 unit: floats("v_unit", v_unit, heads)?,
@@ -372,8 +372,8 @@ impl Kernels for Simulator {
         let at = Grid {
             kernel: &format!("dequantize_{dtype}"),
             grid: [blocks, 1, 1],
-            threads: dequantization::threads(head_dim),
-            shared: dequantization::shared_bytes(head_dim),
+            threads: dequantization::threads(packed_dim(head_dim)),
+            shared: dequantization::shared_bytes(packed_dim(head_dim)),
         };
         let params = problem.dequantize_params(code, o.layout());
         let params = DequantizeParams {

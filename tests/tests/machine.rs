@@ -3,7 +3,9 @@
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme};
 use int_flash_attention_kernels::config::{self, Family, MODULES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, long_keys, variant_of};
+use int_flash_attention_tests::case::{
+    AWKWARD, Case, PADDED_DIMS, Placement, WINDOWS, any_case, long_keys, variant_of,
+};
 use int_flash_attention_tests::properties::Kernels;
 use int_flash_attention_tests::sim::Simulator;
 use int_flash_attention_tests::values::Values;
@@ -44,6 +46,27 @@ fn each_variant_d128() {
 #[test]
 fn each_variant_d256() {
     each_variant(256);
+}
+
+/// Head dims that are padded, in each kernel that they go to: types, layouts and windows in turn. Memory of the PTX machine ends with the
+/// tensors, so that one element beyond them is an error.
+#[test]
+fn padded_head_dims_match_the_reference() {
+    let simulators = Family::ALL.map(|family| Simulator::of(family, 3));
+    for (i, head_dim) in PADDED_DIMS.into_iter().enumerate() {
+        for (j, scheme) in Scheme::ALL.into_iter().enumerate() {
+            let problem = AttentionProblem::new(1, 2, 1, 67, 201, head_dim).with_scheme(scheme);
+            for (simulator, family) in simulators.iter().zip(Family::ALL) {
+                let Some(variant) = variant_of(family, &problem) else { continue };
+                let case = Case::of_variant(variant, i + j);
+                let mut case = Case { problem: AttentionProblem { head_dim, ..case.problem }, ..case };
+                if (i + j) % 2 == 1 {
+                    case.placement = [Placement::Bnhd; 4];
+                }
+                properties::all(simulator, &case).unwrap_or_else(|error| panic!("{case:?}: {error:#}"));
+            }
+        }
+    }
 }
 
 /// The float16 kernels, with tails, grouped heads and a padded layout, against float64.

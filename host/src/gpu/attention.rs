@@ -10,6 +10,7 @@ use crate::problem::AttentionProblem;
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family, shared_memory};
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{AttentionParams, Global, Strided};
 
 /// What an [`AttentionPlan`] writes.
@@ -151,7 +152,7 @@ impl Gpu {
         shared_bytes: usize,
         pays: impl Fn(&AttentionVariant) -> bool,
     ) -> Result<&'static AttentionVariant> {
-        let serves = |v: &&AttentionVariant| v.head_dim == p.head_dim && v.scheme == p.scheme && pays(v);
+        let serves = |v: &&AttentionVariant| v.head_dim == packed_dim(p.head_dim) && v.scheme == p.scheme && pays(v);
         let fits = |v: &&AttentionVariant| v.is_for(shared_bytes);
         let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);
         let candidates = families.iter().flat_map(of_family).filter(serves);
@@ -165,7 +166,9 @@ impl Gpu {
                 available: shared_bytes,
                 device: self.name().to_owned(),
             },
-            None => Error::HeadDim { given: p.head_dim, allowed: config::head_dims(families, p.scheme).collect() },
+            None => {
+                Error::HeadDim { given: p.head_dim, most: config::head_dims(families, p.scheme).max().unwrap_or(0) }
+            }
         })
     }
 }

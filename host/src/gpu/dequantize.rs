@@ -9,6 +9,7 @@ use crate::problem::AttentionProblem;
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::dequantize::launch;
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{DequantizeParams, Global, Strided, operand};
 
 /// Which operand is dequantized: they differ in layout, and in the rotation.
@@ -55,7 +56,7 @@ impl Gpu {
         let entry = launch::BOUNDS[dtype.code() as usize].entry;
         let blocks = launch::token_blocks(shape.batch, shape.heads, shape.seqlen);
         let blocks = blocks.ok_or_else(|| Error::Grid { kernel: entry, shape: shape.to_string() })?;
-        let d = shape.head_dim;
+        let d = packed_dim(shape.head_dim);
         let kernel = self.kernel(DEQUANTIZE, entry, [blocks, 1, 1], launch::threads(d), launch::shared_bytes(d))?;
         let (data, scale, number) = match operand {
             Operand::Q => (lengths.q_data, lengths.q_scale, operand::Q),

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{Global, QuantizeParams, Strided};
 use int_flash_attention_kernels::quantize::launch;
 
@@ -197,6 +198,7 @@ impl Pass {
         let AttentionProblem { batch, heads_kv, seqlen_kv, head_dim, scheme, .. } = *problem;
         let (entry, amax_entry) =
             (launch::QUANTIZE[dtype.code() as usize].entry, launch::V_AMAX[dtype.code() as usize].entry);
+        let head_dim = packed_dim(head_dim);
         let threads = launch::threads(head_dim, dtype.size());
         let too_many = |kernel| {
             move || Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }

@@ -6,7 +6,7 @@ mod window;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use int_flash_attention_kernels::config::{Family, head_dims};
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::{HEAD_DIM_STEP, HEAD_DIMS, packed_dim};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
@@ -39,7 +39,8 @@ pub struct AttentionProblem {
     pub seqlen_q: usize,
     /// Key and value tokens.
     pub seqlen_kv: usize,
-    /// Channels of a head.
+    /// Channels of a head, a multiple of 8 up to 256 (in the paper's scheme 128). Those between the kernels' own (32, 64, 96, 128, 256) are
+    /// padded where the operands are packed; tensors have no padding.
     pub head_dim: usize,
     /// Which keys a query sees.
     pub window: Window,
@@ -233,11 +234,7 @@ impl AttentionProblem {
     /// As there, and [`Error::HeadDim`].
     pub fn check(&self) -> Result<()> {
         self.check_sizes()?;
-        let mut allowed = head_dims(&Family::ALL, self.scheme);
-        if allowed.any(|head_dim| head_dim == self.head_dim) {
-            return Ok(());
-        }
-        Err(Error::HeadDim { given: self.head_dim, allowed: head_dims(&Family::ALL, self.scheme).collect() })
+        check_head_dim_of(self.head_dim, head_dims(&Family::ALL, self.scheme))
     }
 
     /// `expected`'s shape against a tensor's.
@@ -251,7 +248,14 @@ impl AttentionProblem {
 
 /// Whether the INT8 kernels and the packed layouts have this head dim.
 pub(crate) fn check_head_dim(given: usize) -> Result<()> {
-    if HEAD_DIMS.contains(&given) { Ok(()) } else { Err(Error::HeadDim { given, allowed: HEAD_DIMS.to_vec() }) }
+    check_head_dim_of(given, HEAD_DIMS)
+}
+
+/// Whether these kernels have this head dim: it is padded to the next of theirs.
+fn check_head_dim_of(given: usize, kernels: impl IntoIterator<Item = usize>) -> Result<()> {
+    let most = kernels.into_iter().max().unwrap_or(0);
+    let has = given > 0 && given.is_multiple_of(HEAD_DIM_STEP) && packed_dim(given) <= most && given <= most;
+    if has { Ok(()) } else { Err(Error::HeadDim { given, most }) }
 }
 
 #[cfg(test)]

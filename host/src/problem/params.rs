@@ -3,6 +3,7 @@
 use super::{AttentionProblem, Window};
 use crate::dtype::DType;
 use crate::shape::{Shape, TensorLayout};
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{
     AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, Strided, UNLIMITED,
 };
@@ -26,6 +27,7 @@ impl AttentionProblem {
             window_right,
             o_dtype: dtype.code(),
             softmax_scale: self.scale(),
+            o_dims: self.head_dim as u32,
             ..AttentionParams::NONE
         }
     }
@@ -67,7 +69,8 @@ impl AttentionProblem {
             heads_kv: self.heads_kv as u32,
             seqlen_q: self.seqlen_q as u32,
             seqlen_kv: self.seqlen_kv as u32,
-            head_dim: self.head_dim as u32,
+            head_dim: packed_dim(self.head_dim) as u32,
+            dims: self.head_dim as u32,
             quantize_kv: u32::from(kv.is_some()),
             rotate: u32::from(self.scheme.rotates()),
             ..QuantizeParams::NONE
@@ -83,7 +86,8 @@ impl AttentionProblem {
             out: strided(out),
             seqlen: seqlen as u32,
             heads: heads as u32,
-            head_dim: head_dim as u32,
+            head_dim: packed_dim(head_dim) as u32,
+            dims: head_dim as u32,
             operand,
             rotated: u32::from(self.scheme.rotates()),
             ..DequantizeParams::NONE

@@ -2,6 +2,7 @@
 
 use super::Bounds;
 use super::head::Head;
+use super::packed::{packed, resized};
 use super::rows::Rows;
 use super::simd::{Kernel, dispatch, dot};
 use super::softmax::{BlockMax, BlockSums, Codes, RunningMax, Softmax};
@@ -73,10 +74,15 @@ pub(super) fn run<const BOUNDS: bool>(
 ) -> Result<Output> {
     problem.check()?;
     check_operands(problem, x)?;
-    match problem.scheme {
-        Scheme::Default => Ok(heads::<BlockMax, BOUNDS>(problem, x, rows, progress)),
-        Scheme::Paper => Ok(heads::<RunningMax, BOUNDS>(problem, x, rows, progress)),
+    let whole = packed(problem);
+    let mut out = match problem.scheme {
+        Scheme::Default => heads::<BlockMax, BOUNDS>(&whole, x, rows, progress),
+        Scheme::Paper => heads::<RunningMax, BOUNDS>(&whole, x, rows, progress),
+    };
+    for o in [&mut out.result.o, &mut out.bounds.o, &mut out.ideal.o] {
+        *o = resized(std::mem::take(o), whole.head_dim, problem.head_dim);
     }
+    Ok(out)
 }
 
 pub(super) fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> Result<()> {

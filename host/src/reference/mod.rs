@@ -16,6 +16,7 @@ mod exact_bounds;
 mod gpu_bounds;
 mod head;
 mod int8;
+mod packed;
 mod quantize;
 mod rows;
 mod simd;

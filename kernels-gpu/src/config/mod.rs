@@ -6,8 +6,8 @@ pub mod shipping;
 pub mod sm80;
 pub mod sm90a;
 
-use crate::layout::HEAD_DIMS;
 use crate::layout::KV_BLOCK;
+use crate::layout::{HEAD_DIMS, packed_dim};
 use core::fmt;
 use rows::{baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
 use shared_memory::{CLASSES, class_of};
@@ -87,7 +87,7 @@ impl Scheme {
     #[must_use]
     pub const fn rotation(self, head_dim: usize) -> usize {
         match self {
-            Self::Default => crate::layout::rotation(head_dim),
+            Self::Default => crate::layout::rotation(crate::layout::packed_dim(head_dim)),
             Self::Paper => 1,
         }
     }
@@ -320,7 +320,7 @@ const fn concat<T: Copy, const N: usize>(parts: &[&[T]]) -> [T; N] {
     all
 }
 
-/// The INT8 attention kernel of a family for a head dim and scheme; the one for the GPUs with most shared memory, where there are several.
+/// The INT8 attention kernel of a family for a head dim, or the one that it is padded to, and scheme; the one for the GPUs with most shared memory, where there are several.
 #[must_use]
 pub fn attention(family: Family, head_dim: usize, scheme: Scheme) -> Option<&'static AttentionVariant> {
     attention_on(CLASSES[CLASSES.len() - 1] << 10, family, head_dim, scheme)
@@ -334,7 +334,7 @@ pub fn attention_on(
     head_dim: usize,
     scheme: Scheme,
 ) -> Option<&'static AttentionVariant> {
-    let is = |v: &&AttentionVariant| (v.family, v.head_dim, v.scheme) == (family, head_dim, scheme);
+    let is = |v: &&AttentionVariant| (v.family, v.head_dim, v.scheme) == (family, packed_dim(head_dim), scheme);
     ATTENTION.iter().filter(is).find(|v| v.is_for(shared_bytes))
 }
 

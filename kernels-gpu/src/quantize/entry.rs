@@ -47,7 +47,7 @@ fn source(p: &QuantizeParams, item: &Item, k: Rows) -> Source {
     } else if p.quantize_kv != 0 {
         Source::Rows(k, p.seqlen_kv.min(OFFSET_TOKENS as u32))
     } else {
-        Source::Array(at(p.k_offset, item.head(p) * p.head_dim as usize))
+        Source::Array(at(p.k_offset, item.head(p) * p.dims as usize))
     }
 }
 
@@ -55,7 +55,7 @@ fn source(p: &QuantizeParams, item: &Item, k: Rows) -> Source {
 unsafe fn keys<E: Element>(p: &QuantizeParams, item: &Item) {
     let first = first_block(p, item);
     let rows = Rows::new::<E>(&p.k, item.batch, item.head_kv);
-    let offset = at(p.k_offset, item.head(p) * p.head_dim as usize);
+    let offset = at(p.k_offset, item.head(p) * p.dims as usize);
     let offset = if item.tile == 0 { offset } else { null_mut() };
     let out = |tile: Tile| {
         let block = opaque(first) as usize + tile.index as usize;
@@ -70,6 +70,7 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, item: &Item) {
     unsafe {
         tokens::quantize::<E, true>(
             p.head_dim,
+            p.dims,
             p.rotate != 0,
             rows,
             tile,
@@ -100,7 +101,7 @@ unsafe fn values<E: Element>(p: &QuantizeParams, item: &Item) {
     let rotates = p.rotate != 0;
     unsafe {
         let head_amax = if rotates { 0.0 } else { ld_global_nc_f32(at(p.v_amax, head).cast()) };
-        values::quantize::<E>(p.head_dim, rotates, head_amax, rows, tile, end(&tile, item), out);
+        values::quantize::<E>(p.head_dim, p.dims, rotates, head_amax, rows, tile, end(&tile, item), out);
     }
 }
 
@@ -121,7 +122,17 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, item: &Item, head: u32) {
     let k = Rows::new::<E>(&p.k, item.batch, item.head_kv);
     let source = source(p, item, k);
     unsafe {
-        tokens::quantize::<E, false>(p.head_dim, p.rotate != 0, rows, tile, end(&tile, item), source, null_mut(), out)
+        tokens::quantize::<E, false>(
+            p.head_dim,
+            p.dims,
+            p.rotate != 0,
+            rows,
+            tile,
+            end(&tile, item),
+            source,
+            null_mut(),
+            out,
+        )
     }
 }
 
@@ -146,6 +157,7 @@ unsafe fn v_amax<E: Element>(p: &QuantizeParams) {
         let rows = Rows::new::<E>(&p.v, batch, head_kv);
         values::add_amax::<E>(
             p.head_dim,
+            p.dims,
             &rows,
             Tile { index: block, seqlen: p.seqlen_kv },
             at(p.v_amax, head as usize),

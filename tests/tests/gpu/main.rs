@@ -20,7 +20,7 @@ use int_flash_attention::{
 };
 use int_flash_attention_kernels::config::{self, shared_memory::CLASSES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, variant};
+use int_flash_attention_tests::case::{AWKWARD, Case, PADDED_DIMS, Placement, WINDOWS, any_case, variant};
 use int_flash_attention_tests::properties::{self, Kernels};
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{baseline, cases, check_cases};
@@ -37,7 +37,8 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 12] = [
+const OF_FAMILIES: [(&str, Test); 13] = [
+    ("padded_head_dims_match_the_reference", padded_head_dims),
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
@@ -181,6 +182,25 @@ fn less_shared_memory(on: &OnGpu) -> Result<()> {
             }
         }
         check_cases(cases(60), &any_case(400), |case| properties::all(&on, case)).map_err(anyhow::Error::msg)?;
+    }
+    Ok(())
+}
+
+/// Head dims that are padded: each kernel of the family that they go to, under each kind of window, and long sequences.
+fn padded_head_dims(on: &OnGpu) -> Result<()> {
+    for (seed, head_dim) in PADDED_DIMS.into_iter().enumerate() {
+        for scheme in Scheme::ALL {
+            let problem = AttentionProblem::new(2, 4, 2, 67, 201, head_dim).with_scheme(scheme);
+            let Some(variant) = variant(&problem) else { continue };
+            for (i, window) in WINDOWS.into_iter().enumerate() {
+                for (seqlen_q, seqlen_kv) in [(67, 201), (300, 20), (130, 1500)] {
+                    let case = Case::of_variant(variant, seed + i);
+                    let problem = AttentionProblem { seqlen_q, seqlen_kv, window, ..problem };
+                    let case = Case { problem, ..case };
+                    properties::all(on, &case).with_context(|| format!("{case:?}"))?;
+                }
+            }
+        }
     }
     Ok(())
 }

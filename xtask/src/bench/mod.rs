@@ -194,7 +194,9 @@ impl Bench {
             }
             let mut case = Case::new(&self.gpu, problem, &families, self.shared_bytes, self.cache, self.run)?;
             if scheme == Scheme::Default {
-                rows.push(speed("f16", &problem, self.time(&mut case, Timed::Float16, Case::float16)?));
+                if case.has_float16() {
+                    rows.push(speed("f16", &problem, self.time(&mut case, Timed::Float16, Case::float16)?));
+                }
                 if problem.window == Window::FULL {
                     rows.push(traffic("quantize", &problem, self.time(&mut case, Timed::Quantize, Case::quantize)?, 9));
                     rows.push(traffic(

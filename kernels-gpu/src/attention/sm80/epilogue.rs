@@ -1,7 +1,7 @@
 //! The rows of a warp to global memory.
 
 use super::{Kernel, Place};
-use crate::attention::epilogue::{self, Finished, NEIGHBOURS, OutputRows, TILES, store_lse, store_neighbours};
+use crate::attention::epilogue::{self, Finished, NEIGHBOURS, OutputRows, TILES, has_dim, store_lse, store_neighbours};
 use crate::attention::output::Accumulator;
 use crate::attention::softmax::Softmax;
 use crate::element::Element;
@@ -49,10 +49,11 @@ fn first_dim<K: Kernel<MT>, const MT: usize>(place: &Place) -> usize {
 impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
     #[inline(always)]
     unsafe fn store<E: Element, const WHOLE: bool>(&self) {
+        let first_dim = first_dim::<K, MT>(self.place);
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
                 let (row, finished) = (self.place.lane.query(mt, half), &self.finished[mt][half]);
-                let first = self.place.sequence.o::<E>(self.params, row, first_dim::<K, MT>(self.place));
+                let first = self.place.sequence.o::<E>(self.params, row, first_dim);
                 unroll!(0..K::HEAD_DIM / V_GROUP / K::TEAM, |group| {
                     let mut sums = [0.0; NEIGHBOURS];
                     unroll!(0..NEIGHBOURS, |i| {
@@ -60,7 +61,8 @@ impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
                     });
                     let o = finished.output::<E>(sums);
                     let address = first.wrapping_add(V_GROUP * group * E::BYTES);
-                    unsafe { store_neighbours::<E, WHOLE>(row < self.params.seqlen_q, address, &o, finished.seen) };
+                    let inside = row < self.params.seqlen_q && has_dim(self.params, first_dim + V_GROUP * group);
+                    unsafe { store_neighbours::<E, WHOLE>(inside, address, &o, finished.seen) };
                 });
             });
         });
