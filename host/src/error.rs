@@ -120,6 +120,17 @@ pub enum Error {
         most: usize,
     },
 
+    /// A head dimension of V for which there is no kernel with that of Q and K.
+    #[error(
+        "V's head_dim is {head_dim_v}, that of Q and K {head_dim}; there are kernels for 136 to 256 with 104 to 128 in the default scheme, and where both are padded to the same of 32, 64, 96, 128, 256: fill the channels of V with zeros to {head_dim}, or those of Q and K to {head_dim_v}, whichever is larger (with softmax_scale 1/sqrt({head_dim})), and leave the output's added channels out"
+    )]
+    HeadDimOfV {
+        /// Of Q and K.
+        head_dim: usize,
+        /// Of V.
+        head_dim_v: usize,
+    },
+
     /// A head dimension without a float16 kernel.
     #[error(
         "head_dim is {given}; there are float16 kernels for {allowed:?}: compare with one of those that is no smaller"

@@ -200,8 +200,12 @@ pub struct QuantizeParams {
     pub quantize_kv: u32,
     /// Not 0 in the default scheme.
     pub rotate: u32,
-    /// Dims of a head in the tensors; zeros are packed behind them.
+    /// Dims of a head of Q and K in the tensors; zeros are packed behind them.
     pub dims: u32,
+    /// Dims of a head of V as they are packed, no more than `head_dim`.
+    pub head_dim_v: u32,
+    /// Dims of a head of V in the tensor.
+    pub dims_v: u32,
     /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
     pub reserved: u32,
 }
@@ -338,6 +342,8 @@ impl QuantizeParams {
         quantize_kv: 0,
         rotate: 0,
         dims: 0,
+        head_dim_v: 0,
+        dims_v: 0,
         reserved: 0,
     };
 }
@@ -360,7 +366,7 @@ impl DequantizeParams {
 
 const _: () = assert!(size_of::<Strided>() == 4 * 8);
 const _: () = assert!(size_of::<AttentionParams>() == 11 * 8 + size_of::<Strided>() + 12 * 4);
-const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 10 * 4);
+const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 12 * 4);
 const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 6 * 4);
 const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);
 

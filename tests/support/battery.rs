@@ -52,7 +52,7 @@ impl Check {
         match &self.wanted {
             Wanted::Attention { operands, want, bounds } => {
                 let (o, lse) = simulator.attention(problem, operands, &case.output()?, case.out_dtype, case.lse)?;
-                within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.head_dim)?;
+                within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.value_dim())?;
                 ensure!(lse.is_some() == case.lse, "a log-sum-exp unasked, or none");
                 lse.map_or(Ok(()), |lse| within("lse", &doubles(&lse), &want.lse, &bounds.lse, 1))
             }

@@ -97,6 +97,8 @@ impl Case {
     #[must_use]
     pub fn of_variant(variant: &AttentionVariant, seed: usize) -> Self {
         let problem = AttentionProblem::new(1, 2, 1, 67, 201, variant.head_dim);
+        let problem =
+            if variant.head_dim_v == variant.head_dim { problem } else { problem.with_head_dim_v(variant.head_dim_v) };
         let (dtype, out_dtype) =
             [(DType::F16, DType::F32), (DType::BF16, DType::F16), (DType::F32, DType::BF16)][seed % 3];
         let placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
@@ -116,7 +118,7 @@ impl Case {
             let seed = self.seed.wrapping_mul(3).wrapping_add(i as u64);
             self.values[i].tensor(self.dtype, self.placement[i].layout(shape)?, seed)
         };
-        Ok([tensor(0, q)?, tensor(1, kv)?, tensor(2, kv)?])
+        Ok([tensor(0, q)?, tensor(1, kv)?, tensor(2, self.problem.v_shape())?])
     }
 
     /// Where O goes.
@@ -125,7 +127,7 @@ impl Case {
     ///
     /// When the library refuses the layout.
     pub fn output(&self) -> Result<TensorLayout> {
-        self.placement[3].layout(self.problem.q_shape())
+        self.placement[3].layout(self.problem.o_shape())
     }
 }
 
@@ -139,7 +141,7 @@ pub fn variant(problem: &AttentionProblem) -> Option<&'static AttentionVariant> 
 /// The kernel of a family for a problem.
 #[must_use]
 pub fn variant_of(family: Family, problem: &AttentionProblem) -> Option<&'static AttentionVariant> {
-    config::attention(family, problem.head_dim, problem.scheme)
+    variant_on(MOST_SHARED, family, problem)
 }
 
 /// Shared memory that a CTA may have on the GPUs with most of it.
@@ -152,7 +154,7 @@ pub fn variant_on(
     family: Family,
     problem: &AttentionProblem,
 ) -> Option<&'static AttentionVariant> {
-    config::attention_on(shared_bytes, family, problem.head_dim, problem.scheme)
+    config::attention_on(shared_bytes, family, [problem.head_dim, problem.value_dim()], problem.scheme)
 }
 
 /// None, causal, sliding, and local on both sides; the ends of the last two lie inside of blocks and between tiles.
@@ -181,6 +183,9 @@ pub const AWKWARD: [(usize, usize); 12] = [
 
 /// Head dims that are padded: to each of the kernels' own, by a little and by much.
 pub const PADDED_DIMS: [usize; 10] = [8, 24, 40, 56, 72, 80, 112, 136, 192, 248];
+
+/// Head dims of Q and K with others of V.
+pub const VALUE_DIMS: [[usize; 2]; 5] = [[192, 128], [256, 128], [200, 104], [72, 96], [96, 80]];
 
 /// Cases over all head dims, dtypes, layouts, windows, schemes and values; no sequence longer than `longest`.
 pub fn any_case(longest: usize) -> impl Strategy<Value = Case> {

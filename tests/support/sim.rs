@@ -7,7 +7,7 @@ use crate::properties::{Kernels, Operand};
 use anyhow::{Context, Result};
 use int_flash_attention::gpu::embedded_ptx;
 use int_flash_attention::{
-    AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Shape,
+    AttentionProblem, DType, HostQuantized, HostTensor, Order, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Shape,
     TensorLayout,
 };
 use int_flash_attention_kernels::config::{self, Family};
@@ -149,7 +149,9 @@ impl Simulator {
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
         problem.check()?;
         let operands = self.quantize(problem, q, k, v)?;
-        self.attention(problem, &operands, &q.layout(), q.dtype(), lse)
+        let order = q.layout().order().unwrap_or(Order::Bhnd);
+        let out = if problem.o_shape() == q.shape() { q.layout() } else { TensorLayout::new(problem.o_shape(), order) };
+        self.attention(problem, &operands, &out, q.dtype(), lse)
     }
 }
 
@@ -172,6 +174,7 @@ impl Kernels for Simulator {
     ) -> Result<HostQuantized> {
         let (d, packed, dtype) = (problem.head_dim, packed_dim(problem.head_dim), q.dtype());
         let (q_shape, kv_shape) = (problem.q_shape(), problem.kv_shape());
+        let (v_shape, packed_v) = (problem.v_shape(), packed_dim(problem.value_dim()));
         let heads = kv_shape.batch * kv_shape.heads;
         let blocks = heads * kv_blocks(kv_shape.seqlen);
         let scheme = problem.scheme;
@@ -187,7 +190,7 @@ impl Kernels for Simulator {
         let v_amax = if scheme.rotates() { DevPtr::NULL } else { memory.alloc_from(&vec![0_u32; heads]) };
         let mut bytes = |len: usize| memory.alloc(len as u64, 256);
         let [q_out, k_out, v_out] =
-            [q_shape.rows() * packed, blocks * block_bytes(packed), blocks * block_bytes(packed)].map(&mut bytes);
+            [q_shape.rows() * packed, blocks * block_bytes(packed), blocks * block_bytes(packed_v)].map(&mut bytes);
 
         let params = problem.quantize_params(Some(q_in.layout()), Some([k_in.layout(), v_in.layout()]));
         let params = QuantizeParams {
@@ -246,10 +249,10 @@ impl Kernels for Simulator {
                 offset: floats("k_offset", k_offset, heads * d)?,
             },
             v: QuantizedV {
-                shape: kv_shape,
+                shape: v_shape,
                 scheme,
                 format,
-                data: codes("v", v_out, blocks * block_bytes(packed))?,
+                data: codes("v", v_out, blocks * block_bytes(packed_v))?,
                 scale: floats("v_scale", v_scale, blocks * KV_BLOCK)?,
                 block_scale: floats("v_block_scale", v_block_scale, blocks)?,
                 unit: floats("v_unit", v_unit, heads)?,

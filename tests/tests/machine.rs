@@ -4,7 +4,7 @@ use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme};
 use int_flash_attention_kernels::config::{self, Family, MODULES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{
-    AWKWARD, Case, PADDED_DIMS, Placement, WINDOWS, any_case, long_keys, variant_of,
+    AWKWARD, Case, PADDED_DIMS, Placement, VALUE_DIMS, WINDOWS, any_case, long_keys, variant_of,
 };
 use int_flash_attention_tests::properties::Kernels;
 use int_flash_attention_tests::sim::Simulator;
@@ -53,13 +53,16 @@ fn each_variant_d256() {
 #[test]
 fn padded_head_dims_match_the_reference() {
     let simulators = Family::ALL.map(|family| Simulator::of(family, 3));
-    for (i, head_dim) in PADDED_DIMS.into_iter().enumerate() {
+    let alike = PADDED_DIMS.map(|dim| [dim, dim]);
+    for (i, [head_dim, value_dim]) in alike.into_iter().chain(VALUE_DIMS).enumerate() {
         for (j, scheme) in Scheme::ALL.into_iter().enumerate() {
             let problem = AttentionProblem::new(1, 2, 1, 67, 201, head_dim).with_scheme(scheme);
+            let problem = problem.with_head_dim_v(value_dim);
             for (simulator, family) in simulators.iter().zip(Family::ALL) {
                 let Some(variant) = variant_of(family, &problem) else { continue };
                 let case = Case::of_variant(variant, i + j);
-                let mut case = Case { problem: AttentionProblem { head_dim, ..case.problem }, ..case };
+                let problem = AttentionProblem { head_dim, head_dim_v: Some(value_dim), ..case.problem };
+                let mut case = Case { problem, ..case };
                 if (i + j) % 2 == 1 {
                     case.placement = [Placement::Bnhd; 4];
                 }

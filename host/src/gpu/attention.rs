@@ -10,13 +10,12 @@ use crate::problem::AttentionProblem;
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family, shared_memory};
-use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{AttentionParams, Global, Strided};
 
 /// What an [`AttentionPlan`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionOutput {
-    /// Where the elements of the output go; its shape is that of Q.
+    /// Where the elements of the output go; its shape is that of Q, but for V's head dim.
     pub layout: TensorLayout,
     /// Element type of the output.
     pub dtype: DType,
@@ -33,7 +32,8 @@ pub struct AttentionPlan {
     problem: AttentionProblem,
     output: AttentionOutput,
     q_lengths: Lengths,
-    kv_lengths: Lengths,
+    /// Of K and of V.
+    kv_lengths: [Lengths; 2],
     /// All but the addresses.
     params: AttentionParams,
 }
@@ -119,7 +119,7 @@ impl Gpu {
         shared_bytes: usize,
     ) -> Result<AttentionPlan> {
         problem.check()?;
-        AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
+        AttentionProblem::check_shape("o", output.layout.shape(), problem.o_shape())?;
         output.layout.check_disjoint()?;
         let multiprocessors = self.multiprocessors()? as u32;
         let pays = |v: &AttentionVariant| {
@@ -139,7 +139,7 @@ impl Gpu {
             problem: *problem,
             output: *output,
             q_lengths: Lengths::of(problem.q_shape())?,
-            kv_lengths: Lengths::of(problem.kv_shape())?,
+            kv_lengths: [Lengths::of(problem.kv_shape())?, Lengths::of(problem.v_shape())?],
             params: problem.params(&output.layout, output.dtype),
         })
     }
@@ -152,7 +152,7 @@ impl Gpu {
         shared_bytes: usize,
         pays: impl Fn(&AttentionVariant) -> bool,
     ) -> Result<&'static AttentionVariant> {
-        let serves = |v: &&AttentionVariant| v.head_dim == packed_dim(p.head_dim) && v.scheme == p.scheme && pays(v);
+        let serves = |v: &&AttentionVariant| v.has([p.head_dim, p.value_dim()]) && v.scheme == p.scheme && pays(v);
         let fits = |v: &&AttentionVariant| v.is_for(shared_bytes);
         let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);
         let candidates = families.iter().flat_map(of_family).filter(serves);
@@ -206,8 +206,8 @@ impl AttentionPlan {
         check_scheme("k", p.scheme, operands.k.scheme)?;
         check_scheme("v", p.scheme, operands.v.scheme)?;
         let [q, q_scale, q_bias] = operands.q.addresses(launch, p.q_shape(), &self.q_lengths)?;
-        let [k, k_scale, k_block_scale, _] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
-        let [v, v_scale, v_block_scale, v_unit] = operands.v.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
+        let [k, k_scale, k_block_scale, _] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths[0])?;
+        let [v, v_scale, v_block_scale, v_unit] = operands.v.addresses(launch, p.v_shape(), &self.kv_lengths[1])?;
         let o = o.checked(launch, "o", self.output.dtype, self.output.layout.span())?;
         let lse = match (lse, self.output.lse) {
             (Some(lse), true) => lse.checked(launch, "lse", self.q_lengths.q_scale)?,

@@ -49,7 +49,11 @@ impl Gpu {
         dtype: DType,
     ) -> Result<DequantizePlan> {
         problem.check()?;
-        let shape = if operand == Operand::Q { problem.q_shape() } else { problem.kv_shape() };
+        let shape = match operand {
+            Operand::Q => problem.q_shape(),
+            Operand::K => problem.kv_shape(),
+            Operand::V => problem.v_shape(),
+        };
         AttentionProblem::check_shape("the output", out.shape(), shape)?;
         out.check_disjoint()?;
         let lengths = Lengths::of(shape)?;

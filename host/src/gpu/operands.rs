@@ -156,9 +156,9 @@ impl DeviceV {
     /// A wrong problem, or what the driver says.
     pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
         problem.check()?;
-        let lengths = Lengths::of(problem.kv_shape())?;
+        let lengths = Lengths::of(problem.v_shape())?;
         Ok(Self {
-            shape: problem.kv_shape(),
+            shape: problem.v_shape(),
             scheme: problem.scheme,
             format: PackedFormat::CURRENT,
             data: gpu.alloc(lengths.kv_data)?,

@@ -172,6 +172,7 @@ struct Pass {
     dtype: DType,
     q_lengths: Lengths,
     kv_lengths: Lengths,
+    v_lengths: Lengths,
     /// Elements that each tensor spans.
     spans: [usize; 3],
     /// All but the addresses.
@@ -192,7 +193,7 @@ impl Pass {
         }
         if let Some((k, v)) = &kv {
             AttentionProblem::check_shape("k", k.shape(), problem.kv_shape())?;
-            AttentionProblem::check_shape("v", v.shape(), problem.kv_shape())?;
+            AttentionProblem::check_shape("v", v.shape(), problem.v_shape())?;
         }
         let params = problem.quantize_params(q.as_ref(), kv.as_ref().map(|(k, v)| [k, v]));
         let AttentionProblem { batch, heads_kv, seqlen_kv, head_dim, scheme, .. } = *problem;
@@ -219,6 +220,7 @@ impl Pass {
             dtype,
             q_lengths: Lengths::of(problem.q_shape())?,
             kv_lengths: Lengths::of(problem.kv_shape())?,
+            v_lengths: Lengths::of(problem.v_shape())?,
             spans: [span(q.as_ref()), span(kv_spans.0), span(kv_spans.1)],
             params,
         })
@@ -272,7 +274,8 @@ impl Pass {
             None => 0,
         };
         let [k_out, k_scale, k_block_scale, k_offset] = k_out.addresses(launch, shape, &self.kv_lengths)?;
-        let [v_out, v_scale, v_block_scale, v_unit] = v_out.addresses(launch, shape, &self.kv_lengths)?;
+        let [v_out, v_scale, v_block_scale, v_unit] =
+            v_out.addresses(launch, self.problem.v_shape(), &self.v_lengths)?;
         *params = QuantizeParams {
             k: Strided { data: Global::new(k), ..params.k },
             v: Strided { data: Global::new(v), ..params.v },

@@ -5,7 +5,7 @@ mod window;
 
 use crate::error::{Error, Result};
 use crate::shape::Shape;
-use int_flash_attention_kernels::config::{Family, head_dims};
+use int_flash_attention_kernels::config::{ATTENTION, Family, head_dims};
 use int_flash_attention_kernels::layout::{HEAD_DIM_STEP, HEAD_DIMS, packed_dim};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
@@ -48,14 +48,18 @@ pub struct AttentionProblem {
     pub softmax_scale: Option<f32>,
     /// Numeric scheme.
     pub scheme: Scheme,
+    /// Channels of a head of V and of the output, where they are others than those of Q and K; `None` is `head_dim`. Kernels have 192 and
+    /// 128, and all pairs that are padded to the same dims.
+    pub head_dim_v: Option<usize>,
 }
 
 impl AttentionProblem {
     /// All fields, comparable.
     fn key(&self) -> impl Eq + Hash {
-        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme } = *self;
+        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme, .. } = *self;
+        let head_dim_v = self.value_dim();
         let scale = softmax_scale.map(f32::to_bits);
-        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim], window, scale, scheme)
+        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v], window, scale, scheme)
     }
 }
 
@@ -99,15 +103,16 @@ impl AttentionProblem {
             window: Window::FULL,
             softmax_scale: None,
             scheme: Scheme::Default,
+            head_dim_v: None,
         }
     }
 
     /// The problem that tensors of these shapes pose.
     ///
     /// # Errors
-    /// K and V of different shapes; a batch or head_dim other than Q's; query heads that are not a multiple of K's.
+    /// K and V of different shapes but for their head dims; a batch or head_dim other than Q's; query heads that are not a multiple of K's.
     pub fn of(q: Shape, k: Shape, v: Shape) -> Result<Self> {
-        if k != v {
+        if k != (Shape { head_dim: k.head_dim, ..v }) {
             return Err(Error::ShapeMismatch { name: "v", given: v.to_string(), expected: format!("k's, {k},") });
         }
         let expected = Shape { batch: q.batch, head_dim: q.head_dim, ..k };
@@ -115,6 +120,8 @@ impl AttentionProblem {
             return Err(Error::ShapeMismatch { name: "k", given: k.to_string(), expected: expected.to_string() });
         }
         let problem = Self::new(q.batch, q.heads, k.heads, q.seqlen, k.seqlen, q.head_dim);
+        let head_dim_v = (v.head_dim != k.head_dim).then_some(v.head_dim);
+        let problem = Self { head_dim_v, ..problem };
         problem.check_sizes()?;
         Ok(problem)
     }
@@ -135,6 +142,12 @@ impl AttentionProblem {
     #[must_use]
     pub const fn with_scheme(self, scheme: Scheme) -> Self {
         Self { scheme, ..self }
+    }
+
+    /// With heads of V, and of the output, of so many channels.
+    #[must_use]
+    pub const fn with_head_dim_v(self, head_dim_v: usize) -> Self {
+        Self { head_dim_v: Some(head_dim_v), ..self }
     }
 
     /// With this factor of the scores.
@@ -158,13 +171,34 @@ impl AttentionProblem {
         }
     }
 
-    /// Shape of Q and of the output.
+    /// Channels of a head of V and of the output.
+    #[must_use]
+    pub const fn value_dim(&self) -> usize {
+        match self.head_dim_v {
+            Some(head_dim_v) => head_dim_v,
+            None => self.head_dim,
+        }
+    }
+
+    /// Shape of V.
+    #[must_use]
+    pub const fn v_shape(&self) -> Shape {
+        Shape { head_dim: self.value_dim(), ..self.kv_shape() }
+    }
+
+    /// Shape of the output.
+    #[must_use]
+    pub const fn o_shape(&self) -> Shape {
+        Shape { head_dim: self.value_dim(), ..self.q_shape() }
+    }
+
+    /// Shape of Q.
     #[must_use]
     pub const fn q_shape(&self) -> Shape {
         Shape { batch: self.batch, heads: self.heads_q, seqlen: self.seqlen_q, head_dim: self.head_dim }
     }
 
-    /// Shape of K and of V.
+    /// Shape of K, and of V but for its head dim.
     #[must_use]
     pub const fn kv_shape(&self) -> Shape {
         Shape { batch: self.batch, heads: self.heads_kv, seqlen: self.seqlen_kv, head_dim: self.head_dim }
@@ -219,6 +253,9 @@ impl AttentionProblem {
         let (q, kv) = (self.q_shape(), self.kv_shape());
         Shape::new(q.batch, q.heads, q.seqlen, q.head_dim)?;
         Shape::new(kv.batch, kv.heads, kv.seqlen, kv.head_dim)?;
+        for shape in [self.v_shape(), self.o_shape()] {
+            Shape::new(shape.batch, shape.heads, shape.seqlen, shape.head_dim)?;
+        }
         if !self.heads_q.is_multiple_of(self.heads_kv) {
             return Err(Error::HeadGroups { heads_q: self.heads_q, heads_kv: self.heads_kv });
         }
@@ -234,7 +271,14 @@ impl AttentionProblem {
     /// As there, and [`Error::HeadDim`].
     pub fn check(&self) -> Result<()> {
         self.check_sizes()?;
-        check_head_dim_of(self.head_dim, head_dims(&Family::ALL, self.scheme))
+        for head_dim in [self.head_dim, self.value_dim()] {
+            check_head_dim_of(head_dim, head_dims(&Family::ALL, self.scheme))?;
+        }
+        let dims = [self.head_dim, self.value_dim()];
+        match ATTENTION.iter().any(|v| v.scheme == self.scheme && v.has(dims)) {
+            true => Ok(()),
+            false => Err(Error::HeadDimOfV { head_dim: self.head_dim, head_dim_v: self.value_dim() }),
+        }
     }
 
     /// `expected`'s shape against a tensor's.

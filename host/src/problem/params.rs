@@ -27,7 +27,7 @@ impl AttentionProblem {
             window_right,
             o_dtype: dtype.code(),
             softmax_scale: self.scale(),
-            o_dims: self.head_dim as u32,
+            o_dims: self.value_dim() as u32,
             ..AttentionParams::NONE
         }
     }
@@ -71,6 +71,8 @@ impl AttentionProblem {
             seqlen_kv: self.seqlen_kv as u32,
             head_dim: packed_dim(self.head_dim) as u32,
             dims: self.head_dim as u32,
+            head_dim_v: packed_dim(self.value_dim()) as u32,
+            dims_v: self.value_dim() as u32,
             quantize_kv: u32::from(kv.is_some()),
             rotate: u32::from(self.scheme.rotates()),
             ..QuantizeParams::NONE

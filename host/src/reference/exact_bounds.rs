@@ -85,15 +85,20 @@ fn of_tensors(
     operands.k.offset = resized(operands.k.offset, problem.head_dim, whole.head_dim);
     let head = |head| {
         let HeadF64 { q, k, v } = HeadF64::read(problem, q, k, v, head);
-        Head::of_tensors(&whole, &operands, HeadF64 { q: wide(q), k: wide(k), v: wide(v) }, head)
+        Head::of_tensors(
+            &whole,
+            &operands,
+            HeadF64 { q: wide(q), k: wide(k), v: resized(v, problem.value_dim(), whole.value_dim()) },
+            head,
+        )
     };
     Ok(cut(problem, &whole, run(&whole, dtype, rows, head)))
 }
 
 /// The true dims.
 fn cut(p: &AttentionProblem, whole: &AttentionProblem, (mut exact, mut bounds): (Exact, Bounds)) -> (Exact, Bounds) {
-    exact.o = resized(exact.o, whole.head_dim, p.head_dim);
-    bounds.o = resized(bounds.o, whole.head_dim, p.head_dim);
+    exact.o = resized(exact.o, whole.value_dim(), p.value_dim());
+    bounds.o = resized(bounds.o, whole.value_dim(), p.value_dim());
     (exact, bounds)
 }
 
@@ -157,9 +162,10 @@ impl Head {
 
     fn of_codes(p: &AttentionProblem, operands: &HostQuantized, [q, k, v]: [&[f32]; 3], head: usize) -> Self {
         let (d, kv) = (p.head_dim, kv_head(p, head));
-        let take = |x: &[f32], head: usize, n: usize| x[head * n * d..][..n * d].iter().map(|&x| x.into()).collect();
+        let take =
+            |x: &[f32], head: usize, n: usize, d: usize| x[head * n * d..][..n * d].iter().map(|&x| x.into()).collect();
         let (n, n_kv) = (p.seqlen_q, p.seqlen_kv);
-        let x = HeadF64 { q: take(q, head, n), k: take(k, kv, n_kv), v: take(v, kv, n_kv) };
+        let x = HeadF64 { q: take(q, head, n, d), k: take(k, kv, n_kv, d), v: take(v, kv, n_kv, p.value_dim()) };
         let bias = (0..n).map(|row| operands.q.bias.as_ref().map_or(0.0, |bias| bias[head * n + row].into()));
         let bias = bias.map(|bias: f64| [bias * f64::from(p.scale()), 0.0]).collect();
         Self::new(p, operands, x, head, bias, 0.0)
@@ -277,7 +283,7 @@ impl Row {
             score_error: Vec::new(),
             shared_error: Vec::new(),
             output_error: Vec::new(),
-            o: vec![0.0; p.head_dim],
+            o: vec![0.0; p.value_dim()],
             lse: 0.0,
         };
         row.lse = head.x.row(p, index, &mut row.weights, &mut row.o);
@@ -366,7 +372,7 @@ impl Row {
     }
 
     fn bound(self, p: &AttentionProblem, head: &Head, dtype: DType) -> RowBound {
-        let d = p.head_dim;
+        let d = p.value_dim();
         let [bias, bias_error] = head.bias[self.index];
         if self.weights.is_empty() {
             let zeros = vec![0.0; d];

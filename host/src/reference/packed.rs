@@ -6,7 +6,12 @@ use int_flash_attention_kernels::layout::packed_dim;
 
 /// The problem with the dims of the packed operands. It has been checked.
 pub(super) fn packed(p: &AttentionProblem) -> AttentionProblem {
-    AttentionProblem { head_dim: packed_dim(p.head_dim), softmax_scale: Some(p.scale()), ..*p }
+    AttentionProblem {
+        head_dim: packed_dim(p.head_dim),
+        head_dim_v: Some(packed_dim(p.value_dim())),
+        softmax_scale: Some(p.scale()),
+        ..*p
+    }
 }
 
 /// Rows of `from` elements as rows of `to`, with zeros behind what is longer, or without what is too long.

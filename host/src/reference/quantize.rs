@@ -199,7 +199,7 @@ pub fn quantize(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &
 pub(super) fn check_shapes(p: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<()> {
     AttentionProblem::check_shape("q", q.shape(), p.q_shape())?;
     AttentionProblem::check_shape("k", k.shape(), p.kv_shape())?;
-    AttentionProblem::check_shape("v", v.shape(), p.kv_shape())
+    AttentionProblem::check_shape("v", v.shape(), p.v_shape())
 }
 
 #[cfg(test)]

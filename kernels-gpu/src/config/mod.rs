@@ -138,8 +138,10 @@ pub struct AttentionVariant {
     pub name: &'static str,
     /// Which instructions it uses, and with them its grid.
     pub family: Family,
-    /// Head dimension.
+    /// Head dimension of Q and K.
     pub head_dim: usize,
+    /// Head dimension of V and of the output.
+    pub head_dim_v: usize,
     /// Numeric scheme.
     pub scheme: Scheme,
     /// Query rows of one CTA.
@@ -161,6 +163,12 @@ impl AttentionVariant {
     #[must_use]
     pub const fn is_for(&self, shared_bytes: usize) -> bool {
         self.ctas[class_of(shared_bytes)] > 0 && self.shared_bytes <= shared_bytes
+    }
+
+    /// Whether heads of these dims, of Q and K and of V, are padded to its.
+    #[must_use]
+    pub const fn has(&self, [head_dim, head_dim_v]: [usize; 2]) -> bool {
+        self.head_dim == packed_dim(head_dim) && self.head_dim_v == packed_dim(head_dim_v)
     }
 
     /// The KiB of shared memory a CTA that the smallest GPUs have that it is for.
@@ -229,10 +237,11 @@ pub const fn baseline_shared_bytes(head_dim: usize, tile_m: usize, keys: usize, 
 }
 
 macro_rules! sm80_variants {
-    ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal, slots: $slots:literal,
+    ($($name:ident { head_dim: $d:literal, head_dim_v: $dv:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal,
+        slots: $slots:literal,
         ctas: $ctas:expr, team: $team:literal })*) => {
         &[$(AttentionVariant {
-            name: stringify!($name), family: Family::Sm80, head_dim: $d, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm80, head_dim: $d, head_dim_v: $dv, scheme: Scheme::$scheme,
             tile_m: 16 * $mt * $warps / $team, threads: 32 * $warps,
             shared_bytes: sm80::shared_bytes($d, $slots, $mt, $warps, $team), ctas: $ctas, from_keys: 0,
         }),*]
@@ -243,7 +252,7 @@ macro_rules! sm90a_variants {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
         handover: $handover:literal, from_keys: $from:literal })*) => {
         &[$(AttentionVariant {
-            name: stringify!($name), family: Family::Sm90a, head_dim: $d, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm90a, head_dim: $d, head_dim_v: $d, scheme: Scheme::$scheme,
             tile_m: sm90a::tile_m($wgs), threads: sm90a::threads($wgs),
             shared_bytes: sm90a::shared_bytes($d, $wgs, $slots), ctas: [0, 0, 1], from_keys: $from,
         }),*]
@@ -323,18 +332,18 @@ const fn concat<T: Copy, const N: usize>(parts: &[&[T]]) -> [T; N] {
 /// The INT8 attention kernel of a family for a head dim, or the one that it is padded to, and scheme; the one for the GPUs with most shared memory, where there are several.
 #[must_use]
 pub fn attention(family: Family, head_dim: usize, scheme: Scheme) -> Option<&'static AttentionVariant> {
-    attention_on(CLASSES[CLASSES.len() - 1] << 10, family, head_dim, scheme)
+    attention_on(CLASSES[CLASSES.len() - 1] << 10, family, [head_dim; 2], scheme)
 }
 
-/// The one for GPUs on which a CTA may have so many bytes of shared memory.
+/// The one for these head dims, of Q and K and of V, and for GPUs on which a CTA may have so many bytes of shared memory.
 #[must_use]
 pub fn attention_on(
     shared_bytes: usize,
     family: Family,
-    head_dim: usize,
+    [head_dim, head_dim_v]: [usize; 2],
     scheme: Scheme,
 ) -> Option<&'static AttentionVariant> {
-    let is = |v: &&AttentionVariant| (v.family, v.head_dim, v.scheme) == (family, packed_dim(head_dim), scheme);
+    let is = |v: &&AttentionVariant| (v.family, v.scheme) == (family, scheme) && v.has([head_dim, head_dim_v]);
     ATTENTION.iter().filter(is).find(|v| v.is_for(shared_bytes))
 }
 
@@ -360,7 +369,9 @@ mod tests {
             let module = MODULES.iter().find(|module| module.name == v.name).unwrap();
             assert_eq!(module.target, v.family.target(), "{}", v.name);
             let of_the_largest = v.ctas[CLASSES.len() - 1] > 0;
-            assert_eq!(attention(v.family, v.head_dim, v.scheme) == Some(v), of_the_largest, "{}", v.name);
+            let found = attention_on(227 << 10, v.family, [v.head_dim, v.head_dim_v], v.scheme);
+            assert_eq!(found == Some(v), of_the_largest, "{}", v.name);
+            assert!(v.head_dim_v <= v.head_dim, "{}", v.name);
             assert!(ATTENTION[..i].iter().all(|other| other.name != v.name), "{}", v.name);
         }
     }
@@ -373,7 +384,8 @@ mod tests {
             let family = format!("{:?}", v.family).to_lowercase();
             let of_the_largest = v.ctas[CLASSES.len() - 1] > 0;
             let kib = if of_the_largest { "".into() } else { format!("_kib{}", v.from_kib()) };
-            assert_eq!(v.name, format!("attention_{family}_d{}_{}{kib}", v.head_dim, v.scheme));
+            let value = if v.head_dim_v == v.head_dim { "".into() } else { format!("_v{}", v.head_dim_v) };
+            assert_eq!(v.name, format!("attention_{family}_d{}{value}_{}{kib}", v.head_dim, v.scheme));
         }
         for v in BASELINE {
             assert_eq!(v.name, format!("baseline_f16_d{}", v.head_dim));
@@ -383,7 +395,10 @@ mod tests {
     #[test]
     fn every_packed_head_dim_has_a_kernel_for_every_gpu() {
         for kib in CLASSES {
-            let of_class = |scheme| SM80.iter().filter(move |v| v.scheme == scheme && v.is_for(kib << 10));
+            let of_class = |scheme| {
+                let alike = SM80.iter().filter(|v| v.head_dim_v == v.head_dim);
+                alike.filter(move |v| v.scheme == scheme && v.is_for(kib << 10))
+            };
             assert!(of_class(Scheme::Default).map(|v| v.head_dim).eq(HEAD_DIMS), "{kib}");
             assert!(of_class(Scheme::Paper).map(|v| v.head_dim).eq([32, 64, 96, 128]), "{kib}");
         }

@@ -6,7 +6,7 @@
 //! A kernel for another head dim is another row: `cargo xtask build` compiles it, `cargo xtask check` shows its registers and
 //! spills, the library launches it and the tests run it.
 
-/// The INT8 kernels for every GPU. `m16_tiles`: m16 tiles of query rows a warp; `slots`: K or V blocks in shared memory;
+/// The INT8 kernels for every GPU. `head_dim`: of Q and K, `head_dim_v`: of V and the output, no larger; `m16_tiles`: m16 tiles of query rows a warp; `slots`: K or V blocks in shared memory;
 /// `ctas`: CTAs that an SM should hold on GPUs of each class of shared memory (`CLASSES`: 99, 163 and 227 KiB a CTA), 0 where the
 /// class has another row; `team`: warps that share rows. A row that is not for the largest class has the KiB of the
 /// smallest that it is for in its name.
@@ -16,19 +16,20 @@
 macro_rules! sm80_rows {
     ($emit:ident) => {
         $emit! {
-            attention_sm80_d32_default { head_dim: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1 }
-            attention_sm80_d32_paper { head_dim: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1 }
-            attention_sm80_d64_default { head_dim: 64, scheme: Default, m16_tiles: 2, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1 }
-            attention_sm80_d64_paper { head_dim: 64, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1 }
-            attention_sm80_d96_default { head_dim: 96, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 3, 3], team: 1 }
-            attention_sm80_d96_paper { head_dim: 96, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1 }
-            attention_sm80_d128_default_kib99 { head_dim: 128, scheme: Default, m16_tiles: 2, warps: 4, slots: 2, ctas: [2, 0, 0], team: 2 }
-            attention_sm80_d128_default { head_dim: 128, scheme: Default, m16_tiles: 2, warps: 4, slots: 3, ctas: [0, 2, 2], team: 2 }
-            attention_sm80_d128_paper_kib99 { head_dim: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 2, ctas: [2, 0, 0], team: 1 }
-            attention_sm80_d128_paper { head_dim: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [0, 2, 2], team: 1 }
-            attention_sm80_d256_default_kib99 { head_dim: 256, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 0, 0], team: 2 }
-            attention_sm80_d256_default_kib163 { head_dim: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [0, 2, 0], team: 2 }
-            attention_sm80_d256_default { head_dim: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [0, 0, 2], team: 2 }
+            attention_sm80_d32_default { head_dim: 32, head_dim_v: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1 }
+            attention_sm80_d32_paper { head_dim: 32, head_dim_v: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1 }
+            attention_sm80_d64_default { head_dim: 64, head_dim_v: 64, scheme: Default, m16_tiles: 2, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1 }
+            attention_sm80_d64_paper { head_dim: 64, head_dim_v: 64, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1 }
+            attention_sm80_d96_default { head_dim: 96, head_dim_v: 96, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 3, 3], team: 1 }
+            attention_sm80_d96_paper { head_dim: 96, head_dim_v: 96, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1 }
+            attention_sm80_d128_default_kib99 { head_dim: 128, head_dim_v: 128, scheme: Default, m16_tiles: 2, warps: 4, slots: 2, ctas: [2, 0, 0], team: 2 }
+            attention_sm80_d128_default { head_dim: 128, head_dim_v: 128, scheme: Default, m16_tiles: 2, warps: 4, slots: 3, ctas: [0, 2, 2], team: 2 }
+            attention_sm80_d128_paper_kib99 { head_dim: 128, head_dim_v: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 2, ctas: [2, 0, 0], team: 1 }
+            attention_sm80_d128_paper { head_dim: 128, head_dim_v: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [0, 2, 2], team: 1 }
+            attention_sm80_d256_v128_default { head_dim: 256, head_dim_v: 128, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [1, 2, 2], team: 2 }
+            attention_sm80_d256_default_kib99 { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 0, 0], team: 2 }
+            attention_sm80_d256_default_kib163 { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [0, 2, 0], team: 2 }
+            attention_sm80_d256_default { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [0, 0, 2], team: 2 }
         }
     };
 }

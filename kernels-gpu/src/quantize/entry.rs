@@ -89,7 +89,7 @@ unsafe fn values<E: Element>(p: &QuantizeParams, item: &Item) {
     let out = |tile: Tile| {
         let block = opaque(first) as usize + tile.index as usize;
         values::Output {
-            bytes: at(p.v_out, block * block_bytes(p.head_dim as usize)),
+            bytes: at(p.v_out, block * block_bytes(p.head_dim_v as usize)),
             scale: at(p.v_scale, block * KV_BLOCK),
             block_scale: at(p.v_block_scale, block),
             unit: if tile.index == 0 { at(p.v_unit, head) } else { null_mut() },
@@ -101,7 +101,7 @@ unsafe fn values<E: Element>(p: &QuantizeParams, item: &Item) {
     let rotates = p.rotate != 0;
     unsafe {
         let head_amax = if rotates { 0.0 } else { ld_global_nc_f32(at(p.v_amax, head).cast()) };
-        values::quantize::<E>(p.head_dim, p.dims, rotates, head_amax, rows, tile, end(&tile, item), out);
+        values::quantize::<E>(p.head_dim_v, p.dims_v, rotates, head_amax, rows, tile, end(&tile, item), out);
     }
 }
 
@@ -156,8 +156,8 @@ unsafe fn v_amax<E: Element>(p: &QuantizeParams) {
         let (batch, head_kv) = div_rem(head, p.heads_kv);
         let rows = Rows::new::<E>(&p.v, batch, head_kv);
         values::add_amax::<E>(
-            p.head_dim,
-            p.dims,
+            p.head_dim_v,
+            p.dims_v,
             &rows,
             Tile { index: block, seqlen: p.seqlen_kv },
             at(p.v_amax, head as usize),

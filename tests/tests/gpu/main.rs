@@ -20,7 +20,7 @@ use int_flash_attention::{
 };
 use int_flash_attention_kernels::config::{self, shared_memory::CLASSES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{AWKWARD, Case, PADDED_DIMS, Placement, WINDOWS, any_case, variant};
+use int_flash_attention_tests::case::{AWKWARD, Case, PADDED_DIMS, Placement, VALUE_DIMS, WINDOWS, any_case, variant};
 use int_flash_attention_tests::properties::{self, Kernels};
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{baseline, cases, check_cases};
@@ -188,9 +188,11 @@ fn less_shared_memory(on: &OnGpu) -> Result<()> {
 
 /// Head dims that are padded: each kernel of the family that they go to, under each kind of window, and long sequences.
 fn padded_head_dims(on: &OnGpu) -> Result<()> {
-    for (seed, head_dim) in PADDED_DIMS.into_iter().enumerate() {
+    let alike = PADDED_DIMS.map(|dim| [dim, dim]);
+    for (seed, [head_dim, value_dim]) in alike.into_iter().chain(VALUE_DIMS).enumerate() {
         for scheme in Scheme::ALL {
-            let problem = AttentionProblem::new(2, 4, 2, 67, 201, head_dim).with_scheme(scheme);
+            let problem = AttentionProblem::new(2, 4, 2, 67, 201, head_dim).with_head_dim_v(value_dim);
+            let problem = problem.with_scheme(scheme);
             let Some(variant) = variant(&problem) else { continue };
             for (i, window) in WINDOWS.into_iter().enumerate() {
                 for (seqlen_q, seqlen_kv) in [(67, 201), (300, 20), (130, 1500)] {

@@ -43,7 +43,7 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
 /// First of the lane's dims.
 #[inline(always)]
 fn first_dim<K: Kernel<MT>, const MT: usize>(place: &Place) -> usize {
-    place.member as usize * (K::HEAD_DIM / K::TEAM) + NEIGHBOURS * place.lane.quad as usize
+    place.member as usize * (K::HEAD_DIM_V / K::TEAM) + NEIGHBOURS * place.lane.quad as usize
 }
 
 impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
@@ -54,7 +54,7 @@ impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
             unroll!(0..2, |half| {
                 let (row, finished) = (self.place.lane.query(mt, half), &self.finished[mt][half]);
                 let first = self.place.sequence.o::<E>(self.params, row, first_dim);
-                unroll!(0..K::HEAD_DIM / V_GROUP / K::TEAM, |group| {
+                unroll!(0..K::HEAD_DIM_V / V_GROUP / K::TEAM, |group| {
                     let mut sums = [0.0; NEIGHBOURS];
                     unroll!(0..NEIGHBOURS, |i| {
                         sums[i] = self.acc.o[mt][TILES * group + i / 2][2 * half + i % 2];

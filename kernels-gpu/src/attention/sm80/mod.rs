@@ -50,6 +50,8 @@ use team::SharingTeam;
 pub(crate) trait Kernel<const MT: usize> {
     type Softmax: Softmax<MT>;
     const HEAD_DIM: usize;
+    /// Of V and of the output, no larger.
+    const HEAD_DIM_V: usize;
     const WARPS: usize;
     const SLOTS: usize;
     const TEAM: usize;
@@ -86,7 +88,7 @@ pub(crate) struct Place {
 #[inline(always)]
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &AttentionParams) {
     // A thread brings the scale of its own key of a block, where it has one.
-    const { assert!(32 * K::WARPS >= KV_BLOCK && K::WARPS <= MAX_WARPS) }
+    const { assert!(32 * K::WARPS >= KV_BLOCK && K::WARPS <= MAX_WARPS && K::HEAD_DIM_V <= K::HEAD_DIM) }
     unsafe {
         let window = Window::of(params);
         // The longest rows first, so that the last CTAs of the grid are the short ones.
@@ -197,7 +199,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         factors.publish(block + 1, next_scale, common_factor * shrink);
         team.collect(&mut p);
         let notes = || notes::<K, MT>(opaque(tid_x()));
-        let tiles = K::HEAD_DIM / 8 / K::TEAM;
+        let tiles = K::HEAD_DIM_V / 8 / K::TEAM;
         let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, || scales, notes);
         output::update::<K, MT>(acc, &p, v, place.member, &row);
     }
