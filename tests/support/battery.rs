@@ -6,7 +6,7 @@
 //! are hard; on Hopper, lists of tiles and rings that go round.
 
 use crate::baseline::{self, Expected};
-use crate::case::{Case, Placement};
+use crate::case::{Case, MOST_SHARED, Placement};
 use crate::properties::{self, Kernels, Operand, representable, same_operands, within};
 use crate::sim::{Places, Simulator};
 use crate::values::Values;
@@ -50,6 +50,7 @@ pub struct TensorCheck {
     case: Case,
     places: Places,
     family: Family,
+    shared_bytes: usize,
     multiprocessors: u32,
     wanted: Wanted,
 }
@@ -64,7 +65,8 @@ enum Wanted {
 impl TensorCheck {
     fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
         let Self { case, places, .. } = self;
-        let simulator = Simulator::of(self.family, self.multiprocessors).with_places(*places);
+        let simulator = Simulator::of(self.family, self.multiprocessors);
+        let simulator = simulator.with_shared_bytes(self.shared_bytes).with_places(*places);
         self.compare(&simulator.with_module(name, module.clone())).with_context(|| format!("{places:?}, {case:?}"))
     }
 
@@ -73,7 +75,7 @@ impl TensorCheck {
         match &self.wanted {
             Wanted::Attention { operands, want, bounds } => {
                 let (o, lse) = simulator.attention(problem, operands, &case.output()?, case.out_dtype, case.lse)?;
-                within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.head_dim)?;
+                within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.value_dim())?;
                 ensure!(lse.is_some() == case.lse, "a log-sum-exp unasked, or none");
                 lse.map_or(Ok(()), |lse| within("lse", &doubles(&lse), &want.lse, &bounds.lse, 1))
             }
@@ -227,7 +229,14 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         let operands = Arc::new(reference::quantize(&case.problem, &q, &k, &v)?);
         let (want, bounds) = reference::ideal_bounds(&case.problem, &operands, case.out_dtype)?;
         let wanted = Wanted::Attention { operands, want, bounds };
-        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: variant.family, multiprocessors, wanted })))
+        Ok(Check::Tensors(Box::new(TensorCheck {
+            case,
+            places,
+            family: variant.family,
+            shared_bytes: variant.from_kib() << 10,
+            multiprocessors,
+            wanted,
+        })))
     };
     cases.into_iter().map(check).collect()
 }
@@ -245,7 +254,14 @@ fn float16(head_dim: usize) -> Result<Vec<Check>> {
         let rows: Vec<usize> = (0..case.problem.seqlen_q).collect();
         let [q, k, v] = &inputs;
         let wanted = Wanted::Float16 { want: baseline::expected(&case.problem, q, k, v, &rows), inputs };
-        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted })))
+        Ok(Check::Tensors(Box::new(TensorCheck {
+            case,
+            places,
+            family: Family::Sm80,
+            shared_bytes: MOST_SHARED,
+            multiprocessors: 1,
+            wanted,
+        })))
     };
     cases.into_iter().map(check).collect()
 }
@@ -322,7 +338,14 @@ fn quantization(dtype: DType) -> Result<Vec<Check>> {
         let [q, k, v] = &inputs;
         let want = Arc::new(reference::quantize(&case.problem, q, k, v)?);
         let wanted = Wanted::Operands { inputs, want };
-        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted })))
+        Ok(Check::Tensors(Box::new(TensorCheck {
+            case,
+            places,
+            family: Family::Sm80,
+            shared_bytes: MOST_SHARED,
+            multiprocessors: 1,
+            wanted,
+        })))
     };
     conversions(dtype).into_iter().map(check).collect()
 }
@@ -339,6 +362,7 @@ fn dequantization(dtype: DType) -> Result<Vec<Check>> {
                 case,
                 places,
                 family: Family::Sm80,
+                shared_bytes: MOST_SHARED,
                 multiprocessors: 1,
                 wanted,
             })));
