@@ -4,6 +4,7 @@ use crate::dtype::DType;
 use crate::problem::Scheme;
 use int_flash_attention_driver::DriverError;
 use int_flash_attention_kernels::config::Family;
+use int_flash_attention_kernels::layout::page::CACHE_FORMAT;
 use int_flash_attention_kernels::layout::{HEAD_DIMS, PACKED_FORMAT};
 use std::path::PathBuf;
 
@@ -199,6 +200,70 @@ pub enum Error {
         given: u32,
     },
 
+    /// Pages of a cache that another version of the library wrote.
+    #[error("pages of version {given} were given; this library reads version {CACHE_FORMAT}")]
+    CacheFormat {
+        /// Their version.
+        given: u32,
+    },
+
+    /// A slot that no page has.
+    #[error("token {token} has the slot {given}; the cache has the slots 0 to {}, and -1 leaves a token out", .slots - 1)]
+    Slot {
+        /// The token among the new ones.
+        token: usize,
+        /// Its slot.
+        given: i64,
+        /// Slots that there are.
+        slots: usize,
+    },
+
+    /// A slot that is to be written twice at once.
+    #[error("the tokens {first} and {second} have both the slot {slot}; each token is written to a slot of its own")]
+    SlotTwice {
+        /// The slot.
+        slot: i64,
+        /// The first of the tokens.
+        first: usize,
+        /// The second.
+        second: usize,
+    },
+
+    /// A page that the pool does not have.
+    #[error("{what} names page {given}; the cache has the pages 0 to {}", .pages - 1)]
+    NoPage {
+        /// What names it, the sequence included.
+        what: String,
+        /// The page.
+        given: u32,
+        /// Pages that there are.
+        pages: usize,
+    },
+
+    /// A sequence that its row of the block table has no room for.
+    #[error("sequence {sequence} has {given} tokens; its row of the block table has room for {max}")]
+    SequenceLength {
+        /// The sequence.
+        sequence: usize,
+        /// Its tokens.
+        given: usize,
+        /// Tokens that there is room for.
+        max: usize,
+    },
+
+    /// A page that is to be written, and that something else uses.
+    #[error(
+        "sequence {sequence} is to be written to page {page}, which sequence {other} uses as well; copy the page and put the copy into the block table first"
+    )]
+    SharedPage {
+        /// The page.
+        page: u32,
+        /// Who is to be written.
+        sequence: usize,
+        /// Who uses it too; the same where it is there twice.
+        other: usize,
+    },
+
     /// A buffer of the wrong size.
     #[error("{name} holds {given} elements; {expected} are needed")]
     Length {
@@ -313,6 +378,36 @@ pub enum Error {
         given: usize,
         /// Rows that there are.
         seqlen_q: usize,
+    },
+
+    /// Offsets of packed sequences that are none.
+    #[error(
+        "{name} has sequence {sequence} from token {begin} to {end}; offsets begin at 0, do not decrease, and are at most the {total} tokens that there are"
+    )]
+    Offsets {
+        /// Which offsets.
+        name: &'static str,
+        /// The sequence's number.
+        sequence: usize,
+        /// Where it begins.
+        begin: usize,
+        /// Where it ends.
+        end: usize,
+        /// Tokens of all sequences together.
+        total: usize,
+    },
+
+    /// A sequence longer than what was planned for.
+    #[error("{name} has {given} tokens for sequence {sequence}; the problem's sequences have at most {max}")]
+    SeqLen {
+        /// Which lengths or offsets.
+        name: &'static str,
+        /// The sequence's number.
+        sequence: usize,
+        /// Its length.
+        given: usize,
+        /// The longest one allowed.
+        max: usize,
     },
 
     /// An output or input that was left out although the plan was made with it, or the other way round.

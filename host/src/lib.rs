@@ -32,6 +32,7 @@
 //! a *mixed* block of V is one whose tokens have a scale each. Shapes are written `[batch][head][token][dim]`.
 #![deny(missing_docs)]
 
+mod cache;
 #[cfg(feature = "cudarc")]
 mod cudarc_interop;
 #[cfg(feature = "cust")]
@@ -49,7 +50,9 @@ mod resources;
 mod round;
 mod shape;
 mod tensor;
+mod view;
 
+pub use cache::{AppendProblem, CacheFormat, CacheShape, GatherProblem, HostCache, HostTables, KvCache, PageTables};
 #[cfg(feature = "cudarc")]
 pub use cudarc_interop::{CudarcSlice, CudarcSliceMut};
 pub use decode::{DecodeHeads, DecodeProblem, DecodeResult, HostPagedKv, PagedKv, Split, ViewPagedKv, merged_params};
@@ -57,14 +60,16 @@ pub use device::{Device, Options, Output, attention};
 pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
-    AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan, DeviceBuffer, DeviceK,
-    DeviceOperands, DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, MergePlan, Operand,
-    QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan, States, Stream, StreamRef, ViewK, ViewMutK,
-    ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewV,
+    AnySlice, AnySliceMut, AppendPlan, Appended, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan,
+    DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceSeqLens, DeviceSlice, DeviceSliceMut,
+    DeviceTables, DeviceV, Event, Family, GatherPlan, Gpu, Graph, MergePlan, NewTokens, Operand, QuantizeKvPlan,
+    QuantizeLayouts, QuantizePlan, QuantizeQPlan, Slots, States, Stream, StreamRef, ViewCache, ViewK, ViewMutCache,
+    ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
-pub use problem::{AttentionProblem, Scheme, Window};
+pub use problem::{AttentionProblem, HostSeqLens, Scheme, SeqLens, Sequences, Span, Window};
 pub use progress::{Progress, ProgressFn};
 pub use quantized::{HostK, HostQ, HostQuantized, HostV, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV};
 pub use shape::{Order, Shape, TensorLayout};
 pub use tensor::{HostData, HostTensor};
+pub use view::{HostSlice, HostView};

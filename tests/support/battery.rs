@@ -17,6 +17,7 @@ use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
 use ptx_machine::Module;
 use std::sync::Arc;
 
+mod append;
 mod decode;
 
 /// One run of a kernel, and what must come out.
@@ -25,6 +26,8 @@ pub enum Check {
     Tensors(Box<TensorCheck>),
     /// Of decode and merge.
     Decode(Box<decode::DecodeCheck>),
+    /// Of appends.
+    Append(Box<append::AppendCheck>),
 }
 
 impl Check {
@@ -37,6 +40,7 @@ impl Check {
         match self {
             Self::Tensors(check) => check.run(name, module),
             Self::Decode(check) => check.run(name, module),
+            Self::Append(check) => check.run(name, module),
         }
     }
 }
@@ -114,6 +118,9 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
             let mut checks = quantization(dtype)?;
             checks.retain(|check| matches!(check, Check::Tensors(check) if check.case.problem.scheme == Scheme::Paper));
             return Ok(checks);
+        }
+        if kernel == format!("append_{dtype}") {
+            return append::of(dtype);
         }
         if kernel == format!("dequantize_{dtype}") {
             return dequantization(dtype);

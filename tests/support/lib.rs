@@ -3,9 +3,11 @@
 pub mod agreement;
 pub mod baseline;
 pub mod battery;
+pub mod cache;
 pub mod case;
 pub mod decode;
 pub mod properties;
+pub mod sequences;
 pub mod sim;
 pub mod unseen;
 pub mod values;

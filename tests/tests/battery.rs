@@ -47,6 +47,11 @@ fn quantization() {
 }
 
 #[test]
+fn append() {
+    every(|kernel| kernel.starts_with("append"));
+}
+
+#[test]
 fn dequantization() {
     every(|kernel| kernel.starts_with("dequantize"));
 }
@@ -61,7 +66,7 @@ fn decode() {
 fn all_kernels_have_a_battery() {
     let simulator = Simulator::new();
     let tested = |kernel: &str| {
-        ["attention_sm90a", "baseline_f16", "quantize", "v_amax", "dequantize", "decode", "merge"]
+        ["attention_sm90a", "baseline_f16", "quantize", "v_amax", "append", "dequantize", "decode", "merge"]
             .iter()
             .any(|start| kernel.starts_with(start))
             || kernel.starts_with("attention_sm80") && ["_default", "_paper"].iter().any(|end| kernel.ends_with(end))

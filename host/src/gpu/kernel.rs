@@ -122,6 +122,13 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// The same with a grid of so many blocks.
+    pub(super) const fn with_ctas(self, ctas: u32) -> Self {
+        Self { shape: LaunchShape { grid: [ctas, 1, 1], ..self.shape }, ..self }
+    }
+}
+
 impl Gpu {
     /// A kernel ready for launches of this grid, block and shared memory.
     pub(super) fn kernel(

@@ -5,9 +5,7 @@ use super::memory::Checked;
 use super::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu};
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
-use crate::quantized::{
-    HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV,
-};
+use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, Quantized, QuantizedK, QuantizedQ, QuantizedV};
 use crate::shape::Shape;
 
 /// Quantized queries that own their memory.
@@ -108,80 +106,10 @@ macro_rules! operand {
 }
 
 operand!(DeviceQ, HostQ, ViewQ, ViewMutQ, QuantizedQ; shape, scheme; data, scale; bias);
-operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; shape, scheme, format; data, scale, block_scale, offset;);
-operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; shape, scheme, format; data, scale, block_scale, unit;);
-
-impl DeviceQ {
-    /// Room for the queries of a problem.
-    ///
-    /// # Errors
-    /// A wrong problem, or what the driver says.
-    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
-        problem.check()?;
-        let lengths = Lengths::of(problem.q_shape())?;
-        Ok(Self {
-            shape: problem.q_shape(),
-            scheme: problem.scheme,
-            data: gpu.alloc(lengths.q_data)?,
-            scale: gpu.alloc(lengths.q_scale)?,
-            bias: (problem.scheme == Scheme::Default).then(|| gpu.alloc(lengths.q_scale)).transpose()?,
-        })
-    }
-}
-
-impl DeviceK {
-    /// Room for the keys of a problem.
-    ///
-    /// # Errors
-    /// A wrong problem, or what the driver says.
-    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
-        problem.check()?;
-        let lengths = Lengths::of(problem.kv_shape())?;
-        Ok(Self {
-            shape: problem.kv_shape(),
-            scheme: problem.scheme,
-            format: PackedFormat::CURRENT,
-            data: gpu.alloc(lengths.kv_data)?,
-            scale: gpu.alloc(lengths.kv_scale)?,
-            block_scale: gpu.alloc(lengths.blocks)?,
-            offset: gpu.alloc(lengths.channels)?,
-        })
-    }
-}
-
-impl DeviceV {
-    /// Room for the values of a problem.
-    ///
-    /// # Errors
-    /// A wrong problem, or what the driver says.
-    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
-        problem.check()?;
-        let lengths = Lengths::of(problem.kv_shape())?;
-        Ok(Self {
-            shape: problem.kv_shape(),
-            scheme: problem.scheme,
-            format: PackedFormat::CURRENT,
-            data: gpu.alloc(lengths.kv_data)?,
-            scale: gpu.alloc(lengths.kv_scale)?,
-            block_scale: gpu.alloc(lengths.blocks)?,
-            unit: gpu.alloc(lengths.heads)?,
-        })
-    }
-}
+operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; shape, packed, scheme, format; data, scale, block_scale, offset;);
+operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; shape, packed, scheme, format; data, scale, block_scale, unit;);
 
 impl DeviceOperands {
-    /// Room for all operands of a problem.
-    ///
-    /// # Errors
-    /// A wrong problem, or what the driver says.
-    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
-        Ok(Self {
-            q: DeviceQ::alloc(gpu, problem)?,
-            k: DeviceK::alloc(gpu, problem)?,
-            v: DeviceV::alloc(gpu, problem)?,
-        })
-    }
-
     /// To be read by a kernel.
     #[must_use]
     pub fn view(&self) -> ViewOperands<'_> {
@@ -232,6 +160,17 @@ fn same_shape(name: &'static str, given: Shape, expected: Shape) -> Result<()> {
     AttentionProblem::check_shape(name, given, expected)
 }
 
+#[inline]
+fn same_packing(name: &'static str, given: Option<usize>, lengths: &Lengths) -> Result<()> {
+    if given == lengths.packed {
+        return Ok(());
+    }
+    let of = |packed: Option<usize>| {
+        packed.map_or_else(|| "one sequence a batch".to_owned(), |sequences| format!("{sequences} packed sequences"))
+    };
+    Err(Error::ShapeMismatch { name, given: of(given), expected: of(lengths.packed) })
+}
+
 /// `data`, `scale`, `bias` (0 where it is not there).
 impl<I: Checked, F: Checked> Addresses<3> for QuantizedQ<I, F> {
     #[inline]
@@ -251,6 +190,7 @@ impl<I: Checked, F: Checked> Addresses<4> for QuantizedK<I, F> {
     #[inline]
     fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("k", self.shape, shape)?;
+        same_packing("k", self.packed, lengths)?;
         Ok([
             self.data.checked(launch, "k", lengths.kv_data)?,
             self.scale.checked(launch, "k_scale", lengths.kv_scale)?,
@@ -265,6 +205,7 @@ impl<I: Checked, F: Checked> Addresses<4> for QuantizedV<I, F> {
     #[inline]
     fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("v", self.shape, shape)?;
+        same_packing("v", self.packed, lengths)?;
         Ok([
             self.data.checked(launch, "v", lengths.kv_data)?,
             self.scale.checked(launch, "v_scale", lengths.kv_scale)?,

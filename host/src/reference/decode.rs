@@ -297,7 +297,8 @@ impl<'a> Row<'a> {
         for (dim, v) in block.v.chunks_exact(KV_BLOCK).enumerate() {
             let mut absolute = [0_i8; KV_BLOCK];
             for (a, v) in absolute.iter_mut().zip(v) {
-                *a = v.abs();
+                // What a hidden key holds may be any byte.
+                *a = v.saturating_abs();
             }
             self.acc[dim] = old * self.acc[dim] + of_values * f64::from(dot(&p, v));
             self.slack[dim] = old * self.slack[dim] + of_values * f64::from(dot(&slack, &absolute));

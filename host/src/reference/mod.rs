@@ -6,8 +6,11 @@
 //! * [`gpu_bounds`] says how far a GPU may be from [`int8`], [`exact_bounds`] how far [`int8`] may be from [`exact`], and
 //!   [`dequantized_bounds`] how much of that is due to P; all are derived from the arithmetic, row by row, not measured.
 //!
+//! * [`sequences`] has them for sequences of unlike lengths: each is a problem of its own.
+//!
 //! Every function works on all cores.
 
+mod append;
 mod codes;
 mod compare;
 mod decode;
@@ -20,10 +23,12 @@ mod int8;
 mod merge;
 mod quantize;
 mod rows;
+pub mod sequences;
 mod simd;
 mod softmax;
 
 pub use crate::resources::start_threads;
+pub(crate) use append::append;
 pub use compare::{Excess, Figures, compare, first_excess};
 pub use decode::{decode, decode_bounds};
 pub use dequantize::{dequantize_k, dequantize_q, dequantize_v};

@@ -151,6 +151,8 @@ store! {
     st_global_u32, "st.global.u32", u8, [u32; 1], "{2}", reg32 0;
     /// `st.global.u16`
     st_global_u16, "st.global.u16", u8, [u16; 1], "{2}", reg16 0;
+    /// `st.global.u8`, of a word's lowest byte.
+    st_global_u8, "st.global.u8", u8, [u32; 1], "{2}", reg32 0;
     /// `st.global.f32`
     st_global_f32, "st.global.f32", f32, [f32; 1], "{2}", reg32 0;
 }

@@ -29,9 +29,29 @@ pub const V_AMAX: &[Bounds] = &[
     Bounds { entry: "v_amax_f32", threads: 1024, min_ctas: 1 },
 ];
 
+/// `append_*`, in the same order.
+pub const APPEND: &[Bounds] = &[
+    Bounds { entry: "append_f16", threads: 512, min_ctas: 2 },
+    Bounds { entry: "append_bf16", threads: 512, min_ctas: 2 },
+    Bounds { entry: "append_f32", threads: 1024, min_ctas: 1 },
+];
+
+/// Threads of a CTA of `gather_pages`: a key each.
+pub const GATHER_THREADS: usize = KV_BLOCK;
+/// `gather_pages`.
+pub const GATHER: Bounds = Bounds { entry: "gather_pages", threads: GATHER_THREADS, min_ctas: 8 };
+/// Dynamic shared memory of a CTA of `gather_pages`: two words a warp.
+pub const GATHER_SHARED_BYTES: usize = 2 * size_of::<u32>() * GATHER_THREADS / 32;
+
+/// Grid of `gather_pages`: a CTA for each block of a head. `None` where there are more than a grid has.
+#[must_use]
+pub const fn gather_ctas(batch: usize, heads_kv: usize, seqlen_kv: usize) -> Option<u32> {
+    grid(batch, heads_kv, kv_blocks(seqlen_kv))
+}
+
 /// All entry points of the module `quantize`.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
-    QUANTIZE.iter().chain(V_AMAX)
+    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER])
 }
 
 /// 16-byte vectors of a tile that a thread has.
@@ -83,13 +103,15 @@ pub(crate) const V_BYTES: usize = 4 * (KV_BLOCK * (16 + 2) + 16);
 /// Grid of `quantize_*`. `None` where there are more tiles than a grid has CTAs.
 #[must_use]
 pub fn quantize_ctas(params: &QuantizeParams) -> Option<u32> {
-    Work::new(params).ctas(params.batch)
+    Work::new(params).ctas()
 }
 
 /// Grid of `v_amax_*`: a CTA for each block of V. `None` where there are more than a grid has.
 #[must_use]
-pub const fn v_amax_ctas(batch: usize, heads_kv: usize, seqlen_kv: usize) -> Option<u32> {
-    grid(batch, heads_kv, kv_blocks(seqlen_kv))
+pub const fn v_amax_ctas(params: &QuantizeParams) -> Option<u32> {
+    let (batch, blocks) = (params.batch, params.seqlens.kv_blocks(params.batch));
+    let batches = if params.seqlens.packed_kv == 0 { batch } else { 1 };
+    grid(batches as usize, params.heads_kv as usize, blocks as usize)
 }
 
 /// Largest x of a grid (CUDA programming guide, technical specifications per compute capability).
@@ -109,11 +131,12 @@ pub(crate) const fn grid(batch: usize, heads: usize, each: usize) -> Option<u32>
 mod tests {
     use super::*;
     use crate::layout::HEAD_DIMS;
+    use crate::params::SeqLens;
 
     #[test]
     fn threads_hold_a_tile_and_are_within_the_bounds() {
         for d in HEAD_DIMS {
-            for (bounds, bytes) in QUANTIZE.iter().chain(V_AMAX).zip([2, 2, 4].into_iter().cycle()) {
+            for (bounds, bytes) in QUANTIZE.iter().chain(V_AMAX).chain(APPEND).zip([2, 2, 4].into_iter().cycle()) {
                 let threads = threads(d, bytes);
                 assert!(threads <= bounds.threads && threads.is_multiple_of(32), "{} {d}", bounds.entry);
                 assert!(threads * THREAD_VECTORS * 16 >= KV_BLOCK * d * bytes);
@@ -126,7 +149,13 @@ mod tests {
 
     #[test]
     fn grids_that_do_not_fit_are_none() {
-        assert_eq!(v_amax_ctas(2, 3, 513), Some(2 * 3 * 5));
-        assert_eq!(v_amax_ctas(1 << 16, 1 << 16, 1), None);
+        let params = |batch, heads_kv, total_kv| QuantizeParams {
+            batch,
+            heads_kv,
+            seqlens: SeqLens { total_kv, ..SeqLens::NONE },
+            ..QuantizeParams::NONE
+        };
+        assert_eq!(v_amax_ctas(&params(2, 3, 513)), Some(2 * 3 * 5));
+        assert_eq!(v_amax_ctas(&params(1 << 16, 1 << 16, 1)), None);
     }
 }

@@ -5,19 +5,21 @@
 //! Without a GPU every test is reported as ignored, and why. Where the GPU runs more than one family of attention kernels, tests
 //! that launch them run once for each; `NAME::sm_90a` is the one for Hopper.
 
+mod cache;
 mod decode;
 mod device;
 mod families;
 mod instructions;
 mod large;
 mod machine;
+mod packed;
 mod recordings;
 
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
 use int_flash_attention::{
-    AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme, TensorLayout,
-    Window, reference,
+    AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme, SeqLens,
+    TensorLayout, Window, reference,
 };
 use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::layout::HEAD_DIMS;
@@ -39,7 +41,7 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 13] = [
+const OF_FAMILIES: [(&str, Test); 18] = [
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
@@ -52,11 +54,20 @@ const OF_FAMILIES: [(&str, Test); 13] = [
     ("launches_repeat_bit_for_bit", repeatable),
     ("strides_past_2_to_the_31_elements", far_strides),
     ("operands_past_2_to_the_31_elements", many_elements),
+    ("packs_are_as_their_sequences_alone", packed::packs),
+    ("generated_packs_and_key_lengths", packed::generated),
+    ("hidden_keys_may_be_anything", packed::hidden_keys),
+    ("offsets_that_are_none_stay_inside", packed::bad_offsets),
+    ("one_plan_and_one_graph_for_lengths_that_change", packed::lengths_change),
     ("the_ptx_machine_agrees_on_kernels", machine::kernels),
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 12] = [
+const ONCE: [(&str, Test); 16] = [
+    ("appended_tokens_are_the_references", cache::appends),
+    ("a_cache_behaves_as_a_model", cache::model),
+    ("an_append_in_a_graph_reads_its_slots", cache::graph),
+    ("an_append_with_one_slot_twice", cache::one_slot_twice),
     ("float16_kernels_match_float64", float16),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
@@ -99,7 +110,7 @@ fn trials(gpu: Option<&Gpu>) -> Vec<Trial> {
         return tests.map(|(name, _)| Trial::test(*name, || Ok(())).with_ignored_flag(true)).collect();
     };
     let trial = |name: String, test: Test, family: Family| {
-        let on = OnGpu { gpu: gpu.clone(), family, ahead: 0 };
+        let on = OnGpu { gpu: gpu.clone(), family, ahead: 0, lengths: SeqLens::Equal };
         Trial::test(name, move || test(&on).map_err(|error| Failed::from(format!("{error:#}"))))
     };
     let of_family =

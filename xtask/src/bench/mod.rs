@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: speed on this machine's GPU, each figure from launches whose output was checked.
 
+mod append;
 mod case;
 mod compare;
 mod data;
 mod decode;
 mod first_job;
+mod packed;
 mod plot;
 mod report;
 mod timing;
@@ -40,6 +42,9 @@ pub struct Args {
     /// Heads, of queries and keys
     #[arg(long, default_value_t = 32)]
     heads: usize,
+    /// Packs of sequences of unlike lengths in place of all that; --sdpa has rows with `name`, `what` and `t`, then
+    #[arg(long, conflicts_with_all = ["plot", "compare", "first_job"])]
+    packed: bool,
     /// Lengths 1024 and 4096 only, no causal mask
     #[arg(long)]
     quick: bool,
@@ -73,6 +78,9 @@ pub struct Args {
     /// With --decode: CTAs and the fewest blocks of keys of one, in place of the plan's own
     #[arg(long, value_name = "N", num_args = 2, requires = "decode")]
     decode_workers: Option<Vec<usize>>,
+    /// Measure appends to a paged cache: the rows whose name has this in it, or all
+    #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode"])]
+    append: Option<String>,
     /// A process that --first-job starts
     #[arg(long, hide = true)]
     first_job_once: bool,
@@ -88,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.first_job {
         return first_job::run(args.device, &args.head_dim, args.ptx.as_deref(), args.json.as_deref());
     }
-    let sdpa = args.sdpa.as_deref().map(report::read_sdpa).transpose()?;
+    let sdpa = if args.packed { None } else { args.sdpa.as_deref().map(report::read_sdpa).transpose()? };
     let gpu = match &args.ptx {
         // SAFETY: what the folder is for is said where it is asked for.
         Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,
@@ -98,7 +106,13 @@ pub fn run(args: &Args) -> Result<()> {
         let workers = args.decode_workers.as_ref().map(|numbers| (numbers[0], numbers[1]));
         return decode::run(&gpu, only, workers, args.json.as_deref());
     }
+    if let Some(only) = &args.append {
+        return append::run(&gpu, only, args.json.as_deref());
+    }
     let bench = Bench::new(gpu, &args.family)?;
+    if args.packed {
+        return packed::run(&bench, args.json.as_deref(), args.sdpa.as_deref());
+    }
     let version = bench.gpu.driver_version()?;
     let mut report = Report {
         device: bench.gpu.name().to_owned(),
