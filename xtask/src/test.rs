@@ -204,7 +204,7 @@ fn licences() -> Result<Tally> {
 
 /// The README's programs in a project that depends on the packages; where no stable toolchain is installed this says so and counts as skipped.
 fn user() -> Result<Tally> {
-    if !has_stable() {
+    if !has("stable") {
         println!(
             "SKIPPED: no stable toolchain is installed, so whether the README's programs build on it is not known"
         );
