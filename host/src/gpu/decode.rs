@@ -39,7 +39,27 @@ pub struct DecodePlan {
 
 impl Gpu {
     /// The decode of a problem. The plan depends on what the problem says and on the GPU alone: lengths, block tables and what is in the cache
-    /// are read on the device, so that a graph that has recorded a launch serves every step.
+    /// are read on the device, so that a graph that has recorded a launch serves every step:
+    ///
+    /// ```no_run
+    /// use int_flash_attention::{
+    ///     AttentionOutput, DType, DecodeHeads, DecodeProblem, DecodeResult, Gpu, TensorLayout, ViewPagedKv, ViewQ,
+    /// };
+    /// # fn step(gpu: &Gpu, q: ViewQ<'_>, cache: ViewPagedKv<'_>, o: &mut int_flash_attention::DeviceBuffer<half::f16>) -> int_flash_attention::Result<()> {
+    /// // 16 sequences of up to 8192 tokens, 32 query heads on 8 of K and V
+    /// let problem = DecodeProblem::new(16, 32, 8, 8192, 128);
+    /// let layout = TensorLayout::bhnd(problem.q_shape());
+    /// let plan = gpu.plan_decode(&problem, &AttentionOutput { layout, dtype: DType::F16, lse: false })?;
+    /// let mut workspace = gpu.alloc::<f32>(plan.workspace_len())?;
+    /// let stream = gpu.stream()?;
+    /// let graph = gpu.capture(&stream, || {
+    ///     let result = DecodeResult { o: o.into(), lse: None };
+    ///     plan.launch(&stream, &q, &cache, &DecodeHeads::default(), workspace.slice_mut(), result)
+    /// })?;
+    /// // after each append to the cache, which also makes `q` and counts the lengths up
+    /// graph.launch(&stream)?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU.
