@@ -50,6 +50,7 @@ mod merge;
 mod one_buffer;
 mod operands;
 mod quantize;
+mod seqlens;
 mod stream;
 
 #[cfg(feature = "baseline")]
@@ -72,6 +73,7 @@ pub use operands::{
     ViewQ, ViewV,
 };
 pub use quantize::{QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan};
+pub use seqlens::DeviceSeqLens;
 pub use stream::{Event, Graph, Stream, StreamRef};
 
 use crate::error::{Error, Result};
