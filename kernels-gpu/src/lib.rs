@@ -20,7 +20,7 @@ pub mod quantize;
 
 // A module of kernels is a part of this crate, which `--cfg kernels="PART"` selects; the entry points of the part that belong to
 // the module, `--cfg NAME` (config::Module).
-#[cfg(any(test, all(target_arch = "nvptx64", any(kernels = "sm80", kernels = "sm90a", kernels = "baseline"))))]
+#[cfg(any(test, all(target_arch = "nvptx64", any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "baseline"))))]
 mod attention;
 #[cfg(all(target_arch = "nvptx64", kernels = "baseline"))]
 mod baseline;
@@ -29,7 +29,7 @@ mod division;
 mod element;
 #[cfg(target_arch = "nvptx64")]
 mod ptx;
-#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "dequantize")))]
+#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "dequantize", kernels = "short")))]
 mod rotation;
 #[cfg(target_arch = "nvptx64")]
 mod smem;

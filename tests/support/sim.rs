@@ -24,6 +24,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+mod short;
 mod tensors;
 
 pub use tensors::Places;

@@ -39,6 +39,7 @@ mod context;
 mod dequantize;
 mod embedded;
 mod int8_rate;
+mod job;
 mod kernel;
 mod launch;
 mod memory;
@@ -55,6 +56,7 @@ pub use dequantize::{DequantizePlan, Operand};
 #[doc(hidden)]
 pub use embedded::embedded_ptx;
 pub use int_flash_attention_kernels::config::Family;
+pub use job::{JobPath, JobPlan};
 pub use memory::{AnySlice, AnySliceMut, DeviceSlice, DeviceSliceMut};
 pub use operands::{
     DeviceK, DeviceOperands, DeviceQ, DeviceV, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,

@@ -11,24 +11,26 @@
 
 pub(crate) mod window;
 
-#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short"))]
 mod epilogue;
-#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "baseline"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "baseline"))]
 pub(crate) mod lane;
-#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short"))]
 mod output;
-#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "baseline"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "baseline"))]
 pub(crate) mod sequence;
-#[cfg(kernels = "sm80")]
+#[cfg(kernels = "short")]
+mod short;
+#[cfg(any(kernels = "sm80", kernels = "short"))]
 mod sm80;
 #[cfg(kernels = "sm90a")]
 mod sm90a;
-#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short"))]
 mod softmax;
 
 /// n8 tiles in a block of keys.
-#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short"))]
 const KEY_TILES: usize = crate::layout::KV_BLOCK / 8;
 /// k steps of P.V in a block of keys.
-#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short"))]
 const KEY_STEPS: usize = crate::layout::KV_BLOCK / 32;

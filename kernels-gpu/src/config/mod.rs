@@ -2,13 +2,14 @@
 
 pub(crate) mod rows;
 pub mod shipping;
+pub mod short;
 pub mod sm80;
 pub mod sm90a;
 
 use crate::layout::HEAD_DIMS;
 use crate::layout::KV_BLOCK;
 use core::fmt;
-use rows::{baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
+use rows::{baseline_rows, conversion_rows, short_rows, sm80_rows, sm90a_rows};
 
 /// Kernels that share their instructions and the way they are launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -268,6 +269,10 @@ macro_rules! baseline_modules {
     ($($name:ident { $($field:tt)* })*) => { sm80_modules!("baseline"; $($name {})*) };
 }
 
+macro_rules! short_modules {
+    ($($name:ident { $($field:tt)* })*) => { sm80_modules!("short"; $($name {})*) };
+}
+
 macro_rules! conversion_modules {
     ($($name:ident { $($field:tt)* })*) => {
         &[$(Module { part: stringify!($name), ..(sm80_modules!(""; $name {}) as &[Module])[0] }),*]
@@ -277,13 +282,20 @@ macro_rules! conversion_modules {
 const CONVERSION_MODULES: &[Module] = conversion_rows!(conversion_modules);
 const SM80_MODULES: &[Module] = sm80_rows!(sm80_modules);
 const SM90A_MODULES: &[Module] = sm90a_rows!(sm90a_modules);
+const SHORT_MODULES: &[Module] = short_rows!(short_modules);
 const BASELINE_MODULES: &[Module] = baseline_rows!(baseline_modules);
 
 /// All PTX modules that `xtask build` writes.
 pub const MODULES: &[Module] = &concat::<
     _,
-    { CONVERSION_MODULES.len() + SM80_MODULES.len() + SM90A_MODULES.len() + BASELINE_MODULES.len() },
->(&[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, BASELINE_MODULES]);
+    {
+        CONVERSION_MODULES.len()
+            + SM80_MODULES.len()
+            + SM90A_MODULES.len()
+            + SHORT_MODULES.len()
+            + BASELINE_MODULES.len()
+    },
+>(&[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, SHORT_MODULES, BASELINE_MODULES]);
 
 /// The parts, one after the other; `N` in all, and the first not empty.
 const fn concat<T: Copy, const N: usize>(parts: &[&[T]]) -> [T; N] {

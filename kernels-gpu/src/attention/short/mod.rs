@@ -1,0 +1,127 @@
+//! Short K and V: quantization and attention in one launch, from the caller's tensors to the output.
+//!
+//! A CTA makes the codes of a head of K and V in its shared memory, where all of them fit, by the rules and the roundings of
+//! `crate::quantize`. From then on its warps go their own ways, each through some of the tiles of query rows of the heads that share
+//! this head of K and V: no barrier, no copies, nothing left for another launch.
+//!
+//! ```text
+//! offset::ranges           least and largest of each channel of the head's first tokens of K     |
+//! values::magnitudes       the largest magnitude of each token of V                              |
+//! offset::tables           what is taken out of K                                                | the CTA,
+//! keys::quantize           codes and scales of K                                                 | a barrier
+//! blocks::scales           each block's scales, and with them the factor of each key             | between
+//! values::pack             codes of V                                                            |
+//! queries::quantize        the codes of a tile of Q, to registers as fragments                   |
+//! tile::attend             the tile against all blocks that it sees                              | a warp
+//! epilogue::store          the output and the log-sum-exp                                        |
+//! ```
+//!
+//! What lies behind the last key is not worked on: K and V end with a whole panel of 32 keys, and the last block goes through its panels
+//! one by one (`WHOLE` is false). All else is as in `super::sm80`, block by block of the same 128 keys, so that a row's numbers are the same.
+//!
+//! # Safety
+//! As `super::sm80`, and of `crate::quantize`. The compiler does not know that a shuffle must stay one instruction for the whole warp:
+//! what a branch around one depends on comes from [`first_lane`] or the kernel's parameters.
+
+mod blocks;
+mod entry;
+mod epilogue;
+mod keys;
+mod offset;
+mod queries;
+mod shared;
+mod tile;
+mod tokens;
+mod values;
+
+use super::sequence::Sequence;
+use crate::division::div_rem;
+use crate::element::{Bf16, Element, F16, F32, Rows};
+use crate::params::{ShortParams, dtype};
+use crate::ptx::barrier::bar_sync;
+use crate::ptx::shuffle::first_lane;
+use crate::ptx::special::{ctaid_x, tid_x};
+use shared::Shared;
+
+/// A row of the table `short_rows`; `MT` is its `m16_tiles`.
+pub(crate) trait Kernel<const MT: usize> {
+    const HEAD_DIM: usize;
+    const WARPS: usize;
+    /// Query rows that a warp has at a time.
+    const TILE_M: u32 = 16 * MT as u32;
+}
+
+/// The head of K and V that a CTA works on, and which share of its query rows.
+#[derive(Clone, Copy)]
+struct Cta {
+    batch: u32,
+    head_kv: u32,
+    part: u32,
+}
+
+impl Cta {
+    #[inline(always)]
+    fn new(params: &ShortParams) -> Self {
+        // SAFETY: the host's plan has parts and heads.
+        unsafe {
+            let (head, part) = div_rem(ctaid_x(), params.parts);
+            let (batch, head_kv) = div_rem(head, params.attention.heads_kv);
+            Self { batch, head_kv, part }
+        }
+    }
+}
+
+/// One CTA of the kernel.
+#[inline(always)]
+pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &ShortParams) {
+    unsafe {
+        let (cta, warp) = (Cta::new(params), first_lane(tid_x() / 32));
+        let shared = Shared::<K, MT>::new(params.attention.seqlen_kv);
+        match params.dtype {
+            dtype::F16 => quantize::<F16, K, MT>(params, &cta, &shared, warp),
+            dtype::BF16 => quantize::<Bf16, K, MT>(params, &cta, &shared, warp),
+            _ => quantize::<F32, K, MT>(params, &cta, &shared, warp),
+        }
+        bar_sync();
+
+        let attention = &params.attention;
+        let of_head = attention.seqlen_q.div_ceil(K::TILE_M);
+        let mut index = cta.part * K::WARPS as u32 + warp;
+        while index < attention.group * of_head {
+            let (of_group, tile) = div_rem(index, of_head);
+            let sequence = Sequence::new(attention, cta.batch, cta.head_kv * attention.group + of_group);
+            let row = tile * K::TILE_M;
+            match params.dtype {
+                dtype::F16 => queries::quantize::<F16, K, MT>(params, &sequence, row, &shared, warp),
+                dtype::BF16 => queries::quantize::<Bf16, K, MT>(params, &sequence, row, &shared, warp),
+                _ => queries::quantize::<F32, K, MT>(params, &sequence, row, &shared, warp),
+            }
+            tile::attend::<K, MT>(attention, &sequence, row, &shared, warp);
+            index += params.parts * K::WARPS as u32;
+        }
+    }
+}
+
+/// Codes of K and V, and all that goes with them, to shared memory; visible after a barrier.
+#[inline(always)]
+unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(
+    params: &ShortParams,
+    cta: &Cta,
+    shared: &Shared<K, MT>,
+    warp: u32,
+) {
+    unsafe {
+        let [k, v] = [&params.k, &params.v].map(|tensor| Rows::new::<E>(tensor, cta.batch, cta.head_kv));
+        let count = params.attention.seqlen_kv;
+        offset::ranges::<E, K, MT>(&k, count, shared);
+        values::magnitudes::<E, K, MT>(&v, count, shared, warp);
+        bar_sync();
+        offset::tables::<E, K, MT>(shared);
+        bar_sync();
+        keys::quantize::<E, K, MT>(&k, count, shared, warp);
+        bar_sync();
+        blocks::scales::<K, MT>(&params.attention, count, shared, warp);
+        bar_sync();
+        values::pack::<E, K, MT>(&v, count, shared, warp);
+    }
+}
