@@ -93,23 +93,40 @@ pub const fn padded_keys(seqlen_kv: usize) -> usize {
     seqlen_kv.next_multiple_of(ROW_BYTES)
 }
 
-/// Bytes of a warp's area: what it needs for special blocks and has the codes of its queries in before (`SCRATCH_BYTES`), notes, sums, and scale
-/// and bias of each row.
+/// Bytes of a warp's area: what it needs for special blocks and has the codes of its queries in before (`SCRATCH_BYTES`), notes, sums, scale
+/// and bias of each row, and its next queries as they come.
 #[must_use]
-pub const fn warp_bytes(mt: usize) -> usize {
-    SCRATCH_BYTES + 16 * mt * NOTE_BYTES + 32 * 16 * mt + 2 * 4 * 16 * mt
+pub const fn warp_bytes(head_dim: usize, mt: usize) -> usize {
+    rows_offset(mt) + 2 * 4 * 16 * mt + queries_bytes(head_dim, mt)
+}
+
+/// Where the scales of a warp's rows are in its area, and behind them their biases.
+#[must_use]
+pub const fn rows_offset(mt: usize) -> usize {
+    SCRATCH_BYTES + 16 * mt * NOTE_BYTES + 32 * 16 * mt
+}
+
+/// Bytes of a warp's queries as they come, in halves: four vectors of each lane at a time.
+const fn queries_bytes(head_dim: usize, mt: usize) -> usize {
+    32 * 4 * 16 * queries_rounds(head_dim, mt)
+}
+
+/// How often a warp takes 32 dims a lane, until it has its tile of query rows.
+#[must_use]
+pub const fn queries_rounds(head_dim: usize, mt: usize) -> usize {
+    (16 * mt * head_dim).div_ceil(32 * 32)
 }
 
 /// Where the signs of the dims begin, 4 bytes each at most, and behind them K's offset.
 #[must_use]
-pub const fn tables_offset(mt: usize, warps: usize) -> usize {
-    warps * warp_bytes(mt)
+pub const fn tables_offset(head_dim: usize, mt: usize, warps: usize) -> usize {
+    warps * warp_bytes(head_dim, mt)
 }
 
 /// Where what is said of the head begins: `v_unit`.
 #[must_use]
 pub const fn head_offset(head_dim: usize, mt: usize, warps: usize) -> usize {
-    tables_offset(mt, warps) + 2 * 4 * head_dim
+    tables_offset(head_dim, mt, warps) + 2 * 4 * head_dim
 }
 
 /// Where the blocks' scales begin, 16 bytes each.

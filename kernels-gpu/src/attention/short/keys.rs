@@ -1,30 +1,13 @@
 //! K: a lane holds a part of a token, a warp a few tokens at a time.
 
-use super::shared::Shared;
-use super::tokens::{VECTORS, encode, offsets, signed};
 use super::Kernel;
-use crate::element::{Element, Rows, load};
+use super::shared::Shared;
+use super::tokens::{encode, load_token, offsets, signed};
+use crate::element::{Element, Rows};
 use crate::layout::{KV_BLOCK, ROW_BYTES, swizzle};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::st_shared_u32;
 use crate::rotation::{Place, vectors};
-
-/// Loads the lane's part of a token: as many vectors as it has of its type.
-///
-/// # Safety
-/// The token is in the tensor.
-#[inline(always)]
-pub(crate) unsafe fn load_token<E: Element>(rows: &Rows, place: &Place, token: u32) -> [[u32; 4]; VECTORS] {
-    let mut raw = [[0; 4]; VECTORS];
-    // Two at a time: their number depends on the type.
-    unroll!(0..vectors::<E>() / 4, |four| {
-        let loaded = unsafe { load::<E, 4>(rows, |i| (token, place.vector(4 * four + i))) };
-        unroll!(0..4, |i| {
-            raw[4 * four + i] = loaded[i];
-        });
-    });
-    raw
-}
 
 /// Codes and scales of all tokens; behind the last, to a whole panel, codes and scales of zero.
 ///
@@ -39,10 +22,12 @@ pub(crate) unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(
 ) {
     unsafe {
         let place = Place::new(K::HEAD_DIM as u32, K::HEAD_DIM as u32);
+        let step = K::WARPS as u32 * place.tokens();
         let mut first = warp * place.tokens();
+        let mut next = load_token::<E>(rows, &place, (first + place.token).min(count - 1));
         while first < shared.keys {
-            let token = first + place.token;
-            let raw = load_token::<E>(rows, &place, token.min(count - 1));
+            let (token, raw) = (first + place.token, next);
+            next = load_token::<E>(rows, &place, (token + step).min(count - 1));
             let mut x = signed::<E>(&place, &raw, shared.signs());
             unroll!(0..vectors::<E>(), |i| {
                 unroll!(0..E::LANES / 4, |quad| {
@@ -60,7 +45,7 @@ pub(crate) unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(
             });
             let at = shared.factors(token / KV_BLOCK as u32) + 4 * (token % KV_BLOCK as u32);
             st_shared_u32(place.lane == 0, at, selp_b32(inside, coded.scale.to_bits(), 0));
-            first += K::WARPS as u32 * place.tokens();
+            first += step;
         }
     }
 }

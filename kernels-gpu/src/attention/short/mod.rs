@@ -11,7 +11,7 @@
 //! keys::quantize           codes and scales of K                                                 | a barrier
 //! blocks::scales           each block's scales, and with them the factor of each key             | between
 //! values::pack             codes of V                                                            |
-//! queries::quantize        the codes of a tile of Q, to registers as fragments                   |
+//! queries                  the codes of a tile of Q, which has come meanwhile                    |
 //! tile::attend             the tile against all blocks that it sees                              | a warp
 //! epilogue::store          the output and the log-sum-exp                                        |
 //! ```
@@ -41,6 +41,7 @@ use crate::params::{ShortParams, dtype};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::shuffle::first_lane;
 use crate::ptx::special::{ctaid_x, tid_x};
+use queries::TileRows;
 use shared::Shared;
 
 /// A row of the table `short_rows`; `MT` is its `m16_tiles`.
@@ -76,29 +77,45 @@ impl Cta {
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &ShortParams) {
     unsafe {
         let (cta, warp) = (Cta::new(params), first_lane(tid_x() / 32));
-        let shared = Shared::<K, MT>::new(params.attention.seqlen_kv);
-        match params.dtype {
-            dtype::F16 => quantize::<F16, K, MT>(params, &cta, &shared, warp),
-            dtype::BF16 => quantize::<Bf16, K, MT>(params, &cta, &shared, warp),
-            _ => quantize::<F32, K, MT>(params, &cta, &shared, warp),
-        }
-        bar_sync();
-
-        let attention = &params.attention;
+        let (attention, shared) = (&params.attention, &Shared::<K, MT>::new(params.attention.seqlen_kv));
         let of_head = attention.seqlen_q.div_ceil(K::TILE_M);
-        let mut index = cta.part * K::WARPS as u32 + warp;
-        while index < attention.group * of_head {
+        let (tiles, step) = (attention.group * of_head, params.parts * K::WARPS as u32);
+        let rows = |index: u32| {
             let (of_group, tile) = div_rem(index, of_head);
             let sequence = Sequence::new(attention, cta.batch, cta.head_kv * attention.group + of_group);
-            let row = tile * K::TILE_M;
-            match params.dtype {
-                dtype::F16 => queries::quantize::<F16, K, MT>(params, &sequence, row, &shared, warp),
-                dtype::BF16 => queries::quantize::<Bf16, K, MT>(params, &sequence, row, &shared, warp),
-                _ => queries::quantize::<F32, K, MT>(params, &sequence, row, &shared, warp),
-            }
-            tile::attend::<K, MT>(attention, &sequence, row, &shared, warp);
-            index += params.parts * K::WARPS as u32;
+            TileRows { params, shared, sequence, row: tile * K::TILE_M, warp }
+        };
+        let mut index = cta.part * K::WARPS as u32 + warp;
+        if index < tiles {
+            request(&rows(index));
         }
+        match params.dtype {
+            dtype::F16 => quantize::<F16, K, MT>(params, &cta, shared, warp),
+            dtype::BF16 => quantize::<Bf16, K, MT>(params, &cta, shared, warp),
+            _ => quantize::<F32, K, MT>(params, &cta, shared, warp),
+        }
+        bar_sync();
+        while index < tiles {
+            let tile = rows(index);
+            match params.dtype {
+                dtype::F16 => tile.quantize::<F16>(),
+                dtype::BF16 => tile.quantize::<Bf16>(),
+                _ => tile.quantize::<F32>(),
+            }
+            index += step;
+            if index < tiles {
+                request(&rows(index));
+            }
+            tile::attend(&tile);
+        }
+    }
+}
+
+/// Starts bringing the rows of a tile: halves of either type are the same bytes.
+#[inline(always)]
+unsafe fn request<K: Kernel<MT>, const MT: usize>(tile: &TileRows<K, MT>) {
+    if tile.params.dtype != dtype::F32 {
+        unsafe { tile.request::<F16>() };
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Kernel;
 use crate::attention::softmax::Notes;
 use crate::config::short::{
-    blocks_offset, codes_offset, head_offset, numbers_offset, padded_keys, tables_offset, warp_bytes,
+    blocks_offset, codes_offset, head_offset, numbers_offset, padded_keys, rows_offset, tables_offset, warp_bytes,
 };
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::{KV_BLOCK, ROW_BYTES};
@@ -29,17 +29,24 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
         Self { base: smem::base(), blocks: seqlen_kv.div_ceil(KV_BLOCK as u32), keys, kernel: PhantomData }
     }
 
-    /// A warp's own: scratch for special blocks, and the codes of its queries before; behind it notes, sums, scales and biases of rows.
+    /// A warp's own: scratch for special blocks, and the codes of its queries before; behind it notes, sums, scales and biases of rows, and
+    /// the queries of its next tile.
     #[inline(always)]
     pub(crate) fn warp(&self, warp: u32) -> u32 {
-        self.base + warp * warp_bytes(MT) as u32
+        self.base + warp * warp_bytes(K::HEAD_DIM, MT) as u32
     }
 
     /// A float for each row of a warp: scales, or biases.
     #[inline(always)]
     pub(crate) fn rows(&self, warp: u32, biases: bool) -> u32 {
-        let first = self.warp(warp) + (warp_bytes(MT) - 2 * 4 * 16 * MT) as u32;
+        let first = self.warp(warp) + rows_offset(MT) as u32;
         if biases { first + 4 * 16 * MT as u32 } else { first }
+    }
+
+    /// Where the queries of a warp's next tile arrive.
+    #[inline(always)]
+    pub(crate) fn queries(&self, warp: u32) -> u32 {
+        self.warp(warp) + (rows_offset(MT) + 2 * 4 * 16 * MT) as u32
     }
 
     /// Where a lane of a warp takes its notes.
@@ -55,7 +62,7 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
     /// A row of all dims' signs, in the type of K's elements.
     #[inline(always)]
     pub(crate) fn signs(&self) -> u32 {
-        self.base + tables_offset(MT, K::WARPS) as u32
+        self.base + tables_offset(K::HEAD_DIM, MT, K::WARPS) as u32
     }
 
     /// K's offset, a float a dim, negative where the dim changes sign.

@@ -1,6 +1,6 @@
 //! A warp's tile of query rows against all blocks of keys that it sees: `super::super::sm80`, with everything in shared memory.
 
-use super::queries::Query;
+use super::queries::{Query, TileRows};
 use super::shared::Shared;
 use super::{Kernel, epilogue};
 use crate::attention::lane::Lane;
@@ -13,7 +13,7 @@ use crate::attention::softmax::{
 use crate::attention::window::{Blocks, Window};
 use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::layout::{KV_BLOCK, ROW_BYTES};
-use crate::params::AttentionParams;
+use crate::params::{AttentionParams, ShortParams};
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::{max_f32, mul_rn_f32};
@@ -64,16 +64,12 @@ impl<K: Kernel<MT>, const MT: usize> Tile<'_, K, MT> {
 }
 
 /// # Safety
-/// In whole warps, after `queries::quantize` of the tile.
+/// In whole warps, after `TileRows::quantize`.
 #[inline(always)]
-pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(
-    params: &AttentionParams,
-    sequence: &Sequence,
-    row: u32,
-    shared: &Shared<K, MT>,
-    warp: u32,
-) {
+pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, MT>) {
     unsafe {
+        let TileRows { params: ShortParams { attention: params, .. }, shared, sequence, row, warp } = rows;
+        let (row, warp) = (*row, *warp);
         let blocks = Window::of(params).blocks(row, K::TILE_M);
         let mut tile = Tile::<K, MT> { params, sequence, shared, warp, row, blocks, reach: 0.0 };
         let mut q_scales = [[1.0; 2]; MT];

@@ -1,6 +1,6 @@
 //! A token of Q or K in the registers of a few lanes (`crate::rotation`) to codes.
 
-use crate::element::Element;
+use crate::element::{Element, Rows, load};
 use crate::layout::MAX_SCALE;
 use crate::ptx::math::{fma_rn_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::select::selp_b32;
@@ -19,6 +19,23 @@ pub(crate) struct Coded {
     words: [u32; DIMS / 4],
     /// The token's scale, NaN where it is not finite.
     pub scale: f32,
+}
+
+/// Loads the lane's part of a token: as many vectors as it has of its type.
+///
+/// # Safety
+/// The token is in the tensor.
+#[inline(always)]
+pub(crate) unsafe fn load_token<E: Element>(rows: &Rows, place: &Place, token: u32) -> [[u32; 4]; VECTORS] {
+    let mut raw = [[0; 4]; VECTORS];
+    // By four: their number depends on the type.
+    unroll!(0..vectors::<E>() / 4, |four| {
+        let loaded = unsafe { load::<E, 4>(rows, |i| (token, place.vector(4 * four + i))) };
+        unroll!(0..4, |i| {
+            raw[4 * four + i] = loaded[i];
+        });
+    });
+    raw
 }
 
 /// The lane's dims with the signs changed that the rotation changes.

@@ -2,8 +2,8 @@
 //! bytes of packed rows, as in `crate::quantize::values`.
 
 use super::Kernel;
-use super::keys::load_token;
 use super::shared::Shared;
+use super::tokens::load_token;
 use crate::element::{Element, Rows, Vector, load};
 use crate::layout::{KV_BLOCK, ROW_BYTES, V_OFFSETS, V_ROTATION, octet_key, rotate_v, swizzle, v_row};
 use crate::ptx::math::{max_nan_f32, mul_rn_f32};
@@ -40,10 +40,12 @@ pub(crate) unsafe fn magnitudes<E: Element, K: Kernel<MT>, const MT: usize>(
 ) {
     unsafe {
         let place = Place::new(K::HEAD_DIM as u32, K::HEAD_DIM as u32);
+        let step = K::WARPS as u32 * place.tokens();
         let mut first = warp * place.tokens();
+        let mut next = load_token::<E>(rows, &place, (first + place.token).min(count - 1));
         while first < shared.keys {
-            let token = first + place.token;
-            let raw = load_token::<E>(rows, &place, token.min(count - 1));
+            let (token, raw) = (first + place.token, next);
+            next = load_token::<E>(rows, &place, (token + step).min(count - 1));
             let mut amax = [0.0; 4];
             unroll!(0..vectors::<E>(), |i| {
                 let x = rotated::<E>(&raw[i]);
@@ -55,7 +57,7 @@ pub(crate) unsafe fn magnitudes<E: Element, K: Kernel<MT>, const MT: usize>(
             let amax = place.over_lanes(amax, max_nan_f32);
             let at = shared.inverses(token / KV_BLOCK as u32) + 4 * (token % KV_BLOCK as u32);
             st_shared_u32(place.lane == 0, at, amax.to_bits());
-            first += K::WARPS as u32 * place.tokens();
+            first += step;
         }
     }
 }
