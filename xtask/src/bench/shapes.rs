@@ -221,7 +221,7 @@ impl Jobs {
         let heads = self.problem.batch * self.problem.heads_q;
         let mut sample = vec![0, heads / 2 + usize::from(heads > 2), heads - 1];
         sample.dedup();
-        let shares = sample.into_iter().filter(|&head| head < heads).map(|head| self.check_head(copy, head));
+        let mut shares = sample.into_iter().filter(|&head| head < heads).map(|head| self.check_head(copy, head));
         shares.try_fold(0.0, |worst: f64, share| Ok(worst.max(share?)))
     }
 

@@ -38,7 +38,7 @@ pub(crate) unsafe fn ranges<E: Element, K: Kernel<MT>, const MT: usize>(
         let (row, vector) = (thread / vectors, thread % vectors);
         let last = count.min(OFFSET_TOKENS as u32) - 1;
         let (mut low, mut high) = ([0; 4], [0; 4]);
-        unroll!(0..OFFSET_TOKENS / 2 / (32 * K::WARPS / (K::HEAD_DIM * E::BYTES / 16)), |i| {
+        unroll!(0..OFFSET_TOKENS.div_ceil(2 * (32 * K::WARPS / (K::HEAD_DIM * E::BYTES / 16))), |i| {
             let two = load::<E, 2>(rows, |j| ((row + at_a_time * (2 * i + j) as u32).min(last), vector));
             unroll!(0..4, |word| {
                 let (a, b) = (two[0][word], two[1][word]);

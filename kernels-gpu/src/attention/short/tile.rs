@@ -8,7 +8,7 @@ use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::sequence::Sequence;
 use crate::attention::sm80::{MAX_PAIRS, pairs, scores::panel_row};
 use crate::attention::softmax::{
-    Alone, BlockMax, BlockScales, MAGIC, MAGIC_BITS, Notes, Softmax, SpecialBlock, value_weight, warp_reach,
+    Alone, BlockMax, BlockScales, MAGIC, MAGIC_BITS, NEG_INFINITY, Notes, Softmax, SpecialBlock, value_weight, warp_reach,
 };
 use crate::attention::window::{Blocks, Window};
 use crate::attention::{KEY_STEPS, KEY_TILES};
@@ -112,11 +112,12 @@ unsafe fn step<K: Kernel<MT>, const MT: usize, const WHOLE: bool>(
         let has = |panel: usize| WHOLE || (panel as u32) < panels;
         let scales = block_scales(tile, block);
         let mut s = scores::<K, MT>(tile, block, has, query, softmax);
+        let tiles = if WHOLE { KEY_TILES } else { panels as usize * PANEL_TILES };
         if block >= tile.blocks.full_to {
-            mask::<K, MT, false>(tile, block, &mut s);
+            mask::<K, MT, false>(tile, block, &mut s, tiles);
         }
         if block < tile.blocks.full_from {
-            mask::<K, MT, true>(tile, block, &mut s);
+            mask::<K, MT, true>(tile, block, &mut s, tiles);
         }
         let mut row_scales = Scheme::<MT>::row_scales(|| tile.notes());
         let special = Scheme::<MT>::is_special(&scales);
@@ -150,7 +151,7 @@ unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(tile: &Tile<K, MT>, block
     BlockScales { k: f32::from_bits(k), v: value_weight(f32::from_bits(v), unit), reach: tile.reach }
 }
 
-/// S = Q K^T; of panels that are not there, any.
+/// S = Q K^T; minus infinity for panels that are not there.
 #[inline(always)]
 unsafe fn scores<K: Kernel<MT>, const MT: usize>(
     tile: &Tile<K, MT>,
@@ -159,7 +160,7 @@ unsafe fn scores<K: Kernel<MT>, const MT: usize>(
     query: &Query<MT>,
     softmax: &Scheme<MT>,
 ) -> Scores<MT> {
-    let mut scores = Scheme::<MT>::empty();
+    let mut scores: Scores<MT> = [[[NEG_INFINITY; KEY_TILES]; 2]; MT];
     let row = panel_row(tile.shared.k()) + block * (KV_BLOCK * ROW_BYTES) as u32;
     let factors = tile.shared.factors(block) + 16 * (tid_x() % 4);
     unroll!(0..KEY_STEPS, |panel| {
@@ -198,12 +199,13 @@ unsafe fn scores<K: Kernel<MT>, const MT: usize>(
     scores
 }
 
-/// Hides the scores of a block that lie before (`LEFT`) or behind the window of their row.
+/// Hides the scores of a block's first `tiles` n8 tiles that lie before (`LEFT`) or behind the window of their row.
 #[inline(always)]
 unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
     tile: &Tile<K, MT>,
     block: u32,
     scores: &mut Scores<MT>,
+    tiles: usize,
 ) {
     let (lane, window, block) = (tile.lane(), Window::of(tile.params).anew(), opaque(block));
     let first = 2 * lane.quad as i32;
@@ -211,9 +213,9 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
         unroll!(0..2, |half| {
             let row = lane.query(mt, half);
             if LEFT {
-                Scheme::<MT>::hide_before(scores, mt, half, window.first_in_block(row, block) - first, KEY_TILES);
+                Scheme::<MT>::hide_before(scores, mt, half, window.first_in_block(row, block) - first, tiles);
             } else {
-                Scheme::<MT>::hide_from(scores, mt, half, window.end_in_block(row, block) - first, KEY_TILES);
+                Scheme::<MT>::hide_from(scores, mt, half, window.end_in_block(row, block) - first, tiles);
             }
         });
     });

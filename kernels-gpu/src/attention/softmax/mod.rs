@@ -3,7 +3,7 @@
 mod block_max;
 mod paper;
 
-pub(crate) use block_max::{BlockMax, score_factor};
+pub(crate) use block_max::{BlockMax, NEG_INFINITY, score_factor};
 pub(crate) use paper::Paper;
 
 use super::KEY_STEPS;
