@@ -56,9 +56,9 @@ pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
     AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DequantizePlan, DeviceBuffer, DeviceK, DeviceOperands,
-    DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, JobPath, JobPlan, Operand, QuantizeKvPlan, QuantizeLayouts,
-    QuantizePlan, QuantizeQPlan, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
-    ViewQ, ViewV,
+    DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, JobPath, JobPlan, Operand,
+    QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands,
+    ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
 pub use problem::{AttentionProblem, Scheme, Window};

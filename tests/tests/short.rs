@@ -43,8 +43,7 @@ fn same(simulator: &Simulator, case: &Case, slots: usize) -> Result<()> {
 /// A small case of a head dim; `seed` picks the types.
 fn case(head_dim: usize, seqlen_q: usize, seqlen_kv: usize, seed: usize) -> Case {
     let problem = AttentionProblem::new(1, 2, 1, seqlen_q, seqlen_kv, head_dim);
-    let (dtype, out_dtype) =
-        [(DType::F16, DType::F32), (DType::BF16, DType::F16), (DType::F32, DType::BF16)][seed % 3];
+    let (dtype, out_dtype) = [(DType::F16, DType::F32), (DType::BF16, DType::F16), (DType::F32, DType::BF16)][seed % 3];
     let placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
     Case { dtype, out_dtype, placement, ..Case::plain(problem, seed as u64) }
 }
@@ -65,7 +64,8 @@ fn one_launch_makes_what_two_make() {
 #[test]
 fn any_length_is_right() {
     let simulator = Simulator::new();
-    let lengths = [(1, 1), (16, 16), (17, 31), (5, 32), (40, 33), (9, 64), (3, 65), (33, 96), (20, 127), (7, 129), (4, 257)];
+    let lengths =
+        [(1, 1), (16, 16), (17, 31), (5, 32), (40, 33), (9, 64), (3, 65), (33, 96), (20, 127), (7, 129), (4, 257)];
     let awkward = AWKWARD.into_iter().filter(|&(q, kv)| q.max(kv) <= 300);
     for (seed, (seqlen_q, seqlen_kv)) in lengths.into_iter().chain(awkward).enumerate() {
         let variant = &SHORT[seed % SHORT.len()];

@@ -60,6 +60,16 @@ impl Gpu {
         output: &AttentionOutput,
     ) -> Result<JobPlan> {
         self.check_int8_rate()?;
+        self.plan_job_anyway(problem, layouts, output)
+    }
+
+    /// [`plan_job`](Self::plan_job) also where float16 would be faster.
+    pub(crate) fn plan_job_anyway(
+        &self,
+        problem: &AttentionProblem,
+        layouts: &QuantizeLayouts,
+        output: &AttentionOutput,
+    ) -> Result<JobPlan> {
         let pays = self.fused(problem).is_ok_and(|variant| problem.seqlen_kv <= variant.to_keys);
         self.plan_job_of(if pays { JobPath::Fused } else { JobPath::Quantized }, problem, layouts, output)
     }
@@ -95,15 +105,29 @@ impl Gpu {
 
     /// The kernel that takes K and V of a problem in one piece.
     fn fused(&self, problem: &AttentionProblem) -> Result<&'static ShortVariant> {
-        let head_dims = || SHORT.iter().map(|variant| variant.head_dim).collect();
-        let variant = short(problem.head_dim).filter(|_| problem.scheme == Scheme::Default);
-        let variant = variant.ok_or_else(|| Error::HeadDim { given: problem.head_dim, allowed: head_dims() })?;
-        // Not by the bytes alone: their sum may overflow.
-        let most = variant.most_keys(self.0.shared_bytes);
-        if problem.seqlen_kv > most {
-            let needed = variant.shared_bytes(problem.seqlen_kv.min(u32::MAX as usize));
-            let (available, device) = (self.0.shared_bytes, self.name().to_owned());
-            return Err(Error::SharedMemory { kernel: variant.name, needed, available, device });
+        // All fields by name: one that is added is refused here, or the kernel has it.
+        let &AttentionProblem {
+            head_dim,
+            scheme,
+            seqlen_kv,
+            batch: _,
+            heads_q: _,
+            heads_kv: _,
+            seqlen_q: _,
+            window: _,
+            softmax_scale: _,
+        } = problem;
+        let variant = short(head_dim).filter(|_| scheme == Scheme::Default).ok_or_else(|| Error::HeadDim {
+            given: head_dim,
+            allowed: SHORT.iter().map(|variant| variant.head_dim).collect(),
+        })?;
+        if seqlen_kv > variant.most_keys(self.0.shared_bytes) {
+            return Err(Error::SharedMemory {
+                kernel: variant.name,
+                needed: variant.shared_bytes(seqlen_kv),
+                available: self.0.shared_bytes,
+                device: self.name().to_owned(),
+            });
         }
         Ok(variant)
     }
@@ -215,8 +239,7 @@ impl JobPlan {
                     v: Strided { data: v, ..from.v },
                     ..way.arrays.written(base, from)
                 };
-                let attention =
-                    AttentionParams { o: Strided { data: o, ..to.o }, lse, ..way.arrays.read(base, to) };
+                let attention = AttentionParams { o: Strided { data: o, ..to.o }, lse, ..way.arrays.read(base, to) };
                 // SAFETY: both parameters are whole: the tensors have been checked, and the arrays lie in the workspace one behind the
                 // other with the lengths of the problem. The attention reads what the stream has the quantization write before.
                 unsafe {

@@ -4,6 +4,7 @@
 mod contexts;
 mod devices;
 mod foreign;
+mod jobs;
 mod plans;
 mod recordings;
 

@@ -8,6 +8,7 @@
 mod device;
 mod families;
 mod instructions;
+mod jobs;
 mod large;
 mod machine;
 mod recordings;
@@ -53,11 +54,14 @@ const OF_FAMILIES: [(&str, Test); 12] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 8] = [
+const ONCE: [(&str, Test); 11] = [
     ("float16_kernels_match_float64", float16),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
     ("the_families_agree", families::agree),
+    ("jobs_match_the_reference", jobs::match_the_reference),
+    ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
+    ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
     ("a_graph_keeps_its_memory", recordings::keeps_memory),
     ("threads_work_beside_a_recording", recordings::beside),
     ("two_gpus_do_not_mix", recordings::two_gpus),

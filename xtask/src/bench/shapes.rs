@@ -100,14 +100,7 @@ pub fn run(gpu: &Gpu, words: &[String], peers: Option<&Path>, json: Option<&Path
         let others: Vec<&Row> = peers.iter().filter(|row| row.name == shape.name).collect();
         for row in shape.measure(gpu, cache, run)? {
             let over = others.iter().map(|other| format!("  {} {:.2}", other.what, other.us / row.us));
-            println!(
-                "{:26} {:14} {:9.1} {:8.1} {}",
-                row.name,
-                row.what,
-                row.us,
-                row.t,
-                over.collect::<String>()
-            );
+            println!("{:26} {:14} {:9.1} {:8.1} {}", row.name, row.what, row.us, row.t, over.collect::<String>());
             rows.push(row);
         }
         rows.extend(others.into_iter().cloned());

@@ -10,7 +10,8 @@ pub fn launch_bounds(entry: &str) -> Option<LaunchBounds> {
     let short = config::short::SHORT.iter().map(|v| (v.name, v.threads(), v.min_ctas));
     let conversion = quantize::launch::bounds().chain(dequantize::launch::BOUNDS);
     let conversion = conversion.map(|b| (b.entry, b.threads, b.min_ctas));
-    let (_, threads, min_ctas) = attention.chain(baseline).chain(short).chain(conversion).find(|(name, ..)| *name == entry)?;
+    let (_, threads, min_ctas) =
+        attention.chain(baseline).chain(short).chain(conversion).find(|(name, ..)| *name == entry)?;
     Some(LaunchBounds { threads, min_ctas })
 }
 

@@ -8,7 +8,8 @@ use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::sequence::Sequence;
 use crate::attention::sm80::{MAX_PAIRS, pairs, scores::panel_row};
 use crate::attention::softmax::{
-    Alone, BlockMax, BlockScales, MAGIC, MAGIC_BITS, NEG_INFINITY, Notes, Softmax, SpecialBlock, value_weight, warp_reach,
+    Alone, BlockMax, BlockScales, MAGIC, MAGIC_BITS, NEG_INFINITY, Notes, Softmax, SpecialBlock, value_weight,
+    warp_reach,
 };
 use crate::attention::window::{Blocks, Window};
 use crate::attention::{KEY_STEPS, KEY_TILES};
@@ -146,8 +147,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize, const WHOLE: bool>(
 /// The scales of a block, in the unit of the head's values, and the reach of the rows.
 #[inline(always)]
 unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(tile: &Tile<K, MT>, block: u32) -> BlockScales {
-    let ([k, v], unit) =
-        unsafe { (ld_shared_v2_u32(tile.shared.block(block)), ld_shared_f32(tile.shared.unit())) };
+    let ([k, v], unit) = unsafe { (ld_shared_v2_u32(tile.shared.block(block)), ld_shared_f32(tile.shared.unit())) };
     BlockScales { k: f32::from_bits(k), v: value_weight(f32::from_bits(v), unit), reach: tile.reach }
 }
 

@@ -43,11 +43,7 @@ pub(crate) unsafe fn load_token<E: Element>(rows: &Rows, place: &Place, token: u
 /// # Safety
 /// `signs` is the shared address of the signs of all dims.
 #[inline(always)]
-pub(crate) unsafe fn signed<E: Element>(
-    place: &Place,
-    raw: &[[u32; 4]; VECTORS],
-    signs: u32,
-) -> [f32; DIMS] {
+pub(crate) unsafe fn signed<E: Element>(place: &Place, raw: &[[u32; 4]; VECTORS], signs: u32) -> [f32; DIMS] {
     let mut x = [0.0; DIMS];
     unroll!(0..vectors::<E>(), |i| {
         let mut vector = raw[i];
