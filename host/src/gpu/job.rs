@@ -34,7 +34,7 @@ pub struct JobPlan {
 /// What is launched.
 #[derive(Clone, Debug)]
 enum Way {
-    Fused { kernel: Kernel, params: ShortParams },
+    Fused { kernel: Kernel, params: Box<ShortParams> },
     Quantized(Box<Quantized>),
 }
 
@@ -149,7 +149,7 @@ impl Gpu {
         let kernel = self.kernel(variant.name, variant.name, grid, variant.threads(), shared)?;
         let QuantizeLayouts { q, k, v, dtype } = layouts;
         let params = problem.short_params([q, k, v], *dtype, (&output.layout, output.dtype), parts as u32);
-        Ok(Way::Fused { kernel, params })
+        Ok(Way::Fused { kernel, params: Box::new(params) })
     }
 
     fn plan_quantized(
@@ -224,7 +224,7 @@ impl JobPlan {
                     q: Strided { data: q, ..params.q },
                     k: Strided { data: k, ..params.k },
                     v: Strided { data: v, ..params.v },
-                    ..*params
+                    ..**params
                 };
                 // SAFETY: the kernel's parameter; all lengths have been checked; grid, block and shared memory are those of the plan's
                 // variant and lengths.
