@@ -43,6 +43,7 @@ use crate::ptx::shuffle::first_lane;
 use crate::ptx::special::{ctaid_x, tid_x};
 use queries::TileRows;
 use shared::Shared;
+use tokens::Tokens;
 
 /// A row of the table `short_rows`; `MT` is its `m16_tiles`.
 pub(crate) trait Kernel<const MT: usize> {
@@ -130,12 +131,14 @@ unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(
     unsafe {
         let [k, v] = [&params.k, &params.v].map(|tensor| Rows::new::<E>(tensor, cta.batch, cta.head_kv));
         let count = params.attention.seqlen_kv;
+        // All that is needed first is on its way before anything is waited for.
+        let [first_k, first_v] = [&k, &v].map(|rows| Tokens::new::<E, K, MT>(rows, count, warp));
         offset::ranges::<E, K, MT>(&k, count, shared);
-        values::magnitudes::<E, K, MT>(&v, count, shared, warp);
+        values::magnitudes::<E, K, MT>(first_v, shared);
         bar_sync();
         offset::tables::<E, K, MT>(shared);
         bar_sync();
-        keys::quantize::<E, K, MT>(&k, count, shared, warp);
+        keys::quantize::<E, K, MT>(first_k, shared);
         bar_sync();
         blocks::scales::<K, MT>(&params.attention, count, shared, warp);
         bar_sync();

@@ -1,5 +1,7 @@
 //! A token of Q or K in the registers of a few lanes (`crate::rotation`) to codes.
 
+use super::Kernel;
+use super::shared::Shared;
 use crate::element::{Element, Rows, load};
 use crate::layout::MAX_SCALE;
 use crate::ptx::math::{fma_rn_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
@@ -36,6 +38,57 @@ pub(crate) unsafe fn load_token<E: Element>(rows: &Rows, place: &Place, token: u
         });
     });
     raw
+}
+
+/// The tokens of a head that a warp goes through, a few at a time, the next of them on their way.
+pub(crate) struct Tokens<'a> {
+    rows: &'a Rows,
+    count: u32,
+    /// The warp's first token of this round, and how many further the next round's is.
+    first: u32,
+    step: u32,
+    next: [[u32; 4]; VECTORS],
+}
+
+impl<'a> Tokens<'a> {
+    /// # Safety
+    /// They are in the tensor.
+    #[inline(always)]
+    pub(crate) unsafe fn new<E: Element, K: Kernel<MT>, const MT: usize>(
+        rows: &'a Rows,
+        count: u32,
+        warp: u32,
+    ) -> Self {
+        let place = Self::place::<K, MT>();
+        let first = warp * place.tokens();
+        let next = unsafe { load_token::<E>(rows, &place, (first + place.token).min(count - 1)) };
+        Self { rows, count, first, step: K::WARPS as u32 * place.tokens(), next }
+    }
+
+    #[inline(always)]
+    pub(crate) fn place<K: Kernel<MT>, const MT: usize>() -> Place {
+        Place::new(K::HEAD_DIM as u32, K::HEAD_DIM as u32)
+    }
+
+    /// Calls `take` with the lane's part of each token, the token, and whether there is one: behind the last, to a whole panel, it is the last
+    /// once more.
+    ///
+    /// # Safety
+    /// In whole warps.
+    #[inline(always)]
+    pub(crate) unsafe fn each<E: Element, K: Kernel<MT>, const MT: usize>(
+        mut self,
+        shared: &Shared<K, MT>,
+        take: impl Fn(&Place, [[u32; 4]; VECTORS], u32, bool),
+    ) {
+        let place = Self::place::<K, MT>();
+        while self.first < shared.keys {
+            let (token, raw) = (self.first + place.token, self.next);
+            self.next = unsafe { load_token::<E>(self.rows, &place, (token + self.step).min(self.count - 1)) };
+            take(&place, raw, token, token < self.count);
+            self.first += self.step;
+        }
+    }
 }
 
 /// The lane's dims with the signs changed that the rotation changes.

@@ -3,7 +3,7 @@
 
 use super::Kernel;
 use super::shared::Shared;
-use super::tokens::load_token;
+use super::tokens::{Tokens, VECTORS};
 use crate::element::{Element, Rows, Vector, load};
 use crate::layout::{KV_BLOCK, ROW_BYTES, V_OFFSETS, V_ROTATION, octet_key, rotate_v, swizzle, v_row};
 use crate::ptx::math::{max_nan_f32, mul_rn_f32};
@@ -32,34 +32,21 @@ fn rotated<E: Element>(vector: &Vector) -> [f32; 8] {
 /// # Safety
 /// All warps of the CTA call it.
 #[inline(always)]
-pub(crate) unsafe fn magnitudes<E: Element, K: Kernel<MT>, const MT: usize>(
-    rows: &Rows,
-    count: u32,
-    shared: &Shared<K, MT>,
-    warp: u32,
-) {
-    unsafe {
-        let place = Place::new(K::HEAD_DIM as u32, K::HEAD_DIM as u32);
-        let step = K::WARPS as u32 * place.tokens();
-        let mut first = warp * place.tokens();
-        let mut next = load_token::<E>(rows, &place, (first + place.token).min(count - 1));
-        while first < shared.keys {
-            let (token, raw) = (first + place.token, next);
-            next = load_token::<E>(rows, &place, (token + step).min(count - 1));
-            let mut amax = [0.0; 4];
-            unroll!(0..vectors::<E>(), |i| {
-                let x = rotated::<E>(&raw[i]);
-                unroll!(0..E::LANES, |j| {
-                    amax[j % 4] = max_nan_f32(amax[j % 4], x[j].abs());
-                });
+pub(crate) unsafe fn magnitudes<E: Element, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
+    let largest = |place: &Place, raw: [Vector; VECTORS], token: u32, _: bool| unsafe {
+        let mut amax = [0.0; 4];
+        unroll!(0..vectors::<E>(), |i| {
+            let x = rotated::<E>(&raw[i]);
+            unroll!(0..E::LANES, |j| {
+                amax[j % 4] = max_nan_f32(amax[j % 4], x[j].abs());
             });
-            let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
-            let amax = place.over_lanes(amax, max_nan_f32);
-            let at = shared.inverses(token / KV_BLOCK as u32) + 4 * (token % KV_BLOCK as u32);
-            st_shared_u32(place.lane == 0, at, amax.to_bits());
-            first += step;
-        }
-    }
+        });
+        let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
+        let amax = place.over_lanes(amax, max_nan_f32);
+        let at = shared.inverses(token / KV_BLOCK as u32) + 4 * (token % KV_BLOCK as u32);
+        st_shared_u32(place.lane == 0, at, amax.to_bits());
+    };
+    unsafe { tokens.each::<E, K, MT>(shared, largest) };
 }
 
 /// Codes of all tokens; behind the last, to a whole panel, those of zero.
