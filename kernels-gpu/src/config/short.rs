@@ -93,22 +93,25 @@ pub const fn padded_keys(seqlen_kv: usize) -> usize {
     seqlen_kv.next_multiple_of(ROW_BYTES)
 }
 
-/// Bytes of a warp's area: what it needs for special blocks and has the codes of its queries in before (`SCRATCH_BYTES`), notes, sums, scale
-/// and bias of each row, and its next queries as they come.
+/// Bytes of a warp's area: its queries as they come, then their codes, then what it needs for special blocks, all in one place; notes, sums, and
+/// scale and bias of each row.
 #[must_use]
 pub const fn warp_bytes(head_dim: usize, mt: usize) -> usize {
-    rows_offset(mt) + 2 * 4 * 16 * mt + queries_bytes(head_dim, mt)
+    rows_offset(head_dim, mt) + 2 * 4 * 16 * mt
+}
+
+/// Where a warp's notes begin in its area, and behind them its sums.
+#[must_use]
+pub const fn notes_offset(head_dim: usize, mt: usize) -> usize {
+    // In halves: four vectors of each lane at a time.
+    let queries = 32 * 4 * 16 * queries_rounds(head_dim, mt);
+    if queries > SCRATCH_BYTES { queries } else { SCRATCH_BYTES }
 }
 
 /// Where the scales of a warp's rows are in its area, and behind them their biases.
 #[must_use]
-pub const fn rows_offset(mt: usize) -> usize {
-    SCRATCH_BYTES + 16 * mt * NOTE_BYTES + 32 * 16 * mt
-}
-
-/// Bytes of a warp's queries as they come, in halves: four vectors of each lane at a time.
-const fn queries_bytes(head_dim: usize, mt: usize) -> usize {
-    32 * 4 * 16 * queries_rounds(head_dim, mt)
+pub const fn rows_offset(head_dim: usize, mt: usize) -> usize {
+    notes_offset(head_dim, mt) + 16 * mt * NOTE_BYTES + 32 * 16 * mt
 }
 
 /// How often a warp takes 32 dims a lane, until it has its tile of query rows.
@@ -181,8 +184,8 @@ mod tests {
                 let most = v.most_keys(bytes);
                 assert!(most > 0 && v.shared_bytes(most) <= bytes && v.shared_bytes(most + 1) > bytes, "{}", v.name);
             }
-            // Codes of queries lie where the scratch is.
-            assert!(v.tile_m() * v.head_dim <= SCRATCH_BYTES);
+            // Codes of queries take the place of the first round's vectors.
+            assert!(v.tile_m() * v.head_dim <= 32 * 4 * 16);
         }
     }
 }

@@ -39,6 +39,7 @@ use crate::division::div_rem;
 use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::params::{ShortParams, dtype};
 use crate::ptx::barrier::bar_sync;
+use crate::ptx::opaque::opaque;
 use crate::ptx::shuffle::first_lane;
 use crate::ptx::special::{ctaid_x, tid_x};
 use queries::TileRows;
@@ -55,10 +56,10 @@ pub(crate) trait Kernel<const MT: usize> {
 
 /// The head of K and V that a CTA works on, and which share of its query rows.
 #[derive(Clone, Copy)]
-struct Cta {
-    batch: u32,
-    head_kv: u32,
-    part: u32,
+pub(crate) struct Cta {
+    pub batch: u32,
+    pub head_kv: u32,
+    pub part: u32,
 }
 
 impl Cta {
@@ -71,43 +72,67 @@ impl Cta {
             Self { batch, head_kv, part }
         }
     }
+
+    /// Tile number `index` of the head's, for the calling warp.
+    #[inline(always)]
+    fn tile<'a, K: Kernel<MT>, const MT: usize>(
+        &self,
+        params: &'a ShortParams,
+        shared: Shared<K, MT>,
+        index: u32,
+    ) -> TileRows<'a, K, MT> {
+        let attention = &params.attention;
+        // SAFETY: the host's plan has rows.
+        let (of_group, tile) = unsafe { div_rem(index, tiles_of_head::<K, MT>(params)) };
+        let sequence = Sequence::new(attention, self.batch, self.head_kv * attention.group + of_group);
+        TileRows { params, shared, sequence, row: tile * K::TILE_M, warp: warp() }
+    }
+}
+
+/// Tiles of a head of Q.
+#[inline(always)]
+fn tiles_of_head<K: Kernel<MT>, const MT: usize>(params: &ShortParams) -> u32 {
+    params.attention.seqlen_q.div_ceil(K::TILE_M)
+}
+
+/// The number of the warp, the same for all its lanes.
+#[inline(always)]
+fn warp() -> u32 {
+    // SAFETY: warps are converged where they begin something new.
+    unsafe { first_lane(opaque(tid_x()) / 32) }
 }
 
 /// One CTA of the kernel.
 #[inline(always)]
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &ShortParams) {
     unsafe {
-        let (cta, warp) = (Cta::new(params), first_lane(tid_x() / 32));
-        let (attention, shared) = (&params.attention, &Shared::<K, MT>::new(params.attention.seqlen_kv));
-        let of_head = attention.seqlen_q.div_ceil(K::TILE_M);
-        let (tiles, step) = (attention.group * of_head, params.parts * K::WARPS as u32);
-        let rows = |index: u32| {
-            let (of_group, tile) = div_rem(index, of_head);
-            let sequence = Sequence::new(attention, cta.batch, cta.head_kv * attention.group + of_group);
-            TileRows { params, shared, sequence, row: tile * K::TILE_M, warp }
-        };
-        let mut index = cta.part * K::WARPS as u32 + warp;
-        if index < tiles {
-            request(&rows(index));
+        let (cta, shared) = (Cta::new(params), Shared::<K, MT>::new(params.attention.seqlen_kv));
+        let is_tile = |index: u32| index < params.attention.group * tiles_of_head::<K, MT>(params);
+        let mut index = cta.part * K::WARPS as u32 + warp();
+        if is_tile(index) {
+            request(&cta.tile(params, shared, index));
         }
+        shared.note(&cta);
         match params.dtype {
-            dtype::F16 => quantize::<F16, K, MT>(params, &cta, shared, warp),
-            dtype::BF16 => quantize::<Bf16, K, MT>(params, &cta, shared, warp),
-            _ => quantize::<F32, K, MT>(params, &cta, shared, warp),
+            dtype::F16 => quantize::<F16, K, MT>(params, &cta, &shared),
+            dtype::BF16 => quantize::<Bf16, K, MT>(params, &cta, &shared),
+            _ => quantize::<F32, K, MT>(params, &cta, &shared),
         }
         bar_sync();
-        while index < tiles {
-            let tile = rows(index);
+        // What tells a tile is made anew for each: the loop over its blocks has no registers for it.
+        while is_tile(index) {
+            let tile = shared.cta().tile(params, shared, index);
             match params.dtype {
                 dtype::F16 => tile.quantize::<F16>(),
                 dtype::BF16 => tile.quantize::<Bf16>(),
                 _ => tile.quantize::<F32>(),
             }
-            index += step;
-            if index < tiles {
-                request(&rows(index));
-            }
-            tile::attend(&tile);
+            index += params.parts * K::WARPS as u32;
+            tile::attend(&tile, || {
+                if is_tile(index) {
+                    request(&shared.cta().tile(params, shared, opaque(index)));
+                }
+            });
         }
     }
 }
@@ -126,9 +151,9 @@ unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(
     params: &ShortParams,
     cta: &Cta,
     shared: &Shared<K, MT>,
-    warp: u32,
 ) {
     unsafe {
+        let warp = warp();
         let [k, v] = [&params.k, &params.v].map(|tensor| Rows::new::<E>(tensor, cta.batch, cta.head_kv));
         let count = params.attention.seqlen_kv;
         // All that is needed first is on its way before anything is waited for.

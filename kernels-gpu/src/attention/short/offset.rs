@@ -3,7 +3,7 @@
 use super::Kernel;
 use super::shared::Shared;
 use crate::element::{Element, Rows, load};
-use crate::layout::OFFSET_TOKENS;
+use crate::layout::{OFFSET_TOKENS, ROW_BYTES};
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::shfl_bfly;
 use crate::ptx::special::tid_x;
@@ -15,10 +15,12 @@ const fn row_bytes<E: Element, K: Kernel<MT>, const MT: usize>() -> u32 {
     (K::HEAD_DIM * E::BYTES) as u32
 }
 
-/// The least and the largest element of each channel that a warp has loaded, a row each of a warp. Where the warps have their scratch later.
+/// The least and the largest element of each channel that a warp has loaded, a row each of a warp. Where K's codes are later.
 #[inline(always)]
 fn range<E: Element, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>, warp: u32) -> u32 {
-    shared.warp(0) + 2 * warp * row_bytes::<E, K, MT>()
+    // As many bytes as the codes of K and V have at least.
+    const { assert!(2 * K::WARPS * K::HEAD_DIM * E::BYTES <= 2 * ROW_BYTES * K::HEAD_DIM) }
+    shared.k() + 2 * warp * row_bytes::<E, K, MT>()
 }
 
 /// The ranges of the head's first tokens, of which there are `count` in all.

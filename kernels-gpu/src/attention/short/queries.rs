@@ -30,10 +30,9 @@ const fn panel(mt: usize) -> u32 {
 }
 
 /// A warp's tile of query rows.
-#[derive(Clone, Copy)]
 pub(crate) struct TileRows<'a, K, const MT: usize> {
     pub params: &'a ShortParams,
-    pub shared: &'a Shared<K, MT>,
+    pub shared: Shared<K, MT>,
     pub sequence: Sequence,
     /// First row.
     pub row: u32,
@@ -65,10 +64,11 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
         (self.row + of_tile).min(self.params.attention.seqlen_q - 1)
     }
 
-    /// Where the lane's vector `i` of a round arrives. No other lane looks at it.
+    /// Where the lane's vector `i` of a round arrives. No other lane looks at it, but the codes of the first round and the scratch of special blocks
+    /// take its place.
     #[inline(always)]
     fn arrival(&self, round: usize, i: usize) -> u32 {
-        self.shared.queries(self.warp) + 16 * (tid_x() % 32) + (512 * (4 * round + i)) as u32
+        self.shared.warp(self.warp) + 16 * (tid_x() % 32) + (512 * (4 * round + i)) as u32
     }
 
     /// Whether the rows come ahead of their use: floats have no room, and rows that are not aligned come element by element.
@@ -80,7 +80,7 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
     /// Starts bringing the rows.
     ///
     /// # Safety
-    /// The row is one of the sequence; the warp has done with the tile before.
+    /// The row is one of the sequence; the warp has the fragments of the tile before.
     #[inline(always)]
     pub(crate) unsafe fn request<E: Element>(&self) {
         let (rows, place) = (self.rows::<E>(), Self::place());
@@ -98,18 +98,16 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
     /// Codes, scales and, where the log-sum-exp is wanted, biases of the rows; visible to the warp when it returns.
     ///
     /// # Safety
-    /// In whole warps, a barrier after `offset::tables`, and after [`request`](Self::request).
+    /// In whole warps, a barrier after `offset::tables`, and with nothing else done in the warp's area since [`request`](Self::request).
     #[inline(always)]
     pub(crate) unsafe fn quantize<E: Element>(&self) {
         unsafe {
-            let (rows, place, shared) = (self.rows::<E>(), Self::place(), self.shared);
+            let (rows, place, shared) = (self.rows::<E>(), Self::place(), &self.shared);
             let ahead = Self::ahead::<E>(&rows);
             let biased = !self.params.attention.lse.is_null();
             if ahead {
                 wait_group::<0>();
             }
-            // All lanes have done with the tile before.
-            warp_sync();
             unroll!(0..Self::ROUNDS, |round| {
                 let of_tile = Self::of_tile(&place, round);
                 let mut raw = [[0; 4]; VECTORS];
@@ -120,6 +118,8 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
                 } else {
                     raw = load_token::<E>(&rows, &place, self.token(of_tile));
                 }
+                // All lanes have their vectors, and have done with the tile before.
+                warp_sync();
                 let x = signed::<E>(&place, &raw, shared.signs());
                 let has = of_tile < K::TILE_M;
                 if biased {

@@ -1,12 +1,15 @@
 //! What is where in a CTA's shared memory (`config::short`): shared addresses.
 
-use super::Kernel;
+use super::{Cta, Kernel};
 use crate::attention::softmax::Notes;
+use crate::config::NOTE_BYTES;
 use crate::config::short::{
-    blocks_offset, codes_offset, head_offset, numbers_offset, padded_keys, rows_offset, tables_offset, warp_bytes,
+    blocks_offset, codes_offset, head_offset, notes_offset, numbers_offset, padded_keys, rows_offset, tables_offset,
+    warp_bytes,
 };
-use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::{KV_BLOCK, ROW_BYTES};
+use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32};
+use crate::ptx::special::tid_x;
 use crate::smem;
 use core::marker::PhantomData;
 
@@ -22,6 +25,15 @@ pub(crate) struct Shared<K, const MT: usize> {
     kernel: PhantomData<K>,
 }
 
+impl<K, const MT: usize> Clone for Shared<K, MT> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K, const MT: usize> Copy for Shared<K, MT> {}
+
 impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
     #[inline(always)]
     pub(crate) fn new(seqlen_kv: u32) -> Self {
@@ -29,8 +41,8 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
         Self { base: smem::base(), blocks: seqlen_kv.div_ceil(KV_BLOCK as u32), keys, kernel: PhantomData }
     }
 
-    /// A warp's own: scratch for special blocks, and the codes of its queries before; behind it notes, sums, scales and biases of rows, and
-    /// the queries of its next tile.
+    /// A warp's own: first its queries as they come, then their codes, then scratch for special blocks; behind it notes, sums, scales and biases
+    /// of rows.
     #[inline(always)]
     pub(crate) fn warp(&self, warp: u32) -> u32 {
         self.base + warp * warp_bytes(K::HEAD_DIM, MT) as u32
@@ -39,21 +51,15 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
     /// A float for each row of a warp: scales, or biases.
     #[inline(always)]
     pub(crate) fn rows(&self, warp: u32, biases: bool) -> u32 {
-        let first = self.warp(warp) + rows_offset(MT) as u32;
+        let first = self.warp(warp) + rows_offset(K::HEAD_DIM, MT) as u32;
         if biases { first + 4 * 16 * MT as u32 } else { first }
-    }
-
-    /// Where the queries of a warp's next tile arrive.
-    #[inline(always)]
-    pub(crate) fn queries(&self, warp: u32) -> u32 {
-        self.warp(warp) + (rows_offset(MT) + 2 * 4 * 16 * MT) as u32
     }
 
     /// Where a lane of a warp takes its notes.
     #[inline(always)]
     pub(crate) fn notes(&self, warp: u32, lane: u32) -> Notes {
         let scratch = self.warp(warp);
-        let notes = scratch + SCRATCH_BYTES as u32;
+        let notes = scratch + notes_offset(K::HEAD_DIM, MT) as u32;
         let own = notes + lane / 4 * NOTE_BYTES as u32;
         let bytes = (16 * MT * NOTE_BYTES) as u32;
         Notes { own, first: own, bytes, scratch: scratch + 4 * lane, sums: notes + bytes + 16 * MT as u32 * lane }
@@ -71,10 +77,31 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
         self.signs() + 4 * K::HEAD_DIM as u32
     }
 
-    /// `v_unit`.
+    /// `v_unit`, and behind it what the CTA works on.
     #[inline(always)]
     pub(crate) fn unit(&self) -> u32 {
         self.base + head_offset(K::HEAD_DIM, MT, K::WARPS) as u32
+    }
+
+    /// Notes what the CTA works on; visible after a barrier.
+    ///
+    /// # Safety
+    /// Nothing else is there.
+    #[inline(always)]
+    pub(crate) unsafe fn note(&self, cta: &Cta) {
+        let first = tid_x() == 0;
+        unsafe {
+            st_shared_u32(first, self.unit() + 4, cta.batch);
+            st_shared_u32(first, self.unit() + 8, cta.head_kv);
+            st_shared_u32(first, self.unit() + 12, cta.part);
+        }
+    }
+
+    /// What [`note`](Self::note) noted.
+    #[inline(always)]
+    pub(crate) unsafe fn cta(&self) -> Cta {
+        let [_, batch, head_kv, part] = unsafe { ld_shared_v4_u32(self.unit()) };
+        Cta { batch, head_kv, part }
     }
 
     /// `k_block_scale` and `v_block_scale` of a block.

@@ -16,6 +16,7 @@ use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::layout::{KV_BLOCK, ROW_BYTES};
 use crate::params::{AttentionParams, ShortParams};
 use crate::ptx::barrier::warp_sync;
+use crate::ptx::cp_async::wait_group;
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::{max_f32, mul_rn_f32};
 use crate::ptx::mma::{mma_m16n8k32_s32_s8_s8, mma_m16n8k32_s32_u8_u8};
@@ -64,10 +65,13 @@ impl<K: Kernel<MT>, const MT: usize> Tile<'_, K, MT> {
     }
 }
 
+/// The tile from its codes to the output. `request` starts bringing the next tile, to where this one's codes were; a special block, which has its
+/// scratch there, asks for it once more.
+///
 /// # Safety
 /// In whole warps, after `TileRows::quantize`.
 #[inline(always)]
-pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, MT>) {
+pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, MT>, request: impl Fn()) {
     unsafe {
         let TileRows { params: ShortParams { attention: params, .. }, shared, sequence, row, warp } = rows;
         let (row, warp) = (*row, *warp);
@@ -81,17 +85,17 @@ pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, M
             tile.reach = max_f32(tile.reach, warp_reach(params, K::HEAD_DIM, q_scales[mt]));
         });
         let query = Query::<MT>::load(shared, warp);
-        // A special block has its scratch where the codes were.
         warp_sync();
+        request();
         let mut softmax = <Scheme<MT> as Softmax<MT>>::new(params, q_scales, || tile.notes());
         let mut acc = Accumulator::<MT>::zero();
         let mut block = tile.blocks.first;
         while block < tile.blocks.end {
             let panels = (shared.keys / ROW_BYTES as u32 - block * KEY_STEPS as u32).min(KEY_STEPS as u32);
             if panels == KEY_STEPS as u32 {
-                step::<K, MT, true>(&tile, block, panels, &query, &mut softmax, &mut acc);
+                step::<K, MT, true>(&tile, block, panels, &query, &mut softmax, &mut acc, &request);
             } else {
-                step::<K, MT, false>(&tile, block, panels, &query, &mut softmax, &mut acc);
+                step::<K, MT, false>(&tile, block, panels, &query, &mut softmax, &mut acc, &request);
             }
             block += 1;
         }
@@ -101,6 +105,7 @@ pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, M
 
 /// One block of keys: `WHOLE`, or its first `panels` panels of 32.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn step<K: Kernel<MT>, const MT: usize, const WHOLE: bool>(
     tile: &Tile<K, MT>,
     block: u32,
@@ -108,6 +113,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize, const WHOLE: bool>(
     query: &Query<MT>,
     softmax: &mut Scheme<MT>,
     acc: &mut Accumulator<MT>,
+    request: &impl Fn(),
 ) {
     unsafe {
         let has = |panel: usize| WHOLE || (panel as u32) < panels;
@@ -123,7 +129,10 @@ unsafe fn step<K: Kernel<MT>, const MT: usize, const WHOLE: bool>(
         let mut row_scales = Scheme::<MT>::row_scales(|| tile.notes());
         let special = Scheme::<MT>::is_special(&scales);
         if special {
+            wait_group::<0>();
             Scheme::<MT>::special(&mut s, &mut row_scales, &Alone, &Special { tile, block, scales });
+            warp_sync();
+            request();
         }
         let exponents = softmax.exponents(&s, row_scales, &Alone);
         if special {
