@@ -6,6 +6,7 @@ pub mod battery;
 pub mod case;
 pub mod properties;
 pub mod sim;
+pub mod unseen;
 pub mod values;
 
 /// The code in README and quickstart is compiled, and the part without a GPU run.
