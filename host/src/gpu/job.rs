@@ -8,7 +8,7 @@ use super::{AnySlice, AnySliceMut, AttentionOutput, DeviceSliceMut, Gpu, StreamR
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::Lengths;
-use int_flash_attention_kernels::config::short::{SHORT, ShortVariant, short};
+use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short};
 use int_flash_attention_kernels::params::{AttentionParams, Global, QuantizeParams, ShortParams, Strided};
 
 /// How a [`JobPlan`] does its job; the output is the same but for the order of float32 sums.
@@ -124,7 +124,7 @@ impl Gpu {
         if seqlen_kv > variant.most_keys(self.0.shared_bytes) {
             return Err(Error::SharedMemory {
                 kernel: variant.name,
-                needed: variant.shared_bytes(seqlen_kv),
+                needed: variant.shared_bytes(FEW_WARPS, seqlen_kv),
                 available: self.0.shared_bytes,
                 device: self.name().to_owned(),
             });
@@ -139,14 +139,14 @@ impl Gpu {
         output: &AttentionOutput,
     ) -> Result<Way> {
         let variant = self.fused(problem)?;
-        let shared = variant.shared_bytes(problem.seqlen_kv);
-        let slots = variant.ctas(self.0.shared_bytes, problem.seqlen_kv) * self.multiprocessors()?;
         let heads = problem.batch * problem.heads_kv;
-        let parts = variant.parts(heads, problem.group(), problem.seqlen_q, slots);
+        let (of, lengths) = ((heads, problem.group()), (problem.seqlen_q, problem.seqlen_kv));
+        let ShortLaunch { warps, shared_bytes, parts } =
+            variant.launch(of, lengths, self.multiprocessors()?, self.0.shared_bytes);
         let ctas = heads.checked_mul(parts).and_then(|ctas| i32::try_from(ctas).ok());
         let too_many = || Error::Grid { kernel: variant.name, shape: format!("k {}", problem.kv_shape()) };
         let grid = [ctas.ok_or_else(too_many)? as u32, 1, 1];
-        let kernel = self.kernel(variant.name, variant.name, grid, variant.threads(), shared)?;
+        let kernel = self.kernel(variant.name, variant.name, grid, 32 * warps, shared_bytes)?;
         let QuantizeLayouts { q, k, v, dtype } = layouts;
         let params = problem.short_params([q, k, v], *dtype, (&output.layout, output.dtype), parts as u32);
         Ok(Way::Fused { kernel, params: Box::new(params) })

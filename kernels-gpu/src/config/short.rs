@@ -12,9 +12,9 @@ pub struct ShortVariant {
     pub head_dim: usize,
     /// m16 tiles of query rows that a warp has at a time.
     pub m16_tiles: usize,
-    /// Warps of one CTA.
-    pub warps: usize,
-    /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
+    /// The most warps of one CTA.
+    pub most_warps: usize,
+    /// CTAs of so many warps that an SM should hold; written into the PTX as `.minnctapersm`.
     pub min_ctas: usize,
     /// The most keys up to which it was measured to be faster than quantization and attention by two kernels; with more the library takes
     /// these.
@@ -22,10 +22,10 @@ pub struct ShortVariant {
 }
 
 macro_rules! short_variants {
-    ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, warps: $warps:literal, min_ctas: $ctas:literal,
+    ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, most_warps: $warps:literal, min_ctas: $ctas:literal,
         to_keys: $to:literal })*) => {
         &[$(ShortVariant {
-            name: stringify!($name), head_dim: $d, m16_tiles: $mt, warps: $warps, min_ctas: $ctas, to_keys: $to,
+            name: stringify!($name), head_dim: $d, m16_tiles: $mt, most_warps: $warps, min_ctas: $ctas, to_keys: $to,
         }),*]
     };
 }
@@ -39,52 +39,75 @@ pub fn short(head_dim: usize) -> Option<&'static ShortVariant> {
     SHORT.iter().find(|v| v.head_dim == head_dim)
 }
 
-impl ShortVariant {
-    /// Threads of one CTA.
-    #[must_use]
-    pub const fn threads(&self) -> usize {
-        32 * self.warps
-    }
+/// How a kernel is launched for some lengths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortLaunch {
+    /// Warps of a CTA.
+    pub warps: usize,
+    /// Dynamic shared memory of a CTA.
+    pub shared_bytes: usize,
+    /// CTAs that share the rows of a head of K and V.
+    pub parts: usize,
+}
 
+impl ShortVariant {
     /// Query rows that a warp has at a time.
     #[must_use]
     pub const fn tile_m(&self) -> usize {
         16 * self.m16_tiles
     }
 
-    /// Dynamic shared memory of one CTA for so many keys.
+    /// Dynamic shared memory of a CTA of so many warps for so many keys.
     #[must_use]
-    pub const fn shared_bytes(&self, seqlen_kv: usize) -> usize {
+    pub const fn shared_bytes(&self, warps: usize, seqlen_kv: usize) -> usize {
         let (blocks, keys) = (kv_blocks(seqlen_kv), padded_keys(seqlen_kv));
-        codes_offset(self.head_dim, self.m16_tiles, self.warps, blocks) + 2 * keys * self.head_dim
+        warps_offset(self.head_dim, blocks, keys) + warps * warp_bytes(self.head_dim, self.m16_tiles)
     }
 
     /// The most keys whose codes fit so much shared memory of a CTA.
     #[must_use]
     pub const fn most_keys(&self, shared_bytes: usize) -> usize {
         let mut keys = 0;
-        while self.shared_bytes(keys + ROW_BYTES) <= shared_bytes {
+        while self.shared_bytes(FEW_WARPS, keys + ROW_BYTES) <= shared_bytes {
             keys += ROW_BYTES;
         }
         keys
     }
 
-    /// CTAs that an SM holds, of GPUs that give one of them so much shared memory at most.
-    #[must_use]
-    pub const fn ctas(&self, shared_bytes: usize, seqlen_kv: usize) -> usize {
+    /// CTAs of so many warps that an SM holds, of GPUs that give one of them so much shared memory at most.
+    const fn ctas(&self, warps: usize, shared_bytes: usize, seqlen_kv: usize) -> usize {
         // 1 KiB of each is the system's, and an SM has that much more than it gives to one.
         const SYSTEM: usize = 1 << 10;
-        let by_memory = (shared_bytes + SYSTEM) / (self.shared_bytes(seqlen_kv) + SYSTEM);
-        if by_memory < self.min_ctas { by_memory } else { self.min_ctas }
+        let by_memory = (shared_bytes + SYSTEM) / (self.shared_bytes(warps, seqlen_kv) + SYSTEM);
+        let by_registers = self.min_ctas * self.most_warps / warps;
+        if by_memory < by_registers { by_memory } else { by_registers }
     }
 
-    /// CTAs that share the rows of a head of K and V: as few as give all multiprocessors their CTAs, and none without rows.
+    /// The launch for `heads_kv` heads of K and V, each of `group` heads of `seqlen_q` queries, on a GPU of so many multiprocessors that gives a
+    /// CTA so much shared memory; `seqlen_kv` is at most [`most_keys`](Self::most_keys) of that.
+    ///
+    /// CTAs have few warps, which wait for each other less, but where an SM then holds so few CTAs that it has fewer warps than of larger ones.
+    /// A head of K and V has as few CTAs as give all multiprocessors theirs.
     #[must_use]
-    pub fn parts(&self, heads_kv: usize, group: usize, seqlen_q: usize, slots: usize) -> usize {
-        let rounds = (group * seqlen_q.div_ceil(self.tile_m())).div_ceil(self.warps);
-        rounds.div_ceil(rounds.div_ceil((slots / heads_kv.max(1)).max(1)).max(1)).max(1)
+    pub fn launch(
+        &self,
+        (heads_kv, group): (usize, usize),
+        (seqlen_q, seqlen_kv): (usize, usize),
+        multiprocessors: usize,
+        shared_bytes: usize,
+    ) -> ShortLaunch {
+        let ctas = |warps| self.ctas(warps, shared_bytes, seqlen_kv);
+        let tiles = group * seqlen_q.div_ceil(self.tile_m());
+        let many = self.most_warps * ctas(self.most_warps) > FEW_WARPS * ctas(FEW_WARPS) && tiles > FEW_WARPS;
+        let warps = if many { self.most_warps } else { FEW_WARPS };
+        let (rounds, slots) = (tiles.div_ceil(warps), ctas(warps) * multiprocessors);
+        let parts = rounds.div_ceil(rounds.div_ceil((slots / heads_kv.max(1)).max(1)).max(1)).max(1);
+        ShortLaunch { warps, shared_bytes: self.shared_bytes(warps, seqlen_kv), parts }
     }
 }
+
+/// Warps of the smaller CTAs, and those that find K's offset.
+pub const FEW_WARPS: usize = 4;
 
 /// Keys that have a place: whole panels of a block.
 #[inline(always)]
@@ -120,69 +143,83 @@ pub const fn queries_rounds(head_dim: usize, mt: usize) -> usize {
     (16 * mt * head_dim).div_ceil(32 * 32)
 }
 
-/// Where the signs of the dims begin, 4 bytes each at most, and behind them K's offset.
+/// Where what is said of the head begins: behind the signs of the dims, 4 bytes each at most, and K's offset.
 #[must_use]
-pub const fn tables_offset(head_dim: usize, mt: usize, warps: usize) -> usize {
-    warps * warp_bytes(head_dim, mt)
-}
-
-/// Where what is said of the head begins: `v_unit`.
-#[must_use]
-pub const fn head_offset(head_dim: usize, mt: usize, warps: usize) -> usize {
-    tables_offset(head_dim, mt, warps) + 2 * 4 * head_dim
-}
-
-/// Where the blocks' scales begin, 16 bytes each.
-#[must_use]
-pub const fn blocks_offset(head_dim: usize, mt: usize, warps: usize) -> usize {
-    head_offset(head_dim, mt, warps) + 16
+pub const fn head_offset(head_dim: usize) -> usize {
+    2 * 4 * head_dim
 }
 
 /// Bytes of the three numbers of each key: of K its scale and then its factor; of V the largest magnitude and then the reciprocal of its
 /// scale; and V's scale.
 pub const NUMBERS_BYTES: usize = 3 * 4 * KV_BLOCK;
 
+/// Where the blocks' scales begin, 16 bytes each: behind `v_unit` and what the CTA works on.
+#[must_use]
+pub const fn blocks_offset(head_dim: usize) -> usize {
+    head_offset(head_dim) + 16
+}
+
 /// Where the keys' numbers begin.
 #[inline(always)]
 #[must_use]
-pub const fn numbers_offset(head_dim: usize, mt: usize, warps: usize, blocks: usize) -> usize {
-    blocks_offset(head_dim, mt, warps) + 16 * blocks
+pub const fn numbers_offset(head_dim: usize, blocks: usize) -> usize {
+    blocks_offset(head_dim) + 16 * blocks
 }
 
 /// Where the codes of K begin, and behind them V's.
 #[inline(always)]
 #[must_use]
-pub const fn codes_offset(head_dim: usize, mt: usize, warps: usize, blocks: usize) -> usize {
+pub const fn codes_offset(head_dim: usize, blocks: usize) -> usize {
     // Eight rows of a panel are all banks.
-    (numbers_offset(head_dim, mt, warps, blocks) + NUMBERS_BYTES * blocks).next_multiple_of(256)
+    (numbers_offset(head_dim, blocks) + NUMBERS_BYTES * blocks).next_multiple_of(256)
+}
+
+/// Where the areas of the warps begin.
+#[inline(always)]
+#[must_use]
+pub const fn warps_offset(head_dim: usize, blocks: usize, keys: usize) -> usize {
+    codes_offset(head_dim, blocks) + 2 * keys * head_dim
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const V: ShortVariant =
+        ShortVariant { name: "", head_dim: 64, m16_tiles: 1, most_warps: 8, min_ctas: 2, to_keys: 0 };
+    /// Of an H200.
+    const SHARED: usize = 227 << 10;
+
     #[test]
     fn parts_fill_the_card_and_none_is_empty() {
-        let v = ShortVariant { name: "", head_dim: 64, m16_tiles: 1, warps: 4, min_ctas: 3, to_keys: 0 };
+        let parts = |heads, group, lengths| V.launch((heads, group), lengths, 132, SHARED).parts;
         // Heads enough.
-        assert_eq!(v.parts(1024, 1, 257, 396), 1);
-        assert_eq!(v.parts(384, 1, 512, 396), 1);
-        // 64 rounds of 64 rows for 20 heads, in 19 places each: 16 CTAs of 4 rounds.
-        assert_eq!(v.parts(20, 1, 4096, 396), 16);
+        assert_eq!(parts(1024, 1, (257, 257)), 1);
+        assert_eq!(parts(384, 1, (512, 512)), 1);
+        // 64 rounds of 64 rows for 20 heads, in 26 places each: 22 CTAs of 3 rounds.
+        assert_eq!(parts(20, 1, (4096, 77)), 22);
         for (heads, group, rows) in [(1, 1, 1), (1, 8, 1), (3, 2, 130), (7, 1, 5000), (1000, 4, 1)] {
-            let parts = v.parts(heads, group, rows, 396);
+            let parts = parts(heads, group, (rows, 100));
             let rounds = (group * rows.div_ceil(16)).div_ceil(4);
             assert!(parts >= 1 && parts <= rounds, "{heads} {group} {rows}: {parts}");
-            assert!(parts == 1 || parts * heads <= 396, "{heads} {group} {rows}: {parts}");
+            assert!(parts == 1 || parts * heads <= 4 * 132, "{heads} {group} {rows}: {parts}");
         }
+    }
+
+    #[test]
+    fn ctas_are_large_where_few_small_ones_fit() {
+        let warps = |lengths| V.launch((384, 1), lengths, 132, SHARED).warps;
+        assert_eq!([(257, 257), (512, 512), (64, 512), (65, 512)].map(warps), [4, 8, 4, 8]);
     }
 
     #[test]
     fn keys_that_fit_are_the_most() {
         for v in SHORT {
             for bytes in [48 << 10, 99 << 10, 227 << 10] {
-                let most = v.most_keys(bytes);
-                assert!(most > 0 && v.shared_bytes(most) <= bytes && v.shared_bytes(most + 1) > bytes, "{}", v.name);
+                let (most, of) = (v.most_keys(bytes), |keys| v.shared_bytes(FEW_WARPS, keys));
+                assert!(most > 0 && of(most) <= bytes && of(most + 1) > bytes, "{}", v.name);
+                let launch = v.launch((1, 1), (1000, most), 132, bytes);
+                assert!(launch.shared_bytes <= bytes, "{}: {launch:?}", v.name);
             }
             // Codes of queries take the place of the first round's vectors.
             assert!(v.tile_m() * v.head_dim <= 32 * 4 * 16);

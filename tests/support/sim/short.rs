@@ -3,12 +3,12 @@
 use super::{Grid, Simulator, global, structure};
 use anyhow::{Context, Result};
 use int_flash_attention::{AttentionProblem, DType, HostTensor, TensorLayout};
-use int_flash_attention_kernels::config::short::{ShortVariant, short};
+use int_flash_attention_kernels::config::short::{ShortLaunch, ShortVariant, short};
 use int_flash_attention_kernels::params::{AttentionParams, ShortParams, Strided};
 use ptx_machine::{DevPtr, Memory};
 
 impl Simulator {
-    /// The whole job in one launch, on a GPU that has room for `slots` CTAs: O and the log-sum-exp where it is asked for.
+    /// The whole job in one launch, on a GPU of so many multiprocessors, each of which has this much shared memory: O and the log-sum-exp where it is asked for.
     ///
     /// # Errors
     ///
@@ -19,7 +19,7 @@ impl Simulator {
         [q, k, v]: [&HostTensor; 3],
         (out, dtype): (&TensorLayout, DType),
         lse: bool,
-        slots: usize,
+        (multiprocessors, shared_bytes): (usize, usize),
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
         let variant: &ShortVariant = short(problem.head_dim).with_context(|| format!("no kernel for {problem:?}"))?;
         let mut memory = Memory::new();
@@ -29,7 +29,8 @@ impl Simulator {
         let rows = problem.q_shape().rows();
         let lse_out = if lse { memory.alloc(4 * rows as u64, 256) } else { DevPtr::NULL };
         let heads = problem.batch * problem.heads_kv;
-        let parts = variant.parts(heads, problem.group(), problem.seqlen_q, slots);
+        let (of, lengths) = ((heads, problem.group()), (problem.seqlen_q, problem.seqlen_kv));
+        let ShortLaunch { warps, shared_bytes, parts } = variant.launch(of, lengths, multiprocessors, shared_bytes);
         let layouts = [q_in.layout(), k_in.layout(), v_in.layout()];
         let params = problem.short_params(layouts, q.dtype(), (o.layout(), dtype), u32::try_from(parts)?);
         let params = ShortParams {
@@ -46,8 +47,8 @@ impl Simulator {
         let at = Grid {
             kernel: variant.name,
             grid: [u32::try_from(heads * parts)?, 1, 1],
-            threads: variant.threads(),
-            shared: variant.shared_bytes(problem.seqlen_kv),
+            threads: 32 * warps,
+            shared: shared_bytes,
         };
         self.launch(variant.name, &at, &[structure(&params)], &memory)?;
         let lse = if lse { Some(memory.read(lse_out, rows).context("lse")?) } else { None };

@@ -7,7 +7,7 @@ use int_flash_attention_kernels::{config, dequantize, quantize};
 pub fn launch_bounds(entry: &str) -> Option<LaunchBounds> {
     let attention = config::ATTENTION.iter().map(|v| (v.name, v.threads, v.min_ctas));
     let baseline = config::BASELINE.iter().map(|v| (v.name, v.threads, v.min_ctas));
-    let short = config::short::SHORT.iter().map(|v| (v.name, v.threads(), v.min_ctas));
+    let short = config::short::SHORT.iter().map(|v| (v.name, 32 * v.most_warps, v.min_ctas));
     let conversion = quantize::launch::bounds().chain(dequantize::launch::BOUNDS);
     let conversion = conversion.map(|b| (b.entry, b.threads, b.min_ctas));
     let (_, threads, min_ctas) =

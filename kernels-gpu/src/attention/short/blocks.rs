@@ -1,7 +1,7 @@
 //! The scales of each block, and what they make of its keys: a warp for a block, a lane for four keys.
 
-use super::Kernel;
 use super::shared::Shared;
+use super::{Kernel, warps};
 use crate::attention::softmax::{BlockMax, Softmax};
 use crate::layout::{KV_BLOCK, V_FIRST_RATIO, V_SCALE_RATIO, key_slot};
 use crate::params::AttentionParams;
@@ -30,7 +30,7 @@ pub(crate) unsafe fn scales<K: Kernel<MT>, const MT: usize>(
             let keys = (count - block * KV_BLOCK as u32).min(KV_BLOCK as u32);
             of_keys(params, block, places, shared);
             of_values(block, keys, places, shared);
-            block += K::WARPS as u32;
+            block += warps();
         }
     }
 }

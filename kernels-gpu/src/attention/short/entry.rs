@@ -4,7 +4,7 @@ use super::{Kernel, attention};
 use crate::params::ShortParams;
 
 macro_rules! entries {
-    ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, warps: $warps:literal, min_ctas: $ctas:literal,
+    ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, most_warps: $warps:literal, min_ctas: $ctas:literal,
         to_keys: $to:literal })*) => {$(
         #[cfg($name)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
@@ -13,7 +13,6 @@ macro_rules! entries {
             struct Row;
             impl Kernel<$mt> for Row {
                 const HEAD_DIM: usize = $d;
-                const WARPS: usize = $warps;
             }
             unsafe { attention::<Row, $mt>(&params) }
         }

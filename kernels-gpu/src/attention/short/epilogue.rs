@@ -22,7 +22,7 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
     softmax: &Scheme<MT>,
     acc: &Accumulator<MT>,
 ) {
-    let (params, lane) = (tile.params, tile.lane());
+    let (params, lane, sequence) = (tile.params, tile.lane(), unsafe { tile.sequence() });
     let unit = unsafe { ld_shared_f32(tile.shared.unit()) };
     let mut finished = [[Finished::UNSEEN; 2]; MT];
     unroll!(0..MT, |mt| {
@@ -32,7 +32,7 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
             if row < params.seqlen_q && lane.quad == 0 && !params.lse.is_null() {
                 unsafe {
                     let bias = tile.of_row(true, mt, half);
-                    store_lse_of(params, tile.sequence, row, finished[mt][half].lse, bias);
+                    store_lse_of(params, &sequence, row, finished[mt][half].lse, bias);
                 }
             }
         });
@@ -43,11 +43,11 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
 impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
     #[inline(always)]
     unsafe fn store<E: Element, const WHOLE: bool>(&self) {
-        let (params, lane) = (self.tile.params, self.tile.lane());
+        let (params, lane, sequence) = (self.tile.params, self.tile.lane(), unsafe { self.tile.sequence() });
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
                 let (row, finished) = (lane.query(mt, half), &self.finished[mt][half]);
-                let first = self.tile.sequence.o::<E>(params, row, NEIGHBOURS * lane.quad as usize);
+                let first = sequence.o::<E>(params, row, NEIGHBOURS * lane.quad as usize);
                 unroll!(0..K::HEAD_DIM / V_GROUP, |group| {
                     let mut sums = [0.0; NEIGHBOURS];
                     unroll!(0..NEIGHBOURS, |i| {

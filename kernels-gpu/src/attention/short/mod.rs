@@ -41,7 +41,7 @@ use crate::params::{ShortParams, dtype};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::opaque::opaque;
 use crate::ptx::shuffle::first_lane;
-use crate::ptx::special::{ctaid_x, tid_x};
+use crate::ptx::special::{ctaid_x, ntid_x, tid_x};
 use queries::TileRows;
 use shared::Shared;
 use tokens::Tokens;
@@ -49,7 +49,6 @@ use tokens::Tokens;
 /// A row of the table `short_rows`; `MT` is its `m16_tiles`.
 pub(crate) trait Kernel<const MT: usize> {
     const HEAD_DIM: usize;
-    const WARPS: usize;
     /// Query rows that a warp has at a time.
     const TILE_M: u32 = 16 * MT as u32;
 }
@@ -102,13 +101,19 @@ fn warp() -> u32 {
     unsafe { first_lane(opaque(tid_x()) / 32) }
 }
 
+/// Warps of the CTA.
+#[inline(always)]
+fn warps() -> u32 {
+    ntid_x() / 32
+}
+
 /// One CTA of the kernel.
 #[inline(always)]
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &ShortParams) {
     unsafe {
         let (cta, shared) = (Cta::new(params), Shared::<K, MT>::new(params.attention.seqlen_kv));
         let is_tile = |index: u32| index < params.attention.group * tiles_of_head::<K, MT>(params);
-        let mut index = cta.part * K::WARPS as u32 + warp();
+        let mut index = cta.part * warps() + warp();
         if is_tile(index) {
             request(&cta.tile(params, shared, index));
         }
@@ -127,7 +132,7 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &ShortPar
                 dtype::BF16 => tile.quantize::<Bf16>(),
                 _ => tile.quantize::<F32>(),
             }
-            index += params.parts * K::WARPS as u32;
+            index += params.parts * warps();
             tile::attend(&tile, || {
                 if is_tile(index) {
                     request(&shared.cta().tile(params, shared, opaque(index)));
@@ -158,7 +163,7 @@ unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(
         let count = params.attention.seqlen_kv;
         // All that is needed first is on its way before anything is waited for.
         let [first_k, first_v] = [&k, &v].map(|rows| Tokens::new::<E, K, MT>(rows, count, warp));
-        offset::ranges::<E, K, MT>(&k, count, shared);
+        offset::ranges::<E, K, MT>(&k, count, shared, warp);
         values::magnitudes::<E, K, MT>(first_v, shared);
         bar_sync();
         offset::tables::<E, K, MT>(shared);

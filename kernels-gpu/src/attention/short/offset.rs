@@ -2,6 +2,7 @@
 
 use super::Kernel;
 use super::shared::Shared;
+use crate::config::short::FEW_WARPS;
 use crate::element::{Element, Rows, load};
 use crate::layout::{OFFSET_TOKENS, ROW_BYTES};
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32, st_shared_v4_u32};
@@ -19,28 +20,32 @@ const fn row_bytes<E: Element, K: Kernel<MT>, const MT: usize>() -> u32 {
 #[inline(always)]
 fn range<E: Element, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>, warp: u32) -> u32 {
     // As many bytes as the codes of K and V have at least.
-    const { assert!(2 * K::WARPS * K::HEAD_DIM * E::BYTES <= 2 * ROW_BYTES * K::HEAD_DIM) }
+    const { assert!(2 * FEW_WARPS * E::BYTES <= 2 * ROW_BYTES) }
     shared.k() + 2 * warp * row_bytes::<E, K, MT>()
 }
 
 /// The ranges of the head's first tokens, of which there are `count` in all.
 ///
 /// # Safety
-/// All threads of the CTA call it.
+/// All warps of the CTA call it.
 #[inline(always)]
 pub(crate) unsafe fn ranges<E: Element, K: Kernel<MT>, const MT: usize>(
     rows: &Rows,
     count: u32,
     shared: &Shared<K, MT>,
+    warp: u32,
 ) {
+    if warp >= FEW_WARPS as u32 {
+        return;
+    }
     unsafe {
         let vectors = row_bytes::<E, K, MT>() / 16;
-        let at_a_time = 32 * K::WARPS as u32 / vectors;
+        let at_a_time = (32 * FEW_WARPS) as u32 / vectors;
         let thread = tid_x();
         let (row, vector) = (thread / vectors, thread % vectors);
         let last = count.min(OFFSET_TOKENS as u32) - 1;
         let (mut low, mut high) = ([0; 4], [0; 4]);
-        unroll!(0..OFFSET_TOKENS.div_ceil(2 * (32 * K::WARPS / (K::HEAD_DIM * E::BYTES / 16))), |i| {
+        unroll!(0..OFFSET_TOKENS.div_ceil(2 * (32 * FEW_WARPS / (K::HEAD_DIM * E::BYTES / 16))), |i| {
             let two = load::<E, 2>(rows, |j| ((row + at_a_time * (2 * i + j) as u32).min(last), vector));
             unroll!(0..4, |word| {
                 let (a, b) = (two[0][word], two[1][word]);
@@ -80,7 +85,7 @@ unsafe fn over_lanes<E: Element, const MASK: u32>(low: [u32; 4], high: [u32; 4])
 /// All threads of the CTA call it, a barrier after [`ranges`].
 #[inline(always)]
 pub(crate) unsafe fn tables<E: Element, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>) {
-    const { assert!(K::HEAD_DIM * E::BYTES <= 4 * 32 * K::WARPS) }
+    const { assert!(K::HEAD_DIM * E::BYTES <= 4 * 32 * FEW_WARPS) }
     let word = tid_x();
     let dim = word * E::IN_WORD as u32;
     if dim < K::HEAD_DIM as u32 {
@@ -88,7 +93,7 @@ pub(crate) unsafe fn tables<E: Element, K: Kernel<MT>, const MT: usize>(shared: 
             let at = |warp: u32| range::<E, K, MT>(shared, warp) + 4 * word;
             let high_at = |warp: u32| at(warp) + row_bytes::<E, K, MT>();
             let (mut low, mut high) = (ld_shared_u32(at(0)), ld_shared_u32(high_at(0)));
-            unroll!(1..K::WARPS, |warp| {
+            unroll!(1..FEW_WARPS, |warp| {
                 low = E::min(low, ld_shared_u32(at(warp as u32)));
                 high = E::max(high, ld_shared_u32(high_at(warp as u32)));
             });

@@ -4,8 +4,8 @@ use super::{Cta, Kernel};
 use crate::attention::softmax::Notes;
 use crate::config::NOTE_BYTES;
 use crate::config::short::{
-    blocks_offset, codes_offset, head_offset, notes_offset, numbers_offset, padded_keys, rows_offset, tables_offset,
-    warp_bytes,
+    blocks_offset, codes_offset, head_offset, notes_offset, numbers_offset, padded_keys, rows_offset, warp_bytes,
+    warps_offset,
 };
 use crate::layout::{KV_BLOCK, ROW_BYTES};
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32};
@@ -45,7 +45,8 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
     /// of rows.
     #[inline(always)]
     pub(crate) fn warp(&self, warp: u32) -> u32 {
-        self.base + warp * warp_bytes(K::HEAD_DIM, MT) as u32
+        let first = warps_offset(K::HEAD_DIM, self.blocks as usize, self.keys as usize) as u32;
+        self.base + first + warp * warp_bytes(K::HEAD_DIM, MT) as u32
     }
 
     /// A float for each row of a warp: scales, or biases.
@@ -68,7 +69,7 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
     /// A row of all dims' signs, in the type of K's elements.
     #[inline(always)]
     pub(crate) fn signs(&self) -> u32 {
-        self.base + tables_offset(K::HEAD_DIM, MT, K::WARPS) as u32
+        self.base
     }
 
     /// K's offset, a float a dim, negative where the dim changes sign.
@@ -80,7 +81,7 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
     /// `v_unit`, and behind it what the CTA works on.
     #[inline(always)]
     pub(crate) fn unit(&self) -> u32 {
-        self.base + head_offset(K::HEAD_DIM, MT, K::WARPS) as u32
+        self.base + head_offset(K::HEAD_DIM) as u32
     }
 
     /// Notes what the CTA works on; visible after a barrier.
@@ -107,12 +108,12 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
     /// `k_block_scale` and `v_block_scale` of a block.
     #[inline(always)]
     pub(crate) fn block(&self, block: u32) -> u32 {
-        self.base + blocks_offset(K::HEAD_DIM, MT, K::WARPS) as u32 + 16 * block
+        self.base + blocks_offset(K::HEAD_DIM) as u32 + 16 * block
     }
 
     #[inline(always)]
     fn numbers(&self) -> u32 {
-        self.base + numbers_offset(K::HEAD_DIM, MT, K::WARPS, self.blocks as usize) as u32
+        self.base + numbers_offset(K::HEAD_DIM, self.blocks as usize) as u32
     }
 
     /// Scales of K's tokens, in order; then the keys' factors, those of 32 keys in the order of `layout::key_slot`.
@@ -136,7 +137,7 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
     /// The codes of K: `[panel of 32 dims][key][32 dims]`, a panel as those of packed blocks, with the keys of all blocks.
     #[inline(always)]
     pub(crate) fn k(&self) -> u32 {
-        self.base + codes_offset(K::HEAD_DIM, MT, K::WARPS, self.blocks as usize) as u32
+        self.base + codes_offset(K::HEAD_DIM, self.blocks as usize) as u32
     }
 
     /// Bytes of a panel of K.

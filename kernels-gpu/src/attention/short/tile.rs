@@ -34,7 +34,7 @@ const PANEL_TILES: usize = KEY_TILES / KEY_STEPS;
 /// What the steps of a tile have in common.
 pub(crate) struct Tile<'a, K, const MT: usize> {
     pub params: &'a AttentionParams,
-    pub sequence: &'a Sequence,
+    head_q: u32,
     pub shared: &'a Shared<K, MT>,
     pub warp: u32,
     /// First row.
@@ -50,6 +50,12 @@ impl<K: Kernel<MT>, const MT: usize> Tile<'_, K, MT> {
     #[inline(always)]
     pub(crate) fn lane(&self) -> Lane {
         Lane::new(opaque(tid_x()), self.row)
+    }
+
+    /// The head of Q; anew as well.
+    #[inline(always)]
+    pub(crate) unsafe fn sequence(&self) -> Sequence {
+        Sequence::new(self.params, unsafe { self.shared.cta() }.batch, opaque(self.head_q))
     }
 
     #[inline(always)]
@@ -74,9 +80,10 @@ impl<K: Kernel<MT>, const MT: usize> Tile<'_, K, MT> {
 pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, MT>, request: impl Fn()) {
     unsafe {
         let TileRows { params: ShortParams { attention: params, .. }, shared, sequence, row, warp } = rows;
+        let head_q = sequence.head_q;
         let (row, warp) = (*row, *warp);
         let blocks = Window::of(params).blocks(row, K::TILE_M);
-        let mut tile = Tile::<K, MT> { params, sequence, shared, warp, row, blocks, reach: 0.0 };
+        let mut tile = Tile::<K, MT> { params, head_q, shared, warp, row, blocks, reach: 0.0 };
         let mut q_scales = [[1.0; 2]; MT];
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
@@ -170,8 +177,8 @@ unsafe fn scores<K: Kernel<MT>, const MT: usize>(
     softmax: &Scheme<MT>,
 ) -> Scores<MT> {
     let mut scores: Scores<MT> = [[[NEG_INFINITY; KEY_TILES]; 2]; MT];
-    let row = panel_row(tile.shared.k()) + block * (KV_BLOCK * ROW_BYTES) as u32;
-    let factors = tile.shared.factors(block) + 16 * (tid_x() % 4);
+    let row = opaque(panel_row(tile.shared.k())) + block * (KV_BLOCK * ROW_BYTES) as u32;
+    let factors = tile.shared.factors(block) + 16 * (opaque(tid_x()) % 4);
     unroll!(0..KEY_STEPS, |panel| {
         if has(panel) {
             unroll!(0..PANEL_TILES / 2 / pairs(MT), |group| {

@@ -1,7 +1,7 @@
 //! A token of Q or K in the registers of a few lanes (`crate::rotation`) to codes.
 
-use super::Kernel;
 use super::shared::Shared;
+use super::{Kernel, warps};
 use crate::element::{Element, Rows, load};
 use crate::layout::MAX_SCALE;
 use crate::ptx::math::{fma_rn_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
@@ -62,7 +62,7 @@ impl<'a> Tokens<'a> {
         let place = Self::place::<K, MT>();
         let first = warp * place.tokens();
         let next = unsafe { load_token::<E>(rows, &place, (first + place.token).min(count - 1)) };
-        Self { rows, count, first, step: K::WARPS as u32 * place.tokens(), next }
+        Self { rows, count, first, step: warps() * place.tokens(), next }
     }
 
     #[inline(always)]

@@ -1,9 +1,9 @@
 //! V: the largest magnitude of each token first, a token in a few lanes; then codes, a lane with a vector of dims of eight keys that are neighbouring
 //! bytes of packed rows, as in `crate::quantize::values`.
 
-use super::Kernel;
 use super::shared::Shared;
 use super::tokens::{Tokens, VECTORS};
+use super::{Kernel, warps};
 use crate::element::{Element, Rows, Vector, load};
 use crate::layout::{KV_BLOCK, ROW_BYTES, V_OFFSETS, V_ROTATION, octet_key, rotate_v, swizzle, v_row};
 use crate::ptx::math::{max_nan_f32, mul_rn_f32};
@@ -95,7 +95,7 @@ pub(crate) unsafe fn pack<E: Element, K: Kernel<MT>, const MT: usize>(
                 let row = v_row(vector as usize * E::LANES + i);
                 st_shared_v2_u32(has, to + swizzle(row, 8 * octet as usize) as u32, codes);
             });
-            first += 8 * K::WARPS as u32;
+            first += 8 * warps();
         }
     }
 }
