@@ -126,12 +126,11 @@ unsafe fn step<K: Kernel<MT>, const MT: usize, const WHOLE: bool>(
         let has = |panel: usize| WHOLE || (panel as u32) < panels;
         let scales = block_scales(tile, block);
         let mut s = scores::<K, MT>(tile, block, has, query, softmax);
-        let tiles = if WHOLE { KEY_TILES } else { panels as usize * PANEL_TILES };
         if block >= tile.blocks.full_to {
-            mask::<K, MT, false>(tile, block, &mut s, tiles);
+            mask::<K, MT, false>(tile, block, &mut s, if WHOLE { KEY_STEPS as u32 } else { panels });
         }
         if block < tile.blocks.full_from {
-            mask::<K, MT, true>(tile, block, &mut s, tiles);
+            mask::<K, MT, true>(tile, block, &mut s, if WHOLE { KEY_STEPS as u32 } else { panels });
         }
         let mut row_scales = Scheme::<MT>::row_scales(|| tile.notes());
         let special = Scheme::<MT>::is_special(&scales);
@@ -215,24 +214,30 @@ unsafe fn scores<K: Kernel<MT>, const MT: usize>(
     scores
 }
 
-/// Hides the scores of a block's first `tiles` n8 tiles that lie before (`LEFT`) or behind the window of their row.
+/// Hides the scores of a block's first `panels` panels that lie before (`LEFT`) or behind the window of their row.
 #[inline(always)]
 unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
     tile: &Tile<K, MT>,
     block: u32,
     scores: &mut Scores<MT>,
-    tiles: usize,
+    panels: u32,
 ) {
     let (lane, window, block) = (tile.lane(), Window::of(tile.params).anew(), opaque(block));
     let first = 2 * lane.quad as i32;
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
             let row = lane.query(mt, half);
-            if LEFT {
-                Scheme::<MT>::hide_before(scores, mt, half, window.first_in_block(row, block) - first, tiles);
-            } else {
-                Scheme::<MT>::hide_from(scores, mt, half, window.end_in_block(row, block) - first, tiles);
-            }
+            let end = if LEFT { window.first_in_block(row, block) } else { window.end_in_block(row, block) };
+            // One branch, and each tile's registers by number behind it.
+            unroll!(1..KEY_STEPS + 1, |n| {
+                if panels == n as u32 {
+                    if LEFT {
+                        Scheme::<MT>::hide_before(scores, mt, half, end - first, n * PANEL_TILES);
+                    } else {
+                        Scheme::<MT>::hide_from(scores, mt, half, end - first, n * PANEL_TILES);
+                    }
+                }
+            });
         });
     });
 }
