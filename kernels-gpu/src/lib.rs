@@ -22,7 +22,17 @@ pub mod quantize;
 // the module, `--cfg NAME` (config::Module).
 #[cfg(any(
     test,
-    all(target_arch = "nvptx64", any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "baseline"))
+    all(
+        target_arch = "nvptx64",
+        any(
+            kernels = "sm80",
+            kernels = "sm90a",
+            kernels = "short",
+            kernels = "baseline",
+            kernels = "decode",
+            kernels = "merge"
+        )
+    )
 ))]
 mod attention;
 #[cfg(all(target_arch = "nvptx64", kernels = "baseline"))]

@@ -18,8 +18,36 @@ use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
 use ptx_machine::Module;
 use std::sync::Arc;
 
+mod append;
+mod decode;
+
 /// One run of a kernel, and what must come out.
-pub struct Check {
+pub enum Check {
+    /// Of attention and of conversions.
+    Tensors(Box<TensorCheck>),
+    /// Of decode and merge.
+    Decode(Box<decode::DecodeCheck>),
+    /// Of appends.
+    Append(Box<append::AppendCheck>),
+}
+
+impl Check {
+    /// Runs the kernel of the module, which stands in the place of the one of that name.
+    ///
+    /// # Errors
+    ///
+    /// What the machine finds, or the first element that is wrong.
+    pub fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
+        match self {
+            Self::Tensors(check) => check.run(name, module),
+            Self::Decode(check) => check.run(name, module),
+            Self::Append(check) => check.run(name, module),
+        }
+    }
+}
+
+/// A run of a kernel on tensors.
+pub struct TensorCheck {
     case: Case,
     places: Places,
     family: Family,
@@ -37,13 +65,8 @@ enum Wanted {
     Short { inputs: [HostTensor; 3], want: Int8, bounds: Bounds },
 }
 
-impl Check {
-    /// Runs the kernel of the module, which stands in the place of the one of that name.
-    ///
-    /// # Errors
-    ///
-    /// What the machine finds, or the first element that is wrong.
-    pub fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
+impl TensorCheck {
+    fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
         let Self { case, places, .. } = self;
         let simulator = Simulator::of(self.family, self.multiprocessors).with_places(*places);
         self.compare(&simulator.with_module(name, module.clone())).with_context(|| format!("{places:?}, {case:?}"))
@@ -97,6 +120,9 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
     if let Some(variant) = SHORT.iter().find(|variant| variant.name == kernel) {
         return short(variant);
     }
+    if let Some(checks) = decode::of(kernel) {
+        return checks;
+    }
     for dtype in [DType::F16, DType::BF16, DType::F32] {
         if kernel == format!("quantize_{dtype}") {
             return quantization(dtype);
@@ -104,8 +130,11 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
         // What it finds is in what `quantize` makes of it.
         if kernel == format!("v_amax_{dtype}") {
             let mut checks = quantization(dtype)?;
-            checks.retain(|check| check.case.problem.scheme == Scheme::Paper);
+            checks.retain(|check| matches!(check, Check::Tensors(check) if check.case.problem.scheme == Scheme::Paper));
             return Ok(checks);
+        }
+        if kernel == format!("append_{dtype}") {
+            return append::of(dtype);
         }
         if kernel == format!("dequantize_{dtype}") {
             return dequantization(dtype);
@@ -212,7 +241,9 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         let operands = Arc::new(reference::quantize(&case.problem, &q, &k, &v)?);
         let (want, bounds) = reference::ideal_bounds(&case.problem, &operands, case.out_dtype)?;
         let wanted = Wanted::Attention { operands, want, bounds };
-        Ok(Check { case, places, family: variant.family, multiprocessors, shared_bytes: 0, wanted })
+        let family = variant.family;
+        let check = TensorCheck { case, places, family, multiprocessors, shared_bytes: 0, wanted };
+        Ok(Check::Tensors(Box::new(check)))
     };
     cases.into_iter().map(check).collect()
 }
@@ -276,7 +307,9 @@ fn short(variant: &ShortVariant) -> Result<Vec<Check>> {
         // Every other case as on a GPU that has room for one large CTA and not for two small ones.
         let large = variant.shared_bytes(variant.most_warps, case.problem.seqlen_kv);
         let shared_bytes = if case.seed.is_multiple_of(2) { large } else { 227 << 10 };
-        Ok(Check { case, places, family: Family::Sm80, multiprocessors, shared_bytes, wanted })
+        let family = Family::Sm80;
+        let check = TensorCheck { case, places, family, multiprocessors, shared_bytes, wanted };
+        Ok(Check::Tensors(Box::new(check)))
     };
     cases.into_iter().map(check).collect()
 }
@@ -294,7 +327,14 @@ fn float16(head_dim: usize) -> Result<Vec<Check>> {
         let rows: Vec<usize> = (0..case.problem.seqlen_q).collect();
         let [q, k, v] = &inputs;
         let wanted = Wanted::Float16 { want: baseline::expected(&case.problem, q, k, v, &rows), inputs };
-        Ok(Check { case, places, family: Family::Sm80, multiprocessors: 1, shared_bytes: 0, wanted })
+        Ok(Check::Tensors(Box::new(TensorCheck {
+            case,
+            places,
+            family: Family::Sm80,
+            multiprocessors: 1,
+            shared_bytes: 0,
+            wanted,
+        })))
     };
     cases.into_iter().map(check).collect()
 }
@@ -371,7 +411,14 @@ fn quantization(dtype: DType) -> Result<Vec<Check>> {
         let [q, k, v] = &inputs;
         let want = Arc::new(reference::quantize(&case.problem, q, k, v)?);
         let wanted = Wanted::Operands { inputs, want };
-        Ok(Check { case, places, family: Family::Sm80, multiprocessors: 1, shared_bytes: 0, wanted })
+        Ok(Check::Tensors(Box::new(TensorCheck {
+            case,
+            places,
+            family: Family::Sm80,
+            multiprocessors: 1,
+            shared_bytes: 0,
+            wanted,
+        })))
     };
     conversions(dtype).into_iter().map(check).collect()
 }
@@ -384,7 +431,14 @@ fn dequantization(dtype: DType) -> Result<Vec<Check>> {
         for operand in [Operand::Q, Operand::K, Operand::V] {
             let (case, operands) = (case.clone(), operands.clone());
             let wanted = Wanted::Dequantized { operands, operand };
-            checks.push(Check { case, places, family: Family::Sm80, multiprocessors: 1, shared_bytes: 0, wanted });
+            checks.push(Check::Tensors(Box::new(TensorCheck {
+                case,
+                places,
+                family: Family::Sm80,
+                multiprocessors: 1,
+                shared_bytes: 0,
+                wanted,
+            })));
         }
     }
     Ok(checks)

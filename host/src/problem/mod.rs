@@ -1,6 +1,8 @@
 //! What is asked: one attention forward pass.
 
 mod params;
+pub(crate) use params::strided;
+pub(crate) use params::window_params;
 mod window;
 
 use crate::error::{Error, Result};

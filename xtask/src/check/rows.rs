@@ -7,6 +7,7 @@ use crate::assembler::{Assembled, Scratch, assemble};
 use crate::tools::Tools;
 use crate::workspace;
 use anyhow::{Result, bail};
+use int_flash_attention_kernels::config::decode::DECODE;
 use int_flash_attention_kernels::config::short::{SHORT, ShortVariant};
 use int_flash_attention_kernels::config::{ATTENTION, BASELINE, MODULES, Module};
 use int_flash_attention_kernels::layout::KV_BLOCK;
@@ -54,8 +55,9 @@ impl Plan {
         // Of one block of keys: with more, an SM holds fewer CTAs.
         let shared = |v: &ShortVariant| v.shared_bytes(v.most_warps, KV_BLOCK);
         let short = SHORT.iter().map(|v| (v.name, 32 * v.most_warps, shared(v), v.min_ctas));
-        let (_, threads, shared_bytes, min_ctas) =
-            attention.chain(baseline).chain(short).find(|(name, ..)| *name == entry)?;
+        let decode = DECODE.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.min_ctas));
+        let all = attention.chain(baseline).chain(short).chain(decode);
+        let (_, threads, shared_bytes, min_ctas) = all.into_iter().find(|(name, ..)| *name == entry)?;
         Some(Self { threads, shared_bytes, min_ctas })
     }
 }
