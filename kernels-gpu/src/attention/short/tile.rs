@@ -3,10 +3,10 @@
 use super::queries::{Query, TileRows};
 use super::shared::Shared;
 use super::{Kernel, epilogue};
-use crate::attention::lane::Lane;
+use crate::attention::lane::{Lane, panel_row};
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::sequence::Sequence;
-use crate::attention::sm80::{MAX_PAIRS, pairs, scores::panel_row};
+use crate::attention::sm80::{MAX_PAIRS, pairs};
 use crate::attention::softmax::{
     Alone, BlockMax, BlockScales, MAGIC, MAGIC_BITS, NEG_INFINITY, Notes, Softmax, SpecialBlock, value_weight,
     warp_reach,

@@ -19,7 +19,7 @@ mod entry;
 mod epilogue;
 mod output;
 mod pipeline;
-pub(crate) mod scores;
+mod scores;
 mod shared_vars;
 mod team;
 
