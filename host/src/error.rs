@@ -380,6 +380,36 @@ pub enum Error {
         seqlen_q: usize,
     },
 
+    /// Offsets of packed sequences that are none.
+    #[error(
+        "{name} has sequence {sequence} from token {begin} to {end}; offsets begin at 0, do not decrease, and are at most the {total} tokens that there are"
+    )]
+    Offsets {
+        /// Which offsets.
+        name: &'static str,
+        /// The sequence's number.
+        sequence: usize,
+        /// Where it begins.
+        begin: usize,
+        /// Where it ends.
+        end: usize,
+        /// Tokens of all sequences together.
+        total: usize,
+    },
+
+    /// A sequence longer than what was planned for.
+    #[error("{name} has {given} tokens for sequence {sequence}; the problem's sequences have at most {max}")]
+    SeqLen {
+        /// Which lengths or offsets.
+        name: &'static str,
+        /// The sequence's number.
+        sequence: usize,
+        /// Its length.
+        given: usize,
+        /// The longest one allowed.
+        max: usize,
+    },
+
     /// An output or input that was left out although the plan was made with it, or the other way round.
     #[error("{name} was {given} at the launch; the plan was made {planned} it")]
     Optional {

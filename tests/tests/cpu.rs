@@ -113,7 +113,7 @@ fn options(case: &Case) -> Options<'static> {
         lse: case.lse,
         output_dtype: Some(case.out_dtype),
         output_order: None,
-        progress: None,
+        ..Options::default()
     }
 }
 

@@ -47,6 +47,7 @@ impl Gpu {
     /// that are not even; an output in which elements overlap.
     pub fn plan_baseline(&self, problem: &AttentionProblem, layouts: &BaselineLayouts) -> Result<BaselinePlan> {
         problem.check()?;
+        problem.check_equal()?;
         let BaselineLayouts { q, k, v, o, .. } = *layouts;
         for (name, layout, expected) in
             [("q", q, problem.q_shape()), ("k", k, problem.kv_shape()), ("v", v, problem.kv_shape())]

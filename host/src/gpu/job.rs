@@ -4,9 +4,9 @@ use super::attention::AttentionPlan;
 use super::kernel::Kernel;
 use super::memory::Checked;
 use super::quantize::{Pass, QuantizeLayouts};
-use super::{AnySlice, AnySliceMut, AttentionOutput, DeviceSliceMut, Gpu, StreamRef};
+use super::{AnySlice, AnySliceMut, AttentionOutput, DeviceSeqLens, DeviceSliceMut, Gpu, StreamRef};
 use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme};
+use crate::problem::{AttentionProblem, Scheme, SeqLens, Sequences};
 use crate::quantized::Lengths;
 use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short};
 use int_flash_attention_kernels::params::{AttentionParams, Global, QuantizeParams, ShortParams, Strided};
@@ -24,6 +24,7 @@ pub enum JobPath {
 #[derive(Clone, Debug)]
 pub struct JobPlan {
     gpu: Gpu,
+    problem: AttentionProblem,
     layouts: QuantizeLayouts,
     output: AttentionOutput,
     /// Elements of the log-sum-exp.
@@ -100,7 +101,7 @@ impl Gpu {
             JobPath::Quantized => self.plan_quantized(problem, layouts, output)?,
         };
         let rows = Lengths::of(problem.q_shape())?.q_scale;
-        Ok(JobPlan { gpu: self.clone(), layouts: *layouts, output: *output, rows, way })
+        Ok(JobPlan { gpu: self.clone(), problem: *problem, layouts: *layouts, output: *output, rows, way })
     }
 
     /// The kernel that takes K and V of a problem in one piece.
@@ -116,8 +117,10 @@ impl Gpu {
             seqlen_q: _,
             window: _,
             softmax_scale: _,
+            sequences,
         } = problem;
-        let variant = short(head_dim).filter(|_| scheme == Scheme::Default).ok_or_else(|| Error::HeadDim {
+        let has = scheme == Scheme::Default && sequences == Sequences::Equal;
+        let variant = short(head_dim).filter(|_| has).ok_or_else(|| Error::HeadDim {
             given: head_dim,
             allowed: SHORT.iter().map(|variant| variant.head_dim).collect(),
         })?;
@@ -204,7 +207,24 @@ impl JobPlan {
     pub fn launch<'s>(
         &self,
         stream: impl Into<StreamRef<'s>>,
+        inputs: [AnySlice<'_>; 3],
+        workspace: DeviceSliceMut<'_, u8>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        self.launch_with(stream, inputs, &SeqLens::Equal, workspace, o, lse)
+    }
+
+    /// [`launch`](Self::launch) with the lengths of the sequences, as [`AttentionPlan::launch_with`].
+    ///
+    /// # Errors
+    /// As there; lengths of another kind than the problem's, too few, or not aligned to 4 bytes.
+    #[inline]
+    pub fn launch_with<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
         [q, k, v]: [AnySlice<'_>; 3],
+        lengths: &DeviceSeqLens<'_>,
         workspace: DeviceSliceMut<'_, u8>,
         o: AnySliceMut<'_>,
         lse: Option<DeviceSliceMut<'_, f32>>,
@@ -219,8 +239,9 @@ impl JobPlan {
         match &self.way {
             Way::Fused { kernel, params } => {
                 let of = &params.attention;
+                let seqlens = lengths.addresses(launch, &self.problem, of.seqlens)?;
                 let params = ShortParams {
-                    attention: AttentionParams { o: Strided { data: o, ..of.o }, lse, ..*of },
+                    attention: AttentionParams { o: Strided { data: o, ..of.o }, lse, seqlens, ..*of },
                     q: Strided { data: q, ..params.q },
                     k: Strided { data: k, ..params.k },
                     v: Strided { data: v, ..params.v },
@@ -232,14 +253,16 @@ impl JobPlan {
             }
             Way::Quantized(way) => {
                 let base = workspace.checked(launch, "the workspace", way.workspace_bytes)?;
-                let (from, to) = (&way.pass.params, way.attention.params());
+                let (from, to) = (&way.pass.with(launch, lengths)?, way.attention.params());
+                let seqlens = lengths.addresses(launch, &self.problem, to.seqlens)?;
                 let quantize = QuantizeParams {
                     q: Strided { data: q, ..from.q },
                     k: Strided { data: k, ..from.k },
                     v: Strided { data: v, ..from.v },
                     ..way.arrays.written(base, from)
                 };
-                let attention = AttentionParams { o: Strided { data: o, ..to.o }, lse, ..way.arrays.read(base, to) };
+                let attention =
+                    AttentionParams { o: Strided { data: o, ..to.o }, lse, seqlens, ..way.arrays.read(base, to) };
                 // SAFETY: both parameters are whole: the tensors have been checked, and the arrays lie in the workspace one behind the
                 // other with the lengths of the problem. The attention reads what the stream has the quantization write before.
                 unsafe {
@@ -275,7 +298,7 @@ const ALIGN: usize = 128;
 impl Arrays {
     /// One behind the other, and the bytes of all.
     fn of(problem: &AttentionProblem, amax_len: usize) -> Result<(Self, usize)> {
-        let (of_q, of_kv) = (Lengths::of(problem.q_shape())?, Lengths::of(problem.kv_shape())?);
+        let (of_q, of_kv) = (Lengths::of(problem.q_shape())?, Lengths::of_kv(problem)?);
         let mut end = 0_usize;
         let too_large = || Error::Overflow { what: "the workspace", shape: problem.kv_shape().to_string() };
         let mut place = |len: usize, size: usize| -> Result<u64> {

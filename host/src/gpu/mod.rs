@@ -51,6 +51,7 @@ mod merge;
 mod one_buffer;
 mod operands;
 mod quantize;
+mod seqlens;
 mod stream;
 
 #[cfg(feature = "baseline")]
@@ -74,6 +75,7 @@ pub use operands::{
     ViewQ, ViewV,
 };
 pub use quantize::{QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan};
+pub use seqlens::DeviceSeqLens;
 pub use stream::{Event, Graph, Stream, StreamRef};
 
 use crate::error::{Error, Result};

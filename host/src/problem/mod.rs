@@ -1,5 +1,6 @@
 //! What is asked: one attention forward pass.
 
+mod packed;
 mod params;
 pub(crate) use params::strided;
 pub(crate) use params::window_params;
@@ -13,6 +14,7 @@ use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 pub use int_flash_attention_kernels::config::Scheme;
+pub use packed::{HostSeqLens, SeqLens, Sequences, Span};
 pub use window::Window;
 
 /// `softmax(softmax_scale * Q K^T) V` for every sequence and head: plain data, checked by [`check`](Self::check) and by
@@ -37,9 +39,9 @@ pub struct AttentionProblem {
     pub heads_q: usize,
     /// Heads of K and V; each serves `heads_q / heads_kv` query heads (grouped-query attention).
     pub heads_kv: usize,
-    /// Query tokens.
+    /// Query tokens of a sequence, or the most where they are unlike.
     pub seqlen_q: usize,
-    /// Key and value tokens.
+    /// Key and value tokens of a sequence, or the most where they are unlike.
     pub seqlen_kv: usize,
     /// Channels of a head.
     pub head_dim: usize,
@@ -49,14 +51,17 @@ pub struct AttentionProblem {
     pub softmax_scale: Option<f32>,
     /// Numeric scheme.
     pub scheme: Scheme,
+    /// Whether the sequences have lengths of their own.
+    pub sequences: Sequences,
 }
 
 impl AttentionProblem {
     /// All fields, comparable.
     fn key(&self) -> impl Eq + Hash {
-        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme } = *self;
+        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme, sequences } =
+            *self;
         let scale = softmax_scale.map(f32::to_bits);
-        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim], window, scale, scheme)
+        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim], window, scale, scheme, sequences)
     }
 }
 
@@ -100,6 +105,7 @@ impl AttentionProblem {
             window: Window::FULL,
             softmax_scale: None,
             scheme: Scheme::Default,
+            sequences: Sequences::Equal,
         }
     }
 
@@ -159,16 +165,24 @@ impl AttentionProblem {
         }
     }
 
-    /// Shape of Q and of the output.
+    /// Shape of Q and of the output: of one batch where sequences are packed.
     #[must_use]
     pub const fn q_shape(&self) -> Shape {
-        Shape { batch: self.batch, heads: self.heads_q, seqlen: self.seqlen_q, head_dim: self.head_dim }
+        let (batch, seqlen) = match self.sequences {
+            Sequences::Packed { total_q, .. } => (1, total_q),
+            _ => (self.batch, self.seqlen_q),
+        };
+        Shape { batch, heads: self.heads_q, seqlen, head_dim: self.head_dim }
     }
 
-    /// Shape of K and of V.
+    /// Shape of K and of V: of one batch where sequences are packed.
     #[must_use]
     pub const fn kv_shape(&self) -> Shape {
-        Shape { batch: self.batch, heads: self.heads_kv, seqlen: self.seqlen_kv, head_dim: self.head_dim }
+        let (batch, seqlen) = match self.sequences {
+            Sequences::Packed { total_kv, .. } => (1, total_kv),
+            _ => (self.batch, self.seqlen_kv),
+        };
+        Shape { batch, heads: self.heads_kv, seqlen, head_dim: self.head_dim }
     }
 
     /// Keys that query `row` sees.
@@ -194,12 +208,18 @@ impl AttentionProblem {
     /// # Errors
     /// A size of zero or past the device's limits, heads that do not divide, a scale that is not finite.
     pub fn check_sizes(&self) -> Result<()> {
-        for (name, heads) in [("heads_q", self.heads_q), ("heads_kv", self.heads_kv)] {
-            if heads == 0 {
+        for (name, size) in [("batch", self.batch), ("heads_q", self.heads_q), ("heads_kv", self.heads_kv)] {
+            if size == 0 {
                 return Err(Error::ZeroSize { name });
             }
         }
-        for (name, seqlen) in [("seqlen_q", self.seqlen_q), ("seqlen_kv", self.seqlen_kv)] {
+        let (q, kv) = (self.q_shape(), self.kv_shape());
+        for (name, seqlen) in [
+            ("seqlen_q", self.seqlen_q),
+            ("seqlen_kv", self.seqlen_kv),
+            ("the number of query tokens", q.seqlen),
+            ("the number of key tokens", kv.seqlen),
+        ] {
             match seqlen {
                 0 => return Err(Error::ZeroSize { name }),
                 1..=MAX_SEQLEN => {}
@@ -217,7 +237,6 @@ impl AttentionProblem {
                 return Err(Error::TooLarge { name, given, max: MAX_GRID_YZ, way });
             }
         }
-        let (q, kv) = (self.q_shape(), self.kv_shape());
         Shape::new(q.batch, q.heads, q.seqlen, q.head_dim)?;
         Shape::new(kv.batch, kv.heads, kv.seqlen, kv.head_dim)?;
         if !self.heads_q.is_multiple_of(self.heads_kv) {

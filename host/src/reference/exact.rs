@@ -40,6 +40,7 @@ pub fn exact_rows(
 
 fn run(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTensor, rows: Rows<'_>) -> Result<Exact> {
     problem.check_sizes()?;
+    problem.check_equal()?;
     check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
     let (d, heads) = (problem.head_dim, problem.batch * problem.heads_q);
     let mut out = Exact { o: vec![0.0; heads * rows.len() * d], lse: vec![0.0; heads * rows.len()] };

@@ -87,6 +87,7 @@ pub fn dequantized_bounds(
     dtype: DType,
 ) -> Result<(Exact, Bounds)> {
     problem.check()?;
+    problem.check_equal()?;
     super::int8::check_operands(problem, operands)?;
     let without = crate::HostK { offset: vec![0.0; operands.k.offset.len()], ..operands.k.clone() };
     let q = dequantize_q(&operands.q)?;

@@ -72,6 +72,7 @@ pub(super) fn run<const BOUNDS: bool>(
     progress: Option<ProgressFn<'_>>,
 ) -> Result<Output> {
     problem.check()?;
+    problem.check_equal()?;
     check_operands(problem, x)?;
     match problem.scheme {
         Scheme::Default => Ok(heads::<BlockMax, BOUNDS>(problem, x, rows, progress)),

@@ -6,6 +6,8 @@
 //! * [`gpu_bounds`] says how far a GPU may be from [`int8`], [`exact_bounds`] how far [`int8`] may be from [`exact`], and
 //!   [`dequantized_bounds`] how much of that is due to P; all are derived from the arithmetic, row by row, not measured.
 //!
+//! * [`sequences`] has them for sequences of unlike lengths: each is a problem of its own.
+//!
 //! Every function works on all cores.
 
 mod append;
@@ -21,6 +23,7 @@ mod int8;
 mod merge;
 mod quantize;
 mod rows;
+pub mod sequences;
 mod simd;
 mod softmax;
 

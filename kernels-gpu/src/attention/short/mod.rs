@@ -81,9 +81,11 @@ impl Cta {
         index: u32,
     ) -> TileRows<'a, K, MT> {
         let attention = &params.attention;
-        // SAFETY: the host's plan has rows.
-        let (of_group, tile) = unsafe { div_rem(index, tiles_of_head::<K, MT>(params)) };
-        let sequence = Sequence::new(attention, self.batch, self.head_kv * attention.group + of_group);
+        // SAFETY: the host's plan has rows; the CTA is of one of the launch's sequences.
+        let (tile, sequence) = unsafe {
+            let (of_group, tile) = div_rem(index, tiles_of_head::<K, MT>(params));
+            (tile, Sequence::new(attention, self.batch, self.head_kv * attention.group + of_group))
+        };
         TileRows { params, shared, sequence, row: tile * K::TILE_M, warp: warp() }
     }
 }

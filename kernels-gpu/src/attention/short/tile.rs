@@ -55,7 +55,7 @@ impl<K: Kernel<MT>, const MT: usize> Tile<'_, K, MT> {
     /// The head of Q; anew as well.
     #[inline(always)]
     pub(crate) unsafe fn sequence(&self) -> Sequence {
-        Sequence::new(self.params, unsafe { self.shared.cta() }.batch, opaque(self.head_q))
+        unsafe { Sequence::new(self.params, self.shared.cta().batch, opaque(self.head_q)) }
     }
 
     #[inline(always)]

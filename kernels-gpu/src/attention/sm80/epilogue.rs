@@ -32,7 +32,7 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
             // The shuffles inside need the whole warp.
             finished[mt][half] = unsafe { softmax.finish(mt, half, unit, || super::notes::<K, MT>(place.thread)) };
             let row = place.lane.query(mt, half);
-            if row < params.seqlen_q && place.lane.quad == 0 && place.member == 0 {
+            if row < place.sequence.seqlen_q && place.lane.quad == 0 && place.member == 0 {
                 unsafe { store_lse(params, &place.sequence, row, finished[mt][half].lse) };
             }
         });
@@ -60,7 +60,9 @@ impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
                     });
                     let o = finished.output::<E>(sums);
                     let address = first.wrapping_add(V_GROUP * group * E::BYTES);
-                    unsafe { store_neighbours::<E, WHOLE>(row < self.params.seqlen_q, address, &o, finished.seen) };
+                    unsafe {
+                        store_neighbours::<E, WHOLE>(row < self.place.sequence.seqlen_q, address, &o, finished.seen)
+                    };
                 });
             });
         });
