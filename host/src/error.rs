@@ -144,6 +144,18 @@ pub enum Error {
         allowed: Vec<usize>,
     },
 
+    /// A job that was asked of a kernel for short K and V, which has other problems.
+    #[error(
+        "the kernels for short K and V have head dims {allowed:?}, the default scheme, V's head dim that of K and sequences of equal \
+         lengths, which a problem of head_dim {given} is not: plan the job without naming its way"
+    )]
+    NotShort {
+        /// The head dimension given.
+        given: usize,
+        /// Those that there are.
+        allowed: Vec<usize>,
+    },
+
     /// A head dimension without a float16 kernel.
     #[error(
         "head_dim is {given}; there are float16 kernels for {allowed:?}: compare with one of those that is no smaller"

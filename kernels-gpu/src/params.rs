@@ -306,6 +306,24 @@ pub struct BaselineParams {
     pub reserved: u32,
 }
 
+/// The parameter of the kernels for short K and V (`attention_short_*`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ShortParams {
+    /// Output, lengths, window; its operands are null.
+    pub attention: AttentionParams,
+    /// Queries.
+    pub q: Strided,
+    /// Keys.
+    pub k: Strided,
+    /// Values.
+    pub v: Strided,
+    /// Element type of all three, one of [`dtype`].
+    pub dtype: u32,
+    /// CTAs that share the rows of a head of K and V.
+    pub parts: u32,
+}
+
 /// A kernel's parameter: a structure whose every byte is part of a field.
 ///
 /// # Safety
@@ -425,6 +443,7 @@ const _: () = assert!(size_of::<SeqLens>() == 3 * 8 + 4 * 4);
 const _: () = assert!(size_of::<AttentionParams>() == 11 * 8 + size_of::<Strided>() + 12 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 12 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 8 * 4 + size_of::<SeqLens>());
+const _: () = assert!(size_of::<ShortParams>() == size_of::<AttentionParams>() + 3 * size_of::<Strided>() + 2 * 4);
 const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);
 
 // SAFETY: the sizes above are the sums of the fields'.
@@ -435,3 +454,5 @@ unsafe impl Params for QuantizeParams {}
 unsafe impl Params for DequantizeParams {}
 // SAFETY: the sizes above are the sums of the fields'.
 unsafe impl Params for BaselineParams {}
+// SAFETY: the sizes above are the sums of the fields'.
+unsafe impl Params for ShortParams {}

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex};
 mod append;
 mod decode;
 mod parts;
+mod short;
 mod tensors;
 
 pub use append::SimulatedCache;

@@ -1,6 +1,7 @@
 //! The attention forward pass.
 
 use super::kernel::Kernel;
+use super::launch::Launch;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewOperands, check_q, check_scheme};
 use super::{AnySliceMut, DeviceSeqLens, DeviceSliceMut, Gpu, StreamRef};
@@ -56,10 +57,16 @@ impl Gpu {
     /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU; more tiles of
     /// query rows than a kernel counts; [`Error::SlowInt8`] on a GPU that is faster in float16 ([`int8_rate`](Self::int8_rate)).
     pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
+        self.check_int8_rate()?;
+        self.plan_attention_anyway(problem, output)
+    }
+
+    /// That float16 is not faster.
+    pub(super) fn check_int8_rate(&self) -> Result<()> {
         if let (Some(rate), (major, minor)) = (self.int8_rate().filter(|&rate| rate < 1.0), self.compute_capability()) {
             return Err(Error::SlowInt8 { device: self.name().to_owned(), major, minor, rate });
         }
-        self.plan_attention_anyway(problem, output)
+        Ok(())
     }
 
     /// [`plan_attention`](Self::plan_attention) also where float16 would be faster.
@@ -231,12 +238,7 @@ impl AttentionPlan {
         let [k, k_scale, k_block_scale, _] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths[0])?;
         let [v, v_scale, v_block_scale, v_unit] = operands.v.addresses(launch, p.v_shape(), &self.kv_lengths[1])?;
         let o = o.checked(launch, "o", self.output.dtype, self.output.layout.span())?;
-        let lse = match (lse, self.output.lse) {
-            (Some(lse), true) => lse.checked(launch, "lse", self.q_lengths.q_scale)?,
-            (None, false) => 0,
-            (Some(_), false) => return Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
-            (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
-        };
+        let lse = self.output.checked_lse(launch, lse, self.q_lengths.q_scale)?;
         let [q, k, v] = [q, k, v].map(Global::new);
         let [q_scale, q_bias, k_scale, k_block_scale] = [q_scale, q_bias, k_scale, k_block_scale].map(Global::new);
         let [v_scale, v_block_scale, v_unit, lse] = [v_scale, v_block_scale, v_unit, lse].map(Global::new);
@@ -257,8 +259,40 @@ impl AttentionPlan {
             seqlens,
             ..self.params
         };
-        // SAFETY: the parameter of all INT8 attention kernels; all lengths have been checked; grid, block and shared memory are
-        // those of the kernel's variant.
-        unsafe { launch.kernel_with(&self.kernel, &params) }
+        // SAFETY: all lengths have been checked.
+        unsafe { self.launch_params(launch, &params) }
+    }
+
+    /// The parameter, all but the addresses.
+    #[inline]
+    pub(super) fn params(&self) -> &AttentionParams {
+        &self.params
+    }
+
+    /// # Safety
+    /// [`params`](Self::params) with the addresses of arrays of the problem's lengths.
+    #[inline]
+    pub(super) unsafe fn launch_params(&self, launch: &Launch<'_>, params: &AttentionParams) -> Result<()> {
+        // SAFETY: the parameter of all INT8 attention kernels, with all addresses; grid, block and shared memory are those of the
+        // kernel's variant.
+        unsafe { launch.kernel_with(&self.kernel, params) }
+    }
+}
+
+impl AttentionOutput {
+    /// The address of the log-sum-exp, or 0 where it is not wanted.
+    #[inline]
+    pub(super) fn checked_lse(
+        &self,
+        launch: &Launch<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+        rows: usize,
+    ) -> Result<u64> {
+        match (lse, self.lse) {
+            (Some(lse), true) => lse.checked(launch, "lse", rows),
+            (None, false) => Ok(0),
+            (Some(_), false) => Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
+            (None, true) => Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
+        }
     }
 }

@@ -211,7 +211,7 @@ impl QuantizeQPlan {
 
 /// `quantize` of Q, of K and V, or of all three.
 #[derive(Clone, Debug)]
-struct Pass {
+pub(super) struct Pass {
     kernel: Kernel,
     /// What finds the largest magnitudes of V before, in the paper's scheme.
     v_amax: Option<Kernel>,
@@ -223,11 +223,11 @@ struct Pass {
     /// Elements that each tensor spans.
     spans: [usize; 3],
     /// All but the addresses.
-    params: QuantizeParams,
+    pub(super) params: QuantizeParams,
 }
 
 impl Pass {
-    fn new(
+    pub(super) fn new(
         gpu: &Gpu,
         problem: &AttentionProblem,
         dtype: DType,
@@ -274,13 +274,13 @@ impl Pass {
     }
 
     /// Elements of the workspace: a number for each head of V, in the paper's scheme.
-    fn workspace_len(&self) -> usize {
+    pub(super) fn workspace_len(&self) -> usize {
         if self.v_amax.is_some() { self.kv_lengths.heads } else { 0 }
     }
 
     /// The parameter with the sequences' lengths.
     #[inline]
-    fn with(&self, launch: &Launch<'_>, lengths: &DeviceSeqLens<'_>) -> Result<QuantizeParams> {
+    pub(super) fn with(&self, launch: &Launch<'_>, lengths: &DeviceSeqLens<'_>) -> Result<QuantizeParams> {
         let seqlens = lengths.addresses(launch, &self.problem, self.params.seqlens)?;
         Ok(QuantizeParams { seqlens, ..self.params })
     }
@@ -349,7 +349,7 @@ impl Pass {
 
     /// # Safety
     /// The operands that the pass is of have been added to the parameters.
-    unsafe fn launch(&self, gpu: &Gpu, launch: &Launch<'_>, params: &QuantizeParams) -> Result<()> {
+    pub(super) unsafe fn launch(&self, gpu: &Gpu, launch: &Launch<'_>, params: &QuantizeParams) -> Result<()> {
         // SAFETY: the parameter of all quantization kernels; what has been added has been checked, and there are no CTAs for what has not;
         // grid, block and shared memory are those of the problem. The workspace has a word for each head.
         unsafe {

@@ -5,7 +5,8 @@ use crate::dtype::DType;
 use crate::shape::{Shape, TensorLayout};
 use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{
-    AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, SeqLens, Strided, UNLIMITED, operand,
+    AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, SeqLens, ShortParams, Strided,
+    UNLIMITED, operand,
 };
 
 impl AttentionProblem {
@@ -31,6 +32,21 @@ impl AttentionProblem {
             o_dims: self.value_dim() as u32,
             ..AttentionParams::NONE
         }
+    }
+
+    /// What the kernels for short K and V are handed for tensors of these layouts (Q, K, V) and this type, an output, and so many CTAs for a head
+    /// of K and V; all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn short_params(
+        &self,
+        [q, k, v]: [&TensorLayout; 3],
+        dtype: DType,
+        (o, o_dtype): (&TensorLayout, DType),
+        parts: u32,
+    ) -> ShortParams {
+        let [q, k, v] = [q, k, v].map(strided);
+        ShortParams { attention: self.params(o, o_dtype), q, k, v, dtype: dtype.code(), parts }
     }
 
     /// What the float16 kernels are handed for tensors of these layouts (Q, K, V, O), all but the addresses.

@@ -4,6 +4,7 @@ pub mod decode;
 pub(crate) mod rows;
 pub mod shared_memory;
 pub mod shipping;
+pub mod short;
 pub mod sm80;
 pub mod sm90a;
 
@@ -11,7 +12,7 @@ use crate::layout::KV_BLOCK;
 use crate::layout::{HEAD_DIMS, packed_dim};
 use crate::params::AttentionParams;
 use core::fmt;
-use rows::{baseline_rows, conversion_rows, decode_rows, merge_rows, sm80_rows, sm90a_rows};
+use rows::{baseline_rows, conversion_rows, decode_rows, merge_rows, short_rows, sm80_rows, sm90a_rows};
 use shared_memory::{CLASSES, class_of};
 
 /// Kernels that share their instructions and the way they are launched.
@@ -303,6 +304,10 @@ macro_rules! baseline_modules {
     ($($name:ident { $($field:tt)* })*) => { sm80_modules!("baseline"; $($name {})*) };
 }
 
+macro_rules! short_modules {
+    ($($name:ident { $($field:tt)* })*) => { sm80_modules!("short"; $($name {})*) };
+}
+
 macro_rules! decode_modules {
     ($($name:ident { $($field:ident: $value:tt),* })*) => {
         &[$(overlapping("decode", stringify!($name), decode_modules!(@last $($value)*))),*]
@@ -330,12 +335,13 @@ macro_rules! conversion_modules {
 const CONVERSION_MODULES: &[Module] = conversion_rows!(conversion_modules);
 const SM80_MODULES: &[Module] = sm80_rows!(sm80_modules);
 const SM90A_MODULES: &[Module] = sm90a_rows!(sm90a_modules);
+const SHORT_MODULES: &[Module] = short_rows!(short_modules);
 const BASELINE_MODULES: &[Module] = baseline_rows!(baseline_modules);
 const DECODE_MODULES: &[Module] = decode_rows!(decode_modules);
 const MERGE_MODULES: &[Module] = merge_rows!(merge_modules);
 
 const MODULE_PARTS: &[&[Module]] =
-    &[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, BASELINE_MODULES, DECODE_MODULES, MERGE_MODULES];
+    &[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, SHORT_MODULES, BASELINE_MODULES, DECODE_MODULES, MERGE_MODULES];
 
 /// All PTX modules that `xtask build` writes.
 pub const MODULES: &[Module] = &concat::<_, { len(MODULE_PARTS) }>(MODULE_PARTS);

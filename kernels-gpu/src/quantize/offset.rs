@@ -4,6 +4,7 @@
 //! same time as those of the tile.
 
 use super::launch::THREAD_VECTORS;
+use super::middle::middle;
 use super::tile::padded;
 use crate::element::{Element, Rows, load};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS};
@@ -143,18 +144,5 @@ pub(crate) unsafe fn prepare<E: Element>(dims: u32, source: Source, out: *mut f3
             st_shared_u32(true, tables.signs(0) + 4 * thread, mask);
         }
         bar_sync();
-    }
-}
-
-/// The offset of a channel whose elements are from `low` to `high`; either is NaN where no element is a number.
-#[inline(always)]
-fn middle(low: f32, high: f32) -> f32 {
-    let middle = (low + high) * 0.5;
-    if low > 0.0 && high < f32::INFINITY {
-        middle.min(2.0 * low)
-    } else if high < 0.0 && low > f32::NEG_INFINITY {
-        middle.max(2.0 * high)
-    } else {
-        0.0
     }
 }

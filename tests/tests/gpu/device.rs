@@ -5,7 +5,7 @@ use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut, BaselineLayouts, DeviceSeqLens};
 use int_flash_attention::{
     AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, DeviceSliceMut, Family, Gpu,
-    HostQuantized, HostTensor, Operand, QuantizeLayouts, SeqLens, Shape, Span, TensorLayout,
+    HostQuantized, HostTensor, JobPlan, Operand, QuantizeLayouts, SeqLens, Shape, Span, TensorLayout,
 };
 use int_flash_attention_kernels::layout::v_byte;
 use int_flash_attention_tests::case::{Case, variant_of};
@@ -135,6 +135,36 @@ impl OnGpu {
 
     fn placed<'a>(&self, buffer: &'a DeviceBuffer<u8>, dtype: DType) -> Result<AnySlice<'a>> {
         Ok(AnySlice::from_bytes(buffer.slice().range(self.ahead_of(dtype), buffer.len())?, dtype))
+    }
+}
+
+impl OnGpu {
+    /// A job on host tensors, with guards around what it writes.
+    pub fn job(
+        &self,
+        plan: &JobPlan,
+        [q, k, v]: [&HostTensor; 3],
+        output: &AttentionOutput,
+        rows: usize,
+    ) -> Result<(HostTensor, Option<Vec<f32>>)> {
+        let gpu = &self.gpu;
+        let AttentionOutput { layout, dtype, lse } = *output;
+        let (q_in, k_in, v_in) = (self.upload(q)?, self.upload(k)?, self.upload(v)?);
+        let placed = |buffer| self.placed(buffer, q.dtype());
+        let inputs = [placed(&q_in)?, placed(&k_in)?, placed(&v_in)?];
+        let mut workspace = self.guarded(plan.workspace_bytes())?;
+        let mut o = self.output(&layout, dtype)?;
+        let mut lse_out = if lse { Some(self.guarded(4 * rows)?) } else { None };
+        let stream = gpu.stream()?;
+        let inside = workspace.slice_mut().range(GUARD, GUARD + plan.workspace_bytes())?;
+        let lse_view = lse_out.as_mut().map(|buffer| lse_inside(buffer, rows));
+        plan.launch(&stream, inputs, inside, self.inside(&mut o, dtype)?, lse_view)?;
+        stream.synchronize()?;
+        let bytes = workspace.to_vec()?;
+        let mut guards = bytes[..GUARD].iter().chain(&bytes[bytes.len() - GUARD..]);
+        ensure!(guards.all(|&byte| byte == POISON), "the workspace was left");
+        let lse = lse_out.map(|buffer| read_lse(&buffer, rows)).transpose()?;
+        Ok((self.read_output(&o, layout, dtype)?, lse))
     }
 }
 

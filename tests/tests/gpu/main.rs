@@ -10,6 +10,7 @@ mod decode;
 mod device;
 mod families;
 mod instructions;
+mod jobs;
 mod large;
 mod machine;
 mod packed;
@@ -64,7 +65,7 @@ const OF_FAMILIES: [(&str, Test); 19] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 17] = [
+const ONCE: [(&str, Test); 20] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
@@ -74,6 +75,9 @@ const ONCE: [(&str, Test); 17] = [
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
     ("the_families_agree", families::agree),
+    ("jobs_match_the_reference", jobs::match_the_reference),
+    ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
+    ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
     ("decode_matches_the_reference", decode::matches),
     ("decode_has_the_same_bits_in_every_batch", decode::batches),
     ("a_decode_graph_replays_on_growing_sequences", decode::graph),

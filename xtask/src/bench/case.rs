@@ -210,7 +210,7 @@ fn share(got: &[f64], want: &[f64], bound: &[f64]) -> Result<f64> {
 }
 
 /// Elements of a buffer, after everything that the GPU was given.
-fn read<T: bytemuck::Pod>(buffer: &DeviceBuffer<T>, start: usize, len: usize) -> Result<Vec<T>> {
+pub fn read<T: bytemuck::Pod>(buffer: &DeviceBuffer<T>, start: usize, len: usize) -> Result<Vec<T>> {
     ensure!(start + len <= buffer.len(), "the range leaves the buffer");
     buffer.gpu().synchronize()?;
     let mut values = vec![T::zeroed(); len];

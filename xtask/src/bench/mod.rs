@@ -9,6 +9,7 @@ mod first_job;
 mod packed;
 mod plot;
 mod report;
+mod shapes;
 mod timing;
 
 use crate::workspace;
@@ -72,6 +73,12 @@ pub struct Args {
     /// Measure nothing: compare two files that --json wrote, the one before and the one after
     #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"])]
     compare: Option<Vec<PathBuf>>,
+    /// Measure whole jobs on shapes of real work: all, or those whose names contain one of these words
+    #[arg(long, value_name = "WORD", num_args = 0.., value_delimiter = ',', conflicts_with_all = ["sdpa", "plot", "compare"])]
+    shapes: Option<Vec<String>>,
+    /// With --shapes: put the figures for the same names that another program wrote beside these
+    #[arg(long, value_name = "FILE", requires = "shapes")]
+    peers: Option<PathBuf>,
     /// Measure what a process waits for before its first result, with machine code and with PTX, nothing being cached
     #[arg(long, conflicts_with_all = ["sdpa", "plot", "compare"])]
     first_job: bool,
@@ -105,6 +112,9 @@ pub fn run(args: &Args) -> Result<()> {
         Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,
         None => Gpu::new(args.device)?,
     };
+    if let Some(words) = &args.shapes {
+        return shapes::run(&gpu, words, args.peers.as_deref(), args.json.as_deref());
+    }
     if let Some(only) = &args.decode {
         let workers = args.decode_workers.as_ref().map(|numbers| (numbers[0], numbers[1]));
         return decode::run(&gpu, only, workers, args.json.as_deref());

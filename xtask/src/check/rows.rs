@@ -8,7 +8,9 @@ use crate::tools::Tools;
 use crate::workspace;
 use anyhow::{Result, bail};
 use int_flash_attention_kernels::config::decode::{DECODE, DecodeVariant};
+use int_flash_attention_kernels::config::short::{SHORT, ShortVariant};
 use int_flash_attention_kernels::config::{ATTENTION, BASELINE, MODULES, Module};
+use int_flash_attention_kernels::layout::KV_BLOCK;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::path::Path;
@@ -50,11 +52,22 @@ impl Plan {
     fn of(entry: &str) -> Option<Self> {
         let attention = ATTENTION.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.ctas));
         let baseline = BASELINE.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.ctas));
+        let short = SHORT.iter().map(|v| (v.name, 32 * v.most_warps, short_shared(v), short_ctas(v)));
         let decode = DECODE.iter().map(|v| (v.name, v.threads, v.shared_bytes, decode_ctas(v)));
-        let all = attention.chain(baseline).chain(decode);
+        let all = attention.chain(baseline).chain(short).chain(decode);
         let (_, threads, shared_bytes, ctas) = all.into_iter().find(|(name, ..)| *name == entry)?;
         Some(Self { threads, shared_bytes, ctas })
     }
+}
+
+/// Shared memory of a kernel for short K and V, of one block of keys: with more, an SM holds fewer CTAs.
+fn short_shared(variant: &ShortVariant) -> usize {
+    variant.shared_bytes(variant.most_warps, KV_BLOCK)
+}
+
+/// CTAs of a kernel for short K and V that a multiprocessor of each class holds.
+fn short_ctas(variant: &ShortVariant) -> [usize; CLASSES.len()] {
+    CLASSES.map(|class| variant.min_ctas.min(((class.kib + 1) << 10) / (short_shared(variant) + (1 << 10))))
 }
 
 /// CTAs of a decode kernel that a multiprocessor of each class holds.

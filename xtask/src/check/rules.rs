@@ -6,7 +6,7 @@ use super::rows::{Plan, Row};
 /// the stack frame. They are known losses of format 3, whose local scales and special blocks take registers that these kernels do not
 /// have left. Each byte is listed, so that none is added unseen: a kernel that stands here and has other numbers, more or fewer, is an
 /// error, and so is a line here of which there is no kernel. What is gone leaves the table.
-const SPILLS: [(&str, &str, u32, u32, u32); 11] = [
+const SPILLS: [(&str, &str, u32, u32, u32); 19] = [
     ("quantize_f16", "sm_120", 4, 4, 8),
     ("quantize_bf16", "sm_120", 4, 4, 8),
     ("dequantize_f32", "sm_120", 40, 40, 40),
@@ -18,6 +18,15 @@ const SPILLS: [(&str, &str, u32, u32, u32); 11] = [
     ("attention_sm80_d96_default", "sm_120", 24, 16, 8),
     ("attention_sm90a_d64_default", "sm_90a", 8, 8, 8),
     ("attention_sm90a_d128_default", "sm_90a", 84, 72, 24),
+    // Addresses, once a tile: what a warp more a scheduler is worth.
+    ("attention_short_d32", "sm_80", 8, 8, 8),
+    ("attention_short_d32", "sm_90", 32, 40, 32),
+    ("attention_short_d64", "sm_80", 56, 116, 56),
+    ("attention_short_d64", "sm_86", 32, 44, 32),
+    ("attention_short_d64", "sm_89", 32, 44, 32),
+    ("attention_short_d64", "sm_90", 36, 72, 40),
+    ("attention_short_d64", "sm_100", 32, 56, 32),
+    ("attention_short_d64", "sm_120", 40, 76, 40),
 ];
 
 /// No known loss of speed anywhere; no spill, and in attention kernels no stack frame, but those of `SPILLS`; in int8 attention

@@ -14,6 +14,7 @@
 //! output::update           O += w * (P V)           int8 tensor cores, float sums
 //! ```
 
+#[cfg(kernels = "sm80")]
 mod entry;
 mod epilogue;
 mod output;
@@ -65,10 +66,10 @@ pub(crate) trait Kernel<const MT: usize> {
 }
 
 /// Most pairs of n8 tiles in flight.
-const MAX_PAIRS: usize = 2;
+pub(crate) const MAX_PAIRS: usize = 2;
 
 /// Pairs of n8 tiles whose products are in flight together: four independent sums hide the latency of the tensor cores.
-const fn pairs(mt: usize) -> usize {
+pub(crate) const fn pairs(mt: usize) -> usize {
     if mt == 1 { MAX_PAIRS } else { 1 }
 }
 
@@ -346,9 +347,11 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
     }
 
     #[inline(always)]
-    fn v_scale(&self) -> *const f32 {
+    fn v_scale(&self) -> impl Fn(i32) -> f32 {
         let place = self.place();
-        place.sequence.v_scale(self.params, self.block).wrapping_add(2 * place.lane.quad as usize)
+        let first = place.sequence.v_scale(self.params, self.block).wrapping_add(2 * place.lane.quad as usize);
+        // SAFETY: one of the block's keys.
+        move |key| unsafe { ld_global_nc_f32(first.wrapping_add(key as usize)) }
     }
 
     #[inline(always)]
