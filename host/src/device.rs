@@ -8,6 +8,7 @@ use crate::progress::ProgressFn;
 use crate::quantized::Lengths;
 use crate::reference;
 use crate::resources;
+use crate::scores::{HostScores, Scored};
 use crate::shape::{Order, TensorLayout};
 use crate::tensor::HostTensor;
 use std::fmt;
@@ -76,6 +77,8 @@ pub struct Options<'a> {
     pub scheme: Scheme,
     /// Factor of the scores; `None` is `1 / sqrt(head_dim)`.
     pub softmax_scale: Option<f32>,
+    /// What changes the scores: softcap, ALiBi, bias, mask and sinks.
+    pub scores: HostScores<'a>,
     /// Whether the log-sum-exp is wanted.
     pub lse: bool,
     /// Element type of the output; `None` is Q's.
@@ -94,6 +97,7 @@ impl fmt::Debug for Options<'_> {
             .field("window", &self.window)
             .field("scheme", &self.scheme)
             .field("softmax_scale", &self.softmax_scale)
+            .field("scores", &self.scores)
             .field("lse", &self.lse)
             .field("output_dtype", &self.output_dtype)
             .field("output_order", &self.output_order)
@@ -101,7 +105,7 @@ impl fmt::Debug for Options<'_> {
     }
 }
 
-impl Options<'_> {
+impl<'a> Options<'a> {
     /// The problem that these options pose on these tensors.
     ///
     /// # Errors
@@ -110,8 +114,19 @@ impl Options<'_> {
         let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape())?;
         let problem = AttentionProblem { softmax_scale: self.softmax_scale, ..problem };
         let problem = problem.with_window(self.window).with_scheme(self.scheme);
+        let problem = problem.with_score_mod(self.scores.score_mod(&problem)?);
         problem.check()?;
+        self.scored(&problem).check()?;
         Ok(problem)
+    }
+
+    /// A problem of [`problem`](Self::problem) and the tensors that change its scores, for the references.
+    #[must_use]
+    pub fn scored<'p>(&self, problem: &'p AttentionProblem) -> Scored<'p>
+    where
+        'a: 'p,
+    {
+        Scored { problem, tensors: self.scores.tensors() }
     }
 }
 
@@ -155,7 +170,7 @@ pub fn attention(
     match device {
         Device::Cpu => {
             let (problem, output) = check(q, k, v, options)?;
-            check_result(&problem, on_cpu(&problem, q, k, v, &output, options.progress)?)
+            check_result(&problem, on_cpu(options.scored(&problem), q, k, v, &output, options.progress)?)
         }
         Device::Cuda(ordinal) => Gpu::of_process(ordinal)?.attention(q, k, v, options),
     }
@@ -168,7 +183,7 @@ impl Gpu {
     /// As [`attention`].
     pub fn attention(&self, q: &HostTensor, k: &HostTensor, v: &HostTensor, options: &Options<'_>) -> Result<Output> {
         let (problem, output) = check(q, k, v, options)?;
-        check_result(&problem, on_gpu(self, &problem, q, k, v, &output)?)
+        check_result(&problem, on_gpu(self, options.scored(&problem), q, k, v, &output)?)
     }
 }
 
@@ -195,17 +210,18 @@ fn check(
 }
 
 fn on_cpu(
-    problem: &AttentionProblem,
+    scored: Scored<'_>,
     q: &HostTensor,
     k: &HostTensor,
     v: &HostTensor,
     output: &AttentionOutput,
     progress: Option<ProgressFn<'_>>,
 ) -> Result<Output> {
+    let problem = scored.problem;
     resources::start_threads()?;
     resources::room_for("attention on the CPU", cpu_bytes(problem, output)?)?;
     let operands = reference::quantize(problem, q, k, v)?;
-    let mut result = reference::int8_with_progress(problem, &operands, progress)?;
+    let mut result = reference::int8_with_progress(scored, &operands, progress)?;
     if output.dtype != DType::F32 {
         let largest = output.dtype.largest();
         result.o.iter_mut().for_each(|o| *o = o.clamp(-largest, largest));
@@ -245,7 +261,9 @@ fn check_result(problem: &AttentionProblem, result: Output) -> Result<Output> {
     }
     for (row, &value) in result.lse.iter().flatten().enumerate() {
         let (head, token) = (row / problem.seqlen_q, row % problem.seqlen_q);
-        let no_keys = value == f32::NEG_INFINITY && problem.visible_keys(token).is_empty();
+        // A mask or a bias may hide all keys that the window leaves.
+        let may_hide = problem.score_mod.mask.is_some() || problem.score_mod.bias.is_some();
+        let no_keys = value == f32::NEG_INFINITY && (may_hide || problem.visible_keys(token).is_empty());
         if !value.is_finite() && !no_keys {
             return refused("lse", value, [head / problem.heads_q, head % problem.heads_q, token]);
         }
@@ -255,13 +273,14 @@ fn check_result(problem: &AttentionProblem, result: Output) -> Result<Output> {
 
 fn on_gpu(
     gpu: &Gpu,
-    problem: &AttentionProblem,
+    scored: Scored<'_>,
     q: &HostTensor,
     k: &HostTensor,
     v: &HostTensor,
     output: &AttentionOutput,
 ) -> Result<Output> {
-    use crate::gpu::{AnySlice, AnySliceMut};
+    use crate::gpu::{AnySlice, AnySliceMut, DeviceBuffer, ScoreViews};
+    let Scored { problem, tensors } = scored;
     let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
     let quantize = gpu.plan_quantize(problem, &layouts)?;
     // Also where float16 would be faster: what was asked for is INT8, and the copies take longer than either.
@@ -269,6 +288,10 @@ fn on_gpu(
     let mut operands = DeviceOperands::alloc(gpu, problem)?;
     let mut workspace = gpu.alloc::<f32>(quantize.workspace_len())?;
     let [q_device, k_device, v_device] = [gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?];
+    let slopes = tensors.alibi_slopes.map(|slopes| gpu.upload(slopes)).transpose()?;
+    let bias = tensors.bias.map(|bias| gpu.upload(bias.bytes())).transpose()?;
+    let mask = tensors.mask.map(|mask| gpu.upload(mask)).transpose()?;
+    let sinks = tensors.sinks.map(|sinks| gpu.upload(sinks)).transpose()?;
     let mut o = gpu.alloc::<u8>(output.layout.span() * output.dtype.size())?;
     let mut lse = output.lse.then(|| gpu.alloc::<f32>(problem.q_shape().rows())).transpose()?;
 
@@ -276,7 +299,13 @@ fn on_gpu(
     let [q, k, v] = [&q_device, &k_device, &v_device].map(|bytes| AnySlice::from_bytes(bytes.slice(), layouts.dtype));
     quantize.launch(&stream, q, k, v, workspace.slice_mut(), &mut operands.view_mut())?;
     let o_view = AnySliceMut::from_bytes(o.slice_mut(), output.dtype);
-    attend.launch(&stream, &operands.view(), o_view, lse.as_mut().map(|lse| lse.slice_mut()))?;
+    let scores = ScoreViews {
+        alibi_slopes: slopes.as_ref().map(DeviceBuffer::slice),
+        bias: bias.as_ref().zip(tensors.bias).map(|(bytes, of)| AnySlice::from_bytes(bytes.slice(), of.dtype())),
+        mask: mask.as_ref().map(DeviceBuffer::slice),
+        sinks: sinks.as_ref().map(DeviceBuffer::slice),
+    };
+    attend.launch_scored(&stream, &operands.view(), &scores, o_view, lse.as_mut().map(|lse| lse.slice_mut()))?;
     Ok(Output {
         o: HostTensor::from_bytes(output.dtype, &o.to_vec_on(&stream)?, output.layout)?,
         lse: lse.map(|lse| lse.to_vec_on(&stream)).transpose()?,

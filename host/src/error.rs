@@ -139,6 +139,45 @@ pub enum Error {
         given: f32,
     },
 
+    /// A softcap out of range.
+    #[error("softcap is {given}; it has to be from 2^-14 to 2^14 (or left out, where scores are not capped)")]
+    Softcap {
+        /// The softcap given.
+        given: f32,
+    },
+
+    /// A tensor of the scores that the problem does not have, or that is missing.
+    #[error("{name} was {given}; the problem is one {posed} it (`AttentionProblem::score_mod`)")]
+    ScoreTensor {
+        /// Which tensor.
+        name: &'static str,
+        /// "given" or "not given".
+        given: &'static str,
+        /// "with" or "without".
+        posed: &'static str,
+    },
+
+    /// An ALiBi slope or a sink that is no finite number.
+    #[error("{name} holds {value} at element {at}; all of them have to be finite")]
+    HeadValue {
+        /// Which of them.
+        name: &'static str,
+        /// The value.
+        value: f32,
+        /// Its element.
+        at: usize,
+    },
+
+    /// Kernels that have nothing to change scores with.
+    #[error(
+        "what changes scores (`AttentionProblem::score_mod`) was asked for of {kernels}, which do not have it; the INT8 kernels for {} do",
+        Family::Sm80
+    )]
+    PlainKernels {
+        /// The kernels asked for.
+        kernels: &'static str,
+    },
+
     /// An element type other than the one agreed on.
     #[error("{name} holds {given}; {expected} is expected")]
     DTypeMismatch {

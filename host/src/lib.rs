@@ -46,6 +46,7 @@ mod quantized;
 pub mod reference;
 mod resources;
 mod round;
+mod scores;
 mod shape;
 mod tensor;
 
@@ -57,12 +58,13 @@ pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
     AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DequantizePlan, DeviceBuffer, DeviceK, DeviceOperands,
     DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, Operand, QuantizeKvPlan, QuantizeLayouts,
-    QuantizePlan, QuantizeQPlan, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
-    ViewQ, ViewV,
+    QuantizePlan, QuantizeQPlan, ScoreViews, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV,
+    ViewOperands, ViewQ, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
-pub use problem::{AttentionProblem, Scheme, Window};
+pub use problem::{Alibi, AttentionProblem, BiasLayout, MaskKind, MaskLayout, Scheme, ScoreMod, Window};
 pub use progress::{Progress, ProgressFn};
 pub use quantized::{HostK, HostQ, HostQuantized, HostV, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV};
+pub use scores::{HostBias, HostMask, HostScores, ScoreTensors, Scored};
 pub use shape::{Order, Shape, TensorLayout};
 pub use tensor::{HostData, HostTensor};

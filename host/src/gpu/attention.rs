@@ -3,13 +3,13 @@
 use super::kernel::Kernel;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewOperands, check_q, check_scheme};
-use super::{AnySliceMut, DeviceSliceMut, Gpu, StreamRef};
+use super::{AnySliceMut, DeviceSliceMut, Gpu, ScoreViews, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::problem::AttentionProblem;
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
-use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family};
+use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family, Kind};
 use int_flash_attention_kernels::params::{AttentionParams, Global, Strided};
 
 /// What an [`AttentionPlan`] writes.
@@ -84,6 +84,9 @@ impl Gpu {
             let (major, minor) = self.compute_capability();
             return Err(Error::Family { device: self.name().to_owned(), major, minor, cuda: self.0.cuda, family });
         }
+        if family != Family::Sm80 && problem.score_mod.kind() == Kind::General {
+            return Err(Error::PlainKernels { kernels: "the kernels for sm_90a" });
+        }
         self.plan_with(&[family], problem, output, Choice::Any)
     }
 
@@ -134,7 +137,8 @@ impl Gpu {
         p: &AttentionProblem,
         pays: impl Fn(&AttentionVariant) -> bool,
     ) -> Result<&'static AttentionVariant> {
-        let serves = |v: &&AttentionVariant| v.head_dim == p.head_dim && v.scheme == p.scheme && pays(v);
+        let kind = p.score_mod.kind();
+        let serves = |v: &&AttentionVariant| (v.head_dim, v.scheme, v.kind) == (p.head_dim, p.scheme, kind) && pays(v);
         let fits = |v: &&AttentionVariant| v.shared_bytes <= self.0.shared_bytes;
         let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);
         let mut candidates = families.iter().flat_map(of_family).filter(serves);
@@ -171,12 +175,28 @@ impl AttentionPlan {
     ///
     /// # Errors
     /// Operands of other shapes; a buffer of another type, too short, or not aligned (16 bytes, `o` by its element);
-    /// `lse` there or not, against the plan; the driver's.
+    /// `lse` there or not, against the plan; a problem with tensors of the scores; the driver's.
     #[inline]
     pub fn launch<'s>(
         &self,
         stream: impl Into<StreamRef<'s>>,
         operands: &ViewOperands<'_>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        self.launch_scored(stream, operands, &ScoreViews::default(), o, lse)
+    }
+
+    /// [`launch`](Self::launch) with the tensors that change scores, each exactly where the problem has it.
+    ///
+    /// # Errors
+    /// As there; a tensor of the scores that is there or not, against the plan, of another type, too short, or not aligned by its element.
+    #[inline]
+    pub fn launch_scored<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        operands: &ViewOperands<'_>,
+        scores: &ScoreViews<'_>,
         o: AnySliceMut<'_>,
         lse: Option<DeviceSliceMut<'_, f32>>,
     ) -> Result<()> {
@@ -195,6 +215,7 @@ impl AttentionPlan {
             (Some(_), false) => return Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
             (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
         };
+        let score = scores.params(launch, p, &self.params.score)?;
         let [q, k, v] = [q, k, v].map(Global::new);
         let [q_scale, q_bias, k_scale, k_block_scale] = [q_scale, q_bias, k_scale, k_block_scale].map(Global::new);
         let [v_scale, v_block_scale, v_unit, lse] = [v_scale, v_block_scale, v_unit, lse].map(Global::new);
@@ -212,6 +233,7 @@ impl AttentionPlan {
             v_unit,
             o,
             lse,
+            score,
             ..self.params
         };
         // SAFETY: the parameter of all INT8 attention kernels; all lengths have been checked; grid, block and shared memory are

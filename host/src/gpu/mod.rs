@@ -44,6 +44,7 @@ mod launch;
 mod memory;
 mod operands;
 mod quantize;
+mod scores;
 mod stream;
 
 #[cfg(feature = "baseline")]
@@ -61,6 +62,7 @@ pub use operands::{
     ViewQ, ViewV,
 };
 pub use quantize::{QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan};
+pub use scores::ScoreViews;
 pub use stream::{Event, Graph, Stream, StreamRef};
 
 use crate::error::{Error, Result};

@@ -1,6 +1,7 @@
 //! What is asked: one attention forward pass.
 
 mod params;
+mod score;
 mod window;
 
 use crate::error::{Error, Result};
@@ -11,6 +12,7 @@ use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 pub use int_flash_attention_kernels::config::Scheme;
+pub use score::{Alibi, BiasLayout, MaskKind, MaskLayout, ScoreMod};
 pub use window::Window;
 
 /// `softmax(softmax_scale * Q K^T) V` for every sequence and head: plain data, checked by [`check`](Self::check) and by
@@ -47,14 +49,17 @@ pub struct AttentionProblem {
     pub softmax_scale: Option<f32>,
     /// Numeric scheme.
     pub scheme: Scheme,
+    /// What changes a score, beside scale and window.
+    pub score_mod: ScoreMod,
 }
 
 impl AttentionProblem {
     /// All fields, comparable.
     fn key(&self) -> impl Eq + Hash {
-        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme } = *self;
+        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme, score_mod } =
+            *self;
         let scale = softmax_scale.map(f32::to_bits);
-        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim], window, scale, scheme)
+        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim], window, scale, scheme, score_mod.key())
     }
 }
 
@@ -98,6 +103,7 @@ impl AttentionProblem {
             window: Window::FULL,
             softmax_scale: None,
             scheme: Scheme::Default,
+            score_mod: ScoreMod::NONE,
         }
     }
 
@@ -128,6 +134,12 @@ impl AttentionProblem {
     #[must_use]
     pub const fn with_window(self, window: Window) -> Self {
         Self { window, ..self }
+    }
+
+    /// With this change of the scores.
+    #[must_use]
+    pub const fn with_score_mod(self, score_mod: ScoreMod) -> Self {
+        Self { score_mod, ..self }
     }
 
     /// In this scheme.
@@ -190,7 +202,8 @@ impl AttentionProblem {
     /// Everything but the head dims that the INT8 kernels are limited to; what the float64 reference asks.
     ///
     /// # Errors
-    /// A size of zero or past the device's limits, heads that do not divide, a scale that is not finite.
+    /// A size of zero or past the device's limits, heads that do not divide, a scale that is not finite, a softcap or strides of the
+    /// score's tensors beyond what is allowed.
     pub fn check_sizes(&self) -> Result<()> {
         for (name, heads) in [("heads_q", self.heads_q), ("heads_kv", self.heads_kv)] {
             if heads == 0 {
@@ -223,7 +236,7 @@ impl AttentionProblem {
         }
         match self.softmax_scale {
             Some(given) if !given.is_finite() => Err(Error::SoftmaxScale { given }),
-            _ => Ok(()),
+            _ => self.score_mod.check(self),
         }
     }
 

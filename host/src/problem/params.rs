@@ -26,6 +26,7 @@ impl AttentionProblem {
             window_right,
             o_dtype: dtype.code(),
             softmax_scale: self.scale(),
+            score: self.score_mod.params(self),
             ..AttentionParams::NONE
         }
     }

@@ -6,6 +6,8 @@
 //! * [`gpu_bounds`] says how far a GPU may be from [`int8`], [`exact_bounds`] how far [`int8`] may be from [`exact`], and
 //!   [`dequantized_bounds`] how much of that is due to P; all are derived from the arithmetic, row by row, not measured.
 //!
+//! A function of a problem takes `&problem`, or [`Scored`](crate::Scored): the problem and the tensors that change its scores.
+//!
 //! Every function works on all cores.
 
 mod codes;
@@ -18,6 +20,7 @@ mod head;
 mod int8;
 mod quantize;
 mod rows;
+mod score;
 mod simd;
 mod softmax;
 

@@ -5,7 +5,8 @@
 //! ```text
 //! sequence    where rows and blocks lie               softmax/    scores to P; one file for each scheme
 //! window      which keys a query sees                 output      P and O in registers
-//! lane        which elements of a fragment a lane has epilogue    the division, the output, the log-sum-exp
+//! lane        which elements of a fragment a lane has epilogue    the division, sinks, the output, the log-sum-exp
+//! score_mod   softcap, ALiBi, a bias, a mask
 //! sm80/       mma.sync, cp.async: every GPU           sm90a/      wgmma, bulk copies: Hopper
 //! ```
 
@@ -17,6 +18,8 @@ mod epilogue;
 pub(crate) mod lane;
 #[cfg(any(kernels = "sm80", kernels = "sm90a"))]
 mod output;
+#[cfg(kernels = "sm80")]
+mod score_mod;
 #[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "baseline"))]
 pub(crate) mod sequence;
 #[cfg(kernels = "sm80")]

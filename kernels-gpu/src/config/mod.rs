@@ -124,6 +124,16 @@ impl fmt::Display for Scheme {
     }
 }
 
+/// What a kernel knows of the things that change a score (docs/kernel-abi.md, "What changes a score").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Windows and sinks.
+    #[default]
+    Plain,
+    /// Softcap, ALiBi, bias and mask too.
+    General,
+}
+
 /// Bytes of shared memory in which a warp notes what it needs to know of a row of a special block (`attention/softmax`).
 pub const NOTE_BYTES: usize = 16;
 /// And in which it has the scores of a row of each of its lanes meanwhile: a word for each n8 tile.
@@ -140,6 +150,8 @@ pub struct AttentionVariant {
     pub head_dim: usize,
     /// Numeric scheme.
     pub scheme: Scheme,
+    /// What it knows of the things that change a score.
+    pub kind: Kind,
     /// Query rows of one CTA.
     pub tile_m: usize,
     /// Threads of one CTA.
@@ -208,11 +220,20 @@ pub const fn baseline_shared_bytes(head_dim: usize, tile_m: usize, keys: usize, 
     2 * head_dim * (tile_m + 2 * stages * keys)
 }
 
+macro_rules! kind {
+    () => {
+        Kind::Plain
+    };
+    ($kind:ident) => {
+        Kind::$kind
+    };
+}
+
 macro_rules! sm80_variants {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal, slots: $slots:literal,
-        min_ctas: $ctas:literal, team: $team:literal })*) => {
+        min_ctas: $ctas:literal, team: $team:literal $(, kind: $kind:ident)? })*) => {
         &[$(AttentionVariant {
-            name: stringify!($name), family: Family::Sm80, head_dim: $d, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm80, head_dim: $d, scheme: Scheme::$scheme, kind: kind!($($kind)?),
             tile_m: 16 * $mt * $warps / $team, threads: 32 * $warps,
             shared_bytes: sm80::shared_bytes($d, $slots, $mt, $warps, $team), min_ctas: $ctas, from_keys: 0,
         }),*]
@@ -223,7 +244,7 @@ macro_rules! sm90a_variants {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
         handover: $handover:literal, from_keys: $from:literal })*) => {
         &[$(AttentionVariant {
-            name: stringify!($name), family: Family::Sm90a, head_dim: $d, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm90a, head_dim: $d, scheme: Scheme::$scheme, kind: Kind::Plain,
             tile_m: sm90a::tile_m($wgs), threads: sm90a::threads($wgs),
             shared_bytes: sm90a::shared_bytes($d, $wgs, $slots), min_ctas: 1, from_keys: $from,
         }),*]
@@ -300,10 +321,16 @@ const fn concat<T: Copy, const N: usize>(parts: &[&[T]]) -> [T; N] {
     all
 }
 
-/// The INT8 attention kernel of a family for a head dim and scheme.
+/// The plain INT8 attention kernel of a family for a head dim and scheme.
 #[must_use]
 pub fn attention(family: Family, head_dim: usize, scheme: Scheme) -> Option<&'static AttentionVariant> {
-    ATTENTION.iter().find(|v| (v.family, v.head_dim, v.scheme) == (family, head_dim, scheme))
+    attention_of(family, head_dim, scheme, Kind::Plain)
+}
+
+/// The INT8 attention kernel of a family for a head dim and scheme, of this kind.
+#[must_use]
+pub fn attention_of(family: Family, head_dim: usize, scheme: Scheme, kind: Kind) -> Option<&'static AttentionVariant> {
+    ATTENTION.iter().find(|v| (v.family, v.head_dim, v.scheme, v.kind) == (family, head_dim, scheme, kind))
 }
 
 /// The head dims for which one of these families has an INT8 attention kernel of this scheme, in order.
@@ -327,7 +354,7 @@ mod tests {
         for (i, v) in ATTENTION.iter().enumerate() {
             let module = MODULES.iter().find(|module| module.name == v.name).unwrap();
             assert_eq!(module.target, v.family.target(), "{}", v.name);
-            assert_eq!(attention(v.family, v.head_dim, v.scheme), Some(v));
+            assert_eq!(attention_of(v.family, v.head_dim, v.scheme, v.kind), Some(v));
             assert!(ATTENTION[..i].iter().all(|other| other.name != v.name), "{}", v.name);
         }
     }
@@ -338,7 +365,8 @@ mod tests {
         use std::format;
         for v in ATTENTION {
             let family = format!("{:?}", v.family).to_lowercase();
-            assert_eq!(v.name, format!("attention_{family}_d{}_{}", v.head_dim, v.scheme));
+            let kind = if v.kind == Kind::General { "_general" } else { "" };
+            assert_eq!(v.name, format!("attention_{family}_d{}_{}{kind}", v.head_dim, v.scheme));
         }
         for v in BASELINE {
             assert_eq!(v.name, format!("baseline_f16_d{}", v.head_dim));
@@ -347,8 +375,12 @@ mod tests {
 
     #[test]
     fn every_packed_head_dim_has_a_kernel_for_every_gpu() {
-        let with_kernel = SM80.iter().filter(|v| v.scheme == Scheme::Default).map(|v| v.head_dim);
-        assert!(with_kernel.eq(HEAD_DIMS));
+        for kind in [Kind::Plain, Kind::General] {
+            let with_kernel = SM80.iter().filter(|v| v.scheme == Scheme::Default && v.kind == kind).map(|v| v.head_dim);
+            assert!(with_kernel.eq(HEAD_DIMS), "{kind:?}");
+        }
+        // Plans go from a plain kernel to the general one where something changes a score.
+        assert!(SM80.iter().all(|v| attention_of(v.family, v.head_dim, v.scheme, Kind::General).is_some()));
         assert!(ATTENTION.iter().all(|v| HEAD_DIMS.contains(&v.head_dim)));
     }
 

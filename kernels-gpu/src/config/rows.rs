@@ -7,7 +7,7 @@
 //! spills, the library launches it and the tests run it.
 
 /// The INT8 kernels for every GPU. `m16_tiles`: m16 tiles of query rows a warp; `slots`: K or V blocks in shared memory;
-/// `min_ctas`: CTAs that an SM should hold; `team`: warps that share rows.
+/// `min_ctas`: CTAs that an SM should hold; `team`: warps that share rows; `kind`: [`Kind`](super::Kind), plain where it is left out.
 ///
 /// No row spills on any architecture: where two shapes of a kernel are as fast, or the faster one spills, the shape that fits
 /// stands here (docs/kernel-log.md). The paper's scheme has no 256: its float32 scores leave no registers for so wide a head.
@@ -23,6 +23,15 @@ macro_rules! sm80_rows {
             attention_sm80_d128_default { head_dim: 128, scheme: Default, m16_tiles: 2, warps: 4, slots: 3, min_ctas: 2, team: 2 }
             attention_sm80_d128_paper { head_dim: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1 }
             attention_sm80_d256_default { head_dim: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 2 }
+            attention_sm80_d32_default_general { head_dim: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, min_ctas: 2, team: 1, kind: General }
+            attention_sm80_d32_paper_general { head_dim: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, min_ctas: 2, team: 1, kind: General }
+            attention_sm80_d64_default_general { head_dim: 64, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1, kind: General }
+            attention_sm80_d64_paper_general { head_dim: 64, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1, kind: General }
+            attention_sm80_d96_default_general { head_dim: 96, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1, kind: General }
+            attention_sm80_d96_paper_general { head_dim: 96, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1, kind: General }
+            attention_sm80_d128_default_general { head_dim: 128, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1, kind: General }
+            attention_sm80_d128_paper_general { head_dim: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1, kind: General }
+            attention_sm80_d256_default_general { head_dim: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 2, kind: General }
         }
     };
 }

@@ -81,6 +81,17 @@ pub unsafe fn ld_global_nc_u16(address: *const u8) -> u32 {
     u32::from(d)
 }
 
+/// `ld.global.nc.u8`, zero-extended.
+///
+/// # Safety
+/// As [`ld_global_nc_v4_u32`], with 1 byte.
+#[inline(always)]
+pub unsafe fn ld_global_nc_u8(address: *const u8) -> u32 {
+    let d: u16;
+    unsafe { asm!("ld.global.nc.u8 {}, [{}];", out(reg16) d, in(reg64) address, options(readonly, nostack)) }
+    u32::from(d)
+}
+
 macro_rules! store {
     ($($(#[$doc:meta])* $name:ident, $ptx:literal, $pointee:ty, $value:ty, $operands:literal, $($class:ident $at:literal),*;)*) => {$(
         $(#[$doc])*
