@@ -40,7 +40,8 @@ fn main() {
                         };
                         let [q, k, v] = case.tensors().unwrap();
                         let operands = int_flash_attention::reference::quantize(&problem, &q, &k, &v).unwrap();
-                        let (o, lse) = sim.attention(&problem, &operands, &case.output().unwrap(), out, true).unwrap();
+                        let (o, lse) =
+                            sim.attention(&(&problem).into(), &operands, &case.output().unwrap(), out, true).unwrap();
                         let o: Vec<u8> = o.dense_f64().iter().flat_map(|x| x.to_bits().to_le_bytes()).collect();
                         let l: Vec<u8> = lse.unwrap().iter().flat_map(|x| x.to_bits().to_le_bytes()).collect();
                         println!("{family} {d} {scheme} {causal} {nq} {nkv} {:x} {:x}", hash(&o), hash(&l));

@@ -5,6 +5,7 @@ pub mod baseline;
 pub mod battery;
 pub mod case;
 pub mod properties;
+pub mod scores;
 pub mod sim;
 pub mod values;
 
@@ -12,6 +13,7 @@ pub mod values;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 #[doc = include_str!("../../docs/quickstart.md")]
+#[doc = include_str!("../../docs/scores.md")]
 struct Documents;
 
 /// The number of generated cases: `INT_FLASH_CASES` where it is set (few under compute-sanitizer), else `usual`.

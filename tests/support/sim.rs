@@ -7,8 +7,8 @@ use crate::properties::{Kernels, Operand};
 use anyhow::{Context, Result};
 use int_flash_attention::gpu::embedded_ptx;
 use int_flash_attention::{
-    AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Shape,
-    TensorLayout,
+    AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Scored,
+    Shape, TensorLayout,
 };
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::dequantize::launch as dequantization;
@@ -127,15 +127,16 @@ impl Simulator {
     /// # Errors
     ///
     /// When the library refuses the problem, or the machine finds fault with a kernel.
-    pub fn job(
+    pub fn job<'a>(
         &self,
-        problem: &AttentionProblem,
+        problem: impl Into<Scored<'a>>,
         [q, k, v]: [&HostTensor; 3],
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
-        problem.check()?;
-        let operands = self.quantize(problem, q, k, v)?;
-        self.attention(problem, &operands, &q.layout(), q.dtype(), lse)
+        let scored = problem.into();
+        scored.problem.check()?;
+        let operands = self.quantize(scored.problem, q, k, v)?;
+        self.attention(&scored, &operands, &q.layout(), q.dtype(), lse)
     }
 }
 
@@ -245,12 +246,13 @@ impl Kernels for Simulator {
 
     fn attention(
         &self,
-        problem: &AttentionProblem,
+        scored: &Scored<'_>,
         operands: &HostQuantized,
         out: &TensorLayout,
         dtype: DType,
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
+        let problem = scored.problem;
         let AttentionProblem { head_dim, scheme, .. } = *problem;
         let none = || {
             let has: Vec<usize> = config::head_dims(&Family::ALL, scheme).collect();
@@ -280,6 +282,7 @@ impl Kernels for Simulator {
         let grid = grid.with_context(|| format!("{} has too many tiles for {problem:?}", variant.name))?;
         let at = Grid { kernel: variant.name, grid, threads: variant.threads, shared: variant.shared_bytes };
         let params = whole.params(o.layout(), dtype);
+        let score = places.scores(&mut memory, scored, &whole, params.score)?;
         let params = AttentionParams {
             q: global(q_data),
             k: global(k_data),
@@ -293,6 +296,7 @@ impl Kernels for Simulator {
             v_unit: global(v_unit),
             o: Strided { data: global(o.data), ..params.o },
             lse: global(lse_out),
+            score,
             ..params
         };
         let ctas = grid.iter().map(|&n| u64::from(n)).product::<u64>();
@@ -374,7 +378,7 @@ impl Kernels for Simulator {
     }
 }
 
-fn global<T>(ptr: DevPtr) -> Global<T> {
+pub(crate) fn global<T>(ptr: DevPtr) -> Global<T> {
     Global::new(ptr.0)
 }
 

@@ -3,6 +3,7 @@
 use crate::accuracy::{self, Accuracy};
 use crate::output;
 use crate::progress::LateBar;
+use crate::scores;
 use anyhow::{Result, bail};
 use int_flash_attention::{Device, Options, Order, Output, Scheme, Window};
 use int_flash_attention_tests::sim::Simulator;
@@ -34,6 +35,8 @@ pub struct Args {
     /// Factor of Q.K before the softmax [default: 1/sqrt(head_dim)]
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     softmax_scale: Option<f32>,
+    #[command(flatten)]
+    scores: scores::Args,
     /// Order of the file's dimensions: bhnd or bnhd
     #[arg(long, default_value = "bhnd")]
     layout: Order,
@@ -102,19 +105,21 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let destination = output::Target::of(&args.output)?;
     destination.refuse_input(&args.input)?;
-    let inputs = tensors::read(&args.input, args.layout)?;
+    let of_heads = args.scores.of_heads()?;
+    let inputs = tensors::read(&args.input, args.layout, args.scores.wanted())?;
     let (target, why_not_gpu) = args.device.resolve();
     let options = Options {
         window: args.window(),
         scheme: args.scheme,
         softmax_scale: args.softmax_scale,
+        scores: of_heads.scores(&inputs),
         lse: args.lse,
         ..Options::default()
     };
     let (output, time) = job(target, &inputs, &options)?;
     let checked = if args.check {
         let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
-        Some(accuracy::measure(&problem, &inputs, &output.o)?)
+        Some(accuracy::measure(options.scored(&problem), &inputs, &output.o)?)
     } else {
         None
     };
@@ -162,7 +167,7 @@ pub fn job(target: Target, inputs: &Inputs, options: &Options<'_>) -> Result<(Ou
         Target::On(device) => int_flash_attention::attention(device, &inputs.q, &inputs.k, &inputs.v, &options)?,
         Target::Sim => {
             let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
-            let (o, lse) = Simulator::new().job(&problem, [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
+            let (o, lse) = Simulator::new().job(options.scored(&problem), [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
             Output { o, lse }
         }
         Target::Auto => bail!("the device was not chosen"),
@@ -173,7 +178,7 @@ pub fn job(target: Target, inputs: &Inputs, options: &Options<'_>) -> Result<(Ou
 fn text_report(args: &Args, target: Target, inputs: &Inputs, time: Duration, checked: Option<&Accuracy>) -> String {
     let (q, k) = (inputs.q.shape(), inputs.k.shape());
     let mut report = format!(
-        "batch {} heads {}/{} seqlen {}/{} head_dim {} {} {}{}: {:.1} ms on {target}\n",
+        "batch {} heads {}/{} seqlen {}/{} head_dim {} {} {}{}{}: {:.1} ms on {target}\n",
         q.batch,
         q.heads,
         k.heads,
@@ -183,6 +188,7 @@ fn text_report(args: &Args, target: Target, inputs: &Inputs, time: Duration, che
         inputs.q.dtype(),
         args.scheme,
         shown(args.window()),
+        args.scores.shown(),
         time.as_secs_f64() * 1e3
     );
     if let Some(Accuracy { figures, rows, rows_of }) = checked {

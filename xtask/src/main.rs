@@ -17,6 +17,7 @@ mod output;
 mod package;
 mod paper;
 mod progress;
+mod scores;
 mod sweep;
 mod test;
 mod tools;

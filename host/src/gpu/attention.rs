@@ -44,6 +44,8 @@ enum Choice {
     Fastest,
     /// Any that fits.
     Any,
+    /// The general one, also where a plain one would do.
+    General,
 }
 
 impl Gpu {
@@ -90,6 +92,16 @@ impl Gpu {
         self.plan_with(&[family], problem, output, Choice::Any)
     }
 
+    /// The general kernel of sm_80 also where a plain one would do: for the tests, which hold its speed against the plain one's.
+    #[doc(hidden)]
+    pub fn plan_attention_general(
+        &self,
+        problem: &AttentionProblem,
+        output: &AttentionOutput,
+    ) -> Result<AttentionPlan> {
+        self.plan_with(&[Family::Sm80], problem, output, Choice::General)
+    }
+
     /// The families of attention kernels that are built in and that this GPU and its driver run, the one for it in particular first.
     #[must_use]
     pub fn families(&self) -> Vec<Family> {
@@ -111,9 +123,12 @@ impl Gpu {
         let multiprocessors = self.multiprocessors()? as u32;
         let pays = |v: &AttentionVariant| {
             let grid = v.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
-            choice == Choice::Any || v.family == Family::Sm80 || (problem.seqlen_kv >= v.from_keys && grid.is_some())
+            choice != Choice::Fastest
+                || v.family == Family::Sm80
+                || (problem.seqlen_kv >= v.from_keys && grid.is_some())
         };
-        let variant = self.variant(families, problem, pays)?;
+        let kind = if choice == Choice::General { Kind::General } else { problem.score_mod.kind() };
+        let variant = self.variant(families, problem, kind, pays)?;
         let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
         let too_many = || Error::Tiles { kernel: variant.name, shape: problem.q_shape().to_string() };
         let grid = grid.ok_or_else(too_many)?;
@@ -135,9 +150,9 @@ impl Gpu {
         &self,
         families: &[Family],
         p: &AttentionProblem,
+        kind: Kind,
         pays: impl Fn(&AttentionVariant) -> bool,
     ) -> Result<&'static AttentionVariant> {
-        let kind = p.score_mod.kind();
         let serves = |v: &&AttentionVariant| (v.head_dim, v.scheme, v.kind) == (p.head_dim, p.scheme, kind) && pays(v);
         let fits = |v: &&AttentionVariant| v.shared_bytes <= self.0.shared_bytes;
         let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);

@@ -251,8 +251,8 @@ struct Row {
     rounded: Vec<f64>,
     /// The logarithm of the sum of the exponentials of `scores`, and of the sink.
     sum: f64,
-    /// The weight of the sink, and by how much it may be off.
-    sink: [f64; 2],
+    /// The least that the weight of the sink may be, what it is, and the most.
+    sink: [f64; 3],
     /// Of each key: the error of its score, which is that of its weight in the row sum and in the output.
     score_error: Vec<f64>,
     /// The error of its weight in both, and in the output alone, besides: that of its code.
@@ -287,7 +287,7 @@ impl Row {
             scores: Vec::new(),
             rounded: Vec::new(),
             sum: 0.0,
-            sink: [0.0; 2],
+            sink: [0.0; 3],
             score_error: Vec::new(),
             shared_error: Vec::new(),
             output_error: Vec::new(),
@@ -314,7 +314,7 @@ impl Row {
         }
         if let Some(sink) = scored.sink(of % p.heads_q).map(f64::from) {
             let error = (-20_f64).exp2() * (1.0 + sink.abs() + bias.abs() + row.lse.abs()) + bias_error;
-            row.sink = [(sink - row.lse).exp(), error];
+            row.sink = [-error, 0.0, error].map(|error| (sink - row.lse + error).exp());
         }
         row.score_errors(p, head);
         row.code_errors(p, head);
@@ -416,10 +416,10 @@ impl Row {
             let zeros = vec![0.0; d];
             return RowBound { o: self.o, lse: self.lse, o_bound: zeros, lse_bound: 0.0 };
         }
-        let [sink, sink_error] = self.sink;
-        let (mut low, mut high) = (sink * (-sink_error).exp(), sink * sink_error.exp());
+        let [mut low, sink, mut high] = self.sink;
+        let sink_error = (high - sink).max(sink - low);
         let (mut values, mut steps) = (0.0, 0.0);
-        let mut around: Vec<f64> = self.o.iter().map(|o| sink * sink_error.exp_m1() * o.abs()).collect();
+        let mut around: Vec<f64> = self.o.iter().map(|o| sink_error * o.abs()).collect();
         let values_of_row = head.x.v[self.keys.start * d..].chunks_exact(d);
         for (j, (v, &w)) in values_of_row.zip(&self.weights).enumerate() {
             let (score, shared, output) = (self.score_error[j], self.shared_error[j], self.output_error[j]);

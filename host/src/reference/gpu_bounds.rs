@@ -26,8 +26,8 @@
 //!    `2^-125` of V's largest magnitude.
 //!    In the general kernels with a softcap, a score is off by at most `δ` (`score::gpu_error`), and a block's maximum too: the argument of
 //!    an exponential by `2δ`, which its code's least and most are taken over, and the block's weight by `2^δ`, which is added to `γ`.
-//! 3. **The sink.** Its exponent is rounded, so that its share of the row sum is off by `ε` of itself: the output by `ε` of the share and of
-//!    itself, and the log-sum-exp by `ε` of the share.
+//! 3. **The sink.** Its exponent is rounded, so that its share of the row sum is off by some `ε`: the output by `ε` of itself, and the
+//!    log-sum-exp by `ε`.
 //! 4. **The end.** `rcp.approx`, products and sums: `2^-21` of both sums over the row sum, of the result and of V's mean; then
 //!    half a step of the output's
 //!    type. For the log-sum-exp: `lg2.approx` (`2^-22`), and roundings of each term.
@@ -108,7 +108,7 @@ impl<S: Softmax> Row<S> {
         let blocks = (self.keys.end.div_ceil(KV_BLOCK) - self.keys.start / KV_BLOCK) as f64;
         let scores = if IDEAL { 0.0 } else { (self.slack.scores * std::f64::consts::LN_2).exp_m1() };
         let gamma = (-17_f64).exp2() + (blocks + 8.0) * tiny + scores;
-        let sink = self.slack.sink * self.slack.sink_error.exp_m1();
+        let sink = self.slack.sink;
         let one = S::ONE.0;
         let slack = &self.slack;
         let (low, high) = if IDEAL { (self.sum, self.sum) } else { (slack.low, slack.high) };

@@ -196,9 +196,8 @@ pub(super) struct Slack {
     pub(super) offset: f64,
     /// The most by which the scores of a block may be off on a GPU, in powers of two.
     pub(super) scores: f64,
-    /// The share of the sink in the row sum, and by how much of itself it may be off.
+    /// By how much the share of the sink in the row sum may be off.
     pub(super) sink: f64,
-    pub(super) sink_error: f64,
 }
 
 impl<S: Softmax> Row<S> {
@@ -265,9 +264,9 @@ impl<S: Softmax> Row<S> {
         for sum in [&mut self.sum, &mut slack.low, &mut slack.high] {
             *sum += weight;
         }
-        slack.sink = weight / self.sum;
-        // Its exponent is rounded twice, and the difference from the row's once; blocks and the sink that are far below are nothing.
-        slack.sink_error = (-21_f64).exp2() * (1.0 + sink.abs() + bias.abs() + self.reference.abs());
+        // Its exponent is rounded twice, and the difference from the row's once.
+        let error = (-20_f64).exp2() * (1.0 + sink.abs() + bias.abs() + self.reference.abs());
+        slack.sink = (S::ONE.1 * (exponent - reference + error).exp2() - weight) / self.sum;
         self.reference = reference;
     }
 

@@ -5,7 +5,7 @@ use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut, BaselineLayouts};
 use int_flash_attention::{
     AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, DeviceSliceMut, Family, Gpu,
-    HostQuantized, HostTensor, Operand, QuantizeLayouts, TensorLayout,
+    HostQuantized, HostTensor, Operand, QuantizeLayouts, ScoreViews, Scored, TensorLayout,
 };
 use int_flash_attention_tests::case::{Case, variant_of};
 use int_flash_attention_tests::properties::{GUARD, Kernels, POISON, untouched};
@@ -105,13 +105,13 @@ impl Kernels for OnGpu {
 
     fn attention(
         &self,
-        problem: &AttentionProblem,
+        scored: &Scored<'_>,
         operands: &HostQuantized,
         out: &TensorLayout,
         dtype: DType,
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
-        let gpu = &self.gpu;
+        let (gpu, Scored { problem, tensors }) = (&self.gpu, *scored);
         let plan = self.plan_attention(problem, &AttentionOutput { layout: *out, dtype, lse })?;
         let operands = operands.to_device(gpu)?;
         let mut o = self.output(out, dtype)?;
@@ -119,7 +119,18 @@ impl Kernels for OnGpu {
         let mut lse_out = if lse { Some(self.guarded(4 * rows)?) } else { None };
         let stream = gpu.stream()?;
         let lse_view = lse_out.as_mut().map(|buffer| lse_inside(buffer, rows));
-        plan.launch(&stream, &operands.view(), self.inside(&mut o, dtype)?, lse_view)?;
+        let slopes = tensors.alibi_slopes.map(|slopes| gpu.upload(slopes)).transpose()?;
+        let sinks = tensors.sinks.map(|sinks| gpu.upload(sinks)).transpose()?;
+        let mask = tensors.mask.map(|mask| gpu.upload(mask)).transpose()?;
+        let bias =
+            tensors.bias.map(|bias| Ok::<_, anyhow::Error>((gpu.upload(bias.bytes())?, bias.dtype()))).transpose()?;
+        let scores = ScoreViews {
+            alibi_slopes: slopes.as_ref().map(DeviceBuffer::slice),
+            bias: bias.as_ref().map(|(bytes, dtype)| AnySlice::from_bytes(bytes.slice(), *dtype)),
+            mask: mask.as_ref().map(DeviceBuffer::slice),
+            sinks: sinks.as_ref().map(DeviceBuffer::slice),
+        };
+        plan.launch_scored(&stream, &operands.view(), &scores, self.inside(&mut o, dtype)?, lse_view)?;
         stream.synchronize()?;
         let lse = lse_out.map(|buffer| read_lse(&buffer, rows)).transpose()?;
         Ok((self.read_output(&o, *out, dtype)?, lse))

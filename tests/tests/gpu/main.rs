@@ -11,6 +11,7 @@ mod instructions;
 mod large;
 mod machine;
 mod recordings;
+mod scores;
 
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
@@ -37,7 +38,7 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 12] = [
+const OF_FAMILIES: [(&str, Test); 14] = [
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
@@ -50,14 +51,17 @@ const OF_FAMILIES: [(&str, Test); 12] = [
     ("strides_past_2_to_the_31_elements", far_strides),
     ("operands_past_2_to_the_31_elements", many_elements),
     ("the_ptx_machine_agrees_on_kernels", machine::kernels),
+    ("changed_scores_match_the_reference", scores::reference),
+    ("the_ptx_machine_agrees_on_changed_scores", scores::machine),
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 8] = [
+const ONCE: [(&str, Test); 9] = [
     ("float16_kernels_match_float64", float16),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
     ("the_families_agree", families::agree),
+    ("general_kernels_are_nearly_as_fast", scores::speed),
     ("a_graph_keeps_its_memory", recordings::keeps_memory),
     ("threads_work_beside_a_recording", recordings::beside),
     ("two_gpus_do_not_mix", recordings::two_gpus),
@@ -205,7 +209,7 @@ fn long_sequences(gpu: &OnGpu) -> Result<()> {
             let [q, k, v] = case.tensors()?;
             let operands = gpu.quantize(&problem, &q, &k, &v)?;
             properties::same_operands(&problem, &operands, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
-            let (o, lse) = gpu.attention(&problem, &operands, &case.output()?, DType::F16, true)?;
+            let (o, lse) = gpu.attention(&(&problem).into(), &operands, &case.output()?, DType::F16, true)?;
             let rows: Vec<usize> = (0..problem.seqlen_q).step_by(97).collect();
             let (want, bounds) = reference::gpu_bounds_rows(&problem, &operands, DType::F16, &rows)?;
             properties::within("o", &values_at(&o, &rows), &want.o, &bounds.o, head_dim)
@@ -275,7 +279,7 @@ fn minilm(gpu: &OnGpu) -> Result<()> {
         for scheme in [Scheme::Default, Scheme::Paper] {
             let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape())?.with_scheme(scheme);
             let operands = gpu.quantize(&problem, &q, &k, &v)?;
-            let (o, _) = gpu.attention(&problem, &operands, &q.layout(), DType::F16, false)?;
+            let (o, _) = gpu.attention(&(&problem).into(), &operands, &q.layout(), DType::F16, false)?;
             let exact = reference::exact(&problem, &q, &k, &v)?;
             let error = reference::compare(&o.dense_f64(), &exact.o).relative_l2;
             println!("MiniLM layer {layer}, {scheme}: relative L2 {error:.3e}");
@@ -298,8 +302,9 @@ fn whole_job(_: &OnGpu) -> Result<()> {
     let generated = any_case(200);
     check_cases(cases(30), &generated, |case| {
         let [q, k, v] = case.tensors()?;
-        let problem = case.problem;
+        let (problem, scores) = (case.problem, case.scores());
         let options = Options {
+            scores: scores.of_heads(&problem),
             window: problem.window,
             scheme: problem.scheme,
             softmax_scale: problem.softmax_scale,
@@ -309,7 +314,7 @@ fn whole_job(_: &OnGpu) -> Result<()> {
         };
         let got = int_flash_attention::attention(Device::Cuda(0), &q, &k, &v, &options)?;
         let operands = reference::quantize(&problem, &q, &k, &v)?;
-        let (want, bounds) = reference::gpu_bounds(&problem, &operands, DType::F32)?;
+        let (want, bounds) = reference::gpu_bounds(scores.scored(&problem), &operands, DType::F32)?;
         properties::within("o", &got.o.dense_f64(), &want.o, &bounds.o, problem.head_dim)?;
         ensure!(got.lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
         if let Some(lse) = got.lse {
