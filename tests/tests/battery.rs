@@ -64,7 +64,8 @@ fn all_kernels_have_a_battery() {
         ["attention_sm90a", "baseline_f16", "quantize", "v_amax", "dequantize"]
             .iter()
             .any(|start| kernel.starts_with(start))
-            || kernel.starts_with("attention_sm80") && ["_default", "_paper", "_general"].iter().any(|end| kernel.ends_with(end))
+            || kernel.starts_with("attention_sm80")
+                && ["_default", "_paper", "_general"].iter().any(|end| kernel.ends_with(end))
     };
     for module in MODULES {
         for kernel in simulator.kernels(module.name).unwrap() {

@@ -167,7 +167,8 @@ pub fn job(target: Target, inputs: &Inputs, options: &Options<'_>) -> Result<(Ou
         Target::On(device) => int_flash_attention::attention(device, &inputs.q, &inputs.k, &inputs.v, &options)?,
         Target::Sim => {
             let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
-            let (o, lse) = Simulator::new().job(options.scored(&problem), [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
+            let (o, lse) =
+                Simulator::new().job(options.scored(&problem), [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
             Output { o, lse }
         }
         Target::Auto => bail!("the device was not chosen"),

@@ -6,9 +6,7 @@
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::{bf16, f16};
-use int_flash_attention::{
-    DType, HostBias, HostData, HostMask, HostTensor, MaskKind, Order, Output, TensorLayout,
-};
+use int_flash_attention::{DType, HostBias, HostData, HostMask, HostTensor, MaskKind, Order, Output, TensorLayout};
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -110,16 +108,14 @@ pub fn parse(source: &mut (impl Read + Seek), order: Order, more: Wanted) -> Res
         entry(at)?.read(source, name, data, end, order).with_context(|| format!("tensor `{name}`"))
     };
     let (q, k, v) = (read(0)?, read(1)?, read(2)?);
-    let mut more = |at: usize| -> Result<Option<([usize; 4], HostData, Vec<u8>)>> {
-        let name = WANTED[at];
-        if !wanted[at] {
-            return Ok(None);
-        }
-        let read = entry(at)?.read_scores(source, name, data, end);
-        Ok(Some(read.with_context(|| format!("tensor `{name}`"))?))
+    let mask = match more.mask {
+        true => Some(entry(3)?.read_mask(source, data, end).context("tensor `mask`")?),
+        false => None,
     };
-    let mask = more(3)?.map(|(dims, _, data)| Mask { dims, data });
-    let bias = more(4)?.map(|(dims, data, _)| Bias { dims, data });
+    let bias = match more.bias {
+        true => Some(entry(4)?.read_bias(source, data, end).context("tensor `bias`")?),
+        false => None,
+    };
     let inputs = Inputs { q, k, v, mask, bias };
     for (name, other) in [("k", &inputs.k), ("v", &inputs.v)] {
         if other.dtype() != inputs.q.dtype() {
@@ -178,7 +174,8 @@ fn header(source: &mut impl Read, end: u64, wanted: [bool; WANTED.len()]) -> Res
         return Err(not_whole("its header is not JSON"));
     }
     let mut json = serde_json::Deserializer::from_slice(&text);
-    let header = json.deserialize_map(Header { wanted, ..Header::default() }).and_then(|header| json.end().map(|()| header));
+    let header =
+        json.deserialize_map(Header { wanted, ..Header::default() }).and_then(|header| json.end().map(|()| header));
     Ok((header.map_err(not_whole)?, 8 + length))
 }
 
@@ -262,41 +259,45 @@ impl Entry {
 }
 
 impl Entry {
-    /// Dimensions and elements of a bias, or bytes of a mask.
-    fn read_scores(
-        &self,
-        source: &mut (impl Read + Seek),
-        name: &'static str,
-        data: u64,
-        file_end: u64,
-    ) -> Result<([usize; 4], HostData, Vec<u8>)> {
-        let size = match (name, self.dtype.as_str()) {
-            ("mask", "BOOL" | "U8") => 1,
-            ("bias", "F16" | "BF16") => 2,
-            ("bias", "F32") => 4,
-            ("mask", other) => bail!("it is {}; allowed are BOOL and U8", shown(other, WORD_SHOWN)),
-            (_, other) => bail!("it is {}; allowed are F16, BF16 and F32", shown(other, WORD_SHOWN)),
+    fn read_mask(&self, source: &mut (impl Read + Seek), data: u64, file_end: u64) -> Result<Mask> {
+        if !["BOOL", "U8"].contains(&self.dtype.as_str()) {
+            bail!("it is {}; allowed are BOOL and U8", shown(&self.dtype, WORD_SHOWN));
+        }
+        let (dims, len) = self.seek(source, 1, data, file_end)?;
+        Ok(Mask { dims, data: values(source, len)? })
+    }
+
+    fn read_bias(&self, source: &mut (impl Read + Seek), data: u64, file_end: u64) -> Result<Bias> {
+        let size = match self.dtype.as_str() {
+            "F16" | "BF16" => 2,
+            "F32" => 4,
+            other => bail!("it is {}; allowed are F16, BF16 and F32", shown(other, WORD_SHOWN)),
         };
+        let (dims, len) = self.seek(source, size, data, file_end)?;
+        let data = match self.dtype.as_str() {
+            "F16" => HostData::F16(values(source, len)?),
+            "BF16" => HostData::BF16(values(source, len)?),
+            _ => HostData::F32(values(source, len)?),
+        };
+        Ok(Bias { dims, data })
+    }
+
+    /// Stands at the first element of four dimensions of elements of `size` bytes: the dimensions, and how many elements there are.
+    fn seek(&self, source: &mut impl Seek, size: usize, data: u64, file_end: u64) -> Result<([usize; 4], usize)> {
         let dims: [usize; 4] = self.shape.as_slice().try_into().map_err(|_| {
             anyhow!("it has {} dimensions; four are needed, [batch, heads, seqlen_q, seqlen_kv]", self.shape.len())
         })?;
-        let len = dims.iter().try_fold(1_usize, |len, &dim| len.checked_mul(dim)).filter(|len| len.checked_mul(size).is_some());
-        let len = len.with_context(|| format!("its elements do not fit into 64 bits, {dims:?}"))?;
-        let ([begin, end], bytes) = (self.data_offsets, (len * size) as u64);
-        if end.checked_sub(begin) != Some(bytes) {
-            return Err(not_whole(format!("tensor `{name}` of {bytes} bytes lies at bytes {begin} to {end}")));
+        let bytes = dims.iter().try_fold(size, |bytes, &dim| bytes.checked_mul(dim));
+        let bytes = bytes.with_context(|| format!("its bytes do not fit into 64 bits, {dims:?}"))?;
+        let [begin, end] = self.data_offsets;
+        if end.checked_sub(begin) != Some(bytes as u64) {
+            return Err(not_whole(format!("a tensor of {bytes} bytes lies at bytes {begin} to {end}")));
         }
         if end > file_end - data {
-            return Err(not_whole(format!("tensor `{name}` ends at byte {end} of {}", file_end - data)));
+            return Err(not_whole(format!("it ends at byte {end} of {}", file_end - data)));
         }
         source.seek(SeekFrom::Start(data + begin))?;
-        let none = || HostData::F32(Vec::new());
-        Ok(match self.dtype.as_str() {
-            "F16" => (dims, HostData::F16(values(source, len)?), Vec::new()),
-            "BF16" => (dims, HostData::BF16(values(source, len)?), Vec::new()),
-            "F32" => (dims, HostData::F32(values(source, len)?), Vec::new()),
-            _ => (dims, none(), values(source, len)?),
-        })
+        Ok((dims, bytes / size))
     }
 }
 

@@ -102,7 +102,7 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
         let q_scales = scores::query_scales(params, &place);
         let mut reach = 0.0;
-        if K::Softmax::SPECIAL {
+        if K::Softmax::LOUD {
             unroll!(0..MT, |mt| {
                 reach = max_f32(reach, warp_reach(params, K::HEAD_DIM, q_scales[mt]));
             });
@@ -258,14 +258,15 @@ unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
         return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
     }
     let sequence = &place.sequence;
-    let [k, v, unit] = unsafe {
-        [
-            ld_global_nc_f32(sequence.k_block_scale(params, block)),
-            ld_global_nc_f32(sequence.v_block_scale(params, block)),
-            ld_global_nc_f32(sequence.v_unit(params)),
-        ]
-    };
-    let reach = unsafe { vars.reach(opaque(tid_x()) / 32) };
+    let (mut k, mut reach) = (0.0, 0.0);
+    if K::Softmax::LOUD {
+        k = unsafe { ld_global_nc_f32(sequence.k_block_scale(params, block)) };
+    }
+    let [v, unit] =
+        unsafe { [ld_global_nc_f32(sequence.v_block_scale(params, block)), ld_global_nc_f32(sequence.v_unit(params))] };
+    if K::Softmax::LOUD {
+        reach = unsafe { vars.reach(opaque(tid_x()) / 32) };
+    }
     BlockScales { k, v: value_weight(v, unit), reach }
 }
 
@@ -273,7 +274,7 @@ unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
 #[inline(always)]
 unsafe fn shrink<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, place: &Place, block: u32, is: bool) -> f32 {
     let mut shrink = 1.0;
-    if K::Softmax::SPECIAL && is {
+    if K::Softmax::LOUD && is {
         let k = unsafe { ld_global_nc_f32(place.sequence.k_block_scale(params, block)) };
         shrink = K::Softmax::shrink(params, K::HEAD_DIM, k);
     }

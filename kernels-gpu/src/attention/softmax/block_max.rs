@@ -55,19 +55,19 @@ pub(crate) struct BlockMax<const MT: usize, const LANE_SUMS: bool> {
 
 /// Sums over the blocks so far, of rows or of a lane's share of them. They are in shared memory ([`Notes::sums`]) but where a block is
 /// added: the loops have no registers for them.
-struct Sums<const MT: usize> {
+pub(super) struct Sums<const MT: usize> {
     /// Of the exponentials.
-    row: [[f32; 2]; MT],
+    pub row: [[f32; 2]; MT],
     /// Of the codes of P, each block's times its weight and the scale of its values: [`V_OFFSET`] times that is what V's bytes have too
     /// much.
-    code: [[f32; 2]; MT],
+    pub code: [[f32; 2]; MT],
 }
 
 impl<const MT: usize> Sums<MT> {
-    const ZERO: Self = Self { row: [[0.0; 2]; MT], code: [[0.0; 2]; MT] };
+    pub const ZERO: Self = Self { row: [[0.0; 2]; MT], code: [[0.0; 2]; MT] };
 
     #[inline(always)]
-    unsafe fn load(notes: Notes) -> Self {
+    pub unsafe fn load(notes: Notes) -> Self {
         let mut sums = Self::ZERO;
         unroll!(0..MT, |mt| {
             let [a, b, c, d] = unsafe { ld_shared_v4_f32(notes.sums + (16 * mt) as u32) };
@@ -77,7 +77,7 @@ impl<const MT: usize> Sums<MT> {
     }
 
     #[inline(always)]
-    unsafe fn store(&self, notes: Notes) {
+    pub unsafe fn store(&self, notes: Notes) {
         unroll!(0..MT, |mt| {
             let ([a, b], [c, d]) = (self.row[mt], self.code[mt]);
             unsafe { st_shared_v4_u32(true, notes.sums + (16 * mt) as u32, [a, b, c, d].map(f32::to_bits)) };

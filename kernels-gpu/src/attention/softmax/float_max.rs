@@ -4,7 +4,7 @@
 //! P is that of [`BlockMax`](super::BlockMax), u8 scaled by the row's maximum inside the block. Float32 has the range of all scores, so
 //! that blocks are special only where their values have scales of their own (*mixed*).
 
-use super::block_max::{finish, quad_sums};
+use super::block_max::{Sums, finish, quad_sums};
 use super::{
     BlockScales, FloatScores, Notes, Softmax, SpecialBlock, Team, WEIGHT_UNIT, block_max, hide, quad_sum, score_factor,
 };
@@ -37,11 +37,8 @@ pub(crate) struct FloatMax<const MT: usize> {
     /// The rows' scales over [`SCORE_UNIT`], and their shares of K's offset in powers of two.
     scale: [[f32; 2]; MT],
     bias: [[f32; 2]; MT],
-    /// Reference exponents.
+    /// Reference exponents. The sums over the blocks so far are in shared memory ([`Sums`]).
     reference: [[f32; 2]; MT],
-    /// Sums over the blocks so far: of the exponentials, and of the codes of P, each block's times its weight and the scale of its values.
-    row_sum: [[f32; 2]; MT],
-    code_sum: [[f32; 2]; MT],
 }
 
 /// What a mixed block says of the rows, zero for others: the block's exponents, and the sums of its exponentials.
@@ -67,13 +64,16 @@ unsafe fn maxima<T: Team<MT>, const MT: usize>(scores: &FloatScores<MT>, team: &
     let mut maxima = [[f32::NEG_INFINITY; 2]; MT];
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
-            let mut max = f32::NEG_INFINITY;
-            unroll!(0..KEY_TILES, |tile| {
+            // Four chains: one would be waited for.
+            let mut four = [scores[mt][half][0], scores[mt][half][1]];
+            unroll!(2..KEY_TILES, |tile| {
                 if tile < KEY_TILES / T::WARPS {
-                    let [a, b] = scores[mt][half][tile];
-                    max = max_nan_f32(max_nan_f32(max, a), b);
+                    unroll!(0..2, |i| {
+                        four[tile % 2][i] = max_nan_f32(four[tile % 2][i], scores[mt][half][tile][i]);
+                    });
                 }
             });
+            let mut max = max_nan_f32(max_nan_f32(four[0][0], four[0][1]), max_nan_f32(four[1][0], four[1][1]));
             unsafe {
                 max = max_nan_f32(max, f32::from_bits(shfl_bfly::<1>(max.to_bits())));
                 max = max_nan_f32(max, f32::from_bits(shfl_bfly::<2>(max.to_bits())));
@@ -92,6 +92,7 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
     type Row = [[f32; 2]; MT];
 
     const SPECIAL: bool = true;
+    const LOUD: bool = false;
     const BIASED: bool = true;
 
     #[inline(always)]
@@ -99,15 +100,14 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
         params: &AttentionParams,
         q_scale: [[f32; 2]; MT],
         q_bias: impl Fn() -> [[f32; 2]; MT],
-        _: impl Fn() -> Notes,
+        notes: impl Fn() -> Notes,
     ) -> Self {
+        unsafe { Sums::<MT>::ZERO.store(notes()) };
         let natural = |bias: f32| mul_rn_f32(params.softmax_scale, bias);
         Self {
             scale: q_scale.map(|halves| halves.map(|scale| mul_rn_f32(scale, 1.0 / SCORE_UNIT))),
             bias: q_bias().map(|halves| halves.map(|bias| mul_rn_f32(natural(bias), core::f32::consts::LOG2_E))),
             reference: [[f32::MIN; 2]; MT],
-            row_sum: [[0.0; 2]; MT],
-            code_sum: [[0.0; 2]; MT],
         }
     }
 
@@ -279,7 +279,7 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
         tiles: usize,
         special: bool,
         scales: impl Fn() -> BlockScales,
-        _: impl Fn() -> Notes,
+        notes: impl Fn() -> Notes,
     ) -> Self::Row {
         let (mut codes, mut exponent) = ([[0.0; 2]; MT], [[0.0; 2]; MT]);
         unroll!(0..MT, |mt| {
@@ -299,19 +299,22 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
         });
         if unsafe { vote_any(moved) } {
             let mut factor = [[1.0; 2]; MT];
+            let mut totals = unsafe { Sums::<MT>::load(notes()) };
             unroll!(0..MT, |mt| {
                 unroll!(0..2, |half| {
                     if exponent[mt][half] > self.reference[mt][half] + SLACK {
                         factor[mt][half] = ex2_approx_ftz_f32(self.reference[mt][half] - exponent[mt][half]);
                         self.reference[mt][half] = exponent[mt][half];
-                        self.row_sum[mt][half] *= factor[mt][half];
-                        self.code_sum[mt][half] *= factor[mt][half];
+                        totals.row[mt][half] *= factor[mt][half];
+                        totals.code[mt][half] *= factor[mt][half];
                     }
                 });
             });
+            unsafe { totals.store(notes()) };
             acc.scale(tiles, &factor);
         }
-        let shared = scales().v;
+        let (shared, notes) = (scales().v, notes());
+        let mut totals = unsafe { Sums::<MT>::load(notes) };
         let mut weight = [[0.0; 2]; MT];
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
@@ -321,11 +324,12 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
                     sum = mul_rn_f32(exponents.mixed.sum[mt][half], 255.0);
                     value = mul_rn_f32(ex2_approx_ftz_f32(exponents.max[mt][half]), WEIGHT_UNIT);
                 }
-                self.row_sum[mt][half] = fma_rn_f32(w, sum, self.row_sum[mt][half]);
+                totals.row[mt][half] = fma_rn_f32(w, sum, totals.row[mt][half]);
                 weight[mt][half] = mul_rn_f32(w, value);
-                self.code_sum[mt][half] = fma_rn_f32(weight[mt][half], codes[mt][half], self.code_sum[mt][half]);
+                totals.code[mt][half] = fma_rn_f32(weight[mt][half], codes[mt][half], totals.code[mt][half]);
             });
         });
+        unsafe { totals.store(notes) };
         weight
     }
 
@@ -340,8 +344,9 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
     }
 
     #[inline(always)]
-    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, sink: f32, _: impl Fn() -> Notes) -> Finished {
-        finish(self.row_sum[mt][half], self.code_sum[mt][half], self.reference[mt][half], sink, unit)
+    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, sink: f32, notes: impl Fn() -> Notes) -> Finished {
+        let sums = unsafe { Sums::<MT>::load(notes()) };
+        finish(sums.row[mt][half], sums.code[mt][half], self.reference[mt][half], sink, unit)
     }
 }
 

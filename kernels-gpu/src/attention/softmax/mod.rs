@@ -114,6 +114,8 @@ pub(crate) trait Softmax<const MT: usize>: Sized {
 
     /// Whether it has special blocks (docs/kernel-abi.md).
     const SPECIAL: bool;
+    /// Whether a block is special by its scores, which may be beyond their type.
+    const LOUD: bool = Self::SPECIAL;
     /// Whether its scores have the share of K's offset.
     const BIASED: bool = false;
 
