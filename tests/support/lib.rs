@@ -7,6 +7,7 @@ pub mod case;
 pub mod properties;
 pub mod scores;
 pub mod sim;
+pub mod unseen;
 pub mod values;
 
 /// The code in README and quickstart is compiled, and the part without a GPU run.

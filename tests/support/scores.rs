@@ -127,7 +127,7 @@ pub fn some_score_mod(problem: &AttentionProblem, which: usize) -> ScoreMod {
     }
 }
 
-/// Any change of the scores of a problem: each feature as often as not, dimensions shared or not, strides with gaps.
+/// Any change of the scores of a problem: sinks alone, which plain kernels have, or each feature as often as not, dimensions shared or not, strides with gaps.
 pub fn any_score_mod(problem: AttentionProblem) -> impl Strategy<Value = ScoreMod> {
     let sizes = [problem.batch, problem.heads_q, problem.seqlen_q];
     let dims = move || {
@@ -150,6 +150,7 @@ pub fn any_score_mod(problem: AttentionProblem) -> impl Strategy<Value = ScoreMo
     });
     let softcap = prop::option::of(prop_oneof![Just(30.0_f32), Just(50.0), 0.5..200.0_f32]);
     let alibi = prop::option::of(prop::sample::select(vec![Alibi::PerHead, Alibi::PerSequence]));
-    (softcap, alibi, prop::option::of(bias), prop::option::of(mask), any::<bool>())
-        .prop_map(|(softcap, alibi, bias, mask, sinks)| ScoreMod { softcap, alibi, bias, mask, sinks })
+    let any = (softcap, alibi, prop::option::of(bias), prop::option::of(mask), any::<bool>())
+        .prop_map(|(softcap, alibi, bias, mask, sinks)| ScoreMod { softcap, alibi, bias, mask, sinks });
+    prop_oneof![1 => Just(ScoreMod { sinks: true, ..ScoreMod::NONE }), 3 => any]
 }

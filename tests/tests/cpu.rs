@@ -6,10 +6,12 @@ use int_flash_attention::{
     AttentionProblem, DType, Device, Error, HostTensor, Options, Order, Scheme, Shape, TensorLayout, Window, attention,
     reference,
 };
-use int_flash_attention_kernels::layout::{KV_BLOCK, MAX_SCALE, kv_blocks};
+use int_flash_attention_kernels::layout::{HEAD_DIMS, KV_BLOCK, MAX_SCALE, kv_blocks};
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, any_case};
 use int_flash_attention_tests::scores::Scores;
+use int_flash_attention_tests::unseen::{self, any_unseen};
 use int_flash_attention_tests::{cases, check_cases, properties};
+use proptest::strategy::Strategy;
 use std::cell::Cell;
 
 fn passes(result: Result<(), String>) {
@@ -202,4 +204,16 @@ fn wrong_requests_are_errors() {
     assert!(attention(Device::Cpu, &nan, &good, &good, &Options::default()).is_err());
     let wide = HostTensor::new(vec![0.0_f32; layout.span()], layout).unwrap();
     assert!(matches!(run(&good, &wide, &good), Error::DTypeMismatch { .. }));
+}
+
+#[test]
+fn what_a_row_does_not_see_does_not_change_it() {
+    // Values that are no numbers are refused on the host path.
+    let finite = any_unseen(&HEAD_DIMS, 500).prop_filter("finite", |unseen| unseen.value.is_finite());
+    passes(check_cases(cases(60), &finite, |unseen| {
+        unseen::changes_nothing(unseen, |problem, [q, k, v]| {
+            let options = Options { window: problem.window, ..Options::default() };
+            Ok(attention(Device::Cpu, q, k, v, &options)?.o)
+        })
+    }));
 }

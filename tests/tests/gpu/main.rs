@@ -23,6 +23,7 @@ use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, variant};
 use int_flash_attention_tests::properties::{self, Kernels};
+use int_flash_attention_tests::unseen::{self, any_unseen};
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{baseline, cases, check_cases};
 use large::{far_strides, many_elements};
@@ -38,10 +39,11 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 14] = [
+const OF_FAMILIES: [(&str, Test); 15] = [
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
+    ("what_a_row_does_not_see_does_not_change_it", unseen_keys),
     ("rows_that_are_not_aligned_match_the_reference", unaligned_rows),
     ("tiles_that_see_no_key_are_zeros", no_keys),
     ("long_sequences_match_the_reference", long_sequences),
@@ -140,6 +142,17 @@ fn hostile_values(gpu: &OnGpu) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Behind the window: loud, infinite and NaN keys and values, in and behind the block of the last key that a row sees.
+fn unseen_keys(on: &OnGpu) -> Result<()> {
+    check_cases(cases(120), &any_unseen(&HEAD_DIMS, 900), |unseen| {
+        unseen::changes_nothing(unseen, |problem, [q, k, v]| {
+            let operands = on.quantize(problem, q, k, v)?;
+            Ok(on.attention(&problem.into(), &operands, &q.layout(), q.dtype(), false)?.0)
+        })
+    })
+    .map_err(anyhow::Error::msg)
 }
 
 /// Rows that are not aligned to 16 bytes, because of a stride or because of where the tensor starts, in every kernel of the family
