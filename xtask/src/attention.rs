@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     softmax_scale: Option<f32>,
     #[command(flatten)]
-    scores: scores::Args,
+    scores: scores::ScoreArgs,
     /// Order of the file's dimensions: bhnd or bnhd
     #[arg(long, default_value = "bhnd")]
     layout: Order,

@@ -6,7 +6,7 @@ use std::path::Path;
 use xtask::tensors::{self, Inputs, Wanted};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct ScoreArgs {
     /// Scores become CAP * tanh(score / CAP)
     #[arg(long, value_name = "CAP", allow_negative_numbers = true)]
     softcap: Option<f32>,
@@ -31,7 +31,7 @@ pub struct OfHeads {
     sinks: Option<Vec<f32>>,
 }
 
-impl Args {
+impl ScoreArgs {
     /// The tensors that are wanted of the input.
     pub fn wanted(&self) -> Wanted {
         Wanted { mask: self.mask, bias: self.bias }

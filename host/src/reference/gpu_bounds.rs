@@ -109,6 +109,9 @@ impl<S: Softmax> Row<S> {
         let scores = if IDEAL { 0.0 } else { (self.slack.scores * std::f64::consts::LN_2).exp_m1() };
         let gamma = (-17_f64).exp2() + (blocks + 8.0) * tiny + scores;
         let sink = self.slack.sink;
+        // Beside a sink that has all but nothing of the weight, the result is next to zero, in steps of 2^-149: each of the four elements
+        // that are rotated back is rounded three times.
+        let least = head.least + (-146_f64).exp2();
         let one = S::ONE.0;
         let slack = &self.slack;
         let (low, high) = if IDEAL { (self.sum, self.sum) } else { (slack.low, slack.high) };
@@ -118,7 +121,7 @@ impl<S: Softmax> Row<S> {
             let codes = if IDEAL { 0.0 } else { (slack.values[dim] + o * slack.codes) / (one * low) };
             let both = (slack.magnitude[dim] + slack.offset) / (one * low);
             let sums = gamma * (both + o);
-            *bound = (codes + sums) * (1.0 + 2.0 * gamma) + tiny * (o + both) + sink * o + head.least;
+            *bound = (codes + sums) * (1.0 + 2.0 * gamma) + tiny * (o + both) + sink * o + least;
         }
         let o = &result.o[result.o.len() - head.d..];
         if head.rotated {
