@@ -6,6 +6,7 @@ mod devices;
 mod foreign;
 mod plans;
 mod recordings;
+mod scores;
 
 use half::f16;
 use int_flash_attention::{
