@@ -7,7 +7,7 @@ use super::sequence::Sequence;
 use super::softmax::FloatScores;
 use crate::layout::BIAS_HIDES;
 use crate::params::{AttentionParams, ScoreParams, dtype, mask_kind};
-use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u8, ld_global_nc_u16};
+use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u8_if, ld_global_nc_u16_if, ld_global_nc_u32_if};
 use crate::ptx::math::{
     add_rn_f32, cvt_f32_f16_low, cvt_rn_f32_s32, ex2_approx_ftz_f32, fma_rn_f32, mul_rn_f32, rcp_approx_ftz_f32,
 };
@@ -58,9 +58,9 @@ impl<const MT: usize> ScoreMod<FloatScores<MT>> for General {
             }
             if !score.bias.is_null() {
                 match score.bias_dtype {
-                    dtype::F16 => scored.bias(scores, 2, |at| cvt_f32_f16_low(ld_global_nc_u16(at))),
-                    dtype::BF16 => scored.bias(scores, 2, |at| f32::from_bits(ld_global_nc_u16(at) << 16)),
-                    _ => scored.bias(scores, 4, |at| ld_global_nc_f32(at.cast())),
+                    dtype::F16 => scored.bias(scores, 2, |is, at| cvt_f32_f16_low(ld_global_nc_u16_if(is, at))),
+                    dtype::BF16 => scored.bias(scores, 2, |is, at| f32::from_bits(ld_global_nc_u16_if(is, at) << 16)),
+                    _ => scored.bias(scores, 4, |is, at| f32::from_bits(ld_global_nc_u32_if(is, at))),
                 }
             }
             if !score.mask.is_null() {
@@ -112,10 +112,10 @@ impl Scored<'_> {
         tile < self.tiles
     }
 
-    /// The last key that there is, or key `i` of a tile.
+    /// Keys from the lane's first one to the last that there is; none where that is before it.
     #[inline(always)]
-    fn key(&self, tile: usize, i: usize) -> usize {
-        least(self.first_key + (8 * tile + i) as u32, self.params.seqlen_kv - 1) as usize
+    fn keys(&self) -> i32 {
+        self.params.seqlen_kv as i32 - self.first_key as i32
     }
 
     /// Where a row begins in a tensor of these strides, or the last that there is.
@@ -152,15 +152,23 @@ impl Scored<'_> {
 
     /// The bias, of elements of `bytes` bytes that `read` reads.
     #[inline(always)]
-    unsafe fn bias<const MT: usize>(&self, scores: &mut FloatScores<MT>, bytes: i64, read: impl Fn(*const u8) -> f32) {
+    unsafe fn bias<const MT: usize>(
+        &self,
+        scores: &mut FloatScores<MT>,
+        bytes: i64,
+        read: impl Fn(bool, *const u8) -> f32,
+    ) {
         let ScoreParams { bias, bias_strides, .. } = &self.params.score;
+        let (first, keys) = (self.first_key as usize * bytes as usize, self.keys());
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
                 let row = bias.ptr().wrapping_offset((self.row(bias_strides, mt, half) * bytes) as isize);
+                let own = row.wrapping_add(first);
                 unroll!(0..KEY_TILES, |tile| {
                     if self.has(tile) {
                         unroll!(0..2, |i| {
-                            let bias = read(row.wrapping_add(self.key(tile, i) * bytes as usize));
+                            let key = 8 * tile + i;
+                            let bias = read((key as i32) < keys, own.wrapping_add(key * bytes as usize));
                             let y = &mut scores[mt][half][tile][i];
                             let biased = fma_rn_f32(bias, core::f32::consts::LOG2_E, *y);
                             // Not `bias >= BIAS_HIDES`: one that is no number makes the score none.
@@ -175,13 +183,16 @@ impl Scored<'_> {
     #[inline(always)]
     unsafe fn mask_of_bytes<const MT: usize>(&self, scores: &mut FloatScores<MT>) {
         let ScoreParams { mask, mask_strides, .. } = &self.params.score;
+        let (first, keys) = (self.first_key as usize, self.keys());
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
                 let row = mask.ptr().wrapping_offset(self.row(mask_strides, mt, half) as isize);
+                let own = row.wrapping_add(first);
                 unroll!(0..KEY_TILES, |tile| {
                     if self.has(tile) {
                         unroll!(0..2, |i| {
-                            let keep = unsafe { ld_global_nc_u8(row.wrapping_add(self.key(tile, i))) };
+                            let key = 8 * tile + i;
+                            let keep = unsafe { ld_global_nc_u8_if((key as i32) < keys, own.wrapping_add(key)) };
                             let y = &mut scores[mt][half][tile][i];
                             *y = hidden_unless(keep != 0, *y);
                         });
@@ -195,13 +206,15 @@ impl Scored<'_> {
     unsafe fn mask_of_bits<const MT: usize>(&self, scores: &mut FloatScores<MT>) {
         let ScoreParams { mask, mask_strides, .. } = &self.params.score;
         // An n8 tile is a byte, of which the lane's keys are two bits.
-        let bit = self.first_key % 8;
+        let (bit, keys) = (self.first_key % 8, self.keys());
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
                 let row = mask.ptr().wrapping_offset(self.row(mask_strides, mt, half) as isize);
+                let own = row.wrapping_add(self.first_key as usize / 8);
                 unroll!(0..KEY_TILES, |tile| {
                     if self.has(tile) {
-                        let bits = unsafe { ld_global_nc_u8(row.wrapping_add(self.key(tile, 0) / 8)) } >> bit;
+                        let at = own.wrapping_add(tile);
+                        let bits = unsafe { ld_global_nc_u8_if(8 * (tile as i32) < keys, at) } >> bit;
                         unroll!(0..2, |i| {
                             let y = &mut scores[mt][half][tile][i];
                             *y = hidden_unless(bits & (1 << i) != 0, *y);

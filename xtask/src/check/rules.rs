@@ -23,7 +23,7 @@ const KNOWN: [(&str, &str, usize); 9] = [
 /// the stack frame. They are known losses of format 3, whose local scales and special blocks take registers that these kernels do not
 /// have left. Each byte is listed, so that none is added unseen: a kernel that stands here and has other numbers, more or fewer, is an
 /// error, and so is a line here of which there is no kernel. What is gone leaves the table.
-const SPILLS: [(&str, &str, u32, u32, u32); 11] = [
+const SPILLS: [(&str, &str, u32, u32, u32); 14] = [
     ("quantize_f16", "sm_120", 8, 8, 8),
     ("quantize_bf16", "sm_120", 8, 8, 8),
     ("dequantize_f32", "sm_120", 40, 40, 40),
@@ -35,6 +35,9 @@ const SPILLS: [(&str, &str, u32, u32, u32); 11] = [
     ("attention_sm80_d96_default", "sm_120", 24, 16, 8),
     ("attention_sm90a_d64_default", "sm_90a", 8, 8, 8),
     ("attention_sm90a_d128_default", "sm_90a", 84, 72, 24),
+    ("attention_sm80_d128_paper_general", "sm_80", 44, 24, 24),
+    ("attention_sm80_d128_paper_general", "sm_86", 12, 8, 8),
+    ("attention_sm80_d128_paper_general", "sm_89", 12, 8, 8),
 ];
 
 /// No known loss of speed anywhere; no spill, and in attention kernels no stack frame, but those of `SPILLS`; in int8 attention
