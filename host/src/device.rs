@@ -11,6 +11,7 @@ use crate::resources;
 use crate::scores::{HostScores, Scored};
 use crate::shape::{Order, TensorLayout};
 use crate::tensor::HostTensor;
+use crate::view::HostView;
 use std::fmt;
 
 /// Where the job runs.
@@ -110,8 +111,13 @@ impl<'a> Options<'a> {
     ///
     /// # Errors
     /// Shapes that do not go together, or without kernels.
-    pub fn problem(&self, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<AttentionProblem> {
-        let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape())?;
+    pub fn problem<'t>(
+        &self,
+        q: impl Into<HostView<'t>>,
+        k: impl Into<HostView<'t>>,
+        v: impl Into<HostView<'t>>,
+    ) -> Result<AttentionProblem> {
+        let problem = AttentionProblem::of(q.into().shape(), k.into().shape(), v.into().shape())?;
         let problem = AttentionProblem { softmax_scale: self.softmax_scale, ..problem };
         let problem = problem.with_window(self.window).with_scheme(self.scheme);
         let problem = problem.with_score_mod(self.scores.score_mod(&problem)?);
@@ -143,7 +149,7 @@ pub struct Output {
 /// default scheme), and rounds the output.
 ///
 /// `q` is `[batch, heads_q, seqlen_q, head_dim]`, `k` and `v` `[batch, heads_kv, seqlen_kv, head_dim]`, in any layout, of
-/// one element type. For tensors that are on a GPU already, see [`Gpu`]. A GPU that was used stays open, with its kernels, until
+/// one element type: a [`HostTensor`] by reference, or a [`HostView`] of memory that something else owns. For tensors that are on a GPU already, see [`Gpu`]. A GPU that was used stays open, with its kernels, until
 /// the process ends.
 ///
 /// ```
@@ -160,13 +166,14 @@ pub struct Output {
 /// # Errors
 /// Shapes that do not go together or have no kernels, tensors of different types, values that are not finite, results that
 /// are not (docs/kernel-abi.md, "Range"), memory or threads that the system does not give, and everything about the GPU.
-pub fn attention(
+pub fn attention<'a>(
     device: Device,
-    q: &HostTensor,
-    k: &HostTensor,
-    v: &HostTensor,
+    q: impl Into<HostView<'a>>,
+    k: impl Into<HostView<'a>>,
+    v: impl Into<HostView<'a>>,
     options: &Options<'_>,
 ) -> Result<Output> {
+    let (q, k, v) = (q.into(), k.into(), v.into());
     match device {
         Device::Cpu => {
             let (problem, output) = check(q, k, v, options)?;
@@ -181,7 +188,14 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`attention`].
-    pub fn attention(&self, q: &HostTensor, k: &HostTensor, v: &HostTensor, options: &Options<'_>) -> Result<Output> {
+    pub fn attention<'a>(
+        &self,
+        q: impl Into<HostView<'a>>,
+        k: impl Into<HostView<'a>>,
+        v: impl Into<HostView<'a>>,
+        options: &Options<'_>,
+    ) -> Result<Output> {
+        let (q, k, v) = (q.into(), k.into(), v.into());
         let (problem, output) = check(q, k, v, options)?;
         check_result(&problem, on_gpu(self, options.scored(&problem), q, k, v, &output)?)
     }
@@ -189,9 +203,9 @@ impl Gpu {
 
 /// The problem and its output, after all tensors have been checked.
 fn check(
-    q: &HostTensor,
-    k: &HostTensor,
-    v: &HostTensor,
+    q: HostView<'_>,
+    k: HostView<'_>,
+    v: HostView<'_>,
     options: &Options<'_>,
 ) -> Result<(AttentionProblem, AttentionOutput)> {
     let problem = options.problem(q, k, v)?;
@@ -211,9 +225,9 @@ fn check(
 
 fn on_cpu(
     scored: Scored<'_>,
-    q: &HostTensor,
-    k: &HostTensor,
-    v: &HostTensor,
+    q: HostView<'_>,
+    k: HostView<'_>,
+    v: HostView<'_>,
     output: &AttentionOutput,
     progress: Option<ProgressFn<'_>>,
 ) -> Result<Output> {
@@ -274,9 +288,9 @@ fn check_result(problem: &AttentionProblem, result: Output) -> Result<Output> {
 fn on_gpu(
     gpu: &Gpu,
     scored: Scored<'_>,
-    q: &HostTensor,
-    k: &HostTensor,
-    v: &HostTensor,
+    q: HostView<'_>,
+    k: HostView<'_>,
+    v: HostView<'_>,
     output: &AttentionOutput,
 ) -> Result<Output> {
     use crate::gpu::{AnySlice, AnySliceMut, DeviceBuffer, ScoreViews};

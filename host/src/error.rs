@@ -4,6 +4,7 @@ use crate::dtype::DType;
 use crate::problem::Scheme;
 use int_flash_attention_driver::DriverError;
 use int_flash_attention_kernels::config::Family;
+use int_flash_attention_kernels::layout::page::CACHE_FORMAT;
 use int_flash_attention_kernels::layout::{HEAD_DIMS, PACKED_FORMAT};
 use std::path::PathBuf;
 
@@ -146,6 +147,13 @@ pub enum Error {
         given: f32,
     },
 
+    /// A softcap of a decode that is no bound.
+    #[error("softcap is {given}; it has to be a positive number, or left out")]
+    DecodeSoftcap {
+        /// The softcap given.
+        given: f32,
+    },
+
     /// A tensor of the scores that the problem does not have, or that is missing.
     #[error("{name} was {given}; the problem is one {posed} it (`AttentionProblem::score_mod`)")]
     ScoreTensor {
@@ -178,6 +186,41 @@ pub enum Error {
         kernels: &'static str,
     },
 
+    /// A length of fixed splits that is not of whole blocks.
+    #[error("a fixed split of {given} keys was asked for; it has to be a multiple of 128, from 128 on")]
+    SplitLength {
+        /// The keys given.
+        given: usize,
+    },
+
+    /// A pool of a paged cache that is not of whole pages, or of too many.
+    #[error(
+        "a pool of {given} bytes was given; it has to be a whole number of pages of {page} bytes, at most {max} of them"
+    )]
+    Pool {
+        /// Bytes given.
+        given: usize,
+        /// Bytes of a page.
+        page: usize,
+        /// The most pages.
+        max: usize,
+    },
+
+    /// A number of states to merge that a launch was not planned for.
+    #[error("{given} states were given to be merged; the plan was made for {planned}")]
+    States {
+        /// States given.
+        given: usize,
+        /// States of the plan.
+        planned: usize,
+    },
+
+    /// A merge in place into an output that is not where the state is.
+    #[error(
+        "a merge in place was asked for, of a plan whose output is not contiguous as [batch][heads][tokens][head_dim]; the states are"
+    )]
+    InPlace,
+
     /// An element type other than the one agreed on.
     #[error("{name} holds {given}; {expected} is expected")]
     DTypeMismatch {
@@ -194,6 +237,70 @@ pub enum Error {
     PackedFormat {
         /// Their version.
         given: u32,
+    },
+
+    /// Pages of a cache that another version of the library wrote.
+    #[error("pages of version {given} were given; this library reads version {CACHE_FORMAT}")]
+    CacheFormat {
+        /// Their version.
+        given: u32,
+    },
+
+    /// A slot that no page has.
+    #[error("token {token} has the slot {given}; the cache has the slots 0 to {}, and -1 leaves a token out", .slots - 1)]
+    Slot {
+        /// The token among the new ones.
+        token: usize,
+        /// Its slot.
+        given: i64,
+        /// Slots that there are.
+        slots: usize,
+    },
+
+    /// A slot that is to be written twice at once.
+    #[error("the tokens {first} and {second} have both the slot {slot}; each token is written to a slot of its own")]
+    SlotTwice {
+        /// The slot.
+        slot: i64,
+        /// The first of the tokens.
+        first: usize,
+        /// The second.
+        second: usize,
+    },
+
+    /// A page that the pool does not have.
+    #[error("{what} names page {given}; the cache has the pages 0 to {}", .pages - 1)]
+    NoPage {
+        /// What names it, the sequence included.
+        what: String,
+        /// The page.
+        given: u32,
+        /// Pages that there are.
+        pages: usize,
+    },
+
+    /// A sequence that its row of the block table has no room for.
+    #[error("sequence {sequence} has {given} tokens; its row of the block table has room for {max}")]
+    SequenceLength {
+        /// The sequence.
+        sequence: usize,
+        /// Its tokens.
+        given: usize,
+        /// Tokens that there is room for.
+        max: usize,
+    },
+
+    /// A page that is to be written, and that something else uses.
+    #[error(
+        "sequence {sequence} is to be written to page {page}, which sequence {other} uses as well; copy the page and put the copy into the block table first"
+    )]
+    SharedPage {
+        /// The page.
+        page: u32,
+        /// Who is to be written.
+        sequence: usize,
+        /// Who uses it too; the same where it is there twice.
+        other: usize,
     },
 
     /// A buffer of the wrong size.

@@ -32,10 +32,12 @@
 //! a *mixed* block of V is one whose tokens have a scale each. Shapes are written `[batch][head][token][dim]`.
 #![deny(missing_docs)]
 
+mod cache;
 #[cfg(feature = "cudarc")]
 mod cudarc_interop;
 #[cfg(feature = "cust")]
 mod cust_interop;
+mod decode;
 mod device;
 mod dtype;
 mod error;
@@ -49,17 +51,21 @@ mod round;
 mod scores;
 mod shape;
 mod tensor;
+mod view;
 
+pub use cache::{AppendProblem, CacheFormat, CacheShape, GatherProblem, HostCache, HostTables, KvCache, PageTables};
 #[cfg(feature = "cudarc")]
 pub use cudarc_interop::{CudarcSlice, CudarcSliceMut};
+pub use decode::{DecodeHeads, DecodeProblem, DecodeResult, HostPagedKv, PagedKv, Split, ViewPagedKv, merged_params};
 pub use device::{Device, Options, Output, attention};
 pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
-    AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DequantizePlan, DeviceBuffer, DeviceK, DeviceOperands,
-    DeviceQ, DeviceSlice, DeviceSliceMut, DeviceV, Event, Family, Gpu, Graph, Operand, QuantizeKvPlan, QuantizeLayouts,
-    QuantizePlan, QuantizeQPlan, ScoreViews, Stream, StreamRef, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV,
-    ViewOperands, ViewQ, ViewV,
+    AnySlice, AnySliceMut, AppendPlan, Appended, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan,
+    DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceSlice, DeviceSliceMut, DeviceTables, DeviceV,
+    Event, Family, GatherPlan, Gpu, Graph, MergePlan, NewTokens, Operand, QuantizeKvPlan, QuantizeLayouts,
+    QuantizePlan, QuantizeQPlan, ScoreViews, Slots, States, Stream, StreamRef, ViewCache, ViewK, ViewMutCache,
+    ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
 pub use problem::{Alibi, AttentionProblem, BiasLayout, MaskKind, MaskLayout, Scheme, ScoreMod, Window};
@@ -68,3 +74,4 @@ pub use quantized::{HostK, HostQ, HostQuantized, HostV, PackedFormat, Quantized,
 pub use scores::{HostBias, HostMask, HostScores, ScoreTensors, Scored};
 pub use shape::{Order, Shape, TensorLayout};
 pub use tensor::{HostData, HostTensor};
+pub use view::{HostSlice, HostView};

@@ -4,6 +4,7 @@ use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::resources::zeroed;
 use crate::shape::{Shape, TensorLayout};
+use crate::view::{HostSlice, HostView};
 use half::{bf16, f16};
 
 /// The elements of a host tensor.
@@ -55,6 +56,16 @@ impl HostData {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         each!(self, values => bytemuck::cast_slice(values))
+    }
+
+    /// The same elements, borrowed.
+    #[must_use]
+    pub fn as_slice(&self) -> HostSlice<'_> {
+        match self {
+            Self::F16(values) => HostSlice::F16(values),
+            Self::BF16(values) => HostSlice::BF16(values),
+            Self::F32(values) => HostSlice::F32(values),
+        }
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
@@ -114,7 +125,7 @@ impl From<Vec<f32>> for HostData {
     }
 }
 
-/// A float tensor in the host's memory: elements, and where each one lies.
+/// A float tensor in the host's memory: elements, and where each one lies. [`HostView`] is one that borrows its elements.
 ///
 /// ```
 /// use int_flash_attention::{DType, HostTensor, Shape, TensorLayout};
@@ -138,10 +149,7 @@ impl HostTensor {
     /// A wrong [`Shape`]; [`Error::Length`] where there are fewer elements than the layout spans.
     pub fn new(data: impl Into<HostData>, layout: TensorLayout) -> Result<Self> {
         let data = data.into();
-        layout.shape().check()?;
-        if data.len() < layout.span() {
-            return Err(Error::Length { name: "a host tensor", given: data.len(), expected: layout.span() });
-        }
+        HostView::new(data.as_slice(), layout)?;
         Ok(Self { data, layout })
     }
 
@@ -258,43 +266,21 @@ impl HostTensor {
         self.data.get(self.layout.offset(batch, head, token) + dim)
     }
 
-    /// One token's channels as float32, exactly.
-    pub(crate) fn read_row(&self, batch: usize, head: usize, token: usize, out: &mut [f32]) {
-        let start = self.layout.offset(batch, head, token);
-        match &self.data {
-            HostData::F16(values) => {
-                for (to, from) in out.iter_mut().zip(&values[start..]) {
-                    *to = from.to_f32();
-                }
-            }
-            HostData::BF16(values) => {
-                for (to, from) in out.iter_mut().zip(&values[start..]) {
-                    *to = from.to_f32();
-                }
-            }
-            HostData::F32(values) => out.copy_from_slice(&values[start..start + out.len()]),
-        }
+    /// The same tensor, borrowed.
+    #[must_use]
+    pub fn view(&self) -> HostView<'_> {
+        HostView::unchecked(self.data.as_slice(), self.layout)
     }
 
     /// One head's tokens as float32, `[token][dim]`.
     pub(crate) fn read_head(&self, batch: usize, head: usize) -> Vec<f32> {
-        let Shape { seqlen, head_dim, .. } = self.shape();
-        let mut out = vec![0.0; seqlen * head_dim];
-        for (token, row) in out.chunks_exact_mut(head_dim).enumerate() {
-            self.read_row(batch, head, token, row);
-        }
-        out
+        self.view().read_head(batch, head)
     }
 
     /// All elements, `[batch][head][token][dim]`, as float64, exactly.
     #[must_use]
     pub fn dense_f64(&self) -> Vec<f64> {
-        let Shape { batch, heads, .. } = self.shape();
-        let mut out = Vec::with_capacity(self.shape().elements());
-        for head in 0..batch * heads {
-            out.extend(self.read_head(head / heads, head % heads).into_iter().map(f64::from));
-        }
-        out
+        self.view().dense_f64()
     }
 
     /// Whether all elements are finite. What a stride of 0 repeats is looked at once.
@@ -302,19 +288,7 @@ impl HostTensor {
     /// # Errors
     /// [`Error::NotFinite`] with the first one that is not, under the name given.
     pub fn check_finite(&self, name: &'static str) -> Result<()> {
-        let [batch, heads, seqlen] = self.layout.distinct();
-        let mut row = vec![0.0; self.shape().head_dim];
-        for b in 0..batch {
-            for h in 0..heads {
-                for n in 0..seqlen {
-                    self.read_row(b, h, n, &mut row);
-                    if let Some(dim) = row.iter().position(|x| !x.is_finite()) {
-                        return Err(Error::NotFinite { name, value: row[dim], batch: b, head: h, token: n, dim });
-                    }
-                }
-            }
-        }
-        Ok(())
+        self.view().check_finite(name)
     }
 }
 

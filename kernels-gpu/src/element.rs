@@ -188,6 +188,13 @@ impl Rows {
         Self { base, stride, aligned: (base as usize | stride as usize) % 16 == 0 }
     }
 
+    /// The same rows without those before this one.
+    #[inline(always)]
+    pub fn skip(mut self, row: u32) -> Self {
+        self.base = self.at((row, 0));
+        self
+    }
+
     /// The address of a vector of a row.
     #[inline(always)]
     pub fn at(&self, (row, vector): (u32, u32)) -> *mut u8 {

@@ -18,6 +18,8 @@
 //! consecutive rows then cover all 32 banks once, and the pattern is the 32-byte swizzle of `wgmma` descriptors
 //! (PTX ISA, "Shared Memory Matrix Layout"). K's bytes are its codes, V's are its codes and [`V_OFFSET`].
 
+pub mod page;
+
 /// Keys in one K or V block; the unit of P's scale (the block maximum) and of the attention loop.
 pub const KV_BLOCK: usize = 128;
 /// Bytes in one row of a panel: the k extent of `mma.m16n8k32`.

@@ -20,7 +20,13 @@ pub mod quantize;
 
 // A module of kernels is a part of this crate, which `--cfg kernels="PART"` selects; the entry points of the part that belong to
 // the module, `--cfg NAME` (config::Module).
-#[cfg(any(test, all(target_arch = "nvptx64", any(kernels = "sm80", kernels = "sm90a", kernels = "baseline"))))]
+#[cfg(any(
+    test,
+    all(
+        target_arch = "nvptx64",
+        any(kernels = "sm80", kernels = "sm90a", kernels = "baseline", kernels = "decode", kernels = "merge")
+    )
+))]
 mod attention;
 #[cfg(all(target_arch = "nvptx64", kernels = "baseline"))]
 mod baseline;

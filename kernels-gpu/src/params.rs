@@ -3,6 +3,14 @@
 //! The host fills it, the kernels read it and the tests' PTX machine is given its bytes, all from this definition
 //! (docs/kernel-abi.md has the shapes). An optional array or output that is not there has address zero.
 
+mod append;
+mod decode;
+mod gather;
+
+pub use append::AppendParams;
+pub use decode::{DecodeParams, MergeSplitsParams, MergeStatesParams, MergedParams, SplitParams};
+pub use gather::GatherParams;
+
 use core::fmt;
 use core::marker::PhantomData;
 

@@ -18,8 +18,36 @@ use int_flash_attention_kernels::config::{self, AttentionVariant, Family, Kind};
 use ptx_machine::Module;
 use std::sync::Arc;
 
+mod append;
+mod decode;
+
 /// One run of a kernel, and what must come out.
-pub struct Check {
+pub enum Check {
+    /// Of attention and of conversions.
+    Tensors(Box<TensorCheck>),
+    /// Of decode and merge.
+    Decode(Box<decode::DecodeCheck>),
+    /// Of appends.
+    Append(Box<append::AppendCheck>),
+}
+
+impl Check {
+    /// Runs the kernel of the module, which stands in the place of the one of that name.
+    ///
+    /// # Errors
+    ///
+    /// What the machine finds, or the first element that is wrong.
+    pub fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
+        match self {
+            Self::Tensors(check) => check.run(name, module),
+            Self::Decode(check) => check.run(name, module),
+            Self::Append(check) => check.run(name, module),
+        }
+    }
+}
+
+/// A run of a kernel on tensors.
+pub struct TensorCheck {
     case: Case,
     places: Places,
     family: Family,
@@ -34,13 +62,8 @@ enum Wanted {
     Float16 { inputs: [HostTensor; 3], want: Expected },
 }
 
-impl Check {
-    /// Runs the kernel of the module, which stands in the place of the one of that name.
-    ///
-    /// # Errors
-    ///
-    /// What the machine finds, or the first element that is wrong.
-    pub fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
+impl TensorCheck {
+    fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
         let Self { case, places, .. } = self;
         let simulator = Simulator::of(self.family, self.multiprocessors).with_places(*places);
         self.compare(&simulator.with_module(name, module.clone())).with_context(|| format!("{places:?}, {case:?}"))
@@ -91,6 +114,9 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
     if let Some(variant) = config::BASELINE.iter().find(|variant| variant.name == kernel) {
         return float16(variant.head_dim);
     }
+    if let Some(checks) = decode::of(kernel) {
+        return checks;
+    }
     for dtype in [DType::F16, DType::BF16, DType::F32] {
         if kernel == format!("quantize_{dtype}") {
             return quantization(dtype);
@@ -98,8 +124,11 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
         // What it finds is in what `quantize` makes of it.
         if kernel == format!("v_amax_{dtype}") {
             let mut checks = quantization(dtype)?;
-            checks.retain(|check| check.case.problem.scheme == Scheme::Paper);
+            checks.retain(|check| matches!(check, Check::Tensors(check) if check.case.problem.scheme == Scheme::Paper));
             return Ok(checks);
+        }
+        if kernel == format!("append_{dtype}") {
+            return append::of(dtype);
         }
         if kernel == format!("dequantize_{dtype}") {
             return dequantization(dtype);
@@ -223,7 +252,7 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         let scores = case.scores();
         let (want, bounds) = reference::ideal_bounds(scores.scored(&case.problem), &operands, case.out_dtype)?;
         let wanted = Wanted::Attention { operands, want, bounds };
-        Ok(Check { case, places, family: variant.family, multiprocessors, wanted })
+        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: variant.family, multiprocessors, wanted })))
     };
     cases.into_iter().map(check).collect()
 }
@@ -241,7 +270,7 @@ fn float16(head_dim: usize) -> Result<Vec<Check>> {
         let rows: Vec<usize> = (0..case.problem.seqlen_q).collect();
         let [q, k, v] = &inputs;
         let wanted = Wanted::Float16 { want: baseline::expected(&case.problem, q, k, v, &rows), inputs };
-        Ok(Check { case, places, family: Family::Sm80, multiprocessors: 1, wanted })
+        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted })))
     };
     cases.into_iter().map(check).collect()
 }
@@ -318,7 +347,7 @@ fn quantization(dtype: DType) -> Result<Vec<Check>> {
         let [q, k, v] = &inputs;
         let want = Arc::new(reference::quantize(&case.problem, q, k, v)?);
         let wanted = Wanted::Operands { inputs, want };
-        Ok(Check { case, places, family: Family::Sm80, multiprocessors: 1, wanted })
+        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted })))
     };
     conversions(dtype).into_iter().map(check).collect()
 }
@@ -331,7 +360,13 @@ fn dequantization(dtype: DType) -> Result<Vec<Check>> {
         for operand in [Operand::Q, Operand::K, Operand::V] {
             let (case, operands) = (case.clone(), operands.clone());
             let wanted = Wanted::Dequantized { operands, operand };
-            checks.push(Check { case, places, family: Family::Sm80, multiprocessors: 1, wanted });
+            checks.push(Check::Tensors(Box::new(TensorCheck {
+                case,
+                places,
+                family: Family::Sm80,
+                multiprocessors: 1,
+                wanted,
+            })));
         }
     }
     Ok(checks)

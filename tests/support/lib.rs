@@ -3,7 +3,9 @@
 pub mod agreement;
 pub mod baseline;
 pub mod battery;
+pub mod cache;
 pub mod case;
+pub mod decode;
 pub mod properties;
 pub mod scores;
 pub mod sim;

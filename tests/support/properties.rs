@@ -134,7 +134,12 @@ fn same_but_bias(got: &HostQuantized, want: &HostQuantized) -> Result<()> {
 }
 
 /// `q_bias` against the sum in float64: n float32 additions of products err by at most n+1 roundings of the absolute sum.
-fn bias_within_rounding(problem: &AttentionProblem, got: &[f32], k_offset: &[f32], q: &HostTensor) -> Result<()> {
+pub(crate) fn bias_within_rounding(
+    problem: &AttentionProblem,
+    got: &[f32],
+    k_offset: &[f32],
+    q: &HostTensor,
+) -> Result<()> {
     let (shape, d) = (problem.q_shape(), problem.head_dim);
     ensure!(got.len() == shape.rows(), "q_bias has {} elements, should have {}", got.len(), shape.rows());
     for (row, &got) in got.iter().enumerate() {

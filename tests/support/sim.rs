@@ -24,8 +24,11 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+mod append;
+mod decode;
 mod tensors;
 
+pub use append::SimulatedCache;
 pub use tensors::Places;
 
 /// The shipped kernels, loaded as they are asked for.

@@ -52,8 +52,18 @@ fn quantization() {
 }
 
 #[test]
+fn append() {
+    every(|kernel| kernel.starts_with("append"));
+}
+
+#[test]
 fn dequantization() {
     every(|kernel| kernel.starts_with("dequantize"));
+}
+
+#[test]
+fn decode() {
+    every(|kernel| kernel.starts_with("decode") || kernel.starts_with("merge"));
 }
 
 /// No kernel ships that none of these tests runs.
@@ -61,7 +71,7 @@ fn dequantization() {
 fn all_kernels_have_a_battery() {
     let simulator = Simulator::new();
     let tested = |kernel: &str| {
-        ["attention_sm90a", "baseline_f16", "quantize", "v_amax", "dequantize"]
+        ["attention_sm90a", "baseline_f16", "quantize", "v_amax", "append", "dequantize", "decode", "merge"]
             .iter()
             .any(|start| kernel.starts_with(start))
             || kernel.starts_with("attention_sm80")

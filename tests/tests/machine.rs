@@ -80,7 +80,11 @@ fn every_shipped_kernel_is_covered() {
     let quantize = int_flash_attention_kernels::quantize::launch::bounds().map(|bounds| bounds.entry);
     let dequantize = int_flash_attention_kernels::dequantize::launch::BOUNDS.iter().map(|bounds| bounds.entry);
     let baseline = config::BASELINE.iter().map(|variant| variant.name);
-    let covered: Vec<_> = attention.chain(baseline).chain(quantize).chain(dequantize).collect();
+    // In tests/tests/decode.rs.
+    let decode = config::decode::DECODE.iter().map(|variant| variant.name);
+    let merge = config::decode::MERGE_BOUNDS.iter().map(|bounds| bounds.entry);
+    let covered: Vec<_> =
+        attention.chain(baseline).chain(quantize).chain(dequantize).chain(decode).chain(merge).collect();
     assert!(config::ATTENTION.iter().all(|variant| HEAD_DIMS.contains(&variant.head_dim)));
     for module in MODULES {
         for kernel in simulator.kernels(module.name).unwrap() {

@@ -9,8 +9,10 @@ mod assembler;
 mod attention;
 mod bench;
 mod build;
+mod candle;
 mod check;
 mod demo;
+mod licences;
 mod machine_code;
 mod mutants;
 mod output;
@@ -21,6 +23,7 @@ mod scores;
 mod sweep;
 mod test;
 mod tools;
+mod user;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -43,7 +46,7 @@ enum Command {
     Build(build::Args),
     /// Assemble the committed PTX into host/machine-code, from where library and package take it
     MachineCode(machine_code::Args),
-    /// The library's package with its machine code, and whether it keeps to its size
+    /// The packages, the library's with its machine code, and whether that keeps to its size
     Package(package::Args),
     /// Assemble the PTX for every architecture; fail on spills, stack frames and missing IMMA
     Check(check::Args),
@@ -54,7 +57,7 @@ enum Command {
     /// The job on real activations, both schemes
     Demo(demo::Args),
     /// Speed on this machine's GPU, beside float16
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// The paper's two tables, time and error, measured here beside what it published
     Paper(paper::Args),
     /// One mistake at a time in the PTX: how many would the tests notice?

@@ -1,18 +1,22 @@
-//! `cargo xtask package`: the library's package as it would be published, with machine code that this run made, and its size.
+//! `cargo xtask package`: the packages as they would be published, the library's with machine code that this run made, and its size.
 
 use crate::machine_code;
 use crate::tools;
 use crate::workspace;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the compressed package may have.
 const MOST_BYTES: u64 = 6_000_000;
 
-/// The packages that the library needs of this repository, and the library, which is looked at.
-const PACKAGES: [&str; 3] = ["int-flash-attention-driver", "int-flash-attention-kernels", "int-flash-attention"];
+/// All that is published, in the order in which it can be.
+pub const PACKAGES: [&str; 4] =
+    ["int-flash-attention-driver", "int-flash-attention-kernels", LIBRARY, "candle-int-flash-attention"];
+
+/// The package whose files are looked at.
+const LIBRARY: &str = "int-flash-attention";
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,19 +33,28 @@ pub fn run(args: &Args) -> Result<()> {
         machine_code::check(&tools::pinned_ptxas()?)
             .context("the package needs the machine code of the PTX as it is")?;
     }
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["package", "--no-verify", "--quiet"]).current_dir(workspace::root());
-    command.args(PACKAGES.iter().flat_map(|name| ["--package", name]));
-    command.args(args.allow_dirty.then_some("--allow-dirty"));
-    workspace::capture(&mut command)?;
-    let file =
-        workspace::target().join("package").join(format!("int-flash-attention-{}.crate", env!("CARGO_PKG_VERSION")));
+    make(args.allow_dirty)?;
+    let file = file(LIBRARY);
     let bytes = fs::metadata(&file).with_context(|| format!("cargo wrote no {}", file.display()))?.len();
     let names = contents(&file)?;
     complete(&names)?;
     println!("{}: {} files, {bytes} bytes compressed of {MOST_BYTES}", workspace::shown(&file), names.len());
     ensure!(bytes <= MOST_BYTES, "the package has {bytes} bytes; at most {MOST_BYTES} are allowed");
     Ok(())
+}
+
+/// Packages everything that is published. (`cargo xtask test` builds what comes out in a project of its own.)
+pub fn make(allow_dirty: bool) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["package", "--no-verify", "--quiet"]).current_dir(workspace::root());
+    command.args(PACKAGES.iter().flat_map(|name| ["--package", name]));
+    command.args(allow_dirty.then_some("--allow-dirty"));
+    workspace::capture(&mut command).map(|_| ())
+}
+
+/// What `make` writes for a package.
+pub fn file(name: &str) -> PathBuf {
+    workspace::target().join("package").join(format!("{name}-{}.crate", env!("CARGO_PKG_VERSION")))
 }
 
 /// Whether PTX and machine code of every module that ships are in the package, and of no other.

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that can be known without looking at a figure.
 
-use crate::workspace;
+use crate::{candle, licences, user, workspace};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run these steps only (fmt, clippy, device-clippy, doc, build, machine-code, check, package, tests, mutants, libnvvm, nvvm, stable)
+    /// Run these steps only (fmt, clippy, device-clippy, doc, build, machine-code, check, package, tests, candle, mutants, libnvvm, nvvm, stable, licences, user)
     #[arg(long = "only", value_name = "STEP")]
     only: Vec<String>,
 }
@@ -33,7 +33,7 @@ impl Tally {
 
 type Step = fn() -> Result<Tally>;
 
-const STEPS: [(&str, Step); 13] = [
+const STEPS: [(&str, Step); 16] = [
     ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
     ("clippy", clippy),
     ("device-clippy", device_clippy),
@@ -43,10 +43,13 @@ const STEPS: [(&str, Step); 13] = [
     ("check", || xtask(&["check"])),
     ("package", || assembled(&["package", "--allow-dirty", "--checked"])),
     ("tests", || tests(&["--no-fail-fast"], &[])),
+    ("candle", candle),
     ("mutants", || xtask(&["mutants", "--sample", "4", "--kernel", "attention", "--kernel", "quantize"])),
     ("libnvvm", libnvvm),
     ("nvvm", nvvm),
     ("stable", stable),
+    ("licences", licences),
+    ("user", user),
 ];
 
 pub fn run(args: &Args) -> Result<()> {
@@ -115,7 +118,8 @@ fn succeed(command: &mut Command) -> Result<Tally> {
 
 /// Lints of everything, and of the library as small as it can be built.
 fn clippy() -> Result<Tally> {
-    cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "-D", "warnings"], &[])?;
+    let all = ["clippy", "--workspace", "--exclude", candle::PACKAGE, "--all-targets", "--all-features", "--quiet"];
+    cargo(&[&all[..], &["--", "-D", "warnings"]].concat(), &[])?;
     let smallest = ["clippy", "--package", "int-flash-attention", "--all-targets", "--no-default-features", "--quiet"];
     cargo(&[&smallest[..], &["--", "-D", "warnings"]].concat(), &[])
 }
@@ -150,8 +154,14 @@ fn device_clippy() -> Result<Tally> {
 
 /// Tests of the workspace; a GPU test without a GPU reports itself ignored, which counts as skipped.
 fn tests(args: &[&str], env: &[(&str, &Path)]) -> Result<Tally> {
+    let all = ["--workspace", "--exclude", candle::PACKAGE, "--all-features"];
+    cargo_tests(&[&all[..], args].concat(), env)
+}
+
+/// `cargo test` with these arguments.
+fn cargo_tests(args: &[&str], env: &[(&str, &Path)]) -> Result<Tally> {
     let mut command = cargo_command();
-    command.args(["test", "--workspace", "--all-features"]).args(args).envs(env.iter().copied());
+    command.arg("test").args(args).envs(env.iter().copied());
     command.env("INT_FLASH_XTASK", std::env::current_exe()?).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start cargo test")?;
     let mut tally = Tally::default();
@@ -177,6 +187,36 @@ fn parse_result(line: &str) -> Option<Tally> {
         part.split_whitespace().next()?.parse().ok()
     };
     Some(Tally { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
+}
+
+/// The package for candle: everything on the CPU, and the types of its CUDA side.
+fn candle() -> Result<Tally> {
+    cargo(&["clippy", "--package", candle::PACKAGE, "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
+    candle::check_cuda()?;
+    cargo_tests(&["--package", candle::PACKAGE], &[])
+}
+
+/// What the published packages depend on.
+fn licences() -> Result<Tally> {
+    println!("{} packages, all under licences that are allowed", licences::check()?);
+    Ok(PASSED)
+}
+
+/// The README's programs in a project that depends on the packages; where no stable toolchain is installed this says so and counts as skipped.
+fn user() -> Result<Tally> {
+    if !has_stable() {
+        println!(
+            "SKIPPED: no stable toolchain is installed, so whether the README's programs build on it is not known"
+        );
+        return Ok(Tally { skipped: 1, ..Tally::default() });
+    }
+    println!("{} programs of the READMEs build on stable Rust", user::check()?);
+    Ok(PASSED)
+}
+
+fn has_stable() -> bool {
+    let installed = Command::new("rustup").args(["run", "stable", "rustc", "--version"]).output();
+    installed.is_ok_and(|output| output.status.success())
 }
 
 /// A second compiler's opinion: every module through libNVVM assembles, and its kernels give the reference's results on
@@ -237,8 +277,7 @@ fn newest(folder: &Path) -> Result<SystemTime> {
 
 /// The library must build on the stable compiler; where none is installed this says so and counts as skipped.
 fn stable() -> Result<Tally> {
-    let installed = Command::new("rustup").args(["run", "stable", "rustc", "--version"]).output();
-    if !installed.is_ok_and(|output| output.status.success()) {
+    if !has_stable() {
         println!("SKIPPED: no stable toolchain is installed, so whether the library builds on it is not known");
         return Ok(Tally { skipped: 1, ..Tally::default() });
     }

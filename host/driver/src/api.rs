@@ -1,7 +1,9 @@
 //! The driver's functions, looked up once.
 
 use crate::error::DriverError;
-use crate::types::{Context, DeviceOrdinal, DevicePtr, EventHandle, Function, Graph, GraphExec, Module, StreamHandle};
+use crate::types::{
+    Context, DeviceOrdinal, DevicePtr, EventHandle, Function, Graph, GraphExec, LaunchConfig, Module, StreamHandle,
+};
 use libloading::Library;
 use std::ffi::{c_char, c_void};
 use std::ptr::NonNull;
@@ -94,6 +96,7 @@ api! {
     func_set_attribute = "cuFuncSetAttribute" (Function, i32, i32);
     launch_kernel = "cuLaunchKernel"
         (Function, u32, u32, u32, u32, u32, u32, u32, StreamHandle, *mut *mut c_void, *mut *mut c_void);
+    launch_kernel_ex = "cuLaunchKernelEx" (*const LaunchConfig, Function, *mut *mut c_void, *mut *mut c_void);
 
     pointer_get_attribute = "cuPointerGetAttribute" (*mut c_void, i32, DevicePtr);
     mem_get_info = "cuMemGetInfo_v2" (*mut usize, *mut usize);

@@ -1,7 +1,9 @@
 //! Modules, functions and launches.
 
 use crate::error::DriverError;
-use crate::types::{Function, FunctionAttribute, LaunchShape, Module, StreamHandle, jit};
+use crate::types::{
+    Function, FunctionAttribute, LaunchAttribute, LaunchConfig, LaunchShape, Module, StreamHandle, jit,
+};
 use crate::{Driver, Result};
 use std::ffi::{CString, c_void};
 
@@ -156,6 +158,31 @@ impl Driver {
             )
         };
         self.check("cuLaunchKernel", code)
+    }
+
+    /// [`launch`](Self::launch), whose blocks may start as soon as all those of the launch before in the stream have said so or ended: the kernel
+    /// itself waits (`griddepcontrol.wait`) before it reads what that has written.
+    ///
+    /// # Safety
+    /// As there; and the kernel does wait, which asks for compute capability 9.0.
+    ///
+    /// # Errors
+    /// What `cuLaunchKernelEx` says; errors of the kernel itself come with a later call.
+    #[inline]
+    pub unsafe fn launch_overlapping(
+        self,
+        function: Function,
+        shape: LaunchShape,
+        stream: StreamHandle,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        let LaunchShape { grid, block, shared_bytes } = shape;
+        let attribute = LaunchAttribute::OVERLAPPING;
+        let config = LaunchConfig { grid, block, shared_bytes, stream, attributes: &attribute, attribute_count: 1 };
+        // SAFETY: the caller's promise; the driver copies the configuration.
+        let code =
+            unsafe { (self.0.launch_kernel_ex)(&config, function, arguments.as_mut_ptr(), std::ptr::null_mut()) };
+        self.check("cuLaunchKernelEx", code)
     }
 }
 

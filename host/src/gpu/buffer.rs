@@ -1,6 +1,7 @@
 //! Memory of a GPU that this crate owns.
 
 use super::memory::Home;
+use super::one_buffer::{Arrays, Place};
 use super::{DeviceSlice, DeviceSliceMut, Gpu, Stream};
 use crate::error::{Error, Result};
 use bytemuck::Pod;
@@ -23,15 +24,17 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated by `uninitialized`; views borrow the buffer, and graphs keep a clone of the `Arc`.
+        // SAFETY: allocated by `uninitialized_bytes`; what shares it has a clone of the `Arc`; views borrow their buffer, and graphs keep a clone as well.
         unsafe { self.gpu.0.context.free(self.ptr) };
     }
 }
 
-/// Memory of a GPU that this object owns. A graph that was recorded with it keeps the memory as well.
+/// Memory of a GPU that this object owns, or part of an allocation that it shares. A graph that was recorded with it keeps the memory as
+/// well.
 #[derive(Debug)]
 pub struct DeviceBuffer<T> {
     memory: Arc<Memory>,
+    ptr: DevicePtr,
     len: usize,
     elements: PhantomData<T>,
 }
@@ -63,9 +66,43 @@ impl Gpu {
     fn uninitialized<T: Pod>(&self, len: usize) -> Result<DeviceBuffer<T>> {
         let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| i64::try_from(bytes).is_ok());
         let bytes = bytes.ok_or_else(|| Error::Overflow { what: "the bytes", shape: format!("{len} elements") })?;
+        let memory = self.uninitialized_bytes(bytes)?;
+        Ok(DeviceBuffer { ptr: memory.ptr, memory, len, elements: PhantomData })
+    }
+
+    /// An allocation.
+    pub(super) fn uninitialized_bytes(&self, bytes: usize) -> Result<Arc<Memory>> {
         self.0.context.free_given_up();
         let ptr = self.0.context.beside_recordings(|driver| Ok(driver.alloc(bytes)?))?;
-        Ok(DeviceBuffer { memory: Arc::new(Memory { gpu: self.clone(), ptr }), len, elements: PhantomData })
+        Ok(Arc::new(Memory { gpu: self.clone(), ptr }))
+    }
+}
+
+/// An allocation that buffers share, in the order in which they are taken. It is large enough for them.
+pub(super) struct Parts {
+    memory: Arc<Memory>,
+    place: Place,
+}
+
+impl Parts {
+    pub(super) fn of(memory: Arc<Memory>) -> Self {
+        Self { memory, place: Place::default() }
+    }
+
+    fn next<T>(&mut self, len: usize) -> DeviceBuffer<T> {
+        let ptr = self.memory.ptr + self.place.take::<T>(len) as u64;
+        DeviceBuffer { memory: self.memory.clone(), ptr, len, elements: PhantomData }
+    }
+}
+
+impl Arrays for Parts {
+    type Codes = DeviceBuffer<i8>;
+    type Floats = DeviceBuffer<f32>;
+    fn codes(&mut self, len: usize) -> Self::Codes {
+        self.next(len)
+    }
+    fn floats(&mut self, len: usize) -> Self::Floats {
+        self.next(len)
     }
 }
 
@@ -84,8 +121,8 @@ impl<T: Pod> DeviceBuffer<T> {
 
     /// The first element's address on the GPU.
     #[must_use]
-    pub fn ptr(&self) -> DevicePtr {
-        self.memory.ptr
+    pub const fn ptr(&self) -> DevicePtr {
+        self.ptr
     }
 
     /// The GPU.

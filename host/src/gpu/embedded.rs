@@ -78,7 +78,9 @@ mod tests {
         let baseline = config::BASELINE.iter().map(|variant| (variant.name, variant.name));
         let quantize = quantize::launch::bounds().map(|bounds| (QUANTIZE, bounds.entry));
         let dequantize = dequantize::launch::BOUNDS.iter().map(|bounds| (DEQUANTIZE, bounds.entry));
-        for (module, entry) in attention.chain(baseline).chain(quantize).chain(dequantize) {
+        let decode = config::decode::DECODE.iter().map(|variant| (variant.name, variant.name));
+        let merge = config::decode::MERGE_BOUNDS.iter().map(|bounds| (config::decode::MERGE, bounds.entry));
+        for (module, entry) in attention.chain(baseline).chain(quantize).chain(dequantize).chain(decode).chain(merge) {
             assert!(config::MODULES.iter().any(|known| known.name == module), "{module}");
             let Some(embedded) = find(module) else { continue };
             let declared = embedded.ptx.contains(&format!(".entry {entry}("));

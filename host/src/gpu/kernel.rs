@@ -112,6 +112,21 @@ pub(super) struct Kernel {
     pub(super) entry: &'static str,
     function: Function,
     shape: LaunchShape,
+    overlapping: bool,
+}
+
+impl Kernel {
+    /// The same, whose blocks may start while the launch before in the stream still runs: it waits itself before it reads what that writes.
+    pub(super) const fn overlapping(self) -> Self {
+        Self { overlapping: true, ..self }
+    }
+}
+
+impl Kernel {
+    /// The same with a grid of so many blocks.
+    pub(super) const fn with_ctas(self, ctas: u32) -> Self {
+        Self { shape: LaunchShape { grid: [ctas, 1, 1], ..self.shape }, ..self }
+    }
 }
 
 impl Gpu {
@@ -139,7 +154,7 @@ impl Gpu {
             unsafe { self.bind()?.set_function_attribute(function, attribute, shared_bytes as i32) }?;
         }
         let shape = LaunchShape { grid, block: [threads as u32, 1, 1], shared_bytes: shared_bytes as u32 };
-        Ok(Kernel { entry, function, shape })
+        Ok(Kernel { entry, function, shape, overlapping: false })
     }
 
     /// The modules that plans have needed so far, each with the architecture whose machine code was loaded (`sm_86`), or `None` where the
@@ -210,8 +225,15 @@ impl Gpu {
         params: &P,
     ) -> Result<()> {
         let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        // SAFETY: the caller's promise; the driver copies the structure and does not write to it.
-        unsafe { self.bind()?.launch(kernel.function, kernel.shape, stream.handle(), &mut pointers) }?;
+        let (driver, Kernel { function, shape, overlapping, .. }) = (self.bind()?, *kernel);
+        // SAFETY: the caller's promise; the driver copies the structure and does not write to it. A kernel that is said to overlap waits.
+        unsafe {
+            if overlapping {
+                driver.launch_overlapping(function, shape, stream.handle(), &mut pointers)?;
+            } else {
+                driver.launch(function, shape, stream.handle(), &mut pointers)?;
+            }
+        }
         Ok(())
     }
 }

@@ -111,12 +111,25 @@ macro_rules! view {
                 let ptr = self.ptr + (start * size_of::<T>()) as u64;
                 Ok(Self { ptr, len: end - start, home: self.home, elements: PhantomData })
             }
+
+            /// `len` elements from byte `start` on, which are inside and nobody else's.
+            pub(super) const fn part<U: Pod>(&self, start: usize, len: usize) -> $view<'a, U> {
+                $view { ptr: self.ptr + start as u64, len, home: self.home, elements: PhantomData }
+            }
         }
     };
 }
 
 view!(DeviceSlice);
 view!(DeviceSliceMut);
+
+impl<T: Pod> DeviceSliceMut<'_, T> {
+    /// No elements, for instance as the workspace of a plan that needs none.
+    #[must_use]
+    pub const fn empty() -> DeviceSliceMut<'static, T> {
+        DeviceSliceMut::of(0, 0, Home::Promised)
+    }
+}
 
 impl<T> DeviceSliceMut<'_, T> {
     /// A shorter borrow of the same elements.
@@ -129,6 +142,14 @@ impl<T> DeviceSliceMut<'_, T> {
     #[must_use]
     pub const fn as_slice(&self) -> DeviceSlice<'_, T> {
         DeviceSlice { ptr: self.ptr, len: self.len, home: self.home, elements: PhantomData }
+    }
+}
+
+impl<T> DeviceSlice<'_, T> {
+    /// As [`Checked`], for an array that a kernel reads element by element.
+    pub(super) fn checked_elements(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
+        check(name, self.ptr, self.len, len, size_of::<T>() as u64)?;
+        launch.accept(name, self.ptr, self.home)
     }
 }
 
@@ -252,6 +273,11 @@ impl<T> Checked for DeviceSliceMut<'_, T> {
         check(name, self.ptr, self.len, len, PACKED_ALIGN)?;
         launch.accept(name, self.ptr, self.home)
     }
+}
+
+/// The same for a buffer that holds several of them.
+pub(super) fn check_packed(name: &'static str, address: u64, given: usize, expected: usize) -> Result<()> {
+    check(name, address, given, expected, PACKED_ALIGN)
 }
 
 #[inline]

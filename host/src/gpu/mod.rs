@@ -31,17 +31,23 @@
 //! [`Event`]). What the types do guarantee is that no kernel leaves its buffers: every length is checked at each launch.
 //! Dropping a [`DeviceBuffer`] waits for the GPU, as `cuMemFree` does.
 
+mod append;
 mod attention;
 #[cfg(feature = "baseline")]
 mod baseline;
 mod buffer;
+mod cache;
 mod context;
+mod decode;
 mod dequantize;
 mod embedded;
+mod gather;
 mod int8_rate;
 mod kernel;
 mod launch;
 mod memory;
+mod merge;
+mod one_buffer;
 mod operands;
 mod quantize;
 mod scores;
@@ -50,13 +56,18 @@ mod stream;
 #[cfg(feature = "baseline")]
 pub use baseline::{BaselineLayouts, BaselinePlan};
 
+pub use append::{AppendPlan, Appended, NewTokens, Slots};
 pub use attention::{AttentionOutput, AttentionPlan};
 pub use buffer::DeviceBuffer;
+pub use cache::{DeviceCache, DeviceTables, ViewCache, ViewMutCache, ViewTables};
+pub use decode::DecodePlan;
 pub use dequantize::{DequantizePlan, Operand};
 #[doc(hidden)]
 pub use embedded::embedded_ptx;
+pub use gather::GatherPlan;
 pub use int_flash_attention_kernels::config::Family;
 pub use memory::{AnySlice, AnySliceMut, DeviceSlice, DeviceSliceMut};
+pub use merge::{MergePlan, States};
 pub use operands::{
     DeviceK, DeviceOperands, DeviceQ, DeviceV, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
     ViewQ, ViewV,

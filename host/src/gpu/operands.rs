@@ -5,9 +5,7 @@ use super::memory::Checked;
 use super::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu};
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
-use crate::quantized::{
-    HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV,
-};
+use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, Quantized, QuantizedK, QuantizedQ, QuantizedV};
 use crate::shape::Shape;
 
 /// Quantized queries that own their memory.
@@ -111,77 +109,7 @@ operand!(DeviceQ, HostQ, ViewQ, ViewMutQ, QuantizedQ; shape, scheme; data, scale
 operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; shape, scheme, format; data, scale, block_scale, offset;);
 operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; shape, scheme, format; data, scale, block_scale, unit;);
 
-impl DeviceQ {
-    /// Room for the queries of a problem.
-    ///
-    /// # Errors
-    /// A wrong problem, or what the driver says.
-    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
-        problem.check()?;
-        let lengths = Lengths::of(problem.q_shape())?;
-        Ok(Self {
-            shape: problem.q_shape(),
-            scheme: problem.scheme,
-            data: gpu.alloc(lengths.q_data)?,
-            scale: gpu.alloc(lengths.q_scale)?,
-            bias: (problem.scheme == Scheme::Default).then(|| gpu.alloc(lengths.q_scale)).transpose()?,
-        })
-    }
-}
-
-impl DeviceK {
-    /// Room for the keys of a problem.
-    ///
-    /// # Errors
-    /// A wrong problem, or what the driver says.
-    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
-        problem.check()?;
-        let lengths = Lengths::of(problem.kv_shape())?;
-        Ok(Self {
-            shape: problem.kv_shape(),
-            scheme: problem.scheme,
-            format: PackedFormat::CURRENT,
-            data: gpu.alloc(lengths.kv_data)?,
-            scale: gpu.alloc(lengths.kv_scale)?,
-            block_scale: gpu.alloc(lengths.blocks)?,
-            offset: gpu.alloc(lengths.channels)?,
-        })
-    }
-}
-
-impl DeviceV {
-    /// Room for the values of a problem.
-    ///
-    /// # Errors
-    /// A wrong problem, or what the driver says.
-    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
-        problem.check()?;
-        let lengths = Lengths::of(problem.kv_shape())?;
-        Ok(Self {
-            shape: problem.kv_shape(),
-            scheme: problem.scheme,
-            format: PackedFormat::CURRENT,
-            data: gpu.alloc(lengths.kv_data)?,
-            scale: gpu.alloc(lengths.kv_scale)?,
-            block_scale: gpu.alloc(lengths.blocks)?,
-            unit: gpu.alloc(lengths.heads)?,
-        })
-    }
-}
-
 impl DeviceOperands {
-    /// Room for all operands of a problem.
-    ///
-    /// # Errors
-    /// A wrong problem, or what the driver says.
-    pub fn alloc(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
-        Ok(Self {
-            q: DeviceQ::alloc(gpu, problem)?,
-            k: DeviceK::alloc(gpu, problem)?,
-            v: DeviceV::alloc(gpu, problem)?,
-        })
-    }
-
     /// To be read by a kernel.
     #[must_use]
     pub fn view(&self) -> ViewOperands<'_> {

@@ -2,6 +2,8 @@
 
 mod params;
 mod score;
+pub(crate) use params::strided;
+pub(crate) use params::window_params;
 mod window;
 
 use crate::error::{Error, Result};

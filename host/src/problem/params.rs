@@ -93,15 +93,19 @@ impl AttentionProblem {
 
     /// The window's sides as the kernels take them.
     fn window_params(&self) -> (u32, u32) {
-        let side = |side: Option<usize>| side.map_or(UNLIMITED, |keys| keys as u32);
         // A side that hides nothing has no limit: the kernels need not look at it.
-        let Window { left, right } = self.window.of_lengths(self.seqlen_q, self.seqlen_kv);
-        (side(left), side(right))
+        window_params(self.window.of_lengths(self.seqlen_q, self.seqlen_kv))
     }
 }
 
+/// A window's sides as the kernels take them.
+pub(crate) fn window_params(window: Window) -> (u32, u32) {
+    let side = |side: Option<usize>| side.map_or(UNLIMITED, |keys| keys as u32);
+    (side(window.left), side(window.right))
+}
+
 /// A layout without an address.
-fn strided(layout: &TensorLayout) -> Strided {
+pub(crate) fn strided(layout: &TensorLayout) -> Strided {
     let [stride_b, stride_h, stride_n] = layout.strides();
     Strided { stride_b, stride_h, stride_n, ..Strided::NONE }
 }

@@ -297,7 +297,7 @@ impl<S: Softmax> Row<S> {
 }
 
 /// Undoes the rotation of V in an output row.
-fn rotate_back(o: &mut [f64]) {
+pub(super) fn rotate_back(o: &mut [f64]) {
     for four in o.as_chunks_mut::<V_ROTATION>().0 {
         let [a, b, c, d] = *four;
         let ([even, even_difference], [odd, odd_difference]) = ([a + c, a - c], [b + d, b - d]);

@@ -10,14 +10,17 @@
 //!
 //! Every function works on all cores.
 
+mod append;
 mod codes;
 mod compare;
+mod decode;
 mod dequantize;
 mod exact;
 mod exact_bounds;
 mod gpu_bounds;
 mod head;
 mod int8;
+mod merge;
 mod quantize;
 mod rows;
 mod score;
@@ -25,13 +28,16 @@ mod simd;
 mod softmax;
 
 pub use crate::resources::start_threads;
+pub(crate) use append::append;
 pub use compare::{Excess, Figures, compare, first_excess};
+pub use decode::{decode, decode_bounds};
 pub use dequantize::{dequantize_k, dequantize_q, dequantize_v};
 pub use exact::{Exact, exact, exact_rows};
 pub use exact_bounds::{dequantized_bounds, exact_bounds, exact_bounds_rows};
 pub use gpu_bounds::{gpu_bounds, gpu_bounds_rows, ideal_bounds};
 pub(crate) use int8::int8_with_progress;
 pub use int8::{Int8, int8, int8_rows};
+pub use merge::{HostState, merge, merge_bounds};
 pub use quantize::{quantize, quantize_k, quantize_q, quantize_v};
 
 /// How far each element may be from a reference, absolutely.

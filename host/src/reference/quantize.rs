@@ -6,7 +6,8 @@ use super::codes::{
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, QuantizedK, QuantizedQ, QuantizedV};
-use crate::tensor::HostTensor;
+use crate::shape::Shape;
+use crate::view::HostView;
 use int_flash_attention_kernels::layout::{
     self, KV_BLOCK, MIN_SCALE, V_FIRST_RATIO, V_SCALE_RATIO, V_UNIT_SCALES, block_bytes, kv_blocks, v_byte, v_offset,
 };
@@ -19,7 +20,8 @@ use rayon::prelude::*;
 ///
 /// # Errors
 /// A head dim without kernels; offsets that are not those of a divisor of Q's heads.
-pub fn quantize_q(scheme: Scheme, q: &HostTensor, k_offset: Option<&[f32]>) -> Result<HostQ> {
+pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Option<&[f32]>) -> Result<HostQ> {
+    let q = q.into();
     let shape = q.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -62,7 +64,8 @@ pub fn quantize_q(scheme: Scheme, q: &HostTensor, k_offset: Option<&[f32]>) -> R
 ///
 /// # Errors
 /// A head dim without kernels.
-pub fn quantize_k(scheme: Scheme, k: &HostTensor) -> Result<HostK> {
+pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<HostK> {
+    let k = k.into();
     let shape = k.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -109,7 +112,8 @@ pub fn quantize_k(scheme: Scheme, k: &HostTensor) -> Result<HostK> {
 ///
 /// # Errors
 /// A head dim without kernels.
-pub fn quantize_v(scheme: Scheme, v: &HostTensor) -> Result<HostV> {
+pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<HostV> {
+    let v = v.into();
     let shape = v.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -161,7 +165,7 @@ fn v_unit(largest: f32) -> f32 {
 }
 
 /// The scale that all tokens of a block of V share, given their own; or NaN, with their own rounded up to a power of `2^(1/16)`.
-fn share(scales: &mut [f32], first_block: bool) -> f32 {
+pub(super) fn share(scales: &mut [f32], first_block: bool) -> f32 {
     // `max` and `min` pass over what is no number.
     let largest = scales.iter().copied().fold(0.0, f32::max);
     let smallest = scales.iter().copied().fold(f32::INFINITY, f32::min);
@@ -178,20 +182,26 @@ fn share(scales: &mut [f32], first_block: bool) -> f32 {
 ///
 /// # Errors
 /// A wrong problem, or tensors of other shapes than it says.
-pub fn quantize(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<HostQuantized> {
+pub fn quantize<'a>(
+    problem: &AttentionProblem,
+    q: impl Into<HostView<'a>>,
+    k: impl Into<HostView<'a>>,
+    v: impl Into<HostView<'a>>,
+) -> Result<HostQuantized> {
     problem.check()?;
-    check_shapes(problem, q, k, v)?;
+    let (q, k, v) = (q.into(), k.into(), v.into());
+    check_shapes(problem, [q, k, v].map(|tensor| tensor.shape()))?;
     let k = quantize_k(problem.scheme, k)?;
     let offset = problem.scheme.rotates().then_some(k.offset.as_slice());
     let q = quantize_q(problem.scheme, q, offset)?;
     Ok(HostQuantized { q, k, v: quantize_v(problem.scheme, v)? })
 }
 
-/// Whether the tensors have the problem's shapes.
-pub(super) fn check_shapes(p: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<()> {
-    AttentionProblem::check_shape("q", q.shape(), p.q_shape())?;
-    AttentionProblem::check_shape("k", k.shape(), p.kv_shape())?;
-    AttentionProblem::check_shape("v", v.shape(), p.kv_shape())
+/// Whether Q, K and V have the problem's shapes.
+pub(super) fn check_shapes(p: &AttentionProblem, [q, k, v]: [Shape; 3]) -> Result<()> {
+    AttentionProblem::check_shape("q", q, p.q_shape())?;
+    AttentionProblem::check_shape("k", k, p.kv_shape())?;
+    AttentionProblem::check_shape("v", v, p.kv_shape())
 }
 
 #[cfg(test)]
@@ -199,7 +209,8 @@ mod tests {
     use super::super::{dequantize_k, dequantize_q, dequantize_v};
     use super::*;
     use crate::dtype::DType;
-    use crate::shape::{Shape, TensorLayout};
+    use crate::shape::TensorLayout;
+    use crate::tensor::HostTensor;
 
     #[test]
     fn dequantized_values_are_within_half_a_step() {

@@ -8,19 +8,25 @@
 //! lane        which elements of a fragment a lane has epilogue    the division, sinks, the output, the log-sum-exp
 //! score_mod   softcap, ALiBi, a bias, a mask
 //! sm80/       mma.sync, cp.async: every GPU           sm90a/      wgmma, bulk copies: Hopper
+//! decode/     few queries on a paged cache, keys split over warps: every GPU
+//! merge/      results of parts of the keys to one
 //! ```
 
 pub(crate) mod window;
 
-#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+#[cfg(any(test, kernels = "decode", kernels = "merge"))]
+mod decode;
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "merge"))]
 mod epilogue;
-#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "baseline"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "baseline", kernels = "decode"))]
 pub(crate) mod lane;
+#[cfg(kernels = "merge")]
+mod merge;
 #[cfg(any(kernels = "sm80", kernels = "sm90a"))]
 mod output;
 #[cfg(kernels = "sm80")]
 mod score_mod;
-#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "baseline"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "baseline", kernels = "merge"))]
 pub(crate) mod sequence;
 #[cfg(kernels = "sm80")]
 mod sm80;
@@ -30,8 +36,8 @@ mod sm90a;
 mod softmax;
 
 /// n8 tiles in a block of keys.
-#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "decode"))]
 const KEY_TILES: usize = crate::layout::KV_BLOCK / 8;
 /// k steps of P.V in a block of keys.
-#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "decode"))]
 const KEY_STEPS: usize = crate::layout::KV_BLOCK / 32;

@@ -1,5 +1,6 @@
 //! Every kernel, as data: the device's entry points and the host's launches are generated from the tables in `rows`.
 
+pub mod decode;
 pub(crate) mod rows;
 pub mod shipping;
 pub mod sm80;
@@ -8,7 +9,7 @@ pub mod sm90a;
 use crate::layout::HEAD_DIMS;
 use crate::layout::KV_BLOCK;
 use core::fmt;
-use rows::{baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
+use rows::{baseline_rows, conversion_rows, decode_rows, merge_rows, sm80_rows, sm90a_rows};
 
 /// Kernels that share their instructions and the way they are launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -289,6 +290,24 @@ macro_rules! baseline_modules {
     ($($name:ident { $($field:tt)* })*) => { sm80_modules!("baseline"; $($name {})*) };
 }
 
+macro_rules! decode_modules {
+    ($($name:ident { $($field:ident: $value:tt),* })*) => {
+        &[$(overlapping("decode", stringify!($name), decode_modules!(@last $($value)*))),*]
+    };
+    (@last $last:tt) => { $last };
+    (@last $first:tt $($rest:tt)+) => { decode_modules!(@last $($rest)+) };
+}
+
+macro_rules! merge_modules {
+    ($($name:ident { overlaps: $overlaps:literal })*) => { &[$(overlapping("merge", stringify!($name), $overlaps)),*] };
+}
+
+/// A module whose launches may overlap, which GPUs from compute capability 9.0 on have an instruction for, or may not.
+const fn overlapping(part: &'static str, name: &'static str, overlaps: bool) -> Module {
+    let target = if overlaps { decode::OVERLAPPING_TARGET } else { Family::Sm80.target() };
+    Module { name, part, target, ptx: (8, 1) }
+}
+
 macro_rules! conversion_modules {
     ($($name:ident { $($field:tt)* })*) => {
         &[$(Module { part: stringify!($name), ..(sm80_modules!(""; $name {}) as &[Module])[0] }),*]
@@ -299,12 +318,24 @@ const CONVERSION_MODULES: &[Module] = conversion_rows!(conversion_modules);
 const SM80_MODULES: &[Module] = sm80_rows!(sm80_modules);
 const SM90A_MODULES: &[Module] = sm90a_rows!(sm90a_modules);
 const BASELINE_MODULES: &[Module] = baseline_rows!(baseline_modules);
+const DECODE_MODULES: &[Module] = decode_rows!(decode_modules);
+const MERGE_MODULES: &[Module] = merge_rows!(merge_modules);
+
+const MODULE_PARTS: &[&[Module]] =
+    &[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, BASELINE_MODULES, DECODE_MODULES, MERGE_MODULES];
 
 /// All PTX modules that `xtask build` writes.
-pub const MODULES: &[Module] = &concat::<
-    _,
-    { CONVERSION_MODULES.len() + SM80_MODULES.len() + SM90A_MODULES.len() + BASELINE_MODULES.len() },
->(&[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, BASELINE_MODULES]);
+pub const MODULES: &[Module] = &concat::<_, { len(MODULE_PARTS) }>(MODULE_PARTS);
+
+/// Elements of all parts.
+const fn len<T>(parts: &[&[T]]) -> usize {
+    let (mut part, mut len) = (0, 0);
+    while part < parts.len() {
+        len += parts[part].len();
+        part += 1;
+    }
+    len
+}
 
 /// The parts, one after the other; `N` in all, and the first not empty.
 const fn concat<T: Copy, const N: usize>(parts: &[&[T]]) -> [T; N] {

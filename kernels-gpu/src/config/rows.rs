@@ -74,4 +74,31 @@ macro_rules! conversion_rows {
     };
 }
 
-pub(crate) use {baseline_rows, conversion_rows, sm80_rows, sm90a_rows};
+/// The decode kernels. `team`: warps of a CTA, which have a part of the output's dims each; `min_ctas`: CTAs that an SM should hold, as many
+/// as the GPUs with the least shared memory have room for; a plan counts with what a GPU has. `overlaps`: the merge behind it may start before it ends, for which
+/// there is an instruction from compute capability 9.0 on; these kernels are in modules for that alone.
+macro_rules! decode_rows {
+    ($emit:ident) => {
+        $emit! {
+            decode_d32 { head_dim: 32, team: 1, min_ctas: 6, overlaps: false }
+            decode_d64 { head_dim: 64, team: 1, min_ctas: 3, overlaps: false }
+            decode_d96 { head_dim: 96, team: 1, min_ctas: 2, overlaps: false }
+            decode_d128 { head_dim: 128, team: 1, min_ctas: 1, overlaps: false }
+            decode_d256 { head_dim: 256, team: 2, min_ctas: 1, overlaps: false }
+            decode_sm90_d64 { head_dim: 64, team: 1, min_ctas: 3, overlaps: true }
+            decode_sm90_d128 { head_dim: 128, team: 1, min_ctas: 1, overlaps: true }
+        }
+    };
+}
+
+/// The modules that merge states of attention; their entry points are in `config::decode`. `overlaps`: as of the decode kernels.
+macro_rules! merge_rows {
+    ($emit:ident) => {
+        $emit! {
+            merge { overlaps: false }
+            merge_sm90 { overlaps: true }
+        }
+    };
+}
+
+pub(crate) use {baseline_rows, conversion_rows, decode_rows, merge_rows, sm80_rows, sm90a_rows};

@@ -139,6 +139,8 @@ mod tests {
             let names = || module.architectures().map(|architecture| architecture.name);
             if module.target == "sm_90a" {
                 assert!(names().eq(["sm_90a"]), "{}", module.name);
+            } else if module.target == "sm_90" {
+                assert!(names().eq(["sm_90", "sm_100", "sm_120"]), "{}", module.name);
             } else {
                 assert!(names().eq(["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]), "{}", module.name);
             }

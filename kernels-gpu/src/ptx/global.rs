@@ -112,6 +112,45 @@ load_if! {
     ld_global_nc_u32_if, "ld.global.nc.u32", "mov.u32", u32, reg32, u32;
 }
 
+/// `ld.global.v4.f32`, of what this launch may write later.
+///
+/// # Safety
+/// `address` is 16-byte aligned global memory of 16 readable bytes; who writes them does so behind a barrier.
+#[inline(always)]
+pub unsafe fn ld_global_v4_f32(address: *const f32) -> [f32; 4] {
+    let mut d = [0.0; 4];
+    unsafe {
+        asm!("ld.global.v4.f32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) d[0], out(reg32) d[1], out(reg32) d[2], out(reg32) d[3], in(reg64) address,
+            options(readonly, nostack));
+    }
+    d
+}
+
+/// `ld.global.v2.u32`
+///
+/// # Safety
+/// As [`ld_global_v4_f32`], with 8 bytes.
+#[inline(always)]
+pub unsafe fn ld_global_v2_u32(address: *const u32) -> [u32; 2] {
+    let mut d = [0; 2];
+    unsafe {
+        asm!("ld.global.v2.u32 {{{}, {}}}, [{}];", out(reg32) d[0], out(reg32) d[1], in(reg64) address, options(readonly, nostack));
+    }
+    d
+}
+
+/// `ld.global.f32`
+///
+/// # Safety
+/// As [`ld_global_v4_f32`], with 4 bytes.
+#[inline(always)]
+pub unsafe fn ld_global_f32(address: *const f32) -> f32 {
+    let d;
+    unsafe { asm!("ld.global.f32 {}, [{}];", out(reg32) d, in(reg64) address, options(readonly, nostack)) }
+    d
+}
+
 macro_rules! store {
     ($($(#[$doc:meta])* $name:ident, $ptx:literal, $pointee:ty, $value:ty, $operands:literal, $($class:ident $at:literal),*;)*) => {$(
         $(#[$doc])*
@@ -135,12 +174,16 @@ macro_rules! store {
 store! {
     /// `st.global.v4.u32`
     st_global_v4_u32, "st.global.v4.u32", u8, [u32; 4], "{{{2}, {3}, {4}, {5}}}", reg32 0, reg32 1, reg32 2, reg32 3;
+    /// `st.global.v2.u32`
+    st_global_v2_u32, "st.global.v2.u32", u8, [u32; 2], "{{{2}, {3}}}", reg32 0, reg32 1;
     /// `st.global.cs.v2.u32`, of bytes that this launch does not read again.
     st_global_cs_v2_u32, "st.global.cs.v2.u32", u8, [u32; 2], "{{{2}, {3}}}", reg32 0, reg32 1;
     /// `st.global.u32`
     st_global_u32, "st.global.u32", u8, [u32; 1], "{2}", reg32 0;
     /// `st.global.u16`
     st_global_u16, "st.global.u16", u8, [u16; 1], "{2}", reg16 0;
+    /// `st.global.u8`, of a word's lowest byte.
+    st_global_u8, "st.global.u8", u8, [u32; 1], "{2}", reg32 0;
     /// `st.global.f32`
     st_global_f32, "st.global.f32", f32, [f32; 1], "{2}", reg32 0;
 }

@@ -7,6 +7,7 @@ pub mod barrier;
 pub mod bulk;
 pub mod cp_async;
 pub mod global;
+pub mod grid_dependency;
 pub mod ldmatrix;
 pub mod math;
 pub mod mbarrier;

@@ -58,3 +58,43 @@ pub unsafe fn shfl_sync_bfly_b32(value: u32, mask: u32) -> u32 {
     }
     d
 }
+
+/// The value of lane `lane - by`, or the lane's own where there is none (`shfl.sync.up`).
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it; `by` is below 32.
+#[inline(always)]
+pub unsafe fn shfl_up(value: u32, by: u32) -> u32 {
+    let d;
+    unsafe {
+        asm!("shfl.sync.up.b32 {}, {}, {}, 0, -1;", out(reg32) d, in(reg32) value, in(reg32) by, options(nomem, nostack))
+    }
+    d
+}
+
+/// The value of lane `lane` (`shfl.sync.idx`).
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it; `lane` is below 32.
+#[inline(always)]
+pub unsafe fn shfl_idx(value: u32, lane: u32) -> u32 {
+    let d;
+    unsafe {
+        asm!("shfl.sync.idx.b32 {}, {}, {}, 31, -1;", out(reg32) d, in(reg32) value, in(reg32) lane, options(nomem, nostack))
+    }
+    d
+}
+
+/// The lanes in which `predicate` holds, a bit each (`vote.sync.ballot`).
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+pub unsafe fn ballot(predicate: bool) -> u32 {
+    let d;
+    unsafe {
+        asm!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0; vote.sync.ballot.b32 {0}, p, -1; }}",
+            out(reg32) d, in(reg32) u32::from(predicate), options(nomem, nostack));
+    }
+    d
+}

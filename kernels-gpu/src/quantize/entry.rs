@@ -100,7 +100,7 @@ unsafe fn values<E: Element>(p: &QuantizeParams, item: &Item) {
     let rotates = p.rotate != 0;
     unsafe {
         let head_amax = if rotates { 0.0 } else { ld_global_nc_f32(at(p.v_amax, head).cast()) };
-        values::quantize::<E>(p.head_dim, rotates, head_amax, rows, tile, end(&tile, item), out);
+        values::quantize::<E>(p.head_dim, rotates, false, head_amax, rows, tile, end(&tile, item), out);
     }
 }
 

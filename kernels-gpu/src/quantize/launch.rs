@@ -29,9 +29,29 @@ pub const V_AMAX: &[Bounds] = &[
     Bounds { entry: "v_amax_f32", threads: 1024, min_ctas: 1 },
 ];
 
+/// `append_*`, in the same order.
+pub const APPEND: &[Bounds] = &[
+    Bounds { entry: "append_f16", threads: 512, min_ctas: 2 },
+    Bounds { entry: "append_bf16", threads: 512, min_ctas: 2 },
+    Bounds { entry: "append_f32", threads: 1024, min_ctas: 1 },
+];
+
+/// Threads of a CTA of `gather_pages`: a key each.
+pub const GATHER_THREADS: usize = KV_BLOCK;
+/// `gather_pages`.
+pub const GATHER: Bounds = Bounds { entry: "gather_pages", threads: GATHER_THREADS, min_ctas: 8 };
+/// Dynamic shared memory of a CTA of `gather_pages`: two words a warp.
+pub const GATHER_SHARED_BYTES: usize = 2 * size_of::<u32>() * GATHER_THREADS / 32;
+
+/// Grid of `gather_pages`: a CTA for each block of a head. `None` where there are more than a grid has.
+#[must_use]
+pub const fn gather_ctas(batch: usize, heads_kv: usize, seqlen_kv: usize) -> Option<u32> {
+    grid(batch, heads_kv, kv_blocks(seqlen_kv))
+}
+
 /// All entry points of the module `quantize`.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
-    QUANTIZE.iter().chain(V_AMAX)
+    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER])
 }
 
 /// 16-byte vectors of a tile that a thread has.
@@ -113,7 +133,7 @@ mod tests {
     #[test]
     fn threads_hold_a_tile_and_are_within_the_bounds() {
         for d in HEAD_DIMS {
-            for (bounds, bytes) in QUANTIZE.iter().chain(V_AMAX).zip([2, 2, 4].into_iter().cycle()) {
+            for (bounds, bytes) in QUANTIZE.iter().chain(V_AMAX).chain(APPEND).zip([2, 2, 4].into_iter().cycle()) {
                 let threads = threads(d, bytes);
                 assert!(threads <= bounds.threads && threads.is_multiple_of(32), "{} {d}", bounds.entry);
                 assert!(threads * THREAD_VECTORS * 16 >= KV_BLOCK * d * bytes);

@@ -6,6 +6,8 @@
 //!             what is taken out of K, from the head's first tokens                     offset.rs
 //!             Q and K by token, rotated: row-major and packed                          tokens.rs
 //!             V by token or by block, rotated four dims at a time: packed, transposed  values.rs
+//! append      new tokens to the pages of a cache, whole pages of V by block              append/
+//! gather      pages of a cache to the operands of attention                            gather.rs
 //! v_amax      the paper's one scale a head of V needs all of it first                  values.rs
 //! ```
 //!
@@ -29,6 +31,7 @@
 //! The entries trust their parameters: contiguous arrays are 16-byte aligned and sized as docs/kernel-abi.md says, strides
 //! stay inside their tensors, and blocks, grids and shared memory are those of [`launch`].
 
+pub mod append;
 pub mod launch;
 #[cfg(any(test, all(target_arch = "nvptx64", kernels = "quantize")))]
 mod scale;
@@ -36,6 +39,8 @@ pub mod work;
 
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod entry;
+#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+mod gather;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod offset;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]

@@ -121,25 +121,9 @@ unsafe fn one<E: Element, const KEYS: bool>(
                 place.butterflies::<E>(&mut x);
             }
 
-            // As a tree: the tokens of other warps do not hide 32 steps.
-            let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
-            unroll!(4..DIMS, |i| {
-                amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
-            });
-            let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
-            let amax = place.over_lanes(amax, max_nan_f32);
-            let number = amax < f32::INFINITY;
             let beyond = if !KEYS && rotates { BEYOND_10_BITS } else { 0 };
-            let scale = round_up(token_scale(amax, fma_rn_f32), beyond);
-            let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
-            unroll!(0..DIMS, |i| {
-                x[i] = mul_rn_f32(x[i], inverse);
-            });
-            if E::CLAMPS && vote_any(scale >= MAX_SCALE) {
-                unroll!(0..DIMS, |i| {
-                    x[i] = clamp::<E>(x[i]);
-                });
-            }
+            let of = |amax| round_up(token_scale(amax, fma_rn_f32), beyond);
+            let (scale, number) = quotients::<E>(&place, &mut x, of, MAX_SCALE);
 
             let place = Place::new(head_dim, padded::<E>());
             let row = first_row::<E>(&place) + step as u32 * place.tokens();
@@ -177,6 +161,40 @@ unsafe fn one<E: Element, const KEYS: bool>(
             let largest = over_warp(max_f32(largest, 0.0), max_f32);
             st_global_f32(thread == 0, out.block_scale, [largest]);
         }
+    }
+}
+
+/// The scale that `scale` gives to the token's largest magnitude, and whether all its elements are numbers; `x` over the scale. Codes may be
+/// beyond their range, and are brought back, where the scale is `largest`, the largest there is.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+pub(crate) unsafe fn quotients<E: Element>(
+    place: &Place,
+    x: &mut [f32; DIMS],
+    scale: impl Fn(f32) -> f32,
+    largest: f32,
+) -> (f32, bool) {
+    unsafe {
+        // As a tree: the tokens of other warps do not hide 32 steps.
+        let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
+        unroll!(4..DIMS, |i| {
+            amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
+        });
+        let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
+        let amax = place.over_lanes(amax, max_nan_f32);
+        let scale = scale(amax);
+        let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
+        unroll!(0..DIMS, |i| {
+            x[i] = mul_rn_f32(x[i], inverse);
+        });
+        if E::CLAMPS && vote_any(scale >= largest) {
+            unroll!(0..DIMS, |i| {
+                x[i] = clamp::<E>(x[i]);
+            });
+        }
+        (scale, amax < f32::INFINITY)
     }
 }
 

@@ -28,7 +28,7 @@ use crate::ptx::special::{ntid_x, tid_x};
 use crate::smem;
 
 /// How many rows further a lane's dims stand than the first, which is a multiple of four: all are swizzled alike.
-const FURTHER: [usize; 8] = [0, 1, 8, 9, 16, 17, 24, 25];
+pub(crate) const FURTHER: [usize; 8] = [0, 1, 8, 9, 16, 17, 24, 25];
 
 const _: () = {
     let mut dim = 0;
@@ -45,7 +45,7 @@ pub(crate) struct Output {
     pub bytes: *mut u8,
     /// The block's scales.
     pub scale: *mut f32,
-    /// The block's `v_block_scale`.
+    /// The block's `v_block_scale`, or null.
     pub block_scale: *mut f32,
     /// The head's `v_unit`, of its first block, or null.
     pub unit: *mut f32,
@@ -146,7 +146,8 @@ struct Scales {
 }
 
 /// Quantizes and packs the blocks of V from `tile` to before number `end`. `head_amax` is the largest magnitude of the head, where V does not rotate: in the paper's scheme. `rows` and
-/// `out` say where the head and the block are, as often as they are asked, so that addresses take no registers meanwhile.
+/// `out` say where the head and the block are, as often as they are asked, so that addresses take no registers meanwhile. With `steps` the scale that a
+/// block's tokens share is rounded up as one of their own is.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; tile and output are in their tensor and arrays.
@@ -154,6 +155,7 @@ struct Scales {
 pub(crate) unsafe fn quantize<E: Element>(
     head_dim: u32,
     rotates: bool,
+    steps: bool,
     head_amax: f32,
     rows: impl Fn() -> Rows,
     tile: Tile,
@@ -163,7 +165,7 @@ pub(crate) unsafe fn quantize<E: Element>(
     unsafe {
         let mut tile = tile;
         loop {
-            one::<E>(head_dim, rotates, head_amax, &rows(), tile, &out);
+            one::<E>(head_dim, rotates, steps, head_amax, &rows(), tile, &out);
             tile.index += 1;
             if tile.index >= end {
                 break;
@@ -178,6 +180,7 @@ pub(crate) unsafe fn quantize<E: Element>(
 unsafe fn one<E: Element>(
     head_dim: u32,
     rotates: bool,
+    steps: bool,
     head_amax: f32,
     rows: &Rows,
     tile: Tile,
@@ -194,7 +197,7 @@ unsafe fn one<E: Element>(
         bar_sync();
         own_scales(if rotates { head_dim / (4 * E::LANES) as u32 } else { 0 }, head_amax, tile.count());
         bar_sync();
-        let scales = Scales::decide(tile.index == 0);
+        let scales = Scales::decide(tile.index == 0, steps);
         scales.write(tile, rotates, &out(tile));
 
         let (inverse, masks) = scales.of_keys(&place, tile.count());
@@ -273,7 +276,7 @@ unsafe fn own_scales(parts: u32, amax: f32, count: u32) {
 impl Scales {
     /// What the whole block comes to; the same for all threads.
     #[inline(always)]
-    unsafe fn decide(first_block: bool) -> Self {
+    unsafe fn decide(first_block: bool, steps: bool) -> Self {
         unsafe {
             let [large, small, lost, first] = ld_shared_v4_u32(panel_address(0));
             let (mut largest, mut smallest, mut lost) = (f32::from_bits(large), f32::from_bits(small), lost);
@@ -285,6 +288,7 @@ impl Scales {
             });
             let near = largest <= mul_rn_f32(V_SCALE_RATIO, smallest);
             let near_first = !first_block | (largest <= mul_rn_f32(V_FIRST_RATIO, f32::from_bits(first)));
+            let largest = if steps { round_up_to_step(largest) } else { largest };
             Self { largest, shared: (lost == 0) & near & near_first }
         }
     }
@@ -302,7 +306,7 @@ impl Scales {
                 key += ntid_x();
             }
             let block_scale = selp_b32(self.shared, self.largest.to_bits(), f32::NAN.to_bits());
-            st_global_f32(tid_x() == 0, out.block_scale, [f32::from_bits(block_scale)]);
+            st_global_f32((tid_x() == 0) & !out.block_scale.is_null(), out.block_scale, [f32::from_bits(block_scale)]);
             let largest = if self.shared { self.largest } else { round_up_to_step(self.largest) };
             let unit = if rotates { v_unit(largest) } else { 1.0 };
             st_global_f32((tid_x() == 0) & !out.unit.is_null(), out.unit, [unit]);

@@ -168,6 +168,16 @@ calls! {
         on_stream(world, stream, vec![launch]).map(|_| ())
     }
 
+    cuLaunchKernelEx(
+        config: *const c_void, function: Word, arguments: *mut *mut c_void, _extra: *mut *mut c_void
+    ) |world| {
+        // SAFETY: `CUlaunchConfig` has the stream behind seven numbers of 32 bits and a gap.
+        let stream = unsafe { config.cast::<u8>().add(32).cast::<Word>().read() };
+        // SAFETY: the caller of the driver's function promises the same.
+        let launch = unsafe { launch(world, function, arguments) }?;
+        on_stream(world, stream, vec![launch]).map(|_| ())
+    }
+
     cuPointerGetAttribute(to: *mut c_void, number: i32, address: Word) |world| {
         let context = world.find(address).map(|(_, allocation)| allocation.context).ok_or(1_u32)?;
         match number {

@@ -1,9 +1,12 @@
 //! The library on a pretended driver: what plans refuse, which context things are of, what recordings survive, and that nothing
 //! is left behind. No GPU is needed, and none is used.
 
+mod cache;
 mod contexts;
+mod decode;
 mod devices;
 mod foreign;
+mod one_buffer;
 mod plans;
 mod recordings;
 mod scores;

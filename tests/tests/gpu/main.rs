@@ -5,6 +5,8 @@
 //! Without a GPU every test is reported as ignored, and why. Where the GPU runs more than one family of attention kernels, tests
 //! that launch them run once for each; `NAME::sm_90a` is the one for Hopper.
 
+mod cache;
+mod decode;
 mod device;
 mod families;
 mod instructions;
@@ -58,12 +60,20 @@ const OF_FAMILIES: [(&str, Test); 15] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 9] = [
+const ONCE: [(&str, Test); 17] = [
+    ("appended_tokens_are_the_references", cache::appends),
+    ("a_cache_behaves_as_a_model", cache::model),
+    ("an_append_in_a_graph_reads_its_slots", cache::graph),
+    ("an_append_with_one_slot_twice", cache::one_slot_twice),
     ("float16_kernels_match_float64", float16),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
     ("the_families_agree", families::agree),
     ("general_kernels_are_nearly_as_fast", scores::speed),
+    ("decode_matches_the_reference", decode::matches),
+    ("decode_has_the_same_bits_in_every_batch", decode::batches),
+    ("a_decode_graph_replays_on_growing_sequences", decode::graph),
+    ("states_are_merged_as_in_the_reference", decode::merges),
     ("a_graph_keeps_its_memory", recordings::keeps_memory),
     ("threads_work_beside_a_recording", recordings::beside),
     ("two_gpus_do_not_mix", recordings::two_gpus),

@@ -1,8 +1,10 @@
 //! `cargo xtask bench`: speed on this machine's GPU, each figure from launches whose output was checked.
 
+mod append;
 mod case;
 mod compare;
 mod data;
+mod decode;
 mod first_job;
 mod plot;
 mod report;
@@ -66,6 +68,15 @@ pub struct Args {
     /// Measure what a process waits for before its first result, with machine code and with PTX, nothing being cached
     #[arg(long, conflicts_with_all = ["sdpa", "plot", "compare"])]
     first_job: bool,
+    /// Measure decode on a paged cache: the rows whose name has this in it, or all
+    #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["sdpa", "plot", "compare", "first_job"])]
+    decode: Option<String>,
+    /// With --decode: CTAs and the fewest blocks of keys of one, in place of the plan's own
+    #[arg(long, value_name = "N", num_args = 2, requires = "decode")]
+    decode_workers: Option<Vec<usize>>,
+    /// Measure appends to a paged cache: the rows whose name has this in it, or all
+    #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode"])]
+    append: Option<String>,
     /// A process that --first-job starts
     #[arg(long, hide = true)]
     first_job_once: bool,
@@ -87,6 +98,13 @@ pub fn run(args: &Args) -> Result<()> {
         Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,
         None => Gpu::new(args.device)?,
     };
+    if let Some(only) = &args.decode {
+        let workers = args.decode_workers.as_ref().map(|numbers| (numbers[0], numbers[1]));
+        return decode::run(&gpu, only, workers, args.json.as_deref());
+    }
+    if let Some(only) = &args.append {
+        return append::run(&gpu, only, args.json.as_deref());
+    }
     let bench = Bench::new(gpu, &args.family)?;
     let version = bench.gpu.driver_version()?;
     let mut report = Report {

@@ -1,7 +1,8 @@
 //! What the variant tables say about each module and entry.
 
 use super::ptx_text::LaunchBounds;
-use int_flash_attention_kernels::{config, dequantize, quantize};
+use int_flash_attention_kernels::config::{self, decode};
+use int_flash_attention_kernels::{dequantize, quantize};
 
 /// The launch bounds of an entry, or nothing where no table has it.
 pub fn launch_bounds(entry: &str) -> Option<LaunchBounds> {
@@ -9,7 +10,10 @@ pub fn launch_bounds(entry: &str) -> Option<LaunchBounds> {
     let baseline = config::BASELINE.iter().map(|v| (v.name, v.threads, v.min_ctas));
     let conversion = quantize::launch::bounds().chain(dequantize::launch::BOUNDS);
     let conversion = conversion.map(|b| (b.entry, b.threads, b.min_ctas));
-    let (_, threads, min_ctas) = attention.chain(baseline).chain(conversion).find(|(name, ..)| *name == entry)?;
+    let decode = decode::DECODE.iter().map(|v| (v.name, v.threads, v.min_ctas));
+    let merge = decode::MERGE_BOUNDS.iter().map(|b| (b.entry, b.threads, b.min_ctas));
+    let all = attention.chain(baseline).chain(conversion).chain(decode).chain(merge);
+    let (_, threads, min_ctas) = all.into_iter().find(|(name, ..)| *name == entry)?;
     Some(LaunchBounds { threads, min_ctas })
 }
 
@@ -18,6 +22,7 @@ pub fn expected_entries(module: &'static str) -> Vec<&'static str> {
     match module {
         "quantize" => quantize::launch::bounds().map(|b| b.entry).collect(),
         "dequantize" => dequantize::launch::BOUNDS.iter().map(|b| b.entry).collect(),
+        decode::MERGE | decode::OVERLAPPING_MERGE => decode::MERGE_BOUNDS.iter().map(|b| b.entry).collect(),
         // An attention kernel's module and entry point have one name.
         _ => vec![module],
     }

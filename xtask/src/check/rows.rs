@@ -7,6 +7,7 @@ use crate::assembler::{Assembled, Scratch, assemble};
 use crate::tools::Tools;
 use crate::workspace;
 use anyhow::{Result, bail};
+use int_flash_attention_kernels::config::decode::DECODE;
 use int_flash_attention_kernels::config::{ATTENTION, BASELINE, MODULES, Module};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -49,7 +50,9 @@ impl Plan {
     fn of(entry: &str) -> Option<Self> {
         let attention = ATTENTION.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.min_ctas));
         let baseline = BASELINE.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.min_ctas));
-        let (_, threads, shared_bytes, min_ctas) = attention.chain(baseline).find(|(name, ..)| *name == entry)?;
+        let decode = DECODE.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.min_ctas));
+        let all = attention.chain(baseline).chain(decode);
+        let (_, threads, shared_bytes, min_ctas) = all.into_iter().find(|(name, ..)| *name == entry)?;
         Some(Self { threads, shared_bytes, min_ctas })
     }
 }

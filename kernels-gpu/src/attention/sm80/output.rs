@@ -1,8 +1,8 @@
 //! O += w * (P V) on the int8 tensor cores, with float sums across blocks.
 
-use super::scores::panel_row;
 use super::{Kernel, MAX_PAIRS, pairs};
 use crate::attention::KEY_STEPS;
+use crate::attention::lane::panel_row;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::softmax::Softmax;
 use crate::layout::ROW_BYTES;

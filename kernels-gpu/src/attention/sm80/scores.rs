@@ -1,15 +1,15 @@
 //! S = Q K^T on the int8 tensor cores.
 
 use super::{Kernel, MAX_PAIRS, Place, pairs};
+use crate::attention::lane::panel_row;
 use crate::attention::softmax::{MAGIC, MAGIC_BITS, Softmax};
-use crate::layout::{KV_BLOCK, ROW_BYTES, slot_key, swizzle};
+use crate::layout::{KV_BLOCK, ROW_BYTES, slot_key};
 use crate::params::AttentionParams;
 use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
 use crate::ptx::shared::{ld_shared_v4_f32, st_shared_f32};
-use crate::ptx::special::tid_x;
 use core::marker::PhantomData;
 
 /// k steps of the widest head.
@@ -113,15 +113,6 @@ impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
     unsafe fn factors(&self, block: u32, pair: u32, place: &Place) -> [f32; 4] {
         unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 4) + place.lane.quad * 16 + pair * 64) }
     }
-}
-
-/// Shared address of this lane's row for `ldmatrix.x4` at the start of a panel: matrices are (rows 0-7, low half),
-/// (rows 0-7, high half), (rows 8-15, low), (rows 8-15, high), so that the four registers are the B fragments of two n8 tiles.
-#[inline(always)]
-pub(crate) fn panel_row(base: u32) -> u32 {
-    let lane = tid_x() % 32;
-    let (matrix, row) = (lane / 8, lane % 8);
-    base + swizzle((8 * (matrix / 2) + row) as usize, (16 * (matrix % 2)) as usize) as u32
 }
 
 /// The scores of the team's rows against the warp's keys of the block at shared address `k`, in the softmax's working unit.

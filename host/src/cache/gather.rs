@@ -1,0 +1,128 @@
+//! Pages as the operands that attention reads.
+
+use super::{CacheShape, HostCache, HostTables};
+use crate::error::{Error, Result};
+use crate::problem::Scheme;
+use crate::quantized::{HostK, HostV, Lengths, PackedFormat, QuantizedK, QuantizedV};
+use crate::shape::Shape;
+use int_flash_attention_kernels::layout::page::{
+    page_head_bytes, page_head_offset, page_k_scale_offset, page_v_offset, page_v_scale_offset,
+};
+use int_flash_attention_kernels::layout::{KV_BLOCK, MIN_SCALE, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
+use int_flash_attention_kernels::params::GatherParams;
+use int_flash_attention_kernels::quantize::launch::gather_ctas;
+
+/// A gather as numbers: the first `seqlen_kv` tokens of each sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GatherProblem {
+    /// The cache.
+    pub cache: CacheShape,
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of a sequence in the operands. One that has fewer has padding behind them, which is for attention that knows its length.
+    pub seqlen_kv: usize,
+}
+
+impl GatherProblem {
+    /// Shape of the operands.
+    #[must_use]
+    pub const fn shape(&self) -> Shape {
+        let CacheShape { heads_kv, head_dim, .. } = self.cache;
+        Shape { batch: self.batch, heads: heads_kv, seqlen: self.seqlen_kv, head_dim }
+    }
+
+    /// Whether there is a kernel for it: its grid, and the lengths of the operands' arrays.
+    pub(crate) fn check(&self) -> Result<(u32, Lengths)> {
+        self.cache.check()?;
+        let lengths = Lengths::of(self.shape())?;
+        let grid = gather_ctas(self.batch, self.cache.heads_kv, self.seqlen_kv);
+        let ctas = grid.ok_or_else(|| Error::Grid { kernel: "gather_pages", shape: self.shape().to_string() })?;
+        Ok((ctas, lengths))
+    }
+
+    /// What the kernel is handed, all but the addresses.
+    ///
+    /// # Errors
+    /// Tables of other sequences, or with fewer blocks.
+    #[doc(hidden)]
+    pub fn params(&self, batch: usize, max_blocks: usize) -> Result<GatherParams> {
+        crate::quantized::check_len("the tables' batch", batch, self.batch)?;
+        let expected = kv_blocks(self.seqlen_kv);
+        if max_blocks < expected {
+            return Err(Error::Length { name: "a row of block_table", given: max_blocks, expected });
+        }
+        Ok(GatherParams {
+            pages: self.cache.pages as u32,
+            table_stride: max_blocks as u32,
+            seqlen_kv: self.seqlen_kv as u32,
+            heads_kv: self.cache.heads_kv as u32,
+            head_dim: self.cache.head_dim as u32,
+            ..GatherParams::NONE
+        })
+    }
+}
+
+impl HostCache {
+    /// The first `seqlen_kv` tokens of each sequence as operands of the default scheme, which attention of any number of queries reads: for a prompt that
+    /// has a part of its tokens in the cache already. A sequence that has fewer has padding behind them.
+    ///
+    /// # Errors
+    /// Wrong arrays or tables; fewer blocks than so many tokens have.
+    pub fn gather(&self, tables: &HostTables, seqlen_kv: usize) -> Result<(HostK, HostV)> {
+        self.check()?;
+        tables.check(&self.shape)?;
+        let CacheShape { heads_kv, head_dim: d, .. } = self.shape;
+        let problem = GatherProblem { cache: self.shape, batch: tables.batch, seqlen_kv };
+        let (_, lengths) = problem.check()?;
+        problem.params(tables.batch, tables.max_blocks)?;
+        let offset = self.k_offset.clone().unwrap_or_else(|| vec![0.0; heads_kv * d]);
+        let (shape, scheme, format) = (problem.shape(), Scheme::Default, PackedFormat::CURRENT);
+        let mut k = QuantizedK {
+            shape,
+            scheme,
+            format,
+            data: vec![0; lengths.kv_data],
+            scale: vec![0.0; lengths.kv_scale],
+            block_scale: vec![0.0; lengths.blocks],
+            offset: offset.repeat(tables.batch),
+        };
+        let mut v = QuantizedV {
+            shape,
+            scheme,
+            format,
+            data: vec![v_byte(0); lengths.kv_data],
+            scale: vec![0.0; lengths.kv_scale],
+            block_scale: vec![MIN_SCALE; lengths.blocks],
+            unit: vec![1.0; lengths.heads],
+        };
+        let blocks = kv_blocks(seqlen_kv);
+        for to in 0..lengths.blocks {
+            let (head, block) = (to / blocks, to % blocks);
+            let (sequence, head) = (head / heads_kv, head % heads_kv);
+            let len = (tables.seqlens_kv[sequence] as usize).min(seqlen_kv);
+            let count = len.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
+            if count == 0 {
+                continue;
+            }
+            let page = tables.block_table[sequence * tables.max_blocks + block] as usize;
+            let page = &self.pool[page_head_offset(page, head, heads_kv, d)..][..page_head_bytes(d)];
+            let scale = |from: usize, key: usize| {
+                f32::from_le_bytes(std::array::from_fn(|i| page[from + size_of::<f32>() * key + i]))
+            };
+            for key in 0..count {
+                for dim in 0..d {
+                    let [of_k, of_v] = [k_offset(key, dim), v_offset(key, dim, d)];
+                    k.data[to * block_bytes(d) + of_k] = page[of_k] as i8;
+                    v.data[to * block_bytes(d) + of_v] = page[page_v_offset(d) + of_v] as i8;
+                }
+                k.scale[to * KV_BLOCK + key] = scale(page_k_scale_offset(d), key);
+                v.scale[to * KV_BLOCK + key] = scale(page_v_scale_offset(d), key);
+            }
+            let [of_k, of_v] = [&k.scale, &v.scale].map(|scales| &scales[to * KV_BLOCK..][..count]);
+            // Of those that are numbers.
+            k.block_scale[to] = of_k.iter().copied().fold(0.0, f32::max);
+            v.block_scale[to] = if of_v.iter().all(|&scale| scale == of_v[0]) { of_v[0] } else { f32::NAN };
+        }
+        Ok((k, v))
+    }
+}

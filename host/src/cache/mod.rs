@@ -1,0 +1,288 @@
+//! A paged cache of K and V (docs/kernel-abi.md, "Paged cache"): pages of 128 tokens in one pool, which block tables make sequences of.
+//!
+//! ```
+//! use int_flash_attention::{CacheShape, DType, HostCache, HostTables, HostTensor, Shape, TensorLayout};
+//! // one layer: 6 pages of 128 tokens, 2 heads of 64 channels
+//! let mut cache = HostCache::alloc(CacheShape::new(6, 2, 64)?)?;
+//! // two sequences, with pages of their own
+//! let mut tables = HostTables::contiguous(2, 3);
+//! let slots = tables.extend(&[130, 1])?;
+//! let new = TensorLayout::bnhd(Shape::new(1, 2, 131, 64)?); // tokens, heads, head_dim
+//! let x = HostTensor::from_fn(DType::F16, new, |_, h, n, d| ((h + n * d) as f32).sin())?;
+//! cache.append(&x, &x, &slots)?;
+//! assert_eq!(tables.seqlens_kv, [130, 1]);
+//! # Ok::<(), int_flash_attention::Error>(())
+//! ```
+
+use crate::decode::{HostPagedKv, PagedKv};
+use crate::error::{Error, Result};
+use crate::problem::{AttentionProblem, Scheme, check_head_dim};
+use crate::quantized::HostQ;
+use crate::reference;
+use crate::shape::Shape;
+use crate::tensor::HostTensor;
+use int_flash_attention_kernels::layout::page::{CACHE_FORMAT, MAX_PAGES, PAGE_TOKENS, page_bytes};
+
+mod append;
+mod gather;
+mod tables;
+
+pub use append::AppendProblem;
+pub use gather::GatherProblem;
+pub use tables::{HostTables, PageTables};
+
+/// How the bytes of a pool's pages lie, and what they mean. Version 1.
+///
+/// As of [`PackedFormat`](crate::PackedFormat): who keeps pages beyond a process stores [`version`](Self::version) with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CacheFormat(());
+
+impl CacheFormat {
+    /// What this version of the library reads and writes.
+    pub const CURRENT: Self = Self(());
+
+    /// The number to store.
+    #[must_use]
+    pub const fn version(self) -> u32 {
+        CACHE_FORMAT
+    }
+
+    /// The format with a stored number.
+    ///
+    /// # Errors
+    /// A version that this library does not read.
+    pub const fn from_version(version: u32) -> Result<Self> {
+        if version == CACHE_FORMAT { Ok(Self::CURRENT) } else { Err(Error::CacheFormat { given: version }) }
+    }
+}
+
+/// The sizes of a cache of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CacheShape {
+    /// Pages of 128 tokens.
+    pub pages: usize,
+    /// Heads of K and V.
+    pub heads_kv: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+}
+
+impl CacheShape {
+    /// Tokens of a page.
+    pub const PAGE_TOKENS: usize = PAGE_TOKENS;
+
+    /// Checked sizes.
+    ///
+    /// # Errors
+    /// A size of zero, more than 2^25 - 1 pages, more bytes than 63 bits hold, or a head dim without kernels.
+    pub fn new(pages: usize, heads_kv: usize, head_dim: usize) -> Result<Self> {
+        let shape = Self { pages, heads_kv, head_dim };
+        shape.check()?;
+        Ok(shape)
+    }
+
+    /// Whether [`new`](Self::new) would have made it: the sizes are public.
+    pub(crate) fn check(&self) -> Result<()> {
+        for (name, size) in [("the number of pages", self.pages), ("heads_kv", self.heads_kv)] {
+            if size == 0 {
+                return Err(Error::ZeroSize { name });
+            }
+        }
+        check_head_dim(self.head_dim)?;
+        if self.pages > MAX_PAGES {
+            let way = "a slot is a number of 32 bits; use several caches";
+            return Err(Error::TooLarge { name: "the number of pages", given: self.pages, max: MAX_PAGES, way });
+        }
+        let way = "give each GPU its part of the heads";
+        let max = u32::MAX as usize >> 8;
+        if self.heads_kv > max {
+            return Err(Error::TooLarge { name: "heads_kv", given: self.heads_kv, max, way });
+        }
+        match page_bytes(self.heads_kv, self.head_dim).checked_mul(self.pages) {
+            Some(bytes) if i64::try_from(bytes).is_ok() => Ok(()),
+            _ => Err(Error::Overflow { what: "the bytes", shape: format!("{self:?}") }),
+        }
+    }
+
+    /// Bytes of a page.
+    #[must_use]
+    pub const fn page_bytes(&self) -> usize {
+        page_bytes(self.heads_kv, self.head_dim)
+    }
+
+    /// Bytes of the pool.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.pages * self.page_bytes()
+    }
+
+    /// Tokens that the pool holds.
+    #[must_use]
+    pub const fn slots(&self) -> usize {
+        self.pages * PAGE_TOKENS
+    }
+
+    /// Whether slots can be written at once: each in the pool, or -1 for a token that is left out, and none twice.
+    ///
+    /// # Errors
+    /// [`Error::Slot`] or [`Error::SlotTwice`], with the token.
+    pub fn check_slots(&self, slots: &[i64]) -> Result<()> {
+        let mut taken: Vec<(i64, usize)> = Vec::with_capacity(slots.len());
+        for (token, &given) in slots.iter().enumerate().filter(|&(_, &slot)| slot != -1) {
+            if !usize::try_from(given).is_ok_and(|slot| slot < self.slots()) {
+                return Err(Error::Slot { token, given, slots: self.slots() });
+            }
+            taken.push((given, token));
+        }
+        taken.sort_unstable();
+        match taken.windows(2).find(|two| two[0].0 == two[1].0) {
+            Some(two) => Err(Error::SlotTwice { slot: two[0].0, first: two[0].1, second: two[1].1 }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a tensor has one sequence of new tokens of K or V, as many as there are slots.
+    pub(crate) fn check_new(&self, name: &'static str, given: Shape, tokens: usize) -> Result<()> {
+        let expected = Shape { batch: 1, heads: self.heads_kv, seqlen: tokens, head_dim: self.head_dim };
+        AttentionProblem::check_shape(name, given, expected)
+    }
+
+    /// Whether pages are of the pool.
+    pub(crate) fn check_pages(&self, what: &'static str, pages: impl IntoIterator<Item = u32>) -> Result<()> {
+        match pages.into_iter().find(|&page| page as usize >= self.pages) {
+            Some(given) => Err(Error::NoPage { what: what.into(), given, pages: self.pages }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A cache of one layer: `P` is an array of bytes, `F` one of `f32`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KvCache<P, F> {
+    /// The sizes.
+    pub shape: CacheShape,
+    /// How the pages lie.
+    pub format: CacheFormat,
+    /// The pool, [`CacheShape::bytes`], from an address that is a multiple of 16.
+    pub pool: P,
+    /// What is taken out of every token of a head of K, `[heads_kv][head_dim]`: a constant, which must not change while tokens are in use that
+    /// were written with it. `None` takes nothing out.
+    pub k_offset: Option<F>,
+}
+
+/// A cache in the host's memory, for the CPU.
+pub type HostCache = KvCache<Vec<u8>, Vec<f32>>;
+
+impl HostCache {
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// Wrong sizes, or memory that the system does not give.
+    pub fn alloc(shape: CacheShape) -> Result<Self> {
+        shape.check()?;
+        let mut pool = Vec::new();
+        let bytes = shape.bytes();
+        pool.try_reserve_exact(bytes).map_err(|_| Error::Memory { what: "a cache", bytes })?;
+        pool.resize(bytes, 0);
+        Ok(Self { shape, format: CacheFormat::CURRENT, pool, k_offset: None })
+    }
+
+    /// Whether both arrays have the lengths that the shape asks.
+    ///
+    /// # Errors
+    /// Wrong sizes or lengths.
+    pub fn check(&self) -> Result<()> {
+        self.shape.check()?;
+        crate::quantized::check_len("the pool", self.pool.len(), self.shape.bytes())?;
+        let channels = self.shape.heads_kv * self.shape.head_dim;
+        let offset = self.k_offset.as_ref().map_or(channels, Vec::len);
+        crate::quantized::check_len("k_offset", offset, channels)
+    }
+
+    /// Quantizes new tokens to their slots: `k` and `v` are `[1, heads_kv, tokens, head_dim]` in any layout, token `i` goes to slot `slots[i]`,
+    /// `128 * page + place in the page`, or nowhere where that is -1.
+    ///
+    /// # Errors
+    /// Arrays or tensors of other shapes; a slot that is not in the pool, or of two tokens. The cache is as it was then.
+    pub fn append(&mut self, k: &HostTensor, v: &HostTensor, slots: &[i64]) -> Result<()> {
+        self.check()?;
+        self.shape.check_new("k", k.shape(), slots.len())?;
+        self.shape.check_new("v", v.shape(), slots.len())?;
+        if v.dtype() != k.dtype() {
+            return Err(Error::DTypeMismatch { name: "v", given: v.dtype(), expected: k.dtype() });
+        }
+        self.shape.check_slots(slots)?;
+        reference::append(self, k, v, slots);
+        Ok(())
+    }
+
+    /// Quantizes queries for attention on this cache, `[batch, heads_q, tokens, head_dim]`.
+    ///
+    /// # Errors
+    /// Heads that are no multiple of the cache's, or another head dim.
+    pub fn quantize_q(&self, q: &HostTensor) -> Result<HostQ> {
+        self.check()?;
+        let Shape { batch, heads, head_dim, .. } = q.shape();
+        let CacheShape { heads_kv, .. } = self.shape;
+        if !heads.is_multiple_of(heads_kv) {
+            return Err(Error::HeadGroups { heads_q: heads, heads_kv });
+        }
+        AttentionProblem::check_shape("q", q.shape(), Shape { head_dim: self.shape.head_dim, ..q.shape() })?;
+        let offset = self.k_offset.clone().unwrap_or_else(|| vec![0.0; heads_kv * head_dim]);
+        reference::quantize_q(Scheme::Default, q, Some(&offset.repeat(batch)))
+    }
+
+    /// Copies pages, the pairs `(from, to)` one after the other.
+    ///
+    /// # Errors
+    /// A page that is not of the pool; nothing is copied then.
+    pub fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {
+        self.check()?;
+        self.shape.check_pages("a copy of pages", pairs.iter().flat_map(|&(from, to)| [from, to]))?;
+        let bytes = self.shape.page_bytes();
+        for &(from, to) in pairs {
+            let from = from as usize * bytes;
+            self.pool.copy_within(from..from + bytes, to as usize * bytes);
+        }
+        Ok(())
+    }
+
+    /// The bytes of a page, to be kept elsewhere.
+    ///
+    /// # Errors
+    /// A page that is not of the pool.
+    pub fn page(&self, page: u32) -> Result<&[u8]> {
+        self.check()?;
+        self.shape.check_pages("a read of a page", [page])?;
+        Ok(&self.pool[page as usize * self.shape.page_bytes()..][..self.shape.page_bytes()])
+    }
+
+    /// The bytes of a page, to be brought back.
+    ///
+    /// # Errors
+    /// A page that is not of the pool.
+    pub fn page_mut(&mut self, page: u32) -> Result<&mut [u8]> {
+        self.check()?;
+        self.shape.check_pages("a write of a page", [page])?;
+        let bytes = self.shape.page_bytes();
+        Ok(&mut self.pool[page as usize * bytes..][..bytes])
+    }
+
+    /// The sequences that tables make of it, for [`DecodeProblem::on_cpu`](crate::DecodeProblem::on_cpu).
+    ///
+    /// # Errors
+    /// As [`HostTables::check`].
+    pub fn sequences<'a>(&'a self, tables: &'a HostTables) -> Result<HostPagedKv<'a>> {
+        self.check()?;
+        tables.check(&self.shape)?;
+        Ok(PagedKv {
+            pages: &self.pool,
+            block_table: &tables.block_table,
+            table_stride: tables.max_blocks,
+            seqlens_kv: &tables.seqlens_kv,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! Which pages a sequence is made of, and how long it is.
+
+use super::CacheShape;
+use crate::error::{Error, Result};
+use int_flash_attention_kernels::layout::page::PAGE_TOKENS;
+use std::collections::HashMap;
+
+/// The block tables and lengths of a batch: `T` is an array of `u32`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PageTables<T> {
+    /// Sequences.
+    pub batch: usize,
+    /// Entries of a sequence.
+    pub max_blocks: usize,
+    /// The page of each block of 128 tokens, `[batch][max_blocks]`. What is behind a sequence's length means nothing.
+    pub block_table: T,
+    /// Tokens of each sequence, `[batch]`.
+    pub seqlens_kv: T,
+}
+
+/// Block tables and lengths in the host's memory.
+pub type HostTables = PageTables<Vec<u32>>;
+
+impl HostTables {
+    /// Empty sequences whose pages follow one another: a contiguous cache. It is of `batch * max_blocks` pages.
+    #[must_use]
+    pub fn contiguous(batch: usize, max_blocks: usize) -> Self {
+        let entries = batch.saturating_mul(max_blocks) as u32;
+        Self { batch, max_blocks, block_table: (0..entries).collect(), seqlens_kv: vec![0; batch] }
+    }
+
+    /// Whether the arrays have the lengths that the sizes ask, every length fits its table, and every page in use is of the pool.
+    ///
+    /// # Errors
+    /// Wrong lengths of the arrays; [`Error::SequenceLength`] or [`Error::NoPage`], with the sequence.
+    pub fn check(&self, shape: &CacheShape) -> Result<()> {
+        for sequence in 0..self.check_sizes()? {
+            for (block, &given) in self.pages_of(sequence).iter().enumerate() {
+                if given as usize >= shape.pages {
+                    let what = format!("block {block} of sequence {sequence}");
+                    return Err(Error::NoPage { what, given, pages: shape.pages });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of sequences, once lengths are known to be right.
+    fn check_sizes(&self) -> Result<usize> {
+        let entries = self.batch.saturating_mul(self.max_blocks);
+        crate::quantized::check_len("block_table", self.block_table.len(), entries)?;
+        crate::quantized::check_len("seqlens_kv", self.seqlens_kv.len(), self.batch)?;
+        let max = self.max_blocks.saturating_mul(PAGE_TOKENS);
+        match self.seqlens_kv.iter().position(|&given| given as usize > max) {
+            Some(sequence) => Err(Error::SequenceLength { sequence, given: self.seqlens_kv[sequence] as usize, max }),
+            None => Ok(self.batch),
+        }
+    }
+
+    /// The pages in use of a sequence.
+    fn pages_of(&self, sequence: usize) -> &[u32] {
+        let blocks = (self.seqlens_kv[sequence] as usize).div_ceil(PAGE_TOKENS);
+        &self.block_table[sequence * self.max_blocks..][..blocks]
+    }
+
+    /// Makes sequence `i` longer by `new[i]` tokens, and gives the slots of all new tokens, those of a sequence after the other, as
+    /// [`HostCache::append`](super::HostCache::append) and `AppendPlan` take them.
+    ///
+    /// # Errors
+    /// Not a number for each sequence; [`Error::SequenceLength`] where a table has no room; [`Error::SharedPage`] where a page that would be
+    /// written is in use by another sequence too, or twice by one: copy it first (`copy_pages`). The lengths are as they were then.
+    pub fn extend(&mut self, new: &[usize]) -> Result<Vec<i64>> {
+        self.check_sizes()?;
+        crate::quantized::check_len("the numbers of new tokens", new.len(), self.batch)?;
+        let mut longer = self.clone();
+        for (length, &new) in longer.seqlens_kv.iter_mut().zip(new) {
+            // What is too long is found below.
+            *length = u32::try_from(new).ok().and_then(|new| length.checked_add(new)).unwrap_or(u32::MAX);
+        }
+        longer.check_sizes()?;
+        let mut uses: HashMap<u32, (usize, usize)> = HashMap::new();
+        for sequence in 0..self.batch {
+            for &page in longer.pages_of(sequence) {
+                let (count, first) = uses.entry(page).or_insert((0, sequence));
+                *count += 1;
+                *first = (*first).min(sequence);
+            }
+        }
+        let mut slots = Vec::with_capacity(new.iter().sum());
+        for sequence in 0..self.batch {
+            for token in self.seqlens_kv[sequence] as usize..longer.seqlens_kv[sequence] as usize {
+                let page = longer.pages_of(sequence)[token / PAGE_TOKENS];
+                if let Some(&(count, first)) = uses.get(&page)
+                    && count > 1
+                {
+                    let other = if first == sequence { self.other_user(&longer, page, sequence) } else { first };
+                    return Err(Error::SharedPage { page, sequence, other });
+                }
+                slots.push((page as usize * PAGE_TOKENS + token % PAGE_TOKENS) as i64);
+            }
+        }
+        *self = longer;
+        Ok(slots)
+    }
+
+    /// Another sequence that uses a page, or this one where it uses it twice.
+    fn other_user(&self, longer: &Self, page: u32, sequence: usize) -> usize {
+        (0..self.batch).find(|&other| other != sequence && longer.pages_of(other).contains(&page)).unwrap_or(sequence)
+    }
+}

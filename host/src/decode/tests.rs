@@ -1,0 +1,33 @@
+use super::*;
+
+const GOOD: DecodeProblem = DecodeProblem::new(2, 8, 2, 1000, 128);
+
+#[test]
+fn problems_without_kernels_are_refused_in_sentences() {
+    assert_eq!(GOOD.check(), Ok(()));
+    for (problem, part) in [
+        (DecodeProblem { seqlen_q: 9, ..GOOD }, "seqlen_q is 9"),
+        (DecodeProblem { seqlen_q: 0, ..GOOD }, "seqlen_q is 0"),
+        (DecodeProblem { head_dim: 80, ..GOOD }, "head_dim is 80"),
+        (DecodeProblem { heads_q: 7, ..GOOD }, "7 query heads"),
+        (DecodeProblem { softcap: Some(0.0), ..GOOD }, "softcap is 0"),
+        (DecodeProblem { softcap: Some(f32::NAN), ..GOOD }, "softcap is NaN"),
+        (DecodeProblem { softmax_scale: Some(f32::INFINITY), ..GOOD }, "softmax_scale is inf"),
+        (DecodeProblem { split: Split::Fixed(100), ..GOOD }, "split of 100 keys"),
+        (DecodeProblem { split: Split::Fixed(0), ..GOOD }, "split of 0 keys"),
+        (DecodeProblem { batch: 60000, max_seqlen_kv: 1 << 30, ..GOOD }, "the work of a decode"),
+    ] {
+        let error = problem.check().unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn pools_and_tables_are_checked() {
+    let page = page_bytes(2, 128);
+    assert_eq!(GOOD.check_pages(3 * page, 8), Ok(3));
+    assert_eq!(GOOD.check_pages(0, 8), Ok(0));
+    assert!(GOOD.check_pages(3 * page + 1, 8).unwrap_err().to_string().contains("whole number of pages"));
+    assert!(GOOD.check_pages(3 * page, 7).unwrap_err().to_string().contains("a row of block_table"));
+    assert_eq!(GOOD.table_len(10), 18);
+}

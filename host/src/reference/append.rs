@@ -1,0 +1,87 @@
+//! New tokens to the pages of a cache (docs/kernel-abi.md, "Paged cache").
+
+use super::codes::{amax, code, rotate, rotate_token_of_v, round_up_to_step, token_scale, v_scale};
+use super::quantize::share;
+use crate::cache::HostCache;
+use crate::tensor::HostTensor;
+use int_flash_attention_kernels::layout::page::{
+    PAGE_TOKENS, page_head_bytes, page_head_offset, page_k_scale_offset, page_v_offset, page_v_scale_offset,
+};
+use int_flash_attention_kernels::layout::{k_offset, v_byte, v_offset};
+use rayon::prelude::*;
+
+/// Quantizes tokens to their slots. Shapes and slots have been checked.
+pub(crate) fn append(cache: &mut HostCache, k: &HostTensor, v: &HostTensor, slots: &[i64]) {
+    let (d, heads) = (cache.shape.head_dim, cache.shape.heads_kv);
+    let pages = whole_pages(slots);
+    let offset = cache.k_offset.as_deref();
+    let of_heads: Vec<_> = (0..heads)
+        .into_par_iter()
+        .map(|head| {
+            let offset = offset.map(|offset| &offset[head * d..][..d]);
+            [tokens_of_k(k.read_head(0, head), offset, d), tokens_of_v(v.read_head(0, head), &pages, d)]
+        })
+        .collect();
+    for (head, [k, v]) in of_heads.iter().enumerate() {
+        for (token, &slot) in slots.iter().enumerate().filter(|&(_, &slot)| slot >= 0) {
+            let (page, key) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
+            let page = &mut cache.pool[page_head_offset(page, head, heads, d)..][..page_head_bytes(d)];
+            for dim in 0..d {
+                page[k_offset(key, dim)] = k.codes[token * d + dim] as u8;
+                page[page_v_offset(d) + v_offset(key, dim, d)] = v_byte(v.codes[token * d + dim]) as u8;
+            }
+            for (from, scale) in [(page_k_scale_offset(d), k.scales[token]), (page_v_scale_offset(d), v.scales[token])]
+            {
+                page[from + size_of::<f32>() * key..][..size_of::<f32>()].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// A head's tokens.
+struct Tokens {
+    scales: Vec<f32>,
+    codes: Vec<i8>,
+}
+
+/// The tokens at which 128 begin that have the slots of a whole page in order.
+fn whole_pages(slots: &[i64]) -> Vec<usize> {
+    let whole = |page: &[i64]| {
+        page[0] >= 0 && page[0] % PAGE_TOKENS as i64 == 0 && page.windows(2).all(|two| two[0] + 1 == two[1])
+    };
+    slots.windows(PAGE_TOKENS).enumerate().filter(|(_, page)| whole(page)).map(|(token, _)| token).collect()
+}
+
+fn tokens_of_k(mut rows: Vec<f32>, offset: Option<&[f32]>, d: usize) -> Tokens {
+    let scale = |row: &mut [f32]| {
+        for (x, &offset) in row.iter_mut().zip(offset.into_iter().flatten()) {
+            *x -= offset;
+        }
+        rotate(row);
+        token_scale(amax(row))
+    };
+    let scales: Vec<f32> = rows.chunks_exact_mut(d).map(scale).collect();
+    Tokens { codes: codes(&rows, &scales, d), scales }
+}
+
+fn tokens_of_v(mut rows: Vec<f32>, pages: &[usize], d: usize) -> Tokens {
+    let scale = |row: &mut [f32]| {
+        rotate_token_of_v(row);
+        v_scale(amax(row))
+    };
+    let mut scales: Vec<f32> = rows.chunks_exact_mut(d).map(scale).collect();
+    for &page in pages {
+        share(&mut scales[page..][..PAGE_TOKENS], true);
+    }
+    // What is rounded up already stays.
+    scales.iter_mut().for_each(|scale| *scale = round_up_to_step(*scale));
+    Tokens { codes: codes(&rows, &scales, d), scales }
+}
+
+fn codes(rows: &[f32], scales: &[f32], d: usize) -> Vec<i8> {
+    let of_token = |(row, &scale): (&[f32], &f32)| {
+        let inverse = 1.0 / scale;
+        row.iter().map(|&x| code(x, inverse)).collect::<Vec<_>>()
+    };
+    rows.chunks_exact(d).zip(scales).flat_map(of_token).collect()
+}

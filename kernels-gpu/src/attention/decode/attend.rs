@@ -1,0 +1,67 @@
+//! The loop.
+
+use super::output::Output;
+use super::ring::{Half, Ring};
+use super::rows::Rows;
+use super::schedule::is_edge;
+use super::scores;
+use super::softmax::Softmax;
+use super::walk::Walk;
+use crate::params::DecodeParams;
+use crate::ptx::grid_dependency::launch_dependents;
+use crate::ptx::special::ctaid_x;
+
+/// A row of the table `decode_rows`.
+pub(crate) trait Kernel {
+    const HEAD_DIM: usize;
+    /// Warps of a CTA: each makes all scores and P of a block, and the output of its part of the dims.
+    const TEAM: usize;
+    /// Whether the merge may start before all CTAs have ended.
+    const OVERLAPS: bool;
+}
+
+/// A worker's share of all blocks.
+#[inline(always)]
+pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
+    unsafe {
+        if K::OVERLAPS {
+            // The merge waits for the end of this launch, but is there by then.
+            launch_dependents();
+        }
+        let Some(mut walk) = Walk::start(params, ctaid_x()) else { return };
+        let mut current = walk.nowhere();
+        let mut ring = Ring::<K>::new();
+        let mut rows = Rows::<K>::none();
+        let (mut softmax, mut output) = (Softmax::new(), Output::<K>::zero());
+        // One round more than blocks: in the first, the first block is requested.
+        loop {
+            let next = walk.advance(params);
+            let keys = ring.next(params, &next, Half::Keys);
+            let there = current.exists && current.has_page(params);
+            let mut weights = None;
+            if there {
+                let scales = ring.scales(&current);
+                let mut s = scores::block::<K>(&rows, keys, scales, params);
+                let edge = is_edge(&params.split, current.seqlen_kv, current.block);
+                let unit = scores::finish(&mut s, &rows, &current, params, edge);
+                weights = Some(softmax.block(&mut s, &current, params, unit, scales, edge));
+            }
+            let values = ring.next(params, &next, Half::Values);
+            if let Some(weights) = &weights {
+                output.add(weights, values);
+            }
+            if !current.exists || current.ends_piece() {
+                if current.exists {
+                    output.store(params, &current, &softmax);
+                }
+                if !next.exists {
+                    break;
+                }
+                (softmax, output) = (Softmax::new(), Output::zero());
+                rows = Rows::load(params, &next);
+            }
+            current = next;
+        }
+        ring.drain();
+    }
+}

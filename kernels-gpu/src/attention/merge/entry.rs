@@ -1,0 +1,107 @@
+//! The entry points.
+
+use super::row::{Place, States, merge};
+use crate::attention::decode::scan::length;
+use crate::attention::decode::schedule::{Units, tiles};
+use crate::config::decode::{TILE_ROWS, rows_of_piece};
+use crate::division::div_rem;
+use crate::params::{MergeSplitsParams, MergeStatesParams};
+use crate::ptx::global::ld_global_v2_u32;
+use crate::ptx::grid_dependency::wait;
+use crate::ptx::special::ctaid_x;
+
+/// States that the caller has, each `[batch][heads_q][seqlen_q]` of rows.
+struct OfCaller<'a> {
+    params: &'a MergeStatesParams,
+    row: usize,
+}
+
+impl States for OfCaller<'_> {
+    #[inline(always)]
+    fn count(&self) -> u32 {
+        self.params.out.states
+    }
+
+    #[inline(always)]
+    fn o(&self, state: u32) -> *const f32 {
+        let first = self.params.o.ptr().wrapping_add(self.row * self.params.out.head_dim as usize);
+        first.wrapping_byte_offset((i64::from(state) * self.params.o_stride) as isize)
+    }
+
+    #[inline(always)]
+    fn lse(&self, state: u32) -> *const f32 {
+        let first = self.params.lse.ptr().wrapping_add(self.row);
+        first.wrapping_byte_offset((i64::from(state) * self.params.lse_stride) as isize)
+    }
+}
+
+/// Merges states of the caller's.
+///
+/// # Safety
+/// As docs/kernel-abi.md says of `merge_states`.
+#[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+#[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+pub unsafe extern "ptx-kernel" fn merge_states(params: MergeStatesParams) {
+    let place = Place::of(&params.out, ctaid_x());
+    unsafe { merge(&OfCaller { params: &params, row: place.row as usize }, &params.out, place) }
+}
+
+/// What the workers of a decode kernel left of a row.
+struct OfWorkers<'a> {
+    params: &'a MergeSplitsParams,
+    /// The first piece's place and how many pieces there are.
+    first: u32,
+    count: u32,
+    /// The row in each piece.
+    row: usize,
+}
+
+impl OfWorkers<'_> {
+    #[inline(always)]
+    fn at(&self, state: u32) -> usize {
+        (self.first + state) as usize * rows_of_piece(&self.params.split) as usize + self.row
+    }
+}
+
+impl States for OfWorkers<'_> {
+    #[inline(always)]
+    fn count(&self) -> u32 {
+        self.count
+    }
+
+    #[inline(always)]
+    fn o(&self, state: u32) -> *const f32 {
+        self.params.partial_o.ptr().wrapping_add(self.at(state) * self.params.out.head_dim as usize)
+    }
+
+    #[inline(always)]
+    fn lse(&self, state: u32) -> *const f32 {
+        self.params.partial_lse.ptr().wrapping_add(self.at(state))
+    }
+}
+
+/// Merges what the workers of a decode kernel left.
+///
+/// # Safety
+/// As docs/kernel-abi.md says of `merge_splits`.
+#[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+#[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+pub unsafe extern "ptx-kernel" fn merge_splits(params: MergeSplitsParams) {
+    let split = &params.split;
+    let place = Place::of(&params.out, ctaid_x());
+    unsafe {
+        // SAFETY: the host's plan has a group.
+        let (head, of_group) = div_rem(place.head, split.group);
+        let row = of_group * split.seqlen_q + place.token;
+        let tile = place.batch * tiles(split) + head * split.row_tiles + row / TILE_ROWS as u32;
+        let any = Units::of(split, length(split, place.batch)).count > 0;
+        if cfg!(merge_sm90) {
+            wait();
+        }
+        let [first, count] = ld_global_v2_u32(params.pieces.ptr().wrapping_add(2 * tile as usize));
+        // What is noted of a tile without units is of another launch, and what lengths that change meanwhile have left leads nowhere.
+        let first = first.min(params.out.states - 1);
+        let count = if any { count.min(params.out.states - first) } else { 0 };
+        merge(&OfWorkers { params: &params, first, count, row: row as usize % TILE_ROWS }, &params.out, place);
+    }
+}

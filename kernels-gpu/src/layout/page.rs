@@ -1,0 +1,94 @@
+//! A page of the paged cache: [`PAGE_TOKENS`] tokens of one layer, all heads of K and V, in one piece.
+//!
+//! ```text
+//! pool  [pages][heads_kv]
+//!         K block  [128 * head_dim]     layout::k_offset
+//!         V block  [128 * head_dim]     layout::v_offset
+//!         k_scale  f32 [128]
+//!         v_scale  f32 [128]
+//! ```
+//!
+//! There is no header and nothing of the page as a whole: a token is `head_dim` bytes of K in a row of each panel, as many single bytes of V,
+//! and two scales a head. So a page is shared, copied or swapped as a plain range of bytes, and an append changes its tokens' bytes
+//! alone.
+
+use super::{KV_BLOCK, block_bytes};
+
+/// Version of the pages' bytes and of what they mean; it counts up with [`PACKED_FORMAT`](super::PACKED_FORMAT) too.
+pub const CACHE_FORMAT: u32 = 1;
+/// Tokens of a page: a block.
+pub const PAGE_TOKENS: usize = KV_BLOCK;
+/// Most pages of a pool: every slot, and the number that means none, is then a `u32`.
+pub const MAX_PAGES: usize = u32::MAX as usize / PAGE_TOKENS;
+/// The slot of a token that is not to be written.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// Bytes of one head of a page.
+#[inline(always)]
+#[must_use]
+pub const fn page_head_bytes(head_dim: usize) -> usize {
+    2 * block_bytes(head_dim) + 2 * size_of::<f32>() * PAGE_TOKENS
+}
+
+/// Bytes of a page.
+#[inline(always)]
+#[must_use]
+pub const fn page_bytes(heads_kv: usize, head_dim: usize) -> usize {
+    heads_kv * page_head_bytes(head_dim)
+}
+
+/// Byte of the pool at which a page's head begins, with its block of K.
+#[inline(always)]
+#[must_use]
+pub const fn page_head_offset(page: usize, head_kv: usize, heads_kv: usize, head_dim: usize) -> usize {
+    (page * heads_kv + head_kv) * page_head_bytes(head_dim)
+}
+
+/// Byte of a page's head at which its block of V begins.
+#[inline(always)]
+#[must_use]
+pub const fn page_v_offset(head_dim: usize) -> usize {
+    block_bytes(head_dim)
+}
+
+/// Byte of a page's head at which K's scales begin.
+#[inline(always)]
+#[must_use]
+pub const fn page_k_scale_offset(head_dim: usize) -> usize {
+    2 * block_bytes(head_dim)
+}
+
+/// Byte of a page's head at which V's scales begin.
+#[inline(always)]
+#[must_use]
+pub const fn page_v_scale_offset(head_dim: usize) -> usize {
+    page_k_scale_offset(head_dim) + size_of::<f32>() * PAGE_TOKENS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{HEAD_DIMS, PACKED_FORMAT};
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_head_follow_one_another_aligned() {
+        for d in HEAD_DIMS {
+            assert_eq!(page_v_offset(d), block_bytes(d));
+            assert_eq!(page_k_scale_offset(d), page_v_offset(d) + block_bytes(d));
+            assert_eq!(page_v_scale_offset(d), page_k_scale_offset(d) + 512);
+            assert_eq!(page_head_bytes(d), page_v_scale_offset(d) + 512);
+            assert!(page_head_bytes(d).is_multiple_of(128));
+        }
+        assert_eq!(page_head_offset(3, 1, 2, 64), 3 * page_bytes(2, 64) + page_head_bytes(64));
+    }
+
+    #[test]
+    fn no_slot_of_a_pool_is_the_one_that_means_none() {
+        assert!(((MAX_PAGES * PAGE_TOKENS) as u64) <= u64::from(NO_SLOT));
+    }
+
+    #[test]
+    fn the_format_counts_up_with_that_of_the_blocks() {
+        assert_eq!((CACHE_FORMAT, PACKED_FORMAT), (1, 3), "new blocks need a new version of the pages");
+    }
+}

@@ -1,0 +1,95 @@
+//! The entry points: parameters to CTAs' work (docs/kernel-abi.md, "Entry points").
+
+use super::pages::{self, slot};
+use super::rows::{self, KEYS, QUERIES, STAGED_VALUES, VALUES};
+use super::work::{Operand, Work, has_no_page};
+use crate::element::{Bf16, Element, F16, F32, Rows};
+use crate::layout::page::{PAGE_TOKENS, page_head_offset, page_v_offset, page_v_scale_offset};
+use crate::params::AppendParams;
+use crate::ptx::barrier::bar_sync;
+use crate::ptx::opaque::opaque;
+use crate::ptx::special::{ctaid_x, ntid_x};
+use crate::quantize::tile::Tile;
+use crate::quantize::values;
+use core::ptr::null_mut;
+
+#[inline(always)]
+unsafe fn append<E: Element>(p: &AppendParams) {
+    let work = Work::new(p.tokens, p.heads_q, p.heads_kv, p.head_dim.next_power_of_two(), ntid_x());
+    let item = work.item(ctaid_x());
+    if item.first >= p.tokens {
+        return;
+    }
+    let end = item.end.min(p.tokens);
+    unsafe {
+        match item.operand {
+            Operand::Keys => rows::quantize::<E, KEYS>(p, item.head, item.first, end, 0),
+            Operand::Queries => rows::quantize::<E, QUERIES>(p, item.head, item.first, end, 0),
+            Operand::Values if has_no_page(p.tokens) => {
+                rows::quantize::<E, VALUES>(p, item.head, item.first, end, item.part);
+            }
+            Operand::Values => {
+                let window = pages::window(p, item.first);
+                if window.page < window.end {
+                    whole_page::<E>(p, item.head, window.page);
+                    // All have read what is in shared memory.
+                    bar_sync();
+                }
+                let mut first = window.rest;
+                while first < window.page {
+                    let end = window.page.min(first + work.row_tokens);
+                    rows::quantize::<E, STAGED_VALUES>(p, item.head, first, end, 0);
+                    bar_sync();
+                    rows::store_staged(p, item.head, first, end);
+                    bar_sync();
+                    first = opaque(end);
+                }
+            }
+        }
+    }
+}
+
+/// V of the 128 tokens from `first` on, which are a page.
+#[inline(always)]
+unsafe fn whole_page<E: Element>(p: &AppendParams, head: u32, first: u32) {
+    unsafe {
+        let d = p.head_dim as usize;
+        let slot_of_first = slot(p, first);
+        // Floats leave no register for it.
+        let again = E::BYTES == 4;
+        let out = |_| {
+            let slot = if again { slot(p, opaque(first)) } else { opaque(slot_of_first) };
+            let of_page = page_head_offset(slot as usize / PAGE_TOKENS, head as usize, p.heads_kv as usize, d);
+            let page = p.pool.ptr().cast_mut().wrapping_add(of_page);
+            values::Output {
+                bytes: page.wrapping_add(page_v_offset(d)),
+                scale: page.wrapping_add(page_v_scale_offset(d)).cast(),
+                block_scale: null_mut(),
+                unit: null_mut(),
+            }
+        };
+        let rows = || Rows::new::<E>(&p.v, 0, head).skip(opaque(first));
+        let tile = Tile { index: 0, seqlen: PAGE_TOKENS as u32 };
+        values::quantize::<E>(p.head_dim, true, true, 0.0, rows, tile, 1, out);
+    }
+}
+
+macro_rules! entries {
+    ($($element:ty => $append:ident;)*) => {$(
+        /// New tokens to the pages of a cache, and their queries.
+        ///
+        /// # Safety
+        /// As docs/kernel-abi.md says of `append_*`.
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+        pub unsafe extern "ptx-kernel" fn $append(params: AppendParams) {
+            unsafe { append::<$element>(&params) }
+        }
+    )*};
+}
+
+entries! {
+    F16 => append_f16;
+    Bf16 => append_bf16;
+    F32 => append_f32;
+}

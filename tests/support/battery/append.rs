@@ -1,0 +1,90 @@
+//! Appends to a paged cache.
+
+use super::Check;
+use crate::cache::{New, any_cache, any_slots, append_as_reference};
+use crate::case::Placement;
+use crate::sim::{Places, SimulatedCache, Simulator};
+use crate::values::{Noise, Values};
+use anyhow::{Context, Result};
+use int_flash_attention::{CacheShape, DType, HostCache, HostTensor, Shape};
+use int_flash_attention_kernels::layout::HEAD_DIMS;
+use ptx_machine::Module;
+use std::sync::Arc;
+
+/// A run of an append.
+pub struct AppendCheck {
+    cache: HostCache,
+    /// Queries, keys, values.
+    tensors: [HostTensor; 3],
+    seqlen_q: usize,
+    slots: Vec<i64>,
+    wide: bool,
+    places: Places,
+    ahead: usize,
+}
+
+impl AppendCheck {
+    pub(super) fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
+        let simulator = Simulator::new().with_places(self.places).with_module(name, module.clone());
+        let [q, k, v] = &self.tensors;
+        let new = New { q: Some((q, self.seqlen_q)), k, v, slots: &self.slots, wide: self.wide };
+        let mut cache = SimulatedCache::new(&simulator, self.cache.clone()).behind(self.ahead);
+        append_as_reference(&mut cache, &new).with_context(|| format!("{:?}, {:?}", self.places, k.shape()))
+    }
+}
+
+/// The checks of the kernel for this type.
+pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    let odd = Placement::Padded { token: 1, head: 3, batch: 0 };
+    let even = Placement::Padded { token: 32, head: 64, batch: 0 };
+    for (i, (tokens, placement, places, ahead)) in [
+        (1, Placement::Bnhd, Places::Usual, 0),
+        (70, even, Places::Usual, 0),
+        (131, even, Places::Usual, 0),
+        (300, Placement::Bhnd, Places::Usual, 0),
+        (40, odd, Places::Usual, 0),
+        (200, odd, Places::Usual, 0),
+        (140, even, Places::Aligned(8), 0),
+        (140, even, Places::Far(1), 0),
+        (140, even, Places::Far(2), 0),
+        // More bytes of pages than 32 bits count.
+        (140, even, Places::Usual, 1 << 19),
+        (20, even, Places::Usual, 1 << 19),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (j, head_dim) in HEAD_DIMS.into_iter().enumerate() {
+            // Each place with some of the head dims.
+            if i >= 2 && (i + j) % 3 != 0 {
+                continue;
+            }
+            let seed = (i * HEAD_DIMS.len() + j) as u64;
+            let shape = CacheShape::new(5, 2, head_dim)?;
+            let mut noise = Noise::new(seed, [8; 4]);
+            let mut slots = any_slots(&shape, tokens, &mut noise);
+            if tokens > 130 {
+                // A whole page somewhere.
+                let first = i % (tokens - 128);
+                slots.iter_mut().for_each(|slot| *slot = if (128..256).contains(slot) { -1 } else { *slot });
+                slots[first..first + 128].iter_mut().zip(128..).for_each(|(slot, page)| *slot = page);
+            }
+            slots[0] = if tokens > 1 { 1 << 40 | 3 } else { slots[0] };
+            let tensor = |heads: usize, values: Values| {
+                values.tensor(dtype, placement.layout(Shape::new(1, heads, tokens, head_dim)?)?, seed + heads as u64)
+            };
+            let loud = if i % 2 == 0 { Values::Normal } else { Values::LoudTokens };
+            checks.push(Check::Append(Box::new(AppendCheck {
+                cache: any_cache(shape, (i + j) % 2 == 0, seed),
+                tensors: [tensor(4, Values::Normal)?, tensor(2, Values::OutlierChannels)?, tensor(2, loud)?],
+                seqlen_q: if tokens % 2 == 0 { 2 } else { 1 },
+                slots,
+                wide: true,
+                places,
+                ahead,
+            })));
+        }
+    }
+    Ok(checks)
+}

@@ -1,0 +1,88 @@
+//! What appends, and copies of pages, refuse.
+
+use crate::nothing_is_left;
+use half::f16;
+use int_flash_attention::{
+    AppendProblem, Appended, AttentionProblem, CacheShape, DType, DeviceBuffer, DeviceCache, DeviceQ, DeviceSliceMut,
+    Error, Gpu, NewTokens, Shape, Slots, TensorLayout, ViewMutCache,
+};
+use pretended_driver::{PretendedGpu, begin};
+
+#[test]
+fn appends_refuse_what_does_not_fit() {
+    let session = begin(&[PretendedGpu::H200, PretendedGpu::H200]);
+    {
+        let (gpu, other) = (Gpu::new(0).unwrap(), Gpu::new(1).unwrap());
+        let stream = gpu.stream().unwrap();
+        let shape = CacheShape::new(3, 2, 64).unwrap();
+        let problem = AppendProblem { cache: shape, heads_q: 4, max_tokens: 130, dtype: DType::F16 };
+        for wrong in [
+            AppendProblem { heads_q: 3, ..problem },
+            AppendProblem { max_tokens: 0, ..problem },
+            AppendProblem { max_tokens: 1 << 31, ..problem },
+            AppendProblem { cache: CacheShape { pages: 1 << 25, ..shape }, ..problem },
+        ] {
+            assert!(gpu.plan_append(&wrong).is_err(), "{wrong:?}");
+        }
+        let plan = gpu.plan_append(&problem).unwrap();
+        let mut cache = DeviceCache::alloc(&gpu, shape).unwrap();
+        let data: DeviceBuffer<f16> = gpu.alloc(130 * 4 * 64).unwrap();
+        let slots: DeviceBuffer<i64> = gpu.alloc(130).unwrap();
+        let mut q_out = DeviceQ::alloc(&gpu, &AttentionProblem::new(65, 4, 2, 2, 1, 64)).unwrap();
+        let layout = |heads, tokens| TensorLayout::bnhd(Shape::new(1, heads, tokens, 64).unwrap());
+        let tensor = |heads, tokens| NewTokens { data: (&data).into(), layout: layout(heads, tokens) };
+        let good = Appended {
+            q: Some(tensor(4, 130)),
+            k: tensor(2, 130),
+            v: tensor(2, 130),
+            slots: Slots::I64(slots.slice()),
+        };
+        plan.launch(&stream, &good, &mut cache.view_mut(), Some(&mut q_out.view_mut())).unwrap();
+
+        let mut refused = |new: &Appended<'_>, cache: &mut ViewMutCache<'_>| {
+            plan.launch(&stream, new, cache, Some(&mut q_out.view_mut())).unwrap_err()
+        };
+        let (floats, far): (DeviceBuffer<f32>, DeviceBuffer<f16>) =
+            (gpu.alloc(130 * 2 * 64).unwrap(), other.alloc(130 * 2 * 64).unwrap());
+        let of = |data| NewTokens { data, layout: layout(2, 130) };
+        let mut view = cache.view_mut();
+        for (new, sentence) in [
+            (Appended { q: None, ..good }, "q was not given"),
+            (Appended { k: tensor(4, 130), ..good }, "k has the shape"),
+            (Appended { v: tensor(2, 129), ..good }, "v has the shape"),
+            (Appended { q: Some(tensor(2, 130)), ..good }, "q has the shape"),
+            (Appended { k: of((&floats).into()), ..good }, "k holds f32"),
+            (Appended { v: of((&far).into()), ..good }, "v is of CUDA device 1"),
+            (Appended { slots: Slots::I64(slots.slice().range(1, 130).unwrap()), ..good }, "the slots holds 129"),
+            (Appended { k: tensor(2, 131), ..good }, "the number of new tokens is 131"),
+        ] {
+            let text = refused(&new, &mut view).to_string();
+            assert!(text.starts_with(sentence), "{sentence}: {text}");
+        }
+        let pool = shape.bytes();
+        // SAFETY (of both): never used, because they are refused.
+        let raw = |at, len| unsafe { DeviceSliceMut::<u8>::from_raw(at, len) };
+        let at = view.pool.ptr();
+        let mut short = ViewMutCache { pool: raw(at, pool - 1), ..cache.view_mut() };
+        assert!(matches!(refused(&good, &mut short), Error::Length { name: "the pool", .. }));
+        let mut odd = ViewMutCache { pool: raw(at + 8, pool), ..cache.view_mut() };
+        assert!(matches!(refused(&good, &mut odd), Error::Alignment { name: "the pool", .. }));
+        let mut larger = ViewMutCache { shape: CacheShape { pages: 4, ..shape }, ..cache.view_mut() };
+        assert!(matches!(refused(&good, &mut larger), Error::ShapeMismatch { name: "the cache", .. }));
+
+        // Pages, on the GPU and to the host.
+        let mut view = cache.view_mut();
+        assert!(matches!(gpu.copy_pages(&stream, &mut view, &[(0, 1), (3, 0)]), Err(Error::NoPage { given: 3, .. })));
+        gpu.copy_pages(&stream, &mut view, &[(0, 1), (1, 1)]).unwrap();
+        let mut bytes = vec![0; shape.page_bytes()];
+        assert!(matches!(
+            gpu.pages_to_host(&stream, &view.as_view(), &[0, 1], &mut bytes),
+            Err(Error::Length { expected, .. }) if expected == 2 * shape.page_bytes()
+        ));
+        gpu.pages_to_host(&stream, &view.as_view(), &[2], &mut bytes).unwrap();
+        gpu.pages_from_host(&stream, &mut view, &[1], &bytes).unwrap();
+        let recorded = gpu.capture(&stream, || gpu.pages_from_host(&stream, &mut view, &[1], &bytes));
+        assert!(matches!(recorded, Err(Error::Recording { .. })));
+    }
+    nothing_is_left(&session);
+}

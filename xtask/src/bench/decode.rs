@@ -1,0 +1,233 @@
+//! `cargo xtask bench --decode`: a step of a decoder on a paged cache, as one graph of many steps on caches that take turns, so that L2 has
+//! nothing of them left.
+
+use super::timing::{Spread, spread};
+use crate::workspace;
+use anyhow::{Result, ensure};
+use half::f16;
+use int_flash_attention::reference::{decode_bounds, first_excess};
+use int_flash_attention::{
+    AttentionOutput, DType, DecodeHeads, DecodePlan, DecodeProblem, DecodeResult, DeviceBuffer, DeviceQ, Gpu,
+    HostPagedKv, HostQ, QuantizedQ, Scheme, StreamRef, TensorLayout, ViewPagedKv,
+};
+use int_flash_attention_kernels::layout::page::{page_bytes, page_head_bytes, page_k_scale_offset};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, v_byte};
+use serde::Serialize;
+use std::path::Path;
+
+/// A row: its name in PyTorch's table, and its problem.
+struct Case {
+    name: &'static str,
+    problem: DecodeProblem,
+}
+
+const fn case(
+    name: &'static str,
+    batch: usize,
+    [heads_q, heads_kv]: [usize; 2],
+    keys: usize,
+    new: usize,
+    d: usize,
+) -> Case {
+    Case { name, problem: DecodeProblem { seqlen_q: new, ..DecodeProblem::new(batch, heads_q, heads_kv, keys, d) } }
+}
+
+const CASES: [Case; 8] = [
+    case("decode-b1-4k", 1, [32, 8], 4096, 1, 128),
+    case("decode-b1-8k", 1, [32, 8], 8192, 1, 128),
+    case("decode-b1-128k", 1, [32, 8], 131_072, 1, 128),
+    case("decode-b16-8k", 16, [32, 8], 8192, 1, 128),
+    case("decode-b64-8k", 64, [32, 8], 8192, 1, 128),
+    case("decode-b64-8k-4new", 64, [32, 8], 8192, 4, 128),
+    case("decode-b64-2k-mha-d64", 64, [16, 16], 2048, 1, 64),
+    case("decode-b4-2k-d96", 4, [32, 8], 2048, 1, 96),
+];
+
+/// Bytes of caches that take turns: several times L2.
+const ROTATED_BYTES: usize = 256 << 20;
+/// Steps of a graph.
+const STEPS: usize = 40;
+/// Graphs whose times are taken.
+const SAMPLES: usize = 15;
+
+#[derive(Serialize)]
+struct Row {
+    name: &'static str,
+    /// Microseconds of a step in the graph, kernels and gaps.
+    us: f64,
+    spread: Spread,
+    /// Bytes of K, V and their scales over that, in 1e12 a second.
+    tb_per_s: f64,
+    /// The largest difference from the reference as a share of its bound, of the first sequence.
+    error_of_bound: f64,
+}
+
+#[derive(Serialize)]
+struct Figures {
+    device: String,
+    rows: Vec<Row>,
+}
+
+/// Measures the rows whose name has `only` in it. `workers`: CTAs and the fewest blocks of one, in place of the plan's own.
+pub fn run(gpu: &Gpu, only: &str, workers: Option<(usize, usize)>, json: Option<&Path>) -> Result<()> {
+    let mut figures = Figures { device: gpu.name().to_owned(), rows: Vec::new() };
+    println!("{:<24} {:>10} {:>10} {:>12}", "", "us", "TB/s", "error/bound");
+    for case in CASES.iter().filter(|case| case.name.contains(only)) {
+        let row = measure(gpu, case, workers)?;
+        println!("{:<24} {:>10.2} {:>10.3} {:>12.3}", row.name, row.us, row.tb_per_s, row.error_of_bound);
+        figures.rows.push(row);
+    }
+    if let Some(file) = json {
+        workspace::write_atomically(file, &serde_json::to_vec_pretty(&figures)?)?;
+    }
+    Ok(())
+}
+
+/// Caches of one problem, and what a step needs.
+struct Caches {
+    problem: DecodeProblem,
+    plan: DecodePlan,
+    copies: usize,
+    pages: DeviceBuffer<u8>,
+    tables: Vec<DeviceBuffer<u32>>,
+    lengths: DeviceBuffer<u32>,
+    q: DeviceQ,
+    workspace: DeviceBuffer<f32>,
+    o: DeviceBuffer<f16>,
+    host: (Vec<u8>, Vec<u32>, HostQ),
+}
+
+impl Caches {
+    fn new(gpu: &Gpu, problem: DecodeProblem, workers: Option<(usize, usize)>) -> Result<Self> {
+        let output = AttentionOutput { layout: TensorLayout::bhnd(problem.q_shape()), dtype: DType::F16, lse: false };
+        let plan = gpu.plan_decode_with(&problem, &output, workers)?;
+        let (page, blocks) = (page_bytes(problem.heads_kv, problem.head_dim), problem.batch * problem.max_blocks());
+        let copies = ROTATED_BYTES.div_ceil(page * blocks).min(STEPS);
+        let (pattern, q) = (pattern(&problem), queries(&problem));
+        // The same few pages over and over: neither the kernel nor DRAM looks at what they hold.
+        let count = copies * blocks;
+        let pages: Vec<u8> = pattern.iter().copied().cycle().take(pattern.len().min(count * page)).collect();
+        let pages = pages.repeat((count * page).div_ceil(pages.len()))[..count * page].to_vec();
+        // In no order, as after long use.
+        let table = |copy: usize| -> Vec<u32> {
+            (0..blocks).map(|i| (copy * blocks + (i * 7919 + copy) % blocks) as u32).collect()
+        };
+        let tables = (0..copies).map(|copy| gpu.upload(&table(copy))).collect::<Result<_, _>>()?;
+        Ok(Self {
+            problem,
+            copies,
+            pages: gpu.upload(&pages)?,
+            tables,
+            lengths: gpu.upload(&vec![problem.max_seqlen_kv as u32; problem.batch])?,
+            q: DeviceQ {
+                shape: q.shape,
+                scheme: q.scheme,
+                data: gpu.upload(&q.data)?,
+                scale: gpu.upload(&q.scale)?,
+                bias: q.bias.as_ref().map(|bias| gpu.upload(bias)).transpose()?,
+            },
+            workspace: gpu.alloc(plan.workspace_len())?,
+            o: gpu.alloc(problem.q_shape().elements())?,
+            host: (pages, table(0), q),
+            plan,
+        })
+    }
+
+    fn step(&mut self, copy: usize, stream: StreamRef<'_>) -> int_flash_attention::Result<()> {
+        let cache = ViewPagedKv {
+            pages: self.pages.slice(),
+            block_table: self.tables[copy % self.copies].slice(),
+            table_stride: self.problem.max_blocks(),
+            seqlens_kv: self.lengths.slice(),
+        };
+        let result = DecodeResult { o: (&mut self.o).into(), lse: None };
+        self.plan.launch(stream, &self.q.view(), &cache, &DecodeHeads::default(), self.workspace.slice_mut(), result)
+    }
+
+    /// The first sequence against the reference, the largest difference as a share of the bound.
+    fn check(&self) -> Result<f64> {
+        let (pages, table, q) = &self.host;
+        let one = DecodeProblem { batch: 1, ..self.problem };
+        let rows = one.q_shape().rows();
+        let q = HostQ {
+            shape: one.q_shape(),
+            scheme: q.scheme,
+            data: q.data[..rows * one.head_dim].to_vec(),
+            scale: q.scale[..rows].to_vec(),
+            bias: q.bias.as_ref().map(|bias| bias[..rows].to_vec()),
+        };
+        let cache = HostPagedKv {
+            pages,
+            block_table: table,
+            table_stride: one.max_blocks(),
+            seqlens_kv: &[one.max_seqlen_kv as u32],
+        };
+        let (want, bounds) = decode_bounds(&one, &q, &cache, &DecodeHeads::default(), DType::F16)?;
+        let got: Vec<f64> = self.o.to_vec()?[..want.o.len()].iter().map(|o| o.to_f64()).collect();
+        let excess = first_excess(&got, &want.o, &bounds.o);
+        ensure!(excess.is_none(), "the output is not the reference's: {excess:?}");
+        let shares = got.iter().zip(&want.o).zip(&bounds.o).map(|((got, want), bound)| (got - want).abs() / bound);
+        Ok(shares.fold(0.0, f64::max))
+    }
+}
+
+fn measure(gpu: &Gpu, case: &Case, workers: Option<(usize, usize)>) -> Result<Row> {
+    let mut caches = Caches::new(gpu, case.problem, workers)?;
+    let stream = gpu.stream()?;
+    caches.step(0, (&stream).into())?;
+    stream.synchronize()?;
+    let error_of_bound = caches.check()?;
+    let graph = gpu.capture(&stream, || (0..STEPS).try_for_each(|step| caches.step(step, (&stream).into())))?;
+    let mut times = Vec::new();
+    for sample in 0..SAMPLES + 2 {
+        let (start, end) = (gpu.event()?, gpu.event()?);
+        start.record(&stream)?;
+        graph.launch(&stream)?;
+        end.record(&stream)?;
+        end.synchronize()?;
+        if sample >= 2 {
+            times.push(f64::from(end.elapsed_ms(&start)?) * 1e3 / STEPS as f64);
+        }
+    }
+    let spread = spread(times);
+    let p = &case.problem;
+    let bytes = p.batch * p.max_blocks() * page_bytes(p.heads_kv, p.head_dim);
+    Ok(Row {
+        name: case.name,
+        us: spread.median,
+        spread,
+        tb_per_s: bytes as f64 / spread.median * 1e-6,
+        error_of_bound,
+    })
+}
+
+/// Pages of some MB with codes and scales as a model's.
+fn pattern(problem: &DecodeProblem) -> Vec<u8> {
+    let d = problem.head_dim;
+    let page = page_bytes(problem.heads_kv, d);
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state >> 8
+    };
+    let mut bytes = vec![0; (16_usize << 20).div_ceil(page) * page];
+    for head in bytes.chunks_exact_mut(page_head_bytes(d)) {
+        let (codes, scales) = head.split_at_mut(page_k_scale_offset(d));
+        for (i, byte) in codes.iter_mut().enumerate() {
+            let code = (next() % 255) as i32 - 127;
+            *byte = if i < block_bytes(d) { code as i8 } else { v_byte(code as i8) } as u8;
+        }
+        for (i, scale) in scales.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let spread = 0.5 + (next() % 1024) as f32 / 1024.0;
+            *scale = (spread * if i < KV_BLOCK { 0.2 } else { 0.01 }).to_le_bytes();
+        }
+    }
+    bytes
+}
+
+fn queries(problem: &DecodeProblem) -> HostQ {
+    let shape = problem.q_shape();
+    let data = (0..shape.elements()).map(|i| ((i * 7919 % 255) as i32 - 127) as i8).collect();
+    let bias = Some(vec![0.0; shape.rows()]);
+    QuantizedQ { shape, scheme: Scheme::Default, data, scale: vec![0.2; shape.rows()], bias }
+}

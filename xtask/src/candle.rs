@@ -1,0 +1,48 @@
+//! The package for candle: lints and tests on the CPU, and the types of its CUDA side without a CUDA toolkit.
+
+use crate::workspace;
+use anyhow::{Context, Result};
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+/// The package, which steps for the whole workspace leave out: all its features together need nvcc.
+pub const PACKAGE: &str = "candle-int-flash-attention";
+
+/// In nvcc's place: tells a version, and writes empty files where kernels are asked for. Types do not depend on what is in them.
+const NO_NVCC: &str = r#"#!/bin/sh
+[ "$1" = --version ] && { printf '\n\n\nCuda compilation tools, release 13.0, V13.0.0\n'; exit; }
+while [ $# -gt 0 ]; do
+    case $1 in
+        -o) printf '!<arch>\n' > "$2"; shift ;;
+        --output-directory) folder=$2; shift ;;
+        *.cu) source=$1 ;;
+    esac
+    shift
+done
+[ -z "$folder" ] || : > "$folder/$(basename "$source" .cu).ptx"
+"#;
+
+/// Lints of the CUDA side, on the sources of candle-core with its feature `cuda`, candle-kernels and cudarc. Nothing is linked.
+pub fn check_cuda() -> Result<()> {
+    // A folder of its own: what comes out has no kernels in it.
+    let folder = workspace::target().join("candle-without-nvcc");
+    let tools = folder.join("bin");
+    fs::create_dir_all(&tools).with_context(|| format!("cannot make {}", tools.display()))?;
+    let nvcc = tools.join("nvcc");
+    fs::write(&nvcc, NO_NVCC)?;
+    fs::set_permissions(&nvcc, fs::Permissions::from_mode(0o755))?;
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["clippy", "--quiet", "--package", PACKAGE, "--features", "cuda", "--all-targets"]);
+    command.args(["--target-dir".as_ref(), folder.as_os_str()]).args(["--", "-D", "warnings"]);
+    command.envs([("NVCC", nvcc.as_os_str()), ("PATH", &first(&tools)?)]).env("CUDA_COMPUTE_CAP", "80");
+    workspace::capture(command.current_dir(workspace::root())).map(|_| ())
+}
+
+/// The search path with this folder before all others.
+fn first(folder: &Path) -> Result<std::ffi::OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    Ok(env::join_paths([folder.to_path_buf()].into_iter().chain(env::split_paths(&path)))?)
+}
