@@ -165,6 +165,13 @@ pub enum Error {
         posed: &'static str,
     },
 
+    /// A change of the scores for sequences that have lengths of their own.
+    #[error(
+        "what changes scores (`AttentionProblem::score_mod`) was asked for together with lengths of sequences (`AttentionProblem::sequences`), which \
+         no plan has; take one sequence at a time, or hide the padding of equal ones with a mask"
+    )]
+    ScoreLengths,
+
     /// An ALiBi slope or a sink that is no finite number.
     #[error("{name} holds {value} at element {at}; all of them have to be finite")]
     HeadValue {
@@ -417,6 +424,36 @@ pub enum Error {
         given: usize,
         /// Rows that there are.
         seqlen_q: usize,
+    },
+
+    /// Offsets of packed sequences that are none.
+    #[error(
+        "{name} has sequence {sequence} from token {begin} to {end}; offsets begin at 0, do not decrease, and are at most the {total} tokens that there are"
+    )]
+    Offsets {
+        /// Which offsets.
+        name: &'static str,
+        /// The sequence's number.
+        sequence: usize,
+        /// Where it begins.
+        begin: usize,
+        /// Where it ends.
+        end: usize,
+        /// Tokens of all sequences together.
+        total: usize,
+    },
+
+    /// A sequence longer than what was planned for.
+    #[error("{name} has {given} tokens for sequence {sequence}; the problem's sequences have at most {max}")]
+    SeqLen {
+        /// Which lengths or offsets.
+        name: &'static str,
+        /// The sequence's number.
+        sequence: usize,
+        /// Its length.
+        given: usize,
+        /// The longest one allowed.
+        max: usize,
     },
 
     /// An output or input that was left out although the plan was made with it, or the other way round.

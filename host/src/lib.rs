@@ -62,13 +62,16 @@ pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
     AnySlice, AnySliceMut, AppendPlan, Appended, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan,
-    DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceSlice, DeviceSliceMut, DeviceTables, DeviceV,
-    Event, Family, GatherPlan, Gpu, Graph, MergePlan, NewTokens, Operand, QuantizeKvPlan, QuantizeLayouts,
-    QuantizePlan, QuantizeQPlan, ScoreViews, Slots, States, Stream, StreamRef, ViewCache, ViewK, ViewMutCache,
-    ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables, ViewV,
+    DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceSeqLens, DeviceSlice, DeviceSliceMut,
+    DeviceTables, DeviceV, Event, Family, GatherPlan, Gpu, Graph, MergePlan, NewTokens, Operand, QuantizeKvPlan,
+    QuantizeLayouts, QuantizePlan, QuantizeQPlan, ScoreViews, Slots, States, Stream, StreamRef, ViewCache, ViewK,
+    ViewMutCache, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
-pub use problem::{Alibi, AttentionProblem, BiasLayout, MaskKind, MaskLayout, Scheme, ScoreMod, Window};
+pub use problem::{
+    Alibi, AttentionProblem, BiasLayout, HostSeqLens, MaskKind, MaskLayout, Scheme, ScoreMod, SeqLens, Sequences, Span,
+    Window,
+};
 pub use progress::{Progress, ProgressFn};
 pub use quantized::{HostK, HostQ, HostQuantized, HostV, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV};
 pub use scores::{HostBias, HostMask, HostScores, ScoreTensors, Scored};

@@ -17,6 +17,7 @@ pub mod dequantize;
 pub mod layout;
 pub mod params;
 pub mod quantize;
+pub mod seqlens;
 
 // A module of kernels is a part of this crate, which `--cfg kernels="PART"` selects; the entry points of the part that belong to
 // the module, `--cfg NAME` (config::Module).

@@ -104,6 +104,26 @@ pub mod operand {
 /// `window_left` or `window_right` of a window that has no end on that side.
 pub const UNLIMITED: u32 = u32::MAX;
 
+/// Where the tokens of sequences of unlike lengths lie. Without any of the arrays, all sequences have the parameter's lengths.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SeqLens {
+    /// Where queries are packed: where those of each sequence begin, and behind the last where they end, one more than sequences.
+    pub cu_seqlens_q: Global<u32>,
+    /// The same of keys and values.
+    pub cu_seqlens_kv: Global<u32>,
+    /// The keys of each sequence, where it has fewer than there are; null where all count.
+    pub seqlens_kv: Global<u32>,
+    /// Query tokens of a head of the tensors: of one sequence, or of all that are packed.
+    pub total_q: u32,
+    /// Key and value tokens of a head of the tensors.
+    pub total_kv: u32,
+    /// Not 0 where the queries of all sequences are packed.
+    pub packed_q: u32,
+    /// Not 0 where keys and values are.
+    pub packed_kv: u32,
+}
+
 /// The parameter of every INT8 attention kernel, of both families.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -140,9 +160,9 @@ pub struct AttentionParams {
     pub heads_kv: u32,
     /// Query heads of one head of K and V, `heads_q / heads_kv`.
     pub group: u32,
-    /// Query tokens.
+    /// Query tokens of a sequence, the most of them.
     pub seqlen_q: u32,
-    /// Key and value tokens.
+    /// Key and value tokens of a sequence, the most of them.
     pub seqlen_kv: u32,
     /// How many keys before its own a query sees, or [`UNLIMITED`].
     pub window_left: u32,
@@ -152,6 +172,8 @@ pub struct AttentionParams {
     pub o_dtype: u32,
     /// Factor of the scores before the softmax.
     pub softmax_scale: f32,
+    /// Where sequences have lengths of their own.
+    pub seqlens: SeqLens,
     /// What changes a score, beside the window.
     pub score: ScoreParams,
 }
@@ -235,9 +257,9 @@ pub struct QuantizeParams {
     pub heads_q: u32,
     /// Heads of K and V.
     pub heads_kv: u32,
-    /// Query tokens.
+    /// Query tokens of a sequence, the most of them.
     pub seqlen_q: u32,
-    /// Key and value tokens.
+    /// Key and value tokens of a sequence, the most of them.
     pub seqlen_kv: u32,
     /// Channels of a head.
     pub head_dim: u32,
@@ -245,6 +267,8 @@ pub struct QuantizeParams {
     pub quantize_kv: u32,
     /// Not 0 in the default scheme.
     pub rotate: u32,
+    /// Where sequences have lengths of their own.
+    pub seqlens: SeqLens,
 }
 
 /// The parameter of `dequantize_*`: one operand.
@@ -259,7 +283,7 @@ pub struct DequantizeParams {
     pub offset: Global<f32>,
     /// The tensor to write.
     pub out: Strided,
-    /// Tokens.
+    /// Tokens of a sequence, the most of them.
     pub seqlen: u32,
     /// Heads.
     pub heads: u32,
@@ -269,8 +293,10 @@ pub struct DequantizeParams {
     pub operand: u32,
     /// Not 0 where the codes are of a rotated tensor.
     pub rotated: u32,
-    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
-    pub reserved: u32,
+    /// Sequences.
+    pub batch: u32,
+    /// Where sequences have lengths of their own.
+    pub seqlens: SeqLens,
 }
 
 /// The parameter of the float16 kernels.
@@ -322,6 +348,19 @@ impl Strided {
     pub const NONE: Self = Self { data: Global::NULL, stride_b: 0, stride_h: 0, stride_n: 0 };
 }
 
+impl SeqLens {
+    /// All sequences have the same lengths, which are zero.
+    pub const NONE: Self = Self {
+        cu_seqlens_q: Global::NULL,
+        cu_seqlens_kv: Global::NULL,
+        seqlens_kv: Global::NULL,
+        total_q: 0,
+        total_kv: 0,
+        packed_q: 0,
+        packed_kv: 0,
+    };
+}
+
 impl AttentionParams {
     /// Nothing: no arrays, lengths of zero, a window that every row sees through whole.
     pub const NONE: Self = Self {
@@ -347,6 +386,7 @@ impl AttentionParams {
         window_right: UNLIMITED,
         o_dtype: dtype::F16,
         softmax_scale: 0.0,
+        seqlens: SeqLens::NONE,
         score: ScoreParams::NONE,
     };
 }
@@ -395,6 +435,7 @@ impl QuantizeParams {
         head_dim: 0,
         quantize_kv: 0,
         rotate: 0,
+        seqlens: SeqLens::NONE,
     };
 }
 
@@ -410,16 +451,20 @@ impl DequantizeParams {
         head_dim: 0,
         operand: operand::Q,
         rotated: 0,
-        reserved: 0,
+        batch: 0,
+        seqlens: SeqLens::NONE,
     };
 }
 
 const _: () = assert!(size_of::<Strided>() == 4 * 8);
 const _: () = assert!(size_of::<ScoreParams>() == 4 * 8 + 6 * 8 + 6 * 4);
-const _: () =
-    assert!(size_of::<AttentionParams>() == 11 * 8 + size_of::<Strided>() + 10 * 4 + size_of::<ScoreParams>());
-const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 8 * 4);
-const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 6 * 4);
+const _: () = assert!(
+    size_of::<AttentionParams>()
+        == 11 * 8 + size_of::<Strided>() + 10 * 4 + size_of::<SeqLens>() + size_of::<ScoreParams>()
+);
+const _: () = assert!(size_of::<SeqLens>() == 3 * 8 + 4 * 4);
+const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 8 * 4 + size_of::<SeqLens>());
+const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 6 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);
 
 // SAFETY: the sizes above are the sums of the fields'.

@@ -8,6 +8,7 @@ pub mod case;
 pub mod decode;
 pub mod properties;
 pub mod scores;
+pub mod sequences;
 pub mod sim;
 pub mod unseen;
 pub mod values;

@@ -118,7 +118,12 @@ pub fn identical_operands(got: &HostQuantized, want: &HostQuantized) -> Result<(
     }
 }
 
-fn same_but_bias(got: &HostQuantized, want: &HostQuantized) -> Result<()> {
+/// Operands that are the same bit for bit but for `q_bias`.
+///
+/// # Errors
+///
+/// Names the array and the place.
+pub fn same_but_bias(got: &HostQuantized, want: &HostQuantized) -> Result<()> {
     same_bits("k_offset", &got.k.offset, &want.k.offset)?;
     same_bits("q_scale", &got.q.scale, &want.q.scale)?;
     same_bits("k_scale", &got.k.scale, &want.k.scale)?;

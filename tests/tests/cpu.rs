@@ -117,7 +117,7 @@ fn options<'a>(case: &Case, scores: &'a Scores) -> Options<'a> {
         lse: case.lse,
         output_dtype: Some(case.out_dtype),
         output_order: None,
-        progress: None,
+        ..Options::default()
     }
 }
 

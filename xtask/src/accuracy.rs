@@ -3,7 +3,7 @@
 use crate::progress::LateBar;
 use anyhow::Result;
 use int_flash_attention::reference::{self, Figures};
-use int_flash_attention::{HostTensor, Scored};
+use int_flash_attention::{HostSeqLens, HostTensor, Scored};
 use xtask::tensors::Inputs;
 
 /// Multiply-adds that the float64 reference is given; beyond it, query rows are sampled.
@@ -36,6 +36,21 @@ pub fn measure(scored: Scored<'_>, inputs: &Inputs, o: &HostTensor) -> Result<Ac
         bar.update(done as u64 + 1, 50);
     }
     Ok(Accuracy { figures: reference::compare(&got, &want), rows: rows.len(), rows_of: shape.seqlen })
+}
+
+/// [`measure`] of sequences of these lengths, at all query positions.
+pub fn measure_with(
+    scored: Scored<'_>,
+    lengths: &HostSeqLens<'_>,
+    inputs: &Inputs,
+    o: &HostTensor,
+) -> Result<Accuracy> {
+    if *lengths == HostSeqLens::Equal {
+        return measure(scored, inputs, o);
+    }
+    let want = reference::sequences::exact(scored.problem, lengths, &inputs.q, &inputs.k, &inputs.v)?;
+    let rows = o.shape().seqlen;
+    Ok(Accuracy { figures: reference::compare(&o.dense_f64(), &want.o), rows, rows_of: rows })
 }
 
 /// `[b][h][rows]`, in the reference's order.

@@ -5,7 +5,8 @@ use crate::output;
 use crate::progress::LateBar;
 use crate::scores;
 use anyhow::{Result, bail};
-use int_flash_attention::{Device, Options, Order, Output, Scheme, Window};
+use int_flash_attention::{Device, Options, Order, Output, Scheme, SeqLens, Window};
+use int_flash_attention_tests::sequences::{Lengths, offsets};
 use int_flash_attention_tests::sim::Simulator;
 use serde_json::json;
 use std::path::PathBuf;
@@ -37,6 +38,12 @@ pub struct Args {
     softmax_scale: Option<f32>,
     #[command(flatten)]
     scores: scores::ScoreArgs,
+    /// Tokens of sequences that are packed one behind the other in the file's one batch, of queries and of keys
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
+    seqlens: Vec<u32>,
+    /// Keys of each sequence: with --seqlens of the packed ones, else of a batch's, whose other keys are hidden
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
+    seqlens_kv: Vec<u32>,
     /// Order of the file's dimensions: bhnd or bnhd
     #[arg(long, default_value = "bhnd")]
     layout: Order,
@@ -108,9 +115,12 @@ pub fn run(args: &Args) -> Result<()> {
     let of_heads = args.scores.of_heads()?;
     let inputs = tensors::read(&args.input, args.layout, args.scores.wanted())?;
     let (target, why_not_gpu) = args.device.resolve();
+    let lengths = args.lengths();
+    let lengths = lengths.map(Vec::as_slice);
     let options = Options {
         window: args.window(),
         scheme: args.scheme,
+        lengths,
         softmax_scale: args.softmax_scale,
         scores: of_heads.scores(&inputs),
         lse: args.lse,
@@ -119,7 +129,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (output, time) = job(target, &inputs, &options)?;
     let checked = if args.check {
         let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
-        Some(accuracy::measure(options.scored(&problem), &inputs, &output.o)?)
+        Some(accuracy::measure_with(options.scored(&problem), &lengths, &inputs, &output.o)?)
     } else {
         None
     };
@@ -146,6 +156,16 @@ impl Args {
         let causal = if self.causal { Window::CAUSAL } else { Window::FULL };
         self.window.unwrap_or(causal)
     }
+
+    /// The sequences' lengths that were asked for.
+    fn lengths(&self) -> Lengths {
+        match (self.seqlens.as_slice(), self.seqlens_kv.as_slice()) {
+            ([], []) => SeqLens::Equal,
+            ([], keys) => SeqLens::KeyLengths { seqlens_kv: keys.to_vec() },
+            (both, []) => SeqLens::Packed { cu_seqlens_q: offsets(both), cu_seqlens_kv: offsets(both) },
+            (queries, keys) => SeqLens::Packed { cu_seqlens_q: offsets(queries), cu_seqlens_kv: offsets(keys) },
+        }
+    }
 }
 
 /// A window as the text of a report has it.
@@ -167,8 +187,8 @@ pub fn job(target: Target, inputs: &Inputs, options: &Options<'_>) -> Result<(Ou
         Target::On(device) => int_flash_attention::attention(device, &inputs.q, &inputs.k, &inputs.v, &options)?,
         Target::Sim => {
             let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
-            let (o, lse) =
-                Simulator::new().job(options.scored(&problem), [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
+            let simulator = Simulator::new().with_lengths(&options.lengths.map(|array| array.to_vec()));
+            let (o, lse) = simulator.job(options.scored(&problem), [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
             Output { o, lse }
         }
         Target::Auto => bail!("the device was not chosen"),

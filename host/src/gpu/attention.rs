@@ -3,10 +3,10 @@
 use super::kernel::Kernel;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewOperands, check_q, check_scheme};
-use super::{AnySliceMut, DeviceSliceMut, Gpu, ScoreViews, StreamRef};
+use super::{AnySliceMut, DeviceSeqLens, DeviceSliceMut, Gpu, ScoreViews, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, SeqLens};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family, Kind};
@@ -121,17 +121,20 @@ impl Gpu {
         AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
         output.layout.check_disjoint()?;
         let multiprocessors = self.multiprocessors()? as u32;
+        let params = problem.params(&output.layout, output.dtype);
         let pays = |v: &AttentionVariant| {
-            let grid = v.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
+            let grid = v.grid(&params, multiprocessors);
             choice != Choice::Fastest
                 || v.family == Family::Sm80
                 || (problem.seqlen_kv >= v.from_keys && grid.is_some())
         };
         let kind = if choice == Choice::General { Kind::General } else { problem.score_mod.kind() };
         let variant = self.variant(families, problem, kind, pays)?;
-        let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
+        let grid = variant.grid(&params, multiprocessors);
         let too_many = || Error::Tiles { kernel: variant.name, shape: problem.q_shape().to_string() };
         let grid = grid.ok_or_else(too_many)?;
+        let kv_lengths = Lengths::of_kv(problem)?;
+        kv_lengths.check_blocks(problem)?;
         let kernel = self.kernel(variant.name, variant.name, grid, variant.threads, variant.shared_bytes)?;
         Ok(AttentionPlan {
             gpu: self.clone(),
@@ -140,8 +143,8 @@ impl Gpu {
             problem: *problem,
             output: *output,
             q_lengths: Lengths::of(problem.q_shape())?,
-            kv_lengths: Lengths::of(problem.kv_shape())?,
-            params: problem.params(&output.layout, output.dtype),
+            kv_lengths,
+            params,
         })
     }
 
@@ -186,7 +189,8 @@ impl AttentionPlan {
     }
 
     /// Gives the kernel to the stream: no allocation, no waiting, capturable. `o` in the plan's layout; `lse`
-    /// `[batch][heads_q][seqlen_q]`, exactly where the plan was made with it.
+    /// `[batch][heads_q][seqlen_q]`, exactly where the plan was made with it. For sequences of the problem's lengths;
+    /// [`launch_with`](Self::launch_with) is for others.
     ///
     /// # Errors
     /// Operands of other shapes; a buffer of another type, too short, or not aligned (16 bytes, `o` by its element);
@@ -199,10 +203,27 @@ impl AttentionPlan {
         o: AnySliceMut<'_>,
         lse: Option<DeviceSliceMut<'_, f32>>,
     ) -> Result<()> {
-        self.launch_scored(stream, operands, &ScoreViews::default(), o, lse)
+        self.launch_with(stream, operands, &SeqLens::Equal, o, lse)
     }
 
-    /// [`launch`](Self::launch) with the tensors that change scores, each exactly where the problem has it.
+    /// [`launch`](Self::launch) with the lengths of the sequences, of the kind that the problem has. Packed, `lse` is
+    /// `[heads_q][total_q]`; rows of `o` and `lse` that belong to no sequence are not written.
+    ///
+    /// # Errors
+    /// As there; lengths of another kind than the problem's, too few, or not aligned to 4 bytes.
+    #[inline]
+    pub fn launch_with<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        operands: &ViewOperands<'_>,
+        lengths: &DeviceSeqLens<'_>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        self.launch_scored(stream, operands, &ScoreViews::default(), lengths, o, lse)
+    }
+
+    /// [`launch_with`](Self::launch_with) with the tensors that change scores, each exactly where the problem has it.
     ///
     /// # Errors
     /// As there; a tensor of the scores that is there or not, against the plan, of another type, too short, or not aligned by its element.
@@ -212,11 +233,13 @@ impl AttentionPlan {
         stream: impl Into<StreamRef<'s>>,
         operands: &ViewOperands<'_>,
         scores: &ScoreViews<'_>,
+        lengths: &DeviceSeqLens<'_>,
         o: AnySliceMut<'_>,
         lse: Option<DeviceSliceMut<'_, f32>>,
     ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
         let p = &self.problem;
+        let seqlens = lengths.addresses(launch, p, self.params.seqlens)?;
         check_q(p.scheme, &operands.q)?;
         check_scheme("k", p.scheme, operands.k.scheme)?;
         check_scheme("v", p.scheme, operands.v.scheme)?;
@@ -249,6 +272,7 @@ impl AttentionPlan {
             o,
             lse,
             score,
+            seqlens,
             ..self.params
         };
         // SAFETY: the parameter of all INT8 attention kernels; all lengths have been checked; grid, block and shared memory are

@@ -50,6 +50,7 @@ impl Gpu {
         if problem.score_mod != ScoreMod::NONE {
             return Err(Error::PlainKernels { kernels: "the float16 kernels" });
         }
+        problem.check_equal()?;
         let BaselineLayouts { q, k, v, o, .. } = *layouts;
         for (name, layout, expected) in
             [("q", q, problem.q_shape()), ("k", k, problem.kv_shape()), ("v", v, problem.kv_shape())]

@@ -275,6 +275,19 @@ impl<T> Checked for DeviceSliceMut<'_, T> {
     }
 }
 
+/// An array that kernels read a word at a time: it is aligned to its elements.
+pub(super) trait Words {
+    fn words(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64>;
+}
+
+impl Words for DeviceSlice<'_, u32> {
+    #[inline]
+    fn words(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
+        check(name, self.ptr, self.len, len, size_of::<u32>() as u64)?;
+        launch.accept(name, self.ptr, self.home)
+    }
+}
+
 /// The same for a buffer that holds several of them.
 pub(super) fn check_packed(name: &'static str, address: u64, given: usize, expected: usize) -> Result<()> {
     check(name, address, given, expected, PACKED_ALIGN)

@@ -51,6 +51,7 @@ mod one_buffer;
 mod operands;
 mod quantize;
 mod scores;
+mod seqlens;
 mod stream;
 
 #[cfg(feature = "baseline")]
@@ -74,6 +75,7 @@ pub use operands::{
 };
 pub use quantize::{QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan};
 pub use scores::ScoreViews;
+pub use seqlens::DeviceSeqLens;
 pub use stream::{Event, Graph, Stream, StreamRef};
 
 use crate::error::{Error, Result};

@@ -1,5 +1,6 @@
 //! What is asked: one attention forward pass.
 
+mod packed;
 mod params;
 mod score;
 pub(crate) use params::strided;
@@ -14,6 +15,7 @@ use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
 pub use int_flash_attention_kernels::config::Scheme;
+pub use packed::{HostSeqLens, SeqLens, Sequences, Span};
 pub use score::{Alibi, BiasLayout, MaskKind, MaskLayout, ScoreMod};
 pub use window::Window;
 
@@ -39,9 +41,9 @@ pub struct AttentionProblem {
     pub heads_q: usize,
     /// Heads of K and V; each serves `heads_q / heads_kv` query heads (grouped-query attention).
     pub heads_kv: usize,
-    /// Query tokens.
+    /// Query tokens of a sequence, or the most where they are unlike.
     pub seqlen_q: usize,
-    /// Key and value tokens.
+    /// Key and value tokens of a sequence, or the most where they are unlike.
     pub seqlen_kv: usize,
     /// Channels of a head.
     pub head_dim: usize,
@@ -53,15 +55,18 @@ pub struct AttentionProblem {
     pub scheme: Scheme,
     /// What changes a score, beside scale and window.
     pub score_mod: ScoreMod,
+    /// Whether the sequences have lengths of their own.
+    pub sequences: Sequences,
 }
 
 impl AttentionProblem {
     /// All fields, comparable.
     fn key(&self) -> impl Eq + Hash {
-        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme, score_mod } =
-            *self;
+        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme, .. } = *self;
+        let Self { score_mod, sequences, .. } = *self;
         let scale = softmax_scale.map(f32::to_bits);
-        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim], window, scale, scheme, score_mod.key())
+        let sizes = [batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim];
+        (sizes, window, scale, scheme, score_mod.key(), sequences)
     }
 }
 
@@ -106,6 +111,7 @@ impl AttentionProblem {
             softmax_scale: None,
             scheme: Scheme::Default,
             score_mod: ScoreMod::NONE,
+            sequences: Sequences::Equal,
         }
     }
 
@@ -171,16 +177,24 @@ impl AttentionProblem {
         }
     }
 
-    /// Shape of Q and of the output.
+    /// Shape of Q and of the output: of one batch where sequences are packed.
     #[must_use]
     pub const fn q_shape(&self) -> Shape {
-        Shape { batch: self.batch, heads: self.heads_q, seqlen: self.seqlen_q, head_dim: self.head_dim }
+        let (batch, seqlen) = match self.sequences {
+            Sequences::Packed { total_q, .. } => (1, total_q),
+            _ => (self.batch, self.seqlen_q),
+        };
+        Shape { batch, heads: self.heads_q, seqlen, head_dim: self.head_dim }
     }
 
-    /// Shape of K and of V.
+    /// Shape of K and of V: of one batch where sequences are packed.
     #[must_use]
     pub const fn kv_shape(&self) -> Shape {
-        Shape { batch: self.batch, heads: self.heads_kv, seqlen: self.seqlen_kv, head_dim: self.head_dim }
+        let (batch, seqlen) = match self.sequences {
+            Sequences::Packed { total_kv, .. } => (1, total_kv),
+            _ => (self.batch, self.seqlen_kv),
+        };
+        Shape { batch, heads: self.heads_kv, seqlen, head_dim: self.head_dim }
     }
 
     /// Keys that query `row` sees.
@@ -207,12 +221,18 @@ impl AttentionProblem {
     /// A size of zero or past the device's limits, heads that do not divide, a scale that is not finite, a softcap or strides of the
     /// score's tensors beyond what is allowed.
     pub fn check_sizes(&self) -> Result<()> {
-        for (name, heads) in [("heads_q", self.heads_q), ("heads_kv", self.heads_kv)] {
-            if heads == 0 {
+        for (name, size) in [("batch", self.batch), ("heads_q", self.heads_q), ("heads_kv", self.heads_kv)] {
+            if size == 0 {
                 return Err(Error::ZeroSize { name });
             }
         }
-        for (name, seqlen) in [("seqlen_q", self.seqlen_q), ("seqlen_kv", self.seqlen_kv)] {
+        let (q, kv) = (self.q_shape(), self.kv_shape());
+        for (name, seqlen) in [
+            ("seqlen_q", self.seqlen_q),
+            ("seqlen_kv", self.seqlen_kv),
+            ("the number of query tokens", q.seqlen),
+            ("the number of key tokens", kv.seqlen),
+        ] {
             match seqlen {
                 0 => return Err(Error::ZeroSize { name }),
                 1..=MAX_SEQLEN => {}
@@ -230,7 +250,6 @@ impl AttentionProblem {
                 return Err(Error::TooLarge { name, given, max: MAX_GRID_YZ, way });
             }
         }
-        let (q, kv) = (self.q_shape(), self.kv_shape());
         Shape::new(q.batch, q.heads, q.seqlen, q.head_dim)?;
         Shape::new(kv.batch, kv.heads, kv.seqlen, kv.head_dim)?;
         if !self.heads_q.is_multiple_of(self.heads_kv) {

@@ -1,7 +1,7 @@
 //! INT8 and scales back to floats: `code * scale` in float32, the rotation undone and K's offset added back.
 
 use super::codes::{rotate_back, rotate_token_of_v_back};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::quantized::{HostK, HostQ, HostV};
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
 use rayon::prelude::*;
@@ -25,12 +25,21 @@ pub fn dequantize_q(q: &HostQ) -> Result<Vec<f32>> {
     Ok(out)
 }
 
+/// Sequences that are packed have lengths, and are taken one at a time ([`sequences::part`](super::sequences::part)).
+fn not_packed(packed: Option<usize>) -> Result<()> {
+    match packed {
+        Some(_) => Err(Error::Optional { name: "cu_seqlens_kv", given: "not given", planned: "with" }),
+        None => Ok(()),
+    }
+}
+
 /// K with its offset added back, `[batch][heads_kv][seqlen_kv][head_dim]`.
 ///
 /// # Errors
 /// Arrays of wrong lengths.
 pub fn dequantize_k(k: &HostK) -> Result<Vec<f32>> {
     k.check()?;
+    not_packed(k.packed)?;
     let (d, n, blocks) = (k.shape.head_dim, k.shape.seqlen, kv_blocks(k.shape.seqlen));
     let mut out = vec![0.0; k.shape.elements()];
     out.par_chunks_mut(d).enumerate().for_each(|(row, out)| {
@@ -56,6 +65,7 @@ pub fn dequantize_k(k: &HostK) -> Result<Vec<f32>> {
 /// Arrays of wrong lengths.
 pub fn dequantize_v(v: &HostV) -> Result<Vec<f32>> {
     v.check()?;
+    not_packed(v.packed)?;
     let (d, n, blocks) = (v.shape.head_dim, v.shape.seqlen, kv_blocks(v.shape.seqlen));
     let mut out = vec![0.0; v.shape.elements()];
     out.par_chunks_mut(d).enumerate().for_each(|(row, out)| {

@@ -46,6 +46,7 @@ fn run(scored: Scored<'_>, q: &HostTensor, k: &HostTensor, v: &HostTensor, rows:
     let problem = scored.problem;
     problem.check_sizes()?;
     scored.check()?;
+    problem.check_equal()?;
     check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
     let (d, heads) = (problem.head_dim, problem.batch * problem.heads_q);
     let mut out = Exact { o: vec![0.0; heads * rows.len() * d], lse: vec![0.0; heads * rows.len()] };

@@ -109,6 +109,7 @@ pub fn dequantized_bounds<'a>(
     let problem = scored.problem;
     problem.check()?;
     scored.check()?;
+    problem.check_equal()?;
     super::int8::check_operands(problem, operands)?;
     let without = crate::HostK { offset: vec![0.0; operands.k.offset.len()], ..operands.k.clone() };
     let q = dequantize_q(&operands.q)?;

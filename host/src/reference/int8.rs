@@ -77,6 +77,7 @@ pub(super) fn run<const BOUNDS: bool>(
     let problem = scored.problem;
     problem.check()?;
     scored.check()?;
+    problem.check_equal()?;
     check_operands(problem, x)?;
     match (problem.scheme, problem.score_mod.kind()) {
         (Scheme::Default, Kind::Plain) => Ok(heads::<BlockMax, BOUNDS>(scored, x, rows, progress)),

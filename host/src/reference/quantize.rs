@@ -72,6 +72,7 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedK {
         shape,
+        packed: None,
         scheme,
         format: PackedFormat::CURRENT,
         data: vec![0; lengths.kv_data],
@@ -120,6 +121,7 @@ pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<Host
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedV {
         shape,
+        packed: None,
         scheme,
         format: PackedFormat::CURRENT,
         data: vec![v_byte(0); lengths.kv_data],
@@ -189,6 +191,7 @@ pub fn quantize<'a>(
     v: impl Into<HostView<'a>>,
 ) -> Result<HostQuantized> {
     problem.check()?;
+    problem.check_equal()?;
     let (q, k, v) = (q.into(), k.into(), v.into());
     check_shapes(problem, [q, k, v].map(|tensor| tensor.shape()))?;
     let k = quantize_k(problem.scheme, k)?;

@@ -146,7 +146,7 @@ pub(crate) unsafe fn sink_exponent(params: &AttentionParams, sequence: &Sequence
 /// The product of a query with K's offset, 0 where K has none, where its scores have it already, and past the last query.
 #[inline(always)]
 unsafe fn missing_bias(params: &AttentionParams, sequence: &Sequence, row: u32, biased: bool) -> f32 {
-    if biased || params.q_bias.is_null() || row >= params.seqlen_q {
+    if biased || params.q_bias.is_null() || row >= sequence.seqlen_q {
         return 0.0;
     }
     unsafe { ld_global_nc_f32(sequence.q_bias(params, row)) }

@@ -115,13 +115,13 @@ impl Scored<'_> {
     /// Keys from the lane's first one to the last that there is; none where that is before it.
     #[inline(always)]
     fn keys(&self) -> i32 {
-        self.params.seqlen_kv as i32 - self.first_key as i32
+        self.sequence.seqlen_kv as i32 - self.first_key as i32
     }
 
     /// Where a row begins in a tensor of these strides, or the last that there is.
     #[inline(always)]
     fn row(&self, strides: &[i64; 3], mt: usize, half: usize) -> i64 {
-        let row = least(self.lane.query(mt, half), self.params.seqlen_q - 1);
+        let row = least(self.lane.query(mt, half), self.sequence.seqlen_q - 1);
         let Sequence { batch, head_q, .. } = self.sequence;
         i64::from(batch) * strides[0] + i64::from(head_q) * strides[1] + i64::from(row) * strides[2]
     }
@@ -135,7 +135,7 @@ impl Scored<'_> {
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
                 // The host keeps both lengths together below 2^31.
-                let beside = (self.lane.query(mt, half) + params.seqlen_kv) as i32 - params.seqlen_q as i32;
+                let beside = (self.lane.query(mt, half) + sequence.seqlen_kv) as i32 - sequence.seqlen_q as i32;
                 let distance = beside - self.first_key as i32;
                 unroll!(0..KEY_TILES, |tile| {
                     if self.has(tile) {

@@ -8,6 +8,7 @@ pub mod sm90a;
 
 use crate::layout::HEAD_DIMS;
 use crate::layout::KV_BLOCK;
+use crate::params::AttentionParams;
 use core::fmt;
 use rows::{baseline_rows, conversion_rows, decode_rows, merge_rows, sm80_rows, sm90a_rows};
 
@@ -169,16 +170,20 @@ pub struct AttentionVariant {
 impl AttentionVariant {
     /// The grid of a launch on a GPU of so many multiprocessors; `None` where there are more tiles than the kernel counts.
     #[must_use]
-    pub fn grid(&self, batch: usize, heads_q: usize, seqlen_q: usize, multiprocessors: u32) -> Option<[u32; 3]> {
-        let [tiles, heads, batches] = [seqlen_q.div_ceil(self.tile_m), heads_q, batch].map(|n| u32::try_from(n).ok());
-        let (tiles, heads, batches) = (tiles?, heads?, batches?);
+    pub const fn grid(&self, params: &AttentionParams, multiprocessors: u32) -> Option<[u32; 3]> {
+        let AttentionParams { batch, heads_q, seqlens, .. } = *params;
+        let tiles = seqlens.q_tiles(batch, self.tile_m as u32);
+        let batches = if seqlens.packed_q == 0 { batch } else { 1 };
         match self.family {
-            Family::Sm80 => Some([tiles, heads, batches]),
+            Family::Sm80 => Some([tiles, heads_q, batches]),
             Family::Sm90a => {
-                let all = tiles.checked_mul(heads)?.checked_mul(batches)?;
+                let all = tiles as u64 * heads_q as u64 * batches as u64;
                 // A CTA's place in the list goes less than two rounds past the end.
-                all.checked_add(multiprocessors.checked_mul(2)?)?;
-                Some([all.min(multiprocessors), 1, 1])
+                if all + 2 * multiprocessors as u64 > u32::MAX as u64 {
+                    return None;
+                }
+                let ctas = if all < multiprocessors as u64 { all as u32 } else { multiprocessors };
+                Some([ctas, 1, 1])
             }
         }
     }
@@ -379,6 +384,7 @@ pub fn baseline(head_dim: usize) -> Option<&'static BaselineVariant> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::params::SeqLens;
 
     #[test]
     fn variants_stand_once_in_modules_of_their_target() {
@@ -430,13 +436,20 @@ mod tests {
     fn hopper_grids_have_a_cta_a_multiprocessor_and_places_that_do_not_wrap() {
         let [general, hopper] = [(Family::Sm80, 64), (Family::Sm90a, 192)]
             .map(|(family, tile_m)| AttentionVariant { tile_m, ..*attention(family, 64, Scheme::Default).unwrap() });
-        assert_eq!(general.grid(2, 3, 1000, 132), Some([16, 3, 2]));
-        assert_eq!(hopper.grid(2, 3, 1000, 132), Some([36, 1, 1]));
-        assert_eq!(hopper.grid(4, 32, 1000, 132), Some([132, 1, 1]));
+        let params = |batch, heads_q, total_q, packed_q| {
+            let seqlens = SeqLens { total_q, packed_q, ..SeqLens::NONE };
+            AttentionParams { batch, heads_q, seqlens, ..AttentionParams::NONE }
+        };
+        assert_eq!(general.grid(&params(2, 3, 1000, 0), 132), Some([16, 3, 2]));
+        assert_eq!(hopper.grid(&params(2, 3, 1000, 0), 132), Some([36, 1, 1]));
+        assert_eq!(hopper.grid(&params(4, 32, 1000, 0), 132), Some([132, 1, 1]));
+        // Packed: whole tiles of all tokens, and a tile more for each sequence.
+        assert_eq!(general.grid(&params(7, 3, 1000, 1), 132), Some([15 + 7, 3, 1]));
+        assert_eq!(hopper.grid(&params(7, 3, 1000, 1), 132), Some([(5 + 7) * 3, 1, 1]));
         // 65535 * 65535 = 2^32 - 131071 places: two rounds of 65536 multiprocessors would step past the end.
-        assert_eq!(hopper.grid(65535, 65535, 192, 65535), Some([65535, 1, 1]));
-        assert_eq!(hopper.grid(65535, 65535, 192, 65536), None);
-        assert_eq!(hopper.grid(65535, 65535, 193, 132), None);
-        assert_eq!(hopper.grid(1, 1, usize::MAX, 132), None);
+        assert_eq!(hopper.grid(&params(65535, 65535, 192, 0), 65535), Some([65535, 1, 1]));
+        assert_eq!(hopper.grid(&params(65535, 65535, 192, 0), 65536), None);
+        assert_eq!(hopper.grid(&params(65535, 65535, 193, 0), 132), None);
+        assert_eq!(hopper.grid(&params(u32::MAX, 2, 1, 0), 132), None);
     }
 }

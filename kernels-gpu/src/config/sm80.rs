@@ -4,7 +4,7 @@ use super::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::{KV_BLOCK, block_bytes};
 
 /// Bytes of the variables that a CTA keeps in shared memory instead of in registers (`attention/sm80/shared_vars.rs`).
-pub const VARS_BYTES: usize = 48;
+pub const VARS_BYTES: usize = 64;
 
 /// Where that is: behind a ring of `slots` K or V blocks and two blocks' key factors.
 #[must_use]

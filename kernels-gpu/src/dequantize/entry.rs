@@ -15,6 +15,7 @@ use crate::ptx::math::{add_rn_f32, mul_rn_f32, prmt};
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{ctaid_x, tid_x};
 use crate::rotation::{DIMS, Place, signs_from, vectors};
+use crate::seqlens::sequence_of_tile;
 use crate::smem;
 
 /// One block of 128 tokens of a head.
@@ -206,31 +207,43 @@ fn dequantize4(unsigned: u32) -> [f32; 4] {
 #[inline(always)]
 unsafe fn dequantize<E: Element>(p: &DequantizeParams) {
     unsafe {
-        let blocks = p.seqlen.div_ceil(TOKENS as u32);
-        let (head, block) = div_rem(ctaid_x(), blocks);
+        let (is_q, seqlens, head_dim) = (p.operand == Q, &p.seqlens, p.head_dim as usize);
+        let (is_packed, offsets, total, blocks) = if is_q {
+            (seqlens.packed_q, seqlens.cu_seqlens_q, seqlens.total_q, seqlens.q_tiles(p.batch, TOKENS as u32))
+        } else {
+            (seqlens.packed_kv, seqlens.cu_seqlens_kv, seqlens.total_kv, seqlens.kv_blocks(p.batch))
+        };
+        let (head, mut block) = div_rem(ctaid_x(), blocks);
+        let (mut sequence, head_of_batch) = div_rem(head, p.heads);
+        if is_packed != 0 {
+            (sequence, block) = sequence_of_tile(offsets, total, p.batch, TOKENS as u32, block);
+        }
+        let tokens = if is_q { seqlens.q(sequence, p.seqlen) } else { seqlens.kv(sequence, p.seqlen) };
         let first = block * TOKENS as u32;
-        let head_dim = p.head_dim as usize;
-        let (batch, head_of_batch) = div_rem(head, p.heads);
-        let row = head as usize * p.seqlen as usize + first as usize;
+        if first >= tokens.len {
+            return;
+        }
+        let row = head as usize * total as usize + (tokens.first + first) as usize;
         let packed = ctaid_x() as usize;
         let (data, scale) = match p.operand {
             Q => (row * head_dim, row),
             _ => (packed * block_bytes(head_dim), packed * KV_BLOCK),
         };
         let offset = p.offset.ptr();
+        let of_all = sequence as usize * p.heads as usize + head_of_batch as usize;
         let block = Block {
             data: p.data.ptr().wrapping_add(data),
             scale: p.scale.ptr().wrapping_add(scale),
-            offset: if p.offset.is_null() { offset } else { offset.wrapping_add(head as usize * head_dim) },
-            rows: Rows::new::<E>(&p.out, batch, head_of_batch),
+            offset: if p.offset.is_null() { offset } else { offset.wrapping_add(of_all * head_dim) },
+            rows: Rows::new::<E>(&p.out, tokens.batch, head_of_batch).skip(tokens.first),
             first,
             head_dim: p.head_dim,
-            count: (p.seqlen - first).min(TOKENS as u32),
+            count: (tokens.len - first).min(TOKENS as u32),
             rotated: p.rotated != 0,
         };
         match p.operand {
-            Q => tokens::<E, false>(&block),
-            K => tokens::<E, true>(&block),
+            Q => self::tokens::<E, false>(&block),
+            K => self::tokens::<E, true>(&block),
             _ => values::<E>(&block),
         }
     }

@@ -26,6 +26,8 @@ const LOADS: usize = OFFSET_TOKENS / ROWS as usize;
 pub(crate) enum Source {
     /// There is none, and no rotation.
     None,
+    /// It is zero, as that of no tokens.
+    Zero,
     /// Of the head's rows, the first so many.
     Rows(Rows, u32),
     /// It is there already.
@@ -102,7 +104,7 @@ pub(crate) unsafe fn prepare<E: Element>(head_dim: u32, source: Source, out: *mu
         if dim < tables.padded {
             let mut offset = [0.0; 2];
             match source {
-                Source::None => {}
+                Source::None | Source::Zero => {}
                 Source::Rows(..) => {
                     let from = smem::base() + 4 * thread;
                     let (mut low, mut high) = (ld_shared_u32(from), ld_shared_u32(from + row_bytes));

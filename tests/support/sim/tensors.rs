@@ -6,6 +6,7 @@ use bytemuck::NoUninit;
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scored, Shape, TensorLayout};
 use int_flash_attention_kernels::params::ScoreParams;
 use ptx_machine::{DevPtr, Memory};
+use std::ops::Range;
 
 /// How the caller's tensors lie, beside what their layouts say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -171,13 +172,25 @@ impl Placed {
 
     /// The elements, each of which a kernel must have written, and nothing between them.
     pub(super) fn read(&self, memory: &Memory) -> Result<HostTensor> {
+        let Shape { batch, seqlen, .. } = self.layout.shape();
+        self.read_rows(memory, &(0..batch).map(|batch| (batch, 0..seqlen)).collect::<Vec<_>>())
+    }
+
+    /// The elements of these rows of each batch, which a kernel must have written, and nothing else; others are zero. Of no rows at
+    /// all nothing is asked.
+    pub(super) fn read_rows(&self, memory: &Memory, own: &[(usize, Range<usize>)]) -> Result<HostTensor> {
         let (shape, size) = (self.layout.shape(), self.dtype.size());
-        let mut values = Vec::with_capacity(shape.elements() * size);
+        let (mut values, mut bytes) = (Vec::with_capacity(shape.elements() * size), 0);
         for (b, h, n) in rows(shape) {
-            values.extend(memory.read::<u8>(self.row(b, h, n), shape.head_dim * size)?);
+            if own.iter().any(|(batch, tokens)| *batch == b && tokens.contains(&n)) {
+                values.extend(memory.read::<u8>(self.row(b, h, n), shape.head_dim * size)?);
+                bytes += (shape.head_dim * size) as u64;
+            } else {
+                values.resize(values.len() + shape.head_dim * size, 0);
+            }
         }
         let written = memory.written(self.data)?;
-        ensure!(written == values.len() as u64, "{written} bytes were written to {} bytes of rows", values.len());
+        ensure!(own.is_empty() || written == bytes, "{written} bytes were written to {bytes} bytes of rows");
         Ok(HostTensor::from_bytes(self.dtype, &values, TensorLayout::bhnd(shape))?)
     }
 }

@@ -2,6 +2,7 @@
 
 mod limits;
 mod output;
+mod seqlens;
 
 use half::f16;
 use safetensors::SafeTensors;

@@ -5,7 +5,7 @@ use half::f16;
 use int_flash_attention::gpu::{AnySlice, BaselineLayouts};
 use int_flash_attention::{
     Alibi, AttentionOutput, AttentionProblem, BiasLayout, DType, Error, Family, Gpu, MaskKind, MaskLayout, ScoreMod,
-    ScoreViews, TensorLayout,
+    ScoreViews, SeqLens, TensorLayout,
 };
 use pretended_driver::{PretendedGpu, begin};
 
@@ -64,7 +64,14 @@ fn launches_refuse_tensors_of_the_scores_that_do_not_fit() {
         };
         let mut launch = |scores: &ScoreViews<'_>| {
             let o = (&mut job.o).into();
-            job.attention.launch_scored(&stream, &job.operands.view(), scores, o, Some(job.lse.slice_mut()))
+            job.attention.launch_scored(
+                &stream,
+                &job.operands.view(),
+                scores,
+                &SeqLens::Equal,
+                o,
+                Some(job.lse.slice_mut()),
+            )
         };
         launch(&good).unwrap();
         // At addresses that their elements alone are aligned to.
@@ -106,8 +113,14 @@ fn launches_refuse_tensors_of_the_scores_that_do_not_fit() {
         let mut plain = Job::new(&gpu).unwrap();
         plain.launch(&stream).unwrap();
         let o = (&mut plain.o).into();
-        let given =
-            plain.attention.launch_scored(&stream, &plain.operands.view(), &good, o, Some(plain.lse.slice_mut()));
+        let given = plain.attention.launch_scored(
+            &stream,
+            &plain.operands.view(),
+            &good,
+            &SeqLens::Equal,
+            o,
+            Some(plain.lse.slice_mut()),
+        );
         assert!(sentence(given).contains("was given at the launch; the plan was made without it"));
         let without = Job::of(&gpu, changed()).unwrap().launch(&stream);
         assert!(matches!(without, Err(Error::Optional { planned: "with", .. })), "{without:?}");

@@ -12,14 +12,15 @@ mod families;
 mod instructions;
 mod large;
 mod machine;
+mod packed;
 mod recordings;
 mod scores;
 
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
 use int_flash_attention::{
-    AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme, TensorLayout,
-    Window, reference,
+    AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme, SeqLens,
+    TensorLayout, Window, reference,
 };
 use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::layout::HEAD_DIMS;
@@ -41,7 +42,7 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 15] = [
+const OF_FAMILIES: [(&str, Test); 20] = [
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
@@ -54,6 +55,11 @@ const OF_FAMILIES: [(&str, Test); 15] = [
     ("launches_repeat_bit_for_bit", repeatable),
     ("strides_past_2_to_the_31_elements", far_strides),
     ("operands_past_2_to_the_31_elements", many_elements),
+    ("packs_are_as_their_sequences_alone", packed::packs),
+    ("generated_packs_and_key_lengths", packed::generated),
+    ("hidden_keys_may_be_anything", packed::hidden_keys),
+    ("offsets_that_are_none_stay_inside", packed::bad_offsets),
+    ("one_plan_and_one_graph_for_lengths_that_change", packed::lengths_change),
     ("the_ptx_machine_agrees_on_kernels", machine::kernels),
     ("changed_scores_match_the_reference", scores::reference),
     ("the_ptx_machine_agrees_on_changed_scores", scores::machine),
@@ -108,7 +114,7 @@ fn trials(gpu: Option<&Gpu>) -> Vec<Trial> {
         return tests.map(|(name, _)| Trial::test(*name, || Ok(())).with_ignored_flag(true)).collect();
     };
     let trial = |name: String, test: Test, family: Family| {
-        let on = OnGpu { gpu: gpu.clone(), family, ahead: 0 };
+        let on = OnGpu { gpu: gpu.clone(), family, ahead: 0, lengths: SeqLens::Equal };
         Trial::test(name, move || test(&on).map_err(|error| Failed::from(format!("{error:#}"))))
     };
     let of_family =

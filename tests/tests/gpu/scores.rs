@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::{
     Alibi, AttentionOutput, AttentionPlan, AttentionProblem, BiasLayout, DType, DeviceOperands, Family, Gpu, MaskKind,
-    MaskLayout, QuantizeLayouts, Scheme, ScoreMod, ScoreViews, StreamRef, TensorLayout, Window, reference,
+    MaskLayout, QuantizeLayouts, Scheme, ScoreMod, ScoreViews, SeqLens, StreamRef, TensorLayout, Window, reference,
 };
 use int_flash_attention_kernels::config::{self, Kind};
 use int_flash_attention_tests::agreement::Agreement;
@@ -95,7 +95,14 @@ pub fn speed(on: &OnGpu) -> Result<()> {
         let mut o = gpu.alloc::<f16>(output.layout.span())?;
         let mut time = |plan: &AttentionPlan, scores: &ScoreViews<'_>| {
             milliseconds(gpu, || {
-                Ok(plan.launch_scored(StreamRef::DEFAULT, &operands.view(), scores, (&mut o).into(), None)?)
+                Ok(plan.launch_scored(
+                    StreamRef::DEFAULT,
+                    &operands.view(),
+                    scores,
+                    &SeqLens::Equal,
+                    (&mut o).into(),
+                    None,
+                )?)
             })
         };
         let none = ScoreViews::default();

@@ -217,6 +217,7 @@ fn head_operands(all: &DeviceOperands, one: &AttentionProblem, head: usize) -> R
             bias,
         },
         k: QuantizedK {
+            packed: None,
             shape: one.kv_shape(),
             scheme: one.scheme,
             format: all.k.format,
@@ -226,6 +227,7 @@ fn head_operands(all: &DeviceOperands, one: &AttentionProblem, head: usize) -> R
             offset: read(&all.k.offset, head * d, d)?,
         },
         v: QuantizedV {
+            packed: None,
             shape: one.kv_shape(),
             scheme: one.scheme,
             format: all.v.format,

@@ -6,6 +6,7 @@ mod compare;
 mod data;
 mod decode;
 mod first_job;
+mod packed;
 mod plot;
 mod report;
 mod timing;
@@ -41,6 +42,9 @@ pub struct Args {
     /// Heads, of queries and keys
     #[arg(long, default_value_t = 32)]
     heads: usize,
+    /// Packs of sequences of unlike lengths in place of all that; --sdpa has rows with `name`, `what` and `t`, then
+    #[arg(long, conflicts_with_all = ["plot", "compare", "first_job"])]
+    packed: bool,
     /// Lengths 1024 and 4096 only, no causal mask
     #[arg(long)]
     quick: bool,
@@ -92,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.first_job {
         return first_job::run(args.device, &args.head_dim, args.ptx.as_deref(), args.json.as_deref());
     }
-    let sdpa = args.sdpa.as_deref().map(report::read_sdpa).transpose()?;
+    let sdpa = if args.packed { None } else { args.sdpa.as_deref().map(report::read_sdpa).transpose()? };
     let gpu = match &args.ptx {
         // SAFETY: what the folder is for is said where it is asked for.
         Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,
@@ -106,6 +110,9 @@ pub fn run(args: &Args) -> Result<()> {
         return append::run(&gpu, only, args.json.as_deref());
     }
     let bench = Bench::new(gpu, &args.family)?;
+    if args.packed {
+        return packed::run(&bench, args.json.as_deref(), args.sdpa.as_deref());
+    }
     let version = bench.gpu.driver_version()?;
     let mut report = Report {
         device: bench.gpu.name().to_owned(),

@@ -34,7 +34,7 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
             // The shuffles inside need the whole warp.
             let notes = || super::notes::<K, MT>(place.thread);
             finished[mt][half] = unsafe { softmax.finish(mt, half, unit, sink, notes) };
-            if row < params.seqlen_q && place.lane.quad == 0 && place.member == 0 {
+            if row < place.sequence.seqlen_q && place.lane.quad == 0 && place.member == 0 {
                 unsafe { K::Softmax::store_lse(params, &place.sequence, row, &finished[mt][half]) };
             }
         });
@@ -62,7 +62,9 @@ impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
                     });
                     let o = finished.output::<E>(sums);
                     let address = first.wrapping_add(V_GROUP * group * E::BYTES);
-                    unsafe { store_neighbours::<E, WHOLE>(row < self.params.seqlen_q, address, &o, finished.seen) };
+                    unsafe {
+                        store_neighbours::<E, WHOLE>(row < self.place.sequence.seqlen_q, address, &o, finished.seen)
+                    };
                 });
             });
         });

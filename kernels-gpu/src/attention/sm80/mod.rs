@@ -35,12 +35,13 @@ use crate::config::sm80::{
 };
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::KV_BLOCK;
-use crate::params::AttentionParams;
+use crate::params::{AttentionParams, SeqLens};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::math::max_f32;
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
+use crate::seqlens::sequence_of_tile;
 use crate::smem;
 use core::marker::PhantomData;
 use pipeline::Pipeline;
@@ -91,11 +92,19 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
     // A thread brings the scale of its own key of a block.
     const { assert!(32 * K::WARPS == KV_BLOCK) }
     unsafe {
-        let window = Window::of(params);
         // The longest rows first, so that the last CTAs of the grid are the short ones.
-        let m_block = if window.grows() { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
-        let tile = Tile { row: m_block * K::TILE_M, head_q: ctaid_y(), batch: ctaid_z() };
+        let index = if Window::of(params).grows() { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
+        let (mut batch, mut m_block) = (ctaid_z(), index);
+        let SeqLens { cu_seqlens_q, total_q, packed_q, .. } = params.seqlens;
+        if packed_q != 0 {
+            (batch, m_block) = sequence_of_tile(cu_seqlens_q, total_q, params.batch, K::TILE_M, index);
+        }
+        let tile = Tile { row: m_block * K::TILE_M, head_q: ctaid_y(), batch };
         let place = place::<K, MT>(params, &tile, tid_x());
+        if tile.row >= place.sequence.seqlen_q {
+            return;
+        }
+        let window = place.sequence.window(params);
         let vars = SharedVars::new(place.shared + vars_offset(K::HEAD_DIM, K::SLOTS) as u32);
         let blocks = window.blocks(tile.row, K::TILE_M);
 
@@ -115,11 +124,11 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         let mut pipeline = Pipeline::<K, MT>::new(params, &place, &blocks);
         let mut acc = Accumulator::<MT>::zero();
 
-        vars.store(place.thread == 0, &tile, common_factor, &blocks);
+        vars.store(place.thread == 0, &tile, &place.sequence, common_factor, &blocks);
         vars.store_reach(place.thread / 32, reach);
         let (mut block, mut more) = (blocks.first, blocks.first != blocks.end);
         let first = factors.fetch(more);
-        factors.publish(block, first, common_factor * shrink::<K, MT>(params, &place, block, more));
+        factors.publish(block, first, common_factor * shrink::<K, MT>(params, &place.sequence, block, more));
         // For the variables in shared memory: there may be no block, and so no other barrier before the end.
         bar_sync();
         while more {
@@ -162,7 +171,8 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
     unsafe {
         let next_scale = factors.fetch(more);
         // Long before they are needed: the products hide the loads.
-        let scales = block_scales::<K, MT>(params, place, vars, block);
+        let sequence = blocks_of(place, vars);
+        let scales = block_scales::<K, MT>(params, &sequence, vars, block);
         let k = pipeline.next_k();
         let mut s = scores::block(query, k, factors, softmax, block, place);
         K::ScoreMod::apply(&mut s, || scored::<K, MT>(params, block, vars));
@@ -198,7 +208,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         // Before the wait, which hides the load.
         let common_factor = vars.common_factor();
         let v = pipeline.next_v();
-        let shrink = shrink::<K, MT>(params, place, block + 1, more);
+        let shrink = shrink::<K, MT>(params, &blocks_of(place, vars), block + 1, more);
         factors.publish(block + 1, next_scale, common_factor * shrink);
         team.collect(&mut p);
         let notes = || notes::<K, MT>(opaque(tid_x()));
@@ -232,7 +242,8 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
 ) {
     // Opaque, and the tile from shared memory: what only this needs would be in registers across the loop.
     let (lane, member) = unsafe { lane::<K, MT>(vars.tile().row, opaque(tid_x())) };
-    let (window, block) = (Window::of(params).anew(), opaque(block));
+    let window = Window::of_lengths(params, unsafe { vars.lengths() }).anew();
+    let block = opaque(block);
     let first = (member * (8 * K::KEY_TILES) as u32 + 2 * lane.quad) as i32;
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
@@ -246,18 +257,24 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
     });
 }
 
+/// The sequence as it is for the addresses of its blocks, where that begins from shared memory: it would be in registers across the loop.
+#[inline(always)]
+unsafe fn blocks_of(place: &Place, vars: &SharedVars) -> Sequence {
+    let [first_block, index_kv] = unsafe { vars.first_block() };
+    Sequence { first_block, index_kv, ..place.sequence }
+}
+
 /// The scales of a block, in the unit of the head's values, and the reach of the warp's rows.
 #[inline(always)]
 unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
     params: &AttentionParams,
-    place: &Place,
+    sequence: &Sequence,
     vars: &SharedVars,
     block: u32,
 ) -> BlockScales {
     if !K::Softmax::SPECIAL {
         return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
     }
-    let sequence = &place.sequence;
     let (mut k, mut reach) = (0.0, 0.0);
     if K::Softmax::LOUD {
         k = unsafe { ld_global_nc_f32(sequence.k_block_scale(params, block)) };
@@ -272,10 +289,15 @@ unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
 
 /// What the factors of a block's keys are multiplied with, if there is such a block.
 #[inline(always)]
-unsafe fn shrink<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, place: &Place, block: u32, is: bool) -> f32 {
+unsafe fn shrink<K: Kernel<MT>, const MT: usize>(
+    params: &AttentionParams,
+    sequence: &Sequence,
+    block: u32,
+    is: bool,
+) -> f32 {
     let mut shrink = 1.0;
     if K::Softmax::LOUD && is {
-        let k = unsafe { ld_global_nc_f32(place.sequence.k_block_scale(params, block)) };
+        let k = unsafe { ld_global_nc_f32(sequence.k_block_scale(params, block)) };
         shrink = K::Softmax::shrink(params, K::HEAD_DIM, k);
     }
     shrink
@@ -320,7 +342,7 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
         let place = self.place();
         let row = place.lane.query(mt, half);
         let mut scale = 1.0;
-        if row < self.params.seqlen_q {
+        if row < place.sequence.seqlen_q {
             scale = unsafe { ld_global_nc_f32(place.sequence.q_scale(self.params, row)) };
         }
         scale
@@ -328,7 +350,9 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
 
     #[inline(always)]
     fn keys(&self, mt: usize, half: usize) -> [i32; 2] {
-        let (lane, window, block) = (self.place().lane, Window::of(self.params).anew(), opaque(self.block));
+        // SAFETY: in the loop.
+        let window = Window::of_lengths(self.params, unsafe { self.vars.lengths() }).anew();
+        let (lane, block) = (self.place().lane, opaque(self.block));
         let row = lane.query(mt, half);
         let first = 2 * lane.quad as i32;
         [window.first_in_block(row, block) - first, window.end_in_block(row, block) - first]
@@ -392,6 +416,7 @@ fn lane<K: Kernel<MT>, const MT: usize>(row: u32, thread: u32) -> (Lane, u32) {
 fn place<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, tile: &Tile, thread: u32) -> Place {
     let thread = if K::TEAM > 1 { opaque(thread) } else { thread };
     let (lane, member) = lane::<K, MT>(tile.row, thread);
-    let sequence = Sequence::new(params, tile.batch, tile.head_q);
+    // SAFETY: a tile is of one of the launch's sequences.
+    let sequence = unsafe { Sequence::new(params, tile.batch, tile.head_q) };
     Place { lane, thread, shared: smem::base(), member, sequence }
 }

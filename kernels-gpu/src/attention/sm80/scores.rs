@@ -31,7 +31,7 @@ impl<const MT: usize> Query<MT> {
                 let codes = place.sequence.q(params, head_dim, row);
                 unroll!(0..MAX_STEPS, |step| {
                     unroll!(0..2, |upper| {
-                        if step < head_dim / ROW_BYTES && row < params.seqlen_q {
+                        if step < head_dim / ROW_BYTES && row < place.sequence.seqlen_q {
                             let offset = ROW_BYTES * step + 16 * upper + 4 * place.lane.quad as usize;
                             fragment[mt][step][half + 2 * upper] = unsafe { ld_global_nc_u32(codes.add(offset)) };
                         }
@@ -50,7 +50,7 @@ pub(crate) unsafe fn query_scales<const MT: usize>(params: &AttentionParams, pla
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
             let row = place.lane.query(mt, half);
-            if row < params.seqlen_q {
+            if row < place.sequence.seqlen_q {
                 scales[mt][half] = unsafe { ld_global_nc_f32(place.sequence.q_scale(params, row)) };
             }
         });
@@ -65,7 +65,7 @@ pub(crate) unsafe fn query_biases<const MT: usize>(params: &AttentionParams, pla
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
             let row = place.lane.query(mt, half);
-            if !params.q_bias.is_null() && row < params.seqlen_q {
+            if !params.q_bias.is_null() && row < place.sequence.seqlen_q {
                 biases[mt][half] = unsafe { ld_global_nc_f32(place.sequence.q_bias(params, row)) };
             }
         });

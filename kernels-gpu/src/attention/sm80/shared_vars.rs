@@ -3,6 +3,7 @@
 //! ptxas keeps what it can compute once, special registers included, in registers from there to the last use, and the loop has none to
 //! spare: what would be spilled to local memory stands here.
 
+use crate::attention::sequence::Sequence;
 use crate::attention::window::Blocks;
 use crate::ptx::shared::{
     ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32,
@@ -33,10 +34,22 @@ impl SharedVars {
     /// # Safety
     /// The bytes belong to nothing else.
     #[inline(always)]
-    pub(crate) unsafe fn store(&self, predicate: bool, tile: &Tile, common_factor: f32, blocks: &Blocks) {
+    pub(crate) unsafe fn store(
+        &self,
+        predicate: bool,
+        tile: &Tile,
+        sequence: &Sequence,
+        common_factor: f32,
+        blocks: &Blocks,
+    ) {
         let Tile { row, head_q, batch } = *tile;
-        unsafe { st_shared_v4_u32(predicate, self.address, [row, head_q, batch, common_factor.to_bits()]) };
-        unsafe { st_shared_v2_u32(predicate, self.address + 16, [blocks.full_from, blocks.full_to]) };
+        let lengths = [sequence.seqlen_q, sequence.seqlen_kv];
+        let of_blocks = [blocks.full_from, blocks.full_to, lengths[0], lengths[1]];
+        unsafe {
+            st_shared_v4_u32(predicate, self.address, [row, head_q, batch, common_factor.to_bits()]);
+            st_shared_v4_u32(predicate, self.address + 16, of_blocks);
+            st_shared_v2_u32(predicate, self.address + 48, [sequence.first_block, sequence.index_kv]);
+        }
     }
 
     /// # Safety
@@ -51,6 +64,18 @@ impl SharedVars {
     #[inline(always)]
     pub(crate) unsafe fn full(&self) -> [u32; 2] {
         unsafe { ld_shared_v2_u32(self.address + 16) }
+    }
+
+    /// `seqlen_q` and `seqlen_kv` of the tile's sequence, see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn lengths(&self) -> [u32; 2] {
+        unsafe { ld_shared_v2_u32(self.address + 24) }
+    }
+
+    /// `first_block` and `index_kv` of the tile's sequence, see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn first_block(&self) -> [u32; 2] {
+        unsafe { ld_shared_v2_u32(self.address + 48) }
     }
 
     /// The common factor of the keys, see [`Self::tile`].

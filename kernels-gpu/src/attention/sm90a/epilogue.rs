@@ -44,7 +44,7 @@ pub(crate) unsafe fn store<K: Kernel>(
     unsafe { epilogue::store(params, &warp) };
     unroll!(0..2, |half| {
         let row = lane.query(0, half);
-        if row < params.seqlen_q && lane.quad == 0 {
+        if row < sequence.seqlen_q && lane.quad == 0 {
             unsafe { K::Softmax::store_lse(params, sequence, row, &finished[half]) };
         }
     });
@@ -63,7 +63,7 @@ impl<K: Kernel> OutputRows for Warp<'_, K> {
                     sums[i] = self.acc.o[0][TILES * group + i / 2][2 * half + i % 2];
                 });
                 let o = self.finished[half].output::<E>(sums);
-                let inside = rows[half] < self.params.seqlen_q;
+                let inside = rows[half] < self.sequence.seqlen_q;
                 let address = first[half].wrapping_add(V_GROUP * group * E::BYTES);
                 unsafe { store_neighbours::<E, WHOLE>(inside, address, &o, self.finished[half].seen) };
             });

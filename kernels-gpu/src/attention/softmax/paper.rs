@@ -204,8 +204,8 @@ impl<const MT: usize> Softmax<MT> for Paper<MT> {
 
     #[inline(always)]
     unsafe fn output_unit(params: &AttentionParams, sequence: &Sequence) -> f32 {
-        // All blocks of a head have one scale; a launch has at least one block.
-        unsafe { ld_global_nc_f32(sequence.v_block_scale(params, 0)) }
+        // All blocks of a head have one scale; without a block no row has an output to multiply.
+        if sequence.seqlen_kv == 0 { 1.0 } else { unsafe { ld_global_nc_f32(sequence.v_block_scale(params, 0)) } }
     }
 
     #[inline(always)]
