@@ -146,8 +146,8 @@ pub enum Error {
 
     /// A job that was asked of a kernel for short K and V, which has other problems.
     #[error(
-        "the kernels for short K and V have head dims {allowed:?}, the default scheme, V's head dim that of K and sequences of equal \
-         lengths, which a problem of head_dim {given} is not: plan the job without naming its way"
+        "the kernels for short K and V have head dims {allowed:?}, the default scheme, V's head dim that of K, sequences of equal \
+         lengths and unchanged scores, which a problem of head_dim {given} is not: plan the job without naming its way"
     )]
     NotShort {
         /// The head dimension given.
@@ -186,11 +186,57 @@ pub enum Error {
         given: f32,
     },
 
+    /// A softcap out of range.
+    #[error("softcap is {given}; it has to be from 2^-14 to 2^14 (or left out, where scores are not capped)")]
+    Softcap {
+        /// The softcap given.
+        given: f32,
+    },
+
     /// A softcap of a decode that is no bound.
     #[error("softcap is {given}; it has to be a positive number, or left out")]
     DecodeSoftcap {
         /// The softcap given.
         given: f32,
+    },
+
+    /// A tensor of the scores that the problem does not have, or that is missing.
+    #[error("{name} was {given}; the problem is one {posed} it (`AttentionProblem::score_mod`)")]
+    ScoreTensor {
+        /// Which tensor.
+        name: &'static str,
+        /// "given" or "not given".
+        given: &'static str,
+        /// "with" or "without".
+        posed: &'static str,
+    },
+
+    /// A change of the scores for sequences that have lengths of their own.
+    #[error(
+        "what changes scores (`AttentionProblem::score_mod`) was asked for together with lengths of sequences (`AttentionProblem::sequences`), which \
+         no plan has; take one sequence at a time, or hide the padding of equal ones with a mask"
+    )]
+    ScoreLengths,
+
+    /// An ALiBi slope or a sink that is no finite number.
+    #[error("{name} holds {value} at element {at}; all of them have to be finite")]
+    HeadValue {
+        /// Which of them.
+        name: &'static str,
+        /// The value.
+        value: f32,
+        /// Its element.
+        at: usize,
+    },
+
+    /// Kernels that have nothing to change scores with.
+    #[error(
+        "what changes scores (`AttentionProblem::score_mod`) was asked for of {kernels}, which do not have it; the INT8 kernels for {} do",
+        Family::Sm80
+    )]
+    PlainKernels {
+        /// The kernels asked for.
+        kernels: &'static str,
     },
 
     /// A length of fixed splits that is not of whole blocks.

@@ -65,6 +65,9 @@ pub const ROW_SCALES: core::ops::RangeInclusive<f32> = 1.0 / (1 << 22) as f32..=
 /// Scores of a larger magnitude are not left to float16.
 pub const SCORE_RANGE: f32 = 32_768.0;
 
+/// A bias below this hides its key (docs/kernel-abi.md, "What changes a score").
+pub const BIAS_HIDES: f32 = -45_000.0;
+
 /// What a row's largest possible score is made of: times the largest scale of a block's keys it is no smaller than any of their scores
 /// in magnitude, also in float16's unit. Infinite where float16 does not do for the row's scale. `c` is the scores' factor.
 #[inline(always)]

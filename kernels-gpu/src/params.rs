@@ -178,6 +178,47 @@ pub struct AttentionParams {
     pub reserved: u32,
     /// Where sequences have lengths of their own.
     pub seqlens: SeqLens,
+    /// What changes a score, beside the window.
+    pub score: ScoreParams,
+}
+
+/// `mask_kind`: how a mask has the keys of a row.
+pub mod mask_kind {
+    /// A byte each.
+    pub const BYTES: u32 = 0;
+    /// A bit each, the first in the lowest bit of the first byte.
+    pub const BITS: u32 = 1;
+}
+
+/// What changes a score, beside the window (docs/kernel-abi.md, "What changes a score"); all zero is nothing. All attention kernels
+/// know sinks, those of [`Kind::General`](crate::config::Kind) the rest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreParams {
+    /// A logit a query head, in natural units, that is in every row's sum; null where there are none.
+    pub sinks: Global<f32>,
+    /// A slope a query head; null where there are none.
+    pub alibi_slopes: Global<f32>,
+    /// Elements that are not 0 keep their key; null where there is no mask.
+    pub mask: Global<u8>,
+    /// What is added to the scores, of [`bias_dtype`](Self::bias_dtype); null where nothing is.
+    pub bias: Global<u8>,
+    /// From one batch, head and query of the mask to the next, in bytes.
+    pub mask_strides: [i64; 3],
+    /// From one batch, head and query of the bias to the next, in elements.
+    pub bias_strides: [i64; 3],
+    /// Slopes from one batch to the next.
+    pub alibi_stride_b: u32,
+    /// One of [`mask_kind`].
+    pub mask_kind: u32,
+    /// One of [`dtype`].
+    pub bias_dtype: u32,
+    /// The largest score in powers of two, `cap * log2(e)`; 0 where there is no cap.
+    pub softcap: f32,
+    /// `2 / cap`.
+    pub softcap_argument: f32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
 }
 
 /// The parameter of `quantize_*`: Q, K and V, or K and V alone (`heads_q` 0), or Q alone (`quantize_kv` 0).
@@ -382,6 +423,25 @@ impl AttentionParams {
         o_dims: 0,
         reserved: 0,
         seqlens: SeqLens::NONE,
+        score: ScoreParams::NONE,
+    };
+}
+
+impl ScoreParams {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        sinks: Global::NULL,
+        alibi_slopes: Global::NULL,
+        mask: Global::NULL,
+        bias: Global::NULL,
+        mask_strides: [0; 3],
+        bias_strides: [0; 3],
+        alibi_stride_b: 0,
+        mask_kind: mask_kind::BYTES,
+        bias_dtype: dtype::F16,
+        softcap: 0.0,
+        softcap_argument: 0.0,
+        reserved: 0,
     };
 }
 
@@ -439,8 +499,12 @@ impl DequantizeParams {
 }
 
 const _: () = assert!(size_of::<Strided>() == 4 * 8);
+const _: () = assert!(size_of::<ScoreParams>() == 4 * 8 + 6 * 8 + 6 * 4);
+const _: () = assert!(
+    size_of::<AttentionParams>()
+        == 11 * 8 + size_of::<Strided>() + 12 * 4 + size_of::<SeqLens>() + size_of::<ScoreParams>()
+);
 const _: () = assert!(size_of::<SeqLens>() == 3 * 8 + 4 * 4);
-const _: () = assert!(size_of::<AttentionParams>() == 11 * 8 + size_of::<Strided>() + 12 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 12 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 8 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<ShortParams>() == size_of::<AttentionParams>() + 3 * size_of::<Strided>() + 2 * 4);

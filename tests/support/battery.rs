@@ -8,13 +8,14 @@
 use crate::baseline::{self, Expected};
 use crate::case::{Case, MOST_SHARED, Placement};
 use crate::properties::{self, Kernels, Operand, representable, same_operands, within};
+use crate::scores::some_score_mod;
 use crate::sim::{Places, Simulator};
 use crate::values::Values;
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, Bounds, Int8};
-use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, Window};
+use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, ScoreMod, Window};
 use int_flash_attention_kernels::config::short::{SHORT, ShortVariant};
-use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
+use int_flash_attention_kernels::config::{self, AttentionVariant, Family, Kind};
 use ptx_machine::Module;
 use std::sync::Arc;
 
@@ -77,7 +78,14 @@ impl TensorCheck {
         let (case, problem) = (&self.case, &self.case.problem);
         match &self.wanted {
             Wanted::Attention { operands, want, bounds } => {
-                let (o, lse) = simulator.attention(problem, operands, &case.output()?, case.out_dtype, case.lse)?;
+                let scores = case.scores();
+                let (o, lse) = simulator.attention(
+                    &scores.scored(problem),
+                    operands,
+                    &case.output()?,
+                    case.out_dtype,
+                    case.lse,
+                )?;
                 within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.value_dim())?;
                 ensure!(lse.is_some() == case.lse, "a log-sum-exp unasked, or none");
                 lse.map_or(Ok(()), |lse| within("lse", &doubles(&lse), &want.lse, &bounds.lse, 1))
@@ -161,7 +169,8 @@ fn windows() -> impl Iterator<Item = Window> {
 
 fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
     let first = Case::of_variant(variant, 0);
-    let first = Case { lse: true, problem: first.problem.with_window(Window::FULL), ..first };
+    let problem = first.problem.with_window(Window::FULL).with_score_mod(ScoreMod::NONE);
+    let first = Case { lse: true, problem, ..first };
     let sized = |batch, heads_q, seqlen_q, seqlen_kv| {
         let heads_kv = usize::div_ceil(heads_q, 2);
         let problem = AttentionProblem { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, ..first.problem };
@@ -237,10 +246,26 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         let window = Window { left: Some(left), right: Some(right) };
         cases.push((Case { problem: case.problem.with_window(window), ..case }, usual, 1));
     }
+    match variant.kind {
+        // Every third with sinks.
+        Kind::Plain => {
+            for (case, ..) in cases.iter_mut().step_by(3) {
+                case.problem.score_mod.sinks = true;
+            }
+        }
+        // The loop is that of a plain kernel: some of the cases, and each change of the scores in many of them.
+        Kind::General => {
+            cases = cases.into_iter().step_by(3).collect();
+            for (i, (case, ..)) in cases.iter_mut().enumerate() {
+                case.problem.score_mod = some_score_mod(&case.problem, i);
+            }
+        }
+    }
     let check = |(case, places, multiprocessors): (Case, Places, u32)| -> Result<Check> {
         let [q, k, v] = case.tensors()?;
         let operands = Arc::new(reference::quantize(&case.problem, &q, &k, &v)?);
-        let (want, bounds) = reference::ideal_bounds(&case.problem, &operands, case.out_dtype)?;
+        let scores = case.scores();
+        let (want, bounds) = reference::ideal_bounds(scores.scored(&case.problem), &operands, case.out_dtype)?;
         let wanted = Wanted::Attention { operands, want, bounds };
         let family = variant.family;
         let shared_bytes = variant.from_kib() << 10;

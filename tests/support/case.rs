@@ -1,10 +1,11 @@
 //! Test cases: shapes, layouts and values, named and generated.
 
+use crate::scores::{Scores, any_score_mod, some_score_mod};
 use crate::values::Values;
 use anyhow::Result;
-use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, Shape, TensorLayout, Window};
+use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, ScoreMod, Shape, TensorLayout, Window};
 use int_flash_attention_kernels::config::shared_memory::CLASSES;
-use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
+use int_flash_attention_kernels::config::{self, AttentionVariant, Family, Kind};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use proptest::prelude::*;
 
@@ -93,7 +94,7 @@ impl Case {
     }
 
     /// A small case for a kernel, with a tail in queries and keys, grouped heads and a padded layout; `seed` also picks the
-    /// window and the types.
+    /// window and the types, and what changes the scores in a general kernel.
     #[must_use]
     pub fn of_variant(variant: &AttentionVariant, seed: usize) -> Self {
         let problem = AttentionProblem::new(1, 2, 1, 67, 201, variant.head_dim);
@@ -103,7 +104,11 @@ impl Case {
             [(DType::F16, DType::F32), (DType::BF16, DType::F16), (DType::F32, DType::BF16)][seed % 3];
         let placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
         let window = WINDOWS[seed % WINDOWS.len()];
-        let plain = Self::plain(problem.with_window(window).with_scheme(variant.scheme), seed as u64);
+        let mut problem = problem.with_window(window).with_scheme(variant.scheme);
+        if variant.kind == Kind::General {
+            problem.score_mod = some_score_mod(&problem, seed);
+        }
+        let plain = Self::plain(problem, seed as u64);
         Self { dtype, out_dtype, placement, ..plain }
     }
 
@@ -119,6 +124,12 @@ impl Case {
             self.values[i].tensor(self.dtype, self.placement[i].layout(shape)?, seed)
         };
         Ok([tensor(0, q)?, tensor(1, kv)?, tensor(2, self.problem.v_shape())?])
+    }
+
+    /// What changes the scores.
+    #[must_use]
+    pub fn scores(&self) -> Scores {
+        Scores::of(&self.problem, self.seed)
     }
 
     /// Where O goes.
@@ -154,7 +165,9 @@ pub fn variant_on(
     family: Family,
     problem: &AttentionProblem,
 ) -> Option<&'static AttentionVariant> {
-    config::attention_on(shared_bytes, family, [problem.head_dim, problem.value_dim()], problem.scheme)
+    let plain = ScoreMod { sinks: problem.score_mod.sinks, ..ScoreMod::NONE };
+    let kind = if problem.score_mod == plain { Kind::Plain } else { Kind::General };
+    config::attention_on(shared_bytes, family, [problem.head_dim, problem.value_dim()], problem.scheme, kind)
 }
 
 /// None, causal, sliding, and local on both sides; the ends of the last two lie inside of blocks and between tiles.
@@ -217,6 +230,16 @@ pub fn long_keys() -> impl Strategy<Value = Case> {
             let mut case = case.clone();
             case.problem = AttentionProblem { batch: 1, heads_q: 1, heads_kv: 1, seqlen_kv, window, ..case.problem };
             case
+        })
+    })
+}
+
+/// Cases of [`any_case`] and [`long_keys`], with any change of their scores.
+pub fn any_scored_case(longest: usize) -> impl Strategy<Value = Case> {
+    prop_oneof![2 => any_case(longest).boxed(), 1 => long_keys().boxed()].prop_flat_map(|case| {
+        any_score_mod(case.problem).prop_map(move |score_mod| {
+            let problem = case.problem.with_score_mod(score_mod);
+            Case { problem, ..case.clone() }
         })
     })
 }

@@ -3,7 +3,7 @@
 use crate::case::Case;
 use anyhow::{Result, ensure};
 use int_flash_attention::reference;
-use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, TensorLayout};
+use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scored, TensorLayout};
 
 /// One of Q, K, V.
 pub use int_flash_attention::Operand;
@@ -28,14 +28,14 @@ pub trait Kernels {
         v: &HostTensor,
     ) -> Result<HostQuantized>;
 
-    /// `attention_int8`: O, and the log-sum-exp where it is asked for.
+    /// The INT8 attention: O, and the log-sum-exp where it is asked for.
     ///
     /// # Errors
     ///
     /// When a launch fails.
     fn attention(
         &self,
-        problem: &AttentionProblem,
+        scored: &Scored<'_>,
         operands: &HostQuantized,
         out: &TensorLayout,
         dtype: DType,
@@ -192,9 +192,14 @@ fn same_bytes(name: &str, got: &[i8], want: &[i8]) -> Result<()> {
 ///
 /// Names the element.
 pub fn attention<K: Kernels>(kernels: &K, case: &Case, operands: &HostQuantized) -> Result<()> {
-    let (o, lse) = kernels.attention(&case.problem, operands, &case.output()?, case.out_dtype, case.lse)?;
-    let bounds = if K::EXACT_EXPONENTIALS { reference::ideal_bounds } else { reference::gpu_bounds };
-    let (want, bounds) = bounds(&case.problem, operands, case.out_dtype)?;
+    let scores = case.scores();
+    let scored = scores.scored(&case.problem);
+    let (o, lse) = kernels.attention(&scored, operands, &case.output()?, case.out_dtype, case.lse)?;
+    let (want, bounds) = if K::EXACT_EXPONENTIALS {
+        reference::ideal_bounds(scored, operands, case.out_dtype)?
+    } else {
+        reference::gpu_bounds(scored, operands, case.out_dtype)?
+    };
     within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, case.problem.value_dim())?;
     ensure!(lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
     if let Some(lse) = lse {

@@ -71,7 +71,7 @@ pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -
     same_but_bias(&got, &want)?;
 
     let layout = case.output()?;
-    let (o, lse) = kernels.attention(problem, &want, &layout, case.out_dtype, case.lse)?;
+    let (o, lse) = kernels.attention(&problem.into(), &want, &layout, case.out_dtype, case.lse)?;
     let (expected, bounds) = sequences::gpu_bounds(problem, &on_host, &want, case.out_dtype, K::EXACT_EXPONENTIALS)?;
     let d = problem.head_dim;
     let in_dense = |o: &HostTensor| representable(o, &expected.o, &bounds.o);
@@ -86,7 +86,7 @@ pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -
         let (part, of_got) = (sequences::part(problem, &span, &want)?, sequences::part(problem, &span, &got)?);
         same_operands(&one, &of_got, &part, &tokens(&q, span.batch, &span.q)?)?;
         let own = TensorLayout::bhnd(one.q_shape());
-        let (own_o, own_lse) = alone.attention(&one, &part, &own, case.out_dtype, case.lse)?;
+        let (own_o, own_lse) = alone.attention(&(&one).into(), &part, &own, case.out_dtype, case.lse)?;
         let of = || format!("sequence {} of {lengths:?}", span.sequence);
         let place = |h: usize, n: usize| (span.batch, h, span.q.start + n);
         for (h, n) in (0..problem.heads_q).flat_map(|h| (0..span.q.len()).map(move |n| (h, n))) {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use int_flash_attention::gpu::embedded_ptx;
 use int_flash_attention::{
     AttentionProblem, DType, HostQuantized, HostTensor, Order, PackedFormat, QuantizedK, QuantizedQ, QuantizedV,
-    SeqLens, Sequences, Span, TensorLayout,
+    Scored, SeqLens, Sequences, Span, TensorLayout,
 };
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::dequantize::launch as dequantization;
@@ -171,17 +171,19 @@ impl Simulator {
     /// # Errors
     ///
     /// When the library refuses the problem, or the machine finds fault with a kernel.
-    pub fn job(
+    pub fn job<'a>(
         &self,
-        problem: &AttentionProblem,
+        problem: impl Into<Scored<'a>>,
         [q, k, v]: [&HostTensor; 3],
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
+        let scored = problem.into();
+        let problem = scored.problem;
         problem.check()?;
         let operands = self.quantize(problem, q, k, v)?;
         let order = q.layout().order().unwrap_or(Order::Bhnd);
         let out = if problem.o_shape() == q.shape() { q.layout() } else { TensorLayout::new(problem.o_shape(), order) };
-        self.attention(problem, &operands, &out, q.dtype(), lse)
+        self.attention(&scored, &operands, &out, q.dtype(), lse)
     }
 }
 
@@ -304,12 +306,13 @@ impl Kernels for Simulator {
 
     fn attention(
         &self,
-        problem: &AttentionProblem,
+        scored: &Scored<'_>,
         operands: &HostQuantized,
         out: &TensorLayout,
         dtype: DType,
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
+        let problem = scored.problem;
         let AttentionProblem { head_dim, scheme, .. } = *problem;
         let none = || {
             let has: Vec<usize> = config::head_dims(&Family::ALL, scheme).collect();
@@ -360,6 +363,7 @@ impl Kernels for Simulator {
         let grid = variant.grid(&params, multiprocessors);
         let grid = grid.with_context(|| format!("{} has too many tiles for {problem:?}", variant.name))?;
         let at = Grid { kernel: variant.name, grid, threads: variant.threads, shared: variant.shared_bytes };
+        let score = places.scores(&mut memory, scored, &whole, params.score)?;
         let params = AttentionParams {
             q: global(q_data),
             k: global(k_data),
@@ -373,6 +377,7 @@ impl Kernels for Simulator {
             v_unit: global(v_unit),
             o: Strided { data: global(o.data), ..params.o },
             lse: global(lse_out),
+            score,
             seqlens: self.seqlens(&mut memory, params.seqlens),
             ..params
         };
@@ -472,7 +477,7 @@ fn key_rows(spans: &[Span]) -> Vec<(usize, Range<usize>)> {
     spans.iter().map(|span| (span.batch, span.kv.clone())).collect()
 }
 
-fn global<T>(ptr: DevPtr) -> Global<T> {
+pub(crate) fn global<T>(ptr: DevPtr) -> Global<T> {
     Global::new(ptr.0)
 }
 

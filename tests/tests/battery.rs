@@ -32,6 +32,11 @@ fn papers_scheme() {
 }
 
 #[test]
+fn general() {
+    every(|kernel| kernel.ends_with("_general"));
+}
+
+#[test]
 fn hopper() {
     every(|kernel| kernel.starts_with("attention_sm90a"));
 }
@@ -84,7 +89,8 @@ fn all_kernels_have_a_battery() {
         ]
         .iter()
         .any(|start| kernel.starts_with(start))
-            || kernel.starts_with("attention_sm80") && ["_default", "_paper"].iter().any(|end| kernel.ends_with(end))
+            || kernel.starts_with("attention_sm80")
+                && ["_default", "_paper", "_general"].iter().any(|end| kernel.ends_with(end))
     };
     for module in MODULES {
         for kernel in simulator.kernels(module.name).unwrap() {

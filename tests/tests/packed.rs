@@ -91,7 +91,7 @@ fn hidden_keys_may_be_anything() {
             let dense = AttentionProblem { sequences: Sequences::Equal, ..case.problem };
             let all = Simulator::of(family, 2).quantize(&dense, &q, &spoilt(&k), &v).unwrap();
             let layout = case.output().unwrap();
-            let (o, _) = kernels.attention(&case.problem, &all, &layout, DType::F32, false).unwrap();
+            let (o, _) = kernels.attention(&(&case.problem).into(), &all, &layout, DType::F32, false).unwrap();
             assert!(o.dense_f64().iter().all(|o| o.is_finite()), "{family} {scheme}");
         }
     }
@@ -112,7 +112,7 @@ fn offsets_that_are_none_stay_inside() {
         ] {
             let kernels = Simulator::of(family, 2).with_lengths(&lengths);
             kernels.quantize(&case.problem, &q, &k, &v).unwrap();
-            kernels.attention(&case.problem, &good, &case.output().unwrap(), DType::F16, true).unwrap();
+            kernels.attention(&(&case.problem).into(), &good, &case.output().unwrap(), DType::F16, true).unwrap();
         }
     }
     let problem = AttentionProblem::new(2, 2, 1, 9, 300, 64).with_sequences(Sequences::KeyLengths);

@@ -3,6 +3,7 @@
 use crate::accuracy::{self, Accuracy};
 use crate::output;
 use crate::progress::LateBar;
+use crate::scores;
 use anyhow::{Result, bail};
 use int_flash_attention::{Device, Options, Order, Output, Scheme, SeqLens, Window};
 use int_flash_attention_tests::sequences::{Lengths, offsets};
@@ -35,6 +36,8 @@ pub struct Args {
     /// Factor of Q.K before the softmax [default: 1/sqrt(head_dim)]
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     softmax_scale: Option<f32>,
+    #[command(flatten)]
+    scores: scores::ScoreArgs,
     /// Tokens of sequences that are packed one behind the other in the file's one batch, of queries and of keys
     #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
     seqlens: Vec<u32>,
@@ -109,7 +112,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let destination = output::Target::of(&args.output)?;
     destination.refuse_input(&args.input)?;
-    let inputs = tensors::read(&args.input, args.layout)?;
+    let of_heads = args.scores.of_heads()?;
+    let inputs = tensors::read(&args.input, args.layout, args.scores.wanted())?;
     let (target, why_not_gpu) = args.device.resolve();
     let lengths = args.lengths();
     let lengths = lengths.map(Vec::as_slice);
@@ -118,13 +122,14 @@ pub fn run(args: &Args) -> Result<()> {
         scheme: args.scheme,
         lengths,
         softmax_scale: args.softmax_scale,
+        scores: of_heads.scores(&inputs),
         lse: args.lse,
         ..Options::default()
     };
     let (output, time) = job(target, &inputs, &options)?;
     let checked = if args.check {
         let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
-        Some(accuracy::measure_with(&problem, &lengths, &inputs, &output.o)?)
+        Some(accuracy::measure_with(options.scored(&problem), &lengths, &inputs, &output.o)?)
     } else {
         None
     };
@@ -183,7 +188,7 @@ pub fn job(target: Target, inputs: &Inputs, options: &Options<'_>) -> Result<(Ou
         Target::Sim => {
             let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
             let simulator = Simulator::new().with_lengths(&options.lengths.map(|array| array.to_vec()));
-            let (o, lse) = simulator.job(&problem, [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
+            let (o, lse) = simulator.job(options.scored(&problem), [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
             Output { o, lse }
         }
         Target::Auto => bail!("the device was not chosen"),
@@ -194,7 +199,7 @@ pub fn job(target: Target, inputs: &Inputs, options: &Options<'_>) -> Result<(Ou
 fn text_report(args: &Args, target: Target, inputs: &Inputs, time: Duration, checked: Option<&Accuracy>) -> String {
     let (q, k) = (inputs.q.shape(), inputs.k.shape());
     let mut report = format!(
-        "batch {} heads {}/{} seqlen {}/{} head_dim {} {} {}{}: {:.1} ms on {target}\n",
+        "batch {} heads {}/{} seqlen {}/{} head_dim {} {} {}{}{}: {:.1} ms on {target}\n",
         q.batch,
         q.heads,
         k.heads,
@@ -204,6 +209,7 @@ fn text_report(args: &Args, target: Target, inputs: &Inputs, time: Duration, che
         inputs.q.dtype(),
         args.scheme,
         shown(args.window()),
+        args.scores.shown(),
         time.as_secs_f64() * 1e3
     );
     if let Some(Accuracy { figures, rows, rows_of }) = checked {

@@ -4,13 +4,13 @@ use super::kernel::Kernel;
 use super::launch::Launch;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewOperands, check_q, check_scheme};
-use super::{AnySliceMut, DeviceSeqLens, DeviceSliceMut, Gpu, StreamRef};
+use super::{AnySliceMut, DeviceSeqLens, DeviceSliceMut, Gpu, ScoreViews, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, SeqLens};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
-use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family, shared_memory};
+use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family, Kind, shared_memory};
 use int_flash_attention_kernels::params::{AttentionParams, Global, Strided};
 
 /// What an [`AttentionPlan`] writes.
@@ -46,6 +46,8 @@ enum Choice {
     Fastest,
     /// Any that fits.
     Any,
+    /// The general one, also where a plain one would do.
+    General,
 }
 
 impl Gpu {
@@ -92,6 +94,9 @@ impl Gpu {
             let (major, minor) = self.compute_capability();
             return Err(Error::Family { device: self.name().to_owned(), major, minor, cuda: self.0.cuda, family });
         }
+        if family != Family::Sm80 && problem.score_mod.kind() == Kind::General {
+            return Err(Error::PlainKernels { kernels: "the kernels for sm_90a" });
+        }
         self.plan_with(&[family], problem, output, Choice::Any, self.0.shared_bytes)
     }
 
@@ -107,6 +112,16 @@ impl Gpu {
         output: &AttentionOutput,
     ) -> Result<AttentionPlan> {
         self.plan_with(&[Family::Sm80], problem, output, Choice::Any, shared_bytes)
+    }
+
+    /// The general kernel of sm_80 also where a plain one would do: for the tests, which hold its speed against the plain one's.
+    #[doc(hidden)]
+    pub fn plan_attention_general(
+        &self,
+        problem: &AttentionProblem,
+        output: &AttentionOutput,
+    ) -> Result<AttentionPlan> {
+        self.plan_with(&[Family::Sm80], problem, output, Choice::General, self.0.shared_bytes)
     }
 
     /// The families of attention kernels that are built in and that this GPU and its driver run, the one for it in particular first.
@@ -132,9 +147,12 @@ impl Gpu {
         let params = problem.params(&output.layout, output.dtype);
         let pays = |v: &AttentionVariant| {
             let grid = v.grid(&params, multiprocessors);
-            choice == Choice::Any || v.family == Family::Sm80 || (problem.seqlen_kv >= v.from_keys && grid.is_some())
+            choice != Choice::Fastest
+                || v.family == Family::Sm80
+                || (problem.seqlen_kv >= v.from_keys && grid.is_some())
         };
-        let variant = self.variant(families, problem, shared_bytes, pays)?;
+        let kind = if choice == Choice::General { Kind::General } else { problem.score_mod.kind() };
+        let variant = self.variant(families, problem, kind, shared_bytes, pays)?;
         let grid = variant.grid(&params, multiprocessors);
         let too_many = || Error::Tiles { kernel: variant.name, shape: problem.q_shape().to_string() };
         let grid = grid.ok_or_else(too_many)?;
@@ -159,10 +177,13 @@ impl Gpu {
         &self,
         families: &[Family],
         p: &AttentionProblem,
+        kind: Kind,
         shared_bytes: usize,
         pays: impl Fn(&AttentionVariant) -> bool,
     ) -> Result<&'static AttentionVariant> {
-        let serves = |v: &&AttentionVariant| v.has([p.head_dim, p.value_dim()]) && v.scheme == p.scheme && pays(v);
+        let serves = |v: &&AttentionVariant| {
+            v.has([p.head_dim, p.value_dim()]) && (v.scheme, v.kind) == (p.scheme, kind) && pays(v)
+        };
         let fits = |v: &&AttentionVariant| v.is_for(shared_bytes);
         let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);
         let candidates = families.iter().flat_map(of_family).filter(serves);
@@ -202,7 +223,7 @@ impl AttentionPlan {
     ///
     /// # Errors
     /// Operands of other shapes; a buffer of another type, too short, or not aligned (16 bytes, `o` by its element);
-    /// `lse` there or not, against the plan; the driver's.
+    /// `lse` there or not, against the plan; a problem with tensors of the scores; the driver's.
     #[inline]
     pub fn launch<'s>(
         &self,
@@ -228,6 +249,23 @@ impl AttentionPlan {
         o: AnySliceMut<'_>,
         lse: Option<DeviceSliceMut<'_, f32>>,
     ) -> Result<()> {
+        self.launch_scored(stream, operands, &ScoreViews::default(), lengths, o, lse)
+    }
+
+    /// [`launch_with`](Self::launch_with) with the tensors that change scores, each exactly where the problem has it.
+    ///
+    /// # Errors
+    /// As there; a tensor of the scores that is there or not, against the plan, of another type, too short, or not aligned by its element.
+    #[inline]
+    pub fn launch_scored<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        operands: &ViewOperands<'_>,
+        scores: &ScoreViews<'_>,
+        lengths: &DeviceSeqLens<'_>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
         let p = &self.problem;
         let seqlens = lengths.addresses(launch, p, self.params.seqlens)?;
@@ -239,6 +277,7 @@ impl AttentionPlan {
         let [v, v_scale, v_block_scale, v_unit] = operands.v.addresses(launch, p.v_shape(), &self.kv_lengths[1])?;
         let o = o.checked(launch, "o", self.output.dtype, self.output.layout.span())?;
         let lse = self.output.checked_lse(launch, lse, self.q_lengths.q_scale)?;
+        let score = scores.params(launch, p, &self.params.score)?;
         let [q, k, v] = [q, k, v].map(Global::new);
         let [q_scale, q_bias, k_scale, k_block_scale] = [q_scale, q_bias, k_scale, k_block_scale].map(Global::new);
         let [v_scale, v_block_scale, v_unit, lse] = [v_scale, v_block_scale, v_unit, lse].map(Global::new);
@@ -256,6 +295,7 @@ impl AttentionPlan {
             v_unit,
             o,
             lse,
+            score,
             seqlens,
             ..self.params
         };

@@ -5,7 +5,7 @@ use super::memory::Checked;
 use super::{AnySlice, AnySliceMut, DeviceSliceMut, Gpu, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, ScoreMod};
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::params::{BaselineParams, Global, Strided};
@@ -47,6 +47,9 @@ impl Gpu {
     /// that are not even; an output in which elements overlap.
     pub fn plan_baseline(&self, problem: &AttentionProblem, layouts: &BaselineLayouts) -> Result<BaselinePlan> {
         problem.check()?;
+        if problem.score_mod != ScoreMod::NONE {
+            return Err(Error::PlainKernels { kernels: "the float16 kernels" });
+        }
         problem.check_equal()?;
         let BaselineLayouts { q, k, v, o, .. } = *layouts;
         for (name, layout, expected) in

@@ -1,12 +1,13 @@
 //! The whole job: from float tensors on the GPU to the output, by one kernel for short K and V or by two.
 
+use super::ScoreViews;
 use super::attention::AttentionPlan;
 use super::kernel::Kernel;
 use super::memory::Checked;
 use super::quantize::{Pass, QuantizeLayouts};
 use super::{AnySlice, AnySliceMut, AttentionOutput, DeviceSeqLens, DeviceSliceMut, Gpu, StreamRef};
 use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme, SeqLens, Sequences};
+use crate::problem::{AttentionProblem, Scheme, ScoreMod, SeqLens, Sequences};
 use crate::quantized::Lengths;
 use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short};
 use int_flash_attention_kernels::params::{AttentionParams, Global, QuantizeParams, ShortParams, Strided};
@@ -119,8 +120,10 @@ impl Gpu {
             window: _,
             softmax_scale: _,
             sequences,
+            score_mod,
         } = problem;
-        let has = scheme == Scheme::Default && sequences == Sequences::Equal && problem.value_dim() == head_dim;
+        let plain = sequences == Sequences::Equal && score_mod == ScoreMod::NONE;
+        let has = plain && scheme == Scheme::Default && problem.value_dim() == head_dim;
         let variant = short(head_dim).filter(|_| has).ok_or_else(|| Error::NotShort {
             given: head_dim,
             allowed: SHORT.iter().map(|variant| variant.head_dim).collect(),
@@ -213,7 +216,7 @@ impl JobPlan {
         o: AnySliceMut<'_>,
         lse: Option<DeviceSliceMut<'_, f32>>,
     ) -> Result<()> {
-        self.launch_with(stream, inputs, &SeqLens::Equal, workspace, o, lse)
+        self.launch_scored(stream, inputs, &ScoreViews::default(), &SeqLens::Equal, workspace, o, lse)
     }
 
     /// [`launch`](Self::launch) with the lengths of the sequences, as [`AttentionPlan::launch_with`].
@@ -224,7 +227,26 @@ impl JobPlan {
     pub fn launch_with<'s>(
         &self,
         stream: impl Into<StreamRef<'s>>,
+        inputs: [AnySlice<'_>; 3],
+        lengths: &DeviceSeqLens<'_>,
+        workspace: DeviceSliceMut<'_, u8>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        self.launch_scored(stream, inputs, &ScoreViews::default(), lengths, workspace, o, lse)
+    }
+
+    /// [`launch_with`](Self::launch_with) the tensors that change scores, as [`AttentionPlan::launch_scored`].
+    ///
+    /// # Errors
+    /// As there, and as that function's.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    pub fn launch_scored<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
         [q, k, v]: [AnySlice<'_>; 3],
+        scores: &ScoreViews<'_>,
         lengths: &DeviceSeqLens<'_>,
         workspace: DeviceSliceMut<'_, u8>,
         o: AnySliceMut<'_>,
@@ -255,6 +277,7 @@ impl JobPlan {
             Way::Quantized(way) => {
                 let base = workspace.checked(launch, "the workspace", way.workspace_bytes)?;
                 let (from, to) = (&way.pass.with(launch, lengths)?, way.attention.params());
+                let score = scores.params(launch, &self.problem, &to.score)?;
                 let seqlens = lengths.addresses(launch, &self.problem, to.seqlens)?;
                 let quantize = QuantizeParams {
                     q: Strided { data: q, ..from.q },
@@ -262,8 +285,13 @@ impl JobPlan {
                     v: Strided { data: v, ..from.v },
                     ..way.arrays.written(base, from)
                 };
-                let attention =
-                    AttentionParams { o: Strided { data: o, ..to.o }, lse, seqlens, ..way.arrays.read(base, to) };
+                let attention = AttentionParams {
+                    o: Strided { data: o, ..to.o },
+                    lse,
+                    seqlens,
+                    score,
+                    ..way.arrays.read(base, to)
+                };
                 // SAFETY: both parameters are whole: the tensors have been checked, and the arrays lie in the workspace one behind the
                 // other with the lengths of the problem. The attention reads what the stream has the quantization write before.
                 unsafe {

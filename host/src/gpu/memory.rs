@@ -242,6 +242,15 @@ macro_rules! any_view {
 any_view!(AnySlice, DeviceSlice, &'a DeviceBuffer<T>);
 any_view!(AnySliceMut, DeviceSliceMut, &'a mut DeviceBuffer<T>);
 
+impl DeviceSlice<'_, u8> {
+    /// The address of bytes that are read one by one, after the length and the context have been checked.
+    #[inline]
+    pub(super) fn checked_bytes(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
+        check(name, self.ptr, self.len, len, 1)?;
+        launch.accept(name, self.ptr, self.home)
+    }
+}
+
 /// What the kernels' vector accesses to packed arrays ask.
 const PACKED_ALIGN: u64 = 16;
 

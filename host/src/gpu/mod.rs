@@ -51,6 +51,7 @@ mod merge;
 mod one_buffer;
 mod operands;
 mod quantize;
+mod scores;
 mod seqlens;
 mod stream;
 
@@ -75,6 +76,7 @@ pub use operands::{
     ViewQ, ViewV,
 };
 pub use quantize::{QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan};
+pub use scores::ScoreViews;
 pub use seqlens::DeviceSeqLens;
 pub use stream::{Event, Graph, Stream, StreamRef};
 

@@ -2,6 +2,7 @@
 
 mod packed;
 mod params;
+mod score;
 pub(crate) use params::strided;
 pub(crate) use params::window_params;
 mod window;
@@ -15,6 +16,7 @@ use std::ops::Range;
 
 pub use int_flash_attention_kernels::config::Scheme;
 pub use packed::{HostSeqLens, SeqLens, Sequences, Span};
+pub use score::{Alibi, BiasLayout, MaskKind, MaskLayout, ScoreMod};
 pub use window::Window;
 
 /// `softmax(softmax_scale * Q K^T) V` for every sequence and head: plain data, checked by [`check`](Self::check) and by
@@ -52,6 +54,8 @@ pub struct AttentionProblem {
     pub softmax_scale: Option<f32>,
     /// Numeric scheme.
     pub scheme: Scheme,
+    /// What changes a score, beside scale and window.
+    pub score_mod: ScoreMod,
     /// Whether the sequences have lengths of their own.
     pub sequences: Sequences,
     /// Channels of a head of V and of the output, where they are others than those of Q and K; `None` is `head_dim`. Kernels have 192 and
@@ -62,22 +66,11 @@ pub struct AttentionProblem {
 impl AttentionProblem {
     /// All fields, comparable.
     fn key(&self) -> impl Eq + Hash {
-        let Self {
-            batch,
-            heads_q,
-            heads_kv,
-            seqlen_q,
-            seqlen_kv,
-            head_dim,
-            window,
-            softmax_scale,
-            scheme,
-            sequences,
-            ..
-        } = *self;
-        let head_dim_v = self.value_dim();
+        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme, .. } = *self;
+        let Self { score_mod, sequences, .. } = *self;
         let scale = softmax_scale.map(f32::to_bits);
-        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v], window, scale, scheme, sequences)
+        let sizes = [batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, self.value_dim()];
+        (sizes, window, scale, scheme, score_mod.key(), sequences)
     }
 }
 
@@ -121,6 +114,7 @@ impl AttentionProblem {
             window: Window::FULL,
             softmax_scale: None,
             scheme: Scheme::Default,
+            score_mod: ScoreMod::NONE,
             sequences: Sequences::Equal,
             head_dim_v: None,
         }
@@ -155,6 +149,12 @@ impl AttentionProblem {
     #[must_use]
     pub const fn with_window(self, window: Window) -> Self {
         Self { window, ..self }
+    }
+
+    /// With this change of the scores.
+    #[must_use]
+    pub const fn with_score_mod(self, score_mod: ScoreMod) -> Self {
+        Self { score_mod, ..self }
     }
 
     /// In this scheme.
@@ -252,7 +252,8 @@ impl AttentionProblem {
     /// Everything but the head dims that the INT8 kernels are limited to; what the float64 reference asks.
     ///
     /// # Errors
-    /// A size of zero or past the device's limits, heads that do not divide, a scale that is not finite.
+    /// A size of zero or past the device's limits, heads that do not divide, a scale that is not finite, a softcap or strides of the
+    /// score's tensors beyond what is allowed.
     pub fn check_sizes(&self) -> Result<()> {
         for (name, size) in [("batch", self.batch), ("heads_q", self.heads_q), ("heads_kv", self.heads_kv)] {
             if size == 0 {
@@ -293,7 +294,7 @@ impl AttentionProblem {
         }
         match self.softmax_scale {
             Some(given) if !given.is_finite() => Err(Error::SoftmaxScale { given }),
-            _ => Ok(()),
+            _ => self.score_mod.check(self),
         }
     }
 

@@ -28,6 +28,7 @@ impl AttentionProblem {
             window_right,
             o_dtype: dtype.code(),
             softmax_scale: self.scale(),
+            score: self.score_mod.params(self),
             seqlens: self.seqlens_params(),
             o_dims: self.value_dim() as u32,
             ..AttentionParams::NONE

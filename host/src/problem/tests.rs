@@ -67,7 +67,11 @@ fn problems_are_keys() {
     plans.insert(plain.with_scheme(Scheme::Paper), 4);
     plans.insert(plain.with_window(Window { left: Some(3), right: Some(0) }), 5);
     plans.insert(plain, 6);
-    assert_eq!((plans.len(), plans[&plain], plans[&plain.with_softmax_scale(0.5)]), (5, 6, 2));
+    let capped = |cap| plain.with_score_mod(ScoreMod { softcap: Some(cap), ..ScoreMod::NONE });
+    plans.insert(capped(30.0), 7);
+    plans.insert(capped(50.0), 8);
+    assert_eq!((plans.len(), plans[&plain], plans[&plain.with_softmax_scale(0.5)]), (7, 6, 2));
+    assert_eq!(plans[&capped(30.0)], 7);
     // Scores of a NaN are refused later; a key finds itself.
     assert_eq!(plain.with_softmax_scale(f32::NAN), plain.with_softmax_scale(f32::NAN));
 }

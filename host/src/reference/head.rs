@@ -2,6 +2,7 @@
 
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::HostQuantized;
+use crate::scores::Scored;
 use int_flash_attention_kernels::layout::{KV_BLOCK, SCORE_UNIT, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
 
 /// One query head's view of its operands, and the factors of its scores.
@@ -32,11 +33,17 @@ pub(super) struct Head<'a> {
     /// Whether four neighbouring dims of V are rotated.
     pub(super) rotated: bool,
     pub(super) softmax_scale: f32,
+    /// Which of all query heads it is, and of what problem.
+    pub(super) index: usize,
+    pub(super) scored: Scored<'a>,
+    /// The unit of V's scales.
+    pub(super) v_unit: f32,
 }
 
 impl<'a> Head<'a> {
     /// Head `head` of all query heads; the lengths have been checked.
-    pub(super) fn new(problem: &AttentionProblem, x: &'a HostQuantized, head: usize) -> Self {
+    pub(super) fn new(scored: Scored<'a>, x: &'a HostQuantized, head: usize) -> Self {
+        let problem = scored.problem;
         let (d, n) = (problem.head_dim, problem.seqlen_q);
         let kv = head / problem.heads_q * problem.heads_kv + head % problem.heads_q / problem.group();
         let blocks = kv_blocks(problem.seqlen_kv);
@@ -71,7 +78,16 @@ impl<'a> Head<'a> {
                 + (-49_f64).exp2() / 255.0 * blocks as f64 * f64::from(x.v.unit[kv]),
             rotated: problem.scheme.rotates(),
             softmax_scale,
+            index: head,
+            scored,
+            v_unit: x.v.unit[kv],
         }
+    }
+
+    /// The sink of the head in natural units, less the share of K's offset of a row where its scores are without it.
+    pub(super) fn sink(&self, bias: f64) -> Option<f64> {
+        let sink = self.scored.sink(self.index % self.scored.problem.heads_q)?;
+        Some(f64::from(sink) - bias)
     }
 }
 

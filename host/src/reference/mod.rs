@@ -8,6 +8,8 @@
 //!
 //! * [`sequences`] has them for sequences of unlike lengths: each is a problem of its own.
 //!
+//! A function of a problem takes `&problem`, or [`Scored`](crate::Scored): the problem and the tensors that change its scores.
+//!
 //! Every function works on all cores.
 
 mod append;
@@ -24,6 +26,7 @@ mod merge;
 mod packed;
 mod quantize;
 mod rows;
+mod score;
 pub mod sequences;
 mod simd;
 mod softmax;

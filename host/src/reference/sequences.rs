@@ -137,7 +137,8 @@ pub(crate) fn int8_with_progress(
                     progress(Progress { done: before + p.done, total });
                 }
             };
-            let Int8 { o, lse } = super::int8_with_progress(&one, &part(problem, &span, operands)?, Some(&ahead))?;
+            let Int8 { o, lse } =
+                super::int8_with_progress((&one).into(), &part(problem, &span, operands)?, Some(&ahead))?;
             all.put(&span, &o, &lse);
         }
         before += (problem.heads_q * span.q.len()) as u64;

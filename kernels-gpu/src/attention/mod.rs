@@ -5,7 +5,8 @@
 //! ```text
 //! sequence    where rows and blocks lie               softmax/    scores to P; one file for each scheme
 //! window      which keys a query sees                 output      P and O in registers
-//! lane        which elements of a fragment a lane has epilogue    the division, the output, the log-sum-exp
+//! lane        which elements of a fragment a lane has epilogue    the division, sinks, the output, the log-sum-exp
+//! score_mod   softcap, ALiBi, a bias, a mask
 //! sm80/       mma.sync, cp.async: every GPU           sm90a/      wgmma, bulk copies: Hopper
 //! decode/     few queries on a paged cache, keys split over warps: every GPU
 //! merge/      results of parts of the keys to one
@@ -23,6 +24,8 @@ pub(crate) mod lane;
 mod merge;
 #[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short"))]
 mod output;
+#[cfg(kernels = "sm80")]
+mod score_mod;
 #[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "baseline", kernels = "merge"))]
 pub(crate) mod sequence;
 #[cfg(kernels = "short")]

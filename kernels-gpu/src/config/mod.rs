@@ -129,6 +129,16 @@ impl fmt::Display for Scheme {
     }
 }
 
+/// What a kernel knows of the things that change a score (docs/kernel-abi.md, "What changes a score").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Windows and sinks.
+    #[default]
+    Plain,
+    /// Softcap, ALiBi, bias and mask too.
+    General,
+}
+
 /// Bytes of shared memory in which a warp notes what it needs to know of a row of a special block (`attention/softmax`).
 pub const NOTE_BYTES: usize = 16;
 /// And in which it has the scores of a row of each of its lanes meanwhile: a word for each n8 tile.
@@ -147,6 +157,8 @@ pub struct AttentionVariant {
     pub head_dim_v: usize,
     /// Numeric scheme.
     pub scheme: Scheme,
+    /// What it knows of the things that change a score.
+    pub kind: Kind,
     /// Query rows of one CTA.
     pub tile_m: usize,
     /// Threads of one CTA.
@@ -243,12 +255,21 @@ pub const fn baseline_shared_bytes(head_dim: usize, tile_m: usize, keys: usize, 
     2 * head_dim * (tile_m + 2 * stages * keys)
 }
 
+macro_rules! kind {
+    () => {
+        Kind::Plain
+    };
+    ($kind:ident) => {
+        Kind::$kind
+    };
+}
+
 macro_rules! sm80_variants {
     ($($name:ident { head_dim: $d:literal, head_dim_v: $dv:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal,
         slots: $slots:literal,
-        ctas: $ctas:expr, team: $team:literal })*) => {
+        ctas: $ctas:expr, team: $team:literal $(, kind: $kind:ident)? })*) => {
         &[$(AttentionVariant {
-            name: stringify!($name), family: Family::Sm80, head_dim: $d, head_dim_v: $dv, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm80, head_dim: $d, head_dim_v: $dv, scheme: Scheme::$scheme, kind: kind!($($kind)?),
             tile_m: 16 * $mt * $warps / $team, threads: 32 * $warps,
             shared_bytes: sm80::shared_bytes($d, $slots, $mt, $warps, $team), ctas: $ctas, from_keys: 0,
         }),*]
@@ -259,7 +280,7 @@ macro_rules! sm90a_variants {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
         handover: $handover:literal, from_keys: $from:literal })*) => {
         &[$(AttentionVariant {
-            name: stringify!($name), family: Family::Sm90a, head_dim: $d, head_dim_v: $d, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm90a, head_dim: $d, head_dim_v: $d, scheme: Scheme::$scheme, kind: Kind::Plain,
             tile_m: sm90a::tile_m($wgs), threads: sm90a::threads($wgs),
             shared_bytes: sm90a::shared_bytes($d, $wgs, $slots), ctas: [0, 0, 1], from_keys: $from,
         }),*]
@@ -371,21 +392,24 @@ const fn concat<T: Copy, const N: usize>(parts: &[&[T]]) -> [T; N] {
     all
 }
 
-/// The INT8 attention kernel of a family for a head dim, or the one that it is padded to, and scheme; the one for the GPUs with most shared memory, where there are several.
+/// The plain INT8 attention kernel of a family for a head dim, or the one that it is padded to, and scheme; the one for the GPUs with
+/// most shared memory, where there are several.
 #[must_use]
 pub fn attention(family: Family, head_dim: usize, scheme: Scheme) -> Option<&'static AttentionVariant> {
-    attention_on(CLASSES[CLASSES.len() - 1] << 10, family, [head_dim; 2], scheme)
+    attention_on(CLASSES[CLASSES.len() - 1] << 10, family, [head_dim; 2], scheme, Kind::Plain)
 }
 
-/// The one for these head dims, of Q and K and of V, and for GPUs on which a CTA may have so many bytes of shared memory.
+/// The one of this kind for these head dims, of Q and K and of V, and for GPUs on which a CTA may have so many bytes of shared memory.
 #[must_use]
 pub fn attention_on(
     shared_bytes: usize,
     family: Family,
     [head_dim, head_dim_v]: [usize; 2],
     scheme: Scheme,
+    kind: Kind,
 ) -> Option<&'static AttentionVariant> {
-    let is = |v: &&AttentionVariant| (v.family, v.scheme) == (family, scheme) && v.has([head_dim, head_dim_v]);
+    let is =
+        |v: &&AttentionVariant| (v.family, v.scheme, v.kind) == (family, scheme, kind) && v.has([head_dim, head_dim_v]);
     ATTENTION.iter().filter(is).find(|v| v.is_for(shared_bytes))
 }
 
@@ -412,7 +436,7 @@ mod tests {
             let module = MODULES.iter().find(|module| module.name == v.name).unwrap();
             assert_eq!(module.target, v.family.target(), "{}", v.name);
             let of_the_largest = v.ctas[CLASSES.len() - 1] > 0;
-            let found = attention_on(227 << 10, v.family, [v.head_dim, v.head_dim_v], v.scheme);
+            let found = attention_on(227 << 10, v.family, [v.head_dim, v.head_dim_v], v.scheme, v.kind);
             assert_eq!(found == Some(v), of_the_largest, "{}", v.name);
             assert!(v.head_dim_v <= v.head_dim, "{}", v.name);
             assert!(ATTENTION[..i].iter().all(|other| other.name != v.name), "{}", v.name);
@@ -428,7 +452,8 @@ mod tests {
             let of_the_largest = v.ctas[CLASSES.len() - 1] > 0;
             let kib = if of_the_largest { "".into() } else { format!("_kib{}", v.from_kib()) };
             let value = if v.head_dim_v == v.head_dim { "".into() } else { format!("_v{}", v.head_dim_v) };
-            assert_eq!(v.name, format!("attention_{family}_d{}{value}_{}{kib}", v.head_dim, v.scheme));
+            let kind = if v.kind == Kind::General { "_general" } else { "" };
+            assert_eq!(v.name, format!("attention_{family}_d{}{value}_{}{kib}{kind}", v.head_dim, v.scheme));
         }
         for v in BASELINE {
             assert_eq!(v.name, format!("baseline_f16_d{}", v.head_dim));
@@ -437,13 +462,13 @@ mod tests {
 
     #[test]
     fn every_packed_head_dim_has_a_kernel_for_every_gpu() {
-        for kib in CLASSES {
+        for (kib, kind) in CLASSES.into_iter().flat_map(|kib| [(kib, Kind::Plain), (kib, Kind::General)]) {
             let of_class = |scheme| {
                 let alike = SM80.iter().filter(|v| v.head_dim_v == v.head_dim);
-                alike.filter(move |v| v.scheme == scheme && v.is_for(kib << 10))
+                alike.filter(move |v| (v.scheme, v.kind) == (scheme, kind) && v.is_for(kib << 10))
             };
-            assert!(of_class(Scheme::Default).map(|v| v.head_dim).eq(HEAD_DIMS), "{kib}");
-            assert!(of_class(Scheme::Paper).map(|v| v.head_dim).eq([32, 64, 96, 128]), "{kib}");
+            assert!(of_class(Scheme::Default).map(|v| v.head_dim).eq(HEAD_DIMS), "{kib} {kind:?}");
+            assert!(of_class(Scheme::Paper).map(|v| v.head_dim).eq([32, 64, 96, 128]), "{kib} {kind:?}");
         }
         assert!(ATTENTION.iter().all(|v| HEAD_DIMS.contains(&v.head_dim)));
     }

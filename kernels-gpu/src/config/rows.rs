@@ -9,7 +9,8 @@
 /// The INT8 kernels for every GPU. `head_dim`: of Q and K, `head_dim_v`: of V and the output, no larger; `m16_tiles`: m16 tiles of query rows a warp; `slots`: K or V blocks in shared memory;
 /// `ctas`: CTAs that an SM should hold on GPUs of each class of shared memory (`CLASSES`: 99, 163 and 227 KiB a CTA), 0 where the
 /// class has another row; `team`: warps that share rows. A row that is not for the largest class has the KiB of the
-/// smallest that it is for in its name.
+/// smallest that it is for in its name. `kind`:
+/// [`Kind`](super::Kind), plain where it is left out.
 ///
 /// No row spills on any architecture: where two shapes of a kernel are as fast, or the faster one spills, the shape that fits
 /// stands here (docs/kernel-log.md). The paper's scheme has no 256: its float32 scores leave no registers for so wide a head.
@@ -27,6 +28,15 @@ macro_rules! sm80_rows {
             attention_sm80_d256_v128_default { head_dim: 256, head_dim_v: 128, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [1, 2, 2], team: 2 }
             attention_sm80_d256_default_kib99 { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 0, 0], team: 2 }
             attention_sm80_d256_default { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [0, 2, 2], team: 2 }
+            attention_sm80_d32_default_general { head_dim: 32, head_dim_v: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d32_paper_general { head_dim: 32, head_dim_v: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d64_default_general { head_dim: 64, head_dim_v: 64, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d64_paper_general { head_dim: 64, head_dim_v: 64, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d96_default_general { head_dim: 96, head_dim_v: 96, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d96_paper_general { head_dim: 96, head_dim_v: 96, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d128_default_general { head_dim: 128, head_dim_v: 128, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d128_paper_general { head_dim: 128, head_dim_v: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 2, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d256_default_general { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 1, 1], team: 2, kind: General }
         }
     };
 }

@@ -1,8 +1,10 @@
 //! The caller's tensors in the machine's memory: where they start, how far apart their rows are, and what was written.
 
+use super::global;
 use anyhow::{Result, ensure};
 use bytemuck::NoUninit;
-use int_flash_attention::{AttentionProblem, DType, HostTensor, Shape, TensorLayout};
+use int_flash_attention::{AttentionProblem, DType, HostTensor, Scored, Shape, TensorLayout};
+use int_flash_attention_kernels::params::ScoreParams;
 use ptx_machine::{DevPtr, Memory};
 use std::ops::Range;
 
@@ -41,6 +43,47 @@ impl Places {
         let array = memory.alloc(head * all as u64, 256);
         memory.write(last(array, bytes, head * all as u64), values).expect("the end of the array is inside");
         array
+    }
+
+    /// The tensors that change scores, those of the last heads of the whole.
+    pub(super) fn scores(
+        self,
+        memory: &mut Memory,
+        scored: &Scored<'_>,
+        whole: &AttentionProblem,
+        params: ScoreParams,
+    ) -> Result<ScoreParams> {
+        let (p, tensors) = (scored.problem, &scored.tensors);
+        let [batches, heads] = [whole.batch - p.batch, whole.heads_q - p.heads_q];
+        // Slopes of each sequence are those of all heads, slopes and sinks of a head those of the last sequence's.
+        let mut of_heads = |values: Option<&[f32]>, stride: usize| -> Result<DevPtr> {
+            let Some(values) = values else { return Ok(DevPtr::NULL) };
+            let (before, rows) = (batches * stride + heads, values.len() / p.heads_q);
+            let array = memory.alloc(4 * (before + (rows - 1) * stride + p.heads_q) as u64, 4);
+            for (row, values) in values.chunks_exact(p.heads_q).enumerate() {
+                memory.write(array.offset(4 * (before + row * stride) as u64), values)?;
+            }
+            Ok(array)
+        };
+        let alibi_slopes = of_heads(tensors.alibi_slopes, params.alibi_stride_b as usize)?;
+        let sinks = of_heads(tensors.sinks, 0)?;
+        let mut of_rows = |bytes: Option<&[u8]>, size: u64, strides: [i64; 3]| -> Result<DevPtr> {
+            let Some(bytes) = bytes else { return Ok(DevPtr::NULL) };
+            let before = (batches as u64 * strides[0] as u64 + heads as u64 * strides[1] as u64) * size;
+            let array = memory.alloc(before + bytes.len() as u64, size);
+            memory.write(array.offset(before), bytes)?;
+            Ok(array)
+        };
+        let mask = of_rows(tensors.mask, 1, params.mask_strides)?;
+        let size = tensors.bias.map_or(1, |bias| bias.dtype().size() as u64);
+        let bias = of_rows(tensors.bias.map(|bias| bias.bytes()), size, params.bias_strides)?;
+        Ok(ScoreParams {
+            sinks: global(sinks),
+            alibi_slopes: global(alibi_slopes),
+            mask: global(mask),
+            bias: global(bias),
+            ..params
+        })
     }
 
     fn layout(self, layout: TensorLayout) -> Result<TensorLayout> {

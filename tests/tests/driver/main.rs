@@ -10,6 +10,7 @@ mod jobs;
 mod one_buffer;
 mod plans;
 mod recordings;
+mod scores;
 
 use half::f16;
 use int_flash_attention::{

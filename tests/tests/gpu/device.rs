@@ -5,7 +5,8 @@ use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut, BaselineLayouts, DeviceSeqLens};
 use int_flash_attention::{
     AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, DeviceSliceMut, Family, Gpu,
-    HostQuantized, HostTensor, JobPlan, Operand, QuantizeLayouts, SeqLens, Shape, Span, TensorLayout,
+    HostQuantized, HostTensor, JobPlan, Operand, QuantizeLayouts, ScoreViews, Scored, SeqLens, Shape, Span,
+    TensorLayout,
 };
 use int_flash_attention_kernels::layout::v_byte;
 use int_flash_attention_tests::case::{Case, variant_of};
@@ -216,13 +217,13 @@ impl Kernels for OnGpu {
 
     fn attention(
         &self,
-        problem: &AttentionProblem,
+        scored: &Scored<'_>,
         operands: &HostQuantized,
         out: &TensorLayout,
         dtype: DType,
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
-        let gpu = &self.gpu;
+        let (gpu, Scored { problem, tensors }) = (&self.gpu, *scored);
         let plan = self.plan_attention(problem, &AttentionOutput { layout: *out, dtype, lse })?;
         let operands = operands.to_device(gpu)?;
         let mut o = self.output(out, dtype)?;
@@ -230,9 +231,20 @@ impl Kernels for OnGpu {
         let mut lse_out = if lse { Some(self.guarded(4 * rows)?) } else { None };
         let stream = gpu.stream()?;
         let lse_view = lse_out.as_mut().map(|buffer| lse_inside(buffer, rows));
+        let slopes = tensors.alibi_slopes.map(|slopes| gpu.upload(slopes)).transpose()?;
+        let sinks = tensors.sinks.map(|sinks| gpu.upload(sinks)).transpose()?;
+        let mask = tensors.mask.map(|mask| gpu.upload(mask)).transpose()?;
+        let bias =
+            tensors.bias.map(|bias| Ok::<_, anyhow::Error>((gpu.upload(bias.bytes())?, bias.dtype()))).transpose()?;
+        let scores = ScoreViews {
+            alibi_slopes: slopes.as_ref().map(DeviceBuffer::slice),
+            bias: bias.as_ref().map(|(bytes, dtype)| AnySlice::from_bytes(bytes.slice(), *dtype)),
+            mask: mask.as_ref().map(DeviceBuffer::slice),
+            sinks: sinks.as_ref().map(DeviceBuffer::slice),
+        };
         let lengths = self.device_lengths()?;
         let lengths = lengths.map(DeviceBuffer::slice);
-        plan.launch_with(&stream, &operands.view(), &lengths, self.inside(&mut o, dtype)?, lse_view)?;
+        plan.launch_scored(&stream, &operands.view(), &scores, &lengths, self.inside(&mut o, dtype)?, lse_view)?;
         stream.synchronize()?;
         let mut lse = lse_out.map(|buffer| read_lse(&buffer, rows)).transpose()?;
         let (spans, mut own) = (self.spans(problem), vec![false; rows]);

@@ -15,6 +15,7 @@ mod large;
 mod machine;
 mod packed;
 mod recordings;
+mod scores;
 
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
@@ -42,7 +43,7 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 19] = [
+const OF_FAMILIES: [(&str, Test); 21] = [
     ("padded_head_dims_match_the_reference", padded_head_dims),
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
@@ -62,10 +63,12 @@ const OF_FAMILIES: [(&str, Test); 19] = [
     ("offsets_that_are_none_stay_inside", packed::bad_offsets),
     ("one_plan_and_one_graph_for_lengths_that_change", packed::lengths_change),
     ("the_ptx_machine_agrees_on_kernels", machine::kernels),
+    ("changed_scores_match_the_reference", scores::reference),
+    ("the_ptx_machine_agrees_on_changed_scores", scores::machine),
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 20] = [
+const ONCE: [(&str, Test); 21] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
@@ -78,6 +81,7 @@ const ONCE: [(&str, Test); 20] = [
     ("jobs_match_the_reference", jobs::match_the_reference),
     ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
     ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
+    ("general_kernels_are_nearly_as_fast", scores::speed),
     ("decode_matches_the_reference", decode::matches),
     ("decode_has_the_same_bits_in_every_batch", decode::batches),
     ("a_decode_graph_replays_on_growing_sequences", decode::graph),
@@ -167,7 +171,7 @@ fn unseen_keys(on: &OnGpu) -> Result<()> {
     check_cases(cases(120), &any_unseen(&HEAD_DIMS, 900), |unseen| {
         unseen::changes_nothing(unseen, |problem, [q, k, v]| {
             let operands = on.quantize(problem, q, k, v)?;
-            Ok(on.attention(problem, &operands, &q.layout(), q.dtype(), false)?.0)
+            Ok(on.attention(&problem.into(), &operands, &q.layout(), q.dtype(), false)?.0)
         })
     })
     .map_err(anyhow::Error::msg)
@@ -282,7 +286,7 @@ fn long_sequences(gpu: &OnGpu) -> Result<()> {
             let [q, k, v] = case.tensors()?;
             let operands = gpu.quantize(&problem, &q, &k, &v)?;
             properties::same_operands(&problem, &operands, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
-            let (o, lse) = gpu.attention(&problem, &operands, &case.output()?, DType::F16, true)?;
+            let (o, lse) = gpu.attention(&(&problem).into(), &operands, &case.output()?, DType::F16, true)?;
             let rows: Vec<usize> = (0..problem.seqlen_q).step_by(97).collect();
             let (want, bounds) = reference::gpu_bounds_rows(&problem, &operands, DType::F16, &rows)?;
             properties::within("o", &values_at(&o, &rows), &want.o, &bounds.o, head_dim)
@@ -352,7 +356,7 @@ fn minilm(gpu: &OnGpu) -> Result<()> {
         for scheme in [Scheme::Default, Scheme::Paper] {
             let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape())?.with_scheme(scheme);
             let operands = gpu.quantize(&problem, &q, &k, &v)?;
-            let (o, _) = gpu.attention(&problem, &operands, &q.layout(), DType::F16, false)?;
+            let (o, _) = gpu.attention(&(&problem).into(), &operands, &q.layout(), DType::F16, false)?;
             let exact = reference::exact(&problem, &q, &k, &v)?;
             let error = reference::compare(&o.dense_f64(), &exact.o).relative_l2;
             println!("MiniLM layer {layer}, {scheme}: relative L2 {error:.3e}");
@@ -375,8 +379,9 @@ fn whole_job(_: &OnGpu) -> Result<()> {
     let generated = any_case(200);
     check_cases(cases(30), &generated, |case| {
         let [q, k, v] = case.tensors()?;
-        let problem = case.problem;
+        let (problem, scores) = (case.problem, case.scores());
         let options = Options {
+            scores: scores.of_heads(&problem),
             window: problem.window,
             scheme: problem.scheme,
             softmax_scale: problem.softmax_scale,
@@ -386,7 +391,7 @@ fn whole_job(_: &OnGpu) -> Result<()> {
         };
         let got = int_flash_attention::attention(Device::Cuda(0), &q, &k, &v, &options)?;
         let operands = reference::quantize(&problem, &q, &k, &v)?;
-        let (want, bounds) = reference::gpu_bounds(&problem, &operands, DType::F32)?;
+        let (want, bounds) = reference::gpu_bounds(scores.scored(&problem), &operands, DType::F32)?;
         properties::within("o", &got.o.dense_f64(), &want.o, &bounds.o, problem.head_dim)?;
         ensure!(got.lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
         if let Some(lse) = got.lse {

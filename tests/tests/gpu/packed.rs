@@ -52,7 +52,7 @@ pub fn hidden_keys(gpu: &OnGpu) -> Result<()> {
     ensure!(clean == operands, "hidden keys changed the operands");
     let dense = AttentionProblem { sequences: Sequences::Equal, ..case.problem };
     let all = gpu.quantize(&dense, &q, &spoilt(&k)?, &v)?;
-    let (o, _) = kernels.attention(&case.problem, &all, &case.output()?, DType::F32, false)?;
+    let (o, _) = kernels.attention(&(&case.problem).into(), &all, &case.output()?, DType::F32, false)?;
     ensure!(o.dense_f64().iter().all(|o| o.is_finite()), "hidden keys reached the output");
     Ok(())
 }
@@ -69,7 +69,7 @@ pub fn bad_offsets(gpu: &OnGpu) -> Result<()> {
         let lengths = SeqLens::Packed { cu_seqlens_q: cu.to_vec(), cu_seqlens_kv: cu.to_vec() };
         let kernels = gpu.with_lengths(&lengths);
         kernels.quantize(&case.problem, &q, &k, &v)?;
-        kernels.attention(&case.problem, &operands, &case.output()?, DType::F16, true)?;
+        kernels.attention(&(&case.problem).into(), &operands, &case.output()?, DType::F16, true)?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! ```text
 //! pipeline.next_k          K block lands in shared memory, the next one is requested
 //! scores::block            S = Q K^T                int8 tensor cores, straight to the softmax's working unit
+//! ScoreMod::apply          S changes                in kernels of the general kind: softcap, ALiBi, bias, mask
 //! mask                     S = -inf                 where the window ends in the block
 //! softmax.exponents, step  m, P                     the team's maximum, exponentials, P to bytes in registers
 //! pipeline.next_v          V block lands, and the team's P
@@ -25,6 +26,7 @@ mod team;
 
 use super::lane::Lane;
 use super::output::{Accumulator, Probabilities};
+use super::score_mod::{ScoreMod, Scored};
 use super::sequence::Sequence;
 use super::softmax::{BlockScales, Notes, Softmax, SpecialBlock, value_weight, warp_reach};
 use super::window::Window;
@@ -51,6 +53,7 @@ use team::SharingTeam;
 /// A row of the table `sm80_rows`; `MT` is its `m16_tiles`.
 pub(crate) trait Kernel<const MT: usize> {
     type Softmax: Softmax<MT>;
+    type ScoreMod: ScoreMod<<Self::Softmax as Softmax<MT>>::Scores>;
     const HEAD_DIM: usize;
     /// Of V and of the output, no larger.
     const HEAD_DIM_V: usize;
@@ -111,12 +114,13 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
         let q_scales = scores::query_scales(params, &place);
         let mut reach = 0.0;
-        if K::Softmax::SPECIAL {
+        if K::Softmax::LOUD {
             unroll!(0..MT, |mt| {
                 reach = max_f32(reach, warp_reach(params, K::HEAD_DIM, q_scales[mt]));
             });
         }
-        let mut softmax = K::Softmax::new(params, q_scales, || notes::<K, MT>(place.thread));
+        let q_biases = || scores::query_biases(params, &place);
+        let mut softmax = K::Softmax::new(params, q_scales, q_biases, || notes::<K, MT>(place.thread));
         let mut factors = KeyFactors::<K, MT>::new(params, &place, blocks.first);
         let team = SharingTeam::<K, MT>::new(team_offset(K::HEAD_DIM, K::SLOTS), &place);
         let query = Query::<MT>::load(params, K::HEAD_DIM, &place);
@@ -174,6 +178,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         let scales = block_scales::<K, MT>(params, &sequence, vars, block);
         let k = pipeline.next_k();
         let mut s = scores::block(query, k, factors, softmax, block, place);
+        K::ScoreMod::apply(&mut s, || scored::<K, MT>(params, block, vars));
         let [full_from, full_to] = vars.full();
         if block >= full_to {
             mask::<K, MT, false>(params, &mut s, block, vars);
@@ -214,6 +219,20 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, || scales, notes);
         output::update::<K, MT>(acc, &p, v, place.member, &row);
     }
+}
+
+/// Which scores of a block a lane has, worked out anew: in registers it would be across the loop.
+#[inline(always)]
+fn scored<'a, K: Kernel<MT>, const MT: usize>(
+    params: &'a AttentionParams,
+    block: u32,
+    vars: &SharedVars,
+) -> Scored<'a> {
+    // SAFETY: in the loop.
+    let tile = unsafe { vars.tile() };
+    let Place { lane, member, sequence, .. } = place::<K, MT>(params, &tile, opaque(tid_x()));
+    let first_key = opaque(block) * KV_BLOCK as u32 + member * (8 * K::KEY_TILES) as u32 + 2 * lane.quad;
+    Scored { params, sequence, lane, first_key, tiles: K::KEY_TILES }
 }
 
 /// Hides the scores of a block that lie before (`LEFT`) or behind the window of their row.
@@ -259,14 +278,15 @@ unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
     if !K::Softmax::SPECIAL {
         return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
     }
-    let [k, v, unit] = unsafe {
-        [
-            ld_global_nc_f32(sequence.k_block_scale(params, block)),
-            ld_global_nc_f32(sequence.v_block_scale(params, block)),
-            ld_global_nc_f32(sequence.v_unit(params)),
-        ]
-    };
-    let reach = unsafe { vars.reach(opaque(tid_x()) / 32) };
+    let (mut k, mut reach) = (0.0, 0.0);
+    if K::Softmax::LOUD {
+        k = unsafe { ld_global_nc_f32(sequence.k_block_scale(params, block)) };
+    }
+    let [v, unit] =
+        unsafe { [ld_global_nc_f32(sequence.v_block_scale(params, block)), ld_global_nc_f32(sequence.v_unit(params))] };
+    if K::Softmax::LOUD {
+        reach = unsafe { vars.reach(opaque(tid_x()) / 32) };
+    }
     BlockScales { k, v: value_weight(v, unit), reach }
 }
 
@@ -279,7 +299,7 @@ unsafe fn shrink<K: Kernel<MT>, const MT: usize>(
     is: bool,
 ) -> f32 {
     let mut shrink = 1.0;
-    if K::Softmax::SPECIAL && is {
+    if K::Softmax::LOUD && is {
         let k = unsafe { ld_global_nc_f32(sequence.k_block_scale(params, block)) };
         shrink = K::Softmax::shrink(params, K::HEAD_DIM, k);
     }

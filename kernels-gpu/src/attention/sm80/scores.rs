@@ -58,6 +58,21 @@ pub(crate) unsafe fn query_scales<const MT: usize>(params: &AttentionParams, pla
     scales
 }
 
+/// The products of the lane's query rows with K's offset; 0 for rows past the end, and where K has none.
+#[inline(always)]
+pub(crate) unsafe fn query_biases<const MT: usize>(params: &AttentionParams, place: &Place) -> [[f32; 2]; MT] {
+    let mut biases = [[0.0; 2]; MT];
+    unroll!(0..MT, |mt| {
+        unroll!(0..2, |half| {
+            let row = place.lane.query(mt, half);
+            if !params.q_bias.is_null() && row < place.sequence.seqlen_q {
+                biases[mt][half] = unsafe { ld_global_nc_f32(place.sequence.q_bias(params, row)) };
+            }
+        });
+    });
+    biases
+}
+
 /// The key factors of two blocks in shared memory, the keys of 32 in the order of `key_slot`: a lane's four of two n8 tiles are
 /// one load. The bias -MAGIC * factor is cheaper to multiply again than to load.
 pub(crate) struct KeyFactors<K, const MT: usize> {

@@ -108,7 +108,7 @@ unsafe fn tile<K: Kernel>(
             st_shared_f32(rings.reach(tid_x() / 32), reach);
             warp_sync();
         }
-        let mut softmax = K::Softmax::new(params, q_scales, || rows.notes());
+        let mut softmax = K::Softmax::new(params, q_scales, || [[0.0; 2]], || rows.notes());
         let mut acc = Accumulator::<1>::zero();
         rows.skip(states, blocks.first - first_brought);
         if blocks.first < blocks.end {
