@@ -2,7 +2,7 @@
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::gpu::{AttentionOutput, DeviceBuffer, DeviceOperands, Gpu, QuantizeLayouts};
+use crate::gpu::{AttentionOutput, DeviceBuffer, Gpu, QuantizeLayouts};
 use crate::problem::{AttentionProblem, HostSeqLens, Scheme, SeqLens, Window};
 use crate::progress::ProgressFn;
 use crate::quantized::Lengths;
@@ -217,7 +217,7 @@ fn check(
         }
     }
     let order = options.output_order.or_else(|| q.layout().order()).unwrap_or(Order::Bhnd);
-    let layout = TensorLayout::new(q.shape(), order);
+    let layout = TensorLayout::new(problem.o_shape(), order);
     let output = AttentionOutput { layout, dtype: options.output_dtype.unwrap_or(q.dtype()), lse: options.lse };
     Ok((problem, output))
 }
@@ -301,11 +301,9 @@ fn on_gpu(
 ) -> Result<Output> {
     use crate::gpu::{AnySlice, AnySliceMut};
     let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
-    let quantize = gpu.plan_quantize(problem, &layouts)?;
     // Also where float16 would be faster: what was asked for is INT8, and the copies take longer than either.
-    let attend = gpu.plan_attention_anyway(problem, output)?;
-    let mut operands = DeviceOperands::alloc(gpu, problem)?;
-    let mut workspace = gpu.alloc::<f32>(quantize.workspace_len())?;
+    let job = gpu.plan_job_anyway(problem, &layouts, output)?;
+    let mut workspace = gpu.alloc::<u8>(job.workspace_bytes())?;
     let [q_device, k_device, v_device] = [gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?];
     let mut o = gpu.alloc::<u8>(output.layout.span() * output.dtype.size())?;
     let mut lse = output.lse.then(|| gpu.alloc::<f32>(problem.q_shape().rows())).transpose()?;
@@ -314,10 +312,10 @@ fn on_gpu(
     let lengths = lengths.map(DeviceBuffer::slice);
 
     let stream = gpu.stream()?;
-    let [q, k, v] = [&q_device, &k_device, &v_device].map(|bytes| AnySlice::from_bytes(bytes.slice(), layouts.dtype));
-    quantize.launch_with(&stream, [q, k, v], &lengths, workspace.slice_mut(), &mut operands.view_mut())?;
+    let inputs = [&q_device, &k_device, &v_device].map(|bytes| AnySlice::from_bytes(bytes.slice(), layouts.dtype));
     let o_view = AnySliceMut::from_bytes(o.slice_mut(), output.dtype);
-    attend.launch_with(&stream, &operands.view(), &lengths, o_view, lse.as_mut().map(|lse| lse.slice_mut()))?;
+    let lse_view = lse.as_mut().map(|lse| lse.slice_mut());
+    job.launch_with(&stream, inputs, &lengths, workspace.slice_mut(), o_view, lse_view)?;
     Ok(Output {
         o: HostTensor::from_bytes(output.dtype, &o.to_vec_on(&stream)?, output.layout)?,
         lse: lse.map(|lse| lse.to_vec_on(&stream)).transpose()?,

@@ -62,9 +62,9 @@ pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
     AnySlice, AnySliceMut, AppendPlan, Appended, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan,
     DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceSeqLens, DeviceSlice, DeviceSliceMut,
-    DeviceTables, DeviceV, Event, Family, GatherPlan, Gpu, Graph, MergePlan, NewTokens, Operand, QuantizeKvPlan,
-    QuantizeLayouts, QuantizePlan, QuantizeQPlan, Slots, States, Stream, StreamRef, ViewCache, ViewK, ViewMutCache,
-    ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables, ViewV,
+    DeviceTables, DeviceV, Event, Family, GatherPlan, Gpu, Graph, JobPath, JobPlan, MergePlan, NewTokens, Operand,
+    QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan, Slots, States, Stream, StreamRef, ViewCache, ViewK,
+    ViewMutCache, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
 pub use problem::{AttentionProblem, HostSeqLens, Scheme, SeqLens, Sequences, Span, Window};

@@ -25,7 +25,14 @@ pub mod seqlens;
     test,
     all(
         target_arch = "nvptx64",
-        any(kernels = "sm80", kernels = "sm90a", kernels = "baseline", kernels = "decode", kernels = "merge")
+        any(
+            kernels = "sm80",
+            kernels = "sm90a",
+            kernels = "short",
+            kernels = "baseline",
+            kernels = "decode",
+            kernels = "merge"
+        )
     )
 ))]
 mod attention;
@@ -36,7 +43,7 @@ mod division;
 mod element;
 #[cfg(target_arch = "nvptx64")]
 mod ptx;
-#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "dequantize")))]
+#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "dequantize", kernels = "short")))]
 mod rotation;
 #[cfg(target_arch = "nvptx64")]
 mod smem;

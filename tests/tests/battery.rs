@@ -37,6 +37,11 @@ fn hopper() {
 }
 
 #[test]
+fn short() {
+    every(|kernel| kernel.starts_with("attention_short"));
+}
+
+#[test]
 fn float16() {
     every(|kernel| kernel.starts_with("baseline_f16"));
 }
@@ -66,9 +71,19 @@ fn decode() {
 fn all_kernels_have_a_battery() {
     let simulator = Simulator::new();
     let tested = |kernel: &str| {
-        ["attention_sm90a", "baseline_f16", "quantize", "v_amax", "append", "dequantize", "decode", "merge"]
-            .iter()
-            .any(|start| kernel.starts_with(start))
+        [
+            "attention_sm90a",
+            "attention_short",
+            "baseline_f16",
+            "quantize",
+            "v_amax",
+            "append",
+            "dequantize",
+            "decode",
+            "merge",
+        ]
+        .iter()
+        .any(|start| kernel.starts_with(start))
             || kernel.starts_with("attention_sm80") && ["_default", "_paper"].iter().any(|end| kernel.ends_with(end))
     };
     for module in MODULES {

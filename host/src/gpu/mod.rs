@@ -43,6 +43,7 @@ mod dequantize;
 mod embedded;
 mod gather;
 mod int8_rate;
+mod job;
 mod kernel;
 mod launch;
 mod memory;
@@ -66,6 +67,7 @@ pub use dequantize::{DequantizePlan, Operand};
 pub use embedded::embedded_ptx;
 pub use gather::GatherPlan;
 pub use int_flash_attention_kernels::config::Family;
+pub use job::{JobPath, JobPlan};
 pub use memory::{AnySlice, AnySliceMut, DeviceSlice, DeviceSliceMut};
 pub use merge::{MergePlan, States};
 pub use operands::{

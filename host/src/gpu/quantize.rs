@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme, SeqLens};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{Global, QuantizeParams, Strided};
 use int_flash_attention_kernels::quantize::launch;
 
@@ -210,7 +211,7 @@ impl QuantizeQPlan {
 
 /// `quantize` of Q, of K and V, or of all three.
 #[derive(Clone, Debug)]
-struct Pass {
+pub(super) struct Pass {
     kernel: Kernel,
     /// What finds the largest magnitudes of V before, in the paper's scheme.
     v_amax: Option<Kernel>,
@@ -218,14 +219,15 @@ struct Pass {
     dtype: DType,
     q_lengths: Lengths,
     kv_lengths: Lengths,
+    v_lengths: Lengths,
     /// Elements that each tensor spans.
     spans: [usize; 3],
     /// All but the addresses.
-    params: QuantizeParams,
+    pub(super) params: QuantizeParams,
 }
 
 impl Pass {
-    fn new(
+    pub(super) fn new(
         gpu: &Gpu,
         problem: &AttentionProblem,
         dtype: DType,
@@ -238,12 +240,13 @@ impl Pass {
         }
         if let Some((k, v)) = &kv {
             AttentionProblem::check_shape("k", k.shape(), problem.kv_shape())?;
-            AttentionProblem::check_shape("v", v.shape(), problem.kv_shape())?;
+            AttentionProblem::check_shape("v", v.shape(), problem.v_shape())?;
         }
         let params = problem.quantize_params(q.as_ref(), kv.as_ref().map(|(k, v)| [k, v]));
         let AttentionProblem { head_dim, scheme, .. } = *problem;
         let (entry, amax_entry) =
             (launch::QUANTIZE[dtype.code() as usize].entry, launch::V_AMAX[dtype.code() as usize].entry);
+        let head_dim = packed_dim(head_dim);
         let threads = launch::threads(head_dim, dtype.size());
         let too_many = |kernel| {
             move || Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
@@ -264,19 +267,20 @@ impl Pass {
             dtype,
             q_lengths: Lengths::of(problem.q_shape())?,
             kv_lengths: Lengths::of_kv(problem)?,
+            v_lengths: Lengths::of_v(problem)?,
             spans: [span(q.as_ref()), span(kv_spans.0), span(kv_spans.1)],
             params,
         })
     }
 
     /// Elements of the workspace: a number for each head of V, in the paper's scheme.
-    fn workspace_len(&self) -> usize {
+    pub(super) fn workspace_len(&self) -> usize {
         if self.v_amax.is_some() { self.kv_lengths.heads } else { 0 }
     }
 
     /// The parameter with the sequences' lengths.
     #[inline]
-    fn with(&self, launch: &Launch<'_>, lengths: &DeviceSeqLens<'_>) -> Result<QuantizeParams> {
+    pub(super) fn with(&self, launch: &Launch<'_>, lengths: &DeviceSeqLens<'_>) -> Result<QuantizeParams> {
         let seqlens = lengths.addresses(launch, &self.problem, self.params.seqlens)?;
         Ok(QuantizeParams { seqlens, ..self.params })
     }
@@ -324,7 +328,8 @@ impl Pass {
             None => 0,
         };
         let [k_out, k_scale, k_block_scale, k_offset] = k_out.addresses(launch, shape, &self.kv_lengths)?;
-        let [v_out, v_scale, v_block_scale, v_unit] = v_out.addresses(launch, shape, &self.kv_lengths)?;
+        let [v_out, v_scale, v_block_scale, v_unit] =
+            v_out.addresses(launch, self.problem.v_shape(), &self.v_lengths)?;
         *params = QuantizeParams {
             k: Strided { data: Global::new(k), ..params.k },
             v: Strided { data: Global::new(v), ..params.v },
@@ -344,7 +349,7 @@ impl Pass {
 
     /// # Safety
     /// The operands that the pass is of have been added to the parameters.
-    unsafe fn launch(&self, gpu: &Gpu, launch: &Launch<'_>, params: &QuantizeParams) -> Result<()> {
+    pub(super) unsafe fn launch(&self, gpu: &Gpu, launch: &Launch<'_>, params: &QuantizeParams) -> Result<()> {
         // SAFETY: the parameter of all quantization kernels; what has been added has been checked, and there are no CTAs for what has not;
         // grid, block and shared memory are those of the problem. The workspace has a word for each head.
         unsafe {

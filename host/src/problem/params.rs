@@ -3,8 +3,10 @@
 use super::{AttentionProblem, Sequences, Window};
 use crate::dtype::DType;
 use crate::shape::{Shape, TensorLayout};
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{
-    AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, SeqLens, Strided, UNLIMITED, operand,
+    AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, SeqLens, ShortParams, Strided,
+    UNLIMITED, operand,
 };
 
 impl AttentionProblem {
@@ -27,8 +29,24 @@ impl AttentionProblem {
             o_dtype: dtype.code(),
             softmax_scale: self.scale(),
             seqlens: self.seqlens_params(),
+            o_dims: self.value_dim() as u32,
             ..AttentionParams::NONE
         }
+    }
+
+    /// What the kernels for short K and V are handed for tensors of these layouts (Q, K, V) and this type, an output, and so many CTAs for a head
+    /// of K and V; all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn short_params(
+        &self,
+        [q, k, v]: [&TensorLayout; 3],
+        dtype: DType,
+        (o, o_dtype): (&TensorLayout, DType),
+        parts: u32,
+    ) -> ShortParams {
+        let [q, k, v] = [q, k, v].map(strided);
+        ShortParams { attention: self.params(o, o_dtype), q, k, v, dtype: dtype.code(), parts }
     }
 
     /// What the float16 kernels are handed for tensors of these layouts (Q, K, V, O), all but the addresses.
@@ -68,7 +86,10 @@ impl AttentionProblem {
             heads_kv: self.heads_kv as u32,
             seqlen_q: self.seqlen_q as u32,
             seqlen_kv: self.seqlen_kv as u32,
-            head_dim: self.head_dim as u32,
+            head_dim: packed_dim(self.head_dim) as u32,
+            dims: self.head_dim as u32,
+            head_dim_v: packed_dim(self.value_dim()) as u32,
+            dims_v: self.value_dim() as u32,
             quantize_kv: u32::from(kv.is_some()),
             rotate: u32::from(self.scheme.rotates()),
             seqlens: self.seqlens_params(),
@@ -85,7 +106,8 @@ impl AttentionProblem {
             out: strided(out),
             seqlen: if which == operand::Q { self.seqlen_q } else { self.seqlen_kv } as u32,
             heads: heads as u32,
-            head_dim: head_dim as u32,
+            head_dim: packed_dim(head_dim) as u32,
+            dims: head_dim as u32,
             operand: which,
             rotated: u32::from(self.scheme.rotates()),
             batch: self.batch as u32,

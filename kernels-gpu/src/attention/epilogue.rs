@@ -74,6 +74,12 @@ pub(crate) unsafe fn store(params: &AttentionParams, rows: &impl OutputRows) {
     }
 }
 
+/// Whether the output has [`NEIGHBOURS`] dims from `dim` on: all of them or none, as it has multiples of eight.
+#[inline(always)]
+pub(crate) fn has_dim(params: &AttentionParams, dim: usize) -> bool {
+    (dim as u32) < params.o_dims
+}
+
 /// Stores neighbouring elements where `inside`: zeros in a row that sees no key. `WHOLE` says that 16 bytes are aligned.
 ///
 /// # Safety
@@ -108,7 +114,13 @@ pub(crate) unsafe fn store_lse(params: &AttentionParams, sequence: &Sequence, ro
     if !params.lse.is_null() {
         let bias =
             if params.q_bias.is_null() { 0.0 } else { unsafe { ld_global_nc_f32(sequence.q_bias(params, row)) } };
-        let lse = fma_rn_f32(lse, core::f32::consts::LN_2, bias * params.softmax_scale);
-        unsafe { st_global_f32(true, sequence.lse(params, row), [lse]) };
+        unsafe { store_lse_of(params, sequence, row, lse, bias) };
     }
+}
+
+/// [`store_lse`] where it is wanted, of a row with this `q_bias`.
+#[inline(always)]
+pub(crate) unsafe fn store_lse_of(params: &AttentionParams, sequence: &Sequence, row: u32, lse: f32, bias: f32) {
+    let lse = fma_rn_f32(lse, core::f32::consts::LN_2, bias * params.softmax_scale);
+    unsafe { st_global_f32(true, sequence.lse(params, row), [lse]) };
 }

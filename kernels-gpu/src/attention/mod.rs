@@ -15,26 +15,28 @@ pub(crate) mod window;
 
 #[cfg(any(test, kernels = "decode", kernels = "merge"))]
 mod decode;
-#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "merge"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "merge"))]
 mod epilogue;
-#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "baseline", kernels = "decode"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "baseline", kernels = "decode"))]
 pub(crate) mod lane;
 #[cfg(kernels = "merge")]
 mod merge;
-#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short"))]
 mod output;
-#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "baseline", kernels = "merge"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "baseline", kernels = "merge"))]
 pub(crate) mod sequence;
-#[cfg(kernels = "sm80")]
+#[cfg(kernels = "short")]
+mod short;
+#[cfg(any(kernels = "sm80", kernels = "short"))]
 mod sm80;
 #[cfg(kernels = "sm90a")]
 mod sm90a;
-#[cfg(any(kernels = "sm80", kernels = "sm90a"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short"))]
 mod softmax;
 
 /// n8 tiles in a block of keys.
-#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "decode"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "decode"))]
 const KEY_TILES: usize = crate::layout::KV_BLOCK / 8;
 /// k steps of P.V in a block of keys.
-#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "decode"))]
+#[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "decode"))]
 const KEY_STEPS: usize = crate::layout::KV_BLOCK / 32;

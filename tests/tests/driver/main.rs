@@ -6,6 +6,7 @@ mod contexts;
 mod decode;
 mod devices;
 mod foreign;
+mod jobs;
 mod one_buffer;
 mod plans;
 mod recordings;

@@ -5,7 +5,7 @@ use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut, BaselineLayouts, DeviceSeqLens};
 use int_flash_attention::{
     AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, DeviceSliceMut, Family, Gpu,
-    HostQuantized, HostTensor, Operand, QuantizeLayouts, SeqLens, Shape, Span, TensorLayout,
+    HostQuantized, HostTensor, JobPlan, Operand, QuantizeLayouts, SeqLens, Shape, Span, TensorLayout,
 };
 use int_flash_attention_kernels::layout::v_byte;
 use int_flash_attention_tests::case::{Case, variant_of};
@@ -19,6 +19,8 @@ pub struct OnGpu {
     pub gpu: Gpu,
     /// Of the attention kernels, where it has one for the problem; else that of sm_80.
     pub family: Family,
+    /// As on a GPU on which a CTA may have so many bytes of shared memory; sm_80 alone.
+    pub shared_bytes: Option<usize>,
     /// Bytes by which the caller's tensors miss the next address that is aligned for everything; whole elements are taken.
     pub ahead: usize,
     /// Of the sequences, whatever they are.
@@ -29,7 +31,10 @@ impl OnGpu {
     /// The plan of an attention with a kernel of the family.
     pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
         let family = if variant_of(self.family, problem).is_some() { self.family } else { Family::Sm80 };
-        let plan = self.gpu.plan_attention_of(family, problem, output)?;
+        let plan = match self.shared_bytes {
+            Some(bytes) => self.gpu.plan_attention_as_with(bytes, problem, output)?,
+            None => self.gpu.plan_attention_of(family, problem, output)?,
+        };
         ensure!(plan.family() == family, "{} for {family}", plan.kernel());
         Ok(plan)
     }
@@ -130,6 +135,36 @@ impl OnGpu {
 
     fn placed<'a>(&self, buffer: &'a DeviceBuffer<u8>, dtype: DType) -> Result<AnySlice<'a>> {
         Ok(AnySlice::from_bytes(buffer.slice().range(self.ahead_of(dtype), buffer.len())?, dtype))
+    }
+}
+
+impl OnGpu {
+    /// A job on host tensors, with guards around what it writes.
+    pub fn job(
+        &self,
+        plan: &JobPlan,
+        [q, k, v]: [&HostTensor; 3],
+        output: &AttentionOutput,
+        rows: usize,
+    ) -> Result<(HostTensor, Option<Vec<f32>>)> {
+        let gpu = &self.gpu;
+        let AttentionOutput { layout, dtype, lse } = *output;
+        let (q_in, k_in, v_in) = (self.upload(q)?, self.upload(k)?, self.upload(v)?);
+        let placed = |buffer| self.placed(buffer, q.dtype());
+        let inputs = [placed(&q_in)?, placed(&k_in)?, placed(&v_in)?];
+        let mut workspace = self.guarded(plan.workspace_bytes())?;
+        let mut o = self.output(&layout, dtype)?;
+        let mut lse_out = if lse { Some(self.guarded(4 * rows)?) } else { None };
+        let stream = gpu.stream()?;
+        let inside = workspace.slice_mut().range(GUARD, GUARD + plan.workspace_bytes())?;
+        let lse_view = lse_out.as_mut().map(|buffer| lse_inside(buffer, rows));
+        plan.launch(&stream, inputs, inside, self.inside(&mut o, dtype)?, lse_view)?;
+        stream.synchronize()?;
+        let bytes = workspace.to_vec()?;
+        let mut guards = bytes[..GUARD].iter().chain(&bytes[bytes.len() - GUARD..]);
+        ensure!(guards.all(|&byte| byte == POISON), "the workspace was left");
+        let lse = lse_out.map(|buffer| read_lse(&buffer, rows)).transpose()?;
+        Ok((self.read_output(&o, layout, dtype)?, lse))
     }
 }
 

@@ -14,6 +14,7 @@
 //! output::update           O += w * (P V)           int8 tensor cores, float sums
 //! ```
 
+#[cfg(kernels = "sm80")]
 mod entry;
 mod epilogue;
 mod output;
@@ -29,7 +30,7 @@ use super::softmax::{BlockScales, Notes, Softmax, SpecialBlock, value_weight, wa
 use super::window::Window;
 use super::{KEY_STEPS, KEY_TILES};
 use crate::config::sm80::{
-    MAXIMA_BYTES, notes_offset, scratch_offset, sums_offset, team_bytes, team_offset, vars_offset,
+    MAX_WARPS, MAXIMA_BYTES, notes_offset, scratch_offset, sums_offset, team_bytes, team_offset, vars_offset,
 };
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::KV_BLOCK;
@@ -51,6 +52,8 @@ use team::SharingTeam;
 pub(crate) trait Kernel<const MT: usize> {
     type Softmax: Softmax<MT>;
     const HEAD_DIM: usize;
+    /// Of V and of the output, no larger.
+    const HEAD_DIM_V: usize;
     const WARPS: usize;
     const SLOTS: usize;
     const TEAM: usize;
@@ -63,10 +66,10 @@ pub(crate) trait Kernel<const MT: usize> {
 }
 
 /// Most pairs of n8 tiles in flight.
-const MAX_PAIRS: usize = 2;
+pub(crate) const MAX_PAIRS: usize = 2;
 
 /// Pairs of n8 tiles whose products are in flight together: four independent sums hide the latency of the tensor cores.
-const fn pairs(mt: usize) -> usize {
+pub(crate) const fn pairs(mt: usize) -> usize {
     if mt == 1 { MAX_PAIRS } else { 1 }
 }
 
@@ -86,8 +89,8 @@ pub(crate) struct Place {
 /// One CTA of the attention kernel.
 #[inline(always)]
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &AttentionParams) {
-    // A thread brings the scale of its own key of a block.
-    const { assert!(32 * K::WARPS == KV_BLOCK) }
+    // A thread brings the scale of its own key of a block, where it has one.
+    const { assert!(32 * K::WARPS >= KV_BLOCK && K::WARPS <= MAX_WARPS && K::HEAD_DIM_V <= K::HEAD_DIM) }
     unsafe {
         // The longest rows first, so that the last CTAs of the grid are the short ones.
         let index = if Window::of(params).grows() { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
@@ -207,7 +210,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         factors.publish(block + 1, next_scale, common_factor * shrink);
         team.collect(&mut p);
         let notes = || notes::<K, MT>(opaque(tid_x()));
-        let tiles = K::HEAD_DIM / 8 / K::TEAM;
+        let tiles = K::HEAD_DIM_V / 8 / K::TEAM;
         let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, || scales, notes);
         output::update::<K, MT>(acc, &p, v, place.member, &row);
     }
@@ -344,9 +347,11 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
     }
 
     #[inline(always)]
-    fn v_scale(&self) -> *const f32 {
+    fn v_scale(&self) -> impl Fn(i32) -> f32 {
         let place = self.place();
-        place.sequence.v_scale(self.params, self.block).wrapping_add(2 * place.lane.quad as usize)
+        let first = place.sequence.v_scale(self.params, self.block).wrapping_add(2 * place.lane.quad as usize);
+        // SAFETY: one of the block's keys.
+        move |key| unsafe { ld_global_nc_f32(first.wrapping_add(key as usize)) }
     }
 
     #[inline(always)]

@@ -380,9 +380,11 @@ impl<K: Kernel> SpecialBlock for Special<'_, K> {
     }
 
     #[inline(always)]
-    fn v_scale(&self) -> *const f32 {
+    fn v_scale(&self) -> impl Fn(i32) -> f32 {
         let (tile, lane) = (self.rows.read_tile(), self.rows.find_lane());
-        tile.sequence.v_scale(self.rows.params, opaque(self.block)).wrapping_add(2 * lane.quad as usize)
+        let first = tile.sequence.v_scale(self.rows.params, opaque(self.block)).wrapping_add(2 * lane.quad as usize);
+        // SAFETY: one of the block's keys.
+        move |key| unsafe { ld_global_nc_f32(first.wrapping_add(key as usize)) }
     }
 
     #[inline(always)]

@@ -27,7 +27,7 @@ use crate::ptx::shuffle::{shfl_bfly, vote_any};
 const CODES: u32 = 0x5bf8_5bf8;
 const HALF_MAGIC: u32 = 0x6400_6400;
 /// Minus infinity in both halves.
-const NEG_INFINITY: u32 = 0xfc00_fc00;
+pub(crate) const NEG_INFINITY: u32 = 0xfc00_fc00;
 /// The reference exponent of a row moves only when a block's maximum exceeds it by this: float32 has the range,
 /// and the rescale of the whole output almost never runs.
 const SLACK: f32 = 32.0;

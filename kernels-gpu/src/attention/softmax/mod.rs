@@ -3,7 +3,7 @@
 mod block_max;
 mod paper;
 
-pub(crate) use block_max::{BlockMax, score_factor};
+pub(crate) use block_max::{BlockMax, NEG_INFINITY, score_factor};
 pub(crate) use paper::Paper;
 
 use super::KEY_STEPS;
@@ -68,8 +68,8 @@ pub(crate) trait SpecialBlock {
     fn keys(&self, mt: usize, half: usize) -> [i32; 2];
     /// The first key of which the lane has a score, counted so.
     fn first_own(&self) -> i32;
-    /// The scales of the values, from the lane's first key of the block on.
-    fn v_scale(&self) -> *const f32;
+    /// The scale of the value of one of the block's keys, counted from the lane's first.
+    fn v_scale(&self) -> impl Fn(i32) -> f32;
     /// The unit of the head's values.
     unsafe fn v_unit(&self) -> f32;
     fn notes(&self) -> Notes;
