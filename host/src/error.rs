@@ -410,6 +410,13 @@ pub enum Error {
         max: usize,
     },
 
+    /// A problem that the kernels for short K and V do not take.
+    #[error("the kernels for short K and V have no {what}; JobPath::Quantized takes the problem")]
+    Fused {
+        /// What they do not have.
+        what: &'static str,
+    },
+
     /// An output or input that was left out although the plan was made with it, or the other way round.
     #[error("{name} was {given} at the launch; the plan was made {planned} it")]
     Optional {

@@ -119,11 +119,14 @@ impl Gpu {
             softmax_scale: _,
             sequences,
         } = problem;
-        let has = scheme == Scheme::Default && sequences == Sequences::Equal;
-        let variant = short(head_dim).filter(|_| has).ok_or_else(|| Error::HeadDim {
-            given: head_dim,
-            allowed: SHORT.iter().map(|variant| variant.head_dim).collect(),
-        })?;
+        if scheme != Scheme::Default {
+            return Err(Error::Fused { what: "other scheme than the default" });
+        }
+        if sequences != Sequences::Equal {
+            return Err(Error::Fused { what: "sequences of lengths of their own" });
+        }
+        let head_dims = || SHORT.iter().map(|variant| variant.head_dim).collect();
+        let variant = short(head_dim).ok_or_else(|| Error::HeadDim { given: head_dim, allowed: head_dims() })?;
         if seqlen_kv > variant.most_keys(self.0.shared_bytes) {
             return Err(Error::SharedMemory {
                 kernel: variant.name,
