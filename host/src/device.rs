@@ -217,7 +217,7 @@ fn check(
         }
     }
     let order = options.output_order.or_else(|| q.layout().order()).unwrap_or(Order::Bhnd);
-    let layout = TensorLayout::new(q.shape(), order);
+    let layout = TensorLayout::new(problem.o_shape(), order);
     let output = AttentionOutput { layout, dtype: options.output_dtype.unwrap_or(q.dtype()), lse: options.lse };
     Ok((problem, output))
 }

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme, check_head_dim};
 use crate::shape::Shape;
-use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks, v_byte};
+use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks, packed_dim, v_byte};
 
 /// Q in INT8, one scale a token; in the default scheme rotated as K is. `I` is an array of `i8`, `F` one of `f32`.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +12,7 @@ pub struct QuantizedQ<I, F> {
     pub shape: Shape,
     /// The scheme that it is quantized for.
     pub scheme: Scheme,
-    /// `[batch][heads_q][seqlen_q][head_dim]`.
+    /// `[batch][heads_q][seqlen_q][packed_dim]`, with `int_flash_attention_kernels::layout::packed_dim` of the head dim.
     pub data: I,
     /// `[batch][heads_q][seqlen_q]`.
     pub scale: F,
@@ -66,7 +66,7 @@ pub struct QuantizedK<I, F> {
     pub scheme: Scheme,
     /// How `data` is packed.
     pub format: PackedFormat,
-    /// `[batch][heads_kv][blocks][128 * head_dim]`, padding zero.
+    /// `[batch][heads_kv][blocks][128 * packed_dim]`, padding zero.
     pub data: I,
     /// `[batch][heads_kv][blocks * 128]`, padding zero.
     pub scale: F,
@@ -92,7 +92,7 @@ pub struct QuantizedV<I, F> {
     pub scheme: Scheme,
     /// How `data` is packed.
     pub format: PackedFormat,
-    /// `[batch][heads_kv][blocks][128 * head_dim]`, padding 128.
+    /// `[batch][heads_kv][blocks][128 * packed_dim]`, padding 128.
     pub data: I,
     /// `[batch][heads_kv][blocks * 128]`: each token's scale, padding zero.
     pub scale: F,
@@ -149,9 +149,14 @@ impl Lengths {
         Self::of_packed(shape, None)
     }
 
-    /// For K and V of a problem.
+    /// For K of a problem.
     pub(crate) fn of_kv(problem: &AttentionProblem) -> Result<Self> {
         Self::of_packed(problem.kv_shape(), problem.packed())
+    }
+
+    /// For V of a problem.
+    pub(crate) fn of_v(problem: &AttentionProblem) -> Result<Self> {
+        Self::of_packed(problem.v_shape(), problem.packed())
     }
 
     /// Whether the attention kernels, which do so with 32 bits, count the blocks of a problem.
@@ -168,12 +173,14 @@ impl Lengths {
         let heads = packed.unwrap_or(shape.batch).checked_mul(shape.heads).ok_or_else(overflow)?;
         let blocks = packed.map_or_else(|| kv_blocks(shape.seqlen), |sequences| packed_blocks(shape.seqlen, sequences));
         let all_blocks = (shape.batch * shape.heads).checked_mul(blocks).ok_or_else(overflow)?;
-        let kv_data = all_blocks.checked_mul(block_bytes(shape.head_dim)).ok_or_else(overflow)?;
-        if i64::try_from(kv_data).is_err() {
+        let dims = packed_dim(shape.head_dim);
+        let q_data = shape.rows().checked_mul(dims).ok_or_else(overflow)?;
+        let kv_data = all_blocks.checked_mul(block_bytes(dims)).ok_or_else(overflow)?;
+        if i64::try_from(kv_data.max(q_data)).is_err() {
             return Err(overflow());
         }
         Ok(Self {
-            q_data: shape.elements(),
+            q_data,
             kv_data,
             q_scale: shape.rows(),
             kv_scale: all_blocks * KV_BLOCK,

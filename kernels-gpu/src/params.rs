@@ -172,6 +172,10 @@ pub struct AttentionParams {
     pub o_dtype: u32,
     /// Factor of the scores before the softmax.
     pub softmax_scale: f32,
+    /// Dims of a row of the output: those of V before it was padded.
+    pub o_dims: u32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
     /// Where sequences have lengths of their own.
     pub seqlens: SeqLens,
 }
@@ -220,12 +224,20 @@ pub struct QuantizeParams {
     pub seqlen_q: u32,
     /// Key and value tokens of a sequence, the most of them.
     pub seqlen_kv: u32,
-    /// Channels of a head.
+    /// Dims of a head of Q and K as they are packed (`layout::packed_dim`).
     pub head_dim: u32,
     /// Not 0 where K and V are quantized.
     pub quantize_kv: u32,
     /// Not 0 in the default scheme.
     pub rotate: u32,
+    /// Dims of a head of Q and K in the tensors; zeros are packed behind them.
+    pub dims: u32,
+    /// Dims of a head of V as they are packed, no more than `head_dim`.
+    pub head_dim_v: u32,
+    /// Dims of a head of V in the tensor.
+    pub dims_v: u32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
     /// Where sequences have lengths of their own.
     pub seqlens: SeqLens,
 }
@@ -246,7 +258,7 @@ pub struct DequantizeParams {
     pub seqlen: u32,
     /// Heads.
     pub heads: u32,
-    /// Channels of a head.
+    /// Dims of a head as it is packed.
     pub head_dim: u32,
     /// One of [`operand`].
     pub operand: u32,
@@ -254,6 +266,10 @@ pub struct DequantizeParams {
     pub rotated: u32,
     /// Sequences.
     pub batch: u32,
+    /// Dims of a row of the output.
+    pub dims: u32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
     /// Where sequences have lengths of their own.
     pub seqlens: SeqLens,
 }
@@ -363,6 +379,8 @@ impl AttentionParams {
         window_right: UNLIMITED,
         o_dtype: dtype::F16,
         softmax_scale: 0.0,
+        o_dims: 0,
+        reserved: 0,
         seqlens: SeqLens::NONE,
     };
 }
@@ -393,6 +411,10 @@ impl QuantizeParams {
         head_dim: 0,
         quantize_kv: 0,
         rotate: 0,
+        dims: 0,
+        head_dim_v: 0,
+        dims_v: 0,
+        reserved: 0,
         seqlens: SeqLens::NONE,
     };
 }
@@ -410,15 +432,17 @@ impl DequantizeParams {
         operand: operand::Q,
         rotated: 0,
         batch: 0,
+        dims: 0,
+        reserved: 0,
         seqlens: SeqLens::NONE,
     };
 }
 
 const _: () = assert!(size_of::<Strided>() == 4 * 8);
 const _: () = assert!(size_of::<SeqLens>() == 3 * 8 + 4 * 4);
-const _: () = assert!(size_of::<AttentionParams>() == 11 * 8 + size_of::<Strided>() + 10 * 4 + size_of::<SeqLens>());
-const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 8 * 4 + size_of::<SeqLens>());
-const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 6 * 4 + size_of::<SeqLens>());
+const _: () = assert!(size_of::<AttentionParams>() == 11 * 8 + size_of::<Strided>() + 12 * 4 + size_of::<SeqLens>());
+const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 12 * 4 + size_of::<SeqLens>());
+const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 8 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<ShortParams>() == size_of::<AttentionParams>() + 3 * size_of::<Strided>() + 2 * 4);
 const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);
 

@@ -65,7 +65,7 @@ impl Agreement {
             self.compare(lse, &doubles(&gpu), &doubles(&machine), &tolerance.lse)?;
         }
         for (operand, shape) in
-            [(Operand::Q, problem.q_shape()), (Operand::K, problem.kv_shape()), (Operand::V, problem.kv_shape())]
+            [(Operand::Q, problem.q_shape()), (Operand::K, problem.kv_shape()), (Operand::V, problem.v_shape())]
         {
             let layout = case.placement[3].layout(shape)?;
             let on_gpu = gpu.dequantize(problem, &operands, operand, &layout, case.out_dtype)?;

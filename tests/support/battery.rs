@@ -6,7 +6,7 @@
 //! are hard; on Hopper, lists of tiles and rings that go round.
 
 use crate::baseline::{self, Expected};
-use crate::case::{Case, Placement};
+use crate::case::{Case, MOST_SHARED, Placement};
 use crate::properties::{self, Kernels, Operand, representable, same_operands, within};
 use crate::sim::{Places, Simulator};
 use crate::values::Values;
@@ -52,7 +52,7 @@ pub struct TensorCheck {
     places: Places,
     family: Family,
     multiprocessors: u32,
-    /// That a CTA may have, for the kernels for short K and V.
+    /// That a CTA may have.
     shared_bytes: usize,
     wanted: Wanted,
 }
@@ -68,7 +68,8 @@ enum Wanted {
 impl TensorCheck {
     fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
         let Self { case, places, .. } = self;
-        let simulator = Simulator::of(self.family, self.multiprocessors).with_places(*places);
+        let simulator = Simulator::of(self.family, self.multiprocessors);
+        let simulator = simulator.with_shared_bytes(self.shared_bytes).with_places(*places);
         self.compare(&simulator.with_module(name, module.clone())).with_context(|| format!("{places:?}, {case:?}"))
     }
 
@@ -77,7 +78,7 @@ impl TensorCheck {
         match &self.wanted {
             Wanted::Attention { operands, want, bounds } => {
                 let (o, lse) = simulator.attention(problem, operands, &case.output()?, case.out_dtype, case.lse)?;
-                within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.head_dim)?;
+                within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.value_dim())?;
                 ensure!(lse.is_some() == case.lse, "a log-sum-exp unasked, or none");
                 lse.map_or(Ok(()), |lse| within("lse", &doubles(&lse), &want.lse, &bounds.lse, 1))
             }
@@ -242,7 +243,8 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         let (want, bounds) = reference::ideal_bounds(&case.problem, &operands, case.out_dtype)?;
         let wanted = Wanted::Attention { operands, want, bounds };
         let family = variant.family;
-        let check = TensorCheck { case, places, family, multiprocessors, shared_bytes: 0, wanted };
+        let shared_bytes = variant.from_kib() << 10;
+        let check = TensorCheck { case, places, family, multiprocessors, shared_bytes, wanted };
         Ok(Check::Tensors(Box::new(check)))
     };
     cases.into_iter().map(check).collect()
@@ -331,8 +333,8 @@ fn float16(head_dim: usize) -> Result<Vec<Check>> {
             case,
             places,
             family: Family::Sm80,
+            shared_bytes: MOST_SHARED,
             multiprocessors: 1,
-            shared_bytes: 0,
             wanted,
         })))
     };
@@ -415,8 +417,8 @@ fn quantization(dtype: DType) -> Result<Vec<Check>> {
             case,
             places,
             family: Family::Sm80,
+            shared_bytes: MOST_SHARED,
             multiprocessors: 1,
-            shared_bytes: 0,
             wanted,
         })))
     };
@@ -435,8 +437,8 @@ fn dequantization(dtype: DType) -> Result<Vec<Check>> {
                 case,
                 places,
                 family: Family::Sm80,
+                shared_bytes: MOST_SHARED,
                 multiprocessors: 1,
-                shared_bytes: 0,
                 wanted,
             })));
         }

@@ -3,6 +3,7 @@
 use crate::values::Values;
 use anyhow::Result;
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, Shape, TensorLayout, Window};
+use int_flash_attention_kernels::config::shared_memory::CLASSES;
 use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use proptest::prelude::*;
@@ -96,6 +97,8 @@ impl Case {
     #[must_use]
     pub fn of_variant(variant: &AttentionVariant, seed: usize) -> Self {
         let problem = AttentionProblem::new(1, 2, 1, 67, 201, variant.head_dim);
+        let problem =
+            if variant.head_dim_v == variant.head_dim { problem } else { problem.with_head_dim_v(variant.head_dim_v) };
         let (dtype, out_dtype) =
             [(DType::F16, DType::F32), (DType::BF16, DType::F16), (DType::F32, DType::BF16)][seed % 3];
         let placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
@@ -115,7 +118,7 @@ impl Case {
             let seed = self.seed.wrapping_mul(3).wrapping_add(i as u64);
             self.values[i].tensor(self.dtype, self.placement[i].layout(shape)?, seed)
         };
-        Ok([tensor(0, q)?, tensor(1, kv)?, tensor(2, kv)?])
+        Ok([tensor(0, q)?, tensor(1, kv)?, tensor(2, self.problem.v_shape())?])
     }
 
     /// Where O goes.
@@ -124,7 +127,7 @@ impl Case {
     ///
     /// When the library refuses the layout.
     pub fn output(&self) -> Result<TensorLayout> {
-        self.placement[3].layout(self.problem.q_shape())
+        self.placement[3].layout(self.problem.o_shape())
     }
 }
 
@@ -138,7 +141,20 @@ pub fn variant(problem: &AttentionProblem) -> Option<&'static AttentionVariant> 
 /// The kernel of a family for a problem.
 #[must_use]
 pub fn variant_of(family: Family, problem: &AttentionProblem) -> Option<&'static AttentionVariant> {
-    config::attention(family, problem.head_dim, problem.scheme)
+    variant_on(MOST_SHARED, family, problem)
+}
+
+/// Shared memory that a CTA may have on the GPUs with most of it.
+pub const MOST_SHARED: usize = CLASSES[CLASSES.len() - 1] << 10;
+
+/// The same on a GPU on which a CTA may have so many bytes of shared memory.
+#[must_use]
+pub fn variant_on(
+    shared_bytes: usize,
+    family: Family,
+    problem: &AttentionProblem,
+) -> Option<&'static AttentionVariant> {
+    config::attention_on(shared_bytes, family, [problem.head_dim, problem.value_dim()], problem.scheme)
 }
 
 /// None, causal, sliding, and local on both sides; the ends of the last two lie inside of blocks and between tiles.
@@ -165,11 +181,18 @@ pub const AWKWARD: [(usize, usize); 12] = [
     (1023, 1024),
 ];
 
+/// Head dims that are padded: to each of the kernels' own, by a little and by much.
+pub const PADDED_DIMS: [usize; 10] = [8, 24, 40, 56, 72, 80, 112, 136, 192, 248];
+
+/// Head dims of Q and K with others of V.
+pub const VALUE_DIMS: [[usize; 2]; 5] = [[192, 128], [256, 128], [200, 104], [72, 96], [96, 80]];
+
 /// Cases over all head dims, dtypes, layouts, windows, schemes and values; no sequence longer than `longest`.
 pub fn any_case(longest: usize) -> impl Strategy<Value = Case> {
     let awkward: Vec<_> = AWKWARD.into_iter().filter(|&(q, kv)| q.max(kv) <= longest).collect();
     let lengths = prop_oneof![1 => prop::sample::select(awkward), 2 => (1..=longest, 1..=longest)];
-    let shape = (1..=2_usize, 1..=2_usize, 1..=3_usize, lengths, prop::sample::select(HEAD_DIMS.to_vec()));
+    let head_dims = [&HEAD_DIMS[..], &PADDED_DIMS].concat();
+    let shape = (1..=2_usize, 1..=2_usize, 1..=3_usize, lengths, prop::sample::select(head_dims));
     let scale = prop_oneof![3 => Just(None), 1 => (0.01..2.0_f32).prop_map(Some), 1 => (-1.0..0.0_f32).prop_map(Some), 1 => Just(Some(0.0))];
     let mode = (any_window(longest), any::<bool>(), scale, any::<bool>(), any::<u64>());
     let kinds = ([any_dtype(), any_dtype()], any_values());

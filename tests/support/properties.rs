@@ -195,7 +195,7 @@ pub fn attention<K: Kernels>(kernels: &K, case: &Case, operands: &HostQuantized)
     let (o, lse) = kernels.attention(&case.problem, operands, &case.output()?, case.out_dtype, case.lse)?;
     let bounds = if K::EXACT_EXPONENTIALS { reference::ideal_bounds } else { reference::gpu_bounds };
     let (want, bounds) = bounds(&case.problem, operands, case.out_dtype)?;
-    within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, case.problem.head_dim)?;
+    within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, case.problem.value_dim())?;
     ensure!(lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
     if let Some(lse) = lse {
         let lse: Vec<f64> = lse.into_iter().map(f64::from).collect();
@@ -246,7 +246,7 @@ pub fn dequantize(kernels: &impl Kernels, case: &Case, operands: &HostQuantized,
     let (shape, want) = match operand {
         Operand::Q => (case.problem.q_shape(), reference::dequantize_q(&operands.q)?),
         Operand::K => (case.problem.kv_shape(), reference::dequantize_k(&operands.k)?),
-        Operand::V => (case.problem.kv_shape(), reference::dequantize_v(&operands.v)?),
+        Operand::V => (case.problem.v_shape(), reference::dequantize_v(&operands.v)?),
     };
     let layout = case.placement[3].layout(shape)?;
     let got = kernels.dequantize(&case.problem, operands, operand, &layout, case.out_dtype)?.dense_f64();

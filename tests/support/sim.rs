@@ -2,17 +2,17 @@
 //!
 //! Outputs are memory that nothing has written, so that an element which no thread wrote is an error, as is a stray access.
 
-use crate::case::{variant, variant_of};
+use crate::case::{MOST_SHARED, variant_on};
 use crate::properties::{Kernels, Operand};
 use anyhow::{Context, Result};
 use int_flash_attention::gpu::embedded_ptx;
 use int_flash_attention::{
-    AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, SeqLens,
-    Sequences, Span, TensorLayout,
+    AttentionProblem, DType, HostQuantized, HostTensor, Order, PackedFormat, QuantizedK, QuantizedQ, QuantizedV,
+    SeqLens, Sequences, Span, TensorLayout,
 };
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::dequantize::launch as dequantization;
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, v_byte};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, packed_dim, v_byte};
 use int_flash_attention_kernels::params::{
     self, AttentionParams, BaselineParams, DequantizeParams, Global, Params, QuantizeParams, Strided, operand,
 };
@@ -40,6 +40,7 @@ pub struct Simulator {
     folder: Option<PathBuf>,
     family: Family,
     multiprocessors: u32,
+    shared_bytes: usize,
     places: Places,
     lengths: SeqLens<Vec<u32>>,
     modules: Mutex<HashMap<String, Arc<Module>>>,
@@ -66,10 +67,17 @@ impl Simulator {
             folder,
             family,
             multiprocessors,
+            shared_bytes: MOST_SHARED,
             places: Places::Usual,
             lengths: SeqLens::Equal,
             modules: Mutex::default(),
         }
+    }
+
+    /// The same as on a GPU on which a CTA may have so many bytes of shared memory.
+    #[must_use]
+    pub fn with_shared_bytes(self, shared_bytes: usize) -> Self {
+        Self { shared_bytes, ..self }
     }
 
     /// The same with the caller's tensors in other places.
@@ -171,7 +179,9 @@ impl Simulator {
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
         problem.check()?;
         let operands = self.quantize(problem, q, k, v)?;
-        self.attention(problem, &operands, &q.layout(), q.dtype(), lse)
+        let order = q.layout().order().unwrap_or(Order::Bhnd);
+        let out = if problem.o_shape() == q.shape() { q.layout() } else { TensorLayout::new(problem.o_shape(), order) };
+        self.attention(problem, &operands, &out, q.dtype(), lse)
     }
 }
 
@@ -192,12 +202,13 @@ impl Kernels for Simulator {
         k: &HostTensor,
         v: &HostTensor,
     ) -> Result<HostQuantized> {
-        let (d, dtype) = (problem.head_dim, q.dtype());
+        let (d, packed, dtype) = (problem.head_dim, packed_dim(problem.head_dim), q.dtype());
         let (q_shape, kv_shape) = (problem.q_shape(), problem.kv_shape());
+        let (v_shape, packed_v) = (problem.v_shape(), packed_dim(problem.value_dim()));
         let heads = problem.batch * kv_shape.heads;
-        let packed = matches!(problem.sequences, Sequences::Packed { .. }).then_some(problem.batch);
+        let sequences = matches!(problem.sequences, Sequences::Packed { .. }).then_some(problem.batch);
         let of_head =
-            packed.map_or_else(|| kv_blocks(kv_shape.seqlen), |sequences| kv_shape.seqlen / KV_BLOCK + sequences);
+            sequences.map_or_else(|| kv_blocks(kv_shape.seqlen), |sequences| kv_shape.seqlen / KV_BLOCK + sequences);
         let blocks = kv_shape.batch * kv_shape.heads * of_head;
         let scheme = problem.scheme;
 
@@ -212,7 +223,7 @@ impl Kernels for Simulator {
         let v_amax = if scheme.rotates() { DevPtr::NULL } else { memory.alloc_from(&vec![0_u32; heads]) };
         let mut bytes = |len: usize| memory.alloc(len as u64, 256);
         let [q_out, k_out, v_out] =
-            [q_shape.elements(), blocks * block_bytes(d), blocks * block_bytes(d)].map(&mut bytes);
+            [q_shape.rows() * packed, blocks * block_bytes(packed), blocks * block_bytes(packed_v)].map(&mut bytes);
 
         let params = problem.quantize_params(Some(q_in.layout()), Some([k_in.layout(), v_in.layout()]));
         let params = QuantizeParams {
@@ -235,7 +246,7 @@ impl Kernels for Simulator {
             ..params
         };
         let overflow = || format!("the grid overflows for {problem:?}");
-        let threads = quantization::threads(d, dtype.size());
+        let threads = quantization::threads(packed, dtype.size());
         if !scheme.rotates() {
             let ctas = quantization::v_amax_ctas(&params);
             let grid = [ctas.with_context(overflow)?, 1, 1];
@@ -246,7 +257,7 @@ impl Kernels for Simulator {
             kernel: &format!("quantize_{dtype}"),
             grid: [quantization::quantize_ctas(&params).with_context(overflow)?, 1, 1],
             threads,
-            shared: quantization::shared_bytes(d, dtype.size()),
+            shared: quantization::shared_bytes(packed, dtype.size()),
         };
         self.launch("quantize", &at, &[structure(&params)], &memory)?;
 
@@ -259,18 +270,18 @@ impl Kernels for Simulator {
         };
         let bias = || of_q(1).read(&memory, q_bias, q_shape.rows(), 0.0).context("q_bias");
         let format = PackedFormat::CURRENT;
-        let bytes = block_bytes(d);
+        let [bytes, bytes_v] = [packed, packed_v].map(block_bytes);
         Ok(HostQuantized {
             q: QuantizedQ {
                 shape: q_shape,
                 scheme,
-                data: of_q(d).read(&memory, q_out, q_shape.elements(), 0).context("q")?,
+                data: of_q(packed).read(&memory, q_out, q_shape.rows() * packed, 0).context("q")?,
                 scale: of_q(1).read(&memory, q_scale, q_shape.rows(), 0.0).context("q_scale")?,
                 bias: scheme.rotates().then(bias).transpose()?,
             },
             k: QuantizedK {
                 shape: kv_shape,
-                packed,
+                packed: sequences,
                 scheme,
                 format,
                 data: of_kv(bytes).read(&memory, k_out, blocks * bytes, 0).context("k")?,
@@ -279,11 +290,11 @@ impl Kernels for Simulator {
                 offset: floats("k_offset", k_offset, heads * d)?,
             },
             v: QuantizedV {
-                shape: kv_shape,
-                packed,
+                shape: v_shape,
+                packed: sequences,
                 scheme,
                 format,
-                data: of_kv(bytes).read(&memory, v_out, blocks * bytes, v_byte(0)).context("v")?,
+                data: of_kv(bytes_v).read(&memory, v_out, blocks * bytes_v, v_byte(0)).context("v")?,
                 scale: of_kv(KV_BLOCK).read(&memory, v_scale, blocks * KV_BLOCK, 0.0).context("v_scale")?,
                 block_scale: of_kv(1).read(&memory, v_block_scale, blocks, 0.0).context("v_block_scale")?,
                 unit: floats("v_unit", v_unit, heads)?,
@@ -304,7 +315,8 @@ impl Kernels for Simulator {
             let has: Vec<usize> = config::head_dims(&Family::ALL, scheme).collect();
             format!("head_dim is {head_dim}; the kernels of the {scheme} scheme have {has:?}")
         };
-        let variant = variant_of(self.family, problem).or_else(|| variant(problem)).with_context(none)?;
+        let on = |family| variant_on(self.shared_bytes, family, problem);
+        let variant = on(self.family).or_else(|| on(Family::Sm80)).with_context(none)?;
         let mut memory = Memory::new();
         let HostQuantized { q, k, v } = operands;
         let (places, whole) = (self.places, self.places.whole(problem));
@@ -432,8 +444,8 @@ impl Kernels for Simulator {
         let at = Grid {
             kernel: &format!("dequantize_{dtype}"),
             grid: [ctas, 1, 1],
-            threads: dequantization::threads(head_dim),
-            shared: dequantization::shared_bytes(head_dim),
+            threads: dequantization::threads(packed_dim(head_dim)),
+            shared: dequantization::shared_bytes(packed_dim(head_dim)),
         };
         let params = DequantizeParams {
             data: global(data),

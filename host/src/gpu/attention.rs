@@ -10,13 +10,13 @@ use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, SeqLens};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
-use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family};
+use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family, shared_memory};
 use int_flash_attention_kernels::params::{AttentionParams, Global, Strided};
 
 /// What an [`AttentionPlan`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionOutput {
-    /// Where the elements of the output go; its shape is that of Q.
+    /// Where the elements of the output go; its shape is that of Q, but for V's head dim.
     pub layout: TensorLayout,
     /// Element type of the output.
     pub dtype: DType,
@@ -33,7 +33,8 @@ pub struct AttentionPlan {
     problem: AttentionProblem,
     output: AttentionOutput,
     q_lengths: Lengths,
-    kv_lengths: Lengths,
+    /// Of K and of V.
+    kv_lengths: [Lengths; 2],
     /// All but the addresses.
     params: AttentionParams,
 }
@@ -74,7 +75,7 @@ impl Gpu {
         problem: &AttentionProblem,
         output: &AttentionOutput,
     ) -> Result<AttentionPlan> {
-        self.plan_with(&self.families(), problem, output, Choice::Fastest)
+        self.plan_with(&self.families(), problem, output, Choice::Fastest, self.0.shared_bytes)
     }
 
     /// [`plan_attention`](Self::plan_attention) with a kernel of this family, for comparisons.
@@ -91,7 +92,21 @@ impl Gpu {
             let (major, minor) = self.compute_capability();
             return Err(Error::Family { device: self.name().to_owned(), major, minor, cuda: self.0.cuda, family });
         }
-        self.plan_with(&[family], problem, output, Choice::Any)
+        self.plan_with(&[family], problem, output, Choice::Any, self.0.shared_bytes)
+    }
+
+    /// [`plan_attention_of`](Self::plan_attention_of) [`Family::Sm80`] as on a GPU on which a CTA may have so many bytes of shared
+    /// memory, for tests and comparisons: with the kernel for such GPUs, and no more CTAs an SM than there.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn plan_attention_as_with(
+        &self,
+        shared_bytes: usize,
+        problem: &AttentionProblem,
+        output: &AttentionOutput,
+    ) -> Result<AttentionPlan> {
+        self.plan_with(&[Family::Sm80], problem, output, Choice::Any, shared_bytes)
     }
 
     /// The families of attention kernels that are built in and that this GPU and its driver run, the one for it in particular first.
@@ -108,9 +123,10 @@ impl Gpu {
         problem: &AttentionProblem,
         output: &AttentionOutput,
         choice: Choice,
+        shared_bytes: usize,
     ) -> Result<AttentionPlan> {
         problem.check()?;
-        AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
+        AttentionProblem::check_shape("o", output.layout.shape(), problem.o_shape())?;
         output.layout.check_disjoint()?;
         let multiprocessors = self.multiprocessors()? as u32;
         let params = problem.params(&output.layout, output.dtype);
@@ -118,13 +134,14 @@ impl Gpu {
             let grid = v.grid(&params, multiprocessors);
             choice == Choice::Any || v.family == Family::Sm80 || (problem.seqlen_kv >= v.from_keys && grid.is_some())
         };
-        let variant = self.variant(families, problem, pays)?;
+        let variant = self.variant(families, problem, shared_bytes, pays)?;
         let grid = variant.grid(&params, multiprocessors);
         let too_many = || Error::Tiles { kernel: variant.name, shape: problem.q_shape().to_string() };
         let grid = grid.ok_or_else(too_many)?;
-        let kv_lengths = Lengths::of_kv(problem)?;
-        kv_lengths.check_blocks(problem)?;
-        let kernel = self.kernel(variant.name, variant.name, grid, variant.threads, variant.shared_bytes)?;
+        let kv_lengths = [Lengths::of_kv(problem)?, Lengths::of_v(problem)?];
+        kv_lengths[0].check_blocks(problem)?;
+        let asked = shared_memory::asked(variant.shared_bytes, shared_bytes, self.0.shared_bytes);
+        let kernel = self.kernel(variant.name, variant.name, grid, variant.threads, asked)?;
         Ok(AttentionPlan {
             gpu: self.clone(),
             kernel,
@@ -137,28 +154,31 @@ impl Gpu {
         })
     }
 
-    /// The first variant of the first of these families that pays and fits this GPU's shared memory.
+    /// The variant of the first of these families that pays and is for GPUs with so much shared memory.
     fn variant(
         &self,
         families: &[Family],
         p: &AttentionProblem,
+        shared_bytes: usize,
         pays: impl Fn(&AttentionVariant) -> bool,
     ) -> Result<&'static AttentionVariant> {
-        let serves = |v: &&AttentionVariant| v.head_dim == p.head_dim && v.scheme == p.scheme && pays(v);
-        let fits = |v: &&AttentionVariant| v.shared_bytes <= self.0.shared_bytes;
+        let serves = |v: &&AttentionVariant| v.has([p.head_dim, p.value_dim()]) && v.scheme == p.scheme && pays(v);
+        let fits = |v: &&AttentionVariant| v.is_for(shared_bytes);
         let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);
-        let mut candidates = families.iter().flat_map(of_family).filter(serves);
+        let candidates = families.iter().flat_map(of_family).filter(serves);
         if let Some(variant) = candidates.clone().find(fits) {
             return Ok(variant);
         }
-        Err(match candidates.next() {
+        Err(match candidates.min_by_key(|v| v.shared_bytes) {
             Some(variant) => Error::SharedMemory {
                 kernel: variant.name,
                 needed: variant.shared_bytes,
-                available: self.0.shared_bytes,
+                available: shared_bytes,
                 device: self.name().to_owned(),
             },
-            None => Error::HeadDim { given: p.head_dim, allowed: config::head_dims(families, p.scheme).collect() },
+            None => {
+                Error::HeadDim { given: p.head_dim, most: config::head_dims(families, p.scheme).max().unwrap_or(0) }
+            }
         })
     }
 }
@@ -215,8 +235,8 @@ impl AttentionPlan {
         check_scheme("k", p.scheme, operands.k.scheme)?;
         check_scheme("v", p.scheme, operands.v.scheme)?;
         let [q, q_scale, q_bias] = operands.q.addresses(launch, p.q_shape(), &self.q_lengths)?;
-        let [k, k_scale, k_block_scale, _] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
-        let [v, v_scale, v_block_scale, v_unit] = operands.v.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
+        let [k, k_scale, k_block_scale, _] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths[0])?;
+        let [v, v_scale, v_block_scale, v_unit] = operands.v.addresses(launch, p.v_shape(), &self.kv_lengths[1])?;
         let o = o.checked(launch, "o", self.output.dtype, self.output.layout.span())?;
         let lse = self.output.checked_lse(launch, lse, self.q_lengths.q_scale)?;
         let [q, k, v] = [q, k, v].map(Global::new);

@@ -58,9 +58,9 @@ impl Gpu {
         AttentionProblem::check_shape("o", o.shape(), problem.q_shape())?;
         check_strides(&o, 2, "even")?;
         o.check_disjoint()?;
-        let variant = config::baseline(problem.head_dim);
+        let variant = config::baseline(problem.head_dim).filter(|_| problem.value_dim() == problem.head_dim);
         let allowed = || config::BASELINE.iter().map(|variant| variant.head_dim).collect();
-        let variant = variant.ok_or_else(|| Error::HeadDim { given: problem.head_dim, allowed: allowed() })?;
+        let variant = variant.ok_or_else(|| Error::Float16HeadDim { given: problem.head_dim, allowed: allowed() })?;
         let tiles = problem.seqlen_q.div_ceil(variant.tile_m) as u32;
         let grid = [tiles, problem.heads_q as u32, problem.batch as u32];
         Ok(BaselinePlan {

@@ -9,6 +9,7 @@ use crate::problem::{AttentionProblem, SeqLens};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::dequantize::launch;
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{DequantizeParams, Global, Strided, operand};
 
 /// Which operand is dequantized: they differ in layout, and in the rotation.
@@ -49,7 +50,11 @@ impl Gpu {
         dtype: DType,
     ) -> Result<DequantizePlan> {
         problem.check()?;
-        let shape = if operand == Operand::Q { problem.q_shape() } else { problem.kv_shape() };
+        let shape = match operand {
+            Operand::Q => problem.q_shape(),
+            Operand::K => problem.kv_shape(),
+            Operand::V => problem.v_shape(),
+        };
         AttentionProblem::check_shape("the output", out.shape(), shape)?;
         out.check_disjoint()?;
         let lengths = Lengths::of_packed(shape, problem.packed())?;
@@ -61,7 +66,7 @@ impl Gpu {
         };
         let params = problem.dequantize_params(number, out);
         let ctas = launch::ctas(&params).ok_or_else(|| Error::Grid { kernel: entry, shape: shape.to_string() })?;
-        let d = shape.head_dim;
+        let d = packed_dim(shape.head_dim);
         let kernel = self.kernel(DEQUANTIZE, entry, [ctas, 1, 1], launch::threads(d), launch::shared_bytes(d))?;
         Ok(DequantizePlan {
             gpu: self.clone(),

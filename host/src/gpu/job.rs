@@ -90,8 +90,8 @@ impl Gpu {
         for (name, layout, shape) in [
             ("q", &layouts.q, problem.q_shape()),
             ("k", &layouts.k, problem.kv_shape()),
-            ("v", &layouts.v, problem.kv_shape()),
-            ("o", &output.layout, problem.q_shape()),
+            ("v", &layouts.v, problem.v_shape()),
+            ("o", &output.layout, problem.o_shape()),
         ] {
             AttentionProblem::check_shape(name, layout.shape(), shape)?;
         }
@@ -109,6 +109,7 @@ impl Gpu {
         // All fields by name: one that is added is refused here, or the kernel has it.
         let &AttentionProblem {
             head_dim,
+            head_dim_v: _,
             scheme,
             seqlen_kv,
             batch: _,
@@ -119,14 +120,11 @@ impl Gpu {
             softmax_scale: _,
             sequences,
         } = problem;
-        if scheme != Scheme::Default {
-            return Err(Error::Fused { what: "other scheme than the default" });
-        }
-        if sequences != Sequences::Equal {
-            return Err(Error::Fused { what: "sequences of lengths of their own" });
-        }
-        let head_dims = || SHORT.iter().map(|variant| variant.head_dim).collect();
-        let variant = short(head_dim).ok_or_else(|| Error::HeadDim { given: head_dim, allowed: head_dims() })?;
+        let has = scheme == Scheme::Default && sequences == Sequences::Equal && problem.value_dim() == head_dim;
+        let variant = short(head_dim).filter(|_| has).ok_or_else(|| Error::NotShort {
+            given: head_dim,
+            allowed: SHORT.iter().map(|variant| variant.head_dim).collect(),
+        })?;
         if seqlen_kv > variant.most_keys(self.0.shared_bytes) {
             return Err(Error::SharedMemory {
                 kernel: variant.name,

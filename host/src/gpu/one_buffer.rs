@@ -98,9 +98,9 @@ impl Packed for K {
 impl Packed for V {
     type Of<I, F> = QuantizedV<I, F>;
     fn take<A: Arrays>(problem: &AttentionProblem, arrays: &mut A) -> Result<QuantizedV<A::Codes, A::Floats>> {
-        let lengths = Lengths::of_kv(problem)?;
+        let lengths = Lengths::of_v(problem)?;
         Ok(QuantizedV {
-            shape: problem.kv_shape(),
+            shape: problem.v_shape(),
             packed: lengths.packed,
             scheme: problem.scheme,
             format: PackedFormat::CURRENT,

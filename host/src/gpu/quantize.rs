@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme, SeqLens};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{Global, QuantizeParams, Strided};
 use int_flash_attention_kernels::quantize::launch;
 
@@ -218,6 +219,7 @@ pub(super) struct Pass {
     dtype: DType,
     q_lengths: Lengths,
     kv_lengths: Lengths,
+    v_lengths: Lengths,
     /// Elements that each tensor spans.
     spans: [usize; 3],
     /// All but the addresses.
@@ -238,12 +240,13 @@ impl Pass {
         }
         if let Some((k, v)) = &kv {
             AttentionProblem::check_shape("k", k.shape(), problem.kv_shape())?;
-            AttentionProblem::check_shape("v", v.shape(), problem.kv_shape())?;
+            AttentionProblem::check_shape("v", v.shape(), problem.v_shape())?;
         }
         let params = problem.quantize_params(q.as_ref(), kv.as_ref().map(|(k, v)| [k, v]));
         let AttentionProblem { head_dim, scheme, .. } = *problem;
         let (entry, amax_entry) =
             (launch::QUANTIZE[dtype.code() as usize].entry, launch::V_AMAX[dtype.code() as usize].entry);
+        let head_dim = packed_dim(head_dim);
         let threads = launch::threads(head_dim, dtype.size());
         let too_many = |kernel| {
             move || Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
@@ -264,6 +267,7 @@ impl Pass {
             dtype,
             q_lengths: Lengths::of(problem.q_shape())?,
             kv_lengths: Lengths::of_kv(problem)?,
+            v_lengths: Lengths::of_v(problem)?,
             spans: [span(q.as_ref()), span(kv_spans.0), span(kv_spans.1)],
             params,
         })
@@ -324,7 +328,8 @@ impl Pass {
             None => 0,
         };
         let [k_out, k_scale, k_block_scale, k_offset] = k_out.addresses(launch, shape, &self.kv_lengths)?;
-        let [v_out, v_scale, v_block_scale, v_unit] = v_out.addresses(launch, shape, &self.kv_lengths)?;
+        let [v_out, v_scale, v_block_scale, v_unit] =
+            v_out.addresses(launch, self.problem.v_shape(), &self.v_lengths)?;
         *params = QuantizeParams {
             k: Strided { data: Global::new(k), ..params.k },
             v: Strided { data: Global::new(v), ..params.v },

@@ -8,8 +8,8 @@ mod window;
 
 use crate::error::{Error, Result};
 use crate::shape::Shape;
-use int_flash_attention_kernels::config::{Family, head_dims};
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::config::{ATTENTION, Family, head_dims};
+use int_flash_attention_kernels::layout::{HEAD_DIM_STEP, HEAD_DIMS, packed_dim};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
@@ -43,7 +43,8 @@ pub struct AttentionProblem {
     pub seqlen_q: usize,
     /// Key and value tokens of a sequence, or the most where they are unlike.
     pub seqlen_kv: usize,
-    /// Channels of a head.
+    /// Channels of a head, a multiple of 8 up to 256 (in the paper's scheme 128). Those between the kernels' own (32, 64, 96, 128, 256) are
+    /// padded where the operands are packed; tensors have no padding.
     pub head_dim: usize,
     /// Which keys a query sees.
     pub window: Window,
@@ -53,15 +54,30 @@ pub struct AttentionProblem {
     pub scheme: Scheme,
     /// Whether the sequences have lengths of their own.
     pub sequences: Sequences,
+    /// Channels of a head of V and of the output, where they are others than those of Q and K; `None` is `head_dim`. Kernels have 192 and
+    /// 128, and all pairs that are padded to the same dims.
+    pub head_dim_v: Option<usize>,
 }
 
 impl AttentionProblem {
     /// All fields, comparable.
     fn key(&self) -> impl Eq + Hash {
-        let Self { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, window, softmax_scale, scheme, sequences } =
-            *self;
+        let Self {
+            batch,
+            heads_q,
+            heads_kv,
+            seqlen_q,
+            seqlen_kv,
+            head_dim,
+            window,
+            softmax_scale,
+            scheme,
+            sequences,
+            ..
+        } = *self;
+        let head_dim_v = self.value_dim();
         let scale = softmax_scale.map(f32::to_bits);
-        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim], window, scale, scheme, sequences)
+        ([batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v], window, scale, scheme, sequences)
     }
 }
 
@@ -106,15 +122,16 @@ impl AttentionProblem {
             softmax_scale: None,
             scheme: Scheme::Default,
             sequences: Sequences::Equal,
+            head_dim_v: None,
         }
     }
 
     /// The problem that tensors of these shapes pose.
     ///
     /// # Errors
-    /// K and V of different shapes; a batch or head_dim other than Q's; query heads that are not a multiple of K's.
+    /// K and V of different shapes but for their head dims; a batch or head_dim other than Q's; query heads that are not a multiple of K's.
     pub fn of(q: Shape, k: Shape, v: Shape) -> Result<Self> {
-        if k != v {
+        if k != (Shape { head_dim: k.head_dim, ..v }) {
             return Err(Error::ShapeMismatch { name: "v", given: v.to_string(), expected: format!("k's, {k},") });
         }
         let expected = Shape { batch: q.batch, head_dim: q.head_dim, ..k };
@@ -122,6 +139,8 @@ impl AttentionProblem {
             return Err(Error::ShapeMismatch { name: "k", given: k.to_string(), expected: expected.to_string() });
         }
         let problem = Self::new(q.batch, q.heads, k.heads, q.seqlen, k.seqlen, q.head_dim);
+        let head_dim_v = (v.head_dim != k.head_dim).then_some(v.head_dim);
+        let problem = Self { head_dim_v, ..problem };
         problem.check_sizes()?;
         Ok(problem)
     }
@@ -142,6 +161,12 @@ impl AttentionProblem {
     #[must_use]
     pub const fn with_scheme(self, scheme: Scheme) -> Self {
         Self { scheme, ..self }
+    }
+
+    /// With heads of V, and of the output, of so many channels.
+    #[must_use]
+    pub const fn with_head_dim_v(self, head_dim_v: usize) -> Self {
+        Self { head_dim_v: Some(head_dim_v), ..self }
     }
 
     /// With this factor of the scores.
@@ -165,7 +190,28 @@ impl AttentionProblem {
         }
     }
 
-    /// Shape of Q and of the output: of one batch where sequences are packed.
+    /// Channels of a head of V and of the output.
+    #[must_use]
+    pub const fn value_dim(&self) -> usize {
+        match self.head_dim_v {
+            Some(head_dim_v) => head_dim_v,
+            None => self.head_dim,
+        }
+    }
+
+    /// Shape of V.
+    #[must_use]
+    pub const fn v_shape(&self) -> Shape {
+        Shape { head_dim: self.value_dim(), ..self.kv_shape() }
+    }
+
+    /// Shape of the output.
+    #[must_use]
+    pub const fn o_shape(&self) -> Shape {
+        Shape { head_dim: self.value_dim(), ..self.q_shape() }
+    }
+
+    /// Shape of Q: of one batch where sequences are packed.
     #[must_use]
     pub const fn q_shape(&self) -> Shape {
         let (batch, seqlen) = match self.sequences {
@@ -175,7 +221,7 @@ impl AttentionProblem {
         Shape { batch, heads: self.heads_q, seqlen, head_dim: self.head_dim }
     }
 
-    /// Shape of K and of V: of one batch where sequences are packed.
+    /// Shape of K, and of V but for its head dim: of one batch where sequences are packed.
     #[must_use]
     pub const fn kv_shape(&self) -> Shape {
         let (batch, seqlen) = match self.sequences {
@@ -239,6 +285,9 @@ impl AttentionProblem {
         }
         Shape::new(q.batch, q.heads, q.seqlen, q.head_dim)?;
         Shape::new(kv.batch, kv.heads, kv.seqlen, kv.head_dim)?;
+        for shape in [self.v_shape(), self.o_shape()] {
+            Shape::new(shape.batch, shape.heads, shape.seqlen, shape.head_dim)?;
+        }
         if !self.heads_q.is_multiple_of(self.heads_kv) {
             return Err(Error::HeadGroups { heads_q: self.heads_q, heads_kv: self.heads_kv });
         }
@@ -254,11 +303,14 @@ impl AttentionProblem {
     /// As there, and [`Error::HeadDim`].
     pub fn check(&self) -> Result<()> {
         self.check_sizes()?;
-        let mut allowed = head_dims(&Family::ALL, self.scheme);
-        if allowed.any(|head_dim| head_dim == self.head_dim) {
-            return Ok(());
+        for head_dim in [self.head_dim, self.value_dim()] {
+            check_head_dim_of(head_dim, head_dims(&Family::ALL, self.scheme))?;
         }
-        Err(Error::HeadDim { given: self.head_dim, allowed: head_dims(&Family::ALL, self.scheme).collect() })
+        let dims = [self.head_dim, self.value_dim()];
+        match ATTENTION.iter().any(|v| v.scheme == self.scheme && v.has(dims)) {
+            true => Ok(()),
+            false => Err(Error::HeadDimOfV { head_dim: self.head_dim, head_dim_v: self.value_dim() }),
+        }
     }
 
     /// `expected`'s shape against a tensor's.
@@ -270,9 +322,21 @@ impl AttentionProblem {
     }
 }
 
+/// Whether caches, decode and the merge of states, which pad nothing, have this head dim.
+pub(crate) fn check_cache_head_dim(given: usize) -> Result<()> {
+    if HEAD_DIMS.contains(&given) { Ok(()) } else { Err(Error::CacheHeadDim { given, allowed: HEAD_DIMS.to_vec() }) }
+}
+
 /// Whether the INT8 kernels and the packed layouts have this head dim.
 pub(crate) fn check_head_dim(given: usize) -> Result<()> {
-    if HEAD_DIMS.contains(&given) { Ok(()) } else { Err(Error::HeadDim { given, allowed: HEAD_DIMS.to_vec() }) }
+    check_head_dim_of(given, HEAD_DIMS)
+}
+
+/// Whether these kernels have this head dim: it is padded to the next of theirs.
+fn check_head_dim_of(given: usize, kernels: impl IntoIterator<Item = usize>) -> Result<()> {
+    let most = kernels.into_iter().max().unwrap_or(0);
+    let has = given > 0 && given.is_multiple_of(HEAD_DIM_STEP) && packed_dim(given) <= most && given <= most;
+    if has { Ok(()) } else { Err(Error::HeadDim { given, most }) }
 }
 
 #[cfg(test)]

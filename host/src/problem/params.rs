@@ -3,6 +3,7 @@
 use super::{AttentionProblem, Sequences, Window};
 use crate::dtype::DType;
 use crate::shape::{Shape, TensorLayout};
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{
     AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, SeqLens, ShortParams, Strided,
     UNLIMITED, operand,
@@ -28,6 +29,7 @@ impl AttentionProblem {
             o_dtype: dtype.code(),
             softmax_scale: self.scale(),
             seqlens: self.seqlens_params(),
+            o_dims: self.value_dim() as u32,
             ..AttentionParams::NONE
         }
     }
@@ -84,7 +86,10 @@ impl AttentionProblem {
             heads_kv: self.heads_kv as u32,
             seqlen_q: self.seqlen_q as u32,
             seqlen_kv: self.seqlen_kv as u32,
-            head_dim: self.head_dim as u32,
+            head_dim: packed_dim(self.head_dim) as u32,
+            dims: self.head_dim as u32,
+            head_dim_v: packed_dim(self.value_dim()) as u32,
+            dims_v: self.value_dim() as u32,
             quantize_kv: u32::from(kv.is_some()),
             rotate: u32::from(self.scheme.rotates()),
             seqlens: self.seqlens_params(),
@@ -101,7 +106,8 @@ impl AttentionProblem {
             out: strided(out),
             seqlen: if which == operand::Q { self.seqlen_q } else { self.seqlen_kv } as u32,
             heads: heads as u32,
-            head_dim: head_dim as u32,
+            head_dim: packed_dim(head_dim) as u32,
+            dims: head_dim as u32,
             operand: which,
             rotated: u32::from(self.scheme.rotates()),
             batch: self.batch as u32,

@@ -42,7 +42,7 @@ fn run(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTenso
     problem.check_sizes()?;
     problem.check_equal()?;
     check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
-    let (d, heads) = (problem.head_dim, problem.batch * problem.heads_q);
+    let (d, heads) = (problem.value_dim(), problem.batch * problem.heads_q);
     let mut out = Exact { o: vec![0.0; heads * rows.len() * d], lse: vec![0.0; heads * rows.len()] };
     if rows.len() == 0 {
         return Ok(out);
@@ -74,7 +74,7 @@ impl HeadF64 {
 
     /// One row: the softmax weights of the keys that it sees, the output, and the log-sum-exp.
     pub(super) fn row(&self, problem: &AttentionProblem, row: usize, weights: &mut Vec<f64>, o: &mut [f64]) -> f64 {
-        let d = problem.head_dim;
+        let (d, dv) = (problem.head_dim, problem.value_dim());
         let keys = problem.visible_keys(row);
         let q = &self.q[row * d..][..d];
         let scale = f64::from(problem.scale());
@@ -87,7 +87,7 @@ impl HeadF64 {
             sum += *weight;
         }
         o.fill(0.0);
-        for (weight, v) in weights.iter_mut().zip(self.v[keys.start * d..].chunks_exact(d)) {
+        for (weight, v) in weights.iter_mut().zip(self.v[keys.start * dv..].chunks_exact(dv)) {
             *weight /= sum;
             for (o, v) in o.iter_mut().zip(v) {
                 *o += *weight * v;

@@ -23,8 +23,9 @@
 //! the square root of the number of terms.
 
 use super::Bounds;
-use super::dequantize::{dequantize_q, dequantize_v};
+use super::dequantize::{packed_k, packed_q, packed_v};
 use super::exact::{Exact, HeadF64, dot};
+use super::packed::{packed, resized};
 use super::quantize::quantize;
 use super::rows::Rows;
 use crate::dtype::DType;
@@ -53,9 +54,7 @@ pub fn exact_bounds(
     v: &HostTensor,
     dtype: DType,
 ) -> Result<(Exact, Bounds)> {
-    let operands = quantize(problem, q, k, v)?;
-    let head = |head| Head::of_tensors(problem, &operands, HeadF64::read(problem, q, k, v, head), head);
-    Ok(run(problem, dtype, Rows::all(problem), head))
+    of_tensors(problem, [q, k, v], dtype, Rows::all(problem))
 }
 
 /// [`exact_bounds`] for these query positions of every head.
@@ -70,13 +69,42 @@ pub fn exact_bounds_rows(
     dtype: DType,
     rows: &[usize],
 ) -> Result<(Exact, Bounds)> {
-    let operands = quantize(problem, q, k, v)?;
-    let head = |head| Head::of_tensors(problem, &operands, HeadF64::read(problem, q, k, v, head), head);
-    Ok(run(problem, dtype, Rows::some(problem, rows)?, head))
+    of_tensors(problem, [q, k, v], dtype, Rows::some(problem, rows)?)
+}
+
+/// On tensors, with zeros behind what is padded: the codes are of those.
+fn of_tensors(
+    problem: &AttentionProblem,
+    [q, k, v]: [&HostTensor; 3],
+    dtype: DType,
+    rows: Rows<'_>,
+) -> Result<(Exact, Bounds)> {
+    let mut operands = quantize(problem, q, k, v)?;
+    let whole = packed(problem);
+    let wide = |x: Vec<f64>| resized(x, problem.head_dim, whole.head_dim);
+    operands.k.offset = resized(operands.k.offset, problem.head_dim, whole.head_dim);
+    let head = |head| {
+        let HeadF64 { q, k, v } = HeadF64::read(problem, q, k, v, head);
+        Head::of_tensors(
+            &whole,
+            &operands,
+            HeadF64 { q: wide(q), k: wide(k), v: resized(v, problem.value_dim(), whole.value_dim()) },
+            head,
+        )
+    };
+    Ok(cut(problem, &whole, run(&whole, dtype, rows, head)))
+}
+
+/// The true dims.
+fn cut(p: &AttentionProblem, whole: &AttentionProblem, (mut exact, mut bounds): (Exact, Bounds)) -> (Exact, Bounds) {
+    exact.o = resized(exact.o, whole.value_dim(), p.value_dim());
+    bounds.o = resized(bounds.o, whole.value_dim(), p.value_dim());
+    (exact, bounds)
 }
 
 /// Float64 attention on the dequantized operands, and how far [`int8`](super::int8()) on them, rounded to `dtype`, may be from
-/// it: the share of P and of float16, without that of Q, K and V. (That of V and of the scores is half a step each, which
+/// it: the share of P and of float16, without that of Q, K and V. Where a head is padded, what the codes say behind its dims counts in the
+/// scores, as it does in the kernels. (That of V and of the scores is half a step each, which
 /// dequantization shows.)
 ///
 /// # Errors
@@ -90,11 +118,10 @@ pub fn dequantized_bounds(
     problem.check_equal()?;
     super::int8::check_operands(problem, operands)?;
     let without = crate::HostK { offset: vec![0.0; operands.k.offset.len()], ..operands.k.clone() };
-    let q = dequantize_q(&operands.q)?;
-    let k = super::dequantize_k(&without)?;
-    let v = dequantize_v(&operands.v)?;
-    let head = |head| Head::of_codes(problem, operands, [&q, &k, &v], head);
-    Ok(run(problem, dtype, Rows::all(problem), head))
+    let (q, k, v) = (packed_q(&operands.q)?, packed_k(&without)?, packed_v(&operands.v)?);
+    let whole = packed(problem);
+    let head = |head| Head::of_codes(&whole, operands, [&q, &k, &v], head);
+    Ok(cut(problem, &whole, run(&whole, dtype, Rows::all(problem), head)))
 }
 
 /// A query head in float64, K less its offset, and the steps of its quantization.
@@ -136,9 +163,10 @@ impl Head {
 
     fn of_codes(p: &AttentionProblem, operands: &HostQuantized, [q, k, v]: [&[f32]; 3], head: usize) -> Self {
         let (d, kv) = (p.head_dim, kv_head(p, head));
-        let take = |x: &[f32], head: usize, n: usize| x[head * n * d..][..n * d].iter().map(|&x| x.into()).collect();
+        let take =
+            |x: &[f32], head: usize, n: usize, d: usize| x[head * n * d..][..n * d].iter().map(|&x| x.into()).collect();
         let (n, n_kv) = (p.seqlen_q, p.seqlen_kv);
-        let x = HeadF64 { q: take(q, head, n), k: take(k, kv, n_kv), v: take(v, kv, n_kv) };
+        let x = HeadF64 { q: take(q, head, n, d), k: take(k, kv, n_kv, d), v: take(v, kv, n_kv, p.value_dim()) };
         let bias = (0..n).map(|row| operands.q.bias.as_ref().map_or(0.0, |bias| bias[head * n + row].into()));
         let bias = bias.map(|bias: f64| [bias * f64::from(p.scale()), 0.0]).collect();
         Self::new(p, operands, x, head, bias, 0.0)
@@ -256,7 +284,7 @@ impl Row {
             score_error: Vec::new(),
             shared_error: Vec::new(),
             output_error: Vec::new(),
-            o: vec![0.0; p.head_dim],
+            o: vec![0.0; p.value_dim()],
             lse: 0.0,
         };
         row.lse = head.x.row(p, index, &mut row.weights, &mut row.o);
@@ -345,7 +373,7 @@ impl Row {
     }
 
     fn bound(self, p: &AttentionProblem, head: &Head, dtype: DType) -> RowBound {
-        let d = p.head_dim;
+        let d = p.value_dim();
         let [bias, bias_error] = head.bias[self.index];
         if self.weights.is_empty() {
             let zeros = vec![0.0; d];

@@ -85,7 +85,7 @@ impl<S: Softmax> Row<S> {
     /// output's rounding comes later.
     pub(super) fn bounds<const IDEAL: bool>(&self, head: &Head<'_>, result: &Int8, bounds: &mut Bounds) {
         if self.sum <= 0.0 || self.sum.is_nan() {
-            bounds.o.extend(std::iter::repeat_n(0.0, head.d));
+            bounds.o.extend(std::iter::repeat_n(0.0, head.dv));
             bounds.lse.push(0.0);
             return;
         }
@@ -95,7 +95,7 @@ impl<S: Softmax> Row<S> {
         let one = S::ONE.0;
         let slack = &self.slack;
         let (low, high) = if IDEAL { (self.sum, self.sum) } else { (slack.low, slack.high) };
-        let mut rotated = vec![0.0; head.d];
+        let mut rotated = vec![0.0; head.dv];
         for (dim, (bound, acc)) in rotated.iter_mut().zip(&self.acc).enumerate() {
             let o = (acc / (one * self.sum)).abs();
             let codes = if IDEAL { 0.0 } else { (slack.values[dim] + o * slack.codes) / (one * low) };
@@ -103,7 +103,7 @@ impl<S: Softmax> Row<S> {
             let sums = gamma * (both + o);
             *bound = (codes + sums) * (1.0 + 2.0 * gamma) + tiny * (o + both) + head.least;
         }
-        let o = &result.o[result.o.len() - head.d..];
+        let o = &result.o[result.o.len() - head.dv..];
         if head.rotated {
             // Rotated back, an element is a quarter of the sum of four, each rounded three times on the way.
             for (bounds_of_four, o) in rotated.chunks_exact(V_ROTATION).zip(o.chunks_exact(V_ROTATION)) {

@@ -7,6 +7,8 @@ use int_flash_attention_kernels::layout::{KV_BLOCK, SCORE_UNIT, block_bytes, k_o
 /// One query head's view of its operands, and the factors of its scores.
 pub(super) struct Head<'a> {
     pub(super) d: usize,
+    /// Dims of V.
+    pub(super) dv: usize,
     /// `[block][key][dim]`.
     pub(super) k: Vec<i8>,
     /// `[block][dim][key]`.
@@ -38,8 +40,9 @@ impl<'a> Head<'a> {
         let (d, n) = (problem.head_dim, problem.seqlen_q);
         let kv = head / problem.heads_q * problem.heads_kv + head % problem.heads_q / problem.group();
         let blocks = kv_blocks(problem.seqlen_kv);
-        let bytes = blocks * block_bytes(d);
-        let (k, v) = unpack(&x.k.data[kv * bytes..][..bytes], &x.v.data[kv * bytes..][..bytes], d);
+        let dv = problem.value_dim();
+        let of_head = |data: &'a [i8], d: usize| &data[kv * blocks * block_bytes(d)..][..blocks * block_bytes(d)];
+        let (k, v) = (unpack_k(of_head(&x.k.data, d), d), unpack_v(of_head(&x.v.data, dv), dv));
         let k_scale = &x.k.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK];
 
         let softmax_scale = problem.scale();
@@ -53,6 +56,7 @@ impl<'a> Head<'a> {
         };
         Self {
             d,
+            dv,
             k,
             v,
             q: &x.q.data[head * n * d..][..n * d],
@@ -81,18 +85,24 @@ pub(super) fn score_factor(problem: &AttentionProblem) -> f32 {
     problem.scale() * std::f32::consts::LOG2_E * (1.0 / rotation)
 }
 
-/// Packed blocks to `[block][key][dim]` and `[block][dim][key]`.
-fn unpack(k: &[i8], v: &[i8], d: usize) -> (Vec<i8>, Vec<i8>) {
-    let (mut k_out, mut v_out) = (vec![0; k.len()], vec![0; v.len()]);
-    for (packed, out) in k.chunks_exact(block_bytes(d)).zip(k_out.chunks_exact_mut(block_bytes(d))) {
+/// Packed blocks to `[block][key][dim]`.
+fn unpack_k(k: &[i8], d: usize) -> Vec<i8> {
+    let mut unpacked = vec![0; k.len()];
+    for (packed, out) in k.chunks_exact(block_bytes(d)).zip(unpacked.chunks_exact_mut(block_bytes(d))) {
         for (i, x) in out.iter_mut().enumerate() {
             *x = packed[k_offset(i / d, i % d)];
         }
     }
-    for (packed, out) in v.chunks_exact(block_bytes(d)).zip(v_out.chunks_exact_mut(block_bytes(d))) {
+    unpacked
+}
+
+/// Packed blocks to `[block][dim][key]`.
+fn unpack_v(v: &[i8], d: usize) -> Vec<i8> {
+    let mut unpacked = vec![0; v.len()];
+    for (packed, out) in v.chunks_exact(block_bytes(d)).zip(unpacked.chunks_exact_mut(block_bytes(d))) {
         for (i, x) in out.iter_mut().enumerate() {
             *x = v_byte(packed[v_offset(i % KV_BLOCK, i / KV_BLOCK, d)]);
         }
     }
-    (k_out, v_out)
+    unpacked
 }

@@ -2,6 +2,7 @@
 
 use super::Bounds;
 use super::head::Head;
+use super::packed::{packed, resized};
 use super::rows::Rows;
 use super::simd::{Kernel, dispatch, dot};
 use super::softmax::{BlockMax, BlockSums, Codes, RunningMax, Softmax};
@@ -74,10 +75,15 @@ pub(super) fn run<const BOUNDS: bool>(
     problem.check()?;
     problem.check_equal()?;
     check_operands(problem, x)?;
-    match problem.scheme {
-        Scheme::Default => Ok(heads::<BlockMax, BOUNDS>(problem, x, rows, progress)),
-        Scheme::Paper => Ok(heads::<RunningMax, BOUNDS>(problem, x, rows, progress)),
+    let whole = packed(problem);
+    let mut out = match problem.scheme {
+        Scheme::Default => heads::<BlockMax, BOUNDS>(&whole, x, rows, progress),
+        Scheme::Paper => heads::<RunningMax, BOUNDS>(&whole, x, rows, progress),
+    };
+    for o in [&mut out.result.o, &mut out.bounds.o, &mut out.ideal.o] {
+        *o = resized(std::mem::take(o), whole.value_dim(), problem.value_dim());
     }
+    Ok(out)
 }
 
 pub(super) fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> Result<()> {
@@ -86,7 +92,7 @@ pub(super) fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> R
     x.v.check()?;
     AttentionProblem::check_shape("q", x.q.shape, problem.q_shape())?;
     AttentionProblem::check_shape("k", x.k.shape, problem.kv_shape())?;
-    AttentionProblem::check_shape("v", x.v.shape, problem.kv_shape())
+    AttentionProblem::check_shape("v", x.v.shape, problem.v_shape())
 }
 
 fn heads<S: Softmax + Send, const BOUNDS: bool>(
@@ -142,10 +148,10 @@ struct TileKernel<'a, S, const BOUNDS: bool> {
 impl<S: Softmax, const BOUNDS: bool> Kernel for TileKernel<'_, S, BOUNDS> {
     #[inline(always)]
     fn run(self) {
-        let d = self.head.d;
+        let (d, dv) = (self.head.d, self.head.dv);
         let mut codes = Codes { p: [0; KV_BLOCK], slack: [0; KV_BLOCK] };
         let mut scores = [0; KV_BLOCK];
-        for (block, v) in self.head.v.chunks_exact(block_bytes(d)).enumerate() {
+        for (block, v) in self.head.v.chunks_exact(block_bytes(dv)).enumerate() {
             let k = &self.head.k[block * block_bytes(d)..][..block_bytes(d)];
             for row in &mut *self.rows {
                 let in_block = |key: usize| key.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
@@ -198,8 +204,8 @@ impl<S: Softmax> Row<S> {
             keys,
             reference: f64::NEG_INFINITY,
             sum: 0.0,
-            acc: vec![0.0; head.d],
-            slack: Slack { values: vec![0.0; head.d], magnitude: vec![0.0; head.d], ..Slack::default() },
+            acc: vec![0.0; head.dv],
+            slack: Slack { values: vec![0.0; head.dv], magnitude: vec![0.0; head.dv], ..Slack::default() },
         }
     }
 
@@ -239,7 +245,7 @@ impl<S: Softmax> Row<S> {
     /// Appends the row's output and log-sum-exp.
     fn finish(&self, head: &Head<'_>, out: &mut Int8) {
         if self.sum <= 0.0 {
-            out.o.extend(std::iter::repeat_n(0.0, head.d));
+            out.o.extend(std::iter::repeat_n(0.0, head.dv));
             out.lse.push(f64::NEG_INFINITY);
             return;
         }

@@ -21,6 +21,7 @@ mod gpu_bounds;
 mod head;
 mod int8;
 mod merge;
+mod packed;
 mod quantize;
 mod rows;
 pub mod sequences;

@@ -74,6 +74,12 @@ pub(crate) unsafe fn store(params: &AttentionParams, rows: &impl OutputRows) {
     }
 }
 
+/// Whether the output has [`NEIGHBOURS`] dims from `dim` on: all of them or none, as it has multiples of eight.
+#[inline(always)]
+pub(crate) fn has_dim(params: &AttentionParams, dim: usize) -> bool {
+    (dim as u32) < params.o_dims
+}
+
 /// Stores neighbouring elements where `inside`: zeros in a row that sees no key. `WHOLE` says that 16 bytes are aligned.
 ///
 /// # Safety

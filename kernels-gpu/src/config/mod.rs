@@ -2,16 +2,18 @@
 
 pub mod decode;
 pub(crate) mod rows;
+pub mod shared_memory;
 pub mod shipping;
 pub mod short;
 pub mod sm80;
 pub mod sm90a;
 
-use crate::layout::HEAD_DIMS;
 use crate::layout::KV_BLOCK;
+use crate::layout::{HEAD_DIMS, packed_dim};
 use crate::params::AttentionParams;
 use core::fmt;
 use rows::{baseline_rows, conversion_rows, decode_rows, merge_rows, short_rows, sm80_rows, sm90a_rows};
+use shared_memory::{CLASSES, class_of};
 
 /// Kernels that share their instructions and the way they are launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,7 +90,7 @@ impl Scheme {
     #[must_use]
     pub const fn rotation(self, head_dim: usize) -> usize {
         match self {
-            Self::Default => crate::layout::rotation(head_dim),
+            Self::Default => crate::layout::rotation(crate::layout::packed_dim(head_dim)),
             Self::Paper => 1,
         }
     }
@@ -139,8 +141,10 @@ pub struct AttentionVariant {
     pub name: &'static str,
     /// Which instructions it uses, and with them its grid.
     pub family: Family,
-    /// Head dimension.
+    /// Head dimension of Q and K.
     pub head_dim: usize,
+    /// Head dimension of V and of the output.
+    pub head_dim_v: usize,
     /// Numeric scheme.
     pub scheme: Scheme,
     /// Query rows of one CTA.
@@ -149,14 +153,37 @@ pub struct AttentionVariant {
     pub threads: usize,
     /// Dynamic shared memory of one CTA.
     pub shared_bytes: usize,
-    /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
-    pub min_ctas: usize,
+    /// CTAs that an SM should hold on GPUs of each of [`CLASSES`]; 0 where it is not for them. The most of them is written into the
+    /// PTX as `.minnctapersm`.
+    pub ctas: [usize; CLASSES.len()],
     /// The fewest keys from which it was measured to be faster than the kernel of the family before; with fewer the library
     /// takes that.
     pub from_keys: usize,
 }
 
 impl AttentionVariant {
+    /// Whether it is the one for GPUs on which a CTA may have so many bytes of shared memory.
+    #[must_use]
+    pub const fn is_for(&self, shared_bytes: usize) -> bool {
+        self.ctas[class_of(shared_bytes)] > 0 && self.shared_bytes <= shared_bytes
+    }
+
+    /// Whether heads of these dims, of Q and K and of V, are padded to its.
+    #[must_use]
+    pub const fn has(&self, [head_dim, head_dim_v]: [usize; 2]) -> bool {
+        self.head_dim == packed_dim(head_dim) && self.head_dim_v == packed_dim(head_dim_v)
+    }
+
+    /// The KiB of shared memory a CTA that the smallest GPUs have that it is for.
+    #[must_use]
+    pub const fn from_kib(&self) -> usize {
+        let mut class = 0;
+        while self.ctas[class] == 0 {
+            class += 1;
+        }
+        CLASSES[class]
+    }
+
     /// The grid of a launch on a GPU of so many multiprocessors; `None` where there are more tiles than the kernel counts.
     #[must_use]
     pub const fn grid(&self, params: &AttentionParams, multiprocessors: u32) -> Option<[u32; 3]> {
@@ -191,8 +218,9 @@ pub struct BaselineVariant {
     pub threads: usize,
     /// Dynamic shared memory of one CTA.
     pub shared_bytes: usize,
-    /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
-    pub min_ctas: usize,
+    /// CTAs that an SM should hold on GPUs of each of [`CLASSES`]; 0 where it is not for them. The most of them is written into the
+    /// PTX as `.minnctapersm`.
+    pub ctas: [usize; CLASSES.len()],
 }
 
 /// A PTX module.
@@ -216,12 +244,13 @@ pub const fn baseline_shared_bytes(head_dim: usize, tile_m: usize, keys: usize, 
 }
 
 macro_rules! sm80_variants {
-    ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal, slots: $slots:literal,
-        min_ctas: $ctas:literal, team: $team:literal })*) => {
+    ($($name:ident { head_dim: $d:literal, head_dim_v: $dv:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal,
+        slots: $slots:literal,
+        ctas: $ctas:expr, team: $team:literal })*) => {
         &[$(AttentionVariant {
-            name: stringify!($name), family: Family::Sm80, head_dim: $d, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm80, head_dim: $d, head_dim_v: $dv, scheme: Scheme::$scheme,
             tile_m: 16 * $mt * $warps / $team, threads: 32 * $warps,
-            shared_bytes: sm80::shared_bytes($d, $slots, $mt, $warps, $team), min_ctas: $ctas, from_keys: 0,
+            shared_bytes: sm80::shared_bytes($d, $slots, $mt, $warps, $team), ctas: $ctas, from_keys: 0,
         }),*]
     };
 }
@@ -230,19 +259,19 @@ macro_rules! sm90a_variants {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
         handover: $handover:literal, from_keys: $from:literal })*) => {
         &[$(AttentionVariant {
-            name: stringify!($name), family: Family::Sm90a, head_dim: $d, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm90a, head_dim: $d, head_dim_v: $d, scheme: Scheme::$scheme,
             tile_m: sm90a::tile_m($wgs), threads: sm90a::threads($wgs),
-            shared_bytes: sm90a::shared_bytes($d, $wgs, $slots), min_ctas: 1, from_keys: $from,
+            shared_bytes: sm90a::shared_bytes($d, $wgs, $slots), ctas: [0, 0, 1], from_keys: $from,
         }),*]
     };
 }
 
 macro_rules! baseline_variants {
     ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, warps: $warps:literal, keys: $keys:literal, stages: $stages:literal,
-        q_in_registers: $resident:literal, min_ctas: $ctas:literal })*) => {
+        q_in_registers: $resident:literal, ctas: $ctas:expr })*) => {
         &[$(BaselineVariant {
             name: stringify!($name), head_dim: $d, tile_m: 16 * $mt * $warps, threads: 32 * $warps,
-            shared_bytes: baseline_shared_bytes($d, 16 * $mt * $warps, $keys, $stages), min_ctas: $ctas,
+            shared_bytes: baseline_shared_bytes($d, 16 * $mt * $warps, $keys, $stages), ctas: $ctas,
         }),*]
     };
 }
@@ -342,10 +371,22 @@ const fn concat<T: Copy, const N: usize>(parts: &[&[T]]) -> [T; N] {
     all
 }
 
-/// The INT8 attention kernel of a family for a head dim and scheme.
+/// The INT8 attention kernel of a family for a head dim, or the one that it is padded to, and scheme; the one for the GPUs with most shared memory, where there are several.
 #[must_use]
 pub fn attention(family: Family, head_dim: usize, scheme: Scheme) -> Option<&'static AttentionVariant> {
-    ATTENTION.iter().find(|v| (v.family, v.head_dim, v.scheme) == (family, head_dim, scheme))
+    attention_on(CLASSES[CLASSES.len() - 1] << 10, family, [head_dim; 2], scheme)
+}
+
+/// The one for these head dims, of Q and K and of V, and for GPUs on which a CTA may have so many bytes of shared memory.
+#[must_use]
+pub fn attention_on(
+    shared_bytes: usize,
+    family: Family,
+    [head_dim, head_dim_v]: [usize; 2],
+    scheme: Scheme,
+) -> Option<&'static AttentionVariant> {
+    let is = |v: &&AttentionVariant| (v.family, v.scheme) == (family, scheme) && v.has([head_dim, head_dim_v]);
+    ATTENTION.iter().filter(is).find(|v| v.is_for(shared_bytes))
 }
 
 /// The head dims for which one of these families has an INT8 attention kernel of this scheme, in order.
@@ -370,7 +411,10 @@ mod tests {
         for (i, v) in ATTENTION.iter().enumerate() {
             let module = MODULES.iter().find(|module| module.name == v.name).unwrap();
             assert_eq!(module.target, v.family.target(), "{}", v.name);
-            assert_eq!(attention(v.family, v.head_dim, v.scheme), Some(v));
+            let of_the_largest = v.ctas[CLASSES.len() - 1] > 0;
+            let found = attention_on(227 << 10, v.family, [v.head_dim, v.head_dim_v], v.scheme);
+            assert_eq!(found == Some(v), of_the_largest, "{}", v.name);
+            assert!(v.head_dim_v <= v.head_dim, "{}", v.name);
             assert!(ATTENTION[..i].iter().all(|other| other.name != v.name), "{}", v.name);
         }
     }
@@ -381,7 +425,10 @@ mod tests {
         use std::format;
         for v in ATTENTION {
             let family = format!("{:?}", v.family).to_lowercase();
-            assert_eq!(v.name, format!("attention_{family}_d{}_{}", v.head_dim, v.scheme));
+            let of_the_largest = v.ctas[CLASSES.len() - 1] > 0;
+            let kib = if of_the_largest { "".into() } else { format!("_kib{}", v.from_kib()) };
+            let value = if v.head_dim_v == v.head_dim { "".into() } else { format!("_v{}", v.head_dim_v) };
+            assert_eq!(v.name, format!("attention_{family}_d{}{value}_{}{kib}", v.head_dim, v.scheme));
         }
         for v in BASELINE {
             assert_eq!(v.name, format!("baseline_f16_d{}", v.head_dim));
@@ -390,9 +437,27 @@ mod tests {
 
     #[test]
     fn every_packed_head_dim_has_a_kernel_for_every_gpu() {
-        let with_kernel = SM80.iter().filter(|v| v.scheme == Scheme::Default).map(|v| v.head_dim);
-        assert!(with_kernel.eq(HEAD_DIMS));
+        for kib in CLASSES {
+            let of_class = |scheme| {
+                let alike = SM80.iter().filter(|v| v.head_dim_v == v.head_dim);
+                alike.filter(move |v| v.scheme == scheme && v.is_for(kib << 10))
+            };
+            assert!(of_class(Scheme::Default).map(|v| v.head_dim).eq(HEAD_DIMS), "{kib}");
+            assert!(of_class(Scheme::Paper).map(|v| v.head_dim).eq([32, 64, 96, 128]), "{kib}");
+        }
         assert!(ATTENTION.iter().all(|v| HEAD_DIMS.contains(&v.head_dim)));
+    }
+
+    #[test]
+    fn a_kernel_fits_the_gpus_that_it_is_for() {
+        let attention = ATTENTION.iter().map(|v| (v.name, v.ctas, v.shared_bytes));
+        for (name, ctas, shared_bytes) in attention.chain(BASELINE.iter().map(|v| (v.name, v.ctas, v.shared_bytes))) {
+            let classes = || CLASSES.iter().zip(ctas).filter(|(_, ctas)| *ctas > 0);
+            assert!(
+                classes().count() > 0 && classes().all(|(kib, _)| shared_bytes <= kib << 10),
+                "{name}: {shared_bytes}"
+            );
+        }
     }
 
     #[test]

@@ -32,8 +32,9 @@ struct Block {
     first: u32,
     /// Tokens of the block that exist, 1 to 128.
     count: u32,
-    /// Dims of a row.
+    /// Dims of a row of codes, and of one of the output.
     head_dim: u32,
+    dims: u32,
     /// Whether the codes are of a rotated tensor.
     rotated: bool,
 }
@@ -71,7 +72,8 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
             }
             if !block.offset.is_null() {
                 unroll!(0..DIMS / 4, |quad| {
-                    let at = block.offset.wrapping_add(dim(4 * quad / E::LANES) + 4 * quad % E::LANES);
+                    let vector = place.vector_of::<E>(4 * quad / E::LANES, block.dims) as usize;
+                    let at = block.offset.wrapping_add(vector * E::LANES + 4 * quad % E::LANES);
                     let offset = ld_global_nc_v4_f32(at);
                     unroll!(0..4, |i| {
                         x[4 * quad + i] = add_rn_f32(x[4 * quad + i], offset[i]);
@@ -92,16 +94,16 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
                 store::<E, 4>(
                     &all,
                     &block.rows,
-                    |i| exists & place.has::<E>(i),
-                    |i| (row, place.vector_or_first::<E>(i)),
+                    |i| exists & place.is_of::<E>(i, block.dims),
+                    |i| (row, place.vector_of::<E>(i, block.dims)),
                 );
             } else {
                 let all = [vector(0), vector(1), vector(2), vector(3), vector(4), vector(5), vector(6), vector(7)];
                 store::<E, 8>(
                     &all,
                     &block.rows,
-                    |i| exists & place.has::<E>(i),
-                    |i| (row, place.vector_or_first::<E>(i)),
+                    |i| exists & place.is_of::<E>(i, block.dims),
+                    |i| (row, place.vector_of::<E>(i, block.dims)),
                 );
             }
             first += threads(block.head_dim as usize) as u32 / 32 * place.tokens();
@@ -158,7 +160,7 @@ unsafe fn values<E: Element>(block: &Block) {
             store::<E, 8>(
                 &vectors,
                 &block.rows,
-                |i| place.has() & (place.key(i) < block.count),
+                |i| place.has() & (place.vector() < block.dims / E::LANES as u32) & (place.key(i) < block.count),
                 |i| (block.first + place.key(i), place.vector()),
             );
             pass += 1;
@@ -234,10 +236,11 @@ unsafe fn dequantize<E: Element>(p: &DequantizeParams) {
         let block = Block {
             data: p.data.ptr().wrapping_add(data),
             scale: p.scale.ptr().wrapping_add(scale),
-            offset: if p.offset.is_null() { offset } else { offset.wrapping_add(of_all * head_dim) },
+            offset: if p.offset.is_null() { offset } else { offset.wrapping_add(of_all * p.dims as usize) },
             rows: Rows::new::<E>(&p.out, tokens.batch, head_of_batch).skip(tokens.first),
             first,
             head_dim: p.head_dim,
+            dims: p.dims,
             count: (tokens.len - first).min(TOKENS as u32),
             rotated: p.rotated != 0,
         };

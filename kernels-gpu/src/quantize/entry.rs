@@ -87,7 +87,7 @@ impl Run {
         if p.rotate == 0 {
             Source::None
         } else if p.quantize_kv == 0 {
-            Source::Array(at(p.k_offset, self.head(p) * p.head_dim as usize))
+            Source::Array(at(p.k_offset, self.head(p) * p.dims as usize))
         } else if self.kv.len == 0 {
             Source::Zero
         } else {
@@ -98,11 +98,11 @@ impl Run {
 
 #[inline(always)]
 unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
-    let offset = at(p.k_offset, run.head(p) * p.head_dim as usize);
+    let offset = at(p.k_offset, run.head(p) * p.dims as usize);
     if !run.is_within(&run.kv) {
         // Of no tokens: the threads are more than dims.
         let thread = tid_x();
-        let none = (run.kv.len == 0) & (run.item.tile == 0) & (thread < p.head_dim);
+        let none = (run.kv.len == 0) & (run.item.tile == 0) & (thread < p.dims);
         unsafe { st_global_f32(none, offset.wrapping_add(thread as usize), [0.0]) };
         return;
     }
@@ -120,7 +120,9 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
     };
     let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
     let source = run.source(p, rows);
-    unsafe { tokens::quantize::<E, true>(p.head_dim, p.rotate != 0, rows, tile, run.end(&tile), source, offset, out) }
+    unsafe {
+        tokens::quantize::<E, true>(p.head_dim, p.dims, p.rotate != 0, rows, tile, run.end(&tile), source, offset, out)
+    }
 }
 
 #[inline(always)]
@@ -135,7 +137,7 @@ unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
     let out = |tile: Tile| {
         let block = opaque(first) as usize + tile.index as usize;
         values::Output {
-            bytes: at(p.v_out, block * block_bytes(p.head_dim as usize)),
+            bytes: at(p.v_out, block * block_bytes(p.head_dim_v as usize)),
             scale: at(p.v_scale, block * KV_BLOCK),
             block_scale: at(p.v_block_scale, block),
             unit: if tile.index == 0 { at(p.v_unit, head) } else { null_mut() },
@@ -147,7 +149,7 @@ unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
     let rotates = p.rotate != 0;
     unsafe {
         let head_amax = if rotates { 0.0 } else { ld_global_nc_f32(at(p.v_amax, head).cast()) };
-        values::quantize::<E>(p.head_dim, rotates, false, head_amax, rows, tile, run.end(&tile), out);
+        values::quantize::<E>(p.head_dim_v, p.dims_v, rotates, false, head_amax, rows, tile, run.end(&tile), out);
     }
 }
 
@@ -170,7 +172,17 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
     let rows = Rows::new::<E>(&p.q, run.q.batch, head).skip(first);
     let source = run.source(p, run.rows_of_k::<E>(p));
     unsafe {
-        tokens::quantize::<E, false>(p.head_dim, p.rotate != 0, rows, tile, run.end(&tile), source, null_mut(), out)
+        tokens::quantize::<E, false>(
+            p.head_dim,
+            p.dims,
+            p.rotate != 0,
+            rows,
+            tile,
+            run.end(&tile),
+            source,
+            null_mut(),
+            out,
+        )
     }
 }
 
@@ -197,7 +209,7 @@ unsafe fn v_amax<E: Element>(p: &QuantizeParams) {
         if run.is_within(&run.kv) {
             let rows = Rows::new::<E>(&p.v, run.kv.batch, head_kv).skip(run.kv.first);
             let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
-            values::add_amax::<E>(p.head_dim, &rows, tile, at(p.v_amax, run.head(p)));
+            values::add_amax::<E>(p.head_dim_v, p.dims_v, &rows, tile, at(p.v_amax, run.head(p)));
         }
     }
 }

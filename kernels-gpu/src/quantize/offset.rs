@@ -68,19 +68,19 @@ impl Tables {
     }
 }
 
-/// Fills both arrays, and `out` (null: no array) with the head's offset.
+/// Fills both arrays, and `out` (null: no array) with the head's offset, which has the dims of the tensor.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; the source is in its tensor or array.
 #[inline(always)]
-pub(crate) unsafe fn prepare<E: Element>(head_dim: u32, source: Source, out: *mut f32) {
+pub(crate) unsafe fn prepare<E: Element>(dims: u32, source: Source, out: *mut f32) {
     unsafe {
         let row_bytes = padded::<E>() * E::BYTES as u32;
         if let Source::Rows(rows, count) = source {
             let vectors = row_bytes / 16;
             let thread = tid_x_again();
             let (row, vector) = (thread >> vectors.trailing_zeros(), thread & (vectors - 1));
-            let last = (head_dim / E::LANES as u32 - 1, count - 1);
+            let last = (dims / E::LANES as u32 - 1, count - 1);
             let at = |i: usize| ((row + ROWS * i as u32).min(last.1), vector.min(last.0));
             let (mut low, mut high) = ([0; 4], [0; 4]);
             // Two at a time: the tile is in registers, or about to be.
@@ -125,11 +125,11 @@ pub(crate) unsafe fn prepare<E: Element>(head_dim: u32, source: Source, out: *mu
                 }
                 Source::Array(array) => {
                     unroll!(0..E::IN_WORD, |i| {
-                        offset[i] = ld_global_nc_f32(array.wrapping_add((dim as usize + i).min(head_dim as usize - 1)));
+                        offset[i] = ld_global_nc_f32(array.wrapping_add((dim as usize + i).min(dims as usize - 1)));
                     });
                 }
             }
-            let inside = dim < head_dim;
+            let inside = dim < dims;
             let rotates = !matches!(source, Source::None);
             let signs = selp_b32(rotates, signs_from(dim), 0);
             let mut mask = 0;

@@ -33,7 +33,7 @@ pub(crate) struct Output {
     pub block_scale: *mut f32,
 }
 
-/// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `offset` is where K's goes, or null; `out` says
+/// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `dims` of the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says
 /// where the tile does, as often as it is asked, so that its addresses take no registers meanwhile.
 ///
 /// # Safety
@@ -41,6 +41,7 @@ pub(crate) struct Output {
 #[inline(always)]
 pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
     head_dim: u32,
+    dims: u32,
     rotates: bool,
     rows: Rows,
     tile: Tile,
@@ -50,10 +51,10 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        prepare::<E>(head_dim, source, offset);
+        prepare::<E>(dims, source, offset);
         let mut tile = tile;
         loop {
-            one::<E, KEYS>(head_dim, rotates, &rows, tile, &out);
+            one::<E, KEYS>(head_dim, dims, rotates, &rows, tile, &out);
             tile.index += 1;
             if tile.index >= end {
                 break;
@@ -67,6 +68,7 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
 #[inline(always)]
 unsafe fn one<E: Element, const KEYS: bool>(
     head_dim: u32,
+    dims: u32,
     rotates: bool,
     rows: &Rows,
     tile: Tile,
@@ -75,11 +77,11 @@ unsafe fn one<E: Element, const KEYS: bool>(
     unsafe {
         let place = Place::new(head_dim, padded::<E>());
         let row = |step: usize| first_row::<E>(&place) + step as u32 * place.tokens();
-        let has = |i: usize| place.has::<E>(i % vectors::<E>());
+        let has = |i: usize| place.is_of::<E>(i % vectors::<E>(), dims);
         let (first, count) = (tile.first(), tile.count());
         let raw = Vectors::load::<E>(rows, has, |i| {
             let row = row(i / vectors::<E>()).min(count - 1);
-            (first + row, place.vector_or_first::<E>(i % vectors::<E>()))
+            (first + row, place.vector_of::<E>(i % vectors::<E>(), dims))
         });
         raw.wait::<E>();
 

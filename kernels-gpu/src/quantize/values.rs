@@ -78,10 +78,10 @@ impl Place {
         self.panel * ROW_BYTES as u32 + octet_key(self.octet, i)
     }
 
-    /// Token and vector of the lane's key number `i`, or of the last key where there are fewer.
+    /// Token and vector of the lane's key number `i`, or of the last key and the last vector of `dims` where there are fewer.
     #[inline(always)]
-    fn at(&self, first: u32, count: u32, i: usize) -> (u32, u32) {
-        (first + self.key(i).min(count - 1), self.vector)
+    fn at<E: Element>(&self, first: u32, count: u32, dims: u32, i: usize) -> (u32, u32) {
+        (first + self.key(i).min(count - 1), self.vector.min(dims / E::LANES as u32 - 1))
     }
 }
 
@@ -145,8 +145,9 @@ struct Scales {
     shared: bool,
 }
 
-/// Quantizes and packs the blocks of V from `tile` to before number `end`. `head_amax` is the largest magnitude of the head, where V does not rotate: in the paper's scheme. `rows` and
-/// `out` say where the head and the block are, as often as they are asked, so that addresses take no registers meanwhile. With `steps` the scale that a
+/// Quantizes and packs the blocks of V from `tile` to before number `end`; `dims` of the packed `head_dim` are in the tensor.
+/// `head_amax` is the largest magnitude of the head, where V does not rotate: in the paper's scheme. `rows` and `out` say where the
+/// head and the block are, as often as they are asked, so that addresses take no registers meanwhile. With `steps` the scale that a
 /// block's tokens share is rounded up as one of their own is.
 ///
 /// # Safety
@@ -154,6 +155,7 @@ struct Scales {
 #[inline(always)]
 pub(crate) unsafe fn quantize<E: Element>(
     head_dim: u32,
+    dims: u32,
     rotates: bool,
     steps: bool,
     head_amax: f32,
@@ -165,7 +167,7 @@ pub(crate) unsafe fn quantize<E: Element>(
     unsafe {
         let mut tile = tile;
         loop {
-            one::<E>(head_dim, rotates, steps, head_amax, &rows(), tile, &out);
+            one::<E>(head_dim, dims, rotates, steps, head_amax, &rows(), tile, &out);
             tile.index += 1;
             if tile.index >= end {
                 break;
@@ -179,6 +181,7 @@ pub(crate) unsafe fn quantize<E: Element>(
 #[inline(always)]
 unsafe fn one<E: Element>(
     head_dim: u32,
+    dims: u32,
     rotates: bool,
     steps: bool,
     head_amax: f32,
@@ -189,7 +192,8 @@ unsafe fn one<E: Element>(
     unsafe {
         let place = Place::new::<E>(head_dim);
         let (first, count) = (tile.first(), tile.count());
-        let raw = Vectors::load::<E>(rows, |_| true, |i| place.at(first, count, i));
+        let inside = place.vector < dims / E::LANES as u32;
+        let raw = Vectors::load::<E>(rows, |_| inside, |i| place.at::<E>(first, count, dims, i));
         raw.wait::<E>();
         if rotates {
             largest_of_parts::<E>(&place, &raw);
@@ -362,11 +366,11 @@ unsafe fn pack<E: Element, const ROTATES: bool>(
 /// # Safety
 /// All threads of the CTA call it; the tile is in the tensor.
 #[inline(always)]
-pub(crate) unsafe fn add_amax<E: Element>(head_dim: u32, rows: &Rows, tile: Tile, head_amax: *mut u32) {
+pub(crate) unsafe fn add_amax<E: Element>(head_dim: u32, dims: u32, rows: &Rows, tile: Tile, head_amax: *mut u32) {
     unsafe {
         let place = Place::new::<E>(head_dim);
         let (first, count) = (tile.first(), tile.count());
-        let raw = load::<E, THREAD_VECTORS>(rows, |i| place.at(first, count, i));
+        let raw = load::<E, THREAD_VECTORS>(rows, |i| place.at::<E>(first, count, dims, i));
         let mut largest = amax::<E, false>(&raw[0]);
         unroll!(1..THREAD_VECTORS, |i| {
             largest = max_nan_f32(largest, amax::<E, false>(&raw[i]));

@@ -27,7 +27,7 @@ fn size(u: &mut Unstructured<'_>) -> Result<usize> {
 }
 
 fn any(u: &mut Unstructured<'_>) -> Result<AttentionProblem> {
-    let head_dim = if u.ratio(7, 8)? { *u.choose(&[32, 64, 96, 128, 256])? } else { size(u)? };
+    let head_dim = if u.ratio(7, 8)? { *u.choose(&[32, 64, 72, 80, 96, 128, 200, 256])? } else { size(u)? };
     let heads_kv = size(u)?;
     let heads_q = if u.ratio(3, 4)? { heads_kv.wrapping_mul(u.int_in_range(1..=3)?) } else { size(u)? };
     let mut problem = AttentionProblem::new(size(u)?, heads_q, heads_kv, size(u)?, size(u)?, head_dim);
@@ -57,7 +57,8 @@ fn allowed(p: &AttentionProblem) -> bool {
         && bytes(p.heads_q, p.seqlen_q).max(bytes(p.heads_kv, p.seqlen_kv)) <= i64::MAX.into()
         && p.heads_q.is_multiple_of(p.heads_kv)
         && p.softmax_scale.is_none_or(f32::is_finite)
-        && ([32, 64, 96, 128].contains(&p.head_dim) || (p.head_dim == 256 && p.scheme == Scheme::Default))
+        && p.head_dim.is_multiple_of(8)
+        && (1..=if p.scheme == Scheme::Default { 256 } else { 128 }).contains(&p.head_dim)
 }
 
 fn run(u: &mut Unstructured<'_>) -> Result<()> {

@@ -85,7 +85,7 @@ impl Places {
         if self != Self::Last {
             return self.output(memory, out, dtype);
         }
-        let all = TensorLayout::bhnd(self.whole(problem).q_shape());
+        let all = TensorLayout::bhnd(self.whole(problem).o_shape());
         let data = self.alloc(memory, &all, dtype);
         let [batches, heads] = [all.shape().batch - out.shape().batch, all.shape().heads - out.shape().heads];
         let own = TensorLayout::strided(out.shape(), all.strides())?;

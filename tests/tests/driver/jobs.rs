@@ -4,7 +4,7 @@ use crate::{layouts, nothing_is_left, problem, sentence};
 use half::f16;
 use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, DeviceBuffer, DeviceSliceMut, Error, Gpu, JobPath, JobPlan,
-    QuantizeLayouts, Result, Scheme, Sequences, Shape, Stream, TensorLayout,
+    QuantizeLayouts, Result, Scheme, Shape, Stream, TensorLayout,
 };
 use int_flash_attention_kernels::config::short::short;
 use pretended_driver::{PretendedGpu, begin};
@@ -73,11 +73,10 @@ fn plans_refuse_what_there_is_no_way_for() {
         let (gpu, ultra) = (Gpu::new(0).unwrap(), Gpu::new(1).unwrap());
         let p = problem();
         let (inputs, output) = tensors(&p);
-        let wide = AttentionProblem { head_dim: 96, ..p };
-        assert!(matches!(plan(&gpu, JobPath::Fused, &wide), Err(Error::HeadDim { .. })));
-        for other in [p.with_scheme(Scheme::Paper), p.with_sequences(Sequences::KeyLengths)] {
-            assert!(matches!(plan(&gpu, JobPath::Fused, &other), Err(Error::Fused { .. })), "{other:?}");
-            assert!(plan(&gpu, JobPath::Quantized, &other).is_ok());
+        for (head_dim, scheme) in [(96, Scheme::Default), (64, Scheme::Paper)] {
+            let p = AttentionProblem { head_dim, ..p }.with_scheme(scheme);
+            assert!(matches!(plan(&gpu, JobPath::Fused, &p), Err(Error::NotShort { .. })), "{head_dim} {scheme}");
+            assert!(plan(&gpu, JobPath::Quantized, &p).is_ok());
         }
         // More keys than fit, up to as many as there are.
         for seqlen_kv in [5000, (1 << 31) - 256] {

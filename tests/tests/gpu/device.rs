@@ -19,6 +19,8 @@ pub struct OnGpu {
     pub gpu: Gpu,
     /// Of the attention kernels, where it has one for the problem; else that of sm_80.
     pub family: Family,
+    /// As on a GPU on which a CTA may have so many bytes of shared memory; sm_80 alone.
+    pub shared_bytes: Option<usize>,
     /// Bytes by which the caller's tensors miss the next address that is aligned for everything; whole elements are taken.
     pub ahead: usize,
     /// Of the sequences, whatever they are.
@@ -29,7 +31,10 @@ impl OnGpu {
     /// The plan of an attention with a kernel of the family.
     pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
         let family = if variant_of(self.family, problem).is_some() { self.family } else { Family::Sm80 };
-        let plan = self.gpu.plan_attention_of(family, problem, output)?;
+        let plan = match self.shared_bytes {
+            Some(bytes) => self.gpu.plan_attention_as_with(bytes, problem, output)?,
+            None => self.gpu.plan_attention_of(family, problem, output)?,
+        };
         ensure!(plan.family() == family, "{} for {family}", plan.kernel());
         Ok(plan)
     }

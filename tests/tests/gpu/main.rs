@@ -19,12 +19,12 @@ mod recordings;
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
 use int_flash_attention::{
-    AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme, SeqLens,
-    TensorLayout, Window, reference,
+    AttentionOutput, AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme,
+    SeqLens, TensorLayout, Window, reference,
 };
-use int_flash_attention_kernels::config;
+use int_flash_attention_kernels::config::{self, shared_memory::CLASSES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, variant};
+use int_flash_attention_tests::case::{AWKWARD, Case, PADDED_DIMS, Placement, VALUE_DIMS, WINDOWS, any_case, variant};
 use int_flash_attention_tests::properties::{self, Kernels};
 use int_flash_attention_tests::unseen::{self, any_unseen};
 use int_flash_attention_tests::values::Values;
@@ -42,7 +42,8 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 18] = [
+const OF_FAMILIES: [(&str, Test); 19] = [
+    ("padded_head_dims_match_the_reference", padded_head_dims),
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
@@ -64,11 +65,12 @@ const OF_FAMILIES: [(&str, Test); 18] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 19] = [
+const ONCE: [(&str, Test); 20] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
     ("an_append_with_one_slot_twice", cache::one_slot_twice),
+    ("kernels_for_less_shared_memory_match_the_reference", less_shared_memory),
     ("float16_kernels_match_float64", float16),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
@@ -114,7 +116,7 @@ fn trials(gpu: Option<&Gpu>) -> Vec<Trial> {
         return tests.map(|(name, _)| Trial::test(*name, || Ok(())).with_ignored_flag(true)).collect();
     };
     let trial = |name: String, test: Test, family: Family| {
-        let on = OnGpu { gpu: gpu.clone(), family, ahead: 0, lengths: SeqLens::Equal };
+        let on = OnGpu { gpu: gpu.clone(), family, shared_bytes: None, ahead: 0, lengths: SeqLens::Equal };
         Trial::test(name, move || test(&on).map_err(|error| Failed::from(format!("{error:#}"))))
     };
     let of_family =
@@ -191,6 +193,48 @@ fn unaligned_rows(on: &OnGpu) -> Result<()> {
             let mut case = Case::plain(problem, seed as u64);
             case.placement[3] = Placement::Padded { token, head, batch };
             float16_case(on, &case)?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernels that GPUs with less shared memory take, on this one: each under each kind of window, then generated cases.
+fn less_shared_memory(on: &OnGpu) -> Result<()> {
+    for kib in CLASSES {
+        let on = OnGpu { shared_bytes: Some(kib << 10), ..on.clone() };
+        let rows = || config::ATTENTION.iter().filter(|variant| variant.is_for(kib << 10));
+        for (seed, variant) in rows().filter(|variant| variant.family == Family::Sm80).enumerate() {
+            let case = Case::of_variant(variant, seed);
+            let output = AttentionOutput { layout: case.output()?, dtype: case.out_dtype, lse: false };
+            ensure!(on.plan_attention(&case.problem, &output)?.kernel() == variant.name, "{kib} KiB: {}", variant.name);
+            for window in WINDOWS {
+                for (seqlen_q, seqlen_kv) in [(67, 201), (300, 20), (130, 1500)] {
+                    let problem = AttentionProblem { seqlen_q, seqlen_kv, window, ..case.problem };
+                    properties::all(&on, &Case { problem, ..case.clone() }).context(variant.name)?;
+                }
+            }
+        }
+        check_cases(cases(60), &any_case(400), |case| properties::all(&on, case)).map_err(anyhow::Error::msg)?;
+    }
+    Ok(())
+}
+
+/// Head dims that are padded: each kernel of the family that they go to, under each kind of window, and long sequences.
+fn padded_head_dims(on: &OnGpu) -> Result<()> {
+    let alike = PADDED_DIMS.map(|dim| [dim, dim]);
+    for (seed, [head_dim, value_dim]) in alike.into_iter().chain(VALUE_DIMS).enumerate() {
+        for scheme in Scheme::ALL {
+            let problem = AttentionProblem::new(2, 4, 2, 67, 201, head_dim).with_head_dim_v(value_dim);
+            let problem = problem.with_scheme(scheme);
+            let Some(variant) = variant(&problem) else { continue };
+            for (i, window) in WINDOWS.into_iter().enumerate() {
+                for (seqlen_q, seqlen_kv) in [(67, 201), (300, 20), (130, 1500)] {
+                    let case = Case::of_variant(variant, seed + i);
+                    let problem = AttentionProblem { seqlen_q, seqlen_kv, window, ..problem };
+                    let case = Case { problem, ..case };
+                    properties::all(on, &case).with_context(|| format!("{case:?}"))?;
+                }
+            }
         }
     }
     Ok(())

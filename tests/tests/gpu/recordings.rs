@@ -106,7 +106,7 @@ pub fn two_gpus(on: &OnGpu) -> Result<()> {
             println!("SKIPPED: needs two GPUs, there are {count}");
             return Ok(());
         }
-        gpu => OnGpu { gpu: gpu?, family: on.family, ahead: 0, lengths: SeqLens::Equal },
+        gpu => OnGpu { gpu: gpu?, family: on.family, shared_bytes: None, ahead: 0, lengths: SeqLens::Equal },
     };
     let (mut a, mut b) = (OnDevice::new(on, PROBLEM, 1)?, OnDevice::new(&there, PROBLEM, 1)?);
     let (stream, foreign) = (on.gpu.stream()?, there.gpu.stream()?);

@@ -52,6 +52,9 @@ pub struct Args {
     /// INT8 kernels: sm_80, sm_90a or both; without it all that the GPU runs
     #[arg(long, value_delimiter = ',', value_parser = family)]
     family: Vec<Family>,
+    /// The kernels of sm_80 as on a GPU with so many KiB of shared memory a CTA (99, 163): its kernels, and no more CTAs an SM than there
+    #[arg(long, value_name = "KIB", conflicts_with = "family")]
+    shared_memory: Option<usize>,
     /// Which GPU
     #[arg(long, default_value_t = 0)]
     device: usize,
@@ -119,7 +122,9 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(only) = &args.append {
         return append::run(&gpu, only, args.json.as_deref());
     }
-    let bench = Bench::new(gpu, &args.family)?;
+    let families = if args.shared_memory.is_some() { vec![Family::Sm80] } else { args.family.clone() };
+    let mut bench = Bench::new(gpu, &families)?;
+    bench.shared_bytes = args.shared_memory.map(|kib| kib << 10);
     if args.packed {
         return packed::run(&bench, args.json.as_deref(), args.sdpa.as_deref());
     }
@@ -186,6 +191,8 @@ pub struct Bench {
     /// Bytes that the copies of a problem exceed together.
     cache: usize,
     run: u64,
+    /// As on a GPU on which a CTA may have so many bytes of shared memory.
+    shared_bytes: Option<usize>,
 }
 
 impl Bench {
@@ -201,6 +208,7 @@ impl Bench {
             // other values every time, so that no run is tuned to one input
             run: SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
             gpu,
+            shared_bytes: None,
         })
     }
 
@@ -219,9 +227,11 @@ impl Bench {
             if families.is_empty() {
                 continue;
             }
-            let mut case = Case::new(&self.gpu, problem, &families, self.cache, self.run)?;
+            let mut case = Case::new(&self.gpu, problem, &families, self.shared_bytes, self.cache, self.run)?;
             if scheme == Scheme::Default {
-                rows.push(speed("f16", &problem, self.time(&mut case, Timed::Float16, Case::float16)?));
+                if case.has_float16() {
+                    rows.push(speed("f16", &problem, self.time(&mut case, Timed::Float16, Case::float16)?));
+                }
                 if problem.window == Window::FULL {
                     rows.push(traffic("quantize", &problem, self.time(&mut case, Timed::Quantize, Case::quantize)?, 9));
                     rows.push(traffic(
@@ -290,7 +300,7 @@ impl Bench {
     /// Host time of one attention launch.
     fn launch_cost(&self) -> Result<f64> {
         let problem = AttentionProblem::new(1, 2, 2, 128, 128, 64);
-        let mut case = Case::new(&self.gpu, problem, &self.families[..1], 0, self.run)?;
+        let mut case = Case::new(&self.gpu, problem, &self.families[..1], self.shared_bytes, 0, self.run)?;
         timing::median_call_us(&self.gpu, || case.attention(0, 0))
     }
 }

@@ -13,8 +13,9 @@ macro_rules! scheme {
 }
 
 macro_rules! entries {
-    ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal, slots: $slots:literal,
-        min_ctas: $ctas:literal, team: $team:literal })*) => {$(
+    ($($name:ident { head_dim: $d:literal, head_dim_v: $dv:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal,
+        slots: $slots:literal,
+        ctas: $ctas:expr, team: $team:literal })*) => {$(
         #[cfg($name)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
@@ -23,6 +24,7 @@ macro_rules! entries {
             impl Kernel<$mt> for Row {
                 type Softmax = scheme!($scheme, $mt);
                 const HEAD_DIM: usize = $d;
+                const HEAD_DIM_V: usize = $dv;
                 const WARPS: usize = $warps;
                 const SLOTS: usize = $slots;
                 const TEAM: usize = $team;

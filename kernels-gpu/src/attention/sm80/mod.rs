@@ -30,7 +30,7 @@ use super::softmax::{BlockScales, Notes, Softmax, SpecialBlock, value_weight, wa
 use super::window::Window;
 use super::{KEY_STEPS, KEY_TILES};
 use crate::config::sm80::{
-    MAXIMA_BYTES, notes_offset, scratch_offset, sums_offset, team_bytes, team_offset, vars_offset,
+    MAX_WARPS, MAXIMA_BYTES, notes_offset, scratch_offset, sums_offset, team_bytes, team_offset, vars_offset,
 };
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::KV_BLOCK;
@@ -52,6 +52,8 @@ use team::SharingTeam;
 pub(crate) trait Kernel<const MT: usize> {
     type Softmax: Softmax<MT>;
     const HEAD_DIM: usize;
+    /// Of V and of the output, no larger.
+    const HEAD_DIM_V: usize;
     const WARPS: usize;
     const SLOTS: usize;
     const TEAM: usize;
@@ -87,8 +89,8 @@ pub(crate) struct Place {
 /// One CTA of the attention kernel.
 #[inline(always)]
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &AttentionParams) {
-    // A thread brings the scale of its own key of a block.
-    const { assert!(32 * K::WARPS == KV_BLOCK) }
+    // A thread brings the scale of its own key of a block, where it has one.
+    const { assert!(32 * K::WARPS >= KV_BLOCK && K::WARPS <= MAX_WARPS && K::HEAD_DIM_V <= K::HEAD_DIM) }
     unsafe {
         // The longest rows first, so that the last CTAs of the grid are the short ones.
         let index = if Window::of(params).grows() { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
@@ -208,7 +210,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         factors.publish(block + 1, next_scale, common_factor * shrink);
         team.collect(&mut p);
         let notes = || notes::<K, MT>(opaque(tid_x()));
-        let tiles = K::HEAD_DIM / 8 / K::TEAM;
+        let tiles = K::HEAD_DIM_V / 8 / K::TEAM;
         let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, || scales, notes);
         output::update::<K, MT>(acc, &p, v, place.member, &row);
     }

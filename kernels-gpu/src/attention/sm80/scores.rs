@@ -81,7 +81,7 @@ impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
     /// The scale of this thread's key of the next block, read early, if there is `more`; else any value will do.
     #[inline(always)]
     pub(crate) unsafe fn fetch(&mut self, more: bool) -> f32 {
-        let scale = if more { unsafe { ld_global_nc_f32(self.global) } } else { 0.0 };
+        let scale = if more & self.has_key() { unsafe { ld_global_nc_f32(self.global) } } else { 0.0 };
         self.global = self.global.wrapping_add(KV_BLOCK);
         scale
     }
@@ -90,7 +90,15 @@ impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
     #[inline(always)]
     pub(crate) unsafe fn publish(&self, block: u32, scale: f32, common_factor: f32) {
         let slot = block % 2 * KV_BLOCK as u32 + self.thread;
-        unsafe { st_shared_f32(self.shared + 4 * slot, K::Softmax::key_factor(common_factor, scale)) };
+        if self.has_key() {
+            unsafe { st_shared_f32(self.shared + 4 * slot, K::Softmax::key_factor(common_factor, scale)) };
+        }
+    }
+
+    /// Whether this thread is one of the first, who have a key of a block each.
+    #[inline(always)]
+    fn has_key(&self) -> bool {
+        32 * K::WARPS == KV_BLOCK || self.thread < KV_BLOCK as u32
     }
 
     /// The factors of this lane's four keys of the n8 tiles `2 * pair` and `2 * pair + 1`.

@@ -5,6 +5,7 @@
 
 use crate::attention::sequence::Sequence;
 use crate::attention::window::Blocks;
+use crate::config::sm80::MAX_WARPS;
 use crate::ptx::shared::{
     ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32,
 };
@@ -17,6 +18,11 @@ pub(crate) struct Tile {
     pub head_q: u32,
     pub batch: u32,
 }
+
+/// Where the reach of each warp's rows is, behind the tile, its blocks and its lengths.
+const REACH: u32 = 32;
+/// Where the sequence's first block is.
+const FIRST_BLOCK: u32 = REACH + 4 * MAX_WARPS as u32;
 
 /// [`VARS_BYTES`](crate::config::sm80::VARS_BYTES) of shared memory.
 pub(crate) struct SharedVars {
@@ -48,7 +54,7 @@ impl SharedVars {
         unsafe {
             st_shared_v4_u32(predicate, self.address, [row, head_q, batch, common_factor.to_bits()]);
             st_shared_v4_u32(predicate, self.address + 16, of_blocks);
-            st_shared_v2_u32(predicate, self.address + 48, [sequence.first_block, sequence.index_kv]);
+            st_shared_v2_u32(predicate, self.address + FIRST_BLOCK, [sequence.first_block, sequence.index_kv]);
         }
     }
 
@@ -75,7 +81,7 @@ impl SharedVars {
     /// `first_block` and `index_kv` of the tile's sequence, see [`Self::tile`].
     #[inline(always)]
     pub(crate) unsafe fn first_block(&self) -> [u32; 2] {
-        unsafe { ld_shared_v2_u32(self.address + 48) }
+        unsafe { ld_shared_v2_u32(self.address + FIRST_BLOCK) }
     }
 
     /// The common factor of the keys, see [`Self::tile`].
@@ -87,12 +93,12 @@ impl SharedVars {
     /// Stores the reach of a warp's rows, the same by all its lanes; see [`Self::store`].
     #[inline(always)]
     pub(crate) unsafe fn store_reach(&self, warp: u32, reach: f32) {
-        unsafe { st_shared_f32(self.address + 32 + 4 * warp, reach) }
+        unsafe { st_shared_f32(self.address + REACH + 4 * warp, reach) }
     }
 
     /// The reach of a warp's rows, see [`Self::tile`].
     #[inline(always)]
     pub(crate) unsafe fn reach(&self, warp: u32) -> f32 {
-        unsafe { ld_shared_f32(self.address + 32 + 4 * warp) }
+        unsafe { ld_shared_f32(self.address + REACH + 4 * warp) }
     }
 }

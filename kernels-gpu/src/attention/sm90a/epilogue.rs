@@ -4,7 +4,7 @@
 //! row's address is found once, and eight elements are one store.
 
 use super::Kernel;
-use crate::attention::epilogue::{self, Finished, NEIGHBOURS, OutputRows, TILES, store_lse, store_neighbours};
+use crate::attention::epilogue::{self, Finished, NEIGHBOURS, OutputRows, TILES, has_dim, store_lse, store_neighbours};
 use crate::attention::lane::Lane;
 use crate::attention::output::Accumulator;
 use crate::attention::sequence::Sequence;
@@ -60,7 +60,7 @@ impl<K: Kernel> OutputRows for Warp<'_, K> {
                     sums[i] = self.acc.o[0][TILES * group + i / 2][2 * half + i % 2];
                 });
                 let o = self.finished[half].output::<E>(sums);
-                let inside = rows[half] < self.sequence.seqlen_q;
+                let inside = rows[half] < self.sequence.seqlen_q && has_dim(self.params, column + V_GROUP * group);
                 let address = first[half].wrapping_add(V_GROUP * group * E::BYTES);
                 unsafe { store_neighbours::<E, WHOLE>(inside, address, &o, self.finished[half].seen) };
             });
