@@ -17,7 +17,7 @@ fn same(simulator: &Simulator, case: &Case, multiprocessors: usize, large: bool)
     let (problem, out) = (&case.problem, case.output()?);
     let [q, k, v] = case.tensors()?;
     let operands = simulator.quantize(problem, &q, &k, &v)?;
-    let (o, lse) = simulator.attention(problem, &operands, &out, case.out_dtype, case.lse)?;
+    let (o, lse) = simulator.attention(&problem.into(), &operands, &out, case.out_dtype, case.lse)?;
     let gpu = (multiprocessors, shared_bytes(problem, large));
     let (got, got_lse) = simulator.short(problem, [&q, &k, &v], (&out, case.out_dtype), case.lse, gpu)?;
     let head_dim = problem.head_dim;
