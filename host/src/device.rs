@@ -2,12 +2,13 @@
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::gpu::{AttentionOutput, DeviceOperands, Gpu, QuantizeLayouts};
-use crate::problem::{AttentionProblem, Scheme, Window};
+use crate::gpu::{AttentionOutput, DeviceBuffer, Gpu, QuantizeLayouts};
+use crate::problem::{AttentionProblem, HostSeqLens, Scheme, SeqLens, Window};
 use crate::progress::ProgressFn;
 use crate::quantized::Lengths;
-use crate::reference;
+use crate::reference::{self, sequences};
 use crate::resources;
+use crate::scores::{HostScores, Scored};
 use crate::shape::{Order, TensorLayout};
 use crate::tensor::HostTensor;
 use crate::view::HostView;
@@ -75,8 +76,13 @@ pub struct Options<'a> {
     pub window: Window,
     /// Numeric scheme.
     pub scheme: Scheme,
+    /// The lengths of sequences that are unlike: packed in the tensors' one batch, whose tokens they are together, or with fewer keys than
+    /// the tensors have.
+    pub lengths: HostSeqLens<'a>,
     /// Factor of the scores; `None` is `1 / sqrt(head_dim)`.
     pub softmax_scale: Option<f32>,
+    /// What changes the scores: softcap, ALiBi, bias, mask and sinks.
+    pub scores: HostScores<'a>,
     /// Whether the log-sum-exp is wanted.
     pub lse: bool,
     /// Element type of the output; `None` is Q's.
@@ -94,7 +100,9 @@ impl fmt::Debug for Options<'_> {
         f.debug_struct("Options")
             .field("window", &self.window)
             .field("scheme", &self.scheme)
+            .field("lengths", &self.lengths)
             .field("softmax_scale", &self.softmax_scale)
+            .field("scores", &self.scores)
             .field("lse", &self.lse)
             .field("output_dtype", &self.output_dtype)
             .field("output_order", &self.output_order)
@@ -102,22 +110,34 @@ impl fmt::Debug for Options<'_> {
     }
 }
 
-impl Options<'_> {
+impl<'a> Options<'a> {
     /// The problem that these options pose on these tensors.
     ///
     /// # Errors
-    /// Shapes that do not go together, or without kernels.
-    pub fn problem<'a>(
+    /// Shapes that do not go together, or without kernels; lengths that are not those of the tensors.
+    pub fn problem<'t>(
         &self,
-        q: impl Into<HostView<'a>>,
-        k: impl Into<HostView<'a>>,
-        v: impl Into<HostView<'a>>,
+        q: impl Into<HostView<'t>>,
+        k: impl Into<HostView<'t>>,
+        v: impl Into<HostView<'t>>,
     ) -> Result<AttentionProblem> {
         let problem = AttentionProblem::of(q.into().shape(), k.into().shape(), v.into().shape())?;
         let problem = AttentionProblem { softmax_scale: self.softmax_scale, ..problem };
-        let problem = problem.with_window(self.window).with_scheme(self.scheme);
+        let problem = problem.with_window(self.window).with_scheme(self.scheme).of_lengths(&self.lengths)?;
+        let problem = problem.with_score_mod(self.scores.score_mod(&problem)?);
         problem.check()?;
+        problem.spans(&self.lengths)?;
+        self.scored(&problem).check()?;
         Ok(problem)
+    }
+
+    /// A problem of [`problem`](Self::problem) and the tensors that change its scores, for the references.
+    #[must_use]
+    pub fn scored<'p>(&self, problem: &'p AttentionProblem) -> Scored<'p>
+    where
+        'a: 'p,
+    {
+        Scored { problem, tensors: self.scores.tensors() }
     }
 }
 
@@ -162,7 +182,7 @@ pub fn attention<'a>(
     match device {
         Device::Cpu => {
             let (problem, output) = check(q, k, v, options)?;
-            check_result(&problem, on_cpu(&problem, q, k, v, &output, options.progress)?)
+            check_result(&problem, &options.lengths, on_cpu(options.scored(&problem), q, k, v, &output, options)?)
         }
         Device::Cuda(ordinal) => Gpu::of_process(ordinal)?.attention(q, k, v, options),
     }
@@ -182,7 +202,11 @@ impl Gpu {
     ) -> Result<Output> {
         let (q, k, v) = (q.into(), k.into(), v.into());
         let (problem, output) = check(q, k, v, options)?;
-        check_result(&problem, on_gpu(self, &problem, q, k, v, &output)?)
+        check_result(
+            &problem,
+            &options.lengths,
+            on_gpu(self, options.scored(&problem), [q, k, v], &output, &options.lengths)?,
+        )
     }
 }
 
@@ -199,27 +223,43 @@ fn check(
             return Err(Error::DTypeMismatch { name, given: tensor.dtype(), expected: q.dtype() });
         }
     }
-    for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
-        tensor.check_finite(name)?;
+    q.check_finite("q")?;
+    for (name, tensor) in [("k", k), ("v", v)] {
+        match options.lengths {
+            // Hidden keys may be anything.
+            SeqLens::KeyLengths { .. } => {
+                for span in problem.spans(&options.lengths)? {
+                    tensor.check_tokens_finite(name, span.batch, span.kv)?;
+                }
+            }
+            _ => tensor.check_finite(name)?,
+        }
     }
     let order = options.output_order.or_else(|| q.layout().order()).unwrap_or(Order::Bhnd);
-    let layout = TensorLayout::new(q.shape(), order);
+    let layout = TensorLayout::new(problem.o_shape(), order);
     let output = AttentionOutput { layout, dtype: options.output_dtype.unwrap_or(q.dtype()), lse: options.lse };
     Ok((problem, output))
 }
 
 fn on_cpu(
-    problem: &AttentionProblem,
+    scored: Scored<'_>,
     q: HostView<'_>,
     k: HostView<'_>,
     v: HostView<'_>,
     output: &AttentionOutput,
-    progress: Option<ProgressFn<'_>>,
+    options: &Options<'_>,
 ) -> Result<Output> {
+    let problem = scored.problem;
     resources::start_threads()?;
     resources::room_for("attention on the CPU", cpu_bytes(problem, output)?)?;
-    let operands = reference::quantize(problem, q, k, v)?;
-    let mut result = reference::int8_with_progress(problem, &operands, progress)?;
+    let (lengths, progress) = (&options.lengths, options.progress);
+    let mut result = if *lengths == SeqLens::Equal {
+        let operands = reference::quantize(problem, q, k, v)?;
+        reference::int8_with_progress(scored, &operands, progress)?
+    } else {
+        let operands = sequences::quantize(problem, lengths, q, k, v)?;
+        sequences::int8_with_progress(problem, lengths, &operands, progress)?
+    };
     if output.dtype != DType::F32 {
         let largest = output.dtype.largest();
         result.o.iter_mut().for_each(|o| *o = o.clamp(-largest, largest));
@@ -232,7 +272,7 @@ fn on_cpu(
 
 /// What [`on_cpu`] allocates, to within the small parts.
 fn cpu_bytes(problem: &AttentionProblem, output: &AttentionOutput) -> Result<usize> {
-    let (q, kv) = (Lengths::of(problem.q_shape())?, Lengths::of(problem.kv_shape())?);
+    let (q, kv) = (Lengths::of(problem.q_shape())?, Lengths::of_kv(problem)?);
     // a head of K or V in float32, or both unpacked, for each thread
     let heads = rayon::current_num_threads().min(kv.heads).saturating_mul(kv.kv_data / kv.heads * size_of::<f32>());
     // float64 results, as they come and put together
@@ -249,7 +289,7 @@ fn cpu_bytes(problem: &AttentionProblem, output: &AttentionOutput) -> Result<usi
 }
 
 /// Whether a result is one: finite inputs may leave the range of a scheme or of the output's element type.
-fn check_result(problem: &AttentionProblem, result: Output) -> Result<Output> {
+fn check_result(problem: &AttentionProblem, lengths: &HostSeqLens<'_>, result: Output) -> Result<Output> {
     let dtype = result.o.dtype();
     let refused = |name, value, [batch, head, token]: [usize; 3]| {
         Err(Error::ResultNotFinite { name, value, batch, head, token, dtype })
@@ -257,11 +297,18 @@ fn check_result(problem: &AttentionProblem, result: Output) -> Result<Output> {
     if let Err(Error::NotFinite { name, value, batch, head, token, .. }) = result.o.check_finite("o") {
         return refused(name, value, [batch, head, token]);
     }
-    for (row, &value) in result.lse.iter().flatten().enumerate() {
-        let (head, token) = (row / problem.seqlen_q, row % problem.seqlen_q);
-        let no_keys = value == f32::NEG_INFINITY && problem.visible_keys(token).is_empty();
-        if !value.is_finite() && !no_keys {
-            return refused("lse", value, [head / problem.heads_q, head % problem.heads_q, token]);
+    // A mask or a bias may hide all keys that the window leaves.
+    let may_hide = problem.score_mod.mask.is_some() || problem.score_mod.bias.is_some();
+    let Some(lse) = &result.lse else { return Ok(result) };
+    for span in problem.spans(lengths)? {
+        let one = problem.of_one(span.q.len(), span.kv.len());
+        for head in 0..problem.heads_q {
+            for (row, &value) in lse[span.rows(problem, head)].iter().enumerate() {
+                let no_keys = value == f32::NEG_INFINITY && (may_hide || one.visible_keys(row).is_empty());
+                if !value.is_finite() && !no_keys {
+                    return refused("lse", value, [span.batch, head, span.q.start + row]);
+                }
+            }
         }
     }
     Ok(result)
@@ -269,28 +316,39 @@ fn check_result(problem: &AttentionProblem, result: Output) -> Result<Output> {
 
 fn on_gpu(
     gpu: &Gpu,
-    problem: &AttentionProblem,
-    q: HostView<'_>,
-    k: HostView<'_>,
-    v: HostView<'_>,
+    scored: Scored<'_>,
+    [q, k, v]: [HostView<'_>; 3],
     output: &AttentionOutput,
+    lengths: &HostSeqLens<'_>,
 ) -> Result<Output> {
-    use crate::gpu::{AnySlice, AnySliceMut};
+    use crate::gpu::{AnySlice, AnySliceMut, ScoreViews};
+    let Scored { problem, tensors } = scored;
     let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
-    let quantize = gpu.plan_quantize(problem, &layouts)?;
     // Also where float16 would be faster: what was asked for is INT8, and the copies take longer than either.
-    let attend = gpu.plan_attention_anyway(problem, output)?;
-    let mut operands = DeviceOperands::alloc(gpu, problem)?;
-    let mut workspace = gpu.alloc::<f32>(quantize.workspace_len())?;
+    let job = gpu.plan_job_anyway(problem, &layouts, output)?;
+    let mut workspace = gpu.alloc::<u8>(job.workspace_bytes())?;
     let [q_device, k_device, v_device] = [gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?];
+    let slopes = tensors.alibi_slopes.map(|slopes| gpu.upload(slopes)).transpose()?;
+    let bias = tensors.bias.map(|bias| gpu.upload(bias.bytes())).transpose()?;
+    let mask = tensors.mask.map(|mask| gpu.upload(mask)).transpose()?;
+    let sinks = tensors.sinks.map(|sinks| gpu.upload(sinks)).transpose()?;
     let mut o = gpu.alloc::<u8>(output.layout.span() * output.dtype.size())?;
     let mut lse = output.lse.then(|| gpu.alloc::<f32>(problem.q_shape().rows())).transpose()?;
 
+    let lengths = lengths.try_map(|array| gpu.upload(array))?;
+    let lengths = lengths.map(DeviceBuffer::slice);
+
     let stream = gpu.stream()?;
-    let [q, k, v] = [&q_device, &k_device, &v_device].map(|bytes| AnySlice::from_bytes(bytes.slice(), layouts.dtype));
-    quantize.launch(&stream, q, k, v, workspace.slice_mut(), &mut operands.view_mut())?;
+    let inputs = [&q_device, &k_device, &v_device].map(|bytes| AnySlice::from_bytes(bytes.slice(), layouts.dtype));
     let o_view = AnySliceMut::from_bytes(o.slice_mut(), output.dtype);
-    attend.launch(&stream, &operands.view(), o_view, lse.as_mut().map(|lse| lse.slice_mut()))?;
+    let scores = ScoreViews {
+        alibi_slopes: slopes.as_ref().map(DeviceBuffer::slice),
+        bias: bias.as_ref().zip(tensors.bias).map(|(bytes, of)| AnySlice::from_bytes(bytes.slice(), of.dtype())),
+        mask: mask.as_ref().map(DeviceBuffer::slice),
+        sinks: sinks.as_ref().map(DeviceBuffer::slice),
+    };
+    let lse_view = lse.as_mut().map(|lse| lse.slice_mut());
+    job.launch_scored(&stream, inputs, &scores, &lengths, workspace.slice_mut(), o_view, lse_view)?;
     Ok(Output {
         o: HostTensor::from_bytes(output.dtype, &o.to_vec_on(&stream)?, output.layout)?,
         lse: lse.map(|lse| lse.to_vec_on(&stream)).transpose()?,

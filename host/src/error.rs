@@ -5,7 +5,7 @@ use crate::problem::Scheme;
 use int_flash_attention_driver::DriverError;
 use int_flash_attention_kernels::config::Family;
 use int_flash_attention_kernels::layout::page::CACHE_FORMAT;
-use int_flash_attention_kernels::layout::{HEAD_DIMS, PACKED_FORMAT};
+use int_flash_attention_kernels::layout::{HEAD_DIM_STEP, HEAD_DIMS, PACKED_FORMAT};
 use std::path::PathBuf;
 
 /// What every fallible function of the crate returns.
@@ -113,8 +113,54 @@ pub enum Error {
     },
 
     /// A head dimension without an INT8 kernel.
-    #[error("head_dim is {given}; there are kernels for {allowed:?}: {}", padding(*.given, .allowed))]
+    #[error("head_dim is {given}; there are kernels for multiples of 8 up to {most}: {}", padding(*.given, *.most))]
     HeadDim {
+        /// The head dimension given.
+        given: usize,
+        /// The largest that there is.
+        most: usize,
+    },
+
+    /// A head dimension of V for which there is no kernel with that of Q and K.
+    #[error(
+        "V's head_dim is {head_dim_v}, that of Q and K {head_dim}; there are kernels for 136 to 256 with 104 to 128 in the default scheme, and where both are padded to the same of 32, 64, 96, 128, 256: fill the channels of V with zeros to {head_dim}, or those of Q and K to {head_dim_v}, whichever is larger (with softmax_scale 1/sqrt({head_dim})), and leave the output's added channels out"
+    )]
+    HeadDimOfV {
+        /// Of Q and K.
+        head_dim: usize,
+        /// Of V.
+        head_dim_v: usize,
+    },
+
+    /// A head dimension that caches, decode and the merge of states do not have.
+    #[error(
+        "head_dim is {given}; caches, decode and the merge of states have {allowed:?}: fill the channels of Q, K and V with zeros to \
+         the next of them (with softmax_scale 1/sqrt({given})) and leave the output's added channels out"
+    )]
+    CacheHeadDim {
+        /// The head dimension given.
+        given: usize,
+        /// Those that there are.
+        allowed: Vec<usize>,
+    },
+
+    /// A job that was asked of a kernel for short K and V, which has other problems.
+    #[error(
+        "the kernels for short K and V have head dims {allowed:?}, the default scheme, V's head dim that of K, sequences of equal \
+         lengths and unchanged scores, which a problem of head_dim {given} is not: plan the job without naming its way"
+    )]
+    NotShort {
+        /// The head dimension given.
+        given: usize,
+        /// Those that there are.
+        allowed: Vec<usize>,
+    },
+
+    /// A head dimension without a float16 kernel.
+    #[error(
+        "head_dim is {given}; there are float16 kernels for {allowed:?}: compare with one of those that is no smaller"
+    )]
+    Float16HeadDim {
         /// The head dimension given.
         given: usize,
         /// Those that there are.
@@ -140,11 +186,57 @@ pub enum Error {
         given: f32,
     },
 
+    /// A softcap out of range.
+    #[error("softcap is {given}; it has to be from 2^-14 to 2^14 (or left out, where scores are not capped)")]
+    Softcap {
+        /// The softcap given.
+        given: f32,
+    },
+
     /// A softcap of a decode that is no bound.
     #[error("softcap is {given}; it has to be a positive number, or left out")]
     DecodeSoftcap {
         /// The softcap given.
         given: f32,
+    },
+
+    /// A tensor of the scores that the problem does not have, or that is missing.
+    #[error("{name} was {given}; the problem is one {posed} it (`AttentionProblem::score_mod`)")]
+    ScoreTensor {
+        /// Which tensor.
+        name: &'static str,
+        /// "given" or "not given".
+        given: &'static str,
+        /// "with" or "without".
+        posed: &'static str,
+    },
+
+    /// A change of the scores for sequences that have lengths of their own.
+    #[error(
+        "what changes scores (`AttentionProblem::score_mod`) was asked for together with lengths of sequences (`AttentionProblem::sequences`), which \
+         no plan has; take one sequence at a time, or hide the padding of equal ones with a mask"
+    )]
+    ScoreLengths,
+
+    /// An ALiBi slope or a sink that is no finite number.
+    #[error("{name} holds {value} at element {at}; all of them have to be finite")]
+    HeadValue {
+        /// Which of them.
+        name: &'static str,
+        /// The value.
+        value: f32,
+        /// Its element.
+        at: usize,
+    },
+
+    /// Kernels that have nothing to change scores with.
+    #[error(
+        "what changes scores (`AttentionProblem::score_mod`) was asked for of {kernels}, which do not have it; the INT8 kernels for {} do",
+        Family::Sm80
+    )]
+    PlainKernels {
+        /// The kernels asked for.
+        kernels: &'static str,
     },
 
     /// A length of fixed splits that is not of whole blocks.
@@ -380,6 +472,36 @@ pub enum Error {
         seqlen_q: usize,
     },
 
+    /// Offsets of packed sequences that are none.
+    #[error(
+        "{name} has sequence {sequence} from token {begin} to {end}; offsets begin at 0, do not decrease, and are at most the {total} tokens that there are"
+    )]
+    Offsets {
+        /// Which offsets.
+        name: &'static str,
+        /// The sequence's number.
+        sequence: usize,
+        /// Where it begins.
+        begin: usize,
+        /// Where it ends.
+        end: usize,
+        /// Tokens of all sequences together.
+        total: usize,
+    },
+
+    /// A sequence longer than what was planned for.
+    #[error("{name} has {given} tokens for sequence {sequence}; the problem's sequences have at most {max}")]
+    SeqLen {
+        /// Which lengths or offsets.
+        name: &'static str,
+        /// The sequence's number.
+        sequence: usize,
+        /// Its length.
+        given: usize,
+        /// The longest one allowed.
+        max: usize,
+    },
+
     /// An output or input that was left out although the plan was made with it, or the other way round.
     #[error("{name} was {given} at the launch; the plan was made {planned} it")]
     Optional {
@@ -585,15 +707,17 @@ pub enum Error {
 }
 
 /// What to do with a head dim that has no kernel.
-fn padding(given: usize, allowed: &[usize]) -> String {
-    if let Some(wide) = allowed.iter().filter(|&&wide| wide > given).min() {
+fn padding(given: usize, most: usize) -> String {
+    let wide = given.next_multiple_of(HEAD_DIM_STEP);
+    if given > 0 && wide <= most {
         let scale = (1.0 / (given as f64).sqrt()) as f32;
         return format!(
             "fill the channels of Q, K and V with zeros to {wide}, give the softmax_scale {scale} (1/sqrt({given})) where the default was meant, and leave the output's added channels out"
         );
     }
-    if HEAD_DIMS.contains(&given) {
-        return format!("the default scheme has {HEAD_DIMS:?}");
+    let widest = HEAD_DIMS[HEAD_DIMS.len() - 1];
+    if (1..=widest).contains(&given) {
+        return format!("the default scheme has them up to {widest}");
     }
     "no kernel is wide enough".into()
 }

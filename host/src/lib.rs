@@ -48,6 +48,7 @@ mod quantized;
 pub mod reference;
 mod resources;
 mod round;
+mod scores;
 mod shape;
 mod tensor;
 mod view;
@@ -61,15 +62,20 @@ pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
     AnySlice, AnySliceMut, AppendPlan, Appended, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan,
-    DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceSlice, DeviceSliceMut, DeviceTables, DeviceV,
-    Event, Family, GatherPlan, Gpu, Graph, MergePlan, NewTokens, Operand, QuantizeKvPlan, QuantizeLayouts,
-    QuantizePlan, QuantizeQPlan, Slots, States, Stream, StreamRef, ViewCache, ViewK, ViewMutCache, ViewMutK,
-    ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables, ViewV,
+    DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceSeqLens, DeviceSlice, DeviceSliceMut,
+    DeviceTables, DeviceV, Event, Family, GatherPlan, Gpu, Graph, JobPath, JobPlan, MergePlan, NewTokens, Operand,
+    QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan, ScoreViews, Slots, States, Stream, StreamRef,
+    ViewCache, ViewK, ViewMutCache, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables,
+    ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
-pub use problem::{AttentionProblem, Scheme, Window};
+pub use problem::{
+    Alibi, AttentionProblem, BiasLayout, HostSeqLens, MaskKind, MaskLayout, Scheme, ScoreMod, SeqLens, Sequences, Span,
+    Window,
+};
 pub use progress::{Progress, ProgressFn};
 pub use quantized::{HostK, HostQ, HostQuantized, HostV, PackedFormat, Quantized, QuantizedK, QuantizedQ, QuantizedV};
+pub use scores::{HostBias, HostMask, HostScores, ScoreTensors, Scored};
 pub use shape::{Order, Shape, TensorLayout};
 pub use tensor::{HostData, HostTensor};
 pub use view::{HostSlice, HostView};

@@ -1,9 +1,9 @@
 //! Quantized operands: the arrays of docs/kernel-abi.md, "Quantized operands", on the host, on the device, or as views.
 
 use crate::error::{Error, Result};
-use crate::problem::{Scheme, check_head_dim};
+use crate::problem::{AttentionProblem, Scheme, check_head_dim};
 use crate::shape::Shape;
-use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks, v_byte};
+use int_flash_attention_kernels::layout::{KV_BLOCK, PACKED_FORMAT, block_bytes, kv_blocks, packed_dim, v_byte};
 
 /// Q in INT8, one scale a token; in the default scheme rotated as K is. `I` is an array of `i8`, `F` one of `f32`.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +12,7 @@ pub struct QuantizedQ<I, F> {
     pub shape: Shape,
     /// The scheme that it is quantized for.
     pub scheme: Scheme,
-    /// `[batch][heads_q][seqlen_q][head_dim]`.
+    /// `[batch][heads_q][seqlen_q][packed_dim]`, with `int_flash_attention_kernels::layout::packed_dim` of the head dim.
     pub data: I,
     /// `[batch][heads_q][seqlen_q]`.
     pub scale: F,
@@ -58,11 +58,15 @@ impl PackedFormat {
 pub struct QuantizedK<I, F> {
     /// Shape of K.
     pub shape: Shape,
+    /// How many sequences are packed in the one batch of the shape ([`Sequences::Packed`](crate::Sequences::Packed)); `None` of a dense
+    /// one. Packed, `[blocks]` is `tokens / 128 + sequences`, of which the first of sequence `s` that begins at token `t` is
+    /// `t / 128 + s`, and there is an offset for each sequence and head.
+    pub packed: Option<usize>,
     /// The scheme that it is quantized for.
     pub scheme: Scheme,
     /// How `data` is packed.
     pub format: PackedFormat,
-    /// `[batch][heads_kv][blocks][128 * head_dim]`, padding zero.
+    /// `[batch][heads_kv][blocks][128 * packed_dim]`, padding zero.
     pub data: I,
     /// `[batch][heads_kv][blocks * 128]`, padding zero.
     pub scale: F,
@@ -82,11 +86,13 @@ pub struct QuantizedK<I, F> {
 pub struct QuantizedV<I, F> {
     /// Shape of V.
     pub shape: Shape,
+    /// As of [`QuantizedK`].
+    pub packed: Option<usize>,
     /// The scheme that it is quantized for.
     pub scheme: Scheme,
     /// How `data` is packed.
     pub format: PackedFormat,
-    /// `[batch][heads_kv][blocks][128 * head_dim]`, padding 128.
+    /// `[batch][heads_kv][blocks][128 * packed_dim]`, padding 128.
     pub data: I,
     /// `[batch][heads_kv][blocks * 128]`: each token's scale, padding zero.
     pub scale: F,
@@ -133,31 +139,62 @@ pub(crate) struct Lengths {
     pub channels: usize,
     /// Heads of all sequences.
     pub heads: usize,
+    /// Sequences that are packed in one batch.
+    pub packed: Option<usize>,
 }
 
 impl Lengths {
     /// For an operand of this shape.
     pub(crate) fn of(shape: Shape) -> Result<Self> {
+        Self::of_packed(shape, None)
+    }
+
+    /// For K of a problem.
+    pub(crate) fn of_kv(problem: &AttentionProblem) -> Result<Self> {
+        Self::of_packed(problem.kv_shape(), problem.packed())
+    }
+
+    /// For V of a problem.
+    pub(crate) fn of_v(problem: &AttentionProblem) -> Result<Self> {
+        Self::of_packed(problem.v_shape(), problem.packed())
+    }
+
+    /// Whether the attention kernels, which do so with 32 bits, count the blocks of a problem.
+    pub(crate) fn check_blocks(&self, problem: &AttentionProblem) -> Result<()> {
+        let overflow = |_| Error::Overflow { what: "the packed blocks", shape: problem.kv_shape().to_string() };
+        u32::try_from(self.blocks).map(|_| ()).map_err(overflow)
+    }
+
+    /// For an operand of this shape, whose one batch has so many sequences.
+    pub(crate) fn of_packed(shape: Shape, packed: Option<usize>) -> Result<Self> {
         Shape::new(shape.batch, shape.heads, shape.seqlen, shape.head_dim)?;
         check_head_dim(shape.head_dim)?;
-        let heads = shape.batch * shape.heads;
-        let blocks = kv_blocks(shape.seqlen);
         let overflow = || Error::Overflow { what: "the packed blocks", shape: shape.to_string() };
-        let all_blocks = heads.checked_mul(blocks).ok_or_else(overflow)?;
-        let kv_data = all_blocks.checked_mul(block_bytes(shape.head_dim)).ok_or_else(overflow)?;
-        if i64::try_from(kv_data).is_err() {
+        let heads = packed.unwrap_or(shape.batch).checked_mul(shape.heads).ok_or_else(overflow)?;
+        let blocks = packed.map_or_else(|| kv_blocks(shape.seqlen), |sequences| packed_blocks(shape.seqlen, sequences));
+        let all_blocks = (shape.batch * shape.heads).checked_mul(blocks).ok_or_else(overflow)?;
+        let dims = packed_dim(shape.head_dim);
+        let q_data = shape.rows().checked_mul(dims).ok_or_else(overflow)?;
+        let kv_data = all_blocks.checked_mul(block_bytes(dims)).ok_or_else(overflow)?;
+        if i64::try_from(kv_data.max(q_data)).is_err() {
             return Err(overflow());
         }
         Ok(Self {
-            q_data: shape.elements(),
+            q_data,
             kv_data,
             q_scale: shape.rows(),
             kv_scale: all_blocks * KV_BLOCK,
             blocks: all_blocks,
-            channels: heads * shape.head_dim,
+            channels: heads.checked_mul(shape.head_dim).ok_or_else(overflow)?,
             heads,
+            packed,
         })
     }
+}
+
+/// Blocks of a head of so many packed tokens, in which every sequence begins a block (`int_flash_attention_kernels::seqlens`).
+pub(crate) const fn packed_blocks(tokens: usize, sequences: usize) -> usize {
+    tokens / KV_BLOCK + sequences
 }
 
 /// The length of an array, given against needed.
@@ -202,7 +239,7 @@ impl HostK {
     /// # Errors
     /// A wrong shape or length; a code of -128; a scale that is negative or infinite.
     pub fn check(&self) -> Result<()> {
-        let lengths = Lengths::of(self.shape)?;
+        let lengths = Lengths::of_packed(self.shape, self.packed)?;
         check_len("k", self.data.len(), lengths.kv_data)?;
         check_len("k_scale", self.scale.len(), lengths.kv_scale)?;
         check_len("k_block_scale", self.block_scale.len(), lengths.blocks)?;
@@ -219,7 +256,7 @@ impl HostV {
     /// # Errors
     /// A wrong shape or length; a code of -128; a scale that is negative or infinite.
     pub fn check(&self) -> Result<()> {
-        let lengths = Lengths::of(self.shape)?;
+        let lengths = Lengths::of_packed(self.shape, self.packed)?;
         check_len("v", self.data.len(), lengths.kv_data)?;
         check_len("v_scale", self.scale.len(), lengths.kv_scale)?;
         check_len("v_block_scale", self.block_scale.len(), lengths.blocks)?;

@@ -3,8 +3,9 @@
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::shape::{Shape, TensorLayout};
-use crate::tensor::HostTensor;
+use crate::tensor::{HostData, HostTensor};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Elements of the host's memory, borrowed; the element type is a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -178,19 +179,35 @@ impl<'a> HostView<'a> {
     /// # Errors
     /// [`Error::NotFinite`] with the first one that is not, under the name given.
     pub fn check_finite(&self, name: &'static str) -> Result<()> {
-        let [batch, heads, seqlen] = self.layout.distinct();
+        let [batch, _, seqlen] = self.layout.distinct();
+        (0..batch).try_for_each(|batch| self.check_tokens_finite(name, batch, 0..seqlen))
+    }
+
+    /// [`check_finite`](Self::check_finite) of these tokens of a batch.
+    pub(crate) fn check_tokens_finite(&self, name: &'static str, b: usize, tokens: Range<usize>) -> Result<()> {
+        let [_, heads, _] = self.layout.distinct();
         let mut row = vec![0.0; self.shape().head_dim];
-        for b in 0..batch {
-            for h in 0..heads {
-                for n in 0..seqlen {
-                    self.read_row(b, h, n, &mut row);
-                    if let Some(dim) = row.iter().position(|x| !x.is_finite()) {
-                        return Err(Error::NotFinite { name, value: row[dim], batch: b, head: h, token: n, dim });
-                    }
+        for h in 0..heads {
+            for n in tokens.clone() {
+                self.read_row(b, h, n, &mut row);
+                if let Some(dim) = row.iter().position(|x| !x.is_finite()) {
+                    return Err(Error::NotFinite { name, value: row[dim], batch: b, head: h, token: n, dim });
                 }
             }
         }
         Ok(())
+    }
+
+    /// The tokens of one batch, copied, `[1][head][token][dim]`; they are inside of the tensor, and at least one.
+    pub(crate) fn tokens(&self, batch: usize, tokens: Range<usize>) -> Result<HostTensor> {
+        let Shape { heads, head_dim, .. } = self.shape();
+        let layout = TensorLayout::bhnd(Shape::new(1, heads, tokens.len(), head_dim)?);
+        let (size, mut data) = (self.dtype().size(), HostData::zeros(self.dtype(), layout.span())?);
+        let rows = (0..heads).flat_map(|head| tokens.clone().map(move |token| (head, token)));
+        for (row, (head, token)) in data.bytes_mut().chunks_exact_mut(head_dim * size).zip(rows) {
+            row.copy_from_slice(&self.bytes()[self.layout.offset(batch, head, token) * size..][..head_dim * size]);
+        }
+        HostTensor::new(data, layout)
     }
 }
 

@@ -112,6 +112,20 @@ fn normal() {
     }
 }
 
+/// Heads that are padded err as those of the dims that they are padded to.
+#[test]
+fn padded_heads() {
+    for d in [72, 80, 112, 192] {
+        let mut noise = Noise(5);
+        let normal = synthetic(1024, d, Scheme::Default, |_, _, _| noise.normal());
+        assert_within(&format!("normal N1024 d{d}, default"), normal, 5.0e-3, 1.7e-2);
+        // Channels that are nearly constant, in K and V: one in the last dims, which are rotated with the padding.
+        let constant = |tensor, dim| if tensor > 0 && [5, d - 3].contains(&dim) { 15.0 } else { 0.0 };
+        let constant = synthetic(1024, d, Scheme::Default, |i, _, dim| noise.normal() + constant(i, dim));
+        assert_within(&format!("constant channels N1024 d{d}, default"), constant, 0.0, 1.7e-2);
+    }
+}
+
 #[test]
 fn uniform() {
     let mut noise = Noise(2);

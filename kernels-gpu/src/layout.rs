@@ -65,6 +65,9 @@ pub const ROW_SCALES: core::ops::RangeInclusive<f32> = 1.0 / (1 << 22) as f32..=
 /// Scores of a larger magnitude are not left to float16.
 pub const SCORE_RANGE: f32 = 32_768.0;
 
+/// A bias below this hides its key (docs/kernel-abi.md, "What changes a score").
+pub const BIAS_HIDES: f32 = -45_000.0;
+
 /// What a row's largest possible score is made of: times the largest scale of a block's keys it is no smaller than any of their scores
 /// in magnitude, also in float16's unit. Infinite where float16 does not do for the row's scale. `c` is the scores' factor.
 #[inline(always)]
@@ -81,10 +84,27 @@ pub fn row_reach(head_dim: usize, c: f32, q_scale: f32) -> f32 {
     (127 * 127 * head_dim) as f32 * c.abs() * scale
 }
 
-/// Head dims that have kernels.
+/// Head dims that have kernels; those between are padded ([`packed_dim`]).
 pub const HEAD_DIMS: [usize; 5] = [32, 64, 96, 128, 256];
 
-/// Dims that the rotation of Q and K mixes: the largest power of two that divides the head dim.
+/// Head dims are multiples of this: 16 bytes of float16, and whole groups of what the rotations and the output's stores take.
+pub const HEAD_DIM_STEP: usize = 8;
+
+/// The dims that a head of so many has in the packed operands and in the kernels, zeros behind its own: the least of [`HEAD_DIMS`] that
+/// are enough; 0 where none is.
+#[must_use]
+pub const fn packed_dim(head_dim: usize) -> usize {
+    let mut i = 0;
+    while i < HEAD_DIMS.len() {
+        if head_dim <= HEAD_DIMS[i] {
+            return HEAD_DIMS[i];
+        }
+        i += 1;
+    }
+    0
+}
+
+/// Dims that the rotation of Q and K mixes: the largest power of two that divides the packed head dim.
 ///
 /// The rotation is a Hadamard transform of each so many dims, not normalised: scores of rotated Q and K are this many times the scores.
 /// An outlier channel becomes a little of every dim, and a token's scale no longer stands for that channel alone.
@@ -338,6 +358,18 @@ mod tests {
         assert_eq!(HEAD_DIMS.map(rotation), [32, 64, 32, 128, 256]);
         let negative_dims = (0..256).filter(|&dim| negative(dim)).count();
         assert!((96..160).contains(&negative_dims), "{negative_dims}");
+    }
+
+    #[test]
+    fn packed_dims_are_the_next_ones() {
+        for (head_dim, packed) in
+            [(8, 32), (32, 32), (40, 64), (72, 96), (80, 96), (104, 128), (136, 256), (256, 256), (264, 0)]
+        {
+            assert_eq!(packed_dim(head_dim), packed);
+        }
+        assert!(
+            HEAD_DIMS.into_iter().all(|head_dim| packed_dim(head_dim) == head_dim && head_dim % HEAD_DIM_STEP == 0)
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod dequantize;
 pub mod layout;
 pub mod params;
 pub mod quantize;
+pub mod seqlens;
 
 // A module of kernels is a part of this crate, which `--cfg kernels="PART"` selects; the entry points of the part that belong to
 // the module, `--cfg NAME` (config::Module).
@@ -24,7 +25,14 @@ pub mod quantize;
     test,
     all(
         target_arch = "nvptx64",
-        any(kernels = "sm80", kernels = "sm90a", kernels = "baseline", kernels = "decode", kernels = "merge")
+        any(
+            kernels = "sm80",
+            kernels = "sm90a",
+            kernels = "short",
+            kernels = "baseline",
+            kernels = "decode",
+            kernels = "merge"
+        )
     )
 ))]
 mod attention;
@@ -35,7 +43,7 @@ mod division;
 mod element;
 #[cfg(target_arch = "nvptx64")]
 mod ptx;
-#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "dequantize")))]
+#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "dequantize", kernels = "short")))]
 mod rotation;
 #[cfg(target_arch = "nvptx64")]
 mod smem;

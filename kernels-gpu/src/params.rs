@@ -104,6 +104,26 @@ pub mod operand {
 /// `window_left` or `window_right` of a window that has no end on that side.
 pub const UNLIMITED: u32 = u32::MAX;
 
+/// Where the tokens of sequences of unlike lengths lie. Without any of the arrays, all sequences have the parameter's lengths.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SeqLens {
+    /// Where queries are packed: where those of each sequence begin, and behind the last where they end, one more than sequences.
+    pub cu_seqlens_q: Global<u32>,
+    /// The same of keys and values.
+    pub cu_seqlens_kv: Global<u32>,
+    /// The keys of each sequence, where it has fewer than there are; null where all count.
+    pub seqlens_kv: Global<u32>,
+    /// Query tokens of a head of the tensors: of one sequence, or of all that are packed.
+    pub total_q: u32,
+    /// Key and value tokens of a head of the tensors.
+    pub total_kv: u32,
+    /// Not 0 where the queries of all sequences are packed.
+    pub packed_q: u32,
+    /// Not 0 where keys and values are.
+    pub packed_kv: u32,
+}
+
 /// The parameter of every INT8 attention kernel, of both families.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -140,9 +160,9 @@ pub struct AttentionParams {
     pub heads_kv: u32,
     /// Query heads of one head of K and V, `heads_q / heads_kv`.
     pub group: u32,
-    /// Query tokens.
+    /// Query tokens of a sequence, the most of them.
     pub seqlen_q: u32,
-    /// Key and value tokens.
+    /// Key and value tokens of a sequence, the most of them.
     pub seqlen_kv: u32,
     /// How many keys before its own a query sees, or [`UNLIMITED`].
     pub window_left: u32,
@@ -152,6 +172,53 @@ pub struct AttentionParams {
     pub o_dtype: u32,
     /// Factor of the scores before the softmax.
     pub softmax_scale: f32,
+    /// Dims of a row of the output: those of V before it was padded.
+    pub o_dims: u32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
+    /// Where sequences have lengths of their own.
+    pub seqlens: SeqLens,
+    /// What changes a score, beside the window.
+    pub score: ScoreParams,
+}
+
+/// `mask_kind`: how a mask has the keys of a row.
+pub mod mask_kind {
+    /// A byte each.
+    pub const BYTES: u32 = 0;
+    /// A bit each, the first in the lowest bit of the first byte.
+    pub const BITS: u32 = 1;
+}
+
+/// What changes a score, beside the window (docs/kernel-abi.md, "What changes a score"); all zero is nothing. All attention kernels
+/// know sinks, those of [`Kind::General`](crate::config::Kind) the rest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreParams {
+    /// A logit a query head, in natural units, that is in every row's sum; null where there are none.
+    pub sinks: Global<f32>,
+    /// A slope a query head; null where there are none.
+    pub alibi_slopes: Global<f32>,
+    /// Elements that are not 0 keep their key; null where there is no mask.
+    pub mask: Global<u8>,
+    /// What is added to the scores, of [`bias_dtype`](Self::bias_dtype); null where nothing is.
+    pub bias: Global<u8>,
+    /// From one batch, head and query of the mask to the next, in bytes.
+    pub mask_strides: [i64; 3],
+    /// From one batch, head and query of the bias to the next, in elements.
+    pub bias_strides: [i64; 3],
+    /// Slopes from one batch to the next.
+    pub alibi_stride_b: u32,
+    /// One of [`mask_kind`].
+    pub mask_kind: u32,
+    /// One of [`dtype`].
+    pub bias_dtype: u32,
+    /// The largest score in powers of two, `cap * log2(e)`; 0 where there is no cap.
+    pub softcap: f32,
+    /// `2 / cap`.
+    pub softcap_argument: f32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
 }
 
 /// The parameter of `quantize_*`: Q, K and V, or K and V alone (`heads_q` 0), or Q alone (`quantize_kv` 0).
@@ -194,16 +261,26 @@ pub struct QuantizeParams {
     pub heads_q: u32,
     /// Heads of K and V.
     pub heads_kv: u32,
-    /// Query tokens.
+    /// Query tokens of a sequence, the most of them.
     pub seqlen_q: u32,
-    /// Key and value tokens.
+    /// Key and value tokens of a sequence, the most of them.
     pub seqlen_kv: u32,
-    /// Channels of a head.
+    /// Dims of a head of Q and K as they are packed (`layout::packed_dim`).
     pub head_dim: u32,
     /// Not 0 where K and V are quantized.
     pub quantize_kv: u32,
     /// Not 0 in the default scheme.
     pub rotate: u32,
+    /// Dims of a head of Q and K in the tensors; zeros are packed behind them.
+    pub dims: u32,
+    /// Dims of a head of V as they are packed, no more than `head_dim`.
+    pub head_dim_v: u32,
+    /// Dims of a head of V in the tensor.
+    pub dims_v: u32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
+    /// Where sequences have lengths of their own.
+    pub seqlens: SeqLens,
 }
 
 /// The parameter of `dequantize_*`: one operand.
@@ -218,18 +295,24 @@ pub struct DequantizeParams {
     pub offset: Global<f32>,
     /// The tensor to write.
     pub out: Strided,
-    /// Tokens.
+    /// Tokens of a sequence, the most of them.
     pub seqlen: u32,
     /// Heads.
     pub heads: u32,
-    /// Channels of a head.
+    /// Dims of a head as it is packed.
     pub head_dim: u32,
     /// One of [`operand`].
     pub operand: u32,
     /// Not 0 where the codes are of a rotated tensor.
     pub rotated: u32,
+    /// Sequences.
+    pub batch: u32,
+    /// Dims of a row of the output.
+    pub dims: u32,
     /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
     pub reserved: u32,
+    /// Where sequences have lengths of their own.
+    pub seqlens: SeqLens,
 }
 
 /// The parameter of the float16 kernels.
@@ -264,6 +347,24 @@ pub struct BaselineParams {
     pub reserved: u32,
 }
 
+/// The parameter of the kernels for short K and V (`attention_short_*`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ShortParams {
+    /// Output, lengths, window; its operands are null.
+    pub attention: AttentionParams,
+    /// Queries.
+    pub q: Strided,
+    /// Keys.
+    pub k: Strided,
+    /// Values.
+    pub v: Strided,
+    /// Element type of all three, one of [`dtype`].
+    pub dtype: u32,
+    /// CTAs that share the rows of a head of K and V.
+    pub parts: u32,
+}
+
 /// A kernel's parameter: a structure whose every byte is part of a field.
 ///
 /// # Safety
@@ -279,6 +380,19 @@ pub unsafe trait Params: Copy {
 impl Strided {
     /// No tensor.
     pub const NONE: Self = Self { data: Global::NULL, stride_b: 0, stride_h: 0, stride_n: 0 };
+}
+
+impl SeqLens {
+    /// All sequences have the same lengths, which are zero.
+    pub const NONE: Self = Self {
+        cu_seqlens_q: Global::NULL,
+        cu_seqlens_kv: Global::NULL,
+        seqlens_kv: Global::NULL,
+        total_q: 0,
+        total_kv: 0,
+        packed_q: 0,
+        packed_kv: 0,
+    };
 }
 
 impl AttentionParams {
@@ -306,6 +420,28 @@ impl AttentionParams {
         window_right: UNLIMITED,
         o_dtype: dtype::F16,
         softmax_scale: 0.0,
+        o_dims: 0,
+        reserved: 0,
+        seqlens: SeqLens::NONE,
+        score: ScoreParams::NONE,
+    };
+}
+
+impl ScoreParams {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        sinks: Global::NULL,
+        alibi_slopes: Global::NULL,
+        mask: Global::NULL,
+        bias: Global::NULL,
+        mask_strides: [0; 3],
+        bias_strides: [0; 3],
+        alibi_stride_b: 0,
+        mask_kind: mask_kind::BYTES,
+        bias_dtype: dtype::F16,
+        softcap: 0.0,
+        softcap_argument: 0.0,
+        reserved: 0,
     };
 }
 
@@ -335,6 +471,11 @@ impl QuantizeParams {
         head_dim: 0,
         quantize_kv: 0,
         rotate: 0,
+        dims: 0,
+        head_dim_v: 0,
+        dims_v: 0,
+        reserved: 0,
+        seqlens: SeqLens::NONE,
     };
 }
 
@@ -350,14 +491,23 @@ impl DequantizeParams {
         head_dim: 0,
         operand: operand::Q,
         rotated: 0,
+        batch: 0,
+        dims: 0,
         reserved: 0,
+        seqlens: SeqLens::NONE,
     };
 }
 
 const _: () = assert!(size_of::<Strided>() == 4 * 8);
-const _: () = assert!(size_of::<AttentionParams>() == 11 * 8 + size_of::<Strided>() + 10 * 4);
-const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 8 * 4);
-const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 6 * 4);
+const _: () = assert!(size_of::<ScoreParams>() == 4 * 8 + 6 * 8 + 6 * 4);
+const _: () = assert!(
+    size_of::<AttentionParams>()
+        == 11 * 8 + size_of::<Strided>() + 12 * 4 + size_of::<SeqLens>() + size_of::<ScoreParams>()
+);
+const _: () = assert!(size_of::<SeqLens>() == 3 * 8 + 4 * 4);
+const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 12 * 4 + size_of::<SeqLens>());
+const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 8 * 4 + size_of::<SeqLens>());
+const _: () = assert!(size_of::<ShortParams>() == size_of::<AttentionParams>() + 3 * size_of::<Strided>() + 2 * 4);
 const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);
 
 // SAFETY: the sizes above are the sums of the fields'.
@@ -368,3 +518,5 @@ unsafe impl Params for QuantizeParams {}
 unsafe impl Params for DequantizeParams {}
 // SAFETY: the sizes above are the sums of the fields'.
 unsafe impl Params for BaselineParams {}
+// SAFETY: the sizes above are the sums of the fields'.
+unsafe impl Params for ShortParams {}

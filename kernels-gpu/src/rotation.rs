@@ -119,6 +119,18 @@ impl Place {
         if self.has::<E>(i) { self.vector(i) } else { self.lane }
     }
 
+    /// The lane's vector number `i`, or the last of a tensor's rows of `dims` where they have no such.
+    #[inline(always)]
+    pub fn vector_of<E: Element>(&self, i: usize, dims: u32) -> u32 {
+        self.vector(i).min(dims / E::LANES as u32 - 1)
+    }
+
+    /// Whether rows of `dims` have the lane's vector number `i`.
+    #[inline(always)]
+    pub fn is_of<E: Element>(&self, i: usize, dims: u32) -> bool {
+        self.vector(i) < dims / E::LANES as u32
+    }
+
     /// `join` of a value over the lanes that share a token, in all of them.
     ///
     /// # Safety

@@ -14,7 +14,7 @@ use crate::properties::{Kernels, Operand, identical_operands, representable};
 use crate::sim::Simulator;
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, Bounds};
-use int_flash_attention::{DType, HostQuantized, HostTensor, Scheme};
+use int_flash_attention::{DType, HostQuantized, HostTensor, Scheme, ScoreMod};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -47,14 +47,15 @@ impl Agreement {
         identical_operands(&gpu.quantize(problem, &q, &k, &v)?, &operands)?;
         self.add("GPU and PTX machine, quantize", Tally { cases: 1, ..Tally::exact(quantized_elements(&operands)) });
 
-        let layout = case.output()?;
+        let (layout, scores) = (case.output()?, case.scores());
+        let scored = scores.scored(problem);
         let [(o_gpu, lse_gpu), (o_machine, lse_machine)] = [
-            gpu.attention(problem, &operands, &layout, case.out_dtype, case.lse)?,
-            machine.attention(problem, &operands, &layout, case.out_dtype, case.lse)?,
+            gpu.attention(&scored, &operands, &layout, case.out_dtype, case.lse)?,
+            machine.attention(&scored, &operands, &layout, case.out_dtype, case.lse)?,
         ];
-        let (want, bounds) = reference::gpu_bounds(problem, &operands, case.out_dtype)?;
+        let (want, bounds) = reference::gpu_bounds(scored, &operands, case.out_dtype)?;
         let [o_gpu, o_machine] = [&o_gpu, &o_machine].map(|o| representable(o, &want.o, &bounds.o));
-        let tolerance = int8_tolerance(bounds, &reference::ideal_bounds(problem, &operands, case.out_dtype)?.1);
+        let tolerance = int8_tolerance(bounds, &reference::ideal_bounds(scored, &operands, case.out_dtype)?.1);
         let (o, lse) = match problem.scheme {
             Scheme::Default => ("GPU and PTX machine, default scheme, o", "GPU and PTX machine, default scheme, lse"),
             Scheme::Paper => ("GPU and PTX machine, paper's scheme, o", "GPU and PTX machine, paper's scheme, lse"),
@@ -65,7 +66,7 @@ impl Agreement {
             self.compare(lse, &doubles(&gpu), &doubles(&machine), &tolerance.lse)?;
         }
         for (operand, shape) in
-            [(Operand::Q, problem.q_shape()), (Operand::K, problem.kv_shape()), (Operand::V, problem.kv_shape())]
+            [(Operand::Q, problem.q_shape()), (Operand::K, problem.kv_shape()), (Operand::V, problem.v_shape())]
         {
             let layout = case.placement[3].layout(shape)?;
             let on_gpu = gpu.dequantize(problem, &operands, operand, &layout, case.out_dtype)?;
@@ -87,12 +88,13 @@ impl Agreement {
     ///
     /// When one of them fails, or the first difference that is not allowed.
     pub fn families<K: Kernels>(&mut self, both: [&K; 2], case: &Case, operands: &HostQuantized) -> Result<()> {
-        let (problem, layout) = (&case.problem, case.output()?);
-        let run = |kernels: &K| kernels.attention(problem, operands, &layout, case.out_dtype, case.lse);
+        let (layout, scores) = (case.output()?, case.scores());
+        let scored = scores.scored(&case.problem);
+        let run = |kernels: &K| kernels.attention(&scored, operands, &layout, case.out_dtype, case.lse);
         let [(o_first, lse_first), (o_second, lse_second)] = [run(both[0])?, run(both[1])?];
-        let (want, bounds) = reference::gpu_bounds(problem, operands, case.out_dtype)?;
+        let (want, bounds) = reference::gpu_bounds(scored, operands, case.out_dtype)?;
         let [o_first, o_second] = [&o_first, &o_second].map(|o| representable(o, &want.o, &bounds.o));
-        let tolerance = int8_tolerance(bounds, &reference::ideal_bounds(problem, operands, case.out_dtype)?.1);
+        let tolerance = int8_tolerance(bounds, &reference::ideal_bounds(scored, operands, case.out_dtype)?.1);
         self.compare("two families, o", &o_first, &o_second, &tolerance.o)?;
         if let (Some(first), Some(second)) = (lse_first, lse_second) {
             self.compare("two families, lse", &doubles(&first), &doubles(&second), &tolerance.lse)?;
@@ -212,9 +214,11 @@ fn quantized_elements(HostQuantized { q, k, v }: &HostQuantized) -> usize {
 #[must_use]
 pub fn float16_case(case: &Case) -> Case {
     use crate::values::Values;
+    let mut problem = case.problem;
+    problem.score_mod = ScoreMod::NONE;
     let mild = |values| if matches!(values, Values::Huge | Values::LoudTokens) { Values::Normal } else { values };
     let placement = case.placement.map(|placement| placement.in_multiples_of(8));
-    Case { dtype: DType::F16, out_dtype: DType::F16, values: case.values.map(mild), placement, ..case.clone() }
+    Case { problem, dtype: DType::F16, out_dtype: DType::F16, values: case.values.map(mild), placement, ..case.clone() }
 }
 
 /// Both comparisons of a case.

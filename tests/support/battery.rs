@@ -6,14 +6,16 @@
 //! are hard; on Hopper, lists of tiles and rings that go round.
 
 use crate::baseline::{self, Expected};
-use crate::case::{Case, Placement};
+use crate::case::{Case, MOST_SHARED, Placement};
 use crate::properties::{self, Kernels, Operand, representable, same_operands, within};
+use crate::scores::some_score_mod;
 use crate::sim::{Places, Simulator};
 use crate::values::Values;
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, Bounds, Int8};
-use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, Window};
-use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
+use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, ScoreMod, Window};
+use int_flash_attention_kernels::config::short::{SHORT, ShortVariant};
+use int_flash_attention_kernels::config::{self, AttentionVariant, Family, Kind};
 use ptx_machine::Module;
 use std::sync::Arc;
 
@@ -51,6 +53,8 @@ pub struct TensorCheck {
     places: Places,
     family: Family,
     multiprocessors: u32,
+    /// That a CTA may have.
+    shared_bytes: usize,
     wanted: Wanted,
 }
 
@@ -59,12 +63,14 @@ enum Wanted {
     Operands { inputs: [HostTensor; 3], want: Arc<HostQuantized> },
     Dequantized { operands: Arc<HostQuantized>, operand: Operand },
     Float16 { inputs: [HostTensor; 3], want: Expected },
+    Short { inputs: [HostTensor; 3], want: Int8, bounds: Bounds },
 }
 
 impl TensorCheck {
     fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
         let Self { case, places, .. } = self;
-        let simulator = Simulator::of(self.family, self.multiprocessors).with_places(*places);
+        let simulator = Simulator::of(self.family, self.multiprocessors);
+        let simulator = simulator.with_shared_bytes(self.shared_bytes).with_places(*places);
         self.compare(&simulator.with_module(name, module.clone())).with_context(|| format!("{places:?}, {case:?}"))
     }
 
@@ -72,8 +78,15 @@ impl TensorCheck {
         let (case, problem) = (&self.case, &self.case.problem);
         match &self.wanted {
             Wanted::Attention { operands, want, bounds } => {
-                let (o, lse) = simulator.attention(problem, operands, &case.output()?, case.out_dtype, case.lse)?;
-                within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.head_dim)?;
+                let scores = case.scores();
+                let (o, lse) = simulator.attention(
+                    &scores.scored(problem),
+                    operands,
+                    &case.output()?,
+                    case.out_dtype,
+                    case.lse,
+                )?;
+                within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.value_dim())?;
                 ensure!(lse.is_some() == case.lse, "a log-sum-exp unasked, or none");
                 lse.map_or(Ok(()), |lse| within("lse", &doubles(&lse), &want.lse, &bounds.lse, 1))
             }
@@ -85,6 +98,13 @@ impl TensorCheck {
                 let (o, lse) = simulator.attention_f16(problem, [q, k, v], &case.output()?)?;
                 within("o", &o.dense_f64(), &want.o, &want.bound, problem.head_dim)?;
                 within("lse", &doubles(&lse), &want.lse, &want.lse_bound, 1)
+            }
+            Wanted::Short { inputs: [q, k, v], want, bounds } => {
+                let (out, gpu) = (case.output()?, (self.multiprocessors as usize, self.shared_bytes));
+                let (o, lse) = simulator.short(problem, [q, k, v], (&out, case.out_dtype), case.lse, gpu)?;
+                within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, problem.head_dim)?;
+                ensure!(lse.is_some() == case.lse, "a log-sum-exp unasked, or none");
+                lse.map_or(Ok(()), |lse| within("lse", &doubles(&lse), &want.lse, &bounds.lse, 1))
             }
         }
     }
@@ -105,6 +125,9 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
     }
     if let Some(variant) = config::BASELINE.iter().find(|variant| variant.name == kernel) {
         return float16(variant.head_dim);
+    }
+    if let Some(variant) = SHORT.iter().find(|variant| variant.name == kernel) {
+        return short(variant);
     }
     if let Some(checks) = decode::of(kernel) {
         return checks;
@@ -146,7 +169,8 @@ fn windows() -> impl Iterator<Item = Window> {
 
 fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
     let first = Case::of_variant(variant, 0);
-    let first = Case { lse: true, problem: first.problem.with_window(Window::FULL), ..first };
+    let problem = first.problem.with_window(Window::FULL).with_score_mod(ScoreMod::NONE);
+    let first = Case { lse: true, problem, ..first };
     let sized = |batch, heads_q, seqlen_q, seqlen_kv| {
         let heads_kv = usize::div_ceil(heads_q, 2);
         let problem = AttentionProblem { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, ..first.problem };
@@ -222,12 +246,97 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         let window = Window { left: Some(left), right: Some(right) };
         cases.push((Case { problem: case.problem.with_window(window), ..case }, usual, 1));
     }
+    match variant.kind {
+        // Every third with sinks.
+        Kind::Plain => {
+            for (case, ..) in cases.iter_mut().step_by(3) {
+                case.problem.score_mod.sinks = true;
+            }
+        }
+        // The loop is that of a plain kernel: some of the cases, and each change of the scores in many of them.
+        Kind::General => {
+            cases = cases.into_iter().step_by(3).collect();
+            for (i, (case, ..)) in cases.iter_mut().enumerate() {
+                case.problem.score_mod = some_score_mod(&case.problem, i);
+            }
+        }
+    }
     let check = |(case, places, multiprocessors): (Case, Places, u32)| -> Result<Check> {
         let [q, k, v] = case.tensors()?;
         let operands = Arc::new(reference::quantize(&case.problem, &q, &k, &v)?);
-        let (want, bounds) = reference::ideal_bounds(&case.problem, &operands, case.out_dtype)?;
+        let scores = case.scores();
+        let (want, bounds) = reference::ideal_bounds(scores.scored(&case.problem), &operands, case.out_dtype)?;
         let wanted = Wanted::Attention { operands, want, bounds };
-        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: variant.family, multiprocessors, wanted })))
+        let family = variant.family;
+        let shared_bytes = variant.from_kib() << 10;
+        let check = TensorCheck { case, places, family, multiprocessors, shared_bytes, wanted };
+        Ok(Check::Tensors(Box::new(check)))
+    };
+    cases.into_iter().map(check).collect()
+}
+
+/// Every panel that is the last, with tails inside of each eight of its keys; blocks before it; every type, layout and kind of values; one CTA for a
+/// head, and several.
+fn short(variant: &ShortVariant) -> Result<Vec<Check>> {
+    let types = [DType::F16, DType::BF16, DType::F32];
+    let case = |(batch, heads_q), (seqlen_q, seqlen_kv), seed: usize| {
+        let heads_kv = usize::div_ceil(heads_q, 2);
+        let problem = AttentionProblem::new(batch, heads_q, heads_kv, seqlen_q, seqlen_kv, variant.head_dim);
+        let (dtype, out_dtype) = (types[seed % 3], types[(seed + seed / 3) % 3]);
+        Case { dtype, out_dtype, lse: !seed.is_multiple_of(4), ..Case::plain(problem, seed as u64) }
+    };
+    let mut cases = Vec::new();
+    for eighth in 0..16 {
+        let tail = 8 * eighth + 1 + 2 * (eighth % 4);
+        for blocks in [0, 1 + eighth % 2] {
+            let rows = 5 + 8 * (eighth % 4) + if blocks > 0 { 16 * eighth } else { 0 };
+            cases.push((case((1, 1), (rows, 128 * blocks + tail), cases.len()), Places::Usual, 1));
+        }
+    }
+    for (i, window) in windows().enumerate() {
+        let [rows, keys] = [[40, 300], [70, 150], [300, 40], [5, 135]][i % 4];
+        let (case, multiprocessors) = (case((1, 1), (rows, keys + i), i), [1, 2, 3][i % 3]);
+        cases.push((Case { problem: case.problem.with_window(window), ..case }, Places::Usual, multiprocessors));
+    }
+    for (i, (rows, keys)) in [(1, 1), (65, 127), (64, 128), (130, 256), (300, 20)].into_iter().enumerate() {
+        for case in masks(case((2, 4), (rows, keys), i)) {
+            cases.push((case, Places::Usual, [1, 5][i % 2]));
+        }
+    }
+    for dtype in types {
+        for (placement, places) in [
+            (padded(1, 0, 0), Places::Usual),
+            (padded(0, 3, 0), Places::Usual),
+            (padded(0, 0, 5), Places::Usual),
+            (padded(4, 4, 4), Places::Aligned(8)),
+            (padded(0, 0, 0), Places::Far(0)),
+            (padded(0, 0, 0), Places::Far(1)),
+            (padded(1, 1, 1), Places::Far(2)),
+        ] {
+            cases.push((Case { dtype, out_dtype: dtype, placement, ..case((2, 4), (35, 70), 1) }, places, 2));
+        }
+        for values in [Values::LoudTokens, Values::Huge, Values::Zeros, Values::OutlierChannels, Values::Tiny] {
+            let case = case((1, 2), (33, 270), cases.len());
+            cases.push((Case { dtype, values: [values; 3], ..case }, Places::Usual, 1));
+        }
+    }
+    for scale in [-0.3, 0.0, 2.0] {
+        let case = case((1, 2), (33, 140), 2);
+        let problem = case.problem.with_softmax_scale(scale);
+        cases.push((Case { problem, values: [Values::Uniform; 3], ..case }, Places::Usual, 1));
+    }
+    let check = |(case, places, multiprocessors): (Case, Places, u32)| -> Result<Check> {
+        let inputs = case.tensors()?;
+        let [q, k, v] = &inputs;
+        let operands = reference::quantize(&case.problem, q, k, v)?;
+        let (want, bounds) = reference::ideal_bounds(&case.problem, &operands, case.out_dtype)?;
+        let wanted = Wanted::Short { inputs, want, bounds };
+        // Every other case as on a GPU that has room for one large CTA and not for two small ones.
+        let large = variant.shared_bytes(variant.most_warps, case.problem.seqlen_kv);
+        let shared_bytes = if case.seed.is_multiple_of(2) { large } else { 227 << 10 };
+        let family = Family::Sm80;
+        let check = TensorCheck { case, places, family, multiprocessors, shared_bytes, wanted };
+        Ok(Check::Tensors(Box::new(check)))
     };
     cases.into_iter().map(check).collect()
 }
@@ -245,7 +354,14 @@ fn float16(head_dim: usize) -> Result<Vec<Check>> {
         let rows: Vec<usize> = (0..case.problem.seqlen_q).collect();
         let [q, k, v] = &inputs;
         let wanted = Wanted::Float16 { want: baseline::expected(&case.problem, q, k, v, &rows), inputs };
-        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted })))
+        Ok(Check::Tensors(Box::new(TensorCheck {
+            case,
+            places,
+            family: Family::Sm80,
+            shared_bytes: MOST_SHARED,
+            multiprocessors: 1,
+            wanted,
+        })))
     };
     cases.into_iter().map(check).collect()
 }
@@ -322,7 +438,14 @@ fn quantization(dtype: DType) -> Result<Vec<Check>> {
         let [q, k, v] = &inputs;
         let want = Arc::new(reference::quantize(&case.problem, q, k, v)?);
         let wanted = Wanted::Operands { inputs, want };
-        Ok(Check::Tensors(Box::new(TensorCheck { case, places, family: Family::Sm80, multiprocessors: 1, wanted })))
+        Ok(Check::Tensors(Box::new(TensorCheck {
+            case,
+            places,
+            family: Family::Sm80,
+            shared_bytes: MOST_SHARED,
+            multiprocessors: 1,
+            wanted,
+        })))
     };
     conversions(dtype).into_iter().map(check).collect()
 }
@@ -339,6 +462,7 @@ fn dequantization(dtype: DType) -> Result<Vec<Check>> {
                 case,
                 places,
                 family: Family::Sm80,
+                shared_bytes: MOST_SHARED,
                 multiprocessors: 1,
                 wanted,
             })));

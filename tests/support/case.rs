@@ -1,9 +1,11 @@
 //! Test cases: shapes, layouts and values, named and generated.
 
+use crate::scores::{Scores, any_score_mod, some_score_mod};
 use crate::values::Values;
 use anyhow::Result;
-use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, Shape, TensorLayout, Window};
-use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
+use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, ScoreMod, Shape, TensorLayout, Window};
+use int_flash_attention_kernels::config::shared_memory::CLASSES;
+use int_flash_attention_kernels::config::{self, AttentionVariant, Family, Kind};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use proptest::prelude::*;
 
@@ -92,15 +94,21 @@ impl Case {
     }
 
     /// A small case for a kernel, with a tail in queries and keys, grouped heads and a padded layout; `seed` also picks the
-    /// window and the types.
+    /// window and the types, and what changes the scores in a general kernel.
     #[must_use]
     pub fn of_variant(variant: &AttentionVariant, seed: usize) -> Self {
         let problem = AttentionProblem::new(1, 2, 1, 67, 201, variant.head_dim);
+        let problem =
+            if variant.head_dim_v == variant.head_dim { problem } else { problem.with_head_dim_v(variant.head_dim_v) };
         let (dtype, out_dtype) =
             [(DType::F16, DType::F32), (DType::BF16, DType::F16), (DType::F32, DType::BF16)][seed % 3];
         let placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];
         let window = WINDOWS[seed % WINDOWS.len()];
-        let plain = Self::plain(problem.with_window(window).with_scheme(variant.scheme), seed as u64);
+        let mut problem = problem.with_window(window).with_scheme(variant.scheme);
+        if variant.kind == Kind::General {
+            problem.score_mod = some_score_mod(&problem, seed);
+        }
+        let plain = Self::plain(problem, seed as u64);
         Self { dtype, out_dtype, placement, ..plain }
     }
 
@@ -115,7 +123,13 @@ impl Case {
             let seed = self.seed.wrapping_mul(3).wrapping_add(i as u64);
             self.values[i].tensor(self.dtype, self.placement[i].layout(shape)?, seed)
         };
-        Ok([tensor(0, q)?, tensor(1, kv)?, tensor(2, kv)?])
+        Ok([tensor(0, q)?, tensor(1, kv)?, tensor(2, self.problem.v_shape())?])
+    }
+
+    /// What changes the scores.
+    #[must_use]
+    pub fn scores(&self) -> Scores {
+        Scores::of(&self.problem, self.seed)
     }
 
     /// Where O goes.
@@ -124,7 +138,7 @@ impl Case {
     ///
     /// When the library refuses the layout.
     pub fn output(&self) -> Result<TensorLayout> {
-        self.placement[3].layout(self.problem.q_shape())
+        self.placement[3].layout(self.problem.o_shape())
     }
 }
 
@@ -138,7 +152,22 @@ pub fn variant(problem: &AttentionProblem) -> Option<&'static AttentionVariant> 
 /// The kernel of a family for a problem.
 #[must_use]
 pub fn variant_of(family: Family, problem: &AttentionProblem) -> Option<&'static AttentionVariant> {
-    config::attention(family, problem.head_dim, problem.scheme)
+    variant_on(MOST_SHARED, family, problem)
+}
+
+/// Shared memory that a CTA may have on the GPUs with most of it.
+pub const MOST_SHARED: usize = CLASSES[CLASSES.len() - 1] << 10;
+
+/// The same on a GPU on which a CTA may have so many bytes of shared memory.
+#[must_use]
+pub fn variant_on(
+    shared_bytes: usize,
+    family: Family,
+    problem: &AttentionProblem,
+) -> Option<&'static AttentionVariant> {
+    let plain = ScoreMod { sinks: problem.score_mod.sinks, ..ScoreMod::NONE };
+    let kind = if problem.score_mod == plain { Kind::Plain } else { Kind::General };
+    config::attention_on(shared_bytes, family, [problem.head_dim, problem.value_dim()], problem.scheme, kind)
 }
 
 /// None, causal, sliding, and local on both sides; the ends of the last two lie inside of blocks and between tiles.
@@ -165,11 +194,18 @@ pub const AWKWARD: [(usize, usize); 12] = [
     (1023, 1024),
 ];
 
+/// Head dims that are padded: to each of the kernels' own, by a little and by much.
+pub const PADDED_DIMS: [usize; 10] = [8, 24, 40, 56, 72, 80, 112, 136, 192, 248];
+
+/// Head dims of Q and K with others of V.
+pub const VALUE_DIMS: [[usize; 2]; 5] = [[192, 128], [256, 128], [200, 104], [72, 96], [96, 80]];
+
 /// Cases over all head dims, dtypes, layouts, windows, schemes and values; no sequence longer than `longest`.
 pub fn any_case(longest: usize) -> impl Strategy<Value = Case> {
     let awkward: Vec<_> = AWKWARD.into_iter().filter(|&(q, kv)| q.max(kv) <= longest).collect();
     let lengths = prop_oneof![1 => prop::sample::select(awkward), 2 => (1..=longest, 1..=longest)];
-    let shape = (1..=2_usize, 1..=2_usize, 1..=3_usize, lengths, prop::sample::select(HEAD_DIMS.to_vec()));
+    let head_dims = [&HEAD_DIMS[..], &PADDED_DIMS].concat();
+    let shape = (1..=2_usize, 1..=2_usize, 1..=3_usize, lengths, prop::sample::select(head_dims));
     let scale = prop_oneof![3 => Just(None), 1 => (0.01..2.0_f32).prop_map(Some), 1 => (-1.0..0.0_f32).prop_map(Some), 1 => Just(Some(0.0))];
     let mode = (any_window(longest), any::<bool>(), scale, any::<bool>(), any::<u64>());
     let kinds = ([any_dtype(), any_dtype()], any_values());
@@ -194,6 +230,16 @@ pub fn long_keys() -> impl Strategy<Value = Case> {
             let mut case = case.clone();
             case.problem = AttentionProblem { batch: 1, heads_q: 1, heads_kv: 1, seqlen_kv, window, ..case.problem };
             case
+        })
+    })
+}
+
+/// Cases of [`any_case`] and [`long_keys`], with any change of their scores.
+pub fn any_scored_case(longest: usize) -> impl Strategy<Value = Case> {
+    prop_oneof![2 => any_case(longest).boxed(), 1 => long_keys().boxed()].prop_flat_map(|case| {
+        any_score_mod(case.problem).prop_map(move |score_mod| {
+            let problem = case.problem.with_score_mod(score_mod);
+            Case { problem, ..case.clone() }
         })
     })
 }

@@ -358,6 +358,15 @@ pub fn many_sequences(split: Split, workers: usize) -> DecodeCase {
     DecodeCase { workers: Some((workers, 1)), ..DecodeCase::new(problem, &lengths, 3) }
 }
 
+/// Sequences that end in each pair of a block's keys, with windows that begin in each, and ALiBi, which shows every key's place.
+#[must_use]
+pub fn tails(head_dim: usize) -> DecodeCase {
+    let lengths: Vec<u32> = (0..64).map(|i| 2 * i + 1 + 128 * (i % 2)).collect();
+    let window = Window { left: Some(100), right: Some(0) };
+    let problem = DecodeProblem { seqlen_q: 2, window, alibi: true, ..DecodeProblem::new(64, 3, 1, 260, head_dim) };
+    DecodeCase { workers: Some((9, 1)), ..DecodeCase::new(problem, &lengths, 11) }
+}
+
 /// The bits of a tensor's elements.
 #[must_use]
 pub fn bits(tensor: &HostTensor) -> Vec<u64> {

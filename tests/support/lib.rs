@@ -7,6 +7,8 @@ pub mod cache;
 pub mod case;
 pub mod decode;
 pub mod properties;
+pub mod scores;
+pub mod sequences;
 pub mod sim;
 pub mod unseen;
 pub mod values;
@@ -15,6 +17,7 @@ pub mod values;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 #[doc = include_str!("../../docs/quickstart.md")]
+#[doc = include_str!("../../docs/scores.md")]
 struct Documents;
 
 /// The number of generated cases: `INT_FLASH_CASES` where it is set (few under compute-sanitizer), else `usual`.

@@ -3,7 +3,7 @@
 use crate::case::Case;
 use anyhow::{Result, ensure};
 use int_flash_attention::reference;
-use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, TensorLayout};
+use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scored, TensorLayout};
 
 /// One of Q, K, V.
 pub use int_flash_attention::Operand;
@@ -28,14 +28,14 @@ pub trait Kernels {
         v: &HostTensor,
     ) -> Result<HostQuantized>;
 
-    /// `attention_int8`: O, and the log-sum-exp where it is asked for.
+    /// The INT8 attention: O, and the log-sum-exp where it is asked for.
     ///
     /// # Errors
     ///
     /// When a launch fails.
     fn attention(
         &self,
-        problem: &AttentionProblem,
+        scored: &Scored<'_>,
         operands: &HostQuantized,
         out: &TensorLayout,
         dtype: DType,
@@ -118,7 +118,12 @@ pub fn identical_operands(got: &HostQuantized, want: &HostQuantized) -> Result<(
     }
 }
 
-fn same_but_bias(got: &HostQuantized, want: &HostQuantized) -> Result<()> {
+/// Operands that are the same bit for bit but for `q_bias`.
+///
+/// # Errors
+///
+/// Names the array and the place.
+pub fn same_but_bias(got: &HostQuantized, want: &HostQuantized) -> Result<()> {
     same_bits("k_offset", &got.k.offset, &want.k.offset)?;
     same_bits("q_scale", &got.q.scale, &want.q.scale)?;
     same_bits("k_scale", &got.k.scale, &want.k.scale)?;
@@ -187,10 +192,15 @@ fn same_bytes(name: &str, got: &[i8], want: &[i8]) -> Result<()> {
 ///
 /// Names the element.
 pub fn attention<K: Kernels>(kernels: &K, case: &Case, operands: &HostQuantized) -> Result<()> {
-    let (o, lse) = kernels.attention(&case.problem, operands, &case.output()?, case.out_dtype, case.lse)?;
-    let bounds = if K::EXACT_EXPONENTIALS { reference::ideal_bounds } else { reference::gpu_bounds };
-    let (want, bounds) = bounds(&case.problem, operands, case.out_dtype)?;
-    within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, case.problem.head_dim)?;
+    let scores = case.scores();
+    let scored = scores.scored(&case.problem);
+    let (o, lse) = kernels.attention(&scored, operands, &case.output()?, case.out_dtype, case.lse)?;
+    let (want, bounds) = if K::EXACT_EXPONENTIALS {
+        reference::ideal_bounds(scored, operands, case.out_dtype)?
+    } else {
+        reference::gpu_bounds(scored, operands, case.out_dtype)?
+    };
+    within("o", &representable(&o, &want.o, &bounds.o), &want.o, &bounds.o, case.problem.value_dim())?;
     ensure!(lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
     if let Some(lse) = lse {
         let lse: Vec<f64> = lse.into_iter().map(f64::from).collect();
@@ -241,7 +251,7 @@ pub fn dequantize(kernels: &impl Kernels, case: &Case, operands: &HostQuantized,
     let (shape, want) = match operand {
         Operand::Q => (case.problem.q_shape(), reference::dequantize_q(&operands.q)?),
         Operand::K => (case.problem.kv_shape(), reference::dequantize_k(&operands.k)?),
-        Operand::V => (case.problem.kv_shape(), reference::dequantize_v(&operands.v)?),
+        Operand::V => (case.problem.v_shape(), reference::dequantize_v(&operands.v)?),
     };
     let layout = case.placement[3].layout(shape)?;
     let got = kernels.dequantize(&case.problem, operands, operand, &layout, case.out_dtype)?.dense_f64();

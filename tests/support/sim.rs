@@ -2,19 +2,19 @@
 //!
 //! Outputs are memory that nothing has written, so that an element which no thread wrote is an error, as is a stray access.
 
-use crate::case::{variant, variant_of};
+use crate::case::{MOST_SHARED, variant_on};
 use crate::properties::{Kernels, Operand};
 use anyhow::{Context, Result};
 use int_flash_attention::gpu::embedded_ptx;
 use int_flash_attention::{
-    AttentionProblem, DType, HostQuantized, HostTensor, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Shape,
-    TensorLayout,
+    AttentionProblem, DType, HostQuantized, HostTensor, Order, PackedFormat, QuantizedK, QuantizedQ, QuantizedV,
+    Scored, SeqLens, Sequences, Span, TensorLayout,
 };
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::dequantize::launch as dequantization;
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, packed_dim, v_byte};
 use int_flash_attention_kernels::params::{
-    AttentionParams, BaselineParams, DequantizeParams, Global, Params, QuantizeParams, Strided, operand,
+    self, AttentionParams, BaselineParams, DequantizeParams, Global, Params, QuantizeParams, Strided, operand,
 };
 use int_flash_attention_kernels::quantize::launch as quantization;
 use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
@@ -26,9 +26,12 @@ use std::sync::{Arc, Mutex};
 
 mod append;
 mod decode;
+mod parts;
+mod short;
 mod tensors;
 
 pub use append::SimulatedCache;
+use parts::Parts;
 pub use tensors::Places;
 
 /// The shipped kernels, loaded as they are asked for.
@@ -37,7 +40,9 @@ pub struct Simulator {
     folder: Option<PathBuf>,
     family: Family,
     multiprocessors: u32,
+    shared_bytes: usize,
     places: Places,
+    lengths: SeqLens<Vec<u32>>,
     modules: Mutex<HashMap<String, Arc<Module>>>,
 }
 
@@ -58,13 +63,49 @@ impl Simulator {
     #[must_use]
     pub fn of(family: Family, multiprocessors: u32) -> Self {
         let folder = std::env::var_os("INT_FLASH_PTX_DIR").map(PathBuf::from);
-        Self { folder, family, multiprocessors, places: Places::Usual, modules: Mutex::default() }
+        Self {
+            folder,
+            family,
+            multiprocessors,
+            shared_bytes: MOST_SHARED,
+            places: Places::Usual,
+            lengths: SeqLens::Equal,
+            modules: Mutex::default(),
+        }
+    }
+
+    /// The same as on a GPU on which a CTA may have so many bytes of shared memory.
+    #[must_use]
+    pub fn with_shared_bytes(self, shared_bytes: usize) -> Self {
+        Self { shared_bytes, ..self }
     }
 
     /// The same with the caller's tensors in other places.
     #[must_use]
     pub fn with_places(self, places: Places) -> Self {
         Self { places, ..self }
+    }
+
+    /// The same for sequences of these lengths, whatever they are.
+    #[must_use]
+    pub fn with_lengths(self, lengths: &SeqLens<Vec<u32>>) -> Self {
+        Self { lengths: lengths.clone(), ..self }
+    }
+
+    /// The lengths in the machine's memory.
+    fn seqlens(&self, memory: &mut Memory, planned: params::SeqLens) -> params::SeqLens {
+        match self.lengths.map(|array| global(memory.alloc_from(array))) {
+            SeqLens::Equal => planned,
+            SeqLens::Packed { cu_seqlens_q, cu_seqlens_kv } => {
+                params::SeqLens { cu_seqlens_q, cu_seqlens_kv, ..planned }
+            }
+            SeqLens::KeyLengths { seqlens_kv } => params::SeqLens { seqlens_kv, ..planned },
+        }
+    }
+
+    /// Where the sequences are; for lengths that are none, nowhere.
+    fn spans(&self, problem: &AttentionProblem) -> Vec<Span> {
+        problem.spans(&self.lengths.map(Vec::as_slice)).unwrap_or_default()
     }
 
     /// The same with this in a module's place.
@@ -130,15 +171,19 @@ impl Simulator {
     /// # Errors
     ///
     /// When the library refuses the problem, or the machine finds fault with a kernel.
-    pub fn job(
+    pub fn job<'a>(
         &self,
-        problem: &AttentionProblem,
+        problem: impl Into<Scored<'a>>,
         [q, k, v]: [&HostTensor; 3],
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
+        let scored = problem.into();
+        let problem = scored.problem;
         problem.check()?;
         let operands = self.quantize(problem, q, k, v)?;
-        self.attention(problem, &operands, &q.layout(), q.dtype(), lse)
+        let order = q.layout().order().unwrap_or(Order::Bhnd);
+        let out = if problem.o_shape() == q.shape() { q.layout() } else { TensorLayout::new(problem.o_shape(), order) };
+        self.attention(&scored, &operands, &out, q.dtype(), lse)
     }
 }
 
@@ -159,10 +204,14 @@ impl Kernels for Simulator {
         k: &HostTensor,
         v: &HostTensor,
     ) -> Result<HostQuantized> {
-        let (d, dtype) = (problem.head_dim, q.dtype());
+        let (d, packed, dtype) = (problem.head_dim, packed_dim(problem.head_dim), q.dtype());
         let (q_shape, kv_shape) = (problem.q_shape(), problem.kv_shape());
-        let heads = kv_shape.batch * kv_shape.heads;
-        let blocks = heads * kv_blocks(kv_shape.seqlen);
+        let (v_shape, packed_v) = (problem.v_shape(), packed_dim(problem.value_dim()));
+        let heads = problem.batch * kv_shape.heads;
+        let sequences = matches!(problem.sequences, Sequences::Packed { .. }).then_some(problem.batch);
+        let of_head =
+            sequences.map_or_else(|| kv_blocks(kv_shape.seqlen), |sequences| kv_shape.seqlen / KV_BLOCK + sequences);
+        let blocks = kv_shape.batch * kv_shape.heads * of_head;
         let scheme = problem.scheme;
 
         let mut memory = Memory::new();
@@ -176,7 +225,7 @@ impl Kernels for Simulator {
         let v_amax = if scheme.rotates() { DevPtr::NULL } else { memory.alloc_from(&vec![0_u32; heads]) };
         let mut bytes = |len: usize| memory.alloc(len as u64, 256);
         let [q_out, k_out, v_out] =
-            [q_shape.elements(), blocks * block_bytes(d), blocks * block_bytes(d)].map(&mut bytes);
+            [q_shape.rows() * packed, blocks * block_bytes(packed), blocks * block_bytes(packed_v)].map(&mut bytes);
 
         let params = problem.quantize_params(Some(q_in.layout()), Some([k_in.layout(), v_in.layout()]));
         let params = QuantizeParams {
@@ -195,12 +244,13 @@ impl Kernels for Simulator {
             v_block_scale: global(v_block_scale),
             v_unit: global(v_unit),
             v_amax: global(v_amax),
+            seqlens: self.seqlens(&mut memory, params.seqlens),
             ..params
         };
         let overflow = || format!("the grid overflows for {problem:?}");
-        let threads = quantization::threads(d, dtype.size());
+        let threads = quantization::threads(packed, dtype.size());
         if !scheme.rotates() {
-            let ctas = quantization::v_amax_ctas(kv_shape.batch, kv_shape.heads, kv_shape.seqlen);
+            let ctas = quantization::v_amax_ctas(&params);
             let grid = [ctas.with_context(overflow)?, 1, 1];
             let at = Grid { kernel: &format!("v_amax_{dtype}"), grid, threads, shared: 0 };
             self.launch("quantize", &at, &[structure(&params)], &memory)?;
@@ -209,38 +259,46 @@ impl Kernels for Simulator {
             kernel: &format!("quantize_{dtype}"),
             grid: [quantization::quantize_ctas(&params).with_context(overflow)?, 1, 1],
             threads,
-            shared: quantization::shared_bytes(d, dtype.size()),
+            shared: quantization::shared_bytes(packed, dtype.size()),
         };
         self.launch("quantize", &at, &[structure(&params)], &memory)?;
 
-        let floats = |name, ptr, len| memory.read::<f32>(ptr, len).context(name);
-        let codes = |name, ptr, len| memory.read(ptr, len).context(name);
-        let bias = || floats("q_bias", q_bias, q_shape.rows());
+        let spans = self.spans(problem);
+        let of_q = |unit: usize| Parts::new(&spans, problem.heads_q, unit, |span, head| span.rows(problem, head));
+        let of_kv = |unit: usize| Parts::new(&spans, problem.heads_kv, unit, |span, head| span.blocks(problem, head));
+        // Lengths that are none may leave out heads.
+        let floats = |name, ptr, len| {
+            if spans.is_empty() { Ok(vec![0.0; len]) } else { memory.read::<f32>(ptr, len).context(name) }
+        };
+        let bias = || of_q(1).read(&memory, q_bias, q_shape.rows(), 0.0).context("q_bias");
         let format = PackedFormat::CURRENT;
+        let [bytes, bytes_v] = [packed, packed_v].map(block_bytes);
         Ok(HostQuantized {
             q: QuantizedQ {
                 shape: q_shape,
                 scheme,
-                data: codes("q", q_out, q_shape.elements())?,
-                scale: floats("q_scale", q_scale, q_shape.rows())?,
+                data: of_q(packed).read(&memory, q_out, q_shape.rows() * packed, 0).context("q")?,
+                scale: of_q(1).read(&memory, q_scale, q_shape.rows(), 0.0).context("q_scale")?,
                 bias: scheme.rotates().then(bias).transpose()?,
             },
             k: QuantizedK {
                 shape: kv_shape,
+                packed: sequences,
                 scheme,
                 format,
-                data: codes("k", k_out, blocks * block_bytes(d))?,
-                scale: floats("k_scale", k_scale, blocks * KV_BLOCK)?,
-                block_scale: floats("k_block_scale", k_block_scale, blocks)?,
+                data: of_kv(bytes).read(&memory, k_out, blocks * bytes, 0).context("k")?,
+                scale: of_kv(KV_BLOCK).read(&memory, k_scale, blocks * KV_BLOCK, 0.0).context("k_scale")?,
+                block_scale: of_kv(1).read(&memory, k_block_scale, blocks, 0.0).context("k_block_scale")?,
                 offset: floats("k_offset", k_offset, heads * d)?,
             },
             v: QuantizedV {
-                shape: kv_shape,
+                shape: v_shape,
+                packed: sequences,
                 scheme,
                 format,
-                data: codes("v", v_out, blocks * block_bytes(d))?,
-                scale: floats("v_scale", v_scale, blocks * KV_BLOCK)?,
-                block_scale: floats("v_block_scale", v_block_scale, blocks)?,
+                data: of_kv(bytes_v).read(&memory, v_out, blocks * bytes_v, v_byte(0)).context("v")?,
+                scale: of_kv(KV_BLOCK).read(&memory, v_scale, blocks * KV_BLOCK, 0.0).context("v_scale")?,
+                block_scale: of_kv(1).read(&memory, v_block_scale, blocks, 0.0).context("v_block_scale")?,
                 unit: floats("v_unit", v_unit, heads)?,
             },
         })
@@ -248,41 +306,64 @@ impl Kernels for Simulator {
 
     fn attention(
         &self,
-        problem: &AttentionProblem,
+        scored: &Scored<'_>,
         operands: &HostQuantized,
         out: &TensorLayout,
         dtype: DType,
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
+        let problem = scored.problem;
         let AttentionProblem { head_dim, scheme, .. } = *problem;
         let none = || {
             let has: Vec<usize> = config::head_dims(&Family::ALL, scheme).collect();
             format!("head_dim is {head_dim}; the kernels of the {scheme} scheme have {has:?}")
         };
-        let variant = variant_of(self.family, problem).or_else(|| variant(problem)).with_context(none)?;
+        let on = |family| variant_on(self.shared_bytes, family, problem);
+        let variant = on(self.family).or_else(|| on(Family::Sm80)).with_context(none)?;
         let mut memory = Memory::new();
         let HostQuantized { q, k, v } = operands;
         let (places, whole) = (self.places, self.places.whole(problem));
         let heads = |p: &AttentionProblem| [p.batch * p.heads_q, p.batch * p.heads_kv];
         let ([own_q, own_kv], [all_q, all_kv]) = (heads(problem), heads(&whole));
         let (of_q, of_kv) = ([own_q, all_q], [own_kv, all_kv]);
-        let q_data = places.operand(&mut memory, &q.data, of_q);
-        let [k_data, v_data] = [&k.data, &v.data].map(|data| places.operand(&mut memory, data, of_kv));
-        let q_bias = q.bias.as_ref().map_or(DevPtr::NULL, |bias| places.operand(&mut memory, bias, of_q));
-        let q_scale = places.operand(&mut memory, &q.scale, of_q);
-        let [k_scale, k_block_scale, v_scale, v_block_scale, v_unit] =
-            [&k.scale, &k.block_scale, &v.scale, &v.block_scale, &v.unit]
-                .map(|data| places.operand(&mut memory, data, of_kv));
+        let spans = self.spans(problem);
+        let rows_of = |unit| Parts::new(&spans, problem.heads_q, unit, |span, head| span.rows(problem, head));
+        let blocks_of = |unit| Parts::new(&spans, problem.heads_kv, unit, |span, head| span.blocks(problem, head));
+        // What belongs to no sequence is not there.
+        let unlike = self.lengths != SeqLens::Equal && !spans.is_empty();
+        let q_floats = |memory: &mut Memory, values: &[f32]| {
+            if unlike { rows_of(1).upload(memory, values) } else { places.operand(memory, values, of_q) }
+        };
+        let kv_floats = |memory: &mut Memory, values: &[f32], unit: usize| {
+            if unlike { blocks_of(unit).upload(memory, values) } else { places.operand(memory, values, of_kv) }
+        };
+        let kv_codes = |memory: &mut Memory, values: &[i8]| {
+            let unit = block_bytes(head_dim);
+            if unlike { blocks_of(unit).upload(memory, values) } else { places.operand(memory, values, of_kv) }
+        };
+        let q_data = if unlike {
+            rows_of(head_dim).upload(&mut memory, &q.data)
+        } else {
+            places.operand(&mut memory, &q.data, of_q)
+        };
+        let (k_data, v_data) = (kv_codes(&mut memory, &k.data), kv_codes(&mut memory, &v.data));
+        let q_bias = q.bias.as_ref().map_or(DevPtr::NULL, |bias| q_floats(&mut memory, bias));
+        let q_scale = q_floats(&mut memory, &q.scale);
+        let [k_scale, v_scale] = [&k.scale, &v.scale].map(|scale| kv_floats(&mut memory, scale, KV_BLOCK));
+        let [k_block_scale, v_block_scale] =
+            [&k.block_scale, &v.block_scale].map(|scale| kv_floats(&mut memory, scale, 1));
+        let v_unit = places.operand(&mut memory, &v.unit, of_kv);
         let o = places.output_of(&mut memory, problem, out, dtype)?;
         let [rows, all_rows] = [problem, &whole].map(|problem| problem.q_shape().rows());
         let lse_out = if lse { memory.alloc(4 * all_rows as u64, 256) } else { DevPtr::NULL };
         // in a whole that is not there, a CTA for each tile, so that none comes to another's
         let all = u32::try_from(whole.batch * whole.heads_q)?;
         let multiprocessors = if places == Places::Last { all } else { self.multiprocessors };
-        let grid = variant.grid(whole.batch, whole.heads_q, problem.seqlen_q, multiprocessors);
+        let params = whole.params(o.layout(), dtype);
+        let grid = variant.grid(&params, multiprocessors);
         let grid = grid.with_context(|| format!("{} has too many tiles for {problem:?}", variant.name))?;
         let at = Grid { kernel: variant.name, grid, threads: variant.threads, shared: variant.shared_bytes };
-        let params = whole.params(o.layout(), dtype);
+        let score = places.scores(&mut memory, scored, &whole, params.score)?;
         let params = AttentionParams {
             q: global(q_data),
             k: global(k_data),
@@ -296,14 +377,22 @@ impl Kernels for Simulator {
             v_unit: global(v_unit),
             o: Strided { data: global(o.data), ..params.o },
             lse: global(lse_out),
+            score,
+            seqlens: self.seqlens(&mut memory, params.seqlens),
             ..params
         };
         let ctas = grid.iter().map(|&n| u64::from(n)).product::<u64>();
         let first = if places == Places::Last { ctas - own_q as u64 } else { 0 };
         self.launch_some(variant.name, &at, first..ctas, &[structure(&params)], &memory)?;
         let lse_out = tensors::last(lse_out, 4 * rows as u64, 4 * all_rows as u64);
-        let lse = if lse { Some(memory.read(lse_out, rows).context("lse")?) } else { None };
-        Ok((o.read(&memory).context("o")?, lse))
+        let lse = if !lse {
+            None
+        } else if places == Places::Last {
+            Some(memory.read(lse_out, rows).context("lse")?)
+        } else {
+            Some(rows_of(1).read(&memory, lse_out, rows, f32::NEG_INFINITY).context("lse")?)
+        };
+        Ok((o.read_rows(&memory, &query_rows(&spans)).context("o")?, lse))
     }
 
     fn attention_f16(
@@ -354,30 +443,41 @@ impl Kernels for Simulator {
         let (data, scale) = (memory.alloc_from(data), memory.alloc_from(scale));
         let offset = offset.map_or(DevPtr::NULL, |offset| memory.alloc_from(offset));
         let o = self.places.output(&mut memory, out, dtype)?;
-        let Shape { batch, heads, seqlen, head_dim } = out.shape();
-        let blocks = dequantization::token_blocks(batch, heads, seqlen)
-            .with_context(|| format!("the grid overflows for {problem:?}"))?;
+        let head_dim = problem.head_dim;
+        let params = problem.dequantize_params(code, o.layout());
+        let ctas = dequantization::ctas(&params).with_context(|| format!("the grid overflows for {problem:?}"))?;
         let at = Grid {
             kernel: &format!("dequantize_{dtype}"),
-            grid: [blocks, 1, 1],
-            threads: dequantization::threads(head_dim),
-            shared: dequantization::shared_bytes(head_dim),
+            grid: [ctas, 1, 1],
+            threads: dequantization::threads(packed_dim(head_dim)),
+            shared: dequantization::shared_bytes(packed_dim(head_dim)),
         };
-        let params = problem.dequantize_params(code, o.layout());
         let params = DequantizeParams {
             data: global(data),
             scale: global(scale),
             offset: global(offset),
             out: Strided { data: global(o.data), ..params.out },
+            seqlens: self.seqlens(&mut memory, params.seqlens),
             ..params
         };
         let args = [structure(&params)];
         self.launch("dequantize", &at, &args, &memory)?;
-        o.read(&memory).with_context(|| format!("dequantized {which:?}"))
+        let spans = self.spans(problem);
+        let rows = if which == Operand::Q { query_rows(&spans) } else { key_rows(&spans) };
+        o.read_rows(&memory, &rows).with_context(|| format!("dequantized {which:?}"))
     }
 }
 
-fn global<T>(ptr: DevPtr) -> Global<T> {
+/// The rows of the tensors that sequences have, by batch.
+fn query_rows(spans: &[Span]) -> Vec<(usize, Range<usize>)> {
+    spans.iter().map(|span| (span.batch, span.q.clone())).collect()
+}
+
+fn key_rows(spans: &[Span]) -> Vec<(usize, Range<usize>)> {
+    spans.iter().map(|span| (span.batch, span.kv.clone())).collect()
+}
+
+pub(crate) fn global<T>(ptr: DevPtr) -> Global<T> {
     Global::new(ptr.0)
 }
 

@@ -32,8 +32,18 @@ fn papers_scheme() {
 }
 
 #[test]
+fn general() {
+    every(|kernel| kernel.ends_with("_general"));
+}
+
+#[test]
 fn hopper() {
     every(|kernel| kernel.starts_with("attention_sm90a"));
+}
+
+#[test]
+fn short() {
+    every(|kernel| kernel.starts_with("attention_short"));
 }
 
 #[test]
@@ -66,10 +76,21 @@ fn decode() {
 fn all_kernels_have_a_battery() {
     let simulator = Simulator::new();
     let tested = |kernel: &str| {
-        ["attention_sm90a", "baseline_f16", "quantize", "v_amax", "append", "dequantize", "decode", "merge"]
-            .iter()
-            .any(|start| kernel.starts_with(start))
-            || kernel.starts_with("attention_sm80") && ["_default", "_paper"].iter().any(|end| kernel.ends_with(end))
+        [
+            "attention_sm90a",
+            "attention_short",
+            "baseline_f16",
+            "quantize",
+            "v_amax",
+            "append",
+            "dequantize",
+            "decode",
+            "merge",
+        ]
+        .iter()
+        .any(|start| kernel.starts_with(start))
+            || kernel.starts_with("attention_sm80")
+                && ["_default", "_paper", "_general"].iter().any(|end| kernel.ends_with(end))
     };
     for module in MODULES {
         for kernel in simulator.kernels(module.name).unwrap() {

@@ -8,6 +8,7 @@ use int_flash_attention::{
 };
 use int_flash_attention_kernels::layout::{HEAD_DIMS, KV_BLOCK, MAX_SCALE, kv_blocks};
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, any_case};
+use int_flash_attention_tests::scores::Scores;
 use int_flash_attention_tests::unseen::{self, any_unseen};
 use int_flash_attention_tests::{cases, check_cases, properties};
 use proptest::strategy::Strategy;
@@ -72,8 +73,10 @@ type Counts = (usize, usize);
 /// number, no more.
 fn int8_against_exact(case: &Case) -> Result<Counts> {
     let [q, k, v] = case.tensors()?;
-    let (exact, bounds) = reference::exact_bounds(&case.problem, &q, &k, &v, DType::F32)?;
-    let got = reference::int8(&case.problem, &reference::quantize(&case.problem, &q, &k, &v)?)?;
+    let scores = case.scores();
+    let scored = scores.scored(&case.problem);
+    let (exact, bounds) = reference::exact_bounds(scored, &q, &k, &v, DType::F32)?;
+    let got = reference::int8(scored, &reference::quantize(&case.problem, &q, &k, &v)?)?;
     ensure!(got.o.iter().all(|o| o.is_finite()), "an output is not finite");
     let infinite = |bounds: Vec<f64>| bounds.into_iter().map(|b| if b.is_nan() { f64::INFINITY } else { b }).collect();
     let (o, lse): (Vec<f64>, Vec<f64>) = (infinite(bounds.o), infinite(bounds.lse));
@@ -105,25 +108,27 @@ fn awkward_lengths_are_within_the_distance_too() {
     }
 }
 
-fn options(case: &Case) -> Options<'static> {
+fn options<'a>(case: &Case, scores: &'a Scores) -> Options<'a> {
     Options {
         window: case.problem.window,
         scheme: case.problem.scheme,
         softmax_scale: case.problem.softmax_scale,
+        scores: scores.of_heads(&case.problem),
         lse: case.lse,
         output_dtype: Some(case.out_dtype),
         output_order: None,
-        progress: None,
+        ..Options::default()
     }
 }
 
 /// The device is the reference, rounded once, whatever the layout.
 fn cpu_device(case: &Case) -> Result<()> {
     let [q, k, v] = case.tensors()?;
-    let want = reference::int8(&case.problem, &reference::quantize(&case.problem, &q, &k, &v)?)?;
+    let scores = case.scores();
+    let want = reference::int8(scores.scored(&case.problem), &reference::quantize(&case.problem, &q, &k, &v)?)?;
     let largest = if case.out_dtype == DType::F32 { f64::INFINITY } else { case.out_dtype.largest() };
     let rounded: Vec<f64> = want.o.iter().map(|&o| case.out_dtype.round(o.clamp(-largest, largest))).collect();
-    let output = match attention(Device::Cpu, &q, &k, &v, &options(case)) {
+    let output = match attention(Device::Cpu, &q, &k, &v, &options(case, &scores)) {
         Err(Error::ResultNotFinite { name: "o", .. }) => {
             ensure!(rounded.iter().any(|o| !o.is_finite()), "all of the reference, rounded, is finite");
             return Ok(());
@@ -132,7 +137,7 @@ fn cpu_device(case: &Case) -> Result<()> {
     };
     let dense = Case { placement: [Placement::Bhnd; 4], ..case.clone() };
     let [q, k, v] = dense.tensors()?;
-    let same = attention(Device::Cpu, &q, &k, &v, &options(case))?;
+    let same = attention(Device::Cpu, &q, &k, &v, &options(case, &scores))?;
     ensure!(output.o.dense_f64() == same.o.dense_f64() && output.lse == same.lse, "the layout changes the values");
     ensure!(output.o.dense_f64() == rounded, "the output is not the reference, rounded");
     ensure!(output.o.dtype() == case.out_dtype && output.lse.is_some() == case.lse, "not what was asked for");

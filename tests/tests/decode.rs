@@ -4,7 +4,7 @@ use int_flash_attention::{DType, DecodeProblem, Shape, Split, Window};
 use int_flash_attention_kernels::config::decode::DECODE;
 use int_flash_attention_tests::decode::{
     DecodeCase, DecodeKernels, MergeCase, bits, cases_of, hostile_case, many_sequences, matches_the_reference,
-    merges_as_the_reference,
+    merges_as_the_reference, tails,
 };
 use int_flash_attention_tests::sim::Simulator;
 
@@ -36,6 +36,13 @@ fn hostile_tables_stay_in_the_pool_and_hide_keys() {
     let of_sequence = 2 * PROBLEM.heads_q;
     assert!(lse[of_sequence..of_sequence + 4].iter().all(|&lse| lse == f32::NEG_INFINITY));
     assert!(o.dense_f64()[of_sequence * 64..][..4 * 64].iter().all(|&o| o == 0.0));
+}
+
+/// Lengths and windows that end in each pair of a block's keys.
+#[test]
+fn masks_end_at_every_key() {
+    matches_the_reference(&Simulator::new(), &tails(32), DType::F32).unwrap();
+    matches_the_reference(&Simulator::new(), &tails(128), DType::F32).unwrap();
 }
 
 /// A sequence's bits are the same alone and in a batch, and for any number of workers.

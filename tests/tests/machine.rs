@@ -3,7 +3,9 @@
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme};
 use int_flash_attention_kernels::config::{self, Family, MODULES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, long_keys, variant_of};
+use int_flash_attention_tests::case::{
+    AWKWARD, Case, PADDED_DIMS, Placement, VALUE_DIMS, WINDOWS, any_case, long_keys, variant_of,
+};
 use int_flash_attention_tests::properties::Kernels;
 use int_flash_attention_tests::sim::Simulator;
 use int_flash_attention_tests::unseen::{self, any_unseen};
@@ -13,11 +15,10 @@ use proptest::prelude::*;
 
 /// Each int8 attention kernel under each kind of window, with a tail in queries and keys, grouped heads and a padded layout.
 fn each_variant(head_dim: usize) {
-    let simulators = Family::ALL.map(|family| Simulator::of(family, 3));
     for (i, variant) in config::ATTENTION.iter().filter(|v| v.head_dim == head_dim).enumerate() {
-        let simulator = &simulators[Family::ALL.iter().position(|&family| family == variant.family).unwrap()];
+        let simulator = Simulator::of(variant.family, 3).with_shared_bytes(variant.from_kib() << 10);
         for seed in 0..WINDOWS.len() {
-            properties::all(simulator, &Case::of_variant(variant, seed + 5 * i))
+            properties::all(&simulator, &Case::of_variant(variant, seed + 5 * i))
                 .unwrap_or_else(|error| panic!("{}: {error:#}", variant.name));
         }
     }
@@ -46,6 +47,30 @@ fn each_variant_d128() {
 #[test]
 fn each_variant_d256() {
     each_variant(256);
+}
+
+/// Head dims that are padded, in each kernel that they go to: types, layouts and windows in turn. Memory of the PTX machine ends with the
+/// tensors, so that one element beyond them is an error.
+#[test]
+fn padded_head_dims_match_the_reference() {
+    let simulators = Family::ALL.map(|family| Simulator::of(family, 3));
+    let alike = PADDED_DIMS.map(|dim| [dim, dim]);
+    for (i, [head_dim, value_dim]) in alike.into_iter().chain(VALUE_DIMS).enumerate() {
+        for (j, scheme) in Scheme::ALL.into_iter().enumerate() {
+            let problem = AttentionProblem::new(1, 2, 1, 67, 201, head_dim).with_scheme(scheme);
+            let problem = problem.with_head_dim_v(value_dim);
+            for (simulator, family) in simulators.iter().zip(Family::ALL) {
+                let Some(variant) = variant_of(family, &problem) else { continue };
+                let case = Case::of_variant(variant, i + j);
+                let problem = AttentionProblem { head_dim, head_dim_v: Some(value_dim), ..case.problem };
+                let mut case = Case { problem, ..case };
+                if (i + j) % 2 == 1 {
+                    case.placement = [Placement::Bnhd; 4];
+                }
+                properties::all(simulator, &case).unwrap_or_else(|error| panic!("{case:?}: {error:#}"));
+            }
+        }
+    }
 }
 
 /// The float16 kernels, with tails, grouped heads and a padded layout, against float64.
@@ -80,11 +105,12 @@ fn every_shipped_kernel_is_covered() {
     let quantize = int_flash_attention_kernels::quantize::launch::bounds().map(|bounds| bounds.entry);
     let dequantize = int_flash_attention_kernels::dequantize::launch::BOUNDS.iter().map(|bounds| bounds.entry);
     let baseline = config::BASELINE.iter().map(|variant| variant.name);
-    // In tests/tests/decode.rs.
+    // In tests/tests/short.rs and tests/tests/decode.rs.
+    let short = config::short::SHORT.iter().map(|variant| variant.name);
     let decode = config::decode::DECODE.iter().map(|variant| variant.name);
     let merge = config::decode::MERGE_BOUNDS.iter().map(|bounds| bounds.entry);
     let covered: Vec<_> =
-        attention.chain(baseline).chain(quantize).chain(dequantize).chain(decode).chain(merge).collect();
+        attention.chain(baseline).chain(short).chain(quantize).chain(dequantize).chain(decode).chain(merge).collect();
     assert!(config::ATTENTION.iter().all(|variant| HEAD_DIMS.contains(&variant.head_dim)));
     for module in MODULES {
         for kernel in simulator.kernels(module.name).unwrap() {

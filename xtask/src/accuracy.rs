@@ -3,7 +3,7 @@
 use crate::progress::LateBar;
 use anyhow::Result;
 use int_flash_attention::reference::{self, Figures};
-use int_flash_attention::{AttentionProblem, HostTensor};
+use int_flash_attention::{HostSeqLens, HostTensor, Scored};
 use xtask::tensors::Inputs;
 
 /// Multiply-adds that the float64 reference is given; beyond it, query rows are sampled.
@@ -18,8 +18,8 @@ pub struct Accuracy {
 }
 
 /// Compares `o` with float64 attention, at evenly spaced query positions where all would take too long.
-pub fn measure(problem: &AttentionProblem, inputs: &Inputs, o: &HostTensor) -> Result<Accuracy> {
-    let shape = o.shape();
+pub fn measure(scored: Scored<'_>, inputs: &Inputs, o: &HostTensor) -> Result<Accuracy> {
+    let (problem, shape) = (scored.problem, o.shape());
     let row_cost = 2.0 * (problem.batch * problem.heads_q) as f64 * problem.seqlen_kv as f64 * problem.head_dim as f64;
     let affordable = ((BUDGET / row_cost) as usize).clamp(64, shape.seqlen.max(64));
     let step = shape.seqlen.div_ceil(affordable);
@@ -29,13 +29,28 @@ pub fn measure(problem: &AttentionProblem, inputs: &Inputs, o: &HostTensor) -> R
     let bar = LateBar::new("float64 reference");
     let (mut got, mut want) = (Vec::new(), Vec::new());
     for (done, part) in rows.chunks(rows.len().div_ceil(50)).enumerate() {
-        want.extend(reference::exact_rows(problem, &inputs.q, &inputs.k, &inputs.v, part)?.o);
+        want.extend(reference::exact_rows(scored, &inputs.q, &inputs.k, &inputs.v, part)?.o);
         for (b, h, &n) in cells(shape.batch, shape.heads, part) {
             got.extend((0..shape.head_dim).map(|d| f64::from(o.get(b, h, n, d))));
         }
         bar.update(done as u64 + 1, 50);
     }
     Ok(Accuracy { figures: reference::compare(&got, &want), rows: rows.len(), rows_of: shape.seqlen })
+}
+
+/// [`measure`] of sequences of these lengths, at all query positions.
+pub fn measure_with(
+    scored: Scored<'_>,
+    lengths: &HostSeqLens<'_>,
+    inputs: &Inputs,
+    o: &HostTensor,
+) -> Result<Accuracy> {
+    if *lengths == HostSeqLens::Equal {
+        return measure(scored, inputs, o);
+    }
+    let want = reference::sequences::exact(scored.problem, lengths, &inputs.q, &inputs.k, &inputs.v)?;
+    let rows = o.shape().seqlen;
+    Ok(Accuracy { figures: reference::compare(&o.dense_f64(), &want.o), rows, rows_of: rows })
 }
 
 /// `[b][h][rows]`, in the reference's order.

@@ -3,8 +3,10 @@
 use crate::accuracy::{self, Accuracy};
 use crate::output;
 use crate::progress::LateBar;
+use crate::scores;
 use anyhow::{Result, bail};
-use int_flash_attention::{Device, Options, Order, Output, Scheme, Window};
+use int_flash_attention::{Device, Options, Order, Output, Scheme, SeqLens, Window};
+use int_flash_attention_tests::sequences::{Lengths, offsets};
 use int_flash_attention_tests::sim::Simulator;
 use serde_json::json;
 use std::path::PathBuf;
@@ -34,6 +36,14 @@ pub struct Args {
     /// Factor of Q.K before the softmax [default: 1/sqrt(head_dim)]
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     softmax_scale: Option<f32>,
+    #[command(flatten)]
+    scores: scores::ScoreArgs,
+    /// Tokens of sequences that are packed one behind the other in the file's one batch, of queries and of keys
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
+    seqlens: Vec<u32>,
+    /// Keys of each sequence: with --seqlens of the packed ones, else of a batch's, whose other keys are hidden
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
+    seqlens_kv: Vec<u32>,
     /// Order of the file's dimensions: bhnd or bnhd
     #[arg(long, default_value = "bhnd")]
     layout: Order,
@@ -102,19 +112,24 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let destination = output::Target::of(&args.output)?;
     destination.refuse_input(&args.input)?;
-    let inputs = tensors::read(&args.input, args.layout)?;
+    let of_heads = args.scores.of_heads()?;
+    let inputs = tensors::read(&args.input, args.layout, args.scores.wanted())?;
     let (target, why_not_gpu) = args.device.resolve();
+    let lengths = args.lengths();
+    let lengths = lengths.map(Vec::as_slice);
     let options = Options {
         window: args.window(),
         scheme: args.scheme,
+        lengths,
         softmax_scale: args.softmax_scale,
+        scores: of_heads.scores(&inputs),
         lse: args.lse,
         ..Options::default()
     };
     let (output, time) = job(target, &inputs, &options)?;
     let checked = if args.check {
         let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
-        Some(accuracy::measure(&problem, &inputs, &output.o)?)
+        Some(accuracy::measure_with(options.scored(&problem), &lengths, &inputs, &output.o)?)
     } else {
         None
     };
@@ -141,6 +156,16 @@ impl Args {
         let causal = if self.causal { Window::CAUSAL } else { Window::FULL };
         self.window.unwrap_or(causal)
     }
+
+    /// The sequences' lengths that were asked for.
+    fn lengths(&self) -> Lengths {
+        match (self.seqlens.as_slice(), self.seqlens_kv.as_slice()) {
+            ([], []) => SeqLens::Equal,
+            ([], keys) => SeqLens::KeyLengths { seqlens_kv: keys.to_vec() },
+            (both, []) => SeqLens::Packed { cu_seqlens_q: offsets(both), cu_seqlens_kv: offsets(both) },
+            (queries, keys) => SeqLens::Packed { cu_seqlens_q: offsets(queries), cu_seqlens_kv: offsets(keys) },
+        }
+    }
 }
 
 /// A window as the text of a report has it.
@@ -162,7 +187,8 @@ pub fn job(target: Target, inputs: &Inputs, options: &Options<'_>) -> Result<(Ou
         Target::On(device) => int_flash_attention::attention(device, &inputs.q, &inputs.k, &inputs.v, &options)?,
         Target::Sim => {
             let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
-            let (o, lse) = Simulator::new().job(&problem, [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
+            let simulator = Simulator::new().with_lengths(&options.lengths.map(|array| array.to_vec()));
+            let (o, lse) = simulator.job(options.scored(&problem), [&inputs.q, &inputs.k, &inputs.v], options.lse)?;
             Output { o, lse }
         }
         Target::Auto => bail!("the device was not chosen"),
@@ -173,7 +199,7 @@ pub fn job(target: Target, inputs: &Inputs, options: &Options<'_>) -> Result<(Ou
 fn text_report(args: &Args, target: Target, inputs: &Inputs, time: Duration, checked: Option<&Accuracy>) -> String {
     let (q, k) = (inputs.q.shape(), inputs.k.shape());
     let mut report = format!(
-        "batch {} heads {}/{} seqlen {}/{} head_dim {} {} {}{}: {:.1} ms on {target}\n",
+        "batch {} heads {}/{} seqlen {}/{} head_dim {} {} {}{}{}: {:.1} ms on {target}\n",
         q.batch,
         q.heads,
         k.heads,
@@ -183,6 +209,7 @@ fn text_report(args: &Args, target: Target, inputs: &Inputs, time: Duration, che
         inputs.q.dtype(),
         args.scheme,
         shown(args.window()),
+        args.scores.shown(),
         time.as_secs_f64() * 1e3
     );
     if let Some(Accuracy { figures, rows, rows_of }) = checked {

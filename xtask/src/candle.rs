@@ -41,6 +41,13 @@ pub fn check_cuda() -> Result<()> {
     workspace::capture(command.current_dir(workspace::root())).map(|_| ())
 }
 
+/// The oldest compiler that the package's manifest promises; candle-core asks for a newer one than the library.
+pub fn oldest_rust() -> Result<String> {
+    let manifest = fs::read_to_string(workspace::root().join("candle/Cargo.toml")).context("candle/Cargo.toml")?;
+    let version = manifest.lines().find_map(|line| line.strip_prefix("rust-version = \"")?.split('"').next());
+    version.map(str::to_owned).context("candle/Cargo.toml has no rust-version")
+}
+
 /// The search path with this folder before all others.
 fn first(folder: &Path) -> Result<std::ffi::OsString> {
     let path = env::var_os("PATH").unwrap_or_default();

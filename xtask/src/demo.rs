@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<()> {
         "model", "layer", "heads, tokens, head_dim", "scheme", "relative L2", "max abs", "cosine", "time"
     );
     for layer in &LAYERS {
-        let inputs = tensors::read(&workspace::data_dir().join(layer.file), Order::Bhnd)?;
+        let inputs = tensors::read(&workspace::data_dir().join(layer.file), Order::Bhnd, tensors::Wanted::default())?;
         let shape = layer.shape(&inputs);
         for scheme in Scheme::ALL {
             let options = Options { scheme, window: layer.window, ..Options::default() };
@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> Result<()> {
                 time = time.min(attention::job(target, &inputs, &options)?.1);
             }
             let problem = options.problem(&inputs.q, &inputs.k, &inputs.v)?;
-            let figures = accuracy::measure(&problem, &inputs, &output.o)?.figures;
+            let figures = accuracy::measure((&problem).into(), &inputs, &output.o)?.figures;
             println!(
                 "{:21} {:>5} {:24} {:8} {:11.3e} {:11.3e} {:12.9} {:>10}",
                 layer.model,

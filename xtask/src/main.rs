@@ -19,6 +19,7 @@ mod output;
 mod package;
 mod paper;
 mod progress;
+mod scores;
 mod sweep;
 mod test;
 mod tools;

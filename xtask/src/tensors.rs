@@ -1,12 +1,12 @@
 //! Q, K and V from a safetensors file, and the header of one with the output.
 //!
 //! The header is read here, and not with the crate `safetensors`, which refuses the whole file where one tensor has an element type
-//! that it does not know. What belongs to somebody else decides nothing: only the entries `q`, `k` and `v` are looked into, and
-//! only their bytes are read.
+//! that it does not know. What belongs to somebody else decides nothing: only the entries `q`, `k` and `v` are looked into, and `mask` and
+//! `bias` where they are asked for, and only their bytes are read.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::{bf16, f16};
-use int_flash_attention::{DType, HostData, HostTensor, Order, Output, TensorLayout};
+use int_flash_attention::{DType, HostBias, HostData, HostMask, HostTensor, MaskKind, Order, Output, TensorLayout};
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -29,6 +29,47 @@ pub struct Inputs {
     pub k: HostTensor,
     /// Values.
     pub v: HostTensor,
+    /// Which keys are kept, if it was asked for.
+    pub mask: Option<Mask>,
+    /// What is added to the scores, if it was asked for.
+    pub bias: Option<Bias>,
+}
+
+/// The tensors that are asked for beside `q`, `k` and `v`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// `mask`.
+    pub mask: bool,
+    /// `bias`.
+    pub bias: bool,
+}
+
+/// A mask, a byte for each key.
+pub struct Mask {
+    dims: [usize; 4],
+    data: Vec<u8>,
+}
+
+impl Mask {
+    /// As `attention` takes it.
+    #[must_use]
+    pub fn host(&self) -> HostMask<'_> {
+        HostMask { dims: self.dims, kind: MaskKind::Bytes, data: &self.data }
+    }
+}
+
+/// A bias.
+pub struct Bias {
+    dims: [usize; 4],
+    data: HostData,
+}
+
+impl Bias {
+    /// As `attention` takes it.
+    #[must_use]
+    pub fn host(&self) -> HostBias<'_> {
+        HostBias { dims: self.dims, data: &self.data }
+    }
 }
 
 /// Reads the tensors `q`, `k` and `v`; each has four dimensions in `order`, and only finite values.
@@ -36,15 +77,15 @@ pub struct Inputs {
 /// # Errors
 /// A file that cannot be read, is no safetensors file or ends too early; a tensor that is missing, of another type or of other
 /// dimensions.
-pub fn read(path: &Path, order: Order) -> Result<Inputs> {
+pub fn read(path: &Path, order: Order, more: Wanted) -> Result<Inputs> {
     let cannot = || format!("cannot read {}", path.display());
     let mut file = File::open(path).with_context(cannot)?;
     let inputs = if file.metadata().with_context(cannot)?.is_file() {
-        parse(&mut file, order)
+        parse(&mut file, order, more)
     } else {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).with_context(cannot)?;
-        parse(&mut Cursor::new(bytes), order)
+        parse(&mut Cursor::new(bytes), order, more)
     };
     inputs.with_context(|| format!("in {}", path.display()))
 }
@@ -53,18 +94,29 @@ pub fn read(path: &Path, order: Order) -> Result<Inputs> {
 ///
 /// # Errors
 /// As there.
-pub fn parse(source: &mut (impl Read + Seek), order: Order) -> Result<Inputs> {
+pub fn parse(source: &mut (impl Read + Seek), order: Order, more: Wanted) -> Result<Inputs> {
     let end = source.seek(SeekFrom::End(0))?;
     source.rewind()?;
-    let (header, data) = header(source, end)?;
-    let mut tensor = |at: usize| {
-        let name = WANTED[at];
-        match &header.wanted[at] {
-            Some(entry) => entry.read(source, name, data, end, order).with_context(|| format!("tensor `{name}`")),
-            None => bail!("there is no tensor `{name}`; the file has {}", header.names()),
-        }
+    let wanted = [true, true, true, more.mask, more.bias];
+    let (header, data) = header(source, end, wanted)?;
+    let entry = |at: usize| match &header.found[at] {
+        Some(entry) => Ok(entry),
+        None => Err(anyhow!("there is no tensor `{}`; the file has {}", WANTED[at], header.names())),
     };
-    let inputs = Inputs { q: tensor(0)?, k: tensor(1)?, v: tensor(2)? };
+    let mut read = |at: usize| -> Result<HostTensor> {
+        let name = WANTED[at];
+        entry(at)?.read(source, name, data, end, order).with_context(|| format!("tensor `{name}`"))
+    };
+    let (q, k, v) = (read(0)?, read(1)?, read(2)?);
+    let mask = match more.mask {
+        true => Some(entry(3)?.read_mask(source, data, end).context("tensor `mask`")?),
+        false => None,
+    };
+    let bias = match more.bias {
+        true => Some(entry(4)?.read_bias(source, data, end).context("tensor `bias`")?),
+        false => None,
+    };
+    let inputs = Inputs { q, k, v, mask, bias };
     for (name, other) in [("k", &inputs.k), ("v", &inputs.v)] {
         if other.dtype() != inputs.q.dtype() {
             bail!("q is {} but {name} is {}; all three must have one dtype", inputs.q.dtype(), other.dtype());
@@ -86,12 +138,14 @@ fn shown(text: &str, longest: usize) -> String {
     out
 }
 
-const WANTED: [&str; 3] = ["q", "k", "v"];
+const WANTED: [&str; 5] = ["q", "k", "v", "mask", "bias"];
 
 /// The entries asked for, and what else there is.
 #[derive(Default)]
 struct Header {
-    wanted: [Option<Entry>; 3],
+    found: [Option<Entry>; WANTED.len()],
+    /// Which of them are looked into.
+    wanted: [bool; WANTED.len()],
     /// The first names, in the alphabet's order.
     first: BTreeSet<String>,
     tensors: usize,
@@ -106,7 +160,7 @@ struct Entry {
 }
 
 /// The header, and where the data begins.
-fn header(source: &mut impl Read, end: u64) -> Result<(Header, u64)> {
+fn header(source: &mut impl Read, end: u64, wanted: [bool; WANTED.len()]) -> Result<(Header, u64)> {
     let mut length = [0; 8];
     source.read_exact(&mut length).map_err(|_| not_whole("it is shorter than a header's length"))?;
     let length = u64::from_le_bytes(length);
@@ -120,7 +174,8 @@ fn header(source: &mut impl Read, end: u64) -> Result<(Header, u64)> {
         return Err(not_whole("its header is not JSON"));
     }
     let mut json = serde_json::Deserializer::from_slice(&text);
-    let header = json.deserialize_map(Header::default()).and_then(|header| json.end().map(|()| header));
+    let header =
+        json.deserialize_map(Header { wanted, ..Header::default() }).and_then(|header| json.end().map(|()| header));
     Ok((header.map_err(not_whole)?, 8 + length))
 }
 
@@ -133,8 +188,8 @@ impl<'de> Visitor<'de> for Header {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
         while let Some(name) = map.next_key::<String>()? {
-            if let Some(at) = WANTED.iter().position(|wanted| *wanted == name) {
-                if self.wanted[at].replace(map.next_value()?).is_some() {
+            if let Some(at) = WANTED.iter().position(|wanted| *wanted == name).filter(|&at| self.wanted[at]) {
+                if self.found[at].replace(map.next_value()?).is_some() {
                     return Err(A::Error::custom(format_args!("tensor `{name}` stands twice in it")));
                 }
             } else {
@@ -203,11 +258,53 @@ impl Entry {
     }
 }
 
+impl Entry {
+    fn read_mask(&self, source: &mut (impl Read + Seek), data: u64, file_end: u64) -> Result<Mask> {
+        if !["BOOL", "U8"].contains(&self.dtype.as_str()) {
+            bail!("it is {}; allowed are BOOL and U8", shown(&self.dtype, WORD_SHOWN));
+        }
+        let (dims, len) = self.seek(source, 1, data, file_end)?;
+        Ok(Mask { dims, data: values(source, len)? })
+    }
+
+    fn read_bias(&self, source: &mut (impl Read + Seek), data: u64, file_end: u64) -> Result<Bias> {
+        let size = match self.dtype.as_str() {
+            "F16" | "BF16" => 2,
+            "F32" => 4,
+            other => bail!("it is {}; allowed are F16, BF16 and F32", shown(other, WORD_SHOWN)),
+        };
+        let (dims, len) = self.seek(source, size, data, file_end)?;
+        let data = match self.dtype.as_str() {
+            "F16" => HostData::F16(values(source, len)?),
+            "BF16" => HostData::BF16(values(source, len)?),
+            _ => HostData::F32(values(source, len)?),
+        };
+        Ok(Bias { dims, data })
+    }
+
+    /// Stands at the first element of four dimensions of elements of `size` bytes: the dimensions, and how many elements there are.
+    fn seek(&self, source: &mut impl Seek, size: usize, data: u64, file_end: u64) -> Result<([usize; 4], usize)> {
+        let dims: [usize; 4] = self.shape.as_slice().try_into().map_err(|_| {
+            anyhow!("it has {} dimensions; four are needed, [batch, heads, seqlen_q, seqlen_kv]", self.shape.len())
+        })?;
+        let bytes = dims.iter().try_fold(size, |bytes, &dim| bytes.checked_mul(dim));
+        let bytes = bytes.with_context(|| format!("its bytes do not fit into 64 bits, {dims:?}"))?;
+        let [begin, end] = self.data_offsets;
+        if end.checked_sub(begin) != Some(bytes as u64) {
+            return Err(not_whole(format!("a tensor of {bytes} bytes lies at bytes {begin} to {end}")));
+        }
+        if end > file_end - data {
+            return Err(not_whole(format!("it ends at byte {end} of {}", file_end - data)));
+        }
+        source.seek(SeekFrom::Start(data + begin))?;
+        Ok((dims, bytes / size))
+    }
+}
+
 /// As many elements from where `source` stands.
 fn values<T>(source: &mut impl Read, len: usize) -> Result<Vec<T>>
 where
     T: bytemuck::Pod,
-    HostData: From<Vec<T>>,
 {
     let memory = || format!("there is no memory for its {} bytes", len * size_of::<T>());
     let mut values: Vec<T> = bytemuck::allocation::try_zeroed_vec(len).ok().with_context(memory)?;

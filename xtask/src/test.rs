@@ -204,7 +204,7 @@ fn licences() -> Result<Tally> {
 
 /// The README's programs in a project that depends on the packages; where no stable toolchain is installed this says so and counts as skipped.
 fn user() -> Result<Tally> {
-    if !has_stable() {
+    if !has("stable") {
         println!(
             "SKIPPED: no stable toolchain is installed, so whether the README's programs build on it is not known"
         );
@@ -214,8 +214,9 @@ fn user() -> Result<Tally> {
     Ok(PASSED)
 }
 
-fn has_stable() -> bool {
-    let installed = Command::new("rustup").args(["run", "stable", "rustc", "--version"]).output();
+/// Whether a toolchain is installed.
+fn has(toolchain: &str) -> bool {
+    let installed = Command::new("rustup").args(["run", toolchain, "rustc", "--version"]).output();
     installed.is_ok_and(|output| output.status.success())
 }
 
@@ -275,22 +276,33 @@ fn newest(folder: &Path) -> Result<SystemTime> {
     Ok(newest)
 }
 
-/// The library must build on the stable compiler; where none is installed this says so and counts as skipped.
+/// The library must build on the stable compiler and on the oldest that its manifest promises, and the package for candle on the oldest of
+/// its own (`user` builds it on the stable one). A compiler that is not installed is named and counts as skipped.
 fn stable() -> Result<Tally> {
-    if !has_stable() {
-        println!("SKIPPED: no stable toolchain is installed, so whether the library builds on it is not known");
-        return Ok(Tally { skipped: 1, ..Tally::default() });
+    let library = |features| ["int-flash-attention", features];
+    let both = [library("--all-features"), library("--no-default-features")];
+    let (oldest, candles) = (env!("CARGO_PKG_RUST_VERSION"), candle::oldest_rust()?);
+    let mut tally = Tally::default();
+    for (toolchain, checks) in
+        [("stable", &both[..]), (oldest, &both[..]), (&candles, &[[candle::PACKAGE, "--no-default-features"]])]
+    {
+        if !has(toolchain) {
+            println!(
+                "SKIPPED: Rust {toolchain} is not installed, so whether {} builds on it is not known",
+                checks[0][0]
+            );
+            tally.add(Tally { skipped: 1, ..Tally::default() });
+            continue;
+        }
+        for check in checks {
+            let mut command = Command::new("rustup");
+            command.args(["run", toolchain, "cargo", "check", "--quiet", "--package"]).args(check);
+            command.env("CARGO_TARGET_DIR", workspace::target().join(toolchain));
+            succeed(command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").current_dir(workspace::root()))?;
+        }
+        tally.add(PASSED);
     }
-    for features in ["--all-features", "--no-default-features"] {
-        let mut command = Command::new("rustup");
-        command.args(["run", "stable", "cargo", "check", "--quiet", "--package", "int-flash-attention", features]);
-        command
-            .env("CARGO_TARGET_DIR", workspace::target().join("stable"))
-            .env_remove("CARGO")
-            .env_remove("RUSTUP_TOOLCHAIN");
-        succeed(command.current_dir(workspace::root()))?;
-    }
-    Ok(PASSED)
+    Ok(tally)
 }
 
 #[cfg(test)]

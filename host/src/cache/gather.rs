@@ -78,6 +78,7 @@ impl HostCache {
         let offset = self.k_offset.clone().unwrap_or_else(|| vec![0.0; heads_kv * d]);
         let (shape, scheme, format) = (problem.shape(), Scheme::Default, PackedFormat::CURRENT);
         let mut k = QuantizedK {
+            packed: None,
             shape,
             scheme,
             format,
@@ -87,6 +88,7 @@ impl HostCache {
             offset: offset.repeat(tables.batch),
         };
         let mut v = QuantizedV {
+            packed: None,
             shape,
             scheme,
             format,

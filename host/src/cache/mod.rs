@@ -16,7 +16,7 @@
 
 use crate::decode::{HostPagedKv, PagedKv};
 use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme, check_head_dim};
+use crate::problem::{AttentionProblem, Scheme, check_cache_head_dim};
 use crate::quantized::HostQ;
 use crate::reference;
 use crate::shape::Shape;
@@ -88,7 +88,7 @@ impl CacheShape {
                 return Err(Error::ZeroSize { name });
             }
         }
-        check_head_dim(self.head_dim)?;
+        check_cache_head_dim(self.head_dim)?;
         if self.pages > MAX_PAGES {
             let way = "a slot is a number of 32 bits; use several caches";
             return Err(Error::TooLarge { name: "the number of pages", given: self.pages, max: MAX_PAGES, way });

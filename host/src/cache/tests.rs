@@ -34,7 +34,7 @@ fn wrong_shapes_slots_and_pages_are_refused_and_leave_nothing() {
 #[test]
 fn sizes_are_checked() {
     assert!(CacheShape::new(0, 1, 32).is_err() && CacheShape::new(1, 0, 32).is_err());
-    assert!(matches!(CacheShape::new(1, 1, 33), Err(Error::HeadDim { .. })));
+    assert!(matches!(CacheShape::new(1, 1, 33), Err(Error::CacheHeadDim { .. })));
     assert!(matches!(CacheShape::new(1 << 25, 1, 32), Err(Error::TooLarge { .. })));
     assert!(matches!(CacheShape::new(1 << 24, usize::MAX, 32), Err(Error::TooLarge { .. })));
     assert!(matches!(CacheShape::new(1 << 24, (1 << 24) - 1, 256), Err(Error::Overflow { .. })));

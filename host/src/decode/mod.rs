@@ -2,11 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceSlice, DeviceSliceMut};
-use crate::problem::{AttentionProblem, Window};
+use crate::problem::{AttentionProblem, Window, check_cache_head_dim};
 use crate::quantized::{HostQ, Lengths};
 use crate::reference;
 use crate::shape::Shape;
-use int_flash_attention_kernels::config::decode::{DECODE, MAX_NEW_TOKENS, TILE_ROWS};
+use int_flash_attention_kernels::config::decode::{MAX_NEW_TOKENS, TILE_ROWS};
 use int_flash_attention_kernels::layout::KV_BLOCK;
 use int_flash_attention_kernels::layout::page::{MAX_PAGES, page_bytes};
 
@@ -168,10 +168,7 @@ impl DecodeProblem {
             let way = "decode kernels have all rows of a group at once; take more tokens through attention";
             return Err(Error::TooLarge { name: "seqlen_q", given: self.seqlen_q, max: MAX_NEW_TOKENS, way });
         }
-        if !DECODE.iter().any(|variant| variant.head_dim == self.head_dim) {
-            let allowed = DECODE.iter().map(|variant| variant.head_dim).collect();
-            return Err(Error::HeadDim { given: self.head_dim, allowed });
-        }
+        check_cache_head_dim(self.head_dim)?;
         match self.softcap {
             Some(given) if !(given > 0.0 && given.is_finite()) => return Err(Error::DecodeSoftcap { given }),
             _ => {}

@@ -1,21 +1,22 @@
 //! The attention forward pass.
 
 use super::kernel::Kernel;
+use super::launch::Launch;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewOperands, check_q, check_scheme};
-use super::{AnySliceMut, DeviceSliceMut, Gpu, StreamRef};
+use super::{AnySliceMut, DeviceSeqLens, DeviceSliceMut, Gpu, ScoreViews, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, SeqLens};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
-use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family};
+use int_flash_attention_kernels::config::{self, ATTENTION, AttentionVariant, Family, Kind, shared_memory};
 use int_flash_attention_kernels::params::{AttentionParams, Global, Strided};
 
 /// What an [`AttentionPlan`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionOutput {
-    /// Where the elements of the output go; its shape is that of Q.
+    /// Where the elements of the output go; its shape is that of Q, but for V's head dim.
     pub layout: TensorLayout,
     /// Element type of the output.
     pub dtype: DType,
@@ -32,7 +33,8 @@ pub struct AttentionPlan {
     problem: AttentionProblem,
     output: AttentionOutput,
     q_lengths: Lengths,
-    kv_lengths: Lengths,
+    /// Of K and of V.
+    kv_lengths: [Lengths; 2],
     /// All but the addresses.
     params: AttentionParams,
 }
@@ -44,6 +46,8 @@ enum Choice {
     Fastest,
     /// Any that fits.
     Any,
+    /// The general one, also where a plain one would do.
+    General,
 }
 
 impl Gpu {
@@ -55,10 +59,16 @@ impl Gpu {
     /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU; more tiles of
     /// query rows than a kernel counts; [`Error::SlowInt8`] on a GPU that is faster in float16 ([`int8_rate`](Self::int8_rate)).
     pub fn plan_attention(&self, problem: &AttentionProblem, output: &AttentionOutput) -> Result<AttentionPlan> {
+        self.check_int8_rate()?;
+        self.plan_attention_anyway(problem, output)
+    }
+
+    /// That float16 is not faster.
+    pub(super) fn check_int8_rate(&self) -> Result<()> {
         if let (Some(rate), (major, minor)) = (self.int8_rate().filter(|&rate| rate < 1.0), self.compute_capability()) {
             return Err(Error::SlowInt8 { device: self.name().to_owned(), major, minor, rate });
         }
-        self.plan_attention_anyway(problem, output)
+        Ok(())
     }
 
     /// [`plan_attention`](Self::plan_attention) also where float16 would be faster.
@@ -67,7 +77,7 @@ impl Gpu {
         problem: &AttentionProblem,
         output: &AttentionOutput,
     ) -> Result<AttentionPlan> {
-        self.plan_with(&self.families(), problem, output, Choice::Fastest)
+        self.plan_with(&self.families(), problem, output, Choice::Fastest, self.0.shared_bytes)
     }
 
     /// [`plan_attention`](Self::plan_attention) with a kernel of this family, for comparisons.
@@ -84,7 +94,34 @@ impl Gpu {
             let (major, minor) = self.compute_capability();
             return Err(Error::Family { device: self.name().to_owned(), major, minor, cuda: self.0.cuda, family });
         }
-        self.plan_with(&[family], problem, output, Choice::Any)
+        if family != Family::Sm80 && problem.score_mod.kind() == Kind::General {
+            return Err(Error::PlainKernels { kernels: "the kernels for sm_90a" });
+        }
+        self.plan_with(&[family], problem, output, Choice::Any, self.0.shared_bytes)
+    }
+
+    /// [`plan_attention_of`](Self::plan_attention_of) [`Family::Sm80`] as on a GPU on which a CTA may have so many bytes of shared
+    /// memory, for tests and comparisons: with the kernel for such GPUs, and no more CTAs an SM than there.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn plan_attention_as_with(
+        &self,
+        shared_bytes: usize,
+        problem: &AttentionProblem,
+        output: &AttentionOutput,
+    ) -> Result<AttentionPlan> {
+        self.plan_with(&[Family::Sm80], problem, output, Choice::Any, shared_bytes)
+    }
+
+    /// The general kernel of sm_80 also where a plain one would do: for the tests, which hold its speed against the plain one's.
+    #[doc(hidden)]
+    pub fn plan_attention_general(
+        &self,
+        problem: &AttentionProblem,
+        output: &AttentionOutput,
+    ) -> Result<AttentionPlan> {
+        self.plan_with(&[Family::Sm80], problem, output, Choice::General, self.0.shared_bytes)
     }
 
     /// The families of attention kernels that are built in and that this GPU and its driver run, the one for it in particular first.
@@ -101,20 +138,28 @@ impl Gpu {
         problem: &AttentionProblem,
         output: &AttentionOutput,
         choice: Choice,
+        shared_bytes: usize,
     ) -> Result<AttentionPlan> {
         problem.check()?;
-        AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
+        AttentionProblem::check_shape("o", output.layout.shape(), problem.o_shape())?;
         output.layout.check_disjoint()?;
         let multiprocessors = self.multiprocessors()? as u32;
+        let params = problem.params(&output.layout, output.dtype);
         let pays = |v: &AttentionVariant| {
-            let grid = v.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
-            choice == Choice::Any || v.family == Family::Sm80 || (problem.seqlen_kv >= v.from_keys && grid.is_some())
+            let grid = v.grid(&params, multiprocessors);
+            choice != Choice::Fastest
+                || v.family == Family::Sm80
+                || (problem.seqlen_kv >= v.from_keys && grid.is_some())
         };
-        let variant = self.variant(families, problem, pays)?;
-        let grid = variant.grid(problem.batch, problem.heads_q, problem.seqlen_q, multiprocessors);
+        let kind = if choice == Choice::General { Kind::General } else { problem.score_mod.kind() };
+        let variant = self.variant(families, problem, kind, shared_bytes, pays)?;
+        let grid = variant.grid(&params, multiprocessors);
         let too_many = || Error::Tiles { kernel: variant.name, shape: problem.q_shape().to_string() };
         let grid = grid.ok_or_else(too_many)?;
-        let kernel = self.kernel(variant.name, variant.name, grid, variant.threads, variant.shared_bytes)?;
+        let kv_lengths = [Lengths::of_kv(problem)?, Lengths::of_v(problem)?];
+        kv_lengths[0].check_blocks(problem)?;
+        let asked = shared_memory::asked(variant.shared_bytes, shared_bytes, self.0.shared_bytes);
+        let kernel = self.kernel(variant.name, variant.name, grid, variant.threads, asked)?;
         Ok(AttentionPlan {
             gpu: self.clone(),
             kernel,
@@ -122,33 +167,39 @@ impl Gpu {
             problem: *problem,
             output: *output,
             q_lengths: Lengths::of(problem.q_shape())?,
-            kv_lengths: Lengths::of(problem.kv_shape())?,
-            params: problem.params(&output.layout, output.dtype),
+            kv_lengths,
+            params,
         })
     }
 
-    /// The first variant of the first of these families that pays and fits this GPU's shared memory.
+    /// The variant of the first of these families that pays and is for GPUs with so much shared memory.
     fn variant(
         &self,
         families: &[Family],
         p: &AttentionProblem,
+        kind: Kind,
+        shared_bytes: usize,
         pays: impl Fn(&AttentionVariant) -> bool,
     ) -> Result<&'static AttentionVariant> {
-        let serves = |v: &&AttentionVariant| v.head_dim == p.head_dim && v.scheme == p.scheme && pays(v);
-        let fits = |v: &&AttentionVariant| v.shared_bytes <= self.0.shared_bytes;
+        let serves = |v: &&AttentionVariant| {
+            v.has([p.head_dim, p.value_dim()]) && (v.scheme, v.kind) == (p.scheme, kind) && pays(v)
+        };
+        let fits = |v: &&AttentionVariant| v.is_for(shared_bytes);
         let of_family = |&family| ATTENTION.iter().filter(move |v| v.family == family);
-        let mut candidates = families.iter().flat_map(of_family).filter(serves);
+        let candidates = families.iter().flat_map(of_family).filter(serves);
         if let Some(variant) = candidates.clone().find(fits) {
             return Ok(variant);
         }
-        Err(match candidates.next() {
+        Err(match candidates.min_by_key(|v| v.shared_bytes) {
             Some(variant) => Error::SharedMemory {
                 kernel: variant.name,
                 needed: variant.shared_bytes,
-                available: self.0.shared_bytes,
+                available: shared_bytes,
                 device: self.name().to_owned(),
             },
-            None => Error::HeadDim { given: p.head_dim, allowed: config::head_dims(families, p.scheme).collect() },
+            None => {
+                Error::HeadDim { given: p.head_dim, most: config::head_dims(families, p.scheme).max().unwrap_or(0) }
+            }
         })
     }
 }
@@ -167,11 +218,12 @@ impl AttentionPlan {
     }
 
     /// Gives the kernel to the stream: no allocation, no waiting, capturable. `o` in the plan's layout; `lse`
-    /// `[batch][heads_q][seqlen_q]`, exactly where the plan was made with it.
+    /// `[batch][heads_q][seqlen_q]`, exactly where the plan was made with it. For sequences of the problem's lengths;
+    /// [`launch_with`](Self::launch_with) is for others.
     ///
     /// # Errors
     /// Operands of other shapes; a buffer of another type, too short, or not aligned (16 bytes, `o` by its element);
-    /// `lse` there or not, against the plan; the driver's.
+    /// `lse` there or not, against the plan; a problem with tensors of the scores; the driver's.
     #[inline]
     pub fn launch<'s>(
         &self,
@@ -180,21 +232,52 @@ impl AttentionPlan {
         o: AnySliceMut<'_>,
         lse: Option<DeviceSliceMut<'_, f32>>,
     ) -> Result<()> {
+        self.launch_with(stream, operands, &SeqLens::Equal, o, lse)
+    }
+
+    /// [`launch`](Self::launch) with the lengths of the sequences, of the kind that the problem has. Packed, `lse` is
+    /// `[heads_q][total_q]`; rows of `o` and `lse` that belong to no sequence are not written.
+    ///
+    /// # Errors
+    /// As there; lengths of another kind than the problem's, too few, or not aligned to 4 bytes.
+    #[inline]
+    pub fn launch_with<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        operands: &ViewOperands<'_>,
+        lengths: &DeviceSeqLens<'_>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        self.launch_scored(stream, operands, &ScoreViews::default(), lengths, o, lse)
+    }
+
+    /// [`launch_with`](Self::launch_with) with the tensors that change scores, each exactly where the problem has it.
+    ///
+    /// # Errors
+    /// As there; a tensor of the scores that is there or not, against the plan, of another type, too short, or not aligned by its element.
+    #[inline]
+    pub fn launch_scored<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        operands: &ViewOperands<'_>,
+        scores: &ScoreViews<'_>,
+        lengths: &DeviceSeqLens<'_>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
         let p = &self.problem;
+        let seqlens = lengths.addresses(launch, p, self.params.seqlens)?;
         check_q(p.scheme, &operands.q)?;
         check_scheme("k", p.scheme, operands.k.scheme)?;
         check_scheme("v", p.scheme, operands.v.scheme)?;
         let [q, q_scale, q_bias] = operands.q.addresses(launch, p.q_shape(), &self.q_lengths)?;
-        let [k, k_scale, k_block_scale, _] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
-        let [v, v_scale, v_block_scale, v_unit] = operands.v.addresses(launch, p.kv_shape(), &self.kv_lengths)?;
+        let [k, k_scale, k_block_scale, _] = operands.k.addresses(launch, p.kv_shape(), &self.kv_lengths[0])?;
+        let [v, v_scale, v_block_scale, v_unit] = operands.v.addresses(launch, p.v_shape(), &self.kv_lengths[1])?;
         let o = o.checked(launch, "o", self.output.dtype, self.output.layout.span())?;
-        let lse = match (lse, self.output.lse) {
-            (Some(lse), true) => lse.checked(launch, "lse", self.q_lengths.q_scale)?,
-            (None, false) => 0,
-            (Some(_), false) => return Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
-            (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
-        };
+        let lse = self.output.checked_lse(launch, lse, self.q_lengths.q_scale)?;
+        let score = scores.params(launch, p, &self.params.score)?;
         let [q, k, v] = [q, k, v].map(Global::new);
         let [q_scale, q_bias, k_scale, k_block_scale] = [q_scale, q_bias, k_scale, k_block_scale].map(Global::new);
         let [v_scale, v_block_scale, v_unit, lse] = [v_scale, v_block_scale, v_unit, lse].map(Global::new);
@@ -212,10 +295,44 @@ impl AttentionPlan {
             v_unit,
             o,
             lse,
+            score,
+            seqlens,
             ..self.params
         };
-        // SAFETY: the parameter of all INT8 attention kernels; all lengths have been checked; grid, block and shared memory are
-        // those of the kernel's variant.
-        unsafe { launch.kernel_with(&self.kernel, &params) }
+        // SAFETY: all lengths have been checked.
+        unsafe { self.launch_params(launch, &params) }
+    }
+
+    /// The parameter, all but the addresses.
+    #[inline]
+    pub(super) fn params(&self) -> &AttentionParams {
+        &self.params
+    }
+
+    /// # Safety
+    /// [`params`](Self::params) with the addresses of arrays of the problem's lengths.
+    #[inline]
+    pub(super) unsafe fn launch_params(&self, launch: &Launch<'_>, params: &AttentionParams) -> Result<()> {
+        // SAFETY: the parameter of all INT8 attention kernels, with all addresses; grid, block and shared memory are those of the
+        // kernel's variant.
+        unsafe { launch.kernel_with(&self.kernel, params) }
+    }
+}
+
+impl AttentionOutput {
+    /// The address of the log-sum-exp, or 0 where it is not wanted.
+    #[inline]
+    pub(super) fn checked_lse(
+        &self,
+        launch: &Launch<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+        rows: usize,
+    ) -> Result<u64> {
+        match (lse, self.lse) {
+            (Some(lse), true) => lse.checked(launch, "lse", rows),
+            (None, false) => Ok(0),
+            (Some(_), false) => Err(Error::Optional { name: "lse", given: "given", planned: "without" }),
+            (None, true) => Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
+        }
     }
 }

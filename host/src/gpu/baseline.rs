@@ -5,7 +5,7 @@ use super::memory::Checked;
 use super::{AnySlice, AnySliceMut, DeviceSliceMut, Gpu, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, ScoreMod};
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::params::{BaselineParams, Global, Strided};
@@ -47,6 +47,10 @@ impl Gpu {
     /// that are not even; an output in which elements overlap.
     pub fn plan_baseline(&self, problem: &AttentionProblem, layouts: &BaselineLayouts) -> Result<BaselinePlan> {
         problem.check()?;
+        if problem.score_mod != ScoreMod::NONE {
+            return Err(Error::PlainKernels { kernels: "the float16 kernels" });
+        }
+        problem.check_equal()?;
         let BaselineLayouts { q, k, v, o, .. } = *layouts;
         for (name, layout, expected) in
             [("q", q, problem.q_shape()), ("k", k, problem.kv_shape()), ("v", v, problem.kv_shape())]
@@ -57,9 +61,9 @@ impl Gpu {
         AttentionProblem::check_shape("o", o.shape(), problem.q_shape())?;
         check_strides(&o, 2, "even")?;
         o.check_disjoint()?;
-        let variant = config::baseline(problem.head_dim);
+        let variant = config::baseline(problem.head_dim).filter(|_| problem.value_dim() == problem.head_dim);
         let allowed = || config::BASELINE.iter().map(|variant| variant.head_dim).collect();
-        let variant = variant.ok_or_else(|| Error::HeadDim { given: problem.head_dim, allowed: allowed() })?;
+        let variant = variant.ok_or_else(|| Error::Float16HeadDim { given: problem.head_dim, allowed: allowed() })?;
         let tiles = problem.seqlen_q.div_ceil(variant.tile_m) as u32;
         let grid = [tiles, problem.heads_q as u32, problem.batch as u32];
         Ok(BaselinePlan {

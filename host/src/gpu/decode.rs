@@ -12,6 +12,7 @@ use int_flash_attention_driver::DeviceAttribute;
 use int_flash_attention_kernels::config::decode::{
     self as config, MERGE, MERGE_BOUNDS, MERGE_LEAST_DIMS, OVERLAPPING_MERGE, merge_shared_bytes, partials, workspace,
 };
+use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_kernels::params::{Global, MergeSplitsParams, MergedParams, SplitParams, Strided};
 
 /// The fewest blocks that a worker is given: what a piece costs, and its part in the merge, are small beside one.
@@ -38,7 +39,27 @@ pub struct DecodePlan {
 
 impl Gpu {
     /// The decode of a problem. The plan depends on what the problem says and on the GPU alone: lengths, block tables and what is in the cache
-    /// are read on the device, so that a graph that has recorded a launch serves every step.
+    /// are read on the device, so that a graph that has recorded a launch serves every step:
+    ///
+    /// ```no_run
+    /// use int_flash_attention::{
+    ///     AttentionOutput, DType, DecodeHeads, DecodeProblem, DecodeResult, Gpu, TensorLayout, ViewPagedKv, ViewQ,
+    /// };
+    /// # fn step(gpu: &Gpu, q: ViewQ<'_>, cache: ViewPagedKv<'_>, o: &mut int_flash_attention::DeviceBuffer<half::f16>) -> int_flash_attention::Result<()> {
+    /// // 16 sequences of up to 8192 tokens, 32 query heads on 8 of K and V
+    /// let problem = DecodeProblem::new(16, 32, 8, 8192, 128);
+    /// let layout = TensorLayout::bhnd(problem.q_shape());
+    /// let plan = gpu.plan_decode(&problem, &AttentionOutput { layout, dtype: DType::F16, lse: false })?;
+    /// let mut workspace = gpu.alloc::<f32>(plan.workspace_len())?;
+    /// let stream = gpu.stream()?;
+    /// let graph = gpu.capture(&stream, || {
+    ///     let result = DecodeResult { o: o.into(), lse: None };
+    ///     plan.launch(&stream, &q, &cache, &DecodeHeads::default(), workspace.slice_mut(), result)
+    /// })?;
+    /// // after each append to the cache, which also makes `q` and counts the lengths up
+    /// graph.launch(&stream)?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// A wrong problem; an output of another shape, or one in which elements overlap; no kernel that fits this GPU.
@@ -60,10 +81,9 @@ impl Gpu {
         problem.check()?;
         AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
         output.layout.check_disjoint()?;
-        let allowed = || config::DECODE.iter().map(|variant| variant.head_dim).collect();
         let overlaps = config::overlaps_on(self.0.capability, self.0.cuda);
         let variant = config::decode(problem.head_dim, overlaps)
-            .ok_or_else(|| Error::HeadDim { given: problem.head_dim, allowed: allowed() })?;
+            .ok_or_else(|| Error::CacheHeadDim { given: problem.head_dim, allowed: HEAD_DIMS.to_vec() })?;
         let shared = self.attribute(DeviceAttribute::MaxSharedMemoryPerMultiprocessor)? as usize;
         let all = self.multiprocessors()? * variant.ctas(shared);
         let (workers, min_blocks) = workers.unwrap_or((all, MIN_BLOCKS));

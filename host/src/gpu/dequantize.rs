@@ -2,13 +2,14 @@
 
 use super::kernel::{DEQUANTIZE, Kernel};
 use super::memory::Checked;
-use super::{AnySliceMut, DeviceSlice, Gpu, StreamRef};
+use super::{AnySliceMut, DeviceSeqLens, DeviceSlice, Gpu, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, SeqLens};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::dequantize::launch;
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{DequantizeParams, Global, Strided, operand};
 
 /// Which operand is dequantized: they differ in layout, and in the rotation.
@@ -31,6 +32,7 @@ pub struct DequantizePlan {
     span: usize,
     /// Elements of the codes, of the scales and of the offset.
     lengths: [usize; 3],
+    problem: AttentionProblem,
     /// All but the addresses.
     params: DequantizeParams,
 }
@@ -48,27 +50,32 @@ impl Gpu {
         dtype: DType,
     ) -> Result<DequantizePlan> {
         problem.check()?;
-        let shape = if operand == Operand::Q { problem.q_shape() } else { problem.kv_shape() };
+        let shape = match operand {
+            Operand::Q => problem.q_shape(),
+            Operand::K => problem.kv_shape(),
+            Operand::V => problem.v_shape(),
+        };
         AttentionProblem::check_shape("the output", out.shape(), shape)?;
         out.check_disjoint()?;
-        let lengths = Lengths::of(shape)?;
+        let lengths = Lengths::of_packed(shape, problem.packed())?;
         let entry = launch::BOUNDS[dtype.code() as usize].entry;
-        let blocks = launch::token_blocks(shape.batch, shape.heads, shape.seqlen);
-        let blocks = blocks.ok_or_else(|| Error::Grid { kernel: entry, shape: shape.to_string() })?;
-        let d = shape.head_dim;
-        let kernel = self.kernel(DEQUANTIZE, entry, [blocks, 1, 1], launch::threads(d), launch::shared_bytes(d))?;
         let (data, scale, number) = match operand {
             Operand::Q => (lengths.q_data, lengths.q_scale, operand::Q),
             Operand::K => (lengths.kv_data, lengths.kv_scale, operand::K),
             Operand::V => (lengths.kv_data, lengths.kv_scale, operand::V),
         };
+        let params = problem.dequantize_params(number, out);
+        let ctas = launch::ctas(&params).ok_or_else(|| Error::Grid { kernel: entry, shape: shape.to_string() })?;
+        let d = packed_dim(shape.head_dim);
+        let kernel = self.kernel(DEQUANTIZE, entry, [ctas, 1, 1], launch::threads(d), launch::shared_bytes(d))?;
         Ok(DequantizePlan {
             gpu: self.clone(),
             kernel,
             dtype,
             span: out.span(),
             lengths: [data, scale, lengths.channels],
-            params: problem.dequantize_params(number, out),
+            problem: *problem,
+            params,
         })
     }
 }
@@ -86,7 +93,25 @@ impl DequantizePlan {
         offset: Option<DeviceSlice<'_, f32>>,
         out: AnySliceMut<'_>,
     ) -> Result<()> {
+        self.launch_with(stream, data, scale, &SeqLens::Equal, offset, out)
+    }
+
+    /// [`launch`](Self::launch) with the lengths of the sequences, of the kind that the problem has. Rows that belong to no sequence are
+    /// not written.
+    ///
+    /// # Errors
+    /// As there; lengths of another kind than the problem's, too few, or not aligned to 4 bytes.
+    pub fn launch_with<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        data: DeviceSlice<'_, i8>,
+        scale: DeviceSlice<'_, f32>,
+        lengths: &DeviceSeqLens<'_>,
+        offset: Option<DeviceSlice<'_, f32>>,
+        out: AnySliceMut<'_>,
+    ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
+        let seqlens = lengths.addresses(launch, &self.problem, self.params.seqlens)?;
         let data = data.checked(launch, "the codes", self.lengths[0])?;
         let scale = scale.checked(launch, "the scales", self.lengths[1])?;
         let offset = offset.map_or(Ok(0), |offset| offset.checked(launch, "the offset", self.lengths[2]))?;
@@ -96,6 +121,7 @@ impl DequantizePlan {
             scale: Global::new(scale),
             offset: Global::new(offset),
             out: Strided { data: Global::new(out), ..self.params.out },
+            seqlens,
             ..self.params
         };
         // SAFETY: the parameter of all dequantization kernels; all lengths have been checked; grid, block and shared memory are those of

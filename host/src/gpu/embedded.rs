@@ -76,11 +76,14 @@ mod tests {
     fn every_kernel_is_in_the_ptx_of_its_module() {
         let attention = config::ATTENTION.iter().map(|variant| (variant.name, variant.name));
         let baseline = config::BASELINE.iter().map(|variant| (variant.name, variant.name));
+        let short = config::short::SHORT.iter().map(|variant| (variant.name, variant.name));
         let quantize = quantize::launch::bounds().map(|bounds| (QUANTIZE, bounds.entry));
         let dequantize = dequantize::launch::BOUNDS.iter().map(|bounds| (DEQUANTIZE, bounds.entry));
         let decode = config::decode::DECODE.iter().map(|variant| (variant.name, variant.name));
         let merge = config::decode::MERGE_BOUNDS.iter().map(|bounds| (config::decode::MERGE, bounds.entry));
-        for (module, entry) in attention.chain(baseline).chain(quantize).chain(dequantize).chain(decode).chain(merge) {
+        for (module, entry) in
+            attention.chain(baseline).chain(short).chain(quantize).chain(dequantize).chain(decode).chain(merge)
+        {
             assert!(config::MODULES.iter().any(|known| known.name == module), "{module}");
             let Some(embedded) = find(module) else { continue };
             let declared = embedded.ptx.contains(&format!(".entry {entry}("));

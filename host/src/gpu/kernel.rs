@@ -151,7 +151,8 @@ impl Gpu {
         if shared_bytes > SHARED_BYTES_UNASKED {
             let attribute = FunctionAttribute::MaxDynamicSharedSizeBytes;
             // SAFETY: the module stays loaded as long as this object lives.
-            unsafe { self.bind()?.set_function_attribute(function, attribute, shared_bytes as i32) }?;
+            // All that there is, whatever this plan needs: another plan of the kernel may need less, and this one is launched after it.
+            unsafe { self.bind()?.set_function_attribute(function, attribute, self.0.shared_bytes as i32) }?;
         }
         let shape = LaunchShape { grid, block: [threads as u32, 1, 1], shared_bytes: shared_bytes as u32 };
         Ok(Kernel { entry, function, shape, overlapping: false })

@@ -242,6 +242,15 @@ macro_rules! any_view {
 any_view!(AnySlice, DeviceSlice, &'a DeviceBuffer<T>);
 any_view!(AnySliceMut, DeviceSliceMut, &'a mut DeviceBuffer<T>);
 
+impl DeviceSlice<'_, u8> {
+    /// The address of bytes that are read one by one, after the length and the context have been checked.
+    #[inline]
+    pub(super) fn checked_bytes(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
+        check(name, self.ptr, self.len, len, 1)?;
+        launch.accept(name, self.ptr, self.home)
+    }
+}
+
 /// What the kernels' vector accesses to packed arrays ask.
 const PACKED_ALIGN: u64 = 16;
 
@@ -262,6 +271,19 @@ impl<T> Checked for DeviceSliceMut<'_, T> {
     #[inline]
     fn checked(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
         check(name, self.ptr, self.len, len, PACKED_ALIGN)?;
+        launch.accept(name, self.ptr, self.home)
+    }
+}
+
+/// An array that kernels read a word at a time: it is aligned to its elements.
+pub(super) trait Words {
+    fn words(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64>;
+}
+
+impl Words for DeviceSlice<'_, u32> {
+    #[inline]
+    fn words(&self, launch: &Launch<'_>, name: &'static str, len: usize) -> Result<u64> {
+        check(name, self.ptr, self.len, len, size_of::<u32>() as u64)?;
         launch.accept(name, self.ptr, self.home)
     }
 }

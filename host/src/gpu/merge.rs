@@ -6,7 +6,7 @@ use super::{AnySliceMut, AttentionOutput, DeviceSlice, DeviceSliceMut, Gpu, Stre
 use crate::decode::merged_params;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::check_head_dim;
+use crate::problem::check_cache_head_dim;
 use crate::quantized::Lengths;
 use crate::shape::Order;
 use int_flash_attention_kernels::config::decode::{MERGE, MERGE_BOUNDS, merge_shared_bytes};
@@ -45,7 +45,7 @@ impl Gpu {
         if states == 0 {
             return Err(Error::ZeroSize { name: "the number of states" });
         }
-        check_head_dim(shape.head_dim)?;
+        check_cache_head_dim(shape.head_dim)?;
         output.layout.check_disjoint()?;
         let lengths = Lengths::of(shape)?;
         let entry = MERGE_BOUNDS[0].entry;

@@ -43,6 +43,7 @@ mod dequantize;
 mod embedded;
 mod gather;
 mod int8_rate;
+mod job;
 mod kernel;
 mod launch;
 mod memory;
@@ -50,6 +51,8 @@ mod merge;
 mod one_buffer;
 mod operands;
 mod quantize;
+mod scores;
+mod seqlens;
 mod stream;
 
 #[cfg(feature = "baseline")]
@@ -65,6 +68,7 @@ pub use dequantize::{DequantizePlan, Operand};
 pub use embedded::embedded_ptx;
 pub use gather::GatherPlan;
 pub use int_flash_attention_kernels::config::Family;
+pub use job::{JobPath, JobPlan};
 pub use memory::{AnySlice, AnySliceMut, DeviceSlice, DeviceSliceMut};
 pub use merge::{MergePlan, States};
 pub use operands::{
@@ -72,6 +76,8 @@ pub use operands::{
     ViewQ, ViewV,
 };
 pub use quantize::{QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan};
+pub use scores::ScoreViews;
+pub use seqlens::DeviceSeqLens;
 pub use stream::{Event, Graph, Stream, StreamRef};
 
 use crate::error::{Error, Result};

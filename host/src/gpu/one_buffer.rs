@@ -81,9 +81,10 @@ impl Packed for Q {
 impl Packed for K {
     type Of<I, F> = QuantizedK<I, F>;
     fn take<A: Arrays>(problem: &AttentionProblem, arrays: &mut A) -> Result<QuantizedK<A::Codes, A::Floats>> {
-        let lengths = Lengths::of(problem.kv_shape())?;
+        let lengths = Lengths::of_kv(problem)?;
         Ok(QuantizedK {
             shape: problem.kv_shape(),
+            packed: lengths.packed,
             scheme: problem.scheme,
             format: PackedFormat::CURRENT,
             data: arrays.codes(lengths.kv_data),
@@ -97,9 +98,10 @@ impl Packed for K {
 impl Packed for V {
     type Of<I, F> = QuantizedV<I, F>;
     fn take<A: Arrays>(problem: &AttentionProblem, arrays: &mut A) -> Result<QuantizedV<A::Codes, A::Floats>> {
-        let lengths = Lengths::of(problem.kv_shape())?;
+        let lengths = Lengths::of_v(problem)?;
         Ok(QuantizedV {
-            shape: problem.kv_shape(),
+            shape: problem.v_shape(),
+            packed: lengths.packed,
             scheme: problem.scheme,
             format: PackedFormat::CURRENT,
             data: arrays.codes(lengths.kv_data),

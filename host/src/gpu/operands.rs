@@ -106,8 +106,8 @@ macro_rules! operand {
 }
 
 operand!(DeviceQ, HostQ, ViewQ, ViewMutQ, QuantizedQ; shape, scheme; data, scale; bias);
-operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; shape, scheme, format; data, scale, block_scale, offset;);
-operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; shape, scheme, format; data, scale, block_scale, unit;);
+operand!(DeviceK, HostK, ViewK, ViewMutK, QuantizedK; shape, packed, scheme, format; data, scale, block_scale, offset;);
+operand!(DeviceV, HostV, ViewV, ViewMutV, QuantizedV; shape, packed, scheme, format; data, scale, block_scale, unit;);
 
 impl DeviceOperands {
     /// To be read by a kernel.
@@ -160,6 +160,17 @@ fn same_shape(name: &'static str, given: Shape, expected: Shape) -> Result<()> {
     AttentionProblem::check_shape(name, given, expected)
 }
 
+#[inline]
+fn same_packing(name: &'static str, given: Option<usize>, lengths: &Lengths) -> Result<()> {
+    if given == lengths.packed {
+        return Ok(());
+    }
+    let of = |packed: Option<usize>| {
+        packed.map_or_else(|| "one sequence a batch".to_owned(), |sequences| format!("{sequences} packed sequences"))
+    };
+    Err(Error::ShapeMismatch { name, given: of(given), expected: of(lengths.packed) })
+}
+
 /// `data`, `scale`, `bias` (0 where it is not there).
 impl<I: Checked, F: Checked> Addresses<3> for QuantizedQ<I, F> {
     #[inline]
@@ -179,6 +190,7 @@ impl<I: Checked, F: Checked> Addresses<4> for QuantizedK<I, F> {
     #[inline]
     fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("k", self.shape, shape)?;
+        same_packing("k", self.packed, lengths)?;
         Ok([
             self.data.checked(launch, "k", lengths.kv_data)?,
             self.scale.checked(launch, "k_scale", lengths.kv_scale)?,
@@ -193,6 +205,7 @@ impl<I: Checked, F: Checked> Addresses<4> for QuantizedV<I, F> {
     #[inline]
     fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("v", self.shape, shape)?;
+        same_packing("v", self.packed, lengths)?;
         Ok([
             self.data.checked(launch, "v", lengths.kv_data)?,
             self.scale.checked(launch, "v_scale", lengths.kv_scale)?,

@@ -4,12 +4,13 @@ use super::kernel::{Kernel, QUANTIZE};
 use super::launch::Launch;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, check_q, check_scheme};
-use super::{AnySlice, DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
+use super::{AnySlice, DeviceSeqLens, DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme};
+use crate::problem::{AttentionProblem, Scheme, SeqLens};
 use crate::quantized::Lengths;
 use crate::shape::TensorLayout;
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{Global, QuantizeParams, Strided};
 use int_flash_attention_kernels::quantize::launch;
 
@@ -89,8 +90,24 @@ impl QuantizePlan {
         workspace: DeviceSliceMut<'_, f32>,
         out: &mut ViewMutOperands<'_>,
     ) -> Result<()> {
+        self.launch_with(stream, [q, k, v], &SeqLens::Equal, workspace, out)
+    }
+
+    /// [`launch`](Self::launch) with the lengths of the sequences, of the kind that the problem has. Tokens of no sequence, and keys
+    /// behind a sequence's own, are not read; what would be made of them is not written.
+    ///
+    /// # Errors
+    /// As there; lengths of another kind than the problem's, too few, or not aligned to 4 bytes.
+    pub fn launch_with<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        [q, k, v]: [AnySlice<'_>; 3],
+        lengths: &DeviceSeqLens<'_>,
+        workspace: DeviceSliceMut<'_, f32>,
+        out: &mut ViewMutOperands<'_>,
+    ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
-        let mut params = self.pass.params;
+        let mut params = self.pass.with(launch, lengths)?;
         self.pass.add_q(launch, &mut params, q, &out.q)?;
         self.pass.add_kv(launch, &mut params, [k, v], workspace, &out.k, &out.v)?;
         // SAFETY: both have been added.
@@ -125,8 +142,24 @@ impl QuantizeKvPlan {
         k_out: &mut ViewMutK<'_>,
         v_out: &mut ViewMutV<'_>,
     ) -> Result<()> {
+        self.launch_with(stream, [k, v], &SeqLens::Equal, workspace, k_out, v_out)
+    }
+
+    /// [`launch`](Self::launch) with the lengths of the sequences, as [`QuantizePlan::launch_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn launch_with<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        [k, v]: [AnySlice<'_>; 2],
+        lengths: &DeviceSeqLens<'_>,
+        workspace: DeviceSliceMut<'_, f32>,
+        k_out: &mut ViewMutK<'_>,
+        v_out: &mut ViewMutV<'_>,
+    ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
-        let mut params = self.pass.params;
+        let mut params = self.pass.with(launch, lengths)?;
         self.pass.add_kv(launch, &mut params, [k, v], workspace, k_out, v_out)?;
         // SAFETY: K and V have been added, and the launch is of nothing else.
         unsafe { self.pass.launch(&self.gpu, launch, &params) }
@@ -152,8 +185,23 @@ impl QuantizeQPlan {
         k_offset: DeviceSlice<'_, f32>,
         out: &mut ViewMutQ<'_>,
     ) -> Result<()> {
+        self.launch_with(stream, q, &SeqLens::Equal, k_offset, out)
+    }
+
+    /// [`launch`](Self::launch) with the lengths of the sequences, as [`QuantizePlan::launch_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn launch_with<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        q: AnySlice<'_>,
+        lengths: &DeviceSeqLens<'_>,
+        k_offset: DeviceSlice<'_, f32>,
+        out: &mut ViewMutQ<'_>,
+    ) -> Result<()> {
         let launch = &self.gpu.launching(stream.into())?;
-        let mut params = self.pass.params;
+        let mut params = self.pass.with(launch, lengths)?;
         self.pass.add_q(launch, &mut params, q, out)?;
         params.k_offset = Global::new(k_offset.checked(launch, "k_offset", self.pass.kv_lengths.channels)?);
         // SAFETY: Q has been added, and the launch is of nothing else.
@@ -163,7 +211,7 @@ impl QuantizeQPlan {
 
 /// `quantize` of Q, of K and V, or of all three.
 #[derive(Clone, Debug)]
-struct Pass {
+pub(super) struct Pass {
     kernel: Kernel,
     /// What finds the largest magnitudes of V before, in the paper's scheme.
     v_amax: Option<Kernel>,
@@ -171,14 +219,15 @@ struct Pass {
     dtype: DType,
     q_lengths: Lengths,
     kv_lengths: Lengths,
+    v_lengths: Lengths,
     /// Elements that each tensor spans.
     spans: [usize; 3],
     /// All but the addresses.
-    params: QuantizeParams,
+    pub(super) params: QuantizeParams,
 }
 
 impl Pass {
-    fn new(
+    pub(super) fn new(
         gpu: &Gpu,
         problem: &AttentionProblem,
         dtype: DType,
@@ -191,12 +240,13 @@ impl Pass {
         }
         if let Some((k, v)) = &kv {
             AttentionProblem::check_shape("k", k.shape(), problem.kv_shape())?;
-            AttentionProblem::check_shape("v", v.shape(), problem.kv_shape())?;
+            AttentionProblem::check_shape("v", v.shape(), problem.v_shape())?;
         }
         let params = problem.quantize_params(q.as_ref(), kv.as_ref().map(|(k, v)| [k, v]));
-        let AttentionProblem { batch, heads_kv, seqlen_kv, head_dim, scheme, .. } = *problem;
+        let AttentionProblem { head_dim, scheme, .. } = *problem;
         let (entry, amax_entry) =
             (launch::QUANTIZE[dtype.code() as usize].entry, launch::V_AMAX[dtype.code() as usize].entry);
+        let head_dim = packed_dim(head_dim);
         let threads = launch::threads(head_dim, dtype.size());
         let too_many = |kernel| {
             move || Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
@@ -205,7 +255,7 @@ impl Pass {
         let shared = launch::shared_bytes(head_dim, dtype.size());
         let kernel = gpu.kernel(QUANTIZE, entry, [ctas, 1, 1], threads, shared)?;
         let amax = || {
-            let ctas = launch::v_amax_ctas(batch, heads_kv, seqlen_kv).ok_or_else(too_many(amax_entry))?;
+            let ctas = launch::v_amax_ctas(&params).ok_or_else(too_many(amax_entry))?;
             gpu.kernel(QUANTIZE, amax_entry, [ctas, 1, 1], threads, 0)
         };
         let span = |layout: Option<&TensorLayout>| layout.map_or(0, TensorLayout::span);
@@ -216,15 +266,23 @@ impl Pass {
             problem: *problem,
             dtype,
             q_lengths: Lengths::of(problem.q_shape())?,
-            kv_lengths: Lengths::of(problem.kv_shape())?,
+            kv_lengths: Lengths::of_kv(problem)?,
+            v_lengths: Lengths::of_v(problem)?,
             spans: [span(q.as_ref()), span(kv_spans.0), span(kv_spans.1)],
             params,
         })
     }
 
     /// Elements of the workspace: a number for each head of V, in the paper's scheme.
-    fn workspace_len(&self) -> usize {
+    pub(super) fn workspace_len(&self) -> usize {
         if self.v_amax.is_some() { self.kv_lengths.heads } else { 0 }
+    }
+
+    /// The parameter with the sequences' lengths.
+    #[inline]
+    pub(super) fn with(&self, launch: &Launch<'_>, lengths: &DeviceSeqLens<'_>) -> Result<QuantizeParams> {
+        let seqlens = lengths.addresses(launch, &self.problem, self.params.seqlens)?;
+        Ok(QuantizeParams { seqlens, ..self.params })
     }
 
     /// Q and what is made of it.
@@ -270,7 +328,8 @@ impl Pass {
             None => 0,
         };
         let [k_out, k_scale, k_block_scale, k_offset] = k_out.addresses(launch, shape, &self.kv_lengths)?;
-        let [v_out, v_scale, v_block_scale, v_unit] = v_out.addresses(launch, shape, &self.kv_lengths)?;
+        let [v_out, v_scale, v_block_scale, v_unit] =
+            v_out.addresses(launch, self.problem.v_shape(), &self.v_lengths)?;
         *params = QuantizeParams {
             k: Strided { data: Global::new(k), ..params.k },
             v: Strided { data: Global::new(v), ..params.v },
@@ -290,7 +349,7 @@ impl Pass {
 
     /// # Safety
     /// The operands that the pass is of have been added to the parameters.
-    unsafe fn launch(&self, gpu: &Gpu, launch: &Launch<'_>, params: &QuantizeParams) -> Result<()> {
+    pub(super) unsafe fn launch(&self, gpu: &Gpu, launch: &Launch<'_>, params: &QuantizeParams) -> Result<()> {
         // SAFETY: the parameter of all quantization kernels; what has been added has been checked, and there are no CTAs for what has not;
         // grid, block and shared memory are those of the problem. The workspace has a word for each head.
         unsafe {

@@ -1,10 +1,12 @@
 //! What the kernels are handed for a problem.
 
-use super::{AttentionProblem, Window};
+use super::{AttentionProblem, Sequences, Window};
 use crate::dtype::DType;
 use crate::shape::{Shape, TensorLayout};
+use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{
-    AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, Strided, UNLIMITED,
+    AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, SeqLens, ShortParams, Strided,
+    UNLIMITED, operand,
 };
 
 impl AttentionProblem {
@@ -26,8 +28,26 @@ impl AttentionProblem {
             window_right,
             o_dtype: dtype.code(),
             softmax_scale: self.scale(),
+            score: self.score_mod.params(self),
+            seqlens: self.seqlens_params(),
+            o_dims: self.value_dim() as u32,
             ..AttentionParams::NONE
         }
+    }
+
+    /// What the kernels for short K and V are handed for tensors of these layouts (Q, K, V) and this type, an output, and so many CTAs for a head
+    /// of K and V; all but the addresses.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn short_params(
+        &self,
+        [q, k, v]: [&TensorLayout; 3],
+        dtype: DType,
+        (o, o_dtype): (&TensorLayout, DType),
+        parts: u32,
+    ) -> ShortParams {
+        let [q, k, v] = [q, k, v].map(strided);
+        ShortParams { attention: self.params(o, o_dtype), q, k, v, dtype: dtype.code(), parts }
     }
 
     /// What the float16 kernels are handed for tensors of these layouts (Q, K, V, O), all but the addresses.
@@ -67,9 +87,13 @@ impl AttentionProblem {
             heads_kv: self.heads_kv as u32,
             seqlen_q: self.seqlen_q as u32,
             seqlen_kv: self.seqlen_kv as u32,
-            head_dim: self.head_dim as u32,
+            head_dim: packed_dim(self.head_dim) as u32,
+            dims: self.head_dim as u32,
+            head_dim_v: packed_dim(self.value_dim()) as u32,
+            dims_v: self.value_dim() as u32,
             quantize_kv: u32::from(kv.is_some()),
             rotate: u32::from(self.scheme.rotates()),
+            seqlens: self.seqlens_params(),
             ..QuantizeParams::NONE
         }
     }
@@ -77,17 +101,27 @@ impl AttentionProblem {
     /// What the dequantization kernels are handed for an operand (`int_flash_attention_kernels::params::operand`), all but the addresses.
     #[doc(hidden)]
     #[must_use]
-    pub fn dequantize_params(&self, operand: u32, out: &TensorLayout) -> DequantizeParams {
-        let Shape { heads, seqlen, head_dim, .. } = out.shape();
+    pub fn dequantize_params(&self, which: u32, out: &TensorLayout) -> DequantizeParams {
+        let Shape { heads, head_dim, .. } = out.shape();
         DequantizeParams {
             out: strided(out),
-            seqlen: seqlen as u32,
+            seqlen: if which == operand::Q { self.seqlen_q } else { self.seqlen_kv } as u32,
             heads: heads as u32,
-            head_dim: head_dim as u32,
-            operand,
+            head_dim: packed_dim(head_dim) as u32,
+            dims: head_dim as u32,
+            operand: which,
             rotated: u32::from(self.scheme.rotates()),
+            batch: self.batch as u32,
+            seqlens: self.seqlens_params(),
             ..DequantizeParams::NONE
         }
+    }
+
+    /// Where sequences lie as the kernels take it, all but the addresses.
+    fn seqlens_params(&self) -> SeqLens {
+        let packed = u32::from(matches!(self.sequences, Sequences::Packed { .. }));
+        let (total_q, total_kv) = (self.q_shape().seqlen as u32, self.kv_shape().seqlen as u32);
+        SeqLens { total_q, total_kv, packed_q: packed, packed_kv: packed, ..SeqLens::NONE }
     }
 
     /// The window's sides as the kernels take them.

@@ -4,8 +4,8 @@ use super::*;
 fn wrong_problems_are_errors() {
     let good = AttentionProblem::new(2, 8, 2, 5, 7, 64);
     assert!(good.check().is_ok());
-    assert!(matches!(AttentionProblem { head_dim: 48, ..good }.check(), Err(Error::HeadDim { given: 48, .. })));
-    assert!(AttentionProblem { head_dim: 48, ..good }.check_sizes().is_ok());
+    assert!(matches!(AttentionProblem { head_dim: 44, ..good }.check(), Err(Error::HeadDim { given: 44, .. })));
+    assert!(AttentionProblem { head_dim: 44, ..good }.check_sizes().is_ok());
     assert!(matches!(AttentionProblem { heads_kv: 3, ..good }.check(), Err(Error::HeadGroups { .. })));
     assert!(matches!(AttentionProblem { heads_kv: 0, ..good }.check(), Err(Error::ZeroSize { name: "heads_kv" })));
     assert!(matches!(AttentionProblem { batch: 0, ..good }.check(), Err(Error::ZeroSize { name: "batch" })));
@@ -31,10 +31,9 @@ fn wrong_problems_are_errors() {
 
 #[test]
 fn the_schemes_have_the_head_dims_of_their_kernels() {
-    use int_flash_attention_kernels::config::ATTENTION;
-    for scheme in [Scheme::Default, Scheme::Paper] {
-        for head_dim in (8..=512).step_by(8) {
-            let kernel = ATTENTION.iter().any(|v| v.head_dim == head_dim && v.scheme == scheme);
+    for (scheme, most) in [(Scheme::Default, 256), (Scheme::Paper, 128)] {
+        for head_dim in 1..=512 {
+            let kernel = head_dim <= most && head_dim % 8 == 0;
             let problem = AttentionProblem::new(1, 1, 1, 1, 1, head_dim).with_scheme(scheme);
             assert_eq!(problem.check().is_ok(), kernel, "{scheme} {head_dim}");
         }
@@ -46,9 +45,10 @@ fn a_refused_head_dim_says_how_to_pad() {
     let refused = |head_dim, scheme| {
         AttentionProblem::new(1, 1, 1, 1, 1, head_dim).with_scheme(scheme).check().unwrap_err().to_string()
     };
-    let padded = refused(80, Scheme::Default);
-    assert!(padded.contains("zeros to 96") && padded.contains("softmax_scale 0.1118034 (1/sqrt(80))"), "{padded}");
-    assert!(refused(256, Scheme::Paper).contains("the default scheme has [32, 64, 96, 128, 256]"));
+    let padded = refused(77, Scheme::Default);
+    assert!(padded.contains("multiples of 8 up to 256: ") && padded.contains("zeros to 80"), "{padded}");
+    assert!(padded.contains("softmax_scale 0.113960") && padded.contains("(1/sqrt(77))"), "{padded}");
+    assert!(refused(256, Scheme::Paper).contains("up to 128: the default scheme has them up to 256"));
     assert!(refused(512, Scheme::Default).contains("no kernel is wide enough"));
 }
 
@@ -67,7 +67,11 @@ fn problems_are_keys() {
     plans.insert(plain.with_scheme(Scheme::Paper), 4);
     plans.insert(plain.with_window(Window { left: Some(3), right: Some(0) }), 5);
     plans.insert(plain, 6);
-    assert_eq!((plans.len(), plans[&plain], plans[&plain.with_softmax_scale(0.5)]), (5, 6, 2));
+    let capped = |cap| plain.with_score_mod(ScoreMod { softcap: Some(cap), ..ScoreMod::NONE });
+    plans.insert(capped(30.0), 7);
+    plans.insert(capped(50.0), 8);
+    assert_eq!((plans.len(), plans[&plain], plans[&plain.with_softmax_scale(0.5)]), (7, 6, 2));
+    assert_eq!(plans[&capped(30.0)], 7);
     // Scores of a NaN are refused later; a key finds itself.
     assert_eq!(plain.with_softmax_scale(f32::NAN), plain.with_softmax_scale(f32::NAN));
 }

@@ -2,8 +2,10 @@
 
 use super::quantize::check_shapes;
 use super::rows::Rows;
+use super::score::RowScore;
 use crate::error::Result;
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, ScoreMod};
+use crate::scores::Scored;
 use crate::tensor::HostTensor;
 use rayon::prelude::*;
 
@@ -20,28 +22,33 @@ pub struct Exact {
 ///
 /// # Errors
 /// A wrong problem, or tensors of other shapes than it says.
-pub fn exact(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<Exact> {
-    run(problem, q, k, v, Rows::all(problem))
+pub fn exact<'a>(problem: impl Into<Scored<'a>>, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<Exact> {
+    let scored = problem.into();
+    run(scored, q, k, v, Rows::all(scored.problem))
 }
 
 /// [`exact`] for these query positions of every head.
 ///
 /// # Errors
 /// As there, and a position past the end.
-pub fn exact_rows(
-    problem: &AttentionProblem,
+pub fn exact_rows<'a>(
+    problem: impl Into<Scored<'a>>,
     q: &HostTensor,
     k: &HostTensor,
     v: &HostTensor,
     rows: &[usize],
 ) -> Result<Exact> {
-    run(problem, q, k, v, Rows::some(problem, rows)?)
+    let scored = problem.into();
+    run(scored, q, k, v, Rows::some(scored.problem, rows)?)
 }
 
-fn run(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTensor, rows: Rows<'_>) -> Result<Exact> {
+fn run(scored: Scored<'_>, q: &HostTensor, k: &HostTensor, v: &HostTensor, rows: Rows<'_>) -> Result<Exact> {
+    let problem = scored.problem;
     problem.check_sizes()?;
+    scored.check()?;
+    problem.check_equal()?;
     check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
-    let (d, heads) = (problem.head_dim, problem.batch * problem.heads_q);
+    let (d, heads) = (problem.value_dim(), problem.batch * problem.heads_q);
     let mut out = Exact { o: vec![0.0; heads * rows.len() * d], lse: vec![0.0; heads * rows.len()] };
     if rows.len() == 0 {
         return Ok(out);
@@ -50,7 +57,7 @@ fn run(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTenso
         |(head, (o, lse))| {
             let operands = HeadF64::read(problem, q, k, v, head);
             o.par_chunks_mut(d).zip(lse).enumerate().for_each_init(Vec::new, |scores, (index, (o, lse))| {
-                *lse = operands.row(problem, rows.at(index), scores, o);
+                *lse = operands.row(&scored, head, rows.at(index), 0.0, scores, o);
             });
         },
     );
@@ -71,28 +78,50 @@ impl HeadF64 {
         Self { q: read(q, head_q), k: read(k, head_q / p.group()), v: read(v, head_q / p.group()) }
     }
 
-    /// One row: the softmax weights of the keys that it sees, the output, and the log-sum-exp.
-    pub(super) fn row(&self, problem: &AttentionProblem, row: usize, weights: &mut Vec<f64>, o: &mut [f64]) -> f64 {
-        let d = problem.head_dim;
+    /// Row `row` of query head `head` of all, to whose scores `offset` is added: the softmax weights of the keys inside its window, the
+    /// output, and the log-sum-exp.
+    pub(super) fn row(
+        &self,
+        scored: &Scored<'_>,
+        head: usize,
+        row: usize,
+        offset: f64,
+        weights: &mut Vec<f64>,
+        o: &mut [f64],
+    ) -> f64 {
+        let problem = scored.problem;
+        let (d, dv) = (problem.head_dim, problem.value_dim());
         let keys = problem.visible_keys(row);
         let q = &self.q[row * d..][..d];
         let scale = f64::from(problem.scale());
         weights.clear();
-        weights.extend(self.k[keys.start * d..keys.end * d].chunks_exact(d).map(|k| scale * dot(q, k)));
+        weights.extend(self.k[keys.start * d..keys.end * d].chunks_exact(d).map(|k| scale * dot(q, k) + offset));
+        if problem.score_mod != ScoreMod::NONE {
+            let score = RowScore::new(scored, head, row);
+            for (z, key) in weights.iter_mut().zip(keys.clone()) {
+                *z = score.exact(scored, *z, key);
+            }
+        }
         let max = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let mut sum = 0.0;
+        let sink = scored.sink(head % problem.heads_q).map(f64::from);
+        o.fill(0.0);
+        if max == f64::NEG_INFINITY {
+            weights.fill(0.0);
+            return sink.unwrap_or(max);
+        }
+        let max = sink.map_or(max, |sink| max.max(sink));
+        let mut sum = sink.map_or(0.0, |sink| (sink - max).exp());
         for weight in &mut *weights {
             *weight = (*weight - max).exp();
             sum += *weight;
         }
-        o.fill(0.0);
-        for (weight, v) in weights.iter_mut().zip(self.v[keys.start * d..].chunks_exact(d)) {
+        for (weight, v) in weights.iter_mut().zip(self.v[keys.start * dv..].chunks_exact(dv)) {
             *weight /= sum;
             for (o, v) in o.iter_mut().zip(v) {
                 *o += *weight * v;
             }
         }
-        if keys.is_empty() { f64::NEG_INFINITY } else { max + sum.ln() }
+        max + sum.ln()
     }
 }
 

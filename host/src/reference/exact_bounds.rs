@@ -19,19 +19,28 @@
 //! In the paper's scheme the row sum has the exponentials and not the codes, so the weights do not add to one and the part
 //! of `δ` meets `|v_j|`. The log-sum-exp moves by the logarithm of `Σ A_j`.
 //!
+//! **What changes scores.** `S` is then the score as it is in the end. A softcap's slope is at most 1, so that it adds the roundings of its
+//! own operations alone, `2^-20` of the cap, and sums those of what they come to. The general kernels have K's offset in their scores, with
+//! the error of `q_bias`, and no float16 before `x`. A sink is one more key, with a value of zero and a weight that is off by the roundings of
+//! its exponent; a hidden key is none.
+//!
 //! These are worst cases: all roundings in the worst direction at once. On random data the true error is smaller by about
 //! the square root of the number of terms.
 
 use super::Bounds;
-use super::dequantize::{dequantize_q, dequantize_v};
+use super::dequantize::{packed_k, packed_q, packed_v};
 use super::exact::{Exact, HeadF64, dot};
+use super::packed::{packed, resized};
 use super::quantize::quantize;
 use super::rows::Rows;
+use super::score::RowScore;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::HostQuantized;
+use crate::scores::Scored;
 use crate::tensor::HostTensor;
+use int_flash_attention_kernels::config::Kind;
 use int_flash_attention_kernels::layout::{
     KV_BLOCK, SCORE_RANGE, SCORE_UNIT, kv_blocks, negative, rotation, row_reach,
 };
@@ -46,54 +55,88 @@ const HALF: f64 = 0.501_5;
 ///
 /// # Errors
 /// As [`quantize`](super::quantize()).
-pub fn exact_bounds(
-    problem: &AttentionProblem,
+pub fn exact_bounds<'a>(
+    problem: impl Into<Scored<'a>>,
     q: &HostTensor,
     k: &HostTensor,
     v: &HostTensor,
     dtype: DType,
 ) -> Result<(Exact, Bounds)> {
-    let operands = quantize(problem, q, k, v)?;
-    let head = |head| Head::of_tensors(problem, &operands, HeadF64::read(problem, q, k, v, head), head);
-    Ok(run(problem, dtype, Rows::all(problem), head))
+    let scored = problem.into();
+    of_tensors(scored, [q, k, v], dtype, Rows::all(scored.problem))
 }
 
 /// [`exact_bounds`] for these query positions of every head.
 ///
 /// # Errors
 /// As there, and a position past the end.
-pub fn exact_bounds_rows(
-    problem: &AttentionProblem,
+pub fn exact_bounds_rows<'a>(
+    problem: impl Into<Scored<'a>>,
     q: &HostTensor,
     k: &HostTensor,
     v: &HostTensor,
     dtype: DType,
     rows: &[usize],
 ) -> Result<(Exact, Bounds)> {
-    let operands = quantize(problem, q, k, v)?;
-    let head = |head| Head::of_tensors(problem, &operands, HeadF64::read(problem, q, k, v, head), head);
-    Ok(run(problem, dtype, Rows::some(problem, rows)?, head))
+    let scored = problem.into();
+    of_tensors(scored, [q, k, v], dtype, Rows::some(scored.problem, rows)?)
+}
+
+/// On tensors, with zeros behind what is padded: the codes are of those.
+fn of_tensors(
+    scored: Scored<'_>,
+    [q, k, v]: [&HostTensor; 3],
+    dtype: DType,
+    rows: Rows<'_>,
+) -> Result<(Exact, Bounds)> {
+    let problem = scored.problem;
+    scored.check()?;
+    let mut operands = quantize(problem, q, k, v)?;
+    let whole = packed(problem);
+    let wide = |x: Vec<f64>| resized(x, problem.head_dim, whole.head_dim);
+    operands.k.offset = resized(operands.k.offset, problem.head_dim, whole.head_dim);
+    let head = |head| {
+        let HeadF64 { q, k, v } = HeadF64::read(problem, q, k, v, head);
+        Head::of_tensors(
+            &whole,
+            &operands,
+            HeadF64 { q: wide(q), k: wide(k), v: resized(v, problem.value_dim(), whole.value_dim()) },
+            head,
+        )
+    };
+    Ok(cut(problem, &whole, run(Scored { problem: &whole, ..scored }, dtype, rows, head)))
+}
+
+/// The true dims.
+fn cut(p: &AttentionProblem, whole: &AttentionProblem, (mut exact, mut bounds): (Exact, Bounds)) -> (Exact, Bounds) {
+    exact.o = resized(exact.o, whole.value_dim(), p.value_dim());
+    bounds.o = resized(bounds.o, whole.value_dim(), p.value_dim());
+    (exact, bounds)
 }
 
 /// Float64 attention on the dequantized operands, and how far [`int8`](super::int8()) on them, rounded to `dtype`, may be from
-/// it: the share of P and of float16, without that of Q, K and V. (That of V and of the scores is half a step each, which
+/// it: the share of P and of float16, without that of Q, K and V. Where a head is padded, what the codes say behind its dims counts in the
+/// scores, as it does in the kernels. (That of V and of the scores is half a step each, which
 /// dequantization shows.)
 ///
 /// # Errors
 /// As [`int8`](super::int8()).
-pub fn dequantized_bounds(
-    problem: &AttentionProblem,
+pub fn dequantized_bounds<'a>(
+    problem: impl Into<Scored<'a>>,
     operands: &HostQuantized,
     dtype: DType,
 ) -> Result<(Exact, Bounds)> {
+    let scored = problem.into();
+    let problem = scored.problem;
     problem.check()?;
+    scored.check()?;
+    problem.check_equal()?;
     super::int8::check_operands(problem, operands)?;
     let without = crate::HostK { offset: vec![0.0; operands.k.offset.len()], ..operands.k.clone() };
-    let q = dequantize_q(&operands.q)?;
-    let k = super::dequantize_k(&without)?;
-    let v = dequantize_v(&operands.v)?;
-    let head = |head| Head::of_codes(problem, operands, [&q, &k, &v], head);
-    Ok(run(problem, dtype, Rows::all(problem), head))
+    let (q, k, v) = (packed_q(&operands.q)?, packed_k(&without)?, packed_v(&operands.v)?);
+    let whole = packed(problem);
+    let head = |head| Head::of_codes(&whole, operands, [&q, &k, &v], head);
+    Ok(cut(problem, &whole, run(Scored { problem: &whole, ..scored }, dtype, Rows::all(problem), head)))
 }
 
 /// A query head in float64, K less its offset, and the steps of its quantization.
@@ -135,9 +178,10 @@ impl Head {
 
     fn of_codes(p: &AttentionProblem, operands: &HostQuantized, [q, k, v]: [&[f32]; 3], head: usize) -> Self {
         let (d, kv) = (p.head_dim, kv_head(p, head));
-        let take = |x: &[f32], head: usize, n: usize| x[head * n * d..][..n * d].iter().map(|&x| x.into()).collect();
+        let take =
+            |x: &[f32], head: usize, n: usize, d: usize| x[head * n * d..][..n * d].iter().map(|&x| x.into()).collect();
         let (n, n_kv) = (p.seqlen_q, p.seqlen_kv);
-        let x = HeadF64 { q: take(q, head, n), k: take(k, kv, n_kv), v: take(v, kv, n_kv) };
+        let x = HeadF64 { q: take(q, head, n, d), k: take(k, kv, n_kv, d), v: take(v, kv, n_kv, p.value_dim()) };
         let bias = (0..n).map(|row| operands.q.bias.as_ref().map_or(0.0, |bias| bias[head * n + row].into()));
         let bias = bias.map(|bias: f64| [bias * f64::from(p.scale()), 0.0]).collect();
         Self::new(p, operands, x, head, bias, 0.0)
@@ -183,6 +227,9 @@ impl Head {
 
     /// Whether the scores of a row and a block are left to float16, and the values of the block share a scale.
     fn plain(&self, p: &AttentionProblem, row: usize, block: usize) -> bool {
+        if p.score_mod.kind() == Kind::General {
+            return self.v_shared[block];
+        }
         let reach = row_reach(p.head_dim, super::head::score_factor(p), self.q_scale[row] as f32);
         self.v_shared[block] && reach * self.k_block_scale[block] <= SCORE_RANGE
     }
@@ -196,10 +243,11 @@ fn kv_head(p: &AttentionProblem, head: usize) -> usize {
     head / p.heads_q * p.heads_kv + head % p.heads_q / p.group()
 }
 
-fn run(p: &AttentionProblem, dtype: DType, rows: Rows<'_>, head: impl Fn(usize) -> Head + Sync) -> (Exact, Bounds) {
+fn run(scored: Scored<'_>, dtype: DType, rows: Rows<'_>, head: impl Fn(usize) -> Head + Sync) -> (Exact, Bounds) {
+    let p = scored.problem;
     let one_head = |index: usize| {
         let head = head(index);
-        let row = |index| Row::new(p, &head, rows.at(index)).bound(p, &head, dtype);
+        let row = |row| Row::new(&scored, &head, index, rows.at(row)).bound(p, &head, dtype);
         (0..rows.len()).into_par_iter().map(row).collect::<Vec<_>>()
     };
     let parts: Vec<_> = (0..p.batch * p.heads_q).into_par_iter().map(one_head).collect();
@@ -219,8 +267,14 @@ struct Row {
     /// The keys that the row sees; of these are the following.
     keys: Range<usize>,
     weights: Vec<f64>,
-    /// Less the mean's share.
+    /// Less the mean's share in the plain kernels; as they are in the end in the general ones, minus infinity where the key is hidden.
     scores: Vec<f64>,
+    /// By what the general kernels' scores are off besides what quantization does; empty in the plain ones.
+    rounded: Vec<f64>,
+    /// The logarithm of the sum of the exponentials of `scores`, and of the sink.
+    sum: f64,
+    /// The least that the weight of the sink may be, what it is, and the most.
+    sink: [f64; 3],
     /// Of each key: the error of its score, which is that of its weight in the row sum and in the output.
     score_error: Vec<f64>,
     /// The error of its weight in both, and in the output alone, besides: that of its code.
@@ -246,23 +300,44 @@ fn blocks(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
 }
 
 impl Row {
-    fn new(p: &AttentionProblem, head: &Head, index: usize) -> Self {
+    fn new(scored: &Scored<'_>, head: &Head, of: usize, index: usize) -> Self {
+        let p = scored.problem;
         let mut row = Self {
             index,
             keys: p.visible_keys(index),
             weights: Vec::new(),
             scores: Vec::new(),
+            rounded: Vec::new(),
+            sum: 0.0,
+            sink: [0.0; 3],
             score_error: Vec::new(),
             shared_error: Vec::new(),
             output_error: Vec::new(),
-            o: vec![0.0; p.head_dim],
+            o: vec![0.0; p.value_dim()],
             lse: 0.0,
         };
-        row.lse = head.x.row(p, index, &mut row.weights, &mut row.o);
+        let [bias, bias_error] = head.bias[index];
+        row.lse = head.x.row(scored, of, index, bias, &mut row.weights, &mut row.o);
+        row.sum = row.lse - bias;
         let (d, scale) = (p.head_dim, f64::from(p.scale()));
         let q = &head.x.q[index * d..][..d];
         let keys = &head.x.k[row.keys.start * d..row.keys.end * d];
         row.scores = keys.chunks_exact(d).map(|k| scale * dot(q, k)).collect();
+        if p.score_mod.kind() == Kind::General {
+            row.sum = row.lse;
+            let (score, cap) = (RowScore::new(scored, of, index), p.score_mod.softcap.map_or(0.0, f64::from));
+            let (float, twice) = ((-20_f64).exp2(), (-21_f64).exp2());
+            for (z, key) in row.scores.iter_mut().zip(row.keys.clone()) {
+                let before = float * (z.abs() + bias.abs() + cap) + bias_error;
+                *z = score.exact(scored, *z + bias, key);
+                row.rounded
+                    .push(before + twice * (score.added(scored, key) + if z.is_finite() { z.abs() } else { 0.0 }));
+            }
+        }
+        if let Some(sink) = scored.sink(of % p.heads_q).map(f64::from) {
+            let error = (-20_f64).exp2() * (1.0 + sink.abs() + bias.abs() + row.lse.abs()) + bias_error;
+            row.sink = [-error, 0.0, error].map(|error| (sink - row.lse + error).exp());
+        }
         row.score_errors(p, head);
         row.code_errors(p, head);
         row
@@ -286,17 +361,26 @@ impl Row {
             let loud =
                 head.reach(p, f64::from(SCORE_UNIT)) * f64::from(head.k_block_scale[block]) / f64::from(SCORE_RANGE);
             let step = (-24_f64).exp2() * sq / f64::from(SCORE_UNIT) * (2.0 * loud).max(1.0);
-            let (relative, absolute) = if float16 { (ELEVEN_BITS, step + (-24_f64).exp2()) } else { (float, float) };
+            let general = !self.rounded.is_empty();
+            let (relative, absolute) = match (float16, general) {
+                (true, false) => (ELEVEN_BITS, step + (-24_f64).exp2()),
+                (true, true) => (0.0, (-24_f64).exp2()),
+                (false, _) => (float, float),
+            };
+            // Hidden keys have no error, nor have they a size.
+            let size = |score: f64| if score.is_finite() { score.abs() } else { 0.0 };
             let before: Vec<f64> = (scores.iter().enumerate())
                 .map(|(j, score)| {
                     let steps = steps(first + j);
-                    steps + relative * (score.abs() + steps) + absolute
+                    let rounded = if general { self.rounded[first + j] + float * steps } else { 0.0 };
+                    steps + relative * (size(*score) + steps) + absolute + rounded
                 })
                 .collect();
             let max = scores.iter().zip(&before).map(|(s, e)| s + e).fold(f64::NEG_INFINITY, f64::max);
-            let max = max + 2.0 * relative * max.abs();
+            let max = max + 2.0 * relative * size(max);
             let subtracted = if float16 { ELEVEN_BITS } else { float };
-            self.score_error.extend(scores.iter().zip(&before).map(|(s, e)| e + subtracted * (max - s + e)));
+            let error = |(s, e): (&f64, &f64)| if s.is_finite() { e + subtracted * (max - s + e) } else { 0.0 };
+            self.score_error.extend(scores.iter().zip(&before).map(error));
         }
     }
 
@@ -316,7 +400,8 @@ impl Row {
             } else if head.plain(p, self.index, block) {
                 // The block's maximum is rounded up to 11 bits.
                 let largest = scores.iter().zip(errors).map(|(s, e)| s.abs() + e).fold(0.0, f64::max);
-                shared.fill(max * (largest * (-10_f64).exp2()).exp() / 255.0 * half_code);
+                let rounded_up = if self.rounded.is_empty() { largest * (-10_f64).exp2() } else { 0.0 };
+                shared.fill(max * rounded_up.exp() / 255.0 * half_code);
             } else {
                 // P is of weights times scales, and the maximum that of these products. Their logarithms are rounded to 11 bits.
                 let products: Vec<f64> = high.iter().zip(v_scale).map(|(w, s)| w * s).collect();
@@ -332,6 +417,9 @@ impl Row {
                     *output = largest / v_scale[j] / 255.0 * half_code * 1.04 + rounding;
                 }
             }
+            for (j, _) in scores.iter().enumerate().filter(|(_, score)| **score == f64::NEG_INFINITY) {
+                (shared[j], output[j]) = (0.0, 0.0);
+            }
             self.shared_error.extend(shared);
             self.output_error.extend(output);
         }
@@ -340,19 +428,20 @@ impl Row {
     /// By how much the weight of key `j` may be larger, its score being so far off. The weight itself may be less than float64 has.
     fn growth(&self, j: usize) -> f64 {
         let (weight, error) = (self.weights[j], self.score_error[j]);
-        if weight > f64::MIN_POSITIVE { weight * error.exp_m1() } else { (self.scores[j] - self.lse + error).exp() }
+        if weight > f64::MIN_POSITIVE { weight * error.exp_m1() } else { (self.scores[j] - self.sum + error).exp() }
     }
 
     fn bound(self, p: &AttentionProblem, head: &Head, dtype: DType) -> RowBound {
-        let d = p.head_dim;
+        let d = p.value_dim();
         let [bias, bias_error] = head.bias[self.index];
-        if self.weights.is_empty() {
+        if self.scores.iter().all(|score| *score == f64::NEG_INFINITY) {
             let zeros = vec![0.0; d];
             return RowBound { o: self.o, lse: self.lse, o_bound: zeros, lse_bound: 0.0 };
         }
-        let (mut low, mut high) = (0.0, 0.0);
+        let [mut low, sink, mut high] = self.sink;
+        let sink_error = (high - sink).max(sink - low);
         let (mut values, mut steps) = (0.0, 0.0);
-        let mut around = vec![0.0; d];
+        let mut around: Vec<f64> = self.o.iter().map(|o| sink_error * o.abs()).collect();
         let values_of_row = head.x.v[self.keys.start * d..].chunks_exact(d);
         for (j, (v, &w)) in values_of_row.zip(&self.weights).enumerate() {
             let (score, shared, output) = (self.score_error[j], self.shared_error[j], self.output_error[j]);
@@ -375,8 +464,8 @@ impl Row {
                 if bound.is_nan() { f64::INFINITY } else { bound }
             })
             .collect();
-        let lse = self.lse + bias;
-        let lse_bound = high.ln().max(-low.ln()) + bias_error + rounding * (1.0 + lse.abs() + self.lse.abs());
+        let lse = self.lse;
+        let lse_bound = high.ln().max(-low.ln()) + bias_error + rounding * (1.0 + lse.abs() + (lse - bias).abs());
         RowBound { o: self.o, lse, o_bound, lse_bound }
     }
 }

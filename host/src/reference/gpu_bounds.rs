@@ -24,7 +24,11 @@
 //!    `2 * 2^-24` more, and the paper's 31 within a block `31 * 2^-24`, for which γ has its `8 * 2^-21 = 64 * 2^-24`.
 //!    A weight or rescale below the smallest normal float is flushed to zero (`.ftz`), which moves the result by at most
 //!    `2^-125` of V's largest magnitude.
-//! 3. **The end.** `rcp.approx`, products and sums: `2^-21` of both sums over the row sum, of the result and of V's mean; then
+//!    In the general kernels with a softcap, a score is off by at most `δ` (`score::gpu_error`), and a block's maximum too: the argument of
+//!    an exponential by `2δ`, which its code's least and most are taken over, and the block's weight by `2^δ`, which is added to `γ`.
+//! 3. **The sink.** Its exponent is rounded, so that its share of the row sum is off by some `ε`: the output by `ε` of itself, and the
+//!    log-sum-exp by `ε`.
+//! 4. **The end.** `rcp.approx`, products and sums: `2^-21` of both sums over the row sum, of the result and of V's mean; then
 //!    half a step of the output's
 //!    type. For the log-sum-exp: `lg2.approx` (`2^-22`), and roundings of each term.
 
@@ -35,26 +39,36 @@ use super::rows::Rows;
 use super::softmax::Softmax;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::problem::AttentionProblem;
 use crate::quantized::HostQuantized;
+use crate::scores::Scored;
 use int_flash_attention_kernels::layout::{KV_BLOCK, V_ROTATION};
 
 /// [`int8`](super::int8), and how far a GPU's output in `dtype` and its log-sum-exp may be from it.
 ///
 /// # Errors
 /// As [`int8`](super::int8).
-pub fn gpu_bounds(problem: &AttentionProblem, operands: &HostQuantized, dtype: DType) -> Result<(Int8, Bounds)> {
-    let out = run::<true>(problem, operands, Rows::all(problem), None)?;
+pub fn gpu_bounds<'a>(
+    problem: impl Into<Scored<'a>>,
+    operands: &HostQuantized,
+    dtype: DType,
+) -> Result<(Int8, Bounds)> {
+    let scored = problem.into();
+    let out = run::<true>(scored, operands, Rows::all(scored.problem), None)?;
     Ok(rounded(out.result, out.bounds, dtype))
 }
 
 /// [`gpu_bounds`] for a machine whose `ex2` is the rounded exact value, so that its codes are those of [`int8`](super::int8):
-/// points 2 and 3 alone.
+/// points 2 to 4 alone.
 ///
 /// # Errors
 /// As there.
-pub fn ideal_bounds(problem: &AttentionProblem, operands: &HostQuantized, dtype: DType) -> Result<(Int8, Bounds)> {
-    let out = run::<true>(problem, operands, Rows::all(problem), None)?;
+pub fn ideal_bounds<'a>(
+    problem: impl Into<Scored<'a>>,
+    operands: &HostQuantized,
+    dtype: DType,
+) -> Result<(Int8, Bounds)> {
+    let scored = problem.into();
+    let out = run::<true>(scored, operands, Rows::all(scored.problem), None)?;
     Ok(rounded(out.result, out.ideal, dtype))
 }
 
@@ -62,13 +76,14 @@ pub fn ideal_bounds(problem: &AttentionProblem, operands: &HostQuantized, dtype:
 ///
 /// # Errors
 /// As there, and a position past the end.
-pub fn gpu_bounds_rows(
-    problem: &AttentionProblem,
+pub fn gpu_bounds_rows<'a>(
+    problem: impl Into<Scored<'a>>,
     operands: &HostQuantized,
     dtype: DType,
     rows: &[usize],
 ) -> Result<(Int8, Bounds)> {
-    let out = run::<true>(problem, operands, Rows::some(problem, rows)?, None)?;
+    let scored = problem.into();
+    let out = run::<true>(scored, operands, Rows::some(scored.problem, rows)?, None)?;
     Ok(rounded(out.result, out.bounds, dtype))
 }
 
@@ -85,25 +100,30 @@ impl<S: Softmax> Row<S> {
     /// output's rounding comes later.
     pub(super) fn bounds<const IDEAL: bool>(&self, head: &Head<'_>, result: &Int8, bounds: &mut Bounds) {
         if self.sum <= 0.0 || self.sum.is_nan() {
-            bounds.o.extend(std::iter::repeat_n(0.0, head.d));
+            bounds.o.extend(std::iter::repeat_n(0.0, head.dv));
             bounds.lse.push(0.0);
             return;
         }
         let tiny = (-21_f64).exp2();
         let blocks = (self.keys.end.div_ceil(KV_BLOCK) - self.keys.start / KV_BLOCK) as f64;
-        let gamma = (-17_f64).exp2() + (blocks + 8.0) * tiny;
+        let scores = if IDEAL { 0.0 } else { (self.slack.scores * std::f64::consts::LN_2).exp_m1() };
+        let gamma = (-17_f64).exp2() + (blocks + 8.0) * tiny + scores;
+        let sink = self.slack.sink;
+        // Beside a sink that has all but nothing of the weight, the result is next to zero, in steps of 2^-149: each of the four elements
+        // that are rotated back is rounded three times.
+        let least = head.least + (-146_f64).exp2();
         let one = S::ONE.0;
         let slack = &self.slack;
         let (low, high) = if IDEAL { (self.sum, self.sum) } else { (slack.low, slack.high) };
-        let mut rotated = vec![0.0; head.d];
+        let mut rotated = vec![0.0; head.dv];
         for (dim, (bound, acc)) in rotated.iter_mut().zip(&self.acc).enumerate() {
             let o = (acc / (one * self.sum)).abs();
             let codes = if IDEAL { 0.0 } else { (slack.values[dim] + o * slack.codes) / (one * low) };
             let both = (slack.magnitude[dim] + slack.offset) / (one * low);
             let sums = gamma * (both + o);
-            *bound = (codes + sums) * (1.0 + 2.0 * gamma) + tiny * (o + both) + head.least;
+            *bound = (codes + sums) * (1.0 + 2.0 * gamma) + tiny * (o + both) + sink * o + least;
         }
-        let o = &result.o[result.o.len() - head.d..];
+        let o = &result.o[result.o.len() - head.dv..];
         if head.rotated {
             // Rotated back, an element is a quarter of the sum of four, each rounded three times on the way.
             for (bounds_of_four, o) in rotated.chunks_exact(V_ROTATION).zip(o.chunks_exact(V_ROTATION)) {
@@ -116,6 +136,6 @@ impl<S: Softmax> Row<S> {
         }
         let codes = (high / self.sum).ln().max((self.sum / low).ln());
         let terms = 1.0 + self.reference.abs() + self.sum.log2().abs() + self.bias(head).abs();
-        bounds.lse.push(codes + gamma + tiny * terms);
+        bounds.lse.push(codes + gamma + sink + tiny * terms);
     }
 }

@@ -2,11 +2,14 @@
 
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::HostQuantized;
+use crate::scores::Scored;
 use int_flash_attention_kernels::layout::{KV_BLOCK, SCORE_UNIT, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
 
 /// One query head's view of its operands, and the factors of its scores.
 pub(super) struct Head<'a> {
     pub(super) d: usize,
+    /// Dims of V.
+    pub(super) dv: usize,
     /// `[block][key][dim]`.
     pub(super) k: Vec<i8>,
     /// `[block][dim][key]`.
@@ -30,16 +33,23 @@ pub(super) struct Head<'a> {
     /// Whether four neighbouring dims of V are rotated.
     pub(super) rotated: bool,
     pub(super) softmax_scale: f32,
+    /// Which of all query heads it is, and of what problem.
+    pub(super) index: usize,
+    pub(super) scored: Scored<'a>,
+    /// The unit of V's scales.
+    pub(super) v_unit: f32,
 }
 
 impl<'a> Head<'a> {
     /// Head `head` of all query heads; the lengths have been checked.
-    pub(super) fn new(problem: &AttentionProblem, x: &'a HostQuantized, head: usize) -> Self {
+    pub(super) fn new(scored: Scored<'a>, x: &'a HostQuantized, head: usize) -> Self {
+        let problem = scored.problem;
         let (d, n) = (problem.head_dim, problem.seqlen_q);
         let kv = head / problem.heads_q * problem.heads_kv + head % problem.heads_q / problem.group();
         let blocks = kv_blocks(problem.seqlen_kv);
-        let bytes = blocks * block_bytes(d);
-        let (k, v) = unpack(&x.k.data[kv * bytes..][..bytes], &x.v.data[kv * bytes..][..bytes], d);
+        let dv = problem.value_dim();
+        let of_head = |data: &'a [i8], d: usize| &data[kv * blocks * block_bytes(d)..][..blocks * block_bytes(d)];
+        let (k, v) = (unpack_k(of_head(&x.k.data, d), d), unpack_v(of_head(&x.v.data, dv), dv));
         let k_scale = &x.k.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK];
 
         let softmax_scale = problem.scale();
@@ -53,6 +63,7 @@ impl<'a> Head<'a> {
         };
         Self {
             d,
+            dv,
             k,
             v,
             q: &x.q.data[head * n * d..][..n * d],
@@ -67,7 +78,16 @@ impl<'a> Head<'a> {
                 + (-49_f64).exp2() / 255.0 * blocks as f64 * f64::from(x.v.unit[kv]),
             rotated: problem.scheme.rotates(),
             softmax_scale,
+            index: head,
+            scored,
+            v_unit: x.v.unit[kv],
         }
+    }
+
+    /// The sink of the head in natural units, less the share of K's offset of a row where its scores are without it.
+    pub(super) fn sink(&self, bias: f64) -> Option<f64> {
+        let sink = self.scored.sink(self.index % self.scored.problem.heads_q)?;
+        Some(f64::from(sink) - bias)
     }
 }
 
@@ -81,18 +101,24 @@ pub(super) fn score_factor(problem: &AttentionProblem) -> f32 {
     problem.scale() * std::f32::consts::LOG2_E * (1.0 / rotation)
 }
 
-/// Packed blocks to `[block][key][dim]` and `[block][dim][key]`.
-fn unpack(k: &[i8], v: &[i8], d: usize) -> (Vec<i8>, Vec<i8>) {
-    let (mut k_out, mut v_out) = (vec![0; k.len()], vec![0; v.len()]);
-    for (packed, out) in k.chunks_exact(block_bytes(d)).zip(k_out.chunks_exact_mut(block_bytes(d))) {
+/// Packed blocks to `[block][key][dim]`.
+fn unpack_k(k: &[i8], d: usize) -> Vec<i8> {
+    let mut unpacked = vec![0; k.len()];
+    for (packed, out) in k.chunks_exact(block_bytes(d)).zip(unpacked.chunks_exact_mut(block_bytes(d))) {
         for (i, x) in out.iter_mut().enumerate() {
             *x = packed[k_offset(i / d, i % d)];
         }
     }
-    for (packed, out) in v.chunks_exact(block_bytes(d)).zip(v_out.chunks_exact_mut(block_bytes(d))) {
+    unpacked
+}
+
+/// Packed blocks to `[block][dim][key]`.
+fn unpack_v(v: &[i8], d: usize) -> Vec<i8> {
+    let mut unpacked = vec![0; v.len()];
+    for (packed, out) in v.chunks_exact(block_bytes(d)).zip(unpacked.chunks_exact_mut(block_bytes(d))) {
         for (i, x) in out.iter_mut().enumerate() {
             *x = v_byte(packed[v_offset(i % KV_BLOCK, i / KV_BLOCK, d)]);
         }
     }
-    (k_out, v_out)
+    unpacked
 }

@@ -2,13 +2,16 @@
 
 use super::Bounds;
 use super::head::Head;
+use super::packed::{packed, resized};
 use super::rows::Rows;
 use super::simd::{Kernel, dispatch, dot};
-use super::softmax::{BlockMax, BlockSums, Codes, RunningMax, Softmax};
+use super::softmax::{BlockMax, BlockSums, Codes, FloatMax, RunningMax, Softmax};
 use crate::error::Result;
 use crate::problem::{AttentionProblem, Scheme};
 use crate::progress::{ProgressFn, Ticker};
 use crate::quantized::HostQuantized;
+use crate::scores::Scored;
+use int_flash_attention_kernels::config::Kind;
 use int_flash_attention_kernels::layout::{KV_BLOCK, V_OFFSET, V_ROTATION, block_bytes};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -29,28 +32,29 @@ pub struct Int8 {
 ///
 /// # Errors
 /// A wrong problem, or operands of other shapes than it says.
-pub fn int8(problem: &AttentionProblem, operands: &HostQuantized) -> Result<Int8> {
-    int8_with_progress(problem, operands, None)
+pub fn int8<'a>(problem: impl Into<Scored<'a>>, operands: &HostQuantized) -> Result<Int8> {
+    int8_with_progress(problem.into(), operands, None)
 }
 
 /// [`int8`] for these query positions of every head.
 ///
 /// # Errors
 /// As there, and a position past the end.
-pub fn int8_rows(problem: &AttentionProblem, operands: &HostQuantized, rows: &[usize]) -> Result<Int8> {
-    plain(problem, operands, Rows::some(problem, rows)?, None)
+pub fn int8_rows<'a>(problem: impl Into<Scored<'a>>, operands: &HostQuantized, rows: &[usize]) -> Result<Int8> {
+    let scored = problem.into();
+    plain(scored, operands, Rows::some(scored.problem, rows)?, None)
 }
 
 pub(crate) fn int8_with_progress(
-    problem: &AttentionProblem,
+    scored: Scored<'_>,
     operands: &HostQuantized,
     progress: Option<ProgressFn<'_>>,
 ) -> Result<Int8> {
-    plain(problem, operands, Rows::all(problem), progress)
+    plain(scored, operands, Rows::all(scored.problem), progress)
 }
 
-fn plain(p: &AttentionProblem, x: &HostQuantized, rows: Rows<'_>, progress: Option<ProgressFn<'_>>) -> Result<Int8> {
-    Ok(run::<false>(p, x, rows, progress)?.result)
+fn plain(scored: Scored<'_>, x: &HostQuantized, rows: Rows<'_>, progress: Option<ProgressFn<'_>>) -> Result<Int8> {
+    Ok(run::<false>(scored, x, rows, progress)?.result)
 }
 
 /// Results, and with `BOUNDS` how far a GPU's float32 result may be from them.
@@ -66,17 +70,27 @@ pub(super) struct Output {
 const TILE: usize = 16;
 
 pub(super) fn run<const BOUNDS: bool>(
-    problem: &AttentionProblem,
+    scored: Scored<'_>,
     x: &HostQuantized,
     rows: Rows<'_>,
     progress: Option<ProgressFn<'_>>,
 ) -> Result<Output> {
+    let problem = scored.problem;
     problem.check()?;
+    scored.check()?;
+    problem.check_equal()?;
     check_operands(problem, x)?;
-    match problem.scheme {
-        Scheme::Default => Ok(heads::<BlockMax, BOUNDS>(problem, x, rows, progress)),
-        Scheme::Paper => Ok(heads::<RunningMax, BOUNDS>(problem, x, rows, progress)),
+    let whole = packed(problem);
+    let scored = Scored { problem: &whole, ..scored };
+    let mut out = match (problem.scheme, problem.score_mod.kind()) {
+        (Scheme::Default, Kind::Plain) => heads::<BlockMax, BOUNDS>(scored, x, rows, progress),
+        (Scheme::Default, Kind::General) => heads::<FloatMax, BOUNDS>(scored, x, rows, progress),
+        (Scheme::Paper, _) => heads::<RunningMax, BOUNDS>(scored, x, rows, progress),
+    };
+    for o in [&mut out.result.o, &mut out.bounds.o, &mut out.ideal.o] {
+        *o = resized(std::mem::take(o), whole.value_dim(), problem.value_dim());
     }
+    Ok(out)
 }
 
 pub(super) fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> Result<()> {
@@ -85,18 +99,19 @@ pub(super) fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> R
     x.v.check()?;
     AttentionProblem::check_shape("q", x.q.shape, problem.q_shape())?;
     AttentionProblem::check_shape("k", x.k.shape, problem.kv_shape())?;
-    AttentionProblem::check_shape("v", x.v.shape, problem.kv_shape())
+    AttentionProblem::check_shape("v", x.v.shape, problem.v_shape())
 }
 
 fn heads<S: Softmax + Send, const BOUNDS: bool>(
-    problem: &AttentionProblem,
+    scored: Scored<'_>,
     x: &HostQuantized,
     rows: Rows<'_>,
     progress: Option<ProgressFn<'_>>,
 ) -> Output {
+    let problem = scored.problem;
     let ticker = Ticker::new(progress, problem.batch * problem.heads_q * rows.len());
     let tiles = |head: usize| {
-        let head = Head::new(problem, x, head);
+        let head = Head::new(scored, x, head);
         let tile = |first: usize| {
             let positions: Vec<usize> = (first..rows.len().min(first + TILE)).map(|index| rows.at(index)).collect();
             let out = tile::<S, BOUNDS>(problem, &head, &positions);
@@ -122,7 +137,8 @@ fn tile<S: Softmax, const BOUNDS: bool>(problem: &AttentionProblem, head: &Head<
     let mut states: Vec<Row<S>> = rows.iter().map(|&row| Row::new(head, row, problem.visible_keys(row))).collect();
     dispatch(TileKernel::<S, BOUNDS> { head, rows: &mut states });
     let mut out = Output::default();
-    for row in &states {
+    for row in &mut states {
+        row.join_sink(head);
         row.finish(head, &mut out.result);
         if BOUNDS {
             row.bounds::<false>(head, &out.result, &mut out.bounds);
@@ -141,10 +157,10 @@ struct TileKernel<'a, S, const BOUNDS: bool> {
 impl<S: Softmax, const BOUNDS: bool> Kernel for TileKernel<'_, S, BOUNDS> {
     #[inline(always)]
     fn run(self) {
-        let d = self.head.d;
+        let (d, dv) = (self.head.d, self.head.dv);
         let mut codes = Codes { p: [0; KV_BLOCK], slack: [0; KV_BLOCK] };
         let mut scores = [0; KV_BLOCK];
-        for (block, v) in self.head.v.chunks_exact(block_bytes(d)).enumerate() {
+        for (block, v) in self.head.v.chunks_exact(block_bytes(dv)).enumerate() {
             let k = &self.head.k[block * block_bytes(d)..][..block_bytes(d)];
             for row in &mut *self.rows {
                 let in_block = |key: usize| key.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
@@ -186,6 +202,10 @@ pub(super) struct Slack {
     /// Sum of `p (v + 128)` per channel and of `128 p`, which float32 rounding errors are relative to.
     pub(super) magnitude: Vec<f64>,
     pub(super) offset: f64,
+    /// The most by which the scores of a block may be off on a GPU, in powers of two.
+    pub(super) scores: f64,
+    /// By how much the share of the sink in the row sum may be off.
+    pub(super) sink: f64,
 }
 
 impl<S: Softmax> Row<S> {
@@ -197,8 +217,8 @@ impl<S: Softmax> Row<S> {
             keys,
             reference: f64::NEG_INFINITY,
             sum: 0.0,
-            acc: vec![0.0; head.d],
-            slack: Slack { values: vec![0.0; head.d], magnitude: vec![0.0; head.d], ..Slack::default() },
+            acc: vec![0.0; head.dv],
+            slack: Slack { values: vec![0.0; head.dv], magnitude: vec![0.0; head.dv], ..Slack::default() },
         }
     }
 
@@ -217,6 +237,7 @@ impl<S: Softmax> Row<S> {
         }
         if BOUNDS {
             let slack = &mut self.slack;
+            slack.scores = slack.scores.max(sums.error);
             slack.low = old * slack.low + new * sums.low;
             slack.high = old * slack.high + new * sums.high;
             let offset = f64::from(V_OFFSET) * codes.p.iter().map(|&p| f64::from(p)).sum::<f64>();
@@ -235,11 +256,33 @@ impl<S: Softmax> Row<S> {
         }
     }
 
+    /// Adds the sink of the row's head to the row sum, if the row sees a key.
+    fn join_sink(&mut self, head: &Head<'_>) {
+        let bias = self.bias(head);
+        let Some(sink) = head.sink(bias).filter(|_| self.sum > 0.0) else { return };
+        let exponent = sink * std::f64::consts::LOG2_E;
+        let reference = self.reference.max(exponent);
+        let old = (self.reference - reference).exp2();
+        let slack = &mut self.slack;
+        let sums = [&mut self.sum, &mut slack.low, &mut slack.high, &mut slack.codes, &mut slack.offset];
+        for sum in sums.into_iter().chain(&mut self.acc).chain(&mut slack.values).chain(&mut slack.magnitude) {
+            *sum *= old;
+        }
+        let weight = S::ONE.1 * (exponent - reference).exp2();
+        for sum in [&mut self.sum, &mut slack.low, &mut slack.high] {
+            *sum += weight;
+        }
+        // Its exponent is rounded twice, and the difference from the row's once.
+        let error = (-20_f64).exp2() * (1.0 + sink.abs() + bias.abs() + self.reference.abs());
+        slack.sink = (S::ONE.1 * (exponent - reference + error).exp2() - weight) / self.sum;
+        self.reference = reference;
+    }
+
     /// Appends the row's output and log-sum-exp.
     fn finish(&self, head: &Head<'_>, out: &mut Int8) {
         if self.sum <= 0.0 {
-            out.o.extend(std::iter::repeat_n(0.0, head.d));
-            out.lse.push(f64::NEG_INFINITY);
+            out.o.extend(std::iter::repeat_n(0.0, head.dv));
+            out.lse.push(head.sink(0.0).unwrap_or(f64::NEG_INFINITY));
             return;
         }
         let (one, sum_one) = S::ONE;
@@ -252,8 +295,11 @@ impl<S: Softmax> Row<S> {
         out.lse.push(lse + self.bias(head));
     }
 
-    /// The log-sum-exp's share of the offset that was taken out of K.
+    /// The log-sum-exp's share of the offset that was taken out of K, where the scores are without it.
     pub(super) fn bias(&self, head: &Head<'_>) -> f64 {
+        if S::BIASED {
+            return 0.0;
+        }
         head.q_bias.map_or(0.0, |bias| f64::from(head.softmax_scale) * f64::from(bias[self.index]))
     }
 }

@@ -6,6 +6,10 @@
 //! * [`gpu_bounds`] says how far a GPU may be from [`int8`], [`exact_bounds`] how far [`int8`] may be from [`exact`], and
 //!   [`dequantized_bounds`] how much of that is due to P; all are derived from the arithmetic, row by row, not measured.
 //!
+//! * [`sequences`] has them for sequences of unlike lengths: each is a problem of its own.
+//!
+//! A function of a problem takes `&problem`, or [`Scored`](crate::Scored): the problem and the tensors that change its scores.
+//!
 //! Every function works on all cores.
 
 mod append;
@@ -19,8 +23,11 @@ mod gpu_bounds;
 mod head;
 mod int8;
 mod merge;
+mod packed;
 mod quantize;
 mod rows;
+mod score;
+pub mod sequences;
 mod simd;
 mod softmax;
 

@@ -3,13 +3,15 @@
 use super::codes::{
     amax, code, k_offset, rotate, rotate_token_of_v, round_up_to_10_bits, round_up_to_step, token_scale, v_scale,
 };
+use super::packed::resized;
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, QuantizedK, QuantizedQ, QuantizedV};
 use crate::shape::Shape;
 use crate::view::HostView;
 use int_flash_attention_kernels::layout::{
-    self, KV_BLOCK, MIN_SCALE, V_FIRST_RATIO, V_SCALE_RATIO, V_UNIT_SCALES, block_bytes, kv_blocks, v_byte, v_offset,
+    self, KV_BLOCK, MIN_SCALE, V_FIRST_RATIO, V_SCALE_RATIO, V_UNIT_SCALES, block_bytes, kv_blocks, packed_dim, v_byte,
+    v_offset,
 };
 use rayon::prelude::*;
 
@@ -35,11 +37,13 @@ pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Opti
     let mut data = vec![0; lengths.q_data];
     let mut scales = vec![0.0; lengths.q_scale];
     let mut bias = vec![0.0; lengths.q_scale];
-    data.par_chunks_mut(d).zip(&mut scales).zip(&mut bias).enumerate().with_min_len(64).for_each_init(
-        || vec![0.0; d],
+    let packed = packed_dim(d);
+    data.par_chunks_mut(packed).zip(&mut scales).zip(&mut bias).enumerate().with_min_len(64).for_each_init(
+        || vec![0.0; packed],
         |x, (row, ((codes, row_scale), row_bias))| {
             let (head, token) = (row / shape.seqlen, row % shape.seqlen);
-            q.read_row(head / shape.heads, head % shape.heads, token, x);
+            q.read_row(head / shape.heads, head % shape.heads, token, &mut x[..d]);
+            x[d..].fill(0.0);
             if let Some(offset) = k_offset {
                 let offset = &offset[head / group * d..][..d];
                 *row_bias = x.iter().zip(offset).map(|(&x, &m)| f64::from(x) * f64::from(m)).sum::<f64>() as f32;
@@ -72,6 +76,7 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedK {
         shape,
+        packed: None,
         scheme,
         format: PackedFormat::CURRENT,
         data: vec![0; lengths.kv_data],
@@ -79,13 +84,16 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
         block_scale: vec![0.0; lengths.blocks],
         offset: vec![0.0; lengths.channels],
     };
+    let channels = out.offset.par_chunks_mut(d);
+    let d = packed_dim(d);
     let heads = out.data.par_chunks_mut(blocks * block_bytes(d)).zip(out.scale.par_chunks_mut(blocks * KV_BLOCK));
-    let heads = heads.zip(out.block_scale.par_chunks_mut(blocks)).zip(out.offset.par_chunks_mut(d)).enumerate();
+    let heads = heads.zip(out.block_scale.par_chunks_mut(blocks)).zip(channels).enumerate();
     heads.for_each(|(head, (((data, scales), block_scales), offset))| {
-        let mut rows = k.read_head(head / shape.heads, head % shape.heads);
+        let rows = k.read_head(head / shape.heads, head % shape.heads);
         if scheme.rotates() {
-            offset.copy_from_slice(&k_offset(&rows, d));
+            offset.copy_from_slice(&k_offset(&rows, shape.head_dim));
         }
+        let mut rows = resized(rows, shape.head_dim, d);
         let blocks = data.par_chunks_mut(block_bytes(d)).zip(scales.par_chunks_mut(KV_BLOCK)).zip(block_scales);
         blocks.zip(rows.par_chunks_mut(KV_BLOCK * d)).for_each(|(((data, scales), block_scale), rows)| {
             for ((key, row), key_scale) in rows.chunks_exact_mut(d).enumerate().zip(&mut *scales) {
@@ -120,6 +128,7 @@ pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<Host
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedV {
         shape,
+        packed: None,
         scheme,
         format: PackedFormat::CURRENT,
         data: vec![v_byte(0); lengths.kv_data],
@@ -127,10 +136,11 @@ pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<Host
         block_scale: vec![0.0; lengths.blocks],
         unit: vec![1.0; lengths.heads],
     };
+    let d = packed_dim(d);
     let heads = out.data.par_chunks_mut(blocks * block_bytes(d)).zip(out.scale.par_chunks_mut(blocks * KV_BLOCK));
     let heads = heads.zip(out.block_scale.par_chunks_mut(blocks)).zip(&mut out.unit).enumerate();
     heads.for_each(|(head, (((data, scales), block_scales), unit))| {
-        let mut rows = v.read_head(head / shape.heads, head % shape.heads);
+        let mut rows = resized(v.read_head(head / shape.heads, head % shape.heads), shape.head_dim, d);
         let of_head = (!scheme.rotates()).then(|| v_scale(amax(&rows)));
         let blocks = data.par_chunks_mut(block_bytes(d)).zip(scales.par_chunks_mut(KV_BLOCK)).zip(&mut *block_scales);
         blocks.zip(rows.par_chunks_mut(KV_BLOCK * d)).enumerate().for_each(
@@ -189,6 +199,7 @@ pub fn quantize<'a>(
     v: impl Into<HostView<'a>>,
 ) -> Result<HostQuantized> {
     problem.check()?;
+    problem.check_equal()?;
     let (q, k, v) = (q.into(), k.into(), v.into());
     check_shapes(problem, [q, k, v].map(|tensor| tensor.shape()))?;
     let k = quantize_k(problem.scheme, k)?;
@@ -201,7 +212,7 @@ pub fn quantize<'a>(
 pub(super) fn check_shapes(p: &AttentionProblem, [q, k, v]: [Shape; 3]) -> Result<()> {
     AttentionProblem::check_shape("q", q, p.q_shape())?;
     AttentionProblem::check_shape("k", k, p.kv_shape())?;
-    AttentionProblem::check_shape("v", v, p.kv_shape())
+    AttentionProblem::check_shape("v", v, p.v_shape())
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 
 use super::codes::log2_of_step;
 use super::head::Head;
+use super::score::RowScore;
 use crate::round::{
     f16_bits_rn, f16_bits_rp, f16_from_f64, f16_magnitude_bits_coarse, f32_from_f16_bits, round_ties_even,
 };
 use half::f16;
+use int_flash_attention_kernels::config::Kind;
 use int_flash_attention_kernels::layout::{KV_BLOCK, SCORE_RANGE, SCORE_UNIT, row_reach};
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -33,6 +35,8 @@ pub(super) struct BlockSums {
     pub(super) value: f64,
     /// Whether the row sum is that of the codes, so that the weights add to one whatever the codes are.
     pub(super) of_codes: bool,
+    /// How far the scores may be off on a GPU, in powers of two.
+    pub(super) error: f64,
 }
 
 /// A numeric scheme's softmax.
@@ -52,6 +56,8 @@ pub(super) trait Softmax {
 
     /// What a weight of one is in P, and in the row sum.
     const ONE: (f64, f64);
+    /// Whether the scores have the share of K's offset.
+    const BIASED: bool = false;
 }
 
 /// u8 P scaled by the block's own row maximum, float16 arithmetic where scores and values allow it.
@@ -194,7 +200,15 @@ impl Softmax for BlockMax {
             }
         }
         match exponentials {
-            None => BlockSums { exponent, sum: sum.into(), low: low.into(), high: high.into(), value, of_codes: true },
+            None => BlockSums {
+                exponent,
+                sum: sum.into(),
+                low: low.into(),
+                high: high.into(),
+                value,
+                of_codes: true,
+                error: 0.0,
+            },
             Some(sum) => BlockSums {
                 exponent,
                 sum: 255.0 * sum,
@@ -202,6 +216,7 @@ impl Softmax for BlockMax {
                 high: 255.0 * sum * (1.0 + EX2_F32_ERROR),
                 value,
                 of_codes: false,
+                error: 0.0,
             },
         }
     }
@@ -209,8 +224,130 @@ impl Softmax for BlockMax {
 
 impl BlockSums {
     /// Of a row that sees what is no number.
-    const NAN: Self =
-        Self { exponent: f64::NAN, sum: f64::NAN, low: f64::NAN, high: f64::NAN, value: f64::NAN, of_codes: true };
+    const NAN: Self = Self { exponent: f64::NAN, ..Self::all(f64::NAN) };
+    /// Of a block whose keys are all hidden.
+    const UNSEEN: Self = Self { exponent: -(EXPONENT_LIMIT as f64), ..Self::all(0.0) };
+
+    const fn all(x: f64) -> Self {
+        Self { exponent: x, sum: x, low: x, high: x, value: x, of_codes: true, error: 0.0 }
+    }
+}
+
+/// u8 P scaled by the block's own row maximum, of float32 scores that have been changed: the general kernels' default scheme.
+pub(super) struct FloatMax {
+    score: RowScore,
+    /// The row's scale in units of [`SCORE_UNIT`], and its share of K's offset in powers of two.
+    scale: f32,
+    bias: f32,
+    tables: &'static Tables,
+}
+
+impl FloatMax {
+    /// The index of a code: that of the float16 nearest to an exponent argument, which is not positive.
+    fn index(x: f32) -> usize {
+        usize::from((f16_bits_rn(x.min(0.0)) & 0x7fff).min(Tables::LAST))
+    }
+}
+
+impl Softmax for FloatMax {
+    const ONE: (f64, f64) = BlockMax::ONE;
+    const BIASED: bool = true;
+
+    fn new(head: &Head<'_>, row: usize) -> Self {
+        let bias = head.q_bias.map_or(0.0, |bias| bias[row]);
+        Self {
+            score: RowScore::new(&head.scored, head.index, row),
+            scale: head.q_scale[row] * (1.0 / SCORE_UNIT),
+            bias: (head.softmax_scale * bias) * std::f32::consts::LOG2_E,
+            tables: tables(),
+        }
+    }
+
+    fn block<const BOUNDS: bool>(
+        &mut self,
+        head: &Head<'_>,
+        block: usize,
+        scores: &[i32; KV_BLOCK],
+        keys: Range<usize>,
+        codes: &mut Codes,
+    ) -> BlockSums {
+        codes.p.fill(0);
+        codes.slack.fill(0);
+        let first = block * KV_BLOCK;
+        let mut y = [f32::NEG_INFINITY; KV_BLOCK];
+        for j in keys {
+            let score = (scores[j] as f32 * head.key_factor[first + j]).mul_add(self.scale, self.bias);
+            y[j] = self.score.float(&head.scored, score, first + j);
+        }
+        let max = y.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if y.iter().any(|y| y.is_nan()) || max == f32::INFINITY {
+            return BlockSums::NAN;
+        }
+        if max == f32::NEG_INFINITY {
+            return BlockSums::UNSEEN;
+        }
+        let error = self.score.gpu_error_of_largest(&head.scored, first, &y, max);
+        // An argument is off by what its score and the largest are.
+        let mut errors = [0.0; KV_BLOCK];
+        if BOUNDS {
+            for (j, off) in errors.iter_mut().enumerate() {
+                *off = error + self.score.gpu_error(&head.scored, (first + j).min(head.scored.problem.seqlen_kv - 1));
+            }
+        }
+        let both = errors.iter().copied().fold(0.0, f64::max);
+        let shared = head.v_block_scale[block];
+        let exponentials = if shared.is_nan() {
+            let unit = head.v_unit.log2();
+            let mut sum = 0.0;
+            for (j, y) in y.iter_mut().enumerate().filter(|(_, y)| **y != f32::NEG_INFINITY) {
+                let x = *y - max;
+                sum += f64::from(f64::from(x).exp2() as f32);
+                *y = x + (log2_of_step(head.v_scale[first + j]) - unit);
+            }
+            if y.iter().any(|y| y.is_nan()) {
+                return BlockSums::NAN;
+            }
+            Some(sum)
+        } else {
+            None
+        };
+        let base = if shared.is_nan() { y.iter().copied().fold(f32::NEG_INFINITY, f32::max) } else { max };
+        let (mut sum, mut low, mut high) = (0, 0, 0);
+        for (j, y) in y.iter().enumerate() {
+            let x = y - base;
+            let p = self.tables.codes[Self::index(x)][0];
+            codes.p[j] = p.into();
+            sum += i32::from(p);
+            if BOUNDS {
+                let at = |x: f64| self.tables.codes[Self::index(x as f32)];
+                let (p_low, p_high) = (at(f64::from(x) - errors[j])[1], at(f64::from(x) + errors[j])[2]);
+                codes.slack[j] = (p - p_low).max(p_high - p).into();
+                low += i32::from(p_low);
+                high += i32::from(p_high);
+            }
+        }
+        let exponent = max.clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT).into();
+        match exponentials {
+            None => BlockSums {
+                exponent,
+                sum: sum.into(),
+                low: low.into(),
+                high: high.into(),
+                value: shared.into(),
+                of_codes: true,
+                error,
+            },
+            Some(sum) => BlockSums {
+                exponent,
+                sum: 255.0 * sum,
+                low: 255.0 * sum * (1.0 - EX2_F32_ERROR) * (-both).exp2(),
+                high: 255.0 * sum * (1.0 + EX2_F32_ERROR) * both.exp2(),
+                value: f64::from(base).exp2() * f64::from(head.v_unit),
+                of_codes: false,
+                error: both,
+            },
+        }
+    }
 }
 
 /// P for every float16 exponent argument `x <= 0`, by the bits of `-x`.
@@ -255,13 +392,19 @@ fn tables() -> &'static Tables {
 pub(super) struct RunningMax {
     row_scale: f32,
     max: f32,
+    /// In the general kernels.
+    score: Option<RowScore>,
+    /// The most by which a score so far may be off on a GPU.
+    error: f64,
 }
 
 impl Softmax for RunningMax {
     const ONE: (f64, f64) = (127.0, 1.0);
 
     fn new(head: &Head<'_>, row: usize) -> Self {
-        Self { row_scale: head.q_scale[row] * head.c, max: f32::NEG_INFINITY }
+        let general = head.scored.problem.score_mod.kind() == Kind::General;
+        let score = general.then(|| RowScore::new(&head.scored, head.index, row));
+        Self { row_scale: head.q_scale[row] * head.c, max: -EXPONENT_LIMIT, score, error: 0.0 }
     }
 
     #[inline(always)]
@@ -274,38 +417,49 @@ impl Softmax for RunningMax {
         codes: &mut Codes,
     ) -> BlockSums {
         let k_scale = &head.key_factor[block * KV_BLOCK..][..KV_BLOCK];
-        if self.row_scale.is_nan()
-            || k_scale[keys.clone()].iter().any(|scale| scale.is_nan())
-            || head.v_block_scale[block].is_nan()
-        {
+        let mut s = [f32::NEG_INFINITY; KV_BLOCK];
+        for j in keys {
+            s[j] = scores[j] as f32 * (self.row_scale * k_scale[j]);
+            if let Some(score) = &self.score {
+                s[j] = score.float(&head.scored, s[j], block * KV_BLOCK + j);
+            }
+        }
+        let seen = |s: &f32| *s != f32::NEG_INFINITY;
+        if s.iter().any(|s| s.is_nan()) || head.v_block_scale[block].is_nan() && s.iter().any(seen) {
             codes.p.fill(0);
             codes.slack.fill(0);
             return BlockSums::NAN;
         }
-        let mut s = [f32::NEG_INFINITY; KV_BLOCK];
-        for j in keys.clone() {
-            s[j] = scores[j] as f32 * (self.row_scale * k_scale[j]);
-            self.max = self.max.max(s[j]);
+        self.max = s.iter().copied().fold(self.max, f32::max);
+        // What the scores of the block and the largest so far are off by, at most.
+        let mut error = 0.0_f64;
+        if let (true, Some(score)) = (BOUNDS, &self.score) {
+            for (j, _) in s.iter().enumerate().filter(|(_, s)| seen(s)) {
+                self.error = self.error.max(score.gpu_error(&head.scored, block * KV_BLOCK + j));
+            }
+            error = 2.0 * self.error;
         }
+        let (less, more) = ((1.0 - EX2_F32_ERROR) * (-error).exp2(), (1.0 + EX2_F32_ERROR) * error.exp2());
         let mut sum = 0.0;
-        for (j, &s) in s.iter().enumerate() {
-            let e = if keys.contains(&j) { f64::from(f64::from(s - self.max).exp2() as f32) } else { 0.0 };
+        for (j, s) in s.iter().enumerate() {
+            let e = if seen(s) { f64::from(f64::from(s - self.max).exp2() as f32) } else { 0.0 };
             let p = round_ties_even(127.0 * e);
             codes.p[j] = p as i16;
             sum += e;
             if BOUNDS {
-                let low = round_ties_even(127.0 * e * (1.0 - EX2_F32_ERROR));
-                let high = round_ties_even(127.0 * e * (1.0 + EX2_F32_ERROR));
+                let low = round_ties_even(127.0 * e * less);
+                let high = round_ties_even((127.0 * e * more).min(127.0));
                 codes.slack[j] = (high - low) as i16;
             }
         }
         BlockSums {
             exponent: self.max.into(),
             sum,
-            low: sum * (1.0 - EX2_F32_ERROR),
-            high: sum * (1.0 + EX2_F32_ERROR),
-            value: head.v_block_scale[block].into(),
+            low: sum * less,
+            high: sum * more,
+            value: if head.v_block_scale[block].is_nan() { 0.0 } else { head.v_block_scale[block].into() },
             of_codes: false,
+            error,
         }
     }
 }

@@ -1,11 +1,11 @@
-//! O = acc / l, rotated back, and the log-sum-exp.
+//! O = acc / l, rotated back, and the log-sum-exp. A sink joins a row here, where all its keys are in.
 
 use super::sequence::Sequence;
 use crate::element::{Bf16, Element, F16, F32, store_elements};
 use crate::layout::{V_ROTATION, rotate_v_back};
 use crate::params::{AttentionParams, Strided, dtype};
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32, st_global_v4_u32};
-use crate::ptx::math::fma_rn_f32;
+use crate::ptx::math::{add_rn_f32, fma_rn_f32, mul_rn_f32};
 
 /// Dims of a lane that are neighbours (`layout::v_row`), and n8 tiles that have them.
 pub(crate) const NEIGHBOURS: usize = 8;
@@ -74,6 +74,12 @@ pub(crate) unsafe fn store(params: &AttentionParams, rows: &impl OutputRows) {
     }
 }
 
+/// Whether the output has [`NEIGHBOURS`] dims from `dim` on: all of them or none, as it has multiples of eight.
+#[inline(always)]
+pub(crate) fn has_dim(params: &AttentionParams, dim: usize) -> bool {
+    (dim as u32) < params.o_dims
+}
+
 /// Stores neighbouring elements where `inside`: zeros in a row that sees no key. `WHOLE` says that 16 bytes are aligned.
 ///
 /// # Safety
@@ -102,13 +108,60 @@ pub(crate) unsafe fn store_neighbours<E: Element, const WHOLE: bool>(
     });
 }
 
-/// The log-sum-exp of a row, of which `lse` is the part in base 2, where the host wants it.
+/// The log-sum-exp of a row, where the host wants it. `biased`: its scores have the share of K's offset.
 #[inline(always)]
-pub(crate) unsafe fn store_lse(params: &AttentionParams, sequence: &Sequence, row: u32, lse: f32) {
+pub(crate) unsafe fn store_lse(
+    params: &AttentionParams,
+    sequence: &Sequence,
+    row: u32,
+    finished: &Finished,
+    biased: bool,
+) {
     if !params.lse.is_null() {
-        let bias =
-            if params.q_bias.is_null() { 0.0 } else { unsafe { ld_global_nc_f32(sequence.q_bias(params, row)) } };
-        let lse = fma_rn_f32(lse, core::f32::consts::LN_2, bias * params.softmax_scale);
+        let mut lse = unsafe { sink(params, sequence) };
+        if finished.seen != 0 {
+            let bias = unsafe { missing_bias(params, sequence, row, biased) };
+            lse = fma_rn_f32(finished.lse, core::f32::consts::LN_2, bias * params.softmax_scale);
+        }
         unsafe { st_global_f32(true, sequence.lse(params, row), [lse]) };
     }
+}
+
+/// [`store_lse`] where it is wanted, of a row with this `q_bias` and without a sink.
+#[cfg(kernels = "short")]
+#[inline(always)]
+pub(crate) unsafe fn store_lse_of(params: &AttentionParams, sequence: &Sequence, row: u32, lse: f32, bias: f32) {
+    let lse = fma_rn_f32(lse, core::f32::consts::LN_2, bias * params.softmax_scale);
+    unsafe { st_global_f32(true, sequence.lse(params, row), [lse]) };
+}
+
+/// The sink of the head: a logit in natural units, minus infinity where there is none.
+#[inline(always)]
+unsafe fn sink(params: &AttentionParams, sequence: &Sequence) -> f32 {
+    let sinks = params.score.sinks;
+    if sinks.is_null() {
+        return f32::NEG_INFINITY;
+    }
+    unsafe { ld_global_nc_f32(sinks.ptr().wrapping_add(sequence.head_q as usize)) }
+}
+
+/// The sink of a row in powers of two, in the unit of its scores, which are without the share of K's offset unless `biased`.
+#[inline(always)]
+pub(crate) unsafe fn sink_exponent(params: &AttentionParams, sequence: &Sequence, row: u32, biased: bool) -> f32 {
+    if params.score.sinks.is_null() {
+        return f32::NEG_INFINITY;
+    }
+    unsafe {
+        let bias = mul_rn_f32(missing_bias(params, sequence, row, biased), params.softmax_scale);
+        mul_rn_f32(add_rn_f32(sink(params, sequence), -bias), core::f32::consts::LOG2_E)
+    }
+}
+
+/// The product of a query with K's offset, 0 where K has none, where its scores have it already, and past the last query.
+#[inline(always)]
+unsafe fn missing_bias(params: &AttentionParams, sequence: &Sequence, row: u32, biased: bool) -> f32 {
+    if biased || params.q_bias.is_null() || row >= sequence.seqlen_q {
+        return 0.0;
+    }
+    unsafe { ld_global_nc_f32(sequence.q_bias(params, row)) }
 }

@@ -1,38 +1,69 @@
 //! Where the rows and blocks of a sequence lie: the only code that turns (batch, head, row, block) into addresses.
 
+use super::window::Window;
 use crate::division::div_rem;
 use crate::element::Element;
 use crate::layout::{KV_BLOCK, block_bytes};
 use crate::params::{AttentionParams, Strided};
 
-/// A query head of a sequence, and the head of K and V that serves it.
+/// A query head of a sequence, and the head of K and V that serves it: the only thing that knows how long the sequence is and where its
+/// rows and blocks begin. Another source of blocks is another `first_block` or another [`block`](Self::block).
 #[derive(Clone, Copy)]
 pub(crate) struct Sequence {
     pub batch: u32,
     pub head_q: u32,
-    /// `batch * heads_q + head_q`.
-    pub index_q: u64,
-    /// `batch * heads_kv + head_q / group`.
-    pub index_kv: u64,
+    /// Its lengths.
+    pub seqlen_q: u32,
+    pub seqlen_kv: u32,
+    /// The first of its query tokens: 0, or where they begin among packed ones.
+    pub first_q: u32,
+    /// The head of K and V among those of all sequences.
+    pub index_kv: u32,
+    /// The first block among those of all heads: the host's plan has no more than 32 bits count.
+    pub first_block: u32,
 }
 
 impl Sequence {
+    /// Number `batch`.
+    ///
+    /// # Safety
+    /// It is one of the launch's.
     #[inline(always)]
-    pub(crate) fn new(params: &AttentionParams, batch: u32, head_q: u32) -> Self {
-        // SAFETY: the host's plan rejects a group of zero.
-        let (head_kv, _) = unsafe { div_rem(head_q, params.group) };
+    pub(crate) unsafe fn new(params: &AttentionParams, batch: u32, head_q: u32) -> Self {
+        let seqlens = &params.seqlens;
+        // SAFETY: the caller's promise; the host's plan rejects a group of zero.
+        let (q, kv, (head_kv, _)) = unsafe {
+            (seqlens.q(batch, params.seqlen_q), seqlens.kv(batch, params.seqlen_kv), div_rem(head_q, params.group))
+        };
         Self {
             batch,
             head_q,
-            index_q: u64::from(batch) * u64::from(params.heads_q) + u64::from(head_q),
-            index_kv: u64::from(batch) * u64::from(params.heads_kv) + u64::from(head_kv),
+            seqlen_q: q.len,
+            seqlen_kv: kv.len,
+            first_q: q.first,
+            index_kv: batch * params.heads_kv + head_kv,
+            first_block: (kv.batch * params.heads_kv + head_kv) * seqlens.kv_blocks(params.batch)
+                + seqlens.first_block(batch, &kv),
         }
+    }
+
+    /// The window on the sequence's own lengths.
+    #[inline(always)]
+    pub(crate) fn window(&self, params: &AttentionParams) -> Window<KV_BLOCK> {
+        Window::of_lengths(params, [self.seqlen_q, self.seqlen_kv])
+    }
+
+    /// The batch of Q's and the output's tensors that has the sequence's rows.
+    #[inline(always)]
+    fn batch_q(&self, params: &AttentionParams) -> u32 {
+        if params.seqlens.packed_q == 0 { self.batch } else { 0 }
     }
 
     /// The place of a query among all rows.
     #[inline(always)]
     fn row(&self, params: &AttentionParams, row: u32) -> u64 {
-        self.index_q * u64::from(params.seqlen_q) + u64::from(row)
+        let head = u64::from(self.batch_q(params)) * u64::from(params.heads_q) + u64::from(self.head_q);
+        head * u64::from(params.seqlens.total_q) + u64::from(self.first_q + row)
     }
 
     /// The codes of a query.
@@ -61,44 +92,44 @@ impl Sequence {
 
     /// The place of a block of keys among all blocks.
     #[inline(always)]
-    fn block(&self, params: &AttentionParams, block: u32) -> u64 {
-        self.index_kv * u64::from(params.seqlen_kv.div_ceil(KV_BLOCK as u32)) + u64::from(block)
+    fn block(&self, block: u32) -> u64 {
+        u64::from(self.first_block + block)
     }
 
     /// A packed block of K.
     #[inline(always)]
     pub(crate) fn k(&self, params: &AttentionParams, head_dim: usize, block: u32) -> *const u8 {
-        params.k.ptr().wrapping_add((self.block(params, block) * block_bytes(head_dim) as u64) as usize)
+        params.k.ptr().wrapping_add((self.block(block) * block_bytes(head_dim) as u64) as usize)
     }
 
     /// A packed block of V.
     #[inline(always)]
     pub(crate) fn v(&self, params: &AttentionParams, head_dim: usize, block: u32) -> *const u8 {
-        params.v.ptr().wrapping_add((self.block(params, block) * block_bytes(head_dim) as u64) as usize)
+        params.v.ptr().wrapping_add((self.block(block) * block_bytes(head_dim) as u64) as usize)
     }
 
     /// The scales of a block of keys.
     #[inline(always)]
     pub(crate) fn k_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
-        params.k_scale.ptr().wrapping_add((self.block(params, block) * KV_BLOCK as u64) as usize)
+        params.k_scale.ptr().wrapping_add((self.block(block) * KV_BLOCK as u64) as usize)
     }
 
     /// The largest scale of a block's keys, and behind it those of the blocks after it.
     #[inline(always)]
     pub(crate) fn k_block_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
-        params.k_block_scale.ptr().wrapping_add(self.block(params, block) as usize)
+        params.k_block_scale.ptr().wrapping_add(self.block(block) as usize)
     }
 
     /// The scales of a block of values.
     #[inline(always)]
     pub(crate) fn v_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
-        params.v_scale.ptr().wrapping_add((self.block(params, block) * KV_BLOCK as u64) as usize)
+        params.v_scale.ptr().wrapping_add((self.block(block) * KV_BLOCK as u64) as usize)
     }
 
     /// The scale that a block's values share, or NaN, and behind it those of the blocks after it.
     #[inline(always)]
     pub(crate) fn v_block_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
-        params.v_block_scale.ptr().wrapping_add(self.block(params, block) as usize)
+        params.v_block_scale.ptr().wrapping_add(self.block(block) as usize)
     }
 
     /// The unit in which the head's values are added up.
@@ -110,7 +141,7 @@ impl Sequence {
     /// Dim `dim` of the output of a query.
     #[inline(always)]
     pub(crate) fn o<E: Element>(&self, params: &AttentionParams, row: u32, dim: usize) -> *mut u8 {
-        token(&params.o, E::BYTES, [self.batch, self.head_q, row], dim).cast_mut()
+        token(&params.o, E::BYTES, [self.batch_q(params), self.head_q, self.first_q + row], dim).cast_mut()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::params::{AttentionParams, UNLIMITED};
 #[cfg(target_arch = "nvptx64")]
 use crate::ptx::opaque::opaque;
 
-/// The window of a launch, for blocks of `KEYS` keys.
+/// The window of a launch on a sequence, for blocks of `KEYS` keys.
 #[derive(Clone, Copy)]
 pub(crate) struct Window<const KEYS: usize> {
     pub seqlen_q: u32,
@@ -37,11 +37,16 @@ pub(crate) struct Blocks {
 }
 
 impl Window<KV_BLOCK> {
-    /// The window of an INT8 kernel.
+    /// The window of an INT8 kernel on the longest sequences, by which tiles are ordered.
     #[inline(always)]
     pub(crate) fn of(params: &AttentionParams) -> Self {
-        let AttentionParams { seqlen_q, seqlen_kv, window_left: left, window_right: right, .. } = *params;
-        Self { seqlen_q, seqlen_kv, left, right }
+        Self::of_lengths(params, [params.seqlen_q, params.seqlen_kv])
+    }
+
+    /// The window of an INT8 kernel on a sequence of these lengths.
+    #[inline(always)]
+    pub(crate) fn of_lengths(params: &AttentionParams, [seqlen_q, seqlen_kv]: [u32; 2]) -> Self {
+        Self { seqlen_q, seqlen_kv, left: params.window_left, right: params.window_right }
     }
 }
 

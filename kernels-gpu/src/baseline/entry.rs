@@ -5,7 +5,7 @@ use crate::params::BaselineParams;
 
 macro_rules! entries {
     ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, warps: $warps:literal, keys: $keys:literal, stages: $stages:literal,
-        q_in_registers: $resident:literal, min_ctas: $ctas:literal })*) => {$(
+        q_in_registers: $resident:literal, ctas: $ctas:expr })*) => {$(
         #[cfg($name)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]

@@ -2,14 +2,18 @@
 
 pub mod decode;
 pub(crate) mod rows;
+pub mod shared_memory;
 pub mod shipping;
+pub mod short;
 pub mod sm80;
 pub mod sm90a;
 
-use crate::layout::HEAD_DIMS;
 use crate::layout::KV_BLOCK;
+use crate::layout::{HEAD_DIMS, packed_dim};
+use crate::params::AttentionParams;
 use core::fmt;
-use rows::{baseline_rows, conversion_rows, decode_rows, merge_rows, sm80_rows, sm90a_rows};
+use rows::{baseline_rows, conversion_rows, decode_rows, merge_rows, short_rows, sm80_rows, sm90a_rows};
+use shared_memory::{CLASSES, class_of};
 
 /// Kernels that share their instructions and the way they are launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +90,7 @@ impl Scheme {
     #[must_use]
     pub const fn rotation(self, head_dim: usize) -> usize {
         match self {
-            Self::Default => crate::layout::rotation(head_dim),
+            Self::Default => crate::layout::rotation(crate::layout::packed_dim(head_dim)),
             Self::Paper => 1,
         }
     }
@@ -125,6 +129,16 @@ impl fmt::Display for Scheme {
     }
 }
 
+/// What a kernel knows of the things that change a score (docs/kernel-abi.md, "What changes a score").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Windows and sinks.
+    #[default]
+    Plain,
+    /// Softcap, ALiBi, bias and mask too.
+    General,
+}
+
 /// Bytes of shared memory in which a warp notes what it needs to know of a row of a special block (`attention/softmax`).
 pub const NOTE_BYTES: usize = 16;
 /// And in which it has the scores of a row of each of its lanes meanwhile: a word for each n8 tile.
@@ -137,36 +151,67 @@ pub struct AttentionVariant {
     pub name: &'static str,
     /// Which instructions it uses, and with them its grid.
     pub family: Family,
-    /// Head dimension.
+    /// Head dimension of Q and K.
     pub head_dim: usize,
+    /// Head dimension of V and of the output.
+    pub head_dim_v: usize,
     /// Numeric scheme.
     pub scheme: Scheme,
+    /// What it knows of the things that change a score.
+    pub kind: Kind,
     /// Query rows of one CTA.
     pub tile_m: usize,
     /// Threads of one CTA.
     pub threads: usize,
     /// Dynamic shared memory of one CTA.
     pub shared_bytes: usize,
-    /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
-    pub min_ctas: usize,
+    /// CTAs that an SM should hold on GPUs of each of [`CLASSES`]; 0 where it is not for them. The most of them is written into the
+    /// PTX as `.minnctapersm`.
+    pub ctas: [usize; CLASSES.len()],
     /// The fewest keys from which it was measured to be faster than the kernel of the family before; with fewer the library
     /// takes that.
     pub from_keys: usize,
 }
 
 impl AttentionVariant {
+    /// Whether it is the one for GPUs on which a CTA may have so many bytes of shared memory.
+    #[must_use]
+    pub const fn is_for(&self, shared_bytes: usize) -> bool {
+        self.ctas[class_of(shared_bytes)] > 0 && self.shared_bytes <= shared_bytes
+    }
+
+    /// Whether heads of these dims, of Q and K and of V, are padded to its.
+    #[must_use]
+    pub const fn has(&self, [head_dim, head_dim_v]: [usize; 2]) -> bool {
+        self.head_dim == packed_dim(head_dim) && self.head_dim_v == packed_dim(head_dim_v)
+    }
+
+    /// The KiB of shared memory a CTA that the smallest GPUs have that it is for.
+    #[must_use]
+    pub const fn from_kib(&self) -> usize {
+        let mut class = 0;
+        while self.ctas[class] == 0 {
+            class += 1;
+        }
+        CLASSES[class]
+    }
+
     /// The grid of a launch on a GPU of so many multiprocessors; `None` where there are more tiles than the kernel counts.
     #[must_use]
-    pub fn grid(&self, batch: usize, heads_q: usize, seqlen_q: usize, multiprocessors: u32) -> Option<[u32; 3]> {
-        let [tiles, heads, batches] = [seqlen_q.div_ceil(self.tile_m), heads_q, batch].map(|n| u32::try_from(n).ok());
-        let (tiles, heads, batches) = (tiles?, heads?, batches?);
+    pub const fn grid(&self, params: &AttentionParams, multiprocessors: u32) -> Option<[u32; 3]> {
+        let AttentionParams { batch, heads_q, seqlens, .. } = *params;
+        let tiles = seqlens.q_tiles(batch, self.tile_m as u32);
+        let batches = if seqlens.packed_q == 0 { batch } else { 1 };
         match self.family {
-            Family::Sm80 => Some([tiles, heads, batches]),
+            Family::Sm80 => Some([tiles, heads_q, batches]),
             Family::Sm90a => {
-                let all = tiles.checked_mul(heads)?.checked_mul(batches)?;
+                let all = tiles as u64 * heads_q as u64 * batches as u64;
                 // A CTA's place in the list goes less than two rounds past the end.
-                all.checked_add(multiprocessors.checked_mul(2)?)?;
-                Some([all.min(multiprocessors), 1, 1])
+                if all + 2 * multiprocessors as u64 > u32::MAX as u64 {
+                    return None;
+                }
+                let ctas = if all < multiprocessors as u64 { all as u32 } else { multiprocessors };
+                Some([ctas, 1, 1])
             }
         }
     }
@@ -185,8 +230,9 @@ pub struct BaselineVariant {
     pub threads: usize,
     /// Dynamic shared memory of one CTA.
     pub shared_bytes: usize,
-    /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
-    pub min_ctas: usize,
+    /// CTAs that an SM should hold on GPUs of each of [`CLASSES`]; 0 where it is not for them. The most of them is written into the
+    /// PTX as `.minnctapersm`.
+    pub ctas: [usize; CLASSES.len()],
 }
 
 /// A PTX module.
@@ -209,13 +255,23 @@ pub const fn baseline_shared_bytes(head_dim: usize, tile_m: usize, keys: usize, 
     2 * head_dim * (tile_m + 2 * stages * keys)
 }
 
+macro_rules! kind {
+    () => {
+        Kind::Plain
+    };
+    ($kind:ident) => {
+        Kind::$kind
+    };
+}
+
 macro_rules! sm80_variants {
-    ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal, slots: $slots:literal,
-        min_ctas: $ctas:literal, team: $team:literal })*) => {
+    ($($name:ident { head_dim: $d:literal, head_dim_v: $dv:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal,
+        slots: $slots:literal,
+        ctas: $ctas:expr, team: $team:literal $(, kind: $kind:ident)? })*) => {
         &[$(AttentionVariant {
-            name: stringify!($name), family: Family::Sm80, head_dim: $d, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm80, head_dim: $d, head_dim_v: $dv, scheme: Scheme::$scheme, kind: kind!($($kind)?),
             tile_m: 16 * $mt * $warps / $team, threads: 32 * $warps,
-            shared_bytes: sm80::shared_bytes($d, $slots, $mt, $warps, $team), min_ctas: $ctas, from_keys: 0,
+            shared_bytes: sm80::shared_bytes($d, $slots, $mt, $warps, $team), ctas: $ctas, from_keys: 0,
         }),*]
     };
 }
@@ -224,19 +280,19 @@ macro_rules! sm90a_variants {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
         handover: $handover:literal, from_keys: $from:literal })*) => {
         &[$(AttentionVariant {
-            name: stringify!($name), family: Family::Sm90a, head_dim: $d, scheme: Scheme::$scheme,
+            name: stringify!($name), family: Family::Sm90a, head_dim: $d, head_dim_v: $d, scheme: Scheme::$scheme, kind: Kind::Plain,
             tile_m: sm90a::tile_m($wgs), threads: sm90a::threads($wgs),
-            shared_bytes: sm90a::shared_bytes($d, $wgs, $slots), min_ctas: 1, from_keys: $from,
+            shared_bytes: sm90a::shared_bytes($d, $wgs, $slots), ctas: [0, 0, 1], from_keys: $from,
         }),*]
     };
 }
 
 macro_rules! baseline_variants {
     ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, warps: $warps:literal, keys: $keys:literal, stages: $stages:literal,
-        q_in_registers: $resident:literal, min_ctas: $ctas:literal })*) => {
+        q_in_registers: $resident:literal, ctas: $ctas:expr })*) => {
         &[$(BaselineVariant {
             name: stringify!($name), head_dim: $d, tile_m: 16 * $mt * $warps, threads: 32 * $warps,
-            shared_bytes: baseline_shared_bytes($d, 16 * $mt * $warps, $keys, $stages), min_ctas: $ctas,
+            shared_bytes: baseline_shared_bytes($d, 16 * $mt * $warps, $keys, $stages), ctas: $ctas,
         }),*]
     };
 }
@@ -269,6 +325,10 @@ macro_rules! baseline_modules {
     ($($name:ident { $($field:tt)* })*) => { sm80_modules!("baseline"; $($name {})*) };
 }
 
+macro_rules! short_modules {
+    ($($name:ident { $($field:tt)* })*) => { sm80_modules!("short"; $($name {})*) };
+}
+
 macro_rules! decode_modules {
     ($($name:ident { $($field:ident: $value:tt),* })*) => {
         &[$(overlapping("decode", stringify!($name), decode_modules!(@last $($value)*))),*]
@@ -296,12 +356,13 @@ macro_rules! conversion_modules {
 const CONVERSION_MODULES: &[Module] = conversion_rows!(conversion_modules);
 const SM80_MODULES: &[Module] = sm80_rows!(sm80_modules);
 const SM90A_MODULES: &[Module] = sm90a_rows!(sm90a_modules);
+const SHORT_MODULES: &[Module] = short_rows!(short_modules);
 const BASELINE_MODULES: &[Module] = baseline_rows!(baseline_modules);
 const DECODE_MODULES: &[Module] = decode_rows!(decode_modules);
 const MERGE_MODULES: &[Module] = merge_rows!(merge_modules);
 
 const MODULE_PARTS: &[&[Module]] =
-    &[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, BASELINE_MODULES, DECODE_MODULES, MERGE_MODULES];
+    &[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, SHORT_MODULES, BASELINE_MODULES, DECODE_MODULES, MERGE_MODULES];
 
 /// All PTX modules that `xtask build` writes.
 pub const MODULES: &[Module] = &concat::<_, { len(MODULE_PARTS) }>(MODULE_PARTS);
@@ -331,10 +392,25 @@ const fn concat<T: Copy, const N: usize>(parts: &[&[T]]) -> [T; N] {
     all
 }
 
-/// The INT8 attention kernel of a family for a head dim and scheme.
+/// The plain INT8 attention kernel of a family for a head dim, or the one that it is padded to, and scheme; the one for the GPUs with
+/// most shared memory, where there are several.
 #[must_use]
 pub fn attention(family: Family, head_dim: usize, scheme: Scheme) -> Option<&'static AttentionVariant> {
-    ATTENTION.iter().find(|v| (v.family, v.head_dim, v.scheme) == (family, head_dim, scheme))
+    attention_on(CLASSES[CLASSES.len() - 1] << 10, family, [head_dim; 2], scheme, Kind::Plain)
+}
+
+/// The one of this kind for these head dims, of Q and K and of V, and for GPUs on which a CTA may have so many bytes of shared memory.
+#[must_use]
+pub fn attention_on(
+    shared_bytes: usize,
+    family: Family,
+    [head_dim, head_dim_v]: [usize; 2],
+    scheme: Scheme,
+    kind: Kind,
+) -> Option<&'static AttentionVariant> {
+    let is =
+        |v: &&AttentionVariant| (v.family, v.scheme, v.kind) == (family, scheme, kind) && v.has([head_dim, head_dim_v]);
+    ATTENTION.iter().filter(is).find(|v| v.is_for(shared_bytes))
 }
 
 /// The head dims for which one of these families has an INT8 attention kernel of this scheme, in order.
@@ -352,13 +428,17 @@ pub fn baseline(head_dim: usize) -> Option<&'static BaselineVariant> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::params::SeqLens;
 
     #[test]
     fn variants_stand_once_in_modules_of_their_target() {
         for (i, v) in ATTENTION.iter().enumerate() {
             let module = MODULES.iter().find(|module| module.name == v.name).unwrap();
             assert_eq!(module.target, v.family.target(), "{}", v.name);
-            assert_eq!(attention(v.family, v.head_dim, v.scheme), Some(v));
+            let of_the_largest = v.ctas[CLASSES.len() - 1] > 0;
+            let found = attention_on(227 << 10, v.family, [v.head_dim, v.head_dim_v], v.scheme, v.kind);
+            assert_eq!(found == Some(v), of_the_largest, "{}", v.name);
+            assert!(v.head_dim_v <= v.head_dim, "{}", v.name);
             assert!(ATTENTION[..i].iter().all(|other| other.name != v.name), "{}", v.name);
         }
     }
@@ -369,7 +449,11 @@ mod tests {
         use std::format;
         for v in ATTENTION {
             let family = format!("{:?}", v.family).to_lowercase();
-            assert_eq!(v.name, format!("attention_{family}_d{}_{}", v.head_dim, v.scheme));
+            let of_the_largest = v.ctas[CLASSES.len() - 1] > 0;
+            let kib = if of_the_largest { "".into() } else { format!("_kib{}", v.from_kib()) };
+            let value = if v.head_dim_v == v.head_dim { "".into() } else { format!("_v{}", v.head_dim_v) };
+            let kind = if v.kind == Kind::General { "_general" } else { "" };
+            assert_eq!(v.name, format!("attention_{family}_d{}{value}_{}{kib}{kind}", v.head_dim, v.scheme));
         }
         for v in BASELINE {
             assert_eq!(v.name, format!("baseline_f16_d{}", v.head_dim));
@@ -378,9 +462,27 @@ mod tests {
 
     #[test]
     fn every_packed_head_dim_has_a_kernel_for_every_gpu() {
-        let with_kernel = SM80.iter().filter(|v| v.scheme == Scheme::Default).map(|v| v.head_dim);
-        assert!(with_kernel.eq(HEAD_DIMS));
+        for (kib, kind) in CLASSES.into_iter().flat_map(|kib| [(kib, Kind::Plain), (kib, Kind::General)]) {
+            let of_class = |scheme| {
+                let alike = SM80.iter().filter(|v| v.head_dim_v == v.head_dim);
+                alike.filter(move |v| (v.scheme, v.kind) == (scheme, kind) && v.is_for(kib << 10))
+            };
+            assert!(of_class(Scheme::Default).map(|v| v.head_dim).eq(HEAD_DIMS), "{kib} {kind:?}");
+            assert!(of_class(Scheme::Paper).map(|v| v.head_dim).eq([32, 64, 96, 128]), "{kib} {kind:?}");
+        }
         assert!(ATTENTION.iter().all(|v| HEAD_DIMS.contains(&v.head_dim)));
+    }
+
+    #[test]
+    fn a_kernel_fits_the_gpus_that_it_is_for() {
+        let attention = ATTENTION.iter().map(|v| (v.name, v.ctas, v.shared_bytes));
+        for (name, ctas, shared_bytes) in attention.chain(BASELINE.iter().map(|v| (v.name, v.ctas, v.shared_bytes))) {
+            let classes = || CLASSES.iter().zip(ctas).filter(|(_, ctas)| *ctas > 0);
+            assert!(
+                classes().count() > 0 && classes().all(|(kib, _)| shared_bytes <= kib << 10),
+                "{name}: {shared_bytes}"
+            );
+        }
     }
 
     #[test]
@@ -398,13 +500,20 @@ mod tests {
     fn hopper_grids_have_a_cta_a_multiprocessor_and_places_that_do_not_wrap() {
         let [general, hopper] = [(Family::Sm80, 64), (Family::Sm90a, 192)]
             .map(|(family, tile_m)| AttentionVariant { tile_m, ..*attention(family, 64, Scheme::Default).unwrap() });
-        assert_eq!(general.grid(2, 3, 1000, 132), Some([16, 3, 2]));
-        assert_eq!(hopper.grid(2, 3, 1000, 132), Some([36, 1, 1]));
-        assert_eq!(hopper.grid(4, 32, 1000, 132), Some([132, 1, 1]));
+        let params = |batch, heads_q, total_q, packed_q| {
+            let seqlens = SeqLens { total_q, packed_q, ..SeqLens::NONE };
+            AttentionParams { batch, heads_q, seqlens, ..AttentionParams::NONE }
+        };
+        assert_eq!(general.grid(&params(2, 3, 1000, 0), 132), Some([16, 3, 2]));
+        assert_eq!(hopper.grid(&params(2, 3, 1000, 0), 132), Some([36, 1, 1]));
+        assert_eq!(hopper.grid(&params(4, 32, 1000, 0), 132), Some([132, 1, 1]));
+        // Packed: whole tiles of all tokens, and a tile more for each sequence.
+        assert_eq!(general.grid(&params(7, 3, 1000, 1), 132), Some([15 + 7, 3, 1]));
+        assert_eq!(hopper.grid(&params(7, 3, 1000, 1), 132), Some([(5 + 7) * 3, 1, 1]));
         // 65535 * 65535 = 2^32 - 131071 places: two rounds of 65536 multiprocessors would step past the end.
-        assert_eq!(hopper.grid(65535, 65535, 192, 65535), Some([65535, 1, 1]));
-        assert_eq!(hopper.grid(65535, 65535, 192, 65536), None);
-        assert_eq!(hopper.grid(65535, 65535, 193, 132), None);
-        assert_eq!(hopper.grid(1, 1, usize::MAX, 132), None);
+        assert_eq!(hopper.grid(&params(65535, 65535, 192, 0), 65535), Some([65535, 1, 1]));
+        assert_eq!(hopper.grid(&params(65535, 65535, 192, 0), 65536), None);
+        assert_eq!(hopper.grid(&params(65535, 65535, 193, 0), 132), None);
+        assert_eq!(hopper.grid(&params(u32::MAX, 2, 1, 0), 132), None);
     }
 }

@@ -6,23 +6,37 @@
 //! A kernel for another head dim is another row: `cargo xtask build` compiles it, `cargo xtask check` shows its registers and
 //! spills, the library launches it and the tests run it.
 
-/// The INT8 kernels for every GPU. `m16_tiles`: m16 tiles of query rows a warp; `slots`: K or V blocks in shared memory;
-/// `min_ctas`: CTAs that an SM should hold; `team`: warps that share rows.
+/// The INT8 kernels for every GPU. `head_dim`: of Q and K, `head_dim_v`: of V and the output, no larger; `m16_tiles`: m16 tiles of query rows a warp; `slots`: K or V blocks in shared memory;
+/// `ctas`: CTAs that an SM should hold on GPUs of each class of shared memory (`CLASSES`: 99, 163 and 227 KiB a CTA), 0 where the
+/// class has another row; `team`: warps that share rows. A row that is not for the largest class has the KiB of the
+/// smallest that it is for in its name. `kind`:
+/// [`Kind`](super::Kind), plain where it is left out.
 ///
 /// No row spills on any architecture: where two shapes of a kernel are as fast, or the faster one spills, the shape that fits
 /// stands here (docs/kernel-log.md). The paper's scheme has no 256: its float32 scores leave no registers for so wide a head.
 macro_rules! sm80_rows {
     ($emit:ident) => {
         $emit! {
-            attention_sm80_d32_default { head_dim: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, min_ctas: 3, team: 1 }
-            attention_sm80_d32_paper { head_dim: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, min_ctas: 3, team: 1 }
-            attention_sm80_d64_default { head_dim: 64, scheme: Default, m16_tiles: 2, warps: 4, slots: 3, min_ctas: 2, team: 1 }
-            attention_sm80_d64_paper { head_dim: 64, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1 }
-            attention_sm80_d96_default { head_dim: 96, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 3, team: 1 }
-            attention_sm80_d96_paper { head_dim: 96, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1 }
-            attention_sm80_d128_default { head_dim: 128, scheme: Default, m16_tiles: 2, warps: 4, slots: 3, min_ctas: 2, team: 2 }
-            attention_sm80_d128_paper { head_dim: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 1 }
-            attention_sm80_d256_default { head_dim: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, min_ctas: 2, team: 2 }
+            attention_sm80_d32_default { head_dim: 32, head_dim_v: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1 }
+            attention_sm80_d32_paper { head_dim: 32, head_dim_v: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1 }
+            attention_sm80_d64_default { head_dim: 64, head_dim_v: 64, scheme: Default, m16_tiles: 2, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1 }
+            attention_sm80_d64_paper { head_dim: 64, head_dim_v: 64, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1 }
+            attention_sm80_d96_default { head_dim: 96, head_dim_v: 96, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 3, 3], team: 1 }
+            attention_sm80_d96_paper { head_dim: 96, head_dim_v: 96, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1 }
+            attention_sm80_d128_default { head_dim: 128, head_dim_v: 128, scheme: Default, m16_tiles: 2, warps: 4, slots: 2, ctas: [2, 2, 2], team: 2 }
+            attention_sm80_d128_paper { head_dim: 128, head_dim_v: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 2, ctas: [2, 2, 2], team: 1 }
+            attention_sm80_d256_v128_default { head_dim: 256, head_dim_v: 128, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [1, 2, 2], team: 2 }
+            attention_sm80_d256_default_kib99 { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 0, 0], team: 2 }
+            attention_sm80_d256_default { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [0, 2, 2], team: 2 }
+            attention_sm80_d32_default_general { head_dim: 32, head_dim_v: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d32_paper_general { head_dim: 32, head_dim_v: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d64_default_general { head_dim: 64, head_dim_v: 64, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d64_paper_general { head_dim: 64, head_dim_v: 64, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d96_default_general { head_dim: 96, head_dim_v: 96, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d96_paper_general { head_dim: 96, head_dim_v: 96, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d128_default_general { head_dim: 128, head_dim_v: 128, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d128_paper_general { head_dim: 128, head_dim_v: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 2, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d256_default_general { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 1, 1], team: 2, kind: General }
         }
     };
 }
@@ -42,15 +56,27 @@ macro_rules! sm90a_rows {
 }
 
 /// The float16 kernels. `m16_tiles` as above; `keys`: of a K or V tile; `stages`: pairs of these in shared memory;
-/// `q_in_registers`: else Q is read from shared memory for every tile; `min_ctas`: CTAs that an SM should hold.
+/// `q_in_registers`: else Q is read from shared memory for every tile; `ctas` as above.
 macro_rules! baseline_rows {
     ($emit:ident) => {
         $emit! {
-            baseline_f16_d32 { head_dim: 32, m16_tiles: 2, warps: 4, keys: 32, stages: 3, q_in_registers: true, min_ctas: 3 }
-            baseline_f16_d64 { head_dim: 64, m16_tiles: 2, warps: 4, keys: 64, stages: 2, q_in_registers: true, min_ctas: 2 }
-            baseline_f16_d96 { head_dim: 96, m16_tiles: 2, warps: 4, keys: 64, stages: 2, q_in_registers: false, min_ctas: 2 }
-            baseline_f16_d128 { head_dim: 128, m16_tiles: 2, warps: 4, keys: 32, stages: 2, q_in_registers: false, min_ctas: 2 }
-            baseline_f16_d256 { head_dim: 256, m16_tiles: 1, warps: 4, keys: 32, stages: 2, q_in_registers: false, min_ctas: 2 }
+            baseline_f16_d32 { head_dim: 32, m16_tiles: 2, warps: 4, keys: 32, stages: 3, q_in_registers: true, ctas: [3, 3, 3] }
+            baseline_f16_d64 { head_dim: 64, m16_tiles: 2, warps: 4, keys: 64, stages: 2, q_in_registers: true, ctas: [2, 2, 2] }
+            baseline_f16_d96 { head_dim: 96, m16_tiles: 2, warps: 4, keys: 64, stages: 2, q_in_registers: false, ctas: [1, 2, 2] }
+            baseline_f16_d128 { head_dim: 128, m16_tiles: 2, warps: 4, keys: 32, stages: 2, q_in_registers: false, ctas: [1, 2, 2] }
+            baseline_f16_d256 { head_dim: 256, m16_tiles: 1, warps: 4, keys: 32, stages: 2, q_in_registers: false, ctas: [1, 1, 2] }
+        }
+    };
+}
+
+/// The kernels for short K and V, which quantize and attend in one launch (`config::short`). `m16_tiles`: of query rows that a warp has at a
+/// time; `most_warps`: of a CTA; `min_ctas`: CTAs of so many that an SM should hold; `to_keys`: the most keys up to which the kernel was measured to be faster than two.
+macro_rules! short_rows {
+    ($emit:ident) => {
+        $emit! {
+            attention_short_d32 { head_dim: 32, m16_tiles: 1, most_warps: 8, min_ctas: 2, to_keys: 64 }
+            attention_short_d64 { head_dim: 64, m16_tiles: 1, most_warps: 8, min_ctas: 2, to_keys: 257 }
+            attention_short_d128 { head_dim: 128, m16_tiles: 1, most_warps: 8, min_ctas: 1, to_keys: 0 }
         }
     };
 }
@@ -92,4 +118,4 @@ macro_rules! merge_rows {
     };
 }
 
-pub(crate) use {baseline_rows, conversion_rows, decode_rows, merge_rows, sm80_rows, sm90a_rows};
+pub(crate) use {baseline_rows, conversion_rows, decode_rows, merge_rows, short_rows, sm80_rows, sm90a_rows};

@@ -155,7 +155,7 @@ mod tests {
             let has = |feature| module.features().any(|needed| needed == feature);
             assert_eq!(has("sm90a"), module.target == "sm_90a", "{}", module.name);
             assert_eq!(has("baseline"), !module.ships(), "{}", module.name);
-            assert_eq!(has("paper"), module.name.ends_with("_paper"), "{}", module.name);
+            assert_eq!(has("paper"), module.name.contains("_paper"), "{}", module.name);
         }
         assert!(MODULES.iter().any(|module| module.features().count() == 0), "something is always there");
     }

@@ -15,6 +15,7 @@ use crate::ptx::math::{add_rn_f32, mul_rn_f32, prmt};
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{ctaid_x, tid_x};
 use crate::rotation::{DIMS, Place, signs_from, vectors};
+use crate::seqlens::sequence_of_tile;
 use crate::smem;
 
 /// One block of 128 tokens of a head.
@@ -31,8 +32,9 @@ struct Block {
     first: u32,
     /// Tokens of the block that exist, 1 to 128.
     count: u32,
-    /// Dims of a row.
+    /// Dims of a row of codes, and of one of the output.
     head_dim: u32,
+    dims: u32,
     /// Whether the codes are of a rotated tensor.
     rotated: bool,
 }
@@ -70,7 +72,8 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
             }
             if !block.offset.is_null() {
                 unroll!(0..DIMS / 4, |quad| {
-                    let at = block.offset.wrapping_add(dim(4 * quad / E::LANES) + 4 * quad % E::LANES);
+                    let vector = place.vector_of::<E>(4 * quad / E::LANES, block.dims) as usize;
+                    let at = block.offset.wrapping_add(vector * E::LANES + 4 * quad % E::LANES);
                     let offset = ld_global_nc_v4_f32(at);
                     unroll!(0..4, |i| {
                         x[4 * quad + i] = add_rn_f32(x[4 * quad + i], offset[i]);
@@ -91,16 +94,16 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
                 store::<E, 4>(
                     &all,
                     &block.rows,
-                    |i| exists & place.has::<E>(i),
-                    |i| (row, place.vector_or_first::<E>(i)),
+                    |i| exists & place.is_of::<E>(i, block.dims),
+                    |i| (row, place.vector_of::<E>(i, block.dims)),
                 );
             } else {
                 let all = [vector(0), vector(1), vector(2), vector(3), vector(4), vector(5), vector(6), vector(7)];
                 store::<E, 8>(
                     &all,
                     &block.rows,
-                    |i| exists & place.has::<E>(i),
-                    |i| (row, place.vector_or_first::<E>(i)),
+                    |i| exists & place.is_of::<E>(i, block.dims),
+                    |i| (row, place.vector_of::<E>(i, block.dims)),
                 );
             }
             first += threads(block.head_dim as usize) as u32 / 32 * place.tokens();
@@ -157,7 +160,7 @@ unsafe fn values<E: Element>(block: &Block) {
             store::<E, 8>(
                 &vectors,
                 &block.rows,
-                |i| place.has() & (place.key(i) < block.count),
+                |i| place.has() & (place.vector() < block.dims / E::LANES as u32) & (place.key(i) < block.count),
                 |i| (block.first + place.key(i), place.vector()),
             );
             pass += 1;
@@ -206,31 +209,44 @@ fn dequantize4(unsigned: u32) -> [f32; 4] {
 #[inline(always)]
 unsafe fn dequantize<E: Element>(p: &DequantizeParams) {
     unsafe {
-        let blocks = p.seqlen.div_ceil(TOKENS as u32);
-        let (head, block) = div_rem(ctaid_x(), blocks);
+        let (is_q, seqlens, head_dim) = (p.operand == Q, &p.seqlens, p.head_dim as usize);
+        let (is_packed, offsets, total, blocks) = if is_q {
+            (seqlens.packed_q, seqlens.cu_seqlens_q, seqlens.total_q, seqlens.q_tiles(p.batch, TOKENS as u32))
+        } else {
+            (seqlens.packed_kv, seqlens.cu_seqlens_kv, seqlens.total_kv, seqlens.kv_blocks(p.batch))
+        };
+        let (head, mut block) = div_rem(ctaid_x(), blocks);
+        let (mut sequence, head_of_batch) = div_rem(head, p.heads);
+        if is_packed != 0 {
+            (sequence, block) = sequence_of_tile(offsets, total, p.batch, TOKENS as u32, block);
+        }
+        let tokens = if is_q { seqlens.q(sequence, p.seqlen) } else { seqlens.kv(sequence, p.seqlen) };
         let first = block * TOKENS as u32;
-        let head_dim = p.head_dim as usize;
-        let (batch, head_of_batch) = div_rem(head, p.heads);
-        let row = head as usize * p.seqlen as usize + first as usize;
+        if first >= tokens.len {
+            return;
+        }
+        let row = head as usize * total as usize + (tokens.first + first) as usize;
         let packed = ctaid_x() as usize;
         let (data, scale) = match p.operand {
             Q => (row * head_dim, row),
             _ => (packed * block_bytes(head_dim), packed * KV_BLOCK),
         };
         let offset = p.offset.ptr();
+        let of_all = sequence as usize * p.heads as usize + head_of_batch as usize;
         let block = Block {
             data: p.data.ptr().wrapping_add(data),
             scale: p.scale.ptr().wrapping_add(scale),
-            offset: if p.offset.is_null() { offset } else { offset.wrapping_add(head as usize * head_dim) },
-            rows: Rows::new::<E>(&p.out, batch, head_of_batch),
+            offset: if p.offset.is_null() { offset } else { offset.wrapping_add(of_all * p.dims as usize) },
+            rows: Rows::new::<E>(&p.out, tokens.batch, head_of_batch).skip(tokens.first),
             first,
             head_dim: p.head_dim,
-            count: (p.seqlen - first).min(TOKENS as u32),
+            dims: p.dims,
+            count: (tokens.len - first).min(TOKENS as u32),
             rotated: p.rotated != 0,
         };
         match p.operand {
-            Q => tokens::<E, false>(&block),
-            K => tokens::<E, true>(&block),
+            Q => self::tokens::<E, false>(&block),
+            K => self::tokens::<E, true>(&block),
             _ => values::<E>(&block),
         }
     }

@@ -1,6 +1,7 @@
 //! How the dequantization kernels are launched: blocks, grids, shared memory. The host and the kernels read the same functions.
 
 use crate::layout::{KV_BLOCK, block_bytes};
+use crate::params::{DequantizeParams, operand};
 use crate::quantize::launch::{Bounds, grid};
 
 /// Tokens that one CTA of `dequantize_*` handles: one packed block.
@@ -31,16 +32,23 @@ pub const fn shared_bytes(head_dim: usize) -> usize {
     block_bytes(head_dim)
 }
 
-/// Grid of `dequantize_*`: one for each [`TOKENS`] tokens of a head. `None` where the count leaves the grid's range.
+/// Grid of `dequantize_*`: a CTA for each [`TOKENS`] tokens of a head. `None` where the count leaves the grid's range.
 #[must_use]
-pub const fn token_blocks(batch: usize, heads: usize, seqlen: usize) -> Option<u32> {
-    grid(batch, heads, seqlen.div_ceil(TOKENS))
+pub const fn ctas(params: &DequantizeParams) -> Option<u32> {
+    let DequantizeParams { batch, heads, seqlens, operand, .. } = *params;
+    let (packed, tiles) = match operand {
+        operand::Q => (seqlens.packed_q, seqlens.q_tiles(batch, TOKENS as u32)),
+        _ => (seqlens.packed_kv, seqlens.kv_blocks(batch)),
+    };
+    let batches = if packed == 0 { batch } else { 1 };
+    grid(batches as usize, heads as usize, tiles as usize)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::layout::HEAD_DIMS;
+    use crate::params::SeqLens;
 
     #[test]
     fn blocks_are_whole_warps_within_the_bounds() {
@@ -51,8 +59,14 @@ mod tests {
 
     #[test]
     fn grids_that_do_not_fit_are_none() {
-        assert_eq!(token_blocks(4, 32, 16385), Some(4 * 32 * 129));
-        assert_eq!(token_blocks(1 << 16, 1 << 16, 1), None);
-        assert_eq!(token_blocks(usize::MAX, 2, 1), None);
+        let params = |batch, heads, tokens| DequantizeParams {
+            batch,
+            heads,
+            seqlens: SeqLens { total_q: tokens, ..SeqLens::NONE },
+            ..DequantizeParams::NONE
+        };
+        assert_eq!(ctas(&params(4, 32, 16385)), Some(4 * 32 * 129));
+        assert_eq!(ctas(&params(1 << 16, 1 << 16, 1)), None);
+        assert_eq!(ctas(&params(u32::MAX, 2, 1)), None);
     }
 }

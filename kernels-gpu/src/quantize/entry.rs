@@ -6,11 +6,12 @@ use super::work::{Item, Operand, Work};
 use super::{tokens, values};
 use crate::division::div_rem;
 use crate::element::{Bf16, Element, F16, F32, Rows};
-use crate::layout::{KV_BLOCK, OFFSET_TOKENS, block_bytes, kv_blocks};
-use crate::params::{Global, QuantizeParams};
-use crate::ptx::global::ld_global_nc_f32;
+use crate::layout::{KV_BLOCK, OFFSET_TOKENS, block_bytes};
+use crate::params::{Global, QuantizeParams, SeqLens};
+use crate::ptx::global::{ld_global_nc_f32, st_global_f32};
 use crate::ptx::opaque::opaque;
-use crate::ptx::special::ctaid_x;
+use crate::ptx::special::{ctaid_x, tid_x};
+use crate::seqlens::{Tokens, sequence_of_tile};
 use core::ptr::null_mut;
 
 /// Element `index` of an array, or null where there is none.
@@ -19,44 +20,95 @@ fn at<T>(array: Global<T>, index: usize) -> *mut T {
     if array.is_null() { null_mut() } else { array.ptr().cast_mut().wrapping_add(index) }
 }
 
-impl Item {
+/// A CTA's run of tiles, and the sequence that it is of.
+struct Run {
+    item: Item,
+    /// The sequence.
+    sequence: u32,
+    /// Its tokens.
+    q: Tokens,
+    kv: Tokens,
+}
+
+impl Run {
+    /// Of an item of the grid. Of packed sequences it may be past the end of its sequence.
+    #[inline(always)]
+    unsafe fn new(p: &QuantizeParams, mut item: Item) -> Self {
+        let of_q = matches!(item.operand, Operand::Queries(_));
+        let SeqLens { cu_seqlens_q, cu_seqlens_kv, total_q, total_kv, packed_q, packed_kv, .. } = p.seqlens;
+        let (packed, offsets, total) =
+            if of_q { (packed_q, cu_seqlens_q, total_q) } else { (packed_kv, cu_seqlens_kv, total_kv) };
+        let mut sequence = item.batch;
+        if packed != 0 {
+            let (of, run) = unsafe {
+                let (run, _) = div_rem(item.tile, item.tiles);
+                sequence_of_tile(offsets, total, p.batch, item.tiles * KV_BLOCK as u32, run)
+            };
+            (sequence, item.tile) = (of, run * item.tiles);
+        }
+        let (q, kv) = unsafe { (p.seqlens.q(sequence, p.seqlen_q), p.seqlens.kv(sequence, p.seqlen_kv)) };
+        Self { item, sequence, q, kv }
+    }
+
+    /// Whether the run has tokens of a head that has so many.
+    #[inline(always)]
+    fn is_within(&self, tokens: &Tokens) -> bool {
+        self.item.tile * (KV_BLOCK as u32) < tokens.len
+    }
+
     /// The head of K and V among those of all sequences.
     #[inline(always)]
     fn head(&self, p: &QuantizeParams) -> usize {
-        self.batch as usize * p.heads_kv as usize + self.head_kv as usize
+        self.sequence as usize * p.heads_kv as usize + self.item.head_kv as usize
+    }
+
+    /// The sequence's first block of K or V among those of all heads: less than 2^32, as blocks are no more than a few a CTA.
+    #[inline(always)]
+    fn first_block(&self, p: &QuantizeParams) -> u32 {
+        let head = self.kv.batch * p.heads_kv + self.item.head_kv;
+        head * p.seqlens.kv_blocks(p.batch) + p.seqlens.first_block(self.sequence, &self.kv)
+    }
+
+    /// The number of the tile behind the CTA's last.
+    #[inline(always)]
+    fn end(&self, tile: &Tile) -> u32 {
+        (self.item.tile + self.item.tiles).min(tile.seqlen.div_ceil(KV_BLOCK as u32))
+    }
+
+    /// The rows of the sequence's head of K.
+    #[inline(always)]
+    fn rows_of_k<E: Element>(&self, p: &QuantizeParams) -> Rows {
+        Rows::new::<E>(&p.k, self.kv.batch, self.item.head_kv).skip(self.kv.first)
+    }
+
+    /// Where K's offset comes from.
+    #[inline(always)]
+    fn source(&self, p: &QuantizeParams, k: Rows) -> Source {
+        if p.rotate == 0 {
+            Source::None
+        } else if p.quantize_kv == 0 {
+            Source::Array(at(p.k_offset, self.head(p) * p.dims as usize))
+        } else if self.kv.len == 0 {
+            Source::Zero
+        } else {
+            Source::Rows(k, self.kv.len.min(OFFSET_TOKENS as u32))
+        }
     }
 }
 
-/// The head's first block of K or V among those of all heads: less than 2^32, as blocks are no more than a few a CTA.
 #[inline(always)]
-fn first_block(p: &QuantizeParams, item: &Item) -> u32 {
-    (item.head(p) * kv_blocks(p.seqlen_kv as usize)) as u32
-}
-
-/// The number of the tile behind the CTA's last.
-#[inline(always)]
-fn end(tile: &Tile, item: &Item) -> u32 {
-    (item.tile + item.tiles).min(tile.seqlen.div_ceil(KV_BLOCK as u32))
-}
-
-/// Where K's offset comes from.
-#[inline(always)]
-fn source(p: &QuantizeParams, item: &Item, k: Rows) -> Source {
-    if p.rotate == 0 {
-        Source::None
-    } else if p.quantize_kv != 0 {
-        Source::Rows(k, p.seqlen_kv.min(OFFSET_TOKENS as u32))
-    } else {
-        Source::Array(at(p.k_offset, item.head(p) * p.head_dim as usize))
+unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
+    let offset = at(p.k_offset, run.head(p) * p.dims as usize);
+    if !run.is_within(&run.kv) {
+        // Of no tokens: the threads are more than dims.
+        let thread = tid_x();
+        let none = (run.kv.len == 0) & (run.item.tile == 0) & (thread < p.dims);
+        unsafe { st_global_f32(none, offset.wrapping_add(thread as usize), [0.0]) };
+        return;
     }
-}
-
-#[inline(always)]
-unsafe fn keys<E: Element>(p: &QuantizeParams, item: &Item) {
-    let first = first_block(p, item);
-    let rows = Rows::new::<E>(&p.k, item.batch, item.head_kv);
-    let offset = at(p.k_offset, item.head(p) * p.head_dim as usize);
-    let offset = if item.tile == 0 { offset } else { null_mut() };
+    let first = run.first_block(p);
+    let rows = run.rows_of_k::<E>(p);
+    let offset = if run.item.tile == 0 { offset } else { null_mut() };
     let out = |tile: Tile| {
         let block = opaque(first) as usize + tile.index as usize;
         tokens::Output {
@@ -66,29 +118,26 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, item: &Item) {
             block_scale: at(p.k_block_scale, block),
         }
     };
-    let tile = Tile { index: item.tile, seqlen: p.seqlen_kv };
+    let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
+    let source = run.source(p, rows);
     unsafe {
-        tokens::quantize::<E, true>(
-            p.head_dim,
-            p.rotate != 0,
-            rows,
-            tile,
-            end(&tile, item),
-            source(p, item, rows),
-            offset,
-            out,
-        )
+        tokens::quantize::<E, true>(p.head_dim, p.dims, p.rotate != 0, rows, tile, run.end(&tile), source, offset, out)
     }
 }
 
 #[inline(always)]
-unsafe fn values<E: Element>(p: &QuantizeParams, item: &Item) {
-    let (first, head) = (first_block(p, item), item.head(p));
-    let tile = Tile { index: item.tile, seqlen: p.seqlen_kv };
+unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
+    let (first, head) = (run.first_block(p), run.head(p));
+    if !run.is_within(&run.kv) {
+        let none = (run.kv.len == 0) & (run.item.tile == 0) & (tid_x() == 0);
+        unsafe { st_global_f32(none, at(p.v_unit, head), [1.0]) };
+        return;
+    }
+    let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
     let out = |tile: Tile| {
         let block = opaque(first) as usize + tile.index as usize;
         values::Output {
-            bytes: at(p.v_out, block * block_bytes(p.head_dim as usize)),
+            bytes: at(p.v_out, block * block_bytes(p.head_dim_v as usize)),
             scale: at(p.v_scale, block * KV_BLOCK),
             block_scale: at(p.v_block_scale, block),
             unit: if tile.index == 0 { at(p.v_unit, head) } else { null_mut() },
@@ -96,20 +145,23 @@ unsafe fn values<E: Element>(p: &QuantizeParams, item: &Item) {
     };
     // Floats are in registers, so that there is none for this.
     let again = |x: u32| if E::BYTES == 4 { opaque(x) } else { x };
-    let rows = || Rows::new::<E>(&p.v, again(item.batch), again(item.head_kv));
+    let rows = || Rows::new::<E>(&p.v, again(run.kv.batch), again(run.item.head_kv)).skip(again(run.kv.first));
     let rotates = p.rotate != 0;
     unsafe {
         let head_amax = if rotates { 0.0 } else { ld_global_nc_f32(at(p.v_amax, head).cast()) };
-        values::quantize::<E>(p.head_dim, rotates, false, head_amax, rows, tile, end(&tile, item), out);
+        values::quantize::<E>(p.head_dim_v, p.dims_v, rotates, false, head_amax, rows, tile, run.end(&tile), out);
     }
 }
 
 #[inline(always)]
-unsafe fn queries<E: Element>(p: &QuantizeParams, item: &Item, head: u32) {
-    let tile = Tile { index: item.tile, seqlen: p.seqlen_q };
-    let of_all = item.batch * p.heads_q + head;
+unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
+    if !run.is_within(&run.q) {
+        return;
+    }
+    let tile = Tile { index: run.item.tile, seqlen: run.q.len };
+    let (of_all, first) = (run.q.batch * p.heads_q + head, run.q.first);
     let out = |tile: Tile| {
-        let token = opaque(of_all) as usize * p.seqlen_q as usize + tile.first() as usize;
+        let token = opaque(of_all) as usize * p.seqlens.total_q as usize + (opaque(first) + tile.first()) as usize;
         tokens::Output {
             bytes: at(p.q_out, token * p.head_dim as usize),
             scale: at(p.q_scale, token),
@@ -117,23 +169,32 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, item: &Item, head: u32) {
             block_scale: null_mut(),
         }
     };
-    let rows = Rows::new::<E>(&p.q, item.batch, head);
-    let k = Rows::new::<E>(&p.k, item.batch, item.head_kv);
-    let source = source(p, item, k);
+    let rows = Rows::new::<E>(&p.q, run.q.batch, head).skip(first);
+    let source = run.source(p, run.rows_of_k::<E>(p));
     unsafe {
-        tokens::quantize::<E, false>(p.head_dim, p.rotate != 0, rows, tile, end(&tile, item), source, null_mut(), out)
+        tokens::quantize::<E, false>(
+            p.head_dim,
+            p.dims,
+            p.rotate != 0,
+            rows,
+            tile,
+            run.end(&tile),
+            source,
+            null_mut(),
+            out,
+        )
     }
 }
 
 #[inline(always)]
 unsafe fn quantize<E: Element>(p: &QuantizeParams) {
     let work = Work::new(p);
-    let item = work.item(ctaid_x());
     unsafe {
-        match item.operand {
-            Operand::Keys => keys::<E>(p, &item),
-            Operand::Values => values::<E>(p, &item),
-            Operand::Queries(of_group) => queries::<E>(p, &item, item.head_kv * work.group() + of_group),
+        let run = Run::new(p, work.item(ctaid_x()));
+        match run.item.operand {
+            Operand::Keys => keys::<E>(p, &run),
+            Operand::Values => values::<E>(p, &run),
+            Operand::Queries(of_group) => queries::<E>(p, &run, run.item.head_kv * work.group() + of_group),
         }
     }
 }
@@ -141,15 +202,15 @@ unsafe fn quantize<E: Element>(p: &QuantizeParams) {
 #[inline(always)]
 unsafe fn v_amax<E: Element>(p: &QuantizeParams) {
     unsafe {
-        let (head, block) = div_rem(ctaid_x(), p.seqlen_kv.div_ceil(KV_BLOCK as u32));
+        let (head, tile) = div_rem(ctaid_x(), p.seqlens.kv_blocks(p.batch));
         let (batch, head_kv) = div_rem(head, p.heads_kv);
-        let rows = Rows::new::<E>(&p.v, batch, head_kv);
-        values::add_amax::<E>(
-            p.head_dim,
-            &rows,
-            Tile { index: block, seqlen: p.seqlen_kv },
-            at(p.v_amax, head as usize),
-        );
+        let item = Item { batch, head_kv, operand: Operand::Values, tile, tiles: 1 };
+        let run = Run::new(p, item);
+        if run.is_within(&run.kv) {
+            let rows = Rows::new::<E>(&p.v, run.kv.batch, head_kv).skip(run.kv.first);
+            let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
+            values::add_amax::<E>(p.head_dim_v, p.dims_v, &rows, tile, at(p.v_amax, run.head(p)));
+        }
     }
 }
 

@@ -110,13 +110,15 @@ const fn behind_raw(padded: usize, element_bytes: usize) -> usize {
 /// Grid of `quantize_*`. `None` where there are more tiles than a grid has CTAs.
 #[must_use]
 pub fn quantize_ctas(params: &QuantizeParams) -> Option<u32> {
-    Work::new(params).ctas(params.batch)
+    Work::new(params).ctas()
 }
 
 /// Grid of `v_amax_*`: a CTA for each block of V. `None` where there are more than a grid has.
 #[must_use]
-pub const fn v_amax_ctas(batch: usize, heads_kv: usize, seqlen_kv: usize) -> Option<u32> {
-    grid(batch, heads_kv, kv_blocks(seqlen_kv))
+pub const fn v_amax_ctas(params: &QuantizeParams) -> Option<u32> {
+    let (batch, blocks) = (params.batch, params.seqlens.kv_blocks(params.batch));
+    let batches = if params.seqlens.packed_kv == 0 { batch } else { 1 };
+    grid(batches as usize, params.heads_kv as usize, blocks as usize)
 }
 
 /// Largest x of a grid (CUDA programming guide, technical specifications per compute capability).
@@ -136,6 +138,7 @@ pub(crate) const fn grid(batch: usize, heads: usize, each: usize) -> Option<u32>
 mod tests {
     use super::*;
     use crate::layout::HEAD_DIMS;
+    use crate::params::SeqLens;
 
     #[test]
     fn threads_hold_a_tile_and_are_within_the_bounds() {
@@ -153,7 +156,13 @@ mod tests {
 
     #[test]
     fn grids_that_do_not_fit_are_none() {
-        assert_eq!(v_amax_ctas(2, 3, 513), Some(2 * 3 * 5));
-        assert_eq!(v_amax_ctas(1 << 16, 1 << 16, 1), None);
+        let params = |batch, heads_kv, total_kv| QuantizeParams {
+            batch,
+            heads_kv,
+            seqlens: SeqLens { total_kv, ..SeqLens::NONE },
+            ..QuantizeParams::NONE
+        };
+        assert_eq!(v_amax_ctas(&params(2, 3, 513)), Some(2 * 3 * 5));
+        assert_eq!(v_amax_ctas(&params(1 << 16, 1 << 16, 1)), None);
     }
 }

@@ -35,20 +35,22 @@
 
 pub mod append;
 pub mod launch;
-#[cfg(any(test, all(target_arch = "nvptx64", kernels = "quantize")))]
-mod scale;
+#[cfg(any(test, all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short"))))]
+pub(crate) mod scale;
 pub mod work;
 
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod entry;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod gather;
+#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short")))]
+pub(crate) mod middle;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod offset;
-#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
-mod pack;
-#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
-mod reduce;
+#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short")))]
+pub(crate) mod pack;
+#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short")))]
+pub(crate) mod reduce;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod tile;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]

@@ -4,6 +4,7 @@
 //! same time as those of the tile.
 
 use super::launch::{THREAD_VECTORS, table_bytes};
+use super::middle::middle;
 use super::tile::{behind_raw, padded};
 use crate::element::{Element, Rows, load};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS};
@@ -28,6 +29,8 @@ const MAX_LANES: u32 = 8;
 pub(crate) enum Source {
     /// There is none, and no rotation.
     None,
+    /// It is zero, as that of no tokens.
+    Zero,
     /// Of the head's rows, the first so many.
     Rows(Rows, u32),
     /// It is there already.
@@ -66,19 +69,19 @@ impl Tables {
     }
 }
 
-/// Fills both arrays, and `out` (null: no array) with the head's offset.
+/// Fills both arrays, and `out` (null: no array) with the head's offset, which has the dims of the tensor.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; the source is in its tensor or array.
 #[inline(always)]
-pub(crate) unsafe fn prepare<E: Element>(head_dim: u32, source: Source, out: *mut f32) {
+pub(crate) unsafe fn prepare<E: Element>(dims: u32, source: Source, out: *mut f32) {
     unsafe {
         let row_bytes = padded::<E>() * E::BYTES as u32;
         if let Source::Rows(rows, count) = source {
             let vectors = row_bytes / 16;
             let thread = tid_x_again();
             let (row, vector) = (thread >> vectors.trailing_zeros(), thread & (vectors - 1));
-            let last = (head_dim / E::LANES as u32 - 1, count - 1);
+            let last = (dims / E::LANES as u32 - 1, count - 1);
             let at = |i: usize| ((row + ROWS * i as u32).min(last.1), vector.min(last.0));
             let (mut low, mut high) = ([0; 4], [0; 4]);
             // Two at a time: the tile is in registers, or about to be.
@@ -103,7 +106,7 @@ pub(crate) unsafe fn prepare<E: Element>(head_dim: u32, source: Source, out: *mu
         if dim < padded::<E>() {
             let mut offset = [0.0; 2];
             match source {
-                Source::None => {}
+                Source::None | Source::Zero => {}
                 Source::Rows(..) => {
                     let from = behind_raw::<E>() + 4 * thread;
                     let (mut low, mut high) = (ld_shared_u32(from), ld_shared_u32(from + row_bytes));
@@ -123,13 +126,13 @@ pub(crate) unsafe fn prepare<E: Element>(head_dim: u32, source: Source, out: *mu
                 }
                 Source::Array(array) => {
                     unroll!(0..E::IN_WORD, |i| {
-                        offset[i] = ld_global_nc_f32(array.wrapping_add((dim as usize + i).min(head_dim as usize - 1)));
+                        offset[i] = ld_global_nc_f32(array.wrapping_add((dim as usize + i).min(dims as usize - 1)));
                     });
                 }
             }
-            let inside = dim < head_dim;
+            let inside = dim < dims;
             let (vector, element) = (dim / E::LANES as u32, dim % E::LANES as u32);
-            let (lane, place) = Place::new(head_dim, padded::<E>()).lane_of(vector);
+            let (lane, place) = Place::new(padded::<E>(), padded::<E>()).lane_of(vector);
             let rotates = !matches!(source, Source::None);
             let signs = selp_b32(rotates, signs_from(dim), 0);
             let mut mask = 0;
@@ -144,18 +147,5 @@ pub(crate) unsafe fn prepare<E: Element>(head_dim: u32, source: Source, out: *mu
             st_shared_u32(true, tables.signs::<E>(lane, place) + 4 * (element / E::IN_WORD as u32), mask);
         }
         bar_sync();
-    }
-}
-
-/// The offset of a channel whose elements are from `low` to `high`; either is NaN where no element is a number.
-#[inline(always)]
-fn middle(low: f32, high: f32) -> f32 {
-    let middle = (low + high) * 0.5;
-    if low > 0.0 && high < f32::INFINITY {
-        middle.min(2.0 * low)
-    } else if high < 0.0 && low > f32::NEG_INFINITY {
-        middle.max(2.0 * high)
-    } else {
-        0.0
     }
 }

@@ -38,7 +38,7 @@ const fn steps<E: Element>() -> u32 {
     (THREAD_VECTORS / vectors::<E>()) as u32
 }
 
-/// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `offset` is where K's goes, or null; `out` says
+/// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `dims` of the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says
 /// where the tile does, as often as it is asked, so that its addresses take no registers meanwhile.
 ///
 /// Each warp goes its own way, a step ahead with its loads: its tokens' codes are its own, and no barrier holds it but that of a block of K.
@@ -48,6 +48,7 @@ const fn steps<E: Element>() -> u32 {
 #[inline(always)]
 pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
     head_dim: u32,
+    dims: u32,
     rotates: bool,
     rows: Rows,
     tile: Tile,
@@ -57,7 +58,7 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        let lane = Lane::new::<E, KEYS>(head_dim);
+        let lane = Lane::new::<E, KEYS>(head_dim, dims);
         if in_shared::<E>() {
             let mut step = 0;
             while step < steps::<E>() {
@@ -65,7 +66,7 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
                 step = opaque(step + 1);
             }
         }
-        prepare::<E>(head_dim, source, offset);
+        prepare::<E>(dims, source, offset);
         let mut tile = tile;
         loop {
             let to = out(tile);
@@ -73,7 +74,7 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
             // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
             while step < steps::<E>() {
                 // Floats are in registers, so that there are none for this.
-                let anew = Lane::new::<E, KEYS>(opaque(head_dim));
+                let anew = Lane::new::<E, KEYS>(opaque(head_dim), dims);
                 let lane = if in_shared::<E>() { &lane } else { &anew };
                 one::<E, KEYS>(lane, rotates, &rows, tile, step, end, &to);
                 step = opaque(step + 1);
@@ -92,6 +93,8 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
 /// What a lane needs in every step, worked out once.
 struct Lane {
     place: Place,
+    /// Dims of a token in the tensor.
+    dims: u32,
     /// Its first row of a tile.
     row: u32,
     /// Where the 16 codes that it copies go, in units of a tile's 16 bytes: the first ones in the lower half, the second ones in the upper.
@@ -105,7 +108,7 @@ const NOWHERE: u32 = 0xffff;
 
 impl Lane {
     #[inline(always)]
-    fn new<E: Element, const KEYS: bool>(head_dim: u32) -> Self {
+    fn new<E: Element, const KEYS: bool>(head_dim: u32, dims: u32) -> Self {
         let place = Place::new(head_dim, padded::<E>());
         let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
         let first = warp * steps::<E>() * place.tokens();
@@ -117,7 +120,7 @@ impl Lane {
             to |= selp_b32(dim < head_dim, at / 16, NOWHERE) << (16 * i);
         });
         let step_bytes = place.tokens() * if KEYS { ROW_BYTES as u32 } else { head_dim };
-        Self { place, row: first + place.token, to, step_bytes }
+        Self { place, dims, row: first + place.token, to, step_bytes }
     }
 
     /// Starts loading the lane's token of step `step` of a tile.
@@ -126,8 +129,8 @@ impl Lane {
         unsafe {
             let row = (self.row + step * self.place.tokens()).min(tile.count() - 1);
             let to = raw_of::<E>(step);
-            let vector = |i: usize| (row, self.place.vector_or_first::<E>(i));
-            let has = |i: usize| self.place.has::<E>(i);
+            let vector = |i: usize| (row, self.place.vector_of::<E>(i, self.dims));
+            let has = |i: usize| self.place.is_of::<E>(i, self.dims);
             if E::LANES == 8 {
                 raw.request::<E, { DIMS / 8 }>(to, &rows.skip(tile.first()), has, vector);
             } else {

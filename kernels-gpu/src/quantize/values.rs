@@ -99,10 +99,10 @@ impl Place {
         self.panel * ROW_BYTES as u32 + octet_key(self.octet, i)
     }
 
-    /// Token and vector of the lane's key number `i`, or of the last key where there are fewer.
+    /// Token and vector of the lane's key number `i`, or of the last key and the last vector of `dims` where there are fewer.
     #[inline(always)]
-    fn at(&self, first: u32, count: u32, i: usize) -> (u32, u32) {
-        (first + self.key(i).min(count - 1), self.vector)
+    fn at<E: Element>(&self, first: u32, count: u32, dims: u32, i: usize) -> (u32, u32) {
+        (first + self.key(i).min(count - 1), self.vector.min(dims / E::LANES as u32 - 1))
     }
 }
 
@@ -203,8 +203,9 @@ struct Scales {
     shared: bool,
 }
 
-/// Quantizes and packs the blocks of V from `tile` to before number `end`. `head_amax` is the largest magnitude of the head, where V does not rotate: in the paper's scheme. `rows` and
-/// `out` say where the head and the block are, as often as they are asked, so that addresses take no registers meanwhile. With `steps` the scale that a
+/// Quantizes and packs the blocks of V from `tile` to before number `end`; `dims` of the packed `head_dim` are in the tensor.
+/// `head_amax` is the largest magnitude of the head, where V does not rotate: in the paper's scheme. `rows` and `out` say where the
+/// head and the block are, as often as they are asked, so that addresses take no registers meanwhile. With `steps` the scale that a
 /// block's tokens share is rounded up as one of their own is.
 ///
 /// # Safety
@@ -212,6 +213,7 @@ struct Scales {
 #[inline(always)]
 pub(crate) unsafe fn quantize<E: Element>(
     head_dim: u32,
+    dims: u32,
     rotates: bool,
     steps: bool,
     head_amax: f32,
@@ -225,14 +227,14 @@ pub(crate) unsafe fn quantize<E: Element>(
             Places { own: Place::new::<E>(head_dim).packed(), brought: Place::brought::<E>(head_dim).packed() };
         let mut tile = tile;
         if in_shared::<E>() {
-            request::<E>(&mut Vectors::none(), &places, &rows(), tile);
+            request::<E>(&mut Vectors::none(), dims, &places, &rows(), tile);
         }
         loop {
             let mut raw = Vectors::none();
             if !in_shared::<E>() {
-                request::<E>(&mut raw, &places, &rows(), tile);
+                request::<E>(&mut raw, dims, &places, &rows(), tile);
             }
-            one::<E>(head_dim, rotates, steps, head_amax, &places, &rows, tile, end, raw, &out);
+            one::<E>(head_dim, dims, rotates, steps, head_amax, &places, &rows, tile, end, raw, &out);
             tile.index = first_lane(tile.index + 1);
             if tile.index >= end {
                 break;
@@ -261,15 +263,16 @@ fn own_raw() -> u32 {
     raw_address(lane % 4, lane / 4)
 }
 
-/// Starts loading a tile.
+/// Starts loading a tile, of which `dims` of a token are in the tensor.
 #[inline(always)]
-unsafe fn request<E: Element>(raw: &mut Vectors, places: &Places, rows: &Rows, tile: Tile) {
+unsafe fn request<E: Element>(raw: &mut Vectors, dims: u32, places: &Places, rows: &Rows, tile: Tile) {
     unsafe {
         let place = Place::of(if in_shared::<E>() { places.brought } else { places.own });
-        let last = tile.count() - 1;
-        let at = |i: usize| (place.key(i).min(last), place.vector);
+        let count = tile.count();
+        let inside = place.vector < dims / E::LANES as u32;
+        let at = |i: usize| place.at::<E>(0, count, dims, i);
         let to = raw_address(place.octet, tid_x_again() % 8);
-        raw.request::<E, THREAD_VECTORS>(to, &rows.skip(tile.first()), |_| true, at);
+        raw.request::<E, THREAD_VECTORS>(to, &rows.skip(tile.first()), |_| inside, at);
     }
 }
 
@@ -277,6 +280,7 @@ unsafe fn request<E: Element>(raw: &mut Vectors, places: &Places, rows: &Rows, t
 #[allow(clippy::too_many_arguments)]
 unsafe fn one<E: Element>(
     head_dim: u32,
+    dims: u32,
     rotates: bool,
     steps: bool,
     head_amax: f32,
@@ -320,7 +324,7 @@ unsafe fn one<E: Element>(
         if in_shared::<E>() && next.index < end {
             // The warp has read what was there.
             warp_sync();
-            request::<E>(&mut raw, places, &rows(), next);
+            request::<E>(&mut raw, dims, places, &rows(), next);
         }
     }
 }
@@ -466,11 +470,11 @@ unsafe fn codes<E: Element, const ROTATES: bool>(raw: &Vectors, inverse: &[f32; 
 /// # Safety
 /// All threads of the CTA call it; the tile is in the tensor.
 #[inline(always)]
-pub(crate) unsafe fn add_amax<E: Element>(head_dim: u32, rows: &Rows, tile: Tile, head_amax: *mut u32) {
+pub(crate) unsafe fn add_amax<E: Element>(head_dim: u32, dims: u32, rows: &Rows, tile: Tile, head_amax: *mut u32) {
     unsafe {
         let place = Place::new::<E>(head_dim);
         let (first, count) = (tile.first(), tile.count());
-        let raw = load::<E, THREAD_VECTORS>(rows, |i| place.at(first, count, i));
+        let raw = load::<E, THREAD_VECTORS>(rows, |i| place.at::<E>(first, count, dims, i));
         let mut largest = amax::<E, false>(&raw[0]);
         unroll!(1..THREAD_VECTORS, |i| {
             largest = max_nan_f32(largest, amax::<E, false>(&raw[i]));

@@ -9,6 +9,7 @@ use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
 use crate::params::QuantizeParams;
 use crate::quantize::launch::{MAX_GRID, padded};
+use crate::seqlens::packed_tiles;
 
 /// The runs of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +24,8 @@ pub struct Work {
     group: u32,
     /// Heads of K and V in a sequence.
     heads_kv: u32,
-    /// And in all sequences.
-    heads: u32,
+    /// Batches of the tensors: sequences, or one of them all packed.
+    batch: u32,
 }
 
 /// What a CTA converts.
@@ -41,13 +42,14 @@ pub enum Operand {
 /// A CTA's run of tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Item {
-    /// The sequence.
+    /// The batch of the tensors: the sequence, where they are not packed.
     pub batch: u32,
     /// The head of K and V in the sequence.
     pub head_kv: u32,
     /// Of what it is.
     pub operand: Operand,
-    /// The first tile's number in the head.
+    /// The first tile's number in the head. Where sequences are packed, the run's number times the tiles of a run:
+    /// [`seqlens::first_tile`](crate::seqlens::first_tile) says of whole runs which are a sequence's.
     pub tile: u32,
     /// How many tiles, where the head has so many.
     pub tiles: u32,
@@ -63,15 +65,20 @@ impl Work {
     #[inline(always)]
     #[must_use]
     pub fn new(p: &QuantizeParams) -> Self {
-        let tiles = |seqlen: u32| seqlen.div_ceil(KV_BLOCK as u32);
         // SAFETY: there is a head.
         let group = unsafe { div_rem(p.heads_q, p.heads_kv) }.0;
-        let kv_tiles = if p.quantize_kv != 0 { tiles(p.seqlen_kv) } else { 0 };
-        Self::of_tiles(p.batch, p.heads_kv, group, kv_tiles, tiles(p.seqlen_q), padded(p.head_dim as usize) as u32)
+        let packed = (if p.quantize_kv != 0 { p.seqlens.packed_kv } else { p.seqlens.packed_q }) != 0;
+        let (seqlens, sequences) = (&p.seqlens, if packed { p.batch } else { 0 });
+        let kv = if p.quantize_kv != 0 { seqlens.total_kv } else { 0 };
+        let q = if group != 0 { seqlens.total_q } else { 0 };
+        let batch = if packed { 1 } else { p.batch };
+        Self::of_tokens(batch, sequences, p.heads_kv, group, [kv, q], padded(p.head_dim as usize) as u32)
     }
 
+    /// Of so many tokens of K and of Q, none where they are not quantized; with so many `sequences` where they are packed.
     #[inline(always)]
-    const fn of_tiles(batch: u32, heads_kv: u32, group: u32, kv_tiles: u32, q_tiles: u32, padded: u32) -> Self {
+    const fn of_tokens(batch: u32, sequences: u32, heads_kv: u32, group: u32, [kv, q]: [u32; 2], padded: u32) -> Self {
+        let [kv_tiles, q_tiles] = [runs(kv, sequences, 1), runs(q, sequences, 1)];
         let each = 2 * kv_tiles as u64 + group as u64 * q_tiles as u64;
         let all = (batch as u64 * heads_kv as u64).saturating_mul(each);
         // As many as there may be are enough for a run of any length.
@@ -88,14 +95,7 @@ impl Work {
         };
         // A power of two: heads' tiles often are, and their last runs are as long as the others.
         let run = 1 << (31 - (run + run / 3).leading_zeros());
-        Self {
-            run,
-            kv_runs: kv_tiles.div_ceil(run),
-            q_runs: q_tiles.div_ceil(run),
-            group,
-            heads_kv,
-            heads: batch.wrapping_mul(heads_kv),
-        }
+        Self { run, kv_runs: runs(kv, sequences, run), q_runs: runs(q, sequences, run), group, heads_kv, batch }
     }
 
     /// Heads of Q that share a head of K and V; 0 where Q is not quantized.
@@ -107,9 +107,9 @@ impl Work {
 
     /// The CTAs of a launch, or `None` where there are more than a grid has.
     #[must_use]
-    pub fn ctas(&self, batch: u32) -> Option<u32> {
+    pub fn ctas(&self) -> Option<u32> {
         let each = 2 * u64::from(self.kv_runs) + u64::from(self.group) * u64::from(self.q_runs);
-        let all = u128::from(each) * u128::from(self.heads_kv) * u128::from(batch);
+        let all = u128::from(each) * u128::from(self.heads_kv) * u128::from(self.batch);
         if all <= MAX_GRID as u128 { Some(all as u32) } else { None }
     }
 
@@ -119,8 +119,8 @@ impl Work {
     pub fn item(&self, cta: u32) -> Item {
         // SAFETY: a CTA has a tile, so a head has tiles, and a tile of Q is one of its head's.
         unsafe {
-            let (run, kv_ctas) = (self.run, self.heads * self.kv_runs);
-            let q_ctas = self.heads * self.group * self.q_runs;
+            let (run, heads) = (self.run, self.batch * self.heads_kv);
+            let (kv_ctas, q_ctas) = (heads * self.kv_runs, heads * self.group * self.q_runs);
             let of_kv = cta < kv_ctas || cta >= kv_ctas + q_ctas;
             if of_kv {
                 let (operand, index) =
@@ -137,19 +137,28 @@ impl Work {
     }
 }
 
+/// Runs of a head of so many tokens, of which there may be none; with a run of its own for each sequence where they are packed.
+#[inline(always)]
+const fn runs(tokens: u32, sequences: u32, tiles: u32) -> u32 {
+    let unit = tiles * KV_BLOCK as u32;
+    if sequences == 0 || tokens == 0 { tokens.div_ceil(unit) } else { packed_tiles(tokens, sequences, unit) }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
     use super::*;
     use std::collections::HashSet;
 
+    const TILE: u32 = KV_BLOCK as u32;
+
     #[test]
     fn every_tile_comes_once() {
         for (batch, kv_tiles, group) in [(2, 11, 2), (2, 0, 2), (2, 11, 0), (40, 31, 0), (17, 30, 2)] {
             let (heads_kv, q_tiles) = (3, 6);
-            let work = Work::of_tiles(batch, heads_kv, group, kv_tiles, q_tiles, 128);
+            let work = Work::of_tokens(batch, 0, heads_kv, group, [kv_tiles * TILE, q_tiles * TILE - 5], 128);
             let mut tiles = HashSet::new();
-            for item in (0..work.ctas(batch).unwrap()).map(|cta| work.item(cta)) {
+            for item in (0..work.ctas().unwrap()).map(|cta| work.item(cta)) {
                 let of_head = if let Operand::Queries(_) = item.operand { q_tiles } else { kv_tiles };
                 assert!(item.batch < batch && item.head_kv < heads_kv && item.tile < of_head);
                 for tile in item.tile..(item.tile + item.tiles).min(of_head) {
@@ -163,16 +172,24 @@ mod tests {
     #[test]
     fn runs_are_long_where_there_are_tiles_enough() {
         assert_eq!(
-            [1, 2047, 2048, 4095, 8191, 8192, 1 << 20, u32::MAX / 256]
-                .map(|tiles| Work::of_tiles(1, 1, 0, tiles, 0, 128).run),
+            [1, 2047, 2048, 4095, 8191, 8192, 1 << 20, u32::MAX / 256].map(|tiles| Work::of_tokens(
+                1,
+                0,
+                1,
+                0,
+                [tiles * TILE, 0],
+                128
+            )
+            .run),
             [1, 1, 2, 4, 8, 8, 16, 16]
         );
     }
 
     #[test]
     fn more_tiles_than_a_grid_has_are_none() {
-        assert_eq!(Work::of_tiles(1, 63, 1, 1 << 24, 1, 64).ctas(1), Some(63 * ((2 << 20) + 1)));
-        assert_eq!(Work::of_tiles(1, 1 << 10, 1, 1 << 24, 1, 64).ctas(1), None);
-        assert_eq!(Work::of_tiles(u32::MAX, u32::MAX, 1, 1 << 24, 1, 64).ctas(u32::MAX), None);
+        let tokens = [TILE << 24, 1];
+        assert_eq!(Work::of_tokens(1, 0, 63, 1, tokens, 64).ctas(), Some(63 * ((2 << 20) + 1)));
+        assert_eq!(Work::of_tokens(1, 0, 1 << 10, 1, tokens, 64).ctas(), None);
+        assert_eq!(Work::of_tokens(u32::MAX, 0, u32::MAX, 1, tokens, 64).ctas(), None);
     }
 }

@@ -9,7 +9,7 @@ use xtask::tensors;
 /// A file is read, or refused in one sentence; where the crate `safetensors` reads it too, both see the same tensors.
 pub fn file(bytes: &[u8]) {
     for order in [Order::Bhnd, Order::Bnhd] {
-        let inputs = match tensors::parse(&mut Cursor::new(bytes), order) {
+        let inputs = match tensors::parse(&mut Cursor::new(bytes), order, tensors::Wanted::default()) {
             Ok(inputs) => inputs,
             Err(error) => {
                 is_sentence(&format!("{error:#}"));

@@ -1,7 +1,7 @@
 //! Decode and merge.
 
 use super::Check;
-use crate::decode::{DecodeCase, DecodeKernels, MergeCase, agree, cases_of, hostile_case, many_sequences};
+use crate::decode::{DecodeCase, DecodeKernels, MergeCase, agree, cases_of, hostile_case, many_sequences, tails};
 use crate::sim::{Places, Simulator};
 use anyhow::{Context, Result};
 use int_flash_attention::reference::{Bounds, Int8};
@@ -50,14 +50,17 @@ fn decode(case: DecodeCase, dtype: DType) -> Result<Check> {
     check(Job::Decode(Box::new(case)), Places::Usual, dtype)
 }
 
-/// Outputs of every type, aligned for stores of 16 bytes and not.
-const STORES: [(DType, Places); 6] = [
+/// Outputs of every type, aligned for stores of 16 bytes and not, and with strides of more than 32 bits.
+const STORES: [(DType, Places); 9] = [
     (DType::F16, Places::Usual),
     (DType::BF16, Places::Usual),
     (DType::F32, Places::Usual),
     (DType::F16, Places::Aligned(1)),
     (DType::BF16, Places::Aligned(1)),
     (DType::F32, Places::Aligned(1)),
+    (DType::F16, Places::Far(0)),
+    (DType::BF16, Places::Far(1)),
+    (DType::F32, Places::Far(2)),
 ];
 
 /// The checks of a kernel of these.
@@ -66,7 +69,8 @@ pub(super) fn of(kernel: &str) -> Option<Result<Vec<Check>>> {
         let (head_dim, overlaps) = (variant.head_dim, variant.overlaps);
         let hostile = [1, 5].map(|workers| (hostile_case(head_dim, workers), DType::F32));
         let far = DecodeCase { far: true, ..cases_of(head_dim).swap_remove(1).0 };
-        let all = cases_of(head_dim).into_iter().chain(hostile).chain([(far, DType::F16)]);
+        let all =
+            cases_of(head_dim).into_iter().chain(hostile).chain([(far, DType::F16), (tails(head_dim), DType::F32)]);
         return Some(all.map(|(case, dtype)| decode(DecodeCase { overlaps, ..case }, dtype)).collect());
     }
     if kernel == MERGE_BOUNDS[1].entry {

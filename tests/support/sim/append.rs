@@ -130,6 +130,7 @@ impl Cache for SimulatedCache<'_> {
         self.simulator.launch("quantize", &at, &[structure(&params)], &memory)?;
         let (scheme, format) = (Scheme::Default, PackedFormat::CURRENT);
         let k = QuantizedK {
+            packed: None,
             shape,
             scheme,
             format,
@@ -139,6 +140,7 @@ impl Cache for SimulatedCache<'_> {
             offset: memory.read(k_offset, heads * shape.head_dim).context("k_offset")?,
         };
         let v = QuantizedV {
+            packed: None,
             shape,
             scheme,
             format,

@@ -77,7 +77,7 @@ impl DecodeKernels for Simulator {
         let own = self.places.output(&mut memory, &layout, dtype)?;
         let own_lse = memory.alloc(4 * shape.rows() as u64, 256);
         let (data, lse) = if case.in_place { (states, lses) } else { (own.data, own_lse) };
-        let out = merged_params(&layout, dtype, case.states, shape.head_dim);
+        let out = merged_params(if case.in_place { &layout } else { own.layout() }, dtype, case.states, shape.head_dim);
         let out =
             MergedParams { o: Strided { data: global(data), ..out.o }, lse: global(lse), sinks: global(sinks), ..out };
         let params = MergeStatesParams {

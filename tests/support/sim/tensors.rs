@@ -1,9 +1,12 @@
 //! The caller's tensors in the machine's memory: where they start, how far apart their rows are, and what was written.
 
+use super::global;
 use anyhow::{Result, ensure};
 use bytemuck::NoUninit;
-use int_flash_attention::{AttentionProblem, DType, HostTensor, Shape, TensorLayout};
+use int_flash_attention::{AttentionProblem, DType, HostTensor, Scored, Shape, TensorLayout};
+use int_flash_attention_kernels::params::ScoreParams;
 use ptx_machine::{DevPtr, Memory};
+use std::ops::Range;
 
 /// How the caller's tensors lie, beside what their layouts say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +43,47 @@ impl Places {
         let array = memory.alloc(head * all as u64, 256);
         memory.write(last(array, bytes, head * all as u64), values).expect("the end of the array is inside");
         array
+    }
+
+    /// The tensors that change scores, those of the last heads of the whole.
+    pub(super) fn scores(
+        self,
+        memory: &mut Memory,
+        scored: &Scored<'_>,
+        whole: &AttentionProblem,
+        params: ScoreParams,
+    ) -> Result<ScoreParams> {
+        let (p, tensors) = (scored.problem, &scored.tensors);
+        let [batches, heads] = [whole.batch - p.batch, whole.heads_q - p.heads_q];
+        // Slopes of each sequence are those of all heads, slopes and sinks of a head those of the last sequence's.
+        let mut of_heads = |values: Option<&[f32]>, stride: usize| -> Result<DevPtr> {
+            let Some(values) = values else { return Ok(DevPtr::NULL) };
+            let (before, rows) = (batches * stride + heads, values.len() / p.heads_q);
+            let array = memory.alloc(4 * (before + (rows - 1) * stride + p.heads_q) as u64, 4);
+            for (row, values) in values.chunks_exact(p.heads_q).enumerate() {
+                memory.write(array.offset(4 * (before + row * stride) as u64), values)?;
+            }
+            Ok(array)
+        };
+        let alibi_slopes = of_heads(tensors.alibi_slopes, params.alibi_stride_b as usize)?;
+        let sinks = of_heads(tensors.sinks, 0)?;
+        let mut of_rows = |bytes: Option<&[u8]>, size: u64, strides: [i64; 3]| -> Result<DevPtr> {
+            let Some(bytes) = bytes else { return Ok(DevPtr::NULL) };
+            let before = (batches as u64 * strides[0] as u64 + heads as u64 * strides[1] as u64) * size;
+            let array = memory.alloc(before + bytes.len() as u64, size);
+            memory.write(array.offset(before), bytes)?;
+            Ok(array)
+        };
+        let mask = of_rows(tensors.mask, 1, params.mask_strides)?;
+        let size = tensors.bias.map_or(1, |bias| bias.dtype().size() as u64);
+        let bias = of_rows(tensors.bias.map(|bias| bias.bytes()), size, params.bias_strides)?;
+        Ok(ScoreParams {
+            sinks: global(sinks),
+            alibi_slopes: global(alibi_slopes),
+            mask: global(mask),
+            bias: global(bias),
+            ..params
+        })
     }
 
     fn layout(self, layout: TensorLayout) -> Result<TensorLayout> {
@@ -84,7 +128,7 @@ impl Places {
         if self != Self::Last {
             return self.output(memory, out, dtype);
         }
-        let all = TensorLayout::bhnd(self.whole(problem).q_shape());
+        let all = TensorLayout::bhnd(self.whole(problem).o_shape());
         let data = self.alloc(memory, &all, dtype);
         let [batches, heads] = [all.shape().batch - out.shape().batch, all.shape().heads - out.shape().heads];
         let own = TensorLayout::strided(out.shape(), all.strides())?;
@@ -128,13 +172,25 @@ impl Placed {
 
     /// The elements, each of which a kernel must have written, and nothing between them.
     pub(super) fn read(&self, memory: &Memory) -> Result<HostTensor> {
+        let Shape { batch, seqlen, .. } = self.layout.shape();
+        self.read_rows(memory, &(0..batch).map(|batch| (batch, 0..seqlen)).collect::<Vec<_>>())
+    }
+
+    /// The elements of these rows of each batch, which a kernel must have written, and nothing else; others are zero. Of no rows at
+    /// all nothing is asked.
+    pub(super) fn read_rows(&self, memory: &Memory, own: &[(usize, Range<usize>)]) -> Result<HostTensor> {
         let (shape, size) = (self.layout.shape(), self.dtype.size());
-        let mut values = Vec::with_capacity(shape.elements() * size);
+        let (mut values, mut bytes) = (Vec::with_capacity(shape.elements() * size), 0);
         for (b, h, n) in rows(shape) {
-            values.extend(memory.read::<u8>(self.row(b, h, n), shape.head_dim * size)?);
+            if own.iter().any(|(batch, tokens)| *batch == b && tokens.contains(&n)) {
+                values.extend(memory.read::<u8>(self.row(b, h, n), shape.head_dim * size)?);
+                bytes += (shape.head_dim * size) as u64;
+            } else {
+                values.resize(values.len() + shape.head_dim * size, 0);
+            }
         }
         let written = memory.written(self.data)?;
-        ensure!(written == values.len() as u64, "{written} bytes were written to {} bytes of rows", values.len());
+        ensure!(own.is_empty() || written == bytes, "{written} bytes were written to {bytes} bytes of rows");
         Ok(HostTensor::from_bytes(self.dtype, &values, TensorLayout::bhnd(shape))?)
     }
 }

@@ -2,6 +2,7 @@
 
 mod limits;
 mod output;
+mod seqlens;
 
 use half::f16;
 use safetensors::SafeTensors;
@@ -165,6 +166,66 @@ fn windows_run_on_the_cpu_and_on_the_ptx_machine() {
     }
 }
 
+/// Q, K and V as [`good`], and a mask and a bias for them.
+fn with_scores(dims: [usize; 4]) -> Vec<Tensor> {
+    let [batch, _, tokens, _] = dims;
+    let mut tensors = Vec::from(good(dims));
+    let mask = (0..batch * tokens).map(|i| u8::from(i % 5 != 0)).collect();
+    tensors.push(("mask", Dtype::BOOL, vec![batch, 1, 1, tokens], mask));
+    tensors.push(half_tensor("bias", [1, 1, tokens, tokens], wave));
+    tensors
+}
+
+#[test]
+fn scores_are_changed_on_the_cpu_and_on_the_ptx_machine() {
+    let folder = Folder::new("scores");
+    let (input, slopes) = (folder.file("in.safetensors"), folder.file("slopes"));
+    std::fs::write(&input, encode(&with_scores([1, 2, 20, 32]))).unwrap();
+    std::fs::write(&slopes, "0.5\n0.25\n").unwrap();
+    let file = slopes.to_str().unwrap();
+    for flags in [
+        &["--softcap", "20"][..],
+        &["--alibi", "0.5,0.25"],
+        &["--alibi", file, "--causal"],
+        &["--sinks", "-1,2.5"],
+        &["--mask", "--bias"],
+        &["--softcap", "20", "--alibi", file, "--sinks", "0,0", "--mask", "--bias", "--window", "9,3"],
+    ] {
+        for device in ["cpu", "sim"] {
+            let output = folder.file(device);
+            let result = run_on(device, &input, &output, &[flags, &["--check", "--json", "--lse"]].concat());
+            assert!(result.status.success(), "{flags:?} {device}: {}", String::from_utf8_lossy(&result.stderr));
+            let report: Value = serde_json::from_slice(&result.stdout).unwrap();
+            let error = report["check"]["relative_l2"].as_f64().unwrap();
+            assert!(error < 0.03, "{flags:?} {device}: {error}");
+        }
+    }
+}
+
+#[test]
+fn wrong_scores_are_refused() {
+    let bytes = encode(&with_scores([1, 2, 20, 32]));
+    for (flags, expected) in [
+        (&["--softcap", "-3"][..], "softcap is -3; it has to be from"),
+        (&["--alibi", "0.5"], "alibi_slopes has the shape [1]; [2]"),
+        (&["--alibi", "nowhere"], "--alibi is neither numbers between commas nor a file that can be read: nowhere"),
+        (&["--sinks", "1,2,3"], "sinks has the shape [3]; [2]"),
+        (&["--sinks", "1,inf"], "sinks holds inf at element 1"),
+    ] {
+        refused("scores", &bytes, flags, expected);
+    }
+    refused("mask", &encode(&good([1, 2, 20, 32])), &["--mask"], "there is no tensor `mask`");
+    let mut tensors = Vec::from(good([1, 2, 20, 32]));
+    tensors.push(half_tensor("mask", [1, 1, 20, 20], wave));
+    refused("mask", &encode(&tensors), &["--mask"], "it is F16; allowed are BOOL and U8");
+    // Nobody asked for it.
+    let folder = Folder::new("foreign-mask");
+    std::fs::write(folder.file("in"), encode(&tensors)).unwrap();
+    assert!(run(&folder.file("in"), &folder.file("out"), &[]).status.success());
+    tensors[3] = half_tensor("bias", [2, 1, 20, 20], wave);
+    refused("bias", &encode(&tensors), &["--bias"], "bias has the shape [2, 1, 20, 20]");
+}
+
 #[test]
 fn wrong_windows_are_refused() {
     let folder = Folder::new("windows");
@@ -194,7 +255,7 @@ fn a_problem_without_a_kernel_is_refused_alike_on_every_device() {
         assert!(!result.status.success() && !output.exists());
         assert_eq!(
             String::from_utf8_lossy(&result.stderr),
-            "error: head_dim is 256; there are kernels for [32, 64, 96, 128]: the default scheme has [32, 64, 96, 128, 256]\n"
+            "error: head_dim is 256; there are kernels for multiples of 8 up to 128: the default scheme has them up to 256\n"
         );
     }
 }

@@ -6,9 +6,11 @@ mod contexts;
 mod decode;
 mod devices;
 mod foreign;
+mod jobs;
 mod one_buffer;
 mod plans;
 mod recordings;
+mod scores;
 
 use half::f16;
 use int_flash_attention::{

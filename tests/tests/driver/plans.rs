@@ -7,6 +7,7 @@ use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, DeviceOperands, DeviceSlice, DeviceSliceMut, Error, Family, Gpu, Operand,
     QuantizeLayouts, Scheme, Shape, TensorLayout,
 };
+use int_flash_attention_kernels::config::ATTENTION;
 use pretended_driver::{PretendedGpu, begin};
 
 fn output(layout: TensorLayout) -> AttentionOutput {
@@ -87,6 +88,35 @@ fn plans_refuse_what_the_gpu_does_not_have() {
         let out = TensorLayout::bhnd(many.q_shape());
         let tiles = hopper.plan_attention_of(Family::Sm90a, &many, &output(out));
         assert!(matches!(tiles, Err(Error::Tiles { .. })), "{tiles:?}");
+    }
+    nothing_is_left(&session);
+}
+
+/// Every head dim and scheme that has a kernel has one on a GPU with 99 KiB of shared memory a CTA, and its own is taken.
+#[test]
+fn plans_take_the_kernel_for_the_shared_memory_there_is() {
+    let a100 =
+        PretendedGpu { name: "Pretended A100", capability: (8, 0), shared_bytes: 163 << 10, ..PretendedGpu::A10 };
+    let session = begin(&[PretendedGpu::A10, a100, PretendedGpu::H200]);
+    {
+        let kernel = |gpu: usize, [head_dim, head_dim_v]: [usize; 2], scheme| {
+            let p = AttentionProblem::new(1, 2, 2, 20, 20, head_dim).with_head_dim_v(head_dim_v).with_scheme(scheme);
+            let o = output(TensorLayout::bhnd(p.o_shape()));
+            Gpu::new(gpu).unwrap().plan_attention_of(Family::Sm80, &p, &o).unwrap().kernel()
+        };
+        for (gpu, kib) in [(0, 99), (1, 163), (2, 227)] {
+            for variant in ATTENTION.iter().filter(|v| v.family == Family::Sm80 && v.is_for(kib << 10)) {
+                let dims = [variant.head_dim, variant.head_dim_v];
+                assert_eq!(kernel(gpu, dims, variant.scheme), variant.name);
+            }
+        }
+        assert_eq!(kernel(0, [256; 2], Scheme::Default), "attention_sm80_d256_default_kib99");
+        assert_eq!([1, 2].map(|gpu| kernel(gpu, [256; 2], Scheme::Default)), ["attention_sm80_d256_default"; 2]);
+        // And on a larger GPU as there, with no more CTAs an SM.
+        let p = AttentionProblem::new(1, 2, 2, 20, 20, 256);
+        let o = output(TensorLayout::bhnd(p.q_shape()));
+        let plan = Gpu::new(2).unwrap().plan_attention_as_with(99 << 10, &p, &o).unwrap();
+        assert_eq!(plan.kernel(), "attention_sm80_d256_default_kib99");
     }
     nothing_is_left(&session);
 }

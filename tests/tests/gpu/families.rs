@@ -2,7 +2,7 @@
 
 use crate::device::OnGpu;
 use anyhow::{Context, Result};
-use int_flash_attention::{AttentionOutput, AttentionProblem, DType, Family, TensorLayout};
+use int_flash_attention::{AttentionOutput, AttentionProblem, DType, Family, SeqLens, TensorLayout};
 use int_flash_attention_kernels::config;
 use int_flash_attention_tests::agreement::Agreement;
 use int_flash_attention_tests::case::{Case, WINDOWS, any_case};
@@ -13,7 +13,7 @@ use std::cell::RefCell;
 /// Every family that this GPU runs against that of sm_80, on each kernel's case and on generated ones; and what the library
 /// chooses by itself.
 pub fn agree(gpu: &OnGpu) -> Result<()> {
-    let on = |family| OnGpu { gpu: gpu.gpu.clone(), family, ahead: 0 };
+    let on = |family| OnGpu { gpu: gpu.gpu.clone(), family, shared_bytes: None, ahead: 0, lengths: SeqLens::Equal };
     for family in gpu.gpu.families().into_iter().filter(|&family| family != Family::Sm80) {
         let agreement = RefCell::new(Agreement::default());
         let compare = |case: &Case| {

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut};
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, HostTensor, QuantizeLayouts, TensorLayout, reference,
+    AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, HostTensor, QuantizeLayouts, SeqLens, TensorLayout,
+    reference,
 };
 use int_flash_attention_tests::case::Case;
 use int_flash_attention_tests::properties;
@@ -35,7 +36,7 @@ pub fn far_strides(on: &OnGpu) -> Result<()> {
     };
     let (q_in, k_in, v_in) = (spread(&q, q_far)?, spread(&k, kv_far)?, spread(&v, kv_far)?);
     let layouts = QuantizeLayouts { q: q_far, k: kv_far, v: kv_far, dtype: DType::F16 };
-    let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in].map(f16_slice))?;
+    let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in].map(f16_slice), &SeqLens::Equal)?;
     let got = operands.to_host()?;
     properties::same_operands(&problem, &got, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
     drop((k_in, v_in));
@@ -78,7 +79,7 @@ pub fn many_elements(on: &OnGpu) -> Result<()> {
         let [q, k, v] = Case::plain(one, 31).tensors()?;
         let (q_in, k_in, v_in) = (gpu.upload(q.bytes())?, gpu.upload(k.bytes())?, gpu.upload(v.bytes())?);
         let layouts = QuantizeLayouts { q: q_layout, k: kv, v: kv, dtype: DType::F16 };
-        let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in].map(f16_slice))?;
+        let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in].map(f16_slice), &SeqLens::Equal)?;
         let layout = TensorLayout::bhnd(problem.q_shape());
         let attention = on.plan_attention(&problem, &AttentionOutput { layout, dtype: DType::F16, lse: false })?;
         let mut o = gpu.alloc::<u8>(2 * layout.span())?;

@@ -10,19 +10,22 @@ mod decode;
 mod device;
 mod families;
 mod instructions;
+mod jobs;
 mod large;
 mod machine;
+mod packed;
 mod recordings;
+mod scores;
 
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
 use int_flash_attention::{
-    AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme, TensorLayout,
-    Window, reference,
+    AttentionOutput, AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme,
+    SeqLens, TensorLayout, Window, reference,
 };
-use int_flash_attention_kernels::config;
+use int_flash_attention_kernels::config::{self, shared_memory::CLASSES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, variant};
+use int_flash_attention_tests::case::{AWKWARD, Case, PADDED_DIMS, Placement, VALUE_DIMS, WINDOWS, any_case, variant};
 use int_flash_attention_tests::properties::{self, Kernels};
 use int_flash_attention_tests::unseen::{self, any_unseen};
 use int_flash_attention_tests::values::Values;
@@ -40,7 +43,8 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 13] = [
+const OF_FAMILIES: [(&str, Test); 21] = [
+    ("padded_head_dims_match_the_reference", padded_head_dims),
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
     ("hostile_values_match_the_reference", hostile_values),
@@ -53,19 +57,31 @@ const OF_FAMILIES: [(&str, Test); 13] = [
     ("launches_repeat_bit_for_bit", repeatable),
     ("strides_past_2_to_the_31_elements", far_strides),
     ("operands_past_2_to_the_31_elements", many_elements),
+    ("packs_are_as_their_sequences_alone", packed::packs),
+    ("generated_packs_and_key_lengths", packed::generated),
+    ("hidden_keys_may_be_anything", packed::hidden_keys),
+    ("offsets_that_are_none_stay_inside", packed::bad_offsets),
+    ("one_plan_and_one_graph_for_lengths_that_change", packed::lengths_change),
     ("the_ptx_machine_agrees_on_kernels", machine::kernels),
+    ("changed_scores_match_the_reference", scores::reference),
+    ("the_ptx_machine_agrees_on_changed_scores", scores::machine),
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 16] = [
+const ONCE: [(&str, Test); 21] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
     ("an_append_with_one_slot_twice", cache::one_slot_twice),
+    ("kernels_for_less_shared_memory_match_the_reference", less_shared_memory),
     ("float16_kernels_match_float64", float16),
     ("whole_job_equals_the_cpu_within_bounds", whole_job),
     ("parts_of_the_quantization_equal_the_whole", quantize_parts),
     ("the_families_agree", families::agree),
+    ("jobs_match_the_reference", jobs::match_the_reference),
+    ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
+    ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
+    ("general_kernels_are_nearly_as_fast", scores::speed),
     ("decode_matches_the_reference", decode::matches),
     ("decode_has_the_same_bits_in_every_batch", decode::batches),
     ("a_decode_graph_replays_on_growing_sequences", decode::graph),
@@ -104,7 +120,7 @@ fn trials(gpu: Option<&Gpu>) -> Vec<Trial> {
         return tests.map(|(name, _)| Trial::test(*name, || Ok(())).with_ignored_flag(true)).collect();
     };
     let trial = |name: String, test: Test, family: Family| {
-        let on = OnGpu { gpu: gpu.clone(), family, ahead: 0 };
+        let on = OnGpu { gpu: gpu.clone(), family, shared_bytes: None, ahead: 0, lengths: SeqLens::Equal };
         Trial::test(name, move || test(&on).map_err(|error| Failed::from(format!("{error:#}"))))
     };
     let of_family =
@@ -155,7 +171,7 @@ fn unseen_keys(on: &OnGpu) -> Result<()> {
     check_cases(cases(120), &any_unseen(&HEAD_DIMS, 900), |unseen| {
         unseen::changes_nothing(unseen, |problem, [q, k, v]| {
             let operands = on.quantize(problem, q, k, v)?;
-            Ok(on.attention(problem, &operands, &q.layout(), q.dtype(), false)?.0)
+            Ok(on.attention(&problem.into(), &operands, &q.layout(), q.dtype(), false)?.0)
         })
     })
     .map_err(anyhow::Error::msg)
@@ -181,6 +197,48 @@ fn unaligned_rows(on: &OnGpu) -> Result<()> {
             let mut case = Case::plain(problem, seed as u64);
             case.placement[3] = Placement::Padded { token, head, batch };
             float16_case(on, &case)?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernels that GPUs with less shared memory take, on this one: each under each kind of window, then generated cases.
+fn less_shared_memory(on: &OnGpu) -> Result<()> {
+    for kib in CLASSES {
+        let on = OnGpu { shared_bytes: Some(kib << 10), ..on.clone() };
+        let rows = || config::ATTENTION.iter().filter(|variant| variant.is_for(kib << 10));
+        for (seed, variant) in rows().filter(|variant| variant.family == Family::Sm80).enumerate() {
+            let case = Case::of_variant(variant, seed);
+            let output = AttentionOutput { layout: case.output()?, dtype: case.out_dtype, lse: false };
+            ensure!(on.plan_attention(&case.problem, &output)?.kernel() == variant.name, "{kib} KiB: {}", variant.name);
+            for window in WINDOWS {
+                for (seqlen_q, seqlen_kv) in [(67, 201), (300, 20), (130, 1500)] {
+                    let problem = AttentionProblem { seqlen_q, seqlen_kv, window, ..case.problem };
+                    properties::all(&on, &Case { problem, ..case.clone() }).context(variant.name)?;
+                }
+            }
+        }
+        check_cases(cases(60), &any_case(400), |case| properties::all(&on, case)).map_err(anyhow::Error::msg)?;
+    }
+    Ok(())
+}
+
+/// Head dims that are padded: each kernel of the family that they go to, under each kind of window, and long sequences.
+fn padded_head_dims(on: &OnGpu) -> Result<()> {
+    let alike = PADDED_DIMS.map(|dim| [dim, dim]);
+    for (seed, [head_dim, value_dim]) in alike.into_iter().chain(VALUE_DIMS).enumerate() {
+        for scheme in Scheme::ALL {
+            let problem = AttentionProblem::new(2, 4, 2, 67, 201, head_dim).with_head_dim_v(value_dim);
+            let problem = problem.with_scheme(scheme);
+            let Some(variant) = variant(&problem) else { continue };
+            for (i, window) in WINDOWS.into_iter().enumerate() {
+                for (seqlen_q, seqlen_kv) in [(67, 201), (300, 20), (130, 1500)] {
+                    let case = Case::of_variant(variant, seed + i);
+                    let problem = AttentionProblem { seqlen_q, seqlen_kv, window, ..problem };
+                    let case = Case { problem, ..case };
+                    properties::all(on, &case).with_context(|| format!("{case:?}"))?;
+                }
+            }
         }
     }
     Ok(())
@@ -228,7 +286,7 @@ fn long_sequences(gpu: &OnGpu) -> Result<()> {
             let [q, k, v] = case.tensors()?;
             let operands = gpu.quantize(&problem, &q, &k, &v)?;
             properties::same_operands(&problem, &operands, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
-            let (o, lse) = gpu.attention(&problem, &operands, &case.output()?, DType::F16, true)?;
+            let (o, lse) = gpu.attention(&(&problem).into(), &operands, &case.output()?, DType::F16, true)?;
             let rows: Vec<usize> = (0..problem.seqlen_q).step_by(97).collect();
             let (want, bounds) = reference::gpu_bounds_rows(&problem, &operands, DType::F16, &rows)?;
             properties::within("o", &values_at(&o, &rows), &want.o, &bounds.o, head_dim)
@@ -298,7 +356,7 @@ fn minilm(gpu: &OnGpu) -> Result<()> {
         for scheme in [Scheme::Default, Scheme::Paper] {
             let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape())?.with_scheme(scheme);
             let operands = gpu.quantize(&problem, &q, &k, &v)?;
-            let (o, _) = gpu.attention(&problem, &operands, &q.layout(), DType::F16, false)?;
+            let (o, _) = gpu.attention(&(&problem).into(), &operands, &q.layout(), DType::F16, false)?;
             let exact = reference::exact(&problem, &q, &k, &v)?;
             let error = reference::compare(&o.dense_f64(), &exact.o).relative_l2;
             println!("MiniLM layer {layer}, {scheme}: relative L2 {error:.3e}");
@@ -321,8 +379,9 @@ fn whole_job(_: &OnGpu) -> Result<()> {
     let generated = any_case(200);
     check_cases(cases(30), &generated, |case| {
         let [q, k, v] = case.tensors()?;
-        let problem = case.problem;
+        let (problem, scores) = (case.problem, case.scores());
         let options = Options {
+            scores: scores.of_heads(&problem),
             window: problem.window,
             scheme: problem.scheme,
             softmax_scale: problem.softmax_scale,
@@ -332,7 +391,7 @@ fn whole_job(_: &OnGpu) -> Result<()> {
         };
         let got = int_flash_attention::attention(Device::Cuda(0), &q, &k, &v, &options)?;
         let operands = reference::quantize(&problem, &q, &k, &v)?;
-        let (want, bounds) = reference::gpu_bounds(&problem, &operands, DType::F32)?;
+        let (want, bounds) = reference::gpu_bounds(scores.scored(&problem), &operands, DType::F32)?;
         properties::within("o", &got.o.dense_f64(), &want.o, &bounds.o, problem.head_dim)?;
         ensure!(got.lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
         if let Some(lse) = got.lse {

@@ -2,7 +2,7 @@
 
 use crate::device::{OnDevice, OnGpu, bits};
 use anyhow::{Result, ensure};
-use int_flash_attention::{AttentionProblem, DType, Error, Gpu, HostTensor, Options, StreamRef, TensorLayout};
+use int_flash_attention::{AttentionProblem, DType, Error, Gpu, HostTensor, Options, SeqLens, StreamRef, TensorLayout};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const PROBLEM: AttentionProblem = AttentionProblem::new(1, 4, 2, 300, 500, 64);
@@ -106,7 +106,7 @@ pub fn two_gpus(on: &OnGpu) -> Result<()> {
             println!("SKIPPED: needs two GPUs, there are {count}");
             return Ok(());
         }
-        gpu => OnGpu { gpu: gpu?, family: on.family, ahead: 0 },
+        gpu => OnGpu { gpu: gpu?, family: on.family, shared_bytes: None, ahead: 0, lengths: SeqLens::Equal },
     };
     let (mut a, mut b) = (OnDevice::new(on, PROBLEM, 1)?, OnDevice::new(&there, PROBLEM, 1)?);
     let (stream, foreign) = (on.gpu.stream()?, there.gpu.stream()?);

@@ -10,7 +10,8 @@ use int_flash_attention::{
     HostQuantized, Operand, QuantizeLayouts, QuantizePlan, QuantizedK, QuantizedQ, QuantizedV, Scheme, StreamRef,
     TensorLayout, reference,
 };
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
+use int_flash_attention_kernels::config;
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, packed_dim};
 use int_flash_attention_tests::{baseline, properties};
 
 /// Query positions of a head that are compared with the reference.
@@ -33,20 +34,33 @@ pub struct Case {
     /// One for each family.
     attention: Vec<AttentionPlan>,
     dequantize: DequantizePlan,
-    float16: BaselinePlan,
+    /// Where it has the head dim.
+    float16: Option<BaselinePlan>,
 }
 
 impl Case {
     /// Allocates and fills as many copies as exceed `cache` bytes (at most 8), and quantizes them. INT8 attention with a kernel of
-    /// each of these families.
-    pub fn new(gpu: &Gpu, problem: AttentionProblem, families: &[Family], cache: usize, run: u64) -> Result<Self> {
+    /// each of these families; as on a GPU on which a CTA may have `shared_bytes` of shared memory, if that is said.
+    pub fn new(
+        gpu: &Gpu,
+        problem: AttentionProblem,
+        families: &[Family],
+        shared_bytes: Option<usize>,
+        cache: usize,
+        run: u64,
+    ) -> Result<Self> {
         let (q, kv) = (TensorLayout::bhnd(problem.q_shape()), TensorLayout::bhnd(problem.kv_shape()));
         let quantize = gpu.plan_quantize(&problem, &QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 })?;
         let output = AttentionOutput { layout: q, dtype: DType::F16, lse: false };
-        let attention = families.iter().map(|&family| gpu.plan_attention_of(family, &problem, &output));
+        let plan = |&family| match shared_bytes {
+            Some(bytes) => gpu.plan_attention_as_with(bytes, &problem, &output),
+            None => gpu.plan_attention_of(family, &problem, &output),
+        };
+        let attention = families.iter().map(plan);
         let attention = attention.collect::<int_flash_attention::Result<_>>()?;
         let dequantize = gpu.plan_dequantize(&problem, Operand::Q, &q, DType::F16)?;
-        let float16 = gpu.plan_baseline(&problem, &BaselineLayouts { q, k: kv, v: kv, o: q, lse: false })?;
+        let baseline = || gpu.plan_baseline(&problem, &BaselineLayouts { q, k: kv, v: kv, o: q, lse: false });
+        let float16 = config::baseline(problem.head_dim).map(|_| baseline()).transpose()?;
         let touched = 3 * q.span() + 2 * kv.span();
         let copies = (cache / touched + 1).min(8);
         let copy = |index: usize| -> Result<Copy> {
@@ -111,8 +125,14 @@ impl Case {
     /// Float16 attention on the inputs of a copy.
     pub fn float16(&mut self, copy: usize) -> Result<()> {
         let Copy { inputs: [q, k, v], o, .. } = &mut self.copies[copy];
-        self.float16.launch(StreamRef::DEFAULT, (&*q).into(), (&*k).into(), (&*v).into(), o.into(), None)?;
+        let plan = self.float16.as_ref().context("no float16 kernel has this head dim")?;
+        plan.launch(StreamRef::DEFAULT, (&*q).into(), (&*k).into(), (&*v).into(), o.into(), None)?;
         Ok(())
+    }
+
+    /// Whether there is a float16 kernel for the head dim.
+    pub fn has_float16(&self) -> bool {
+        self.float16.is_some()
     }
 
     /// Poisons a copy's output, so that a launch which writes nothing is found out.
@@ -190,7 +210,7 @@ fn share(got: &[f64], want: &[f64], bound: &[f64]) -> Result<f64> {
 }
 
 /// Elements of a buffer, after everything that the GPU was given.
-fn read<T: bytemuck::Pod>(buffer: &DeviceBuffer<T>, start: usize, len: usize) -> Result<Vec<T>> {
+pub fn read<T: bytemuck::Pod>(buffer: &DeviceBuffer<T>, start: usize, len: usize) -> Result<Vec<T>> {
     ensure!(start + len <= buffer.len(), "the range leaves the buffer");
     buffer.gpu().synchronize()?;
     let mut values = vec![T::zeroed(); len];
@@ -203,7 +223,8 @@ fn read<T: bytemuck::Pod>(buffer: &DeviceBuffer<T>, start: usize, len: usize) ->
 /// The operands of one head, as those of a problem of one head.
 fn head_operands(all: &DeviceOperands, one: &AttentionProblem, head: usize) -> Result<HostQuantized> {
     let (n, d, blocks) = (one.seqlen_q, one.head_dim, kv_blocks(one.seqlen_kv));
-    let (packed, keys) = (blocks * block_bytes(d), blocks * KV_BLOCK);
+    let (wide, keys) = (packed_dim(d), blocks * KV_BLOCK);
+    let packed = blocks * block_bytes(wide);
     let bias = match (&all.q.bias, one.scheme) {
         (Some(bias), Scheme::Default) => Some(read(bias, head * n, n)?),
         _ => None,
@@ -212,11 +233,12 @@ fn head_operands(all: &DeviceOperands, one: &AttentionProblem, head: usize) -> R
         q: QuantizedQ {
             shape: one.q_shape(),
             scheme: one.scheme,
-            data: read(&all.q.data, head * n * d, n * d)?,
+            data: read(&all.q.data, head * n * wide, n * wide)?,
             scale: read(&all.q.scale, head * n, n)?,
             bias,
         },
         k: QuantizedK {
+            packed: None,
             shape: one.kv_shape(),
             scheme: one.scheme,
             format: all.k.format,
@@ -226,6 +248,7 @@ fn head_operands(all: &DeviceOperands, one: &AttentionProblem, head: usize) -> R
             offset: read(&all.k.offset, head * d, d)?,
         },
         v: QuantizedV {
+            packed: None,
             shape: one.kv_shape(),
             scheme: one.scheme,
             format: all.v.format,

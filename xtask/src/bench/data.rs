@@ -46,10 +46,13 @@ pub fn one_head(
     head: usize,
 ) -> int_flash_attention::Result<(AttentionProblem, [HostTensor; 3])> {
     let one = AttentionProblem { batch: 1, heads_q: 1, heads_kv: 1, ..*problem };
-    let tensor = |operand: usize, shape: int_flash_attention::Shape| {
+    // Groups of heads of Q follow one another as their heads of K and V do.
+    let head_kv = head / problem.group();
+    let tensor = |operand: usize, head: usize, shape: int_flash_attention::Shape| {
         HostTensor::new(values(seeds[operand], head * shape.elements(), shape.elements()), TensorLayout::bhnd(shape))
     };
-    Ok((one, [tensor(0, one.q_shape())?, tensor(1, one.kv_shape())?, tensor(2, one.kv_shape())?]))
+    let [q, kv] = [one.q_shape(), one.kv_shape()];
+    Ok((one, [tensor(0, head, q)?, tensor(1, head_kv, kv)?, tensor(2, head_kv, kv)?]))
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@ mod compare;
 mod data;
 mod decode;
 mod first_job;
+mod packed;
 mod plot;
 mod report;
+mod shapes;
 mod timing;
 
 use crate::workspace;
@@ -41,12 +43,18 @@ pub struct Args {
     /// Heads, of queries and keys
     #[arg(long, default_value_t = 32)]
     heads: usize,
+    /// Packs of sequences of unlike lengths in place of all that; --sdpa has rows with `name`, `what` and `t`, then
+    #[arg(long, conflicts_with_all = ["plot", "compare", "first_job"])]
+    packed: bool,
     /// Lengths 1024 and 4096 only, no causal mask
     #[arg(long)]
     quick: bool,
     /// INT8 kernels: sm_80, sm_90a or both; without it all that the GPU runs
     #[arg(long, value_delimiter = ',', value_parser = family)]
     family: Vec<Family>,
+    /// The kernels of sm_80 as on a GPU with so many KiB of shared memory a CTA (99, 163): its kernels, and no more CTAs an SM than there
+    #[arg(long, value_name = "KIB", conflicts_with = "family")]
+    shared_memory: Option<usize>,
     /// Which GPU
     #[arg(long, default_value_t = 0)]
     device: usize,
@@ -65,6 +73,12 @@ pub struct Args {
     /// Measure nothing: compare two files that --json wrote, the one before and the one after
     #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"])]
     compare: Option<Vec<PathBuf>>,
+    /// Measure whole jobs on shapes of real work: all, or those whose names contain one of these words
+    #[arg(long, value_name = "WORD", num_args = 0.., value_delimiter = ',', conflicts_with_all = ["sdpa", "plot", "compare"])]
+    shapes: Option<Vec<String>>,
+    /// With --shapes: put the figures for the same names that another program wrote beside these
+    #[arg(long, value_name = "FILE", requires = "shapes")]
+    peers: Option<PathBuf>,
     /// Measure what a process waits for before its first result, with machine code and with PTX, nothing being cached
     #[arg(long, conflicts_with_all = ["sdpa", "plot", "compare"])]
     first_job: bool,
@@ -92,12 +106,15 @@ pub fn run(args: &Args) -> Result<()> {
     if args.first_job {
         return first_job::run(args.device, &args.head_dim, args.ptx.as_deref(), args.json.as_deref());
     }
-    let sdpa = args.sdpa.as_deref().map(report::read_sdpa).transpose()?;
+    let sdpa = if args.packed { None } else { args.sdpa.as_deref().map(report::read_sdpa).transpose()? };
     let gpu = match &args.ptx {
         // SAFETY: what the folder is for is said where it is asked for.
         Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,
         None => Gpu::new(args.device)?,
     };
+    if let Some(words) = &args.shapes {
+        return shapes::run(&gpu, words, args.peers.as_deref(), args.json.as_deref());
+    }
     if let Some(only) = &args.decode {
         let workers = args.decode_workers.as_ref().map(|numbers| (numbers[0], numbers[1]));
         return decode::run(&gpu, only, workers, args.json.as_deref());
@@ -105,7 +122,12 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(only) = &args.append {
         return append::run(&gpu, only, args.json.as_deref());
     }
-    let bench = Bench::new(gpu, &args.family)?;
+    let families = if args.shared_memory.is_some() { vec![Family::Sm80] } else { args.family.clone() };
+    let mut bench = Bench::new(gpu, &families)?;
+    bench.shared_bytes = args.shared_memory.map(|kib| kib << 10);
+    if args.packed {
+        return packed::run(&bench, args.json.as_deref(), args.sdpa.as_deref());
+    }
     let version = bench.gpu.driver_version()?;
     let mut report = Report {
         device: bench.gpu.name().to_owned(),
@@ -169,6 +191,8 @@ pub struct Bench {
     /// Bytes that the copies of a problem exceed together.
     cache: usize,
     run: u64,
+    /// As on a GPU on which a CTA may have so many bytes of shared memory.
+    shared_bytes: Option<usize>,
 }
 
 impl Bench {
@@ -184,6 +208,7 @@ impl Bench {
             // other values every time, so that no run is tuned to one input
             run: SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
             gpu,
+            shared_bytes: None,
         })
     }
 
@@ -202,9 +227,11 @@ impl Bench {
             if families.is_empty() {
                 continue;
             }
-            let mut case = Case::new(&self.gpu, problem, &families, self.cache, self.run)?;
+            let mut case = Case::new(&self.gpu, problem, &families, self.shared_bytes, self.cache, self.run)?;
             if scheme == Scheme::Default {
-                rows.push(speed("f16", &problem, self.time(&mut case, Timed::Float16, Case::float16)?));
+                if case.has_float16() {
+                    rows.push(speed("f16", &problem, self.time(&mut case, Timed::Float16, Case::float16)?));
+                }
                 if problem.window == Window::FULL {
                     rows.push(traffic("quantize", &problem, self.time(&mut case, Timed::Quantize, Case::quantize)?, 9));
                     rows.push(traffic(
@@ -273,7 +300,7 @@ impl Bench {
     /// Host time of one attention launch.
     fn launch_cost(&self) -> Result<f64> {
         let problem = AttentionProblem::new(1, 2, 2, 128, 128, 64);
-        let mut case = Case::new(&self.gpu, problem, &self.families[..1], 0, self.run)?;
+        let mut case = Case::new(&self.gpu, problem, &self.families[..1], self.shared_bytes, 0, self.run)?;
         timing::median_call_us(&self.gpu, || case.attention(0, 0))
     }
 }

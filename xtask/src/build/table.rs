@@ -6,15 +6,21 @@ use int_flash_attention_kernels::{dequantize, quantize};
 
 /// The launch bounds of an entry, or nothing where no table has it.
 pub fn launch_bounds(entry: &str) -> Option<LaunchBounds> {
-    let attention = config::ATTENTION.iter().map(|v| (v.name, v.threads, v.min_ctas));
-    let baseline = config::BASELINE.iter().map(|v| (v.name, v.threads, v.min_ctas));
+    let attention = config::ATTENTION.iter().map(|v| (v.name, v.threads, most(v.ctas)));
+    let baseline = config::BASELINE.iter().map(|v| (v.name, v.threads, most(v.ctas)));
+    let short = config::short::SHORT.iter().map(|v| (v.name, 32 * v.most_warps, v.min_ctas));
+    // Fewer fit a GPU with less shared memory, whatever the registers.
     let conversion = quantize::launch::bounds().chain(dequantize::launch::BOUNDS);
     let conversion = conversion.map(|b| (b.entry, b.threads, b.min_ctas));
     let decode = decode::DECODE.iter().map(|v| (v.name, v.threads, v.min_ctas));
     let merge = decode::MERGE_BOUNDS.iter().map(|b| (b.entry, b.threads, b.min_ctas));
-    let all = attention.chain(baseline).chain(conversion).chain(decode).chain(merge);
+    let all = attention.chain(baseline).chain(short).chain(conversion).chain(decode).chain(merge);
     let (_, threads, min_ctas) = all.into_iter().find(|(name, ..)| *name == entry)?;
     Some(LaunchBounds { threads, min_ctas })
+}
+
+fn most(ctas: impl IntoIterator<Item = usize>) -> usize {
+    ctas.into_iter().max().unwrap_or(0)
 }
 
 /// The entries that a module must have.
@@ -22,7 +28,8 @@ pub fn expected_entries(module: &'static str) -> Vec<&'static str> {
     match module {
         "quantize" => quantize::launch::bounds().map(|b| b.entry).collect(),
         "dequantize" => dequantize::launch::BOUNDS.iter().map(|b| b.entry).collect(),
-        decode::MERGE | decode::OVERLAPPING_MERGE => decode::MERGE_BOUNDS.iter().map(|b| b.entry).collect(),
+        decode::MERGE => decode::MERGE_BOUNDS.iter().map(|b| b.entry).collect(),
+        decode::OVERLAPPING_MERGE => vec![decode::MERGE_BOUNDS[1].entry],
         // An attention kernel's module and entry point have one name.
         _ => vec![module],
     }

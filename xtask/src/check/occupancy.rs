@@ -1,13 +1,11 @@
 //! How many CTAs of a kernel a multiprocessor holds.
 
+use int_flash_attention_kernels::config::shared_memory::{self, SYSTEM_BYTES};
+
 /// What the multiprocessors of some GPUs have (CUDA programming guide, "Technical specifications per compute capability").
 pub struct Class {
-    /// KiB of shared memory that one CTA may have, by which the class is called.
-    pub name: &'static str,
-    /// Shared memory that one CTA may have.
-    most_shared: usize,
-    /// Shared memory of a multiprocessor.
-    shared: usize,
+    /// KiB of shared memory that one CTA may have, by which the class is called; the multiprocessor has one more.
+    pub kib: usize,
     warps: usize,
     ctas: usize,
     /// The architectures that ptxas is asked for.
@@ -15,25 +13,14 @@ pub struct Class {
 }
 
 /// RTX 30 to 50, A10, A40, L4, L40; A100; H100, H200, B200. Of each the GPUs with the fewest warps and CTAs.
-pub const CLASSES: [Class; 3] = [
-    Class {
-        name: "99",
-        most_shared: 99 << 10,
-        shared: 100 << 10,
-        warps: 48,
-        ctas: 16,
-        architectures: &["sm_86", "sm_89", "sm_120"],
-    },
-    Class { name: "163", most_shared: 163 << 10, shared: 164 << 10, warps: 64, ctas: 32, architectures: &["sm_80"] },
-    Class {
-        name: "227",
-        most_shared: 227 << 10,
-        shared: 228 << 10,
-        warps: 64,
-        ctas: 32,
-        architectures: &["sm_90", "sm_90a", "sm_100"],
-    },
-];
+pub const CLASSES: [Class; shared_memory::CLASSES.len()] = {
+    let [small, medium, large] = shared_memory::CLASSES;
+    [
+        Class { kib: small, warps: 48, ctas: 16, architectures: &["sm_86", "sm_89", "sm_120"] },
+        Class { kib: medium, warps: 64, ctas: 32, architectures: &["sm_80"] },
+        Class { kib: large, warps: 64, ctas: 32, architectures: &["sm_90", "sm_90a", "sm_100"] },
+    ]
+};
 
 /// Registers of a multiprocessor, which all of them have.
 const REGISTERS: usize = 64 << 10;
@@ -41,8 +28,7 @@ const REGISTERS: usize = 64 << 10;
 const SCHEDULERS: usize = 4;
 /// A warp's registers are given out in steps of so many.
 const REGISTER_UNIT: usize = 256;
-/// Shared memory that the system takes for each CTA, and the steps in which it is given out.
-const SYSTEM_SHARED: usize = 1 << 10;
+/// The steps in which shared memory is given out.
 const SHARED_UNIT: usize = 128;
 
 /// What one CTA asks for.
@@ -58,13 +44,13 @@ pub struct Cta {
 impl Class {
     /// CTAs that a multiprocessor holds at once; none where one alone is too large.
     pub fn holds(&self, cta: Cta) -> usize {
-        if cta.shared > self.most_shared {
+        if cta.shared > self.kib << 10 {
             return 0;
         }
         let warps = cta.threads.div_ceil(32);
         let of_warp = (32 * cta.registers.max(1)).next_multiple_of(REGISTER_UNIT);
         let by_registers = SCHEDULERS * (REGISTERS / SCHEDULERS / of_warp) / warps;
-        let by_shared = self.shared / (cta.shared + SYSTEM_SHARED).next_multiple_of(SHARED_UNIT);
+        let by_shared = ((self.kib << 10) + SYSTEM_BYTES) / (cta.shared + SYSTEM_BYTES).next_multiple_of(SHARED_UNIT);
         by_registers.min(by_shared).min(self.warps / warps).min(self.ctas)
     }
 }

@@ -7,8 +7,10 @@ use crate::assembler::{Assembled, Scratch, assemble};
 use crate::tools::Tools;
 use crate::workspace;
 use anyhow::{Result, bail};
-use int_flash_attention_kernels::config::decode::DECODE;
+use int_flash_attention_kernels::config::decode::{DECODE, DecodeVariant};
+use int_flash_attention_kernels::config::short::{SHORT, ShortVariant};
 use int_flash_attention_kernels::config::{ATTENTION, BASELINE, MODULES, Module};
+use int_flash_attention_kernels::layout::KV_BLOCK;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::path::Path;
@@ -41,20 +43,36 @@ pub struct Plan {
     pub threads: usize,
     /// Dynamic shared memory.
     pub shared_bytes: usize,
-    /// CTAs that a multiprocessor should hold.
-    pub min_ctas: usize,
+    /// CTAs that a multiprocessor should hold on each class of GPUs, 0 where the kernel is not for it.
+    pub ctas: [usize; CLASSES.len()],
 }
 
 impl Plan {
     /// That of a kernel in the tables of attention.
     fn of(entry: &str) -> Option<Self> {
-        let attention = ATTENTION.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.min_ctas));
-        let baseline = BASELINE.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.min_ctas));
-        let decode = DECODE.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.min_ctas));
-        let all = attention.chain(baseline).chain(decode);
-        let (_, threads, shared_bytes, min_ctas) = all.into_iter().find(|(name, ..)| *name == entry)?;
-        Some(Self { threads, shared_bytes, min_ctas })
+        let attention = ATTENTION.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.ctas));
+        let baseline = BASELINE.iter().map(|v| (v.name, v.threads, v.shared_bytes, v.ctas));
+        let short = SHORT.iter().map(|v| (v.name, 32 * v.most_warps, short_shared(v), short_ctas(v)));
+        let decode = DECODE.iter().map(|v| (v.name, v.threads, v.shared_bytes, decode_ctas(v)));
+        let all = attention.chain(baseline).chain(short).chain(decode);
+        let (_, threads, shared_bytes, ctas) = all.into_iter().find(|(name, ..)| *name == entry)?;
+        Some(Self { threads, shared_bytes, ctas })
     }
+}
+
+/// Shared memory of a kernel for short K and V, of one block of keys: with more, an SM holds fewer CTAs.
+fn short_shared(variant: &ShortVariant) -> usize {
+    variant.shared_bytes(variant.most_warps, KV_BLOCK)
+}
+
+/// CTAs of a kernel for short K and V that a multiprocessor of each class holds.
+fn short_ctas(variant: &ShortVariant) -> [usize; CLASSES.len()] {
+    CLASSES.map(|class| variant.min_ctas.min(((class.kib + 1) << 10) / (short_shared(variant) + (1 << 10))))
+}
+
+/// CTAs of a decode kernel that a multiprocessor of each class holds.
+fn decode_ctas(variant: &DecodeVariant) -> [usize; CLASSES.len()] {
+    CLASSES.map(|class| variant.ctas((class.kib + 1) << 10))
 }
 
 impl Row {
@@ -63,6 +81,12 @@ impl Row {
         let plan = self.plan?;
         let shared = plan.shared_bytes + self.resources.static_shared as usize;
         Some(class.holds(Cta { threads: plan.threads, registers: self.resources.registers as usize, shared }))
+    }
+
+    /// CTAs that the row plans on its architecture; 0 where another kernel is taken there.
+    pub fn planned(&self) -> Option<usize> {
+        let class = CLASSES.iter().position(|class| class.architectures.contains(&self.arch.as_str()))?;
+        self.plan.map(|plan| plan.ctas[class])
     }
 
     /// The class of its architecture.

@@ -2,7 +2,6 @@
 
 use super::occupancy::CLASSES;
 use super::rows::Row;
-use super::rules::known;
 
 /// What `check` shows: all of each kernel.
 pub fn print_check(rows: &[Row]) {
@@ -14,9 +13,12 @@ pub fn print_check(rows: &[Row]) {
     for row in rows {
         let count = |opcode: &str| row.sass.get(opcode).copied().unwrap_or(0);
         let r = &row.resources;
-        let known = known(row).and(row.plan).map(|plan| format!(" of {} planned", plan.min_ctas)).unwrap_or_default();
+        let ctas = match row.planned() {
+            Some(0) => "-".to_owned(),
+            _ => number(row.ctas),
+        };
         println!(
-            "{:width$} {:6} {:5} {:6} {:6} {:6} {:6} {:6} {:6} {:6} {:6} {:>5}{known}{}",
+            "{:width$} {:6} {:5} {:6} {:6} {:6} {:6} {:6} {:6} {:6} {:6} {:>5}{}",
             r.kernel,
             row.arch,
             r.registers,
@@ -28,7 +30,7 @@ pub fn print_check(rows: &[Row]) {
             count("HMMA"),
             count("LDSM"),
             count("MUFU"),
-            number(row.ctas),
+            ctas,
             if row.faults.is_empty() { "" } else { "  FAULT" }
         );
     }
@@ -41,7 +43,7 @@ const MIX: [&str; 13] =
 /// What `sweep` shows: resources, CTAs of each class, and the main loop's instructions.
 pub fn print_sweep(rows: &[Row]) {
     let width = width(rows);
-    let classes = CLASSES.iter().map(|class| format!("{:>4}", class.name)).collect::<String>();
+    let classes = CLASSES.iter().map(|class| format!("{:>4}", class.kib)).collect::<String>();
     let mix = MIX.map(|opcode| format!("{opcode:>6}")).concat();
     println!("{:width$} {:>14} {:>22} CTAs, KiB | main loop", "", "", "");
     println!(
@@ -59,7 +61,7 @@ pub fn print_sweep(rows: &[Row]) {
             r.registers,
             row.spills(),
             number(row.plan.map(|plan| plan.shared_bytes)),
-            number(row.plan.map(|plan| plan.min_ctas)),
+            row.plan.map_or_else(|| "-".to_owned(), |plan| plan.ctas.map(|ctas| ctas.to_string()).join("/")),
             row.main_loop.values().sum::<u32>(),
         );
     }

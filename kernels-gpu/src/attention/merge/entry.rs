@@ -35,10 +35,11 @@ impl States for OfCaller<'_> {
     }
 }
 
-/// Merges states of the caller's.
+/// Merges states of the caller's. (Nothing overlaps with it.)
 ///
 /// # Safety
 /// As docs/kernel-abi.md says of `merge_states`.
+#[cfg(not(merge_sm90))]
 #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
 #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
 pub unsafe extern "ptx-kernel" fn merge_states(params: MergeStatesParams) {

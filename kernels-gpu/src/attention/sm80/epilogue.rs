@@ -1,7 +1,7 @@
 //! The rows of a warp to global memory.
 
 use super::{Kernel, Place};
-use crate::attention::epilogue::{self, Finished, NEIGHBOURS, OutputRows, TILES, store_lse, store_neighbours};
+use crate::attention::epilogue::{self, Finished, NEIGHBOURS, OutputRows, TILES, has_dim, store_neighbours};
 use crate::attention::output::Accumulator;
 use crate::attention::softmax::Softmax;
 use crate::element::Element;
@@ -29,11 +29,13 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
     let mut finished = [[Finished::UNSEEN; 2]; MT];
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
-            // The shuffles inside need the whole warp.
-            finished[mt][half] = unsafe { softmax.finish(mt, half, unit, || super::notes::<K, MT>(place.thread)) };
             let row = place.lane.query(mt, half);
-            if row < params.seqlen_q && place.lane.quad == 0 && place.member == 0 {
-                unsafe { store_lse(params, &place.sequence, row, finished[mt][half].lse) };
+            let sink = unsafe { K::Softmax::sink_exponent(params, &place.sequence, row) };
+            // The shuffles inside need the whole warp.
+            let notes = || super::notes::<K, MT>(place.thread);
+            finished[mt][half] = unsafe { softmax.finish(mt, half, unit, sink, notes) };
+            if row < place.sequence.seqlen_q && place.lane.quad == 0 && place.member == 0 {
+                unsafe { K::Softmax::store_lse(params, &place.sequence, row, &finished[mt][half]) };
             }
         });
     });
@@ -43,24 +45,27 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
 /// First of the lane's dims.
 #[inline(always)]
 fn first_dim<K: Kernel<MT>, const MT: usize>(place: &Place) -> usize {
-    place.member as usize * (K::HEAD_DIM / K::TEAM) + NEIGHBOURS * place.lane.quad as usize
+    place.member as usize * (K::HEAD_DIM_V / K::TEAM) + NEIGHBOURS * place.lane.quad as usize
 }
 
 impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
     #[inline(always)]
     unsafe fn store<E: Element, const WHOLE: bool>(&self) {
+        let first_dim = first_dim::<K, MT>(self.place);
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
                 let (row, finished) = (self.place.lane.query(mt, half), &self.finished[mt][half]);
-                let first = self.place.sequence.o::<E>(self.params, row, first_dim::<K, MT>(self.place));
-                unroll!(0..K::HEAD_DIM / V_GROUP / K::TEAM, |group| {
+                let first = self.place.sequence.o::<E>(self.params, row, first_dim);
+                unroll!(0..K::HEAD_DIM_V / V_GROUP / K::TEAM, |group| {
                     let mut sums = [0.0; NEIGHBOURS];
                     unroll!(0..NEIGHBOURS, |i| {
                         sums[i] = self.acc.o[mt][TILES * group + i / 2][2 * half + i % 2];
                     });
                     let o = finished.output::<E>(sums);
                     let address = first.wrapping_add(V_GROUP * group * E::BYTES);
-                    unsafe { store_neighbours::<E, WHOLE>(row < self.params.seqlen_q, address, &o, finished.seen) };
+                    let inside =
+                        row < self.place.sequence.seqlen_q && has_dim(self.params, first_dim + V_GROUP * group);
+                    unsafe { store_neighbours::<E, WHOLE>(inside, address, &o, finished.seen) };
                 });
             });
         });

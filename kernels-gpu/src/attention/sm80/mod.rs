@@ -7,6 +7,7 @@
 //! ```text
 //! pipeline.next_k          K block lands in shared memory, the next one is requested
 //! scores::block            S = Q K^T                int8 tensor cores, straight to the softmax's working unit
+//! ScoreMod::apply          S changes                in kernels of the general kind: softcap, ALiBi, bias, mask
 //! mask                     S = -inf                 where the window ends in the block
 //! softmax.exponents, step  m, P                     the team's maximum, exponentials, P to bytes in registers
 //! pipeline.next_v          V block lands, and the team's P
@@ -14,6 +15,7 @@
 //! output::update           O += w * (P V)           int8 tensor cores, float sums
 //! ```
 
+#[cfg(kernels = "sm80")]
 mod entry;
 mod epilogue;
 mod output;
@@ -24,21 +26,23 @@ mod team;
 
 use super::lane::Lane;
 use super::output::{Accumulator, Probabilities};
+use super::score_mod::{ScoreMod, Scored};
 use super::sequence::Sequence;
-use super::softmax::{BlockScales, Notes, Softmax, SpecialBlock, warp_reach};
+use super::softmax::{BlockScales, Notes, Softmax, SpecialBlock, value_weight, warp_reach};
 use super::window::Window;
 use super::{KEY_STEPS, KEY_TILES};
 use crate::config::sm80::{
-    MAXIMA_BYTES, notes_offset, scratch_offset, sums_offset, team_bytes, team_offset, vars_offset,
+    MAX_WARPS, MAXIMA_BYTES, notes_offset, scratch_offset, sums_offset, team_bytes, team_offset, vars_offset,
 };
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::KV_BLOCK;
-use crate::params::AttentionParams;
+use crate::params::{AttentionParams, SeqLens};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::math::max_f32;
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
+use crate::seqlens::sequence_of_tile;
 use crate::smem;
 use core::marker::PhantomData;
 use pipeline::Pipeline;
@@ -49,7 +53,10 @@ use team::SharingTeam;
 /// A row of the table `sm80_rows`; `MT` is its `m16_tiles`.
 pub(crate) trait Kernel<const MT: usize> {
     type Softmax: Softmax<MT>;
+    type ScoreMod: ScoreMod<<Self::Softmax as Softmax<MT>>::Scores>;
     const HEAD_DIM: usize;
+    /// Of V and of the output, no larger.
+    const HEAD_DIM_V: usize;
     const WARPS: usize;
     const SLOTS: usize;
     const TEAM: usize;
@@ -59,13 +66,16 @@ pub(crate) trait Kernel<const MT: usize> {
     const KEY_TILES: usize = KEY_TILES / Self::TEAM;
     /// k steps of a block's P that a warp has.
     const KEY_STEPS: usize = KEY_STEPS / Self::TEAM;
+    /// Whether a block's scales are loaded a block ahead, so that a special block has a step of its own. Teams were measured to be slower with
+    /// it; two steps of the general kind would be much code.
+    const AHEAD: bool = Self::TEAM == 1 && <Self::Softmax as Softmax<MT>>::LOUD;
 }
 
 /// Most pairs of n8 tiles in flight.
-const MAX_PAIRS: usize = 2;
+pub(crate) const MAX_PAIRS: usize = 2;
 
 /// Pairs of n8 tiles whose products are in flight together: four independent sums hide the latency of the tensor cores.
-const fn pairs(mt: usize) -> usize {
+pub(crate) const fn pairs(mt: usize) -> usize {
     if mt == 1 { MAX_PAIRS } else { 1 }
 }
 
@@ -85,52 +95,63 @@ pub(crate) struct Place {
 /// One CTA of the attention kernel.
 #[inline(always)]
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &AttentionParams) {
-    // A thread brings the scale of its own key of a block.
-    const { assert!(32 * K::WARPS == KV_BLOCK) }
+    // A thread brings the scale of its own key of a block, where it has one.
+    const { assert!(32 * K::WARPS >= KV_BLOCK && K::WARPS <= MAX_WARPS && K::HEAD_DIM_V <= K::HEAD_DIM) }
     unsafe {
-        let window = Window::of(params);
         // The longest rows first, so that the last CTAs of the grid are the short ones.
-        let m_block = if window.grows() { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
-        let tile = Tile { row: m_block * K::TILE_M, head_q: ctaid_y(), batch: ctaid_z() };
+        let index = if Window::of(params).grows() { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
+        let (mut batch, mut m_block) = (ctaid_z(), index);
+        let SeqLens { cu_seqlens_q, total_q, packed_q, .. } = params.seqlens;
+        if packed_q != 0 {
+            (batch, m_block) = sequence_of_tile(cu_seqlens_q, total_q, params.batch, K::TILE_M, index);
+        }
+        let tile = Tile { row: m_block * K::TILE_M, head_q: ctaid_y(), batch };
         let place = place::<K, MT>(params, &tile, tid_x());
+        if tile.row >= place.sequence.seqlen_q {
+            return;
+        }
+        let window = place.sequence.window(params);
         let vars = SharedVars::new(place.shared + vars_offset(K::HEAD_DIM, K::SLOTS) as u32);
         let blocks = window.blocks(tile.row, K::TILE_M);
 
         let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
         let q_scales = scores::query_scales(params, &place);
         let mut reach = 0.0;
-        if K::Softmax::SPECIAL {
+        if K::Softmax::LOUD {
             unroll!(0..MT, |mt| {
                 reach = max_f32(reach, warp_reach(params, K::HEAD_DIM, q_scales[mt]));
             });
         }
-        let mut softmax = K::Softmax::new(params, q_scales, || notes::<K, MT>(place.thread));
+        let q_biases = || scores::query_biases(params, &place);
+        let mut softmax = K::Softmax::new(params, q_scales, q_biases, || notes::<K, MT>(place.thread));
         let mut factors = KeyFactors::<K, MT>::new(params, &place, blocks.first);
         let team = SharingTeam::<K, MT>::new(team_offset(K::HEAD_DIM, K::SLOTS), &place);
         let query = Query::<MT>::load(params, K::HEAD_DIM, &place);
         let mut pipeline = Pipeline::<K, MT>::new(params, &place, &blocks);
         let mut acc = Accumulator::<MT>::zero();
 
-        vars.store(place.thread == 0, &tile, common_factor, &blocks);
+        vars.store(place.thread == 0, &tile, &place.sequence, common_factor, &blocks);
         vars.store_reach(place.thread / 32, reach);
         let (mut block, mut more) = (blocks.first, blocks.first != blocks.end);
         let first = factors.fetch(more);
-        let [k, v] = fetch_scales::<K, MT>(params, &place, block, more);
-        factors.publish(block, first, common_factor * shrink::<K, MT>(params, k));
-        if K::Softmax::SPECIAL {
+        let mut scales = [0.0; 2];
+        if K::AHEAD {
+            scales = fetch_scales(params, &place.sequence, block, more);
             vars.store_unit(place.thread == 0, ld_global_nc_f32(place.sequence.v_unit(params)));
-            vars.store_scales(place.thread == 0, block, k, v);
+            vars.store_scales(place.thread == 0, block, scales);
         }
+        let shrink = shrink::<K, MT>(params, || place.sequence, block, more, scales);
+        factors.publish(block, first, common_factor * shrink);
         // For the variables in shared memory: there may be no block, and so no other barrier before the end.
         bar_sync();
-        let mut special = is_special::<K, MT>(&vars, k, v);
+        let mut special = K::AHEAD && K::Softmax::is_special(&vars.scales_with(scales));
         while more {
             // Opaque: else the end of the blocks and the one before it would be in registers across the loop.
             let next = opaque(block + 1);
             more = next != blocks.end;
             let mut state =
                 State { factors: &mut factors, pipeline: &mut pipeline, softmax: &mut softmax, acc: &mut acc };
-            special = if K::TEAM == 1 && special {
+            special = if K::AHEAD && special {
                 step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state, true)
             } else {
                 // A body of its own, where that was measured to be faster: branches within would keep its loads and exponentials from
@@ -153,12 +174,6 @@ struct State<'a, K: Kernel<MT>, const MT: usize> {
     acc: &'a mut Accumulator<MT>,
 }
 
-/// Whether a block with these scales is special for some row of the warp.
-#[inline(always)]
-unsafe fn is_special<K: Kernel<MT>, const MT: usize>(vars: &SharedVars, k: f32, v: f32) -> bool {
-    K::Softmax::SPECIAL && unsafe { K::Softmax::is_special(&vars.scales_with(k, v)) }
-}
-
 /// One block of keys, `special` for some row of the warp or for none; `more` says whether there are more of them. Whether the next one is
 /// special.
 #[inline(always)]
@@ -178,9 +193,16 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
     unsafe {
         // Long before they are needed: the products hide the loads.
         let next_scale = factors.fetch(more);
-        let [k_next, v_next] = fetch_scales::<K, MT>(params, place, block + 1, more);
+        let sequence = blocks_of(place, vars);
+        let (mut next_scales, mut scales) = ([0.0; 2], BlockScales { k: 0.0, v: 1.0, reach: 0.0 });
+        if K::AHEAD {
+            next_scales = fetch_scales(params, &sequence, block + 1, more);
+        } else {
+            scales = block_scales::<K, MT>(params, &sequence, vars, block);
+        }
         let k = pipeline.next_k();
         let mut s = scores::block(query, k, factors, softmax, block, place);
+        K::ScoreMod::apply(&mut s, || scored::<K, MT>(params, block, vars));
         let [full_from, full_to] = vars.full();
         if block >= full_to {
             mask::<K, MT, false>(params, &mut s, block, vars);
@@ -189,14 +211,13 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
             mask::<K, MT, true>(params, &mut s, block, vars);
         }
         let mut row_scales = K::Softmax::row_scales(|| notes::<K, MT>(opaque(tid_x())));
-        let special =
-            if K::TEAM == 1 { special } else { K::Softmax::SPECIAL && K::Softmax::is_special(&vars.scales(block)) };
+        let special = if K::AHEAD { special } else { K::Softmax::SPECIAL && K::Softmax::is_special(&scales) };
         if special {
             K::Softmax::special(
                 &mut s,
                 &mut row_scales,
                 team,
-                &Special::<K, MT> { params, block, vars, kernel: PhantomData },
+                &Special::<K, MT> { params, block, scales, vars, kernel: PhantomData },
             );
         }
         let exponents = softmax.exponents(&s, row_scales, team);
@@ -214,20 +235,35 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         // Before the wait, which hides the load.
         let common_factor = vars.common_factor();
         let v = pipeline.next_v();
-        factors.publish(block + 1, next_scale, common_factor * shrink::<K, MT>(params, k_next));
-        if K::Softmax::SPECIAL {
-            vars.store_scales(opaque(tid_x()) == 0, block + 1, k_next, v_next);
+        let shrink = shrink::<K, MT>(params, || blocks_of(place, vars), block + 1, more, next_scales);
+        factors.publish(block + 1, next_scale, common_factor * shrink);
+        let mut next_special = false;
+        if K::AHEAD {
+            vars.store_scales(opaque(tid_x()) == 0, block + 1, next_scales);
+            next_special = K::Softmax::is_special(&vars.scales_with(next_scales));
         }
-        let next_special = K::TEAM == 1 && is_special::<K, MT>(vars, k_next, v_next);
         team.collect(&mut p);
         let notes = || notes::<K, MT>(opaque(tid_x()));
-        let tiles = K::HEAD_DIM / 8 / K::TEAM;
-        let scales =
-            || if K::Softmax::SPECIAL { vars.scales(block) } else { BlockScales { k: 0.0, v: 1.0, reach: 0.0 } };
+        let tiles = K::HEAD_DIM_V / 8 / K::TEAM;
+        let scales = || if K::AHEAD { vars.scales(block) } else { scales };
         let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, scales, notes);
         output::update::<K, MT>(acc, &p, v, place.member, &row);
         next_special
     }
+}
+
+/// Which scores of a block a lane has, worked out anew: in registers it would be across the loop.
+#[inline(always)]
+fn scored<'a, K: Kernel<MT>, const MT: usize>(
+    params: &'a AttentionParams,
+    block: u32,
+    vars: &SharedVars,
+) -> Scored<'a> {
+    // SAFETY: in the loop.
+    let tile = unsafe { vars.tile() };
+    let Place { lane, member, sequence, .. } = place::<K, MT>(params, &tile, opaque(tid_x()));
+    let first_key = opaque(block) * KV_BLOCK as u32 + member * (8 * K::KEY_TILES) as u32 + 2 * lane.quad;
+    Scored { params, sequence, lane, first_key, tiles: K::KEY_TILES }
 }
 
 /// Hides the scores of a block that lie before (`LEFT`) or behind the window of their row.
@@ -240,7 +276,8 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
 ) {
     // Opaque, and the tile from shared memory: what only this needs would be in registers across the loop.
     let (lane, member) = unsafe { lane::<K, MT>(vars.tile().row, opaque(tid_x())) };
-    let (window, block) = (Window::of(params).anew(), opaque(block));
+    let window = Window::of_lengths(params, unsafe { vars.lengths() }).anew();
+    let block = opaque(block);
     let first = (member * (8 * K::KEY_TILES) as u32 + 2 * lane.quad) as i32;
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
@@ -254,17 +291,18 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
     });
 }
 
+/// The sequence as it is for the addresses of its blocks, where that begins from shared memory: it would be in registers across the loop.
+#[inline(always)]
+unsafe fn blocks_of(place: &Place, vars: &SharedVars) -> Sequence {
+    let [first_block, index_kv] = unsafe { vars.first_block() };
+    Sequence { first_block, index_kv, ..place.sequence }
+}
+
 /// The scales of a block of K and of V, if there is such a block; else zeros, which are not special.
 #[inline(always)]
-unsafe fn fetch_scales<K: Kernel<MT>, const MT: usize>(
-    params: &AttentionParams,
-    place: &Place,
-    block: u32,
-    is: bool,
-) -> [f32; 2] {
+unsafe fn fetch_scales(params: &AttentionParams, sequence: &Sequence, block: u32, is: bool) -> [f32; 2] {
     let mut scales = [0.0; 2];
-    if K::Softmax::SPECIAL && is {
-        let sequence = &place.sequence;
+    if is {
         scales = unsafe {
             [
                 ld_global_nc_f32(sequence.k_block_scale(params, block)),
@@ -275,16 +313,54 @@ unsafe fn fetch_scales<K: Kernel<MT>, const MT: usize>(
     scales
 }
 
-/// What the factors of a block's keys are multiplied with, the largest scale among them given.
+/// The scales of a block, in the unit of the head's values, and the reach of the warp's rows.
 #[inline(always)]
-fn shrink<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, k_block_scale: f32) -> f32 {
-    if K::Softmax::SPECIAL { K::Softmax::shrink(params, K::HEAD_DIM, k_block_scale) } else { 1.0 }
+unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
+    params: &AttentionParams,
+    sequence: &Sequence,
+    vars: &SharedVars,
+    block: u32,
+) -> BlockScales {
+    if !K::Softmax::SPECIAL {
+        return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
+    }
+    let (mut k, mut reach) = (0.0, 0.0);
+    if K::Softmax::LOUD {
+        k = unsafe { ld_global_nc_f32(sequence.k_block_scale(params, block)) };
+    }
+    let [v, unit] =
+        unsafe { [ld_global_nc_f32(sequence.v_block_scale(params, block)), ld_global_nc_f32(sequence.v_unit(params))] };
+    if K::Softmax::LOUD {
+        reach = unsafe { vars.reach(opaque(tid_x()) / 32) };
+    }
+    BlockScales { k, v: value_weight(v, unit), reach }
+}
+
+/// What the factors of a block's keys are multiplied with, if there is such a block. Its scales are given where they are loaded ahead.
+#[inline(always)]
+unsafe fn shrink<K: Kernel<MT>, const MT: usize>(
+    params: &AttentionParams,
+    sequence: impl Fn() -> Sequence,
+    block: u32,
+    is: bool,
+    [k, _]: [f32; 2],
+) -> f32 {
+    let mut shrink = 1.0;
+    if K::AHEAD {
+        shrink = K::Softmax::shrink(params, K::HEAD_DIM, k);
+    } else if K::Softmax::LOUD && is {
+        let k = unsafe { ld_global_nc_f32(sequence().k_block_scale(params, block)) };
+        shrink = K::Softmax::shrink(params, K::HEAD_DIM, k);
+    }
+    shrink
 }
 
 /// What a special block needs, worked out anew where it is rare.
 struct Special<'a, K, const MT: usize> {
     params: &'a AttentionParams,
     block: u32,
+    /// Where they are not in shared memory.
+    scales: BlockScales,
     vars: &'a SharedVars,
     kernel: PhantomData<K>,
 }
@@ -311,7 +387,7 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
 
     #[inline(always)]
     unsafe fn scales(&self) -> BlockScales {
-        unsafe { self.vars.scales(self.block) }
+        if K::AHEAD { unsafe { self.vars.scales(self.block) } } else { self.scales }
     }
 
     #[inline(always)]
@@ -319,7 +395,7 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
         let place = self.place();
         let row = place.lane.query(mt, half);
         let mut scale = 1.0;
-        if row < self.params.seqlen_q {
+        if row < place.sequence.seqlen_q {
             scale = unsafe { ld_global_nc_f32(place.sequence.q_scale(self.params, row)) };
         }
         scale
@@ -327,7 +403,9 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
 
     #[inline(always)]
     fn keys(&self, mt: usize, half: usize) -> [i32; 2] {
-        let (lane, window, block) = (self.place().lane, Window::of(self.params).anew(), opaque(self.block));
+        // SAFETY: in the loop.
+        let window = Window::of_lengths(self.params, unsafe { self.vars.lengths() }).anew();
+        let (lane, block) = (self.place().lane, opaque(self.block));
         let row = lane.query(mt, half);
         let first = 2 * lane.quad as i32;
         [window.first_in_block(row, block) - first, window.end_in_block(row, block) - first]
@@ -339,9 +417,11 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
     }
 
     #[inline(always)]
-    fn v_scale(&self) -> *const f32 {
+    fn v_scale(&self) -> impl Fn(i32) -> f32 {
         let place = self.place();
-        place.sequence.v_scale(self.params, self.block).wrapping_add(2 * place.lane.quad as usize)
+        let first = place.sequence.v_scale(self.params, self.block).wrapping_add(2 * place.lane.quad as usize);
+        // SAFETY: one of the block's keys.
+        move |key| unsafe { ld_global_nc_f32(first.wrapping_add(key as usize)) }
     }
 
     #[inline(always)]
@@ -391,6 +471,7 @@ fn lane<K: Kernel<MT>, const MT: usize>(row: u32, thread: u32) -> (Lane, u32) {
 fn place<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, tile: &Tile, thread: u32) -> Place {
     let thread = if K::TEAM > 1 { opaque(thread) } else { thread };
     let (lane, member) = lane::<K, MT>(tile.row, thread);
-    let sequence = Sequence::new(params, tile.batch, tile.head_q);
+    // SAFETY: a tile is of one of the launch's sequences.
+    let sequence = unsafe { Sequence::new(params, tile.batch, tile.head_q) };
     Place { lane, thread, shared: smem::base(), member, sequence }
 }

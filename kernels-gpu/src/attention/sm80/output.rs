@@ -21,12 +21,12 @@ pub(crate) unsafe fn update<K: Kernel<MT>, const MT: usize>(
     member: u32,
     row: &<K::Softmax as Softmax<MT>>::Row,
 ) {
-    let (d, steps) = (K::HEAD_DIM, K::KEY_STEPS);
+    let (d, steps) = (K::HEAD_DIM_V, K::KEY_STEPS);
     let mut panels = [panel_row(v) + member * (d / K::TEAM * ROW_BYTES) as u32; MAX_TEAM];
     unroll!(0..K::TEAM, |other| {
         panels[other] += (member ^ other as u32) * (steps * d * ROW_BYTES) as u32;
     });
-    unroll!(0..K::HEAD_DIM / 16 / K::TEAM / pairs(MT), |group| {
+    unroll!(0..K::HEAD_DIM_V / 16 / K::TEAM / pairs(MT), |group| {
         let mut pv = [[[[0; 4]; 2]; MT]; MAX_PAIRS];
         unroll!(0..KEY_STEPS, |step| {
             unroll!(0..pairs(MT), |i| {

@@ -26,7 +26,9 @@ pub(crate) struct Pipeline<K, const MT: usize> {
 }
 
 impl<K: Kernel<MT>, const MT: usize> Pipeline<K, MT> {
+    /// Bytes of a slot, which are those of a K block, and of a V block.
     const BLOCK: u32 = block_bytes(K::HEAD_DIM) as u32;
+    const V_BLOCK: u32 = block_bytes(K::HEAD_DIM_V) as u32;
     const STRIDE: u32 = 16 * 32 * K::WARPS as u32;
 
     /// Requests the first blocks.
@@ -37,7 +39,7 @@ impl<K: Kernel<MT>, const MT: usize> Pipeline<K, MT> {
         let mut pipeline = unsafe {
             Self {
                 k: sequence.k(params, K::HEAD_DIM, first).add(thread),
-                v: sequence.v(params, K::HEAD_DIM, first).add(thread),
+                v: sequence.v(params, K::HEAD_DIM_V, first).add(thread),
                 shared: place.shared + 16 * place.thread,
                 base: place.shared,
                 read: 0,
@@ -59,16 +61,16 @@ impl<K: Kernel<MT>, const MT: usize> Pipeline<K, MT> {
     #[inline(always)]
     unsafe fn request(&mut self, is_k: bool) {
         unsafe {
-            let source = if is_k { &mut self.k } else { &mut self.v };
+            let (source, bytes) = if is_k { (&mut self.k, Self::BLOCK) } else { (&mut self.v, Self::V_BLOCK) };
             unroll!(0..Self::BLOCK.div_ceil(Self::STRIDE) as usize, |i| {
                 let offset = i as u32 * Self::STRIDE;
-                if offset + Self::STRIDE <= Self::BLOCK || offset + (self.shared - self.base) < Self::BLOCK {
+                if offset + Self::STRIDE <= bytes || offset + (self.shared - self.base) < bytes {
                     cp_async_16(self.shared + self.write + offset, source.add(offset as usize));
                 }
             });
             commit_group();
             let more = u32::from(self.left > 0);
-            *source = source.add((more * Self::BLOCK) as usize);
+            *source = source.add((more * bytes) as usize);
             self.left -= if is_k { 0 } else { more };
             self.write = Self::advance(self.write);
         }

@@ -31,7 +31,7 @@ impl<const MT: usize> Query<MT> {
                 let codes = place.sequence.q(params, head_dim, row);
                 unroll!(0..MAX_STEPS, |step| {
                     unroll!(0..2, |upper| {
-                        if step < head_dim / ROW_BYTES && row < params.seqlen_q {
+                        if step < head_dim / ROW_BYTES && row < place.sequence.seqlen_q {
                             let offset = ROW_BYTES * step + 16 * upper + 4 * place.lane.quad as usize;
                             fragment[mt][step][half + 2 * upper] = unsafe { ld_global_nc_u32(codes.add(offset)) };
                         }
@@ -50,12 +50,27 @@ pub(crate) unsafe fn query_scales<const MT: usize>(params: &AttentionParams, pla
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
             let row = place.lane.query(mt, half);
-            if row < params.seqlen_q {
+            if row < place.sequence.seqlen_q {
                 scales[mt][half] = unsafe { ld_global_nc_f32(place.sequence.q_scale(params, row)) };
             }
         });
     });
     scales
+}
+
+/// The products of the lane's query rows with K's offset; 0 for rows past the end, and where K has none.
+#[inline(always)]
+pub(crate) unsafe fn query_biases<const MT: usize>(params: &AttentionParams, place: &Place) -> [[f32; 2]; MT] {
+    let mut biases = [[0.0; 2]; MT];
+    unroll!(0..MT, |mt| {
+        unroll!(0..2, |half| {
+            let row = place.lane.query(mt, half);
+            if !params.q_bias.is_null() && row < place.sequence.seqlen_q {
+                biases[mt][half] = unsafe { ld_global_nc_f32(place.sequence.q_bias(params, row)) };
+            }
+        });
+    });
+    biases
 }
 
 /// The key factors of two blocks in shared memory, the keys of 32 in the order of `key_slot`: a lane's four of two n8 tiles are
@@ -81,7 +96,7 @@ impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
     /// The scale of this thread's key of the next block, read early, if there is `more`; else any value will do.
     #[inline(always)]
     pub(crate) unsafe fn fetch(&mut self, more: bool) -> f32 {
-        let scale = if more { unsafe { ld_global_nc_f32(self.global) } } else { 0.0 };
+        let scale = if more & self.has_key() { unsafe { ld_global_nc_f32(self.global) } } else { 0.0 };
         self.global = self.global.wrapping_add(KV_BLOCK);
         scale
     }
@@ -90,7 +105,15 @@ impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
     #[inline(always)]
     pub(crate) unsafe fn publish(&self, block: u32, scale: f32, common_factor: f32) {
         let slot = block % 2 * KV_BLOCK as u32 + self.thread;
-        unsafe { st_shared_f32(self.shared + 4 * slot, K::Softmax::key_factor(common_factor, scale)) };
+        if self.has_key() {
+            unsafe { st_shared_f32(self.shared + 4 * slot, K::Softmax::key_factor(common_factor, scale)) };
+        }
+    }
+
+    /// Whether this thread is one of the first, who have a key of a block each.
+    #[inline(always)]
+    fn has_key(&self) -> bool {
+        32 * K::WARPS == KV_BLOCK || self.thread < KV_BLOCK as u32
     }
 
     /// The factors of this lane's four keys of the n8 tiles `2 * pair` and `2 * pair + 1`.

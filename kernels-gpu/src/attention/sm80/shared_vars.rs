@@ -3,8 +3,10 @@
 //! ptxas keeps what it can compute once, special registers included, in registers from there to the last use, and the loop has none to
 //! spare: what would be spilled to local memory stands here.
 
+use crate::attention::sequence::Sequence;
 use crate::attention::softmax::{BlockScales, value_weight};
 use crate::attention::window::Blocks;
+use crate::config::sm80::{MAX_WARPS, VARS_BYTES};
 use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{
     ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_u32, st_shared_v2_u32, st_shared_v4_u32,
@@ -19,6 +21,18 @@ pub(crate) struct Tile {
     pub head_q: u32,
     pub batch: u32,
 }
+
+/// Where the reach of each warp's rows is, behind the tile, its blocks and its lengths.
+const REACH: u32 = 32;
+/// Where the sequence's first block is.
+const FIRST_BLOCK: u32 = REACH + 4 * MAX_WARPS as u32;
+/// Where the unit of the head's values is.
+const UNIT: u32 = FIRST_BLOCK + 8;
+/// Where the scales of two blocks of K and of V are, each pair loaded at once.
+const SCALES: u32 = UNIT + 8;
+
+const _: () =
+    assert!(SCALES as usize + 2 * 8 <= VARS_BYTES && SCALES.is_multiple_of(8) && VARS_BYTES.is_multiple_of(16));
 
 /// [`VARS_BYTES`](crate::config::sm80::VARS_BYTES) of shared memory.
 pub(crate) struct SharedVars {
@@ -36,10 +50,22 @@ impl SharedVars {
     /// # Safety
     /// The bytes belong to nothing else.
     #[inline(always)]
-    pub(crate) unsafe fn store(&self, predicate: bool, tile: &Tile, common_factor: f32, blocks: &Blocks) {
+    pub(crate) unsafe fn store(
+        &self,
+        predicate: bool,
+        tile: &Tile,
+        sequence: &Sequence,
+        common_factor: f32,
+        blocks: &Blocks,
+    ) {
         let Tile { row, head_q, batch } = *tile;
-        unsafe { st_shared_v4_u32(predicate, self.address, [row, head_q, batch, common_factor.to_bits()]) };
-        unsafe { st_shared_v2_u32(predicate, self.address + 16, [blocks.full_from, blocks.full_to]) };
+        let lengths = [sequence.seqlen_q, sequence.seqlen_kv];
+        let of_blocks = [blocks.full_from, blocks.full_to, lengths[0], lengths[1]];
+        unsafe {
+            st_shared_v4_u32(predicate, self.address, [row, head_q, batch, common_factor.to_bits()]);
+            st_shared_v4_u32(predicate, self.address + 16, of_blocks);
+            st_shared_v2_u32(predicate, self.address + FIRST_BLOCK, [sequence.first_block, sequence.index_kv]);
+        }
     }
 
     /// # Safety
@@ -56,6 +82,18 @@ impl SharedVars {
         unsafe { ld_shared_v2_u32(self.address + 16) }
     }
 
+    /// `seqlen_q` and `seqlen_kv` of the tile's sequence, see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn lengths(&self) -> [u32; 2] {
+        unsafe { ld_shared_v2_u32(self.address + 24) }
+    }
+
+    /// `first_block` and `index_kv` of the tile's sequence, see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn first_block(&self) -> [u32; 2] {
+        unsafe { ld_shared_v2_u32(self.address + FIRST_BLOCK) }
+    }
+
     /// The common factor of the keys, see [`Self::tile`].
     #[inline(always)]
     pub(crate) unsafe fn common_factor(&self) -> f32 {
@@ -65,43 +103,42 @@ impl SharedVars {
     /// Stores the unit of the head's values; see [`Self::store`].
     #[inline(always)]
     pub(crate) unsafe fn store_unit(&self, predicate: bool, unit: f32) {
-        unsafe { st_shared_u32(predicate, self.address + 24, unit.to_bits()) }
+        unsafe { st_shared_u32(predicate, self.address + UNIT, unit.to_bits()) }
     }
 
     /// Stores the scales of a block of K and of V, beside those of the block before; visible after the next barrier.
     #[inline(always)]
-    pub(crate) unsafe fn store_scales(&self, predicate: bool, block: u32, k: f32, v: f32) {
-        unsafe { st_shared_v2_u32(predicate, self.scales_of(block), [k.to_bits(), v.to_bits()]) }
+    pub(crate) unsafe fn store_scales(&self, predicate: bool, block: u32, scales: [f32; 2]) {
+        unsafe { st_shared_v2_u32(predicate, self.scales_of(block), scales.map(f32::to_bits)) }
     }
 
     #[inline(always)]
     fn scales_of(&self, block: u32) -> u32 {
-        self.address + 48 + block % 2 * 8
+        self.address + SCALES + block % 2 * 8
     }
 
     /// The scales of a block, in the unit of the head's values, and the reach of the warp's rows; see [`Self::tile`].
     #[inline(always)]
     pub(crate) unsafe fn scales(&self, block: u32) -> BlockScales {
-        let [k, v] = unsafe { ld_shared_v2_u32(self.scales_of(block)) }.map(f32::from_bits);
-        unsafe { self.scales_with(k, v) }
+        unsafe { self.scales_with(ld_shared_v2_u32(self.scales_of(block)).map(f32::from_bits)) }
     }
 
     /// The same of a block with these scales.
     #[inline(always)]
-    pub(crate) unsafe fn scales_with(&self, k: f32, v: f32) -> BlockScales {
-        let (unit, reach) = unsafe { (ld_shared_f32(self.address + 24), self.reach(opaque(tid_x()) / 32)) };
+    pub(crate) unsafe fn scales_with(&self, [k, v]: [f32; 2]) -> BlockScales {
+        let (unit, reach) = unsafe { (ld_shared_f32(self.address + UNIT), self.reach(opaque(tid_x()) / 32)) };
         BlockScales { k, v: value_weight(v, unit), reach }
     }
 
     /// Stores the reach of a warp's rows, the same by all its lanes; see [`Self::store`].
     #[inline(always)]
     pub(crate) unsafe fn store_reach(&self, warp: u32, reach: f32) {
-        unsafe { st_shared_f32(self.address + 32 + 4 * warp, reach) }
+        unsafe { st_shared_f32(self.address + REACH + 4 * warp, reach) }
     }
 
     /// The reach of a warp's rows, see [`Self::tile`].
     #[inline(always)]
     pub(crate) unsafe fn reach(&self, warp: u32) -> f32 {
-        unsafe { ld_shared_f32(self.address + 32 + 4 * warp) }
+        unsafe { ld_shared_f32(self.address + REACH + 4 * warp) }
     }
 }

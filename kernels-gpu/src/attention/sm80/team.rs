@@ -60,6 +60,25 @@ impl<K: Kernel<MT>, const MT: usize> Team<MT> for SharingTeam<K, MT> {
             }
         }
     }
+
+    /// Equal in the four lanes of a quad, before and after.
+    #[inline(always)]
+    unsafe fn combine(&self, own: [[f32; 2]; MT], join: impl Fn(f32, f32) -> f32) -> [[f32; 2]; MT] {
+        let mut joined = own;
+        if K::TEAM > 1 {
+            // The two words of a row group are those of its two rows.
+            const { assert!(MT == 1 || K::TEAM == 1) }
+            const { assert!(K::TEAM <= 2) }
+            unsafe {
+                self.settle();
+                st_shared_v2_u32(self.writes, self.maxima_of(0), own[0].map(f32::to_bits));
+                bar_sync_some(1 + self.team, 32 * K::TEAM as u32);
+                let theirs = ld_shared_v2_u32(self.maxima_of(1)).map(f32::from_bits);
+                joined[0] = [join(own[0][0], theirs[0]), join(own[0][1], theirs[1])];
+            }
+        }
+        joined
+    }
 }
 
 impl<K: Kernel<MT>, const MT: usize> SharingTeam<K, MT> {

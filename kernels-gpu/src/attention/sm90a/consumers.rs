@@ -8,7 +8,7 @@ use super::{Kernel, epilogue, output, scores};
 use crate::attention::lane::Lane;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::softmax::{Alone, BlockScales, Notes, Softmax, SpecialBlock, warp_reach};
-use crate::attention::window::{Blocks, Window};
+use crate::attention::window::Blocks;
 use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
@@ -72,11 +72,17 @@ unsafe fn tile<K: Kernel>(
     let buffer = rings.q().address(states.q);
     unsafe { rings.q().wait_full(states.q) };
     let tile = unsafe { QueryTile::read(buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32) };
-    let first = tile.m_block * K::TILE_M;
+    let elected = tid_x() % 32 == 0;
+    if !tile.has_rows(K::TILE_M) {
+        unsafe { rings.q().release(states.q, elected) };
+        states.q = rings.q().next(states.q);
+        return;
+    }
+    let first = tile.first_row(K::TILE_M);
     let row = first + group * WARPGROUP_ROWS as u32;
-    let first_brought = brought::<K>(params, tile.m_block).first;
-    let blocks = if row < params.seqlen_q {
-        Window::of(params).blocks(row, WARPGROUP_ROWS as u32)
+    let first_brought = brought::<K>(params, &tile).first;
+    let blocks = if row < tile.sequence.seqlen_q {
+        tile.sequence.window(params).blocks(row, WARPGROUP_ROWS as u32)
     } else {
         // Rows past the end: all that is brought is for others.
         Blocks { first: first_brought, full_from: 0, full_to: 0, end: first_brought }
@@ -89,7 +95,7 @@ unsafe fn tile<K: Kernel>(
         q: buffer + group * q_bytes(K::HEAD_DIM) as u32,
         group,
         blocks,
-        elected: tid_x() % 32 == 0,
+        elected,
     };
     let ring_k = rings.k();
     unsafe {
@@ -102,7 +108,7 @@ unsafe fn tile<K: Kernel>(
             st_shared_f32(rings.reach(tid_x() / 32), reach);
             warp_sync();
         }
-        let mut softmax = K::Softmax::new(params, q_scales, || rows.notes());
+        let mut softmax = K::Softmax::new(params, q_scales, || [[0.0; 2]], || rows.notes());
         let mut acc = Accumulator::<1>::zero();
         rows.skip(states, blocks.first - first_brought);
         if blocks.first < blocks.end {
@@ -115,7 +121,7 @@ unsafe fn tile<K: Kernel>(
             }
             rows.block::<false>(&mut softmax, &mut acc, &mut sums, states, index);
         }
-        rows.skip(states, brought::<K>(params, rows.read_tile().m_block).end - blocks.end);
+        rows.skip(states, brought::<K>(params, &rows.read_tile()).end - blocks.end);
         let sequence = rows.read_tile().sequence;
         let unit = K::Softmax::output_unit(params, &sequence);
         epilogue::store::<K>(params, &sequence, rows.find_lane(), &softmax, &acc, unit, || rows.notes());
@@ -238,7 +244,7 @@ impl<K: Kernel> Rows<'_, K> {
     /// Hides the scores of a block that lie before (`LEFT`) or behind the window of their row.
     #[inline(always)]
     fn mask<const LEFT: bool>(&self, scores: &mut <K::Softmax as Softmax<1>>::Scores, block: u32) {
-        let (lane, window) = (self.find_lane(), Window::of(self.params));
+        let (lane, window) = (self.find_lane(), self.read_tile().sequence.window(self.params));
         unroll!(0..2, |half| {
             // Opaque: where each row's window ends would be in registers across the loop.
             let row = Lane { row: opaque(lane.row), ..lane }.query(0, half);
@@ -325,7 +331,7 @@ impl<K: Kernel> Rows<'_, K> {
     /// This lane, computed anew where it is seldom needed: registers are what the loop is short of.
     #[inline(always)]
     fn find_lane(&self) -> Lane {
-        let row = self.read_tile().m_block * K::TILE_M + self.group * WARPGROUP_ROWS as u32;
+        let row = self.read_tile().first_row(K::TILE_M) + self.group * WARPGROUP_ROWS as u32;
         lane(row, opaque(tid_x()))
     }
 }
@@ -355,13 +361,14 @@ impl<K: Kernel> SpecialBlock for Special<'_, K> {
 
     #[inline(always)]
     unsafe fn q_scale(&self, _: usize, half: usize) -> f32 {
-        let first = self.rows.read_tile().m_block * K::TILE_M;
+        let first = self.rows.read_tile().first_row(K::TILE_M);
         unsafe { self.rows.q_scales(self.rows.find_lane(), first)[0][half] }
     }
 
     #[inline(always)]
     fn keys(&self, mt: usize, half: usize) -> [i32; 2] {
-        let (lane, window, block) = (self.rows.find_lane(), Window::of(self.rows.params).anew(), opaque(self.block));
+        let window = self.rows.read_tile().sequence.window(self.rows.params).anew();
+        let (lane, block) = (self.rows.find_lane(), opaque(self.block));
         let row = lane.query(mt, half);
         let first = 2 * lane.quad as i32;
         [window.first_in_block(row, block) - first, window.end_in_block(row, block) - first]
@@ -373,9 +380,11 @@ impl<K: Kernel> SpecialBlock for Special<'_, K> {
     }
 
     #[inline(always)]
-    fn v_scale(&self) -> *const f32 {
+    fn v_scale(&self) -> impl Fn(i32) -> f32 {
         let (tile, lane) = (self.rows.read_tile(), self.rows.find_lane());
-        tile.sequence.v_scale(self.rows.params, opaque(self.block)).wrapping_add(2 * lane.quad as usize)
+        let first = tile.sequence.v_scale(self.rows.params, opaque(self.block)).wrapping_add(2 * lane.quad as usize);
+        // SAFETY: one of the block's keys.
+        move |key| unsafe { ld_global_nc_f32(first.wrapping_add(key as usize)) }
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 //! row's address is found once, and eight elements are one store.
 
 use super::Kernel;
-use crate::attention::epilogue::{self, Finished, NEIGHBOURS, OutputRows, TILES, store_lse, store_neighbours};
+use crate::attention::epilogue::{self, Finished, NEIGHBOURS, OutputRows, TILES, has_dim, store_neighbours};
 use crate::attention::lane::Lane;
 use crate::attention::output::Accumulator;
 use crate::attention::sequence::Sequence;
@@ -35,14 +35,17 @@ pub(crate) unsafe fn store<K: Kernel>(
     unit: f32,
     notes: impl Fn() -> Notes,
 ) {
-    // The shuffles inside need the whole warp.
-    let finished = unsafe { [softmax.finish(0, 0, unit, &notes), softmax.finish(0, 1, unit, &notes)] };
+    let finished = [0, 1].map(|half| unsafe {
+        let sink = K::Softmax::sink_exponent(params, sequence, lane.query(0, half));
+        // The shuffles inside need the whole warp.
+        softmax.finish(0, half, unit, sink, &notes)
+    });
     let warp = Warp::<K> { params, sequence, lane, acc, finished, kernel: PhantomData };
     unsafe { epilogue::store(params, &warp) };
     unroll!(0..2, |half| {
         let row = lane.query(0, half);
-        if row < params.seqlen_q && lane.quad == 0 {
-            unsafe { store_lse(params, sequence, row, finished[half].lse) };
+        if row < sequence.seqlen_q && lane.quad == 0 {
+            unsafe { K::Softmax::store_lse(params, sequence, row, &finished[half]) };
         }
     });
 }
@@ -60,7 +63,7 @@ impl<K: Kernel> OutputRows for Warp<'_, K> {
                     sums[i] = self.acc.o[0][TILES * group + i / 2][2 * half + i % 2];
                 });
                 let o = self.finished[half].output::<E>(sums);
-                let inside = rows[half] < self.params.seqlen_q;
+                let inside = rows[half] < self.sequence.seqlen_q && has_dim(self.params, column + V_GROUP * group);
                 let address = first[half].wrapping_add(V_GROUP * group * E::BYTES);
                 unsafe { store_neighbours::<E, WHOLE>(inside, address, &o, self.finished[half].seen) };
             });

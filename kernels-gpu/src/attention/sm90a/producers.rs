@@ -5,7 +5,7 @@ use super::Kernel;
 use super::ring::{RingState, Rings};
 use super::tile_order::{QueryTile, TileOrder};
 use crate::attention::softmax::{Softmax, value_weight};
-use crate::attention::window::{Blocks, Window};
+use crate::attention::window::Blocks;
 use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
 use crate::layout::{KV_BLOCK, ROW_BYTES, block_bytes, swizzle};
 use crate::params::AttentionParams;
@@ -19,8 +19,12 @@ use crate::ptx::special::tid_x;
 
 /// The blocks of keys that are brought for a tile: those that any of its rows sees.
 #[inline(always)]
-pub(crate) fn brought<K: Kernel>(params: &AttentionParams, m_block: u32) -> Blocks {
-    Window::of(params).blocks(m_block * K::TILE_M, K::TILE_M)
+pub(crate) fn brought<K: Kernel>(params: &AttentionParams, tile: &QueryTile) -> Blocks {
+    if tile.has_rows(K::TILE_M) {
+        tile.sequence.window(params).blocks(tile.first_row(K::TILE_M), K::TILE_M)
+    } else {
+        Blocks { first: 0, full_from: 0, full_to: 0, end: 0 }
+    }
 }
 
 /// Blocks of K and V of every tile, by one thread of the calling warp.
@@ -33,8 +37,8 @@ pub(crate) unsafe fn blocks<K: Kernel>(params: &AttentionParams, rings: &Rings<K
     let (mut at_k, mut at_v) = (RingState::first(), RingState::first());
     let mut order = TileOrder::<K>::first(params);
     while order.left(params) {
-        let tile = order.tile(params);
-        let Blocks { first, end, .. } = brought::<K>(params, tile.m_block);
+        let tile = unsafe { order.tile(params) };
+        let Blocks { first, end, .. } = brought::<K>(params, &tile);
         let mut k = tile.sequence.k(params, K::HEAD_DIM, first);
         let mut v = tile.sequence.v(params, K::HEAD_DIM, first);
         let mut left = end - first;
@@ -66,8 +70,8 @@ pub(crate) unsafe fn factors<K: Kernel>(params: &AttentionParams, rings: &Rings<
     let mut k = RingState::first();
     let mut order = TileOrder::<K>::first(params);
     while order.left(params) {
-        let tile = order.tile(params);
-        let Blocks { first, end, .. } = brought::<K>(params, tile.m_block);
+        let tile = unsafe { order.tile(params) };
+        let Blocks { first, end, .. } = brought::<K>(params, &tile);
         let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
         let mut source = tile.sequence.k_scale(params, first).wrapping_add(key as usize);
         let mut k_block = tile.sequence.k_block_scale(params, first);
@@ -100,8 +104,8 @@ pub(crate) unsafe fn block_scales<K: Kernel>(params: &AttentionParams, rings: &R
     let mut k = RingState::first();
     let mut order = TileOrder::<K>::first(params);
     while order.left(params) {
-        let tile = order.tile(params);
-        let Blocks { first, end, .. } = brought::<K>(params, tile.m_block);
+        let tile = unsafe { order.tile(params) };
+        let Blocks { first, end, .. } = brought::<K>(params, &tile);
         let v_unit = unsafe { ld_global_nc_f32(tile.sequence.v_unit(params)) };
         let mut k_block = tile.sequence.k_block_scale(params, first);
         let mut v_block = tile.sequence.v_block_scale(params, first);
@@ -128,13 +132,15 @@ pub(crate) unsafe fn tiles<K: Kernel>(params: &AttentionParams, rings: &Rings<K>
     let mut q = RingState::first();
     let mut order = TileOrder::<K>::first(params);
     while order.left(params) {
-        let tile = order.tile(params);
+        let tile = unsafe { order.tile(params) };
         unsafe {
             rings.q().wait_empty(q);
             let buffer = rings.q().address(q);
             let about = buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32;
             tile.publish(tid_x() % 32 == 0, about);
-            rows::<K>(params, &tile, buffer);
+            if tile.has_rows(K::TILE_M) {
+                rows::<K>(params, &tile, buffer);
+            }
             commit_group();
             wait_group::<0>();
             bulk::fence_proxy();
@@ -148,8 +154,8 @@ pub(crate) unsafe fn tiles<K: Kernel>(params: &AttentionParams, rings: &Rings<K>
 /// Requests the rows of a tile and their scales, this lane's part: zero past the end, 16 bytes of a row to where `wgmma` wants them.
 #[inline(always)]
 unsafe fn rows<K: Kernel>(params: &AttentionParams, tile: &QueryTile, buffer: u32) {
-    let first = tile.m_block * K::TILE_M;
-    let rows = params.seqlen_q - first;
+    let first = tile.first_row(K::TILE_M);
+    let rows = tile.sequence.seqlen_q - first;
     let scales = tile.sequence.q_scale(params, first);
     let mut row = tid_x() % 32;
     while row < K::TILE_M {

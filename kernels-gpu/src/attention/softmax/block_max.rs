@@ -4,7 +4,9 @@
 
 mod special;
 
-use super::{BlockScales, MAGIC, MAGIC_BITS, Notes, Softmax, SpecialBlock, Team, WEIGHT_UNIT, lane_sums, quad_sum};
+use super::{
+    BlockScales, Joined, MAGIC, MAGIC_BITS, Notes, Softmax, SpecialBlock, Team, WEIGHT_UNIT, lane_sums, quad_sum,
+};
 use crate::attention::epilogue::Finished;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::sequence::Sequence;
@@ -27,7 +29,7 @@ use crate::ptx::shuffle::{shfl_bfly, vote_any};
 const CODES: u32 = 0x5bf8_5bf8;
 const HALF_MAGIC: u32 = 0x6400_6400;
 /// Minus infinity in both halves.
-const NEG_INFINITY: u32 = 0xfc00_fc00;
+pub(crate) const NEG_INFINITY: u32 = 0xfc00_fc00;
 /// The reference exponent of a row moves only when a block's maximum exceeds it by this: float32 has the range,
 /// and the rescale of the whole output almost never runs.
 const SLACK: f32 = 32.0;
@@ -53,19 +55,19 @@ pub(crate) struct BlockMax<const MT: usize, const LANE_SUMS: bool> {
 
 /// Sums over the blocks so far, of rows or of a lane's share of them. They are in shared memory ([`Notes::sums`]) but where a block is
 /// added: the loops have no registers for them.
-struct Sums<const MT: usize> {
+pub(super) struct Sums<const MT: usize> {
     /// Of the exponentials.
-    row: [[f32; 2]; MT],
+    pub row: [[f32; 2]; MT],
     /// Of the codes of P, each block's times its weight and the scale of its values: [`V_OFFSET`] times that is what V's bytes have too
     /// much.
-    code: [[f32; 2]; MT],
+    pub code: [[f32; 2]; MT],
 }
 
 impl<const MT: usize> Sums<MT> {
-    const ZERO: Self = Self { row: [[0.0; 2]; MT], code: [[0.0; 2]; MT] };
+    pub const ZERO: Self = Self { row: [[0.0; 2]; MT], code: [[0.0; 2]; MT] };
 
     #[inline(always)]
-    unsafe fn load(notes: Notes) -> Self {
+    pub unsafe fn load(notes: Notes) -> Self {
         let mut sums = Self::ZERO;
         unroll!(0..MT, |mt| {
             let [a, b, c, d] = unsafe { ld_shared_v4_f32(notes.sums + (16 * mt) as u32) };
@@ -75,7 +77,7 @@ impl<const MT: usize> Sums<MT> {
     }
 
     #[inline(always)]
-    unsafe fn store(&self, notes: Notes) {
+    pub unsafe fn store(&self, notes: Notes) {
         unroll!(0..MT, |mt| {
             let ([a, b], [c, d]) = (self.row[mt], self.code[mt]);
             unsafe { st_shared_v4_u32(true, notes.sums + (16 * mt) as u32, [a, b, c, d].map(f32::to_bits)) };
@@ -171,7 +173,7 @@ fn hide(scores: &mut [u32; KEY_TILES], tiles: usize, visible: impl Fn(usize) -> 
 
 /// The sums of P over all keys, of the rows in the two halves of a fragment.
 #[inline(always)]
-unsafe fn quad_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
+pub(super) unsafe fn quad_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
     let mut sum = [MAGIC_BITS; 4];
     unroll!(0..KEY_STEPS, |step| {
         // Ones for B: every column of the product is the row sum.
@@ -197,7 +199,12 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
     const SPECIAL: bool = true;
 
     #[inline(always)]
-    unsafe fn new(_: &AttentionParams, q_scale: [[f32; 2]; MT], notes: impl Fn() -> Notes) -> Self {
+    unsafe fn new(
+        _: &AttentionParams,
+        q_scale: [[f32; 2]; MT],
+        _: impl Fn() -> [[f32; 2]; MT],
+        notes: impl Fn() -> Notes,
+    ) -> Self {
         let notes = notes();
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
@@ -422,28 +429,35 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
     }
 
     #[inline(always)]
-    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, notes: impl Fn() -> Notes) -> Finished {
+    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, sink: f32, notes: impl Fn() -> Notes) -> Finished {
         let sums = unsafe { Sums::<MT>::load(notes()) };
         let (mut sum, mut codes) = (sums.row[mt][half], sums.code[mt][half]);
         if LANE_SUMS {
             (sum, codes) = unsafe { (quad_sum(sum), quad_sum(codes)) };
         }
-        // Not `sum > 0`: NaN is a result.
-        if sum == 0.0 {
-            return Finished::UNSEEN;
-        }
-        // More than float16 holds, and no more than a factor of the sums does.
-        let (narrow, rest) = if unit > NARROW { (NARROW, mul_rn_f32(unit, 1.0 / NARROW)) } else { (unit, 1.0) };
-        let scale = mul_rn_f32(narrow, 1.0 / V_ROTATION as f32);
-        let inverse = rcp_approx_ftz_f32(sum);
-        Finished {
-            factor: mul_rn_f32(mul_rn_f32(inverse, SUBNORMAL), scale),
-            // In this order: a product of the scale and one factor would leave float32 where the unit is far from 1.
-            offset: mul_rn_f32(mul_rn_f32(mul_rn_f32(codes, inverse), f32::from(V_OFFSET) / WEIGHT_UNIT), scale),
-            rest,
-            rotated: true,
-            seen: u32::MAX,
-            lse: self.reference[mt][half] + lg2_approx_ftz_f32(mul_rn_f32(sum, 1.0 / 255.0)),
-        }
+        finish(sum, codes, self.reference[mt][half], sink, unit)
+    }
+}
+
+/// A row of the sums `sum` of its exponentials and `codes` of its codes of P, both in `2^reference`.
+#[inline(always)]
+pub(super) fn finish(sum: f32, codes: f32, reference: f32, sink: f32, unit: f32) -> Finished {
+    // Not `sum > 0`: NaN is a result.
+    if sum == 0.0 {
+        return Finished::UNSEEN;
+    }
+    let row = Joined::new(sum, reference, sink, 255.0);
+    // More than float16 holds, and no more than a factor of the sums does.
+    let (narrow, rest) = if unit > NARROW { (NARROW, mul_rn_f32(unit, 1.0 / NARROW)) } else { (unit, 1.0) };
+    let scale = mul_rn_f32(narrow, 1.0 / V_ROTATION as f32);
+    let inverse = mul_rn_f32(rcp_approx_ftz_f32(row.sum), row.weight);
+    Finished {
+        factor: mul_rn_f32(mul_rn_f32(inverse, SUBNORMAL), scale),
+        // In this order: a product of the scale and one factor would leave float32 where the unit is far from 1.
+        offset: mul_rn_f32(mul_rn_f32(mul_rn_f32(codes, inverse), f32::from(V_OFFSET) / WEIGHT_UNIT), scale),
+        rest,
+        rotated: true,
+        seen: u32::MAX,
+        lse: row.reference + lg2_approx_ftz_f32(mul_rn_f32(row.sum, 1.0 / 255.0)),
     }
 }

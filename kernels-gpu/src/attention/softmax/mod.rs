@@ -1,19 +1,24 @@
 //! The two numeric schemes of the online softmax (docs/kernel-abi.md has the arithmetic).
 
 mod block_max;
+#[cfg(kernels = "sm80")]
+mod float_max;
 mod paper;
 
-pub(crate) use block_max::{BlockMax, score_factor};
+pub(crate) use block_max::{BlockMax, NEG_INFINITY, score_factor};
+#[cfg(kernels = "sm80")]
+pub(crate) use float_max::FloatMax;
 pub(crate) use paper::Paper;
 
-use super::KEY_STEPS;
-use super::epilogue::Finished;
+use super::epilogue::{self, Finished};
 use super::output::{Accumulator, Probabilities};
 use super::sequence::Sequence;
+use super::{KEY_STEPS, KEY_TILES};
 use crate::layout::row_reach;
 use crate::params::AttentionParams;
 use crate::ptx::barrier::warp_sync;
-use crate::ptx::math::{cvt_rn_f32_s32, dp4a_u32_u32, max_f32, mul_rn_f32};
+use crate::ptx::math::{cvt_rn_f32_s32, dp4a_u32_u32, ex2_approx_ftz_f32, fma_rn_f32, max_f32, mul_rn_f32};
+use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::shfl_bfly;
 
 /// 2^23 + 2^22 as bits. An int32 sum that starts here and moves by less than 2^22 is, read as a float, 12582912 + sum.
@@ -29,6 +34,8 @@ pub(crate) trait Team<const MT: usize> {
     unsafe fn largest(&self, own: [u32; MT]) -> [u32; MT];
     /// All members have got what they asked for: what they have in common may be used again.
     unsafe fn settle(&self);
+    /// The members' numbers of each row put together by `join`, in which their order is the same for all or does not matter.
+    unsafe fn combine(&self, own: [[f32; 2]; MT], join: impl Fn(f32, f32) -> f32) -> [[f32; 2]; MT];
 }
 
 /// A warp that has its rows for itself.
@@ -45,6 +52,11 @@ impl<const MT: usize> Team<MT> for Alone {
     #[inline(always)]
     unsafe fn settle(&self) {
         unsafe { warp_sync() };
+    }
+
+    #[inline(always)]
+    unsafe fn combine(&self, own: [[f32; 2]; MT], _: impl Fn(f32, f32) -> f32) -> [[f32; 2]; MT] {
+        own
     }
 }
 
@@ -68,8 +80,8 @@ pub(crate) trait SpecialBlock {
     fn keys(&self, mt: usize, half: usize) -> [i32; 2];
     /// The first key of which the lane has a score, counted so.
     fn first_own(&self) -> i32;
-    /// The scales of the values, from the lane's first key of the block on.
-    fn v_scale(&self) -> *const f32;
+    /// The scale of the value of one of the block's keys, counted from the lane's first.
+    fn v_scale(&self) -> impl Fn(i32) -> f32;
     /// The unit of the head's values.
     unsafe fn v_unit(&self) -> f32;
     fn notes(&self) -> Notes;
@@ -102,12 +114,21 @@ pub(crate) trait Softmax<const MT: usize>: Sized {
 
     /// Whether it has special blocks (docs/kernel-abi.md).
     const SPECIAL: bool;
+    /// Whether a block is special by its scores, which may be beyond their type.
+    const LOUD: bool = Self::SPECIAL;
+    /// Whether its scores have the share of K's offset.
+    const BIASED: bool = false;
 
-    /// Of rows with these scales (any for a row that is not there).
+    /// Of rows with these scales and products with K's offset (any for a row that is not there).
     ///
     /// # Safety
     /// In whole warps; the notes are the warp's own.
-    unsafe fn new(params: &AttentionParams, q_scale: [[f32; 2]; MT], notes: impl Fn() -> Notes) -> Self;
+    unsafe fn new(
+        params: &AttentionParams,
+        q_scale: [[f32; 2]; MT],
+        q_bias: impl Fn() -> [[f32; 2]; MT],
+        notes: impl Fn() -> Notes,
+    ) -> Self;
 
     /// What all keys have in common in their factors.
     fn common_factor(params: &AttentionParams, head_dim: usize) -> f32;
@@ -206,8 +227,53 @@ pub(crate) trait Softmax<const MT: usize>: Sized {
     /// What all outputs of a head are multiplied with in the end.
     unsafe fn output_unit(params: &AttentionParams, sequence: &Sequence) -> f32;
 
-    /// Row `(mt, half)` after the last block.
-    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, notes: impl Fn() -> Notes) -> Finished;
+    /// Row `(mt, half)` after the last block, with its [`sink_exponent`](Self::sink_exponent).
+    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, sink: f32, notes: impl Fn() -> Notes) -> Finished;
+
+    /// The sink of a row in powers of two, in the unit of its scores; minus infinity where there is none.
+    unsafe fn sink_exponent(params: &AttentionParams, sequence: &Sequence, row: u32) -> f32 {
+        unsafe { epilogue::sink_exponent(params, sequence, row, Self::BIASED) }
+    }
+
+    /// Stores the log-sum-exp of a row, where the host wants it.
+    unsafe fn store_lse(params: &AttentionParams, sequence: &Sequence, row: u32, finished: &Finished) {
+        unsafe { epilogue::store_lse(params, sequence, row, finished, Self::BIASED) }
+    }
+}
+
+/// Scores in float32: two neighbouring keys of each n8 tile of each row.
+pub(crate) type FloatScores<const MT: usize> = [[[[f32; 2]; KEY_TILES]; 2]; MT];
+
+/// Makes the scores of a row minus infinity but for those of the keys that are `visible`, counted from this lane's first.
+#[inline(always)]
+fn hide(scores: &mut [[f32; 2]; KEY_TILES], tiles: usize, visible: impl Fn(i32) -> bool) {
+    unroll!(0..KEY_TILES, |tile| {
+        unroll!(0..2, |i| {
+            if tile < tiles {
+                let s = scores[tile][i].to_bits();
+                let seen = selp_b32(visible((8 * tile + i) as i32), s, f32::NEG_INFINITY.to_bits());
+                scores[tile][i] = f32::from_bits(seen);
+            }
+        });
+    });
+}
+
+/// A row that its sink has joined: `sum` and `reference` are its new ones, and `weight` what the sums of P V are multiplied with besides.
+struct Joined {
+    sum: f32,
+    weight: f32,
+    reference: f32,
+}
+
+impl Joined {
+    /// The sink of a row has the weight `one` where it is at the reference exponent. None, minus infinity, changes no bit.
+    #[inline(always)]
+    fn new(sum: f32, reference: f32, sink: f32, one: f32) -> Self {
+        // A row that is no number keeps the sum that says so.
+        let joint = max_f32(reference, sink);
+        let weight = ex2_approx_ftz_f32(reference - joint);
+        Self { sum: fma_rn_f32(one, ex2_approx_ftz_f32(sink - joint), sum * weight), weight, reference: joint }
+    }
 }
 
 /// The sums of P over the lane's own keys, of the rows in the two halves of a fragment.

@@ -1,6 +1,6 @@
 //! The paper's scheme (arXiv 2409.16997, algorithm 1): int8 P scaled by the running maximum, float32 softmax.
 
-use super::{BlockScales, MAGIC, Notes, Softmax, SpecialBlock, Team, lane_sums, quad_sum};
+use super::{BlockScales, FloatScores, Joined, MAGIC, Notes, Softmax, SpecialBlock, Team, hide, lane_sums, quad_sum};
 use crate::attention::KEY_TILES;
 use crate::attention::epilogue::Finished;
 use crate::attention::output::{Accumulator, Probabilities};
@@ -13,7 +13,6 @@ use crate::ptx::math::{
     rcp_approx_ftz_f32,
 };
 use crate::ptx::opaque::opaque;
-use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::shfl_bfly;
 
 /// R, the largest int8 code.
@@ -34,7 +33,7 @@ pub(crate) struct Paper<const MT: usize> {
 const LEAST: f32 = -1e30;
 
 impl<const MT: usize> Softmax<MT> for Paper<MT> {
-    type Scores = [[[[f32; 2]; KEY_TILES]; 2]; MT];
+    type Scores = FloatScores<MT>;
     type RowScales = ();
     /// `2^(old maximum - new maximum)`.
     type Exponents = [[f32; 2]; MT];
@@ -43,7 +42,12 @@ impl<const MT: usize> Softmax<MT> for Paper<MT> {
     const SPECIAL: bool = false;
 
     #[inline(always)]
-    unsafe fn new(params: &AttentionParams, q_scale: [[f32; 2]; MT], _: impl Fn() -> Notes) -> Self {
+    unsafe fn new(
+        params: &AttentionParams,
+        q_scale: [[f32; 2]; MT],
+        _: impl Fn() -> [[f32; 2]; MT],
+        _: impl Fn() -> Notes,
+    ) -> Self {
         let c = mul_rn_f32(params.softmax_scale, core::f32::consts::LOG2_E);
         let row_scale = q_scale.map(|halves| halves.map(|scale| mul_rn_f32(scale, c)));
         Self { row_scale, row_max: [[LEAST; 2]; MT], row_sum: [[0.0; 2]; MT], code_sum: [[0.0; 2]; MT] }
@@ -200,34 +204,21 @@ impl<const MT: usize> Softmax<MT> for Paper<MT> {
 
     #[inline(always)]
     unsafe fn output_unit(params: &AttentionParams, sequence: &Sequence) -> f32 {
-        // All blocks of a head have one scale; a launch has at least one block.
-        unsafe { ld_global_nc_f32(sequence.v_block_scale(params, 0)) }
+        // All blocks of a head have one scale; without a block no row has an output to multiply.
+        if sequence.seqlen_kv == 0 { 1.0 } else { unsafe { ld_global_nc_f32(sequence.v_block_scale(params, 0)) } }
     }
 
     #[inline(always)]
-    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, _: impl Fn() -> Notes) -> Finished {
+    unsafe fn finish(&self, mt: usize, half: usize, unit: f32, sink: f32, _: impl Fn() -> Notes) -> Finished {
         let [sum, codes] = unsafe { [quad_sum(self.row_sum[mt][half]), quad_sum(self.code_sum[mt][half])] };
         // Not `sum > 0`: NaN is a result.
         if sum == 0.0 {
             return Finished::UNSEEN;
         }
-        let factor = rcp_approx_ftz_f32(R * sum);
+        let row = Joined::new(sum, self.row_max[mt][half], sink, 1.0);
+        let factor = mul_rn_f32(rcp_approx_ftz_f32(R * row.sum), row.weight);
         let offset = mul_rn_f32(f32::from(V_OFFSET) * factor, codes);
-        let lse = self.row_max[mt][half] + lg2_approx_ftz_f32(sum);
+        let lse = row.reference + lg2_approx_ftz_f32(row.sum);
         Finished { factor: factor * unit, offset: offset * unit, rest: 1.0, rotated: false, seen: u32::MAX, lse }
     }
-}
-
-/// Makes the scores of a row minus infinity but for those of the keys that are `visible`, counted from this lane's first.
-#[inline(always)]
-fn hide(scores: &mut [[f32; 2]; KEY_TILES], tiles: usize, visible: impl Fn(i32) -> bool) {
-    unroll!(0..KEY_TILES, |tile| {
-        unroll!(0..2, |i| {
-            if tile < tiles {
-                let s = scores[tile][i].to_bits();
-                let seen = selp_b32(visible((8 * tile + i) as i32), s, f32::NEG_INFINITY.to_bits());
-                scores[tile][i] = f32::from_bits(seen);
-            }
-        });
-    });
 }

@@ -70,7 +70,7 @@ unsafe fn whole_page<E: Element>(p: &AppendParams, head: u32, first: u32) {
         };
         let rows = || Rows::new::<E>(&p.v, 0, head).skip(opaque(first));
         let tile = Tile { index: 0, seqlen: PAGE_TOKENS as u32 };
-        values::quantize::<E>(p.head_dim, true, true, 0.0, rows, tile, 1, out);
+        values::quantize::<E>(p.head_dim, p.head_dim, true, true, 0.0, rows, tile, 1, out);
     }
 }
 

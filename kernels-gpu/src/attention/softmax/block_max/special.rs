@@ -9,7 +9,6 @@ use crate::attention::softmax::{Notes, Softmax, SpecialBlock, Team, quad_sum, re
 use crate::config::NOTE_BYTES;
 use crate::layout::{SCORE_RANGE, SCORE_UNIT, V_SCALE_STEPS, row_reach};
 use crate::ptx::barrier::warp_sync;
-use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::math::{
     add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, ex2_approx_ftz_f32, lg2_approx_ftz_f32,
     max_nan_f32, min_nan_f32, mul_rn_f32,
@@ -164,7 +163,7 @@ impl<B: SpecialBlock> Row<'_, B> {
             if mixed {
                 let (mut key, end) = (0, opaque(8 * KEY_TILES as u32) as i32);
                 while key < end {
-                    loudest = max_nan_f32(loudest, max_nan_f32(self.log(v_scale, key), self.log(v_scale, key + 1)));
+                    loudest = max_nan_f32(loudest, max_nan_f32(self.log(&v_scale, key), self.log(&v_scale, key + 1)));
                     key += 8;
                 }
                 loudest = quad_max(loudest);
@@ -181,8 +180,8 @@ impl<B: SpecialBlock> Row<'_, B> {
                 sum += ex2_approx_ftz_f32(x[0]) + ex2_approx_ftz_f32(x[1]);
                 if mixed {
                     let key = self.block.first_own() + 8 * tile as i32;
-                    let low = add_rn_f32(x[0], add_rn_f32(self.log(v_scale, key), quietest));
-                    let high = add_rn_f32(x[1], add_rn_f32(self.log(v_scale, key + 1), quietest));
+                    let low = add_rn_f32(x[0], add_rn_f32(self.log(&v_scale, key), quietest));
+                    let high = add_rn_f32(x[1], add_rn_f32(self.log(&v_scale, key + 1), quietest));
                     argument = cvt_rn_f16x2_f32(high, low);
                 }
                 st_shared_u32(true, at, argument);
@@ -202,9 +201,8 @@ impl<B: SpecialBlock> Row<'_, B> {
     /// # Safety
     /// One of the block's keys, counted from the lane's first.
     #[inline(always)]
-    unsafe fn log(&self, v_scale: *const f32, key: i32) -> f32 {
-        let scale = unsafe { ld_global_nc_f32(v_scale.wrapping_add(key as usize)) };
-        let steps = mul_rn_f32(lg2_approx_ftz_f32(scale), V_SCALE_STEPS as f32);
+    unsafe fn log(&self, v_scale: &impl Fn(i32) -> f32, key: i32) -> f32 {
+        let steps = mul_rn_f32(lg2_approx_ftz_f32(v_scale(key)), V_SCALE_STEPS as f32);
         let log = mul_rn_f32(add_rn_f32(add_rn_f32(steps, ROUNDER), -ROUNDER), 1.0 / V_SCALE_STEPS as f32);
         hidden_unless(key >= self.keys[0] && key < self.keys[1], log)
     }

@@ -1,0 +1,394 @@
+//! The whole job: from float tensors on the GPU to the output, by one kernel for short K and V or by two.
+
+use super::ScoreViews;
+use super::attention::AttentionPlan;
+use super::kernel::Kernel;
+use super::memory::Checked;
+use super::quantize::{Pass, QuantizeLayouts};
+use super::{AnySlice, AnySliceMut, AttentionOutput, DeviceSeqLens, DeviceSliceMut, Gpu, StreamRef};
+use crate::error::{Error, Result};
+use crate::problem::{AttentionProblem, Scheme, ScoreMod, SeqLens, Sequences};
+use crate::quantized::Lengths;
+use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short};
+use int_flash_attention_kernels::params::{AttentionParams, Global, QuantizeParams, ShortParams, Strided};
+
+/// How a [`JobPlan`] does its job; the output is the same but for the order of float32 sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobPath {
+    /// One kernel, which quantizes K and V of a head to its shared memory and attends all of the head's queries.
+    Fused,
+    /// Quantization to the workspace, then attention.
+    Quantized,
+}
+
+/// Attention on float tensors, checked and ready to be launched.
+#[derive(Clone, Debug)]
+pub struct JobPlan {
+    gpu: Gpu,
+    problem: AttentionProblem,
+    layouts: QuantizeLayouts,
+    output: AttentionOutput,
+    /// Elements of the log-sum-exp.
+    rows: usize,
+    way: Way,
+}
+
+/// What is launched.
+#[derive(Clone, Debug)]
+enum Way {
+    Fused { kernel: Kernel, params: Box<ShortParams> },
+    Quantized(Box<Quantized>),
+}
+
+#[derive(Clone, Debug)]
+struct Quantized {
+    pass: Pass,
+    attention: AttentionPlan,
+    arrays: Arrays,
+    workspace_bytes: usize,
+}
+
+impl Gpu {
+    /// Attention from float16, bfloat16 or float32 tensors to the output, by the way that was measured to be the faster one: a single kernel
+    /// where K and V are short (`int_flash_attention_kernels::config::short`), else quantization and attention. Nothing is allocated:
+    /// what the second way keeps in between is in a workspace, of which the plan tells the size.
+    ///
+    /// # Errors
+    /// As [`plan_quantize`](Self::plan_quantize) and [`plan_attention`](Self::plan_attention).
+    pub fn plan_job(
+        &self,
+        problem: &AttentionProblem,
+        layouts: &QuantizeLayouts,
+        output: &AttentionOutput,
+    ) -> Result<JobPlan> {
+        self.check_int8_rate()?;
+        self.plan_job_anyway(problem, layouts, output)
+    }
+
+    /// [`plan_job`](Self::plan_job) also where float16 would be faster.
+    pub(crate) fn plan_job_anyway(
+        &self,
+        problem: &AttentionProblem,
+        layouts: &QuantizeLayouts,
+        output: &AttentionOutput,
+    ) -> Result<JobPlan> {
+        let pays = self.fused(problem).is_ok_and(|variant| problem.seqlen_kv <= variant.to_keys);
+        self.plan_job_of(if pays { JobPath::Fused } else { JobPath::Quantized }, problem, layouts, output)
+    }
+
+    /// [`plan_job`](Self::plan_job) by this way, for comparisons.
+    ///
+    /// # Errors
+    /// As there; no kernel for short K and V for the head dim or the scheme, or more keys than fit its shared memory.
+    pub fn plan_job_of(
+        &self,
+        path: JobPath,
+        problem: &AttentionProblem,
+        layouts: &QuantizeLayouts,
+        output: &AttentionOutput,
+    ) -> Result<JobPlan> {
+        problem.check()?;
+        for (name, layout, shape) in [
+            ("q", &layouts.q, problem.q_shape()),
+            ("k", &layouts.k, problem.kv_shape()),
+            ("v", &layouts.v, problem.v_shape()),
+            ("o", &output.layout, problem.o_shape()),
+        ] {
+            AttentionProblem::check_shape(name, layout.shape(), shape)?;
+        }
+        output.layout.check_disjoint()?;
+        let way = match path {
+            JobPath::Fused => self.plan_fused(problem, layouts, output)?,
+            JobPath::Quantized => self.plan_quantized(problem, layouts, output)?,
+        };
+        let rows = Lengths::of(problem.q_shape())?.q_scale;
+        Ok(JobPlan { gpu: self.clone(), problem: *problem, layouts: *layouts, output: *output, rows, way })
+    }
+
+    /// The kernel that takes K and V of a problem in one piece.
+    fn fused(&self, problem: &AttentionProblem) -> Result<&'static ShortVariant> {
+        // All fields by name: one that is added is refused here, or the kernel has it.
+        let &AttentionProblem {
+            head_dim,
+            head_dim_v: _,
+            scheme,
+            seqlen_kv,
+            batch: _,
+            heads_q: _,
+            heads_kv: _,
+            seqlen_q: _,
+            window: _,
+            softmax_scale: _,
+            sequences,
+            score_mod,
+        } = problem;
+        let plain = sequences == Sequences::Equal && score_mod == ScoreMod::NONE;
+        let has = plain && scheme == Scheme::Default && problem.value_dim() == head_dim;
+        let variant = short(head_dim).filter(|_| has).ok_or_else(|| Error::NotShort {
+            given: head_dim,
+            allowed: SHORT.iter().map(|variant| variant.head_dim).collect(),
+        })?;
+        if seqlen_kv > variant.most_keys(self.0.shared_bytes) {
+            return Err(Error::SharedMemory {
+                kernel: variant.name,
+                needed: variant.shared_bytes(FEW_WARPS, seqlen_kv),
+                available: self.0.shared_bytes,
+                device: self.name().to_owned(),
+            });
+        }
+        Ok(variant)
+    }
+
+    fn plan_fused(
+        &self,
+        problem: &AttentionProblem,
+        layouts: &QuantizeLayouts,
+        output: &AttentionOutput,
+    ) -> Result<Way> {
+        let variant = self.fused(problem)?;
+        let heads = problem.batch * problem.heads_kv;
+        let (of, lengths) = ((heads, problem.group()), (problem.seqlen_q, problem.seqlen_kv));
+        let ShortLaunch { warps, shared_bytes, parts } =
+            variant.launch(of, lengths, self.multiprocessors()?, self.0.shared_bytes);
+        let ctas = heads.checked_mul(parts).and_then(|ctas| i32::try_from(ctas).ok());
+        let too_many = || Error::Grid { kernel: variant.name, shape: format!("k {}", problem.kv_shape()) };
+        let grid = [ctas.ok_or_else(too_many)? as u32, 1, 1];
+        let kernel = self.kernel(variant.name, variant.name, grid, 32 * warps, shared_bytes)?;
+        let QuantizeLayouts { q, k, v, dtype } = layouts;
+        let params = problem.short_params([q, k, v], *dtype, (&output.layout, output.dtype), parts as u32);
+        Ok(Way::Fused { kernel, params: Box::new(params) })
+    }
+
+    fn plan_quantized(
+        &self,
+        problem: &AttentionProblem,
+        layouts: &QuantizeLayouts,
+        output: &AttentionOutput,
+    ) -> Result<Way> {
+        let pass = Pass::new(self, problem, layouts.dtype, Some(layouts.q), Some((layouts.k, layouts.v)))?;
+        let attention = self.plan_attention_anyway(problem, output)?;
+        let (arrays, workspace_bytes) = Arrays::of(problem, pass.workspace_len())?;
+        Ok(Way::Quantized(Box::new(Quantized { pass, attention, arrays, workspace_bytes })))
+    }
+}
+
+impl JobPlan {
+    /// Which way the job is done.
+    #[must_use]
+    pub fn path(&self) -> JobPath {
+        match self.way {
+            Way::Fused { .. } => JobPath::Fused,
+            Way::Quantized(_) => JobPath::Quantized,
+        }
+    }
+
+    /// The name of the kernel that attends.
+    #[must_use]
+    pub fn kernel(&self) -> &'static str {
+        match &self.way {
+            Way::Fused { kernel, .. } => kernel.entry,
+            Way::Quantized(quantized) => quantized.attention.kernel(),
+        }
+    }
+
+    /// Bytes of the workspace; none for the one kernel. It may be used for something else as soon as the launch is done, and jobs that
+    /// follow one another on a stream may share one.
+    #[must_use]
+    pub fn workspace_bytes(&self) -> usize {
+        match &self.way {
+            Way::Fused { .. } => 0,
+            Way::Quantized(quantized) => quantized.workspace_bytes,
+        }
+    }
+
+    /// Gives the job to the stream: no allocation, no waiting, capturable. `q`, `k`, `v` and `o` in the plan's layouts; `lse`
+    /// `[batch][heads_q][seqlen_q]`, exactly where the plan was made with it.
+    ///
+    /// # Errors
+    /// A buffer of another type, too short, or not aligned (the workspace and `lse` by 16 bytes, the others by their elements); `lse`
+    /// there or not, against the plan; the driver's.
+    #[inline]
+    pub fn launch<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        inputs: [AnySlice<'_>; 3],
+        workspace: DeviceSliceMut<'_, u8>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        self.launch_scored(stream, inputs, &ScoreViews::default(), &SeqLens::Equal, workspace, o, lse)
+    }
+
+    /// [`launch`](Self::launch) with the lengths of the sequences, as [`AttentionPlan::launch_with`].
+    ///
+    /// # Errors
+    /// As there; lengths of another kind than the problem's, too few, or not aligned to 4 bytes.
+    #[inline]
+    pub fn launch_with<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        inputs: [AnySlice<'_>; 3],
+        lengths: &DeviceSeqLens<'_>,
+        workspace: DeviceSliceMut<'_, u8>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        self.launch_scored(stream, inputs, &ScoreViews::default(), lengths, workspace, o, lse)
+    }
+
+    /// [`launch_with`](Self::launch_with) the tensors that change scores, as [`AttentionPlan::launch_scored`].
+    ///
+    /// # Errors
+    /// As there, and as that function's.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    pub fn launch_scored<'s>(
+        &self,
+        stream: impl Into<StreamRef<'s>>,
+        [q, k, v]: [AnySlice<'_>; 3],
+        scores: &ScoreViews<'_>,
+        lengths: &DeviceSeqLens<'_>,
+        workspace: DeviceSliceMut<'_, u8>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        let launch = &self.gpu.launching(stream.into())?;
+        let dtype = self.layouts.dtype;
+        let q = Global::new(q.checked(launch, "q", dtype, self.layouts.q.span())?);
+        let k = Global::new(k.checked(launch, "k", dtype, self.layouts.k.span())?);
+        let v = Global::new(v.checked(launch, "v", dtype, self.layouts.v.span())?);
+        let o = Global::new(o.checked(launch, "o", self.output.dtype, self.output.layout.span())?);
+        let lse = Global::new(self.output.checked_lse(launch, lse, self.rows)?);
+        match &self.way {
+            Way::Fused { kernel, params } => {
+                let of = &params.attention;
+                let seqlens = lengths.addresses(launch, &self.problem, of.seqlens)?;
+                let params = ShortParams {
+                    attention: AttentionParams { o: Strided { data: o, ..of.o }, lse, seqlens, ..*of },
+                    q: Strided { data: q, ..params.q },
+                    k: Strided { data: k, ..params.k },
+                    v: Strided { data: v, ..params.v },
+                    ..**params
+                };
+                // SAFETY: the kernel's parameter; all lengths have been checked; grid, block and shared memory are those of the plan's
+                // variant and lengths.
+                unsafe { launch.kernel_with(kernel, &params) }
+            }
+            Way::Quantized(way) => {
+                let base = workspace.checked(launch, "the workspace", way.workspace_bytes)?;
+                let (from, to) = (&way.pass.with(launch, lengths)?, way.attention.params());
+                let score = scores.params(launch, &self.problem, &to.score)?;
+                let seqlens = lengths.addresses(launch, &self.problem, to.seqlens)?;
+                let quantize = QuantizeParams {
+                    q: Strided { data: q, ..from.q },
+                    k: Strided { data: k, ..from.k },
+                    v: Strided { data: v, ..from.v },
+                    ..way.arrays.written(base, from)
+                };
+                let attention = AttentionParams {
+                    o: Strided { data: o, ..to.o },
+                    lse,
+                    seqlens,
+                    score,
+                    ..way.arrays.read(base, to)
+                };
+                // SAFETY: both parameters are whole: the tensors have been checked, and the arrays lie in the workspace one behind the
+                // other with the lengths of the problem. The attention reads what the stream has the quantization write before.
+                unsafe {
+                    way.pass.launch(&self.gpu, launch, &quantize)?;
+                    way.attention.launch_params(launch, &attention)
+                }
+            }
+        }
+    }
+}
+
+/// Where the arrays of the quantized operands lie in the workspace: bytes from its start.
+#[derive(Clone, Copy, Debug)]
+struct Arrays {
+    q: u64,
+    q_scale: u64,
+    /// Where the scheme has it.
+    q_bias: Option<u64>,
+    k: u64,
+    k_scale: u64,
+    k_block_scale: u64,
+    k_offset: u64,
+    v: u64,
+    v_scale: u64,
+    v_block_scale: u64,
+    v_unit: u64,
+    v_amax: u64,
+}
+
+/// What each array starts at a multiple of: the lines of the caches.
+const ALIGN: usize = 128;
+
+impl Arrays {
+    /// One behind the other, and the bytes of all.
+    fn of(problem: &AttentionProblem, amax_len: usize) -> Result<(Self, usize)> {
+        let (of_q, of_kv) = (Lengths::of(problem.q_shape())?, Lengths::of_kv(problem)?);
+        let mut end = 0_usize;
+        let too_large = || Error::Overflow { what: "the workspace", shape: problem.kv_shape().to_string() };
+        let mut place = |len: usize, size: usize| -> Result<u64> {
+            let start = end;
+            let bytes = len.checked_mul(size).and_then(|bytes| bytes.checked_next_multiple_of(ALIGN));
+            end = bytes.and_then(|bytes| start.checked_add(bytes)).ok_or_else(too_large)?;
+            Ok(start as u64)
+        };
+        let float = size_of::<f32>();
+        let arrays = Self {
+            q: place(of_q.q_data, 1)?,
+            q_scale: place(of_q.q_scale, float)?,
+            q_bias: problem.scheme.rotates().then(|| place(of_q.q_scale, float)).transpose()?,
+            k: place(of_kv.kv_data, 1)?,
+            k_scale: place(of_kv.kv_scale, float)?,
+            k_block_scale: place(of_kv.blocks, float)?,
+            k_offset: place(of_kv.channels, float)?,
+            v: place(of_kv.kv_data, 1)?,
+            v_scale: place(of_kv.kv_scale, float)?,
+            v_block_scale: place(of_kv.blocks, float)?,
+            v_unit: place(of_kv.heads, float)?,
+            v_amax: place(amax_len, float)?,
+        };
+        Ok((arrays, end))
+    }
+
+    /// To be written by the quantization.
+    #[inline]
+    fn written(&self, base: u64, params: &QuantizeParams) -> QuantizeParams {
+        QuantizeParams {
+            k_offset: Global::new(base + self.k_offset),
+            q_out: Global::new(base + self.q),
+            q_scale: Global::new(base + self.q_scale),
+            q_bias: Global::new(self.q_bias.map_or(0, |bias| base + bias)),
+            k_out: Global::new(base + self.k),
+            k_scale: Global::new(base + self.k_scale),
+            k_block_scale: Global::new(base + self.k_block_scale),
+            v_out: Global::new(base + self.v),
+            v_scale: Global::new(base + self.v_scale),
+            v_block_scale: Global::new(base + self.v_block_scale),
+            v_unit: Global::new(base + self.v_unit),
+            v_amax: Global::new(base + self.v_amax),
+            ..*params
+        }
+    }
+
+    /// To be read by the attention.
+    #[inline]
+    fn read(&self, base: u64, params: &AttentionParams) -> AttentionParams {
+        AttentionParams {
+            q: Global::new(base + self.q),
+            k: Global::new(base + self.k),
+            v: Global::new(base + self.v),
+            q_scale: Global::new(base + self.q_scale),
+            q_bias: Global::new(self.q_bias.map_or(0, |bias| base + bias)),
+            k_scale: Global::new(base + self.k_scale),
+            k_block_scale: Global::new(base + self.k_block_scale),
+            v_scale: Global::new(base + self.v_scale),
+            v_block_scale: Global::new(base + self.v_block_scale),
+            v_unit: Global::new(base + self.v_unit),
+            ..*params
+        }
+    }
+}

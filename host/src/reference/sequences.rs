@@ -1,0 +1,305 @@
+//! The references for sequences of unlike lengths: each one is computed as a problem of its own, with its own tensors.
+//!
+//! So a sequence has the same bits alone and in a pack by construction, and what holds of the kernels is that they do as well.
+
+use super::{Bounds, Exact, Int8};
+use crate::error::Result;
+use crate::problem::{AttentionProblem, HostSeqLens, Span};
+use crate::progress::{Progress, ProgressFn};
+use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat};
+use crate::tensor::HostTensor;
+use crate::view::HostView;
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, v_byte};
+use std::ops::Range;
+
+/// [`exact`](super::exact()) of every sequence, `[batch][heads_q][tokens]` as the problem's tensors have them. Rows that belong to no
+/// sequence are as those that see no key.
+///
+/// # Errors
+/// As there, and of [`AttentionProblem::spans`].
+pub fn exact(
+    problem: &AttentionProblem,
+    lengths: &HostSeqLens<'_>,
+    q: &HostTensor,
+    k: &HostTensor,
+    v: &HostTensor,
+) -> Result<Exact> {
+    problem.check_sizes()?;
+    super::quantize::check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
+    let mut all = Whole::new(problem);
+    for span in problem.spans(lengths)? {
+        if let Some(one) = all.dense(&span) {
+            let [q, k, v] = tensors(&span, q, k, v)?;
+            let Exact { o, lse } = super::exact(&one, &q, &k, &v)?;
+            all.put(&span, &o, &lse);
+        }
+    }
+    Ok(Exact { o: all.o, lse: all.lse })
+}
+
+/// [`exact_bounds`](super::exact_bounds()) of every sequence.
+///
+/// # Errors
+/// As there, and of [`AttentionProblem::spans`].
+pub fn exact_bounds(
+    problem: &AttentionProblem,
+    lengths: &HostSeqLens<'_>,
+    [q, k, v]: [&HostTensor; 3],
+    dtype: crate::DType,
+) -> Result<(Exact, Bounds)> {
+    problem.check()?;
+    super::quantize::check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
+    let (mut all, mut bounds) = (Whole::new(problem), Whole::zero(problem));
+    for span in problem.spans(lengths)? {
+        if let Some(one) = all.dense(&span) {
+            let [q, k, v] = tensors(&span, q, k, v)?;
+            let (Exact { o, lse }, of_one) = super::exact_bounds(&one, &q, &k, &v, dtype)?;
+            all.put(&span, &o, &lse);
+            bounds.put(&span, &of_one.o, &of_one.lse);
+        }
+    }
+    Ok((Exact { o: all.o, lse: all.lse }, Bounds { o: bounds.o, lse: bounds.lse }))
+}
+
+/// [`quantize`](super::quantize()) of every sequence. What belongs to no sequence, and keys behind a sequence's own, are zero.
+///
+/// # Errors
+/// As there, and of [`AttentionProblem::spans`].
+pub fn quantize<'a>(
+    problem: &AttentionProblem,
+    lengths: &HostSeqLens<'_>,
+    q: impl Into<HostView<'a>>,
+    k: impl Into<HostView<'a>>,
+    v: impl Into<HostView<'a>>,
+) -> Result<HostQuantized> {
+    let (q, k, v) = (q.into(), k.into(), v.into());
+    problem.check()?;
+    super::quantize::check_shapes(problem, [q, k, v].map(|tensor| tensor.shape()))?;
+    let mut all = empty(problem)?;
+    for span in problem.spans(lengths)? {
+        if span.kv.is_empty() {
+            // Queries without keys are quantized as well: nothing is taken out of K.
+            if !span.q.is_empty() {
+                let q = q.tokens(span.batch, span.q.clone())?;
+                let offset = vec![0.0; problem.heads_kv * problem.head_dim];
+                let offset = problem.scheme.rotates().then_some(offset.as_slice());
+                put_q(problem, &span, &mut all.q, &super::quantize_q(problem.scheme, &q, offset)?);
+            }
+            continue;
+        }
+        let k = super::quantize_k(problem.scheme, &k.tokens(span.batch, span.kv.clone())?)?;
+        let v = super::quantize_v(problem.scheme, &v.tokens(span.batch, span.kv.clone())?)?;
+        if !span.q.is_empty() {
+            let offset = problem.scheme.rotates().then_some(k.offset.as_slice());
+            let q = super::quantize_q(problem.scheme, &q.tokens(span.batch, span.q.clone())?, offset)?;
+            put_q(problem, &span, &mut all.q, &q);
+        }
+        for head in 0..problem.heads_kv {
+            let (to, of_all) = (span.blocks(problem, head), span.head(problem, head));
+            let from = of_one(&to, head);
+            let d = problem.head_dim;
+            let bytes = |blocks: &Range<usize>| blocks.start * block_bytes(d)..blocks.end * block_bytes(d);
+            let keys = |blocks: &Range<usize>| blocks.start * KV_BLOCK..blocks.end * KV_BLOCK;
+            all.k.data[bytes(&to)].copy_from_slice(&k.data[bytes(&from)]);
+            all.k.scale[keys(&to)].copy_from_slice(&k.scale[keys(&from)]);
+            all.k.block_scale[to.clone()].copy_from_slice(&k.block_scale[from.clone()]);
+            all.k.offset[of_all * d..][..d].copy_from_slice(&k.offset[head * d..][..d]);
+            all.v.data[bytes(&to)].copy_from_slice(&v.data[bytes(&from)]);
+            all.v.scale[keys(&to)].copy_from_slice(&v.scale[keys(&from)]);
+            all.v.block_scale[to].copy_from_slice(&v.block_scale[from]);
+            all.v.unit[of_all] = v.unit[head];
+        }
+    }
+    Ok(all)
+}
+
+/// [`int8`](super::int8()) of every sequence on the problem's operands.
+///
+/// # Errors
+/// As there, and of [`AttentionProblem::spans`].
+pub fn int8(problem: &AttentionProblem, lengths: &HostSeqLens<'_>, operands: &HostQuantized) -> Result<Int8> {
+    int8_with_progress(problem, lengths, operands, None)
+}
+
+pub(crate) fn int8_with_progress(
+    problem: &AttentionProblem,
+    lengths: &HostSeqLens<'_>,
+    operands: &HostQuantized,
+    progress: Option<ProgressFn<'_>>,
+) -> Result<Int8> {
+    let mut all = Whole::new(problem);
+    let total = (problem.q_shape().rows()) as u64;
+    let mut before = 0;
+    for span in checked_spans(problem, lengths, operands)? {
+        if let Some(one) = all.dense(&span) {
+            let ahead = |p: Progress| {
+                if let Some(progress) = progress {
+                    progress(Progress { done: before + p.done, total });
+                }
+            };
+            let Int8 { o, lse } =
+                super::int8_with_progress((&one).into(), &part(problem, &span, operands)?, Some(&ahead))?;
+            all.put(&span, &o, &lse);
+        }
+        before += (problem.heads_q * span.q.len()) as u64;
+    }
+    Ok(Int8 { o: all.o, lse: all.lse })
+}
+
+/// [`gpu_bounds`](super::gpu_bounds()) of every sequence, or [`ideal_bounds`](super::ideal_bounds) where `ideal`.
+///
+/// # Errors
+/// As there, and of [`AttentionProblem::spans`].
+pub fn gpu_bounds(
+    problem: &AttentionProblem,
+    lengths: &HostSeqLens<'_>,
+    operands: &HostQuantized,
+    dtype: crate::DType,
+    ideal: bool,
+) -> Result<(Int8, Bounds)> {
+    let (mut all, mut bounds) = (Whole::new(problem), Whole::zero(problem));
+    for span in checked_spans(problem, lengths, operands)? {
+        if let Some(one) = all.dense(&span) {
+            let x = part(problem, &span, operands)?;
+            let (Int8 { o, lse }, of_one) =
+                if ideal { super::ideal_bounds(&one, &x, dtype) } else { super::gpu_bounds(&one, &x, dtype) }?;
+            all.put(&span, &o, &lse);
+            bounds.put(&span, &of_one.o, &of_one.lse);
+        }
+    }
+    Ok((Int8 { o: all.o, lse: all.lse }, Bounds { o: bounds.o, lse: bounds.lse }))
+}
+
+/// The operands of one sequence, which has queries and keys, as those of a dense problem.
+///
+/// # Errors
+/// A wrong problem.
+pub fn part(problem: &AttentionProblem, span: &Span, x: &HostQuantized) -> Result<HostQuantized> {
+    let one = problem.of_one(span.q.len(), span.kv.len());
+    let mut out = empty(&one)?;
+    for head in 0..problem.heads_q {
+        let (from, d) = (span.rows(problem, head), problem.head_dim);
+        let to = head * span.q.len()..(head + 1) * span.q.len();
+        out.q.data[to.start * d..to.end * d].copy_from_slice(&x.q.data[from.start * d..from.end * d]);
+        out.q.scale[to.clone()].copy_from_slice(&x.q.scale[from.clone()]);
+        if let (Some(to_bias), Some(bias)) = (&mut out.q.bias, &x.q.bias) {
+            to_bias[to].copy_from_slice(&bias[from]);
+        }
+    }
+    for head in 0..problem.heads_kv {
+        let (from, of_all) = (span.blocks(problem, head), span.head(problem, head));
+        let to = of_one(&from, head);
+        let d = problem.head_dim;
+        let bytes = |blocks: &Range<usize>| blocks.start * block_bytes(d)..blocks.end * block_bytes(d);
+        let keys = |blocks: &Range<usize>| blocks.start * KV_BLOCK..blocks.end * KV_BLOCK;
+        out.k.data[bytes(&to)].copy_from_slice(&x.k.data[bytes(&from)]);
+        out.k.scale[keys(&to)].copy_from_slice(&x.k.scale[keys(&from)]);
+        out.k.block_scale[to.clone()].copy_from_slice(&x.k.block_scale[from.clone()]);
+        out.k.offset[head * d..][..d].copy_from_slice(&x.k.offset[of_all * d..][..d]);
+        out.v.data[bytes(&to)].copy_from_slice(&x.v.data[bytes(&from)]);
+        out.v.scale[keys(&to)].copy_from_slice(&x.v.scale[keys(&from)]);
+        out.v.block_scale[to].copy_from_slice(&x.v.block_scale[from]);
+        out.v.unit[head] = x.v.unit[of_all];
+    }
+    Ok(out)
+}
+
+/// The blocks of head `head` of a sequence that is alone, of which there are as many.
+const fn of_one(blocks: &Range<usize>, head: usize) -> Range<usize> {
+    let each = blocks.end - blocks.start;
+    head * each..(head + 1) * each
+}
+
+fn put_q(problem: &AttentionProblem, span: &Span, all: &mut HostQ, q: &HostQ) {
+    for head in 0..problem.heads_q {
+        let (to, d) = (span.rows(problem, head), problem.head_dim);
+        let from = head * span.q.len()..(head + 1) * span.q.len();
+        all.data[to.start * d..to.end * d].copy_from_slice(&q.data[from.start * d..from.end * d]);
+        all.scale[to.clone()].copy_from_slice(&q.scale[from.clone()]);
+        if let (Some(to_bias), Some(bias)) = (&mut all.bias, &q.bias) {
+            to_bias[to].copy_from_slice(&bias[from]);
+        }
+    }
+}
+
+/// Operands of a problem whose sequences have no tokens.
+fn empty(problem: &AttentionProblem) -> Result<HostQuantized> {
+    let (q, kv) = (Lengths::of(problem.q_shape())?, Lengths::of_kv(problem)?);
+    let (scheme, packed, format) = (problem.scheme, problem.packed(), PackedFormat::CURRENT);
+    Ok(HostQuantized {
+        q: HostQ {
+            shape: problem.q_shape(),
+            scheme,
+            data: vec![0; q.q_data],
+            scale: vec![0.0; q.q_scale],
+            bias: scheme.rotates().then(|| vec![0.0; q.q_scale]),
+        },
+        k: HostK {
+            shape: problem.kv_shape(),
+            packed,
+            scheme,
+            format,
+            data: vec![0; kv.kv_data],
+            scale: vec![0.0; kv.kv_scale],
+            block_scale: vec![0.0; kv.blocks],
+            offset: vec![0.0; kv.channels],
+        },
+        v: HostV {
+            shape: problem.kv_shape(),
+            packed,
+            scheme,
+            format,
+            data: vec![v_byte(0); kv.kv_data],
+            scale: vec![0.0; kv.kv_scale],
+            block_scale: vec![0.0; kv.blocks],
+            unit: vec![1.0; kv.heads],
+        },
+    })
+}
+
+fn checked_spans(problem: &AttentionProblem, lengths: &HostSeqLens<'_>, operands: &HostQuantized) -> Result<Vec<Span>> {
+    problem.check()?;
+    super::int8::check_operands(problem, operands)?;
+    problem.spans(lengths)
+}
+
+/// A sequence's tensors.
+fn tensors(span: &Span, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Result<[HostTensor; 3]> {
+    let kv = |x: &HostTensor| x.view().tokens(span.batch, span.kv.clone());
+    Ok([q.view().tokens(span.batch, span.q.clone())?, kv(k)?, kv(v)?])
+}
+
+/// The rows of all sequences, in the order of the problem's tensors.
+struct Whole<'a> {
+    problem: &'a AttentionProblem,
+    o: Vec<f64>,
+    lse: Vec<f64>,
+}
+
+impl<'a> Whole<'a> {
+    /// Of rows that see no key.
+    fn new(problem: &'a AttentionProblem) -> Self {
+        Self { lse: vec![f64::NEG_INFINITY; problem.q_shape().rows()], ..Self::zero(problem) }
+    }
+
+    fn zero(problem: &'a AttentionProblem) -> Self {
+        let shape = problem.q_shape();
+        Self { problem, o: vec![0.0; shape.elements()], lse: vec![0.0; shape.rows()] }
+    }
+
+    /// The sequence as a dense problem, where it has queries and keys.
+    fn dense(&self, span: &Span) -> Option<AttentionProblem> {
+        let is = !span.q.is_empty() && !span.kv.is_empty();
+        is.then(|| self.problem.of_one(span.q.len(), span.kv.len()))
+    }
+
+    /// A sequence's results, `[heads_q][rows]`.
+    fn put(&mut self, span: &Span, o: &[f64], lse: &[f64]) {
+        let (n, d) = (span.q.len(), self.problem.head_dim);
+        for head in 0..self.problem.heads_q {
+            let to = span.rows(self.problem, head);
+            self.o[to.start * d..to.end * d].copy_from_slice(&o[head * n * d..][..n * d]);
+            self.lse[to].copy_from_slice(&lse[head * n..][..n]);
+        }
+    }
+}

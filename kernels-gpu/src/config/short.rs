@@ -1,0 +1,228 @@
+//! The kernels for short K and V: one launch from float tensors to the output (`attention/short`).
+
+use super::{NOTE_BYTES, SCRATCH_BYTES, rows::short_rows};
+use crate::layout::{KV_BLOCK, ROW_BYTES, kv_blocks};
+
+/// One kernel for short K and V and how it is launched; of the default scheme, for every GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortVariant {
+    /// Its PTX module and its entry point there.
+    pub name: &'static str,
+    /// Head dimension.
+    pub head_dim: usize,
+    /// m16 tiles of query rows that a warp has at a time.
+    pub m16_tiles: usize,
+    /// The most warps of one CTA.
+    pub most_warps: usize,
+    /// CTAs of so many warps that an SM should hold; written into the PTX as `.minnctapersm`.
+    pub min_ctas: usize,
+    /// The most keys up to which it was measured to be faster than quantization and attention by two kernels; with more the library takes
+    /// these.
+    pub to_keys: usize,
+}
+
+macro_rules! short_variants {
+    ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, most_warps: $warps:literal, min_ctas: $ctas:literal,
+        to_keys: $to:literal })*) => {
+        &[$(ShortVariant {
+            name: stringify!($name), head_dim: $d, m16_tiles: $mt, most_warps: $warps, min_ctas: $ctas, to_keys: $to,
+        }),*]
+    };
+}
+
+/// All kernels for short K and V.
+pub const SHORT: &[ShortVariant] = short_rows!(short_variants);
+
+/// The kernel for short K and V of a head dim.
+#[must_use]
+pub fn short(head_dim: usize) -> Option<&'static ShortVariant> {
+    SHORT.iter().find(|v| v.head_dim == head_dim)
+}
+
+/// How a kernel is launched for some lengths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortLaunch {
+    /// Warps of a CTA.
+    pub warps: usize,
+    /// Dynamic shared memory of a CTA.
+    pub shared_bytes: usize,
+    /// CTAs that share the rows of a head of K and V.
+    pub parts: usize,
+}
+
+impl ShortVariant {
+    /// Query rows that a warp has at a time.
+    #[must_use]
+    pub const fn tile_m(&self) -> usize {
+        16 * self.m16_tiles
+    }
+
+    /// Dynamic shared memory of a CTA of so many warps for so many keys.
+    #[must_use]
+    pub const fn shared_bytes(&self, warps: usize, seqlen_kv: usize) -> usize {
+        let (blocks, keys) = (kv_blocks(seqlen_kv), padded_keys(seqlen_kv));
+        warps_offset(self.head_dim, blocks, keys) + warps * warp_bytes(self.head_dim, self.m16_tiles)
+    }
+
+    /// The most keys whose codes fit so much shared memory of a CTA.
+    #[must_use]
+    pub const fn most_keys(&self, shared_bytes: usize) -> usize {
+        let mut keys = 0;
+        while self.shared_bytes(FEW_WARPS, keys + ROW_BYTES) <= shared_bytes {
+            keys += ROW_BYTES;
+        }
+        keys
+    }
+
+    /// CTAs of so many warps that an SM holds, of GPUs that give one of them so much shared memory at most.
+    const fn ctas(&self, warps: usize, shared_bytes: usize, seqlen_kv: usize) -> usize {
+        // 1 KiB of each is the system's, and an SM has that much more than it gives to one.
+        const SYSTEM: usize = 1 << 10;
+        let by_memory = (shared_bytes + SYSTEM) / (self.shared_bytes(warps, seqlen_kv) + SYSTEM);
+        let by_registers = self.min_ctas * self.most_warps / warps;
+        if by_memory < by_registers { by_memory } else { by_registers }
+    }
+
+    /// The launch for `heads_kv` heads of K and V, each of `group` heads of `seqlen_q` queries, on a GPU of so many multiprocessors that gives a
+    /// CTA so much shared memory; `seqlen_kv` is at most [`most_keys`](Self::most_keys) of that.
+    ///
+    /// CTAs have few warps, which wait for each other less, but where an SM then holds so few CTAs that it has fewer warps than of larger ones.
+    /// A head of K and V has as few CTAs as give all multiprocessors theirs.
+    #[must_use]
+    pub fn launch(
+        &self,
+        (heads_kv, group): (usize, usize),
+        (seqlen_q, seqlen_kv): (usize, usize),
+        multiprocessors: usize,
+        shared_bytes: usize,
+    ) -> ShortLaunch {
+        let ctas = |warps| self.ctas(warps, shared_bytes, seqlen_kv);
+        let tiles = group * seqlen_q.div_ceil(self.tile_m());
+        let many = self.most_warps * ctas(self.most_warps) > FEW_WARPS * ctas(FEW_WARPS) && tiles > FEW_WARPS;
+        let warps = if many { self.most_warps } else { FEW_WARPS };
+        let (rounds, slots) = (tiles.div_ceil(warps), ctas(warps) * multiprocessors);
+        let parts = rounds.div_ceil(rounds.div_ceil((slots / heads_kv.max(1)).max(1)).max(1)).max(1);
+        ShortLaunch { warps, shared_bytes: self.shared_bytes(warps, seqlen_kv), parts }
+    }
+}
+
+/// Warps of the smaller CTAs, and those that find K's offset.
+pub const FEW_WARPS: usize = 4;
+
+/// Keys that have a place: whole panels of a block.
+#[inline(always)]
+#[must_use]
+pub const fn padded_keys(seqlen_kv: usize) -> usize {
+    seqlen_kv.next_multiple_of(ROW_BYTES)
+}
+
+/// Bytes of a warp's area: its queries as they come, then their codes, then what it needs for special blocks, all in one place; notes, sums, and
+/// scale and bias of each row.
+#[must_use]
+pub const fn warp_bytes(head_dim: usize, mt: usize) -> usize {
+    rows_offset(head_dim, mt) + 2 * 4 * 16 * mt
+}
+
+/// Where a warp's notes begin in its area, and behind them its sums.
+#[must_use]
+pub const fn notes_offset(head_dim: usize, mt: usize) -> usize {
+    // In halves: four vectors of each lane at a time.
+    let queries = 32 * 4 * 16 * queries_rounds(head_dim, mt);
+    if queries > SCRATCH_BYTES { queries } else { SCRATCH_BYTES }
+}
+
+/// Where the scales of a warp's rows are in its area, and behind them their biases.
+#[must_use]
+pub const fn rows_offset(head_dim: usize, mt: usize) -> usize {
+    notes_offset(head_dim, mt) + 16 * mt * NOTE_BYTES + 32 * 16 * mt
+}
+
+/// How often a warp takes 32 dims a lane, until it has its tile of query rows.
+#[must_use]
+pub const fn queries_rounds(head_dim: usize, mt: usize) -> usize {
+    (16 * mt * head_dim).div_ceil(32 * 32)
+}
+
+/// Where what is said of the head begins: behind the signs of the dims, 4 bytes each at most, and K's offset.
+#[must_use]
+pub const fn head_offset(head_dim: usize) -> usize {
+    2 * 4 * head_dim
+}
+
+/// Bytes of the three numbers of each key: of K its scale and then its factor; of V the largest magnitude and then the reciprocal of its
+/// scale; and V's scale.
+pub const NUMBERS_BYTES: usize = 3 * 4 * KV_BLOCK;
+
+/// Where the blocks' scales begin, 16 bytes each: behind `v_unit` and what the CTA works on.
+#[must_use]
+pub const fn blocks_offset(head_dim: usize) -> usize {
+    head_offset(head_dim) + 16
+}
+
+/// Where the keys' numbers begin.
+#[inline(always)]
+#[must_use]
+pub const fn numbers_offset(head_dim: usize, blocks: usize) -> usize {
+    blocks_offset(head_dim) + 16 * blocks
+}
+
+/// Where the codes of K begin, and behind them V's.
+#[inline(always)]
+#[must_use]
+pub const fn codes_offset(head_dim: usize, blocks: usize) -> usize {
+    // Eight rows of a panel are all banks.
+    (numbers_offset(head_dim, blocks) + NUMBERS_BYTES * blocks).next_multiple_of(256)
+}
+
+/// Where the areas of the warps begin.
+#[inline(always)]
+#[must_use]
+pub const fn warps_offset(head_dim: usize, blocks: usize, keys: usize) -> usize {
+    codes_offset(head_dim, blocks) + 2 * keys * head_dim
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V: ShortVariant =
+        ShortVariant { name: "", head_dim: 64, m16_tiles: 1, most_warps: 8, min_ctas: 2, to_keys: 0 };
+    /// Of an H200.
+    const SHARED: usize = 227 << 10;
+
+    #[test]
+    fn parts_fill_the_card_and_none_is_empty() {
+        let parts = |heads, group, lengths| V.launch((heads, group), lengths, 132, SHARED).parts;
+        // Heads enough.
+        assert_eq!(parts(1024, 1, (257, 257)), 1);
+        assert_eq!(parts(384, 1, (512, 512)), 1);
+        // 64 rounds of 64 rows for 20 heads, in 26 places each: 22 CTAs of 3 rounds.
+        assert_eq!(parts(20, 1, (4096, 77)), 22);
+        for (heads, group, rows) in [(1, 1, 1), (1, 8, 1), (3, 2, 130), (7, 1, 5000), (1000, 4, 1)] {
+            let parts = parts(heads, group, (rows, 100));
+            let rounds = (group * rows.div_ceil(16)).div_ceil(4);
+            assert!(parts >= 1 && parts <= rounds, "{heads} {group} {rows}: {parts}");
+            assert!(parts == 1 || parts * heads <= 4 * 132, "{heads} {group} {rows}: {parts}");
+        }
+    }
+
+    #[test]
+    fn ctas_are_large_where_few_small_ones_fit() {
+        let warps = |lengths| V.launch((384, 1), lengths, 132, SHARED).warps;
+        assert_eq!([(257, 257), (512, 512), (64, 512), (65, 512)].map(warps), [4, 8, 4, 8]);
+    }
+
+    #[test]
+    fn keys_that_fit_are_the_most() {
+        for v in SHORT {
+            for bytes in [48 << 10, 99 << 10, 227 << 10] {
+                let (most, of) = (v.most_keys(bytes), |keys| v.shared_bytes(FEW_WARPS, keys));
+                assert!(most > 0 && of(most) <= bytes && of(most + 1) > bytes, "{}", v.name);
+                let launch = v.launch((1, 1), (1000, most), 132, bytes);
+                assert!(launch.shared_bytes <= bytes, "{}: {launch:?}", v.name);
+            }
+            // Codes of queries take the place of the first round's vectors.
+            assert!(v.tile_m() * v.head_dim <= 32 * 4 * 16);
+        }
+    }
+}

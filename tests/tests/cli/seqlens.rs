@@ -1,0 +1,47 @@
+//! `--seqlens` and `--seqlens-kv`.
+
+use super::{Folder, encode, good, half_tensor, refused, run_on, wave};
+use serde_json::Value;
+
+#[test]
+fn packed_sequences_and_key_lengths_run_on_the_cpu_and_on_the_ptx_machine() {
+    let dims = [1, 2, 140, 32];
+    let cross = [half_tensor("q", [1, 2, 9, 32], wave), good(dims)[1].clone(), good(dims)[2].clone()];
+    for (tensors, more) in [
+        (good(dims), &["--seqlens", "5,0,131,4", "--causal"][..]),
+        (cross, &["--seqlens", "4,5", "--seqlens-kv", "130,10"]),
+        (good([2, 2, 70, 32]), &["--seqlens-kv", "70,3"]),
+    ] {
+        for device in ["cpu", "sim"] {
+            let folder = Folder::new("seqlens");
+            let (input, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+            std::fs::write(&input, encode(&tensors)).expect("the input is written");
+            let more = [more, &["--lse", "--check", "--json"]].concat();
+            let result = run_on(device, &input, &output, &more);
+            assert!(result.status.success(), "{device} {more:?}: {}", String::from_utf8_lossy(&result.stderr));
+            let report: Value = serde_json::from_slice(&result.stdout).expect("one JSON object");
+            assert!(report["check"]["relative_l2"].as_f64().expect("a figure") < 2e-2, "{device} {more:?} {report}");
+        }
+    }
+}
+
+#[test]
+fn wrong_lengths_are_refused() {
+    let packed = encode(&good([1, 2, 12, 32]));
+    let batch = encode(&good([2, 2, 12, 32]));
+    refused("sum", &packed, &["--seqlens", "5,6"], "one batch of 11 tokens");
+    refused("batch", &batch, &["--seqlens", "5,7"], "one batch of 12 tokens");
+    refused(
+        "count",
+        &packed,
+        &["--seqlens", "5,7", "--seqlens-kv", "12"],
+        "cu_seqlens_kv holds 2 elements; 3 are needed",
+    );
+    refused(
+        "keys",
+        &batch,
+        &["--seqlens-kv", "5,13"],
+        "13 tokens for sequence 1; the problem's sequences have at most 12",
+    );
+    refused("too few", &batch, &["--seqlens-kv", "5"], "seqlens_kv holds 1 elements; 2 are needed");
+}

@@ -1,0 +1,182 @@
+//! Plans of whole jobs: which way they take, what they refuse, and what recordings of them keep.
+
+use crate::{layouts, nothing_is_left, problem, sentence};
+use half::f16;
+use int_flash_attention::{
+    AttentionOutput, AttentionProblem, DType, DeviceBuffer, DeviceSliceMut, Error, Gpu, JobPath, JobPlan,
+    QuantizeLayouts, Result, Scheme, Shape, Stream, TensorLayout,
+};
+use int_flash_attention_kernels::config::short::short;
+use pretended_driver::{PretendedGpu, begin};
+
+const BOTH: [JobPath; 2] = [JobPath::Fused, JobPath::Quantized];
+
+fn tensors(problem: &AttentionProblem) -> (QuantizeLayouts, AttentionOutput) {
+    let (q, kv) = layouts(problem);
+    let output = AttentionOutput { layout: q, dtype: DType::F16, lse: true };
+    (QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 }, output)
+}
+
+fn plan(gpu: &Gpu, path: JobPath, problem: &AttentionProblem) -> Result<JobPlan> {
+    let (inputs, output) = tensors(problem);
+    gpu.plan_job_of(path, problem, &inputs, &output)
+}
+
+/// A job's memory.
+struct Buffers {
+    inputs: [DeviceBuffer<f16>; 3],
+    workspace: DeviceBuffer<u8>,
+    o: DeviceBuffer<f16>,
+    lse: DeviceBuffer<f32>,
+}
+
+impl Buffers {
+    fn new(gpu: &Gpu, problem: &AttentionProblem, workspace: usize) -> Result<Self> {
+        let (q, kv) = (problem.q_shape().elements(), problem.kv_shape().elements());
+        let inputs = [gpu.alloc(q)?, gpu.alloc(kv)?, gpu.alloc(kv)?];
+        let (o, lse) = (gpu.alloc(q)?, gpu.alloc(problem.q_shape().rows())?);
+        Ok(Self { inputs, workspace: gpu.alloc(workspace)?, o, lse })
+    }
+
+    fn launch(&mut self, plan: &JobPlan, stream: &Stream) -> Result<()> {
+        let Self { inputs: [q, k, v], workspace, o, lse } = self;
+        let inputs = [(&*q).into(), (&*k).into(), (&*v).into()];
+        plan.launch(stream, inputs, workspace.slice_mut(), o.into(), Some(lse.slice_mut()))
+    }
+}
+
+#[test]
+fn the_way_is_that_of_the_table() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let path = |problem: AttentionProblem| {
+            let (inputs, output) = tensors(&problem);
+            gpu.plan_job(&problem, &inputs, &output).unwrap().path()
+        };
+        for head_dim in [32, 64, 128] {
+            let to = short(head_dim).unwrap().to_keys;
+            let of = |seqlen_kv| AttentionProblem::new(2, 4, 2, 100, seqlen_kv, head_dim);
+            assert!((1..=to).all(|n| path(of(n)) == JobPath::Fused));
+            assert_eq!(path(of(to + 1)), JobPath::Quantized);
+            assert_eq!(path(of(1).with_scheme(Scheme::Paper)), JobPath::Quantized);
+        }
+        assert_eq!(path(AttentionProblem::new(1, 1, 1, 10, 10, 96)), JobPath::Quantized);
+    }
+    nothing_is_left(&session);
+}
+
+#[test]
+fn plans_refuse_what_there_is_no_way_for() {
+    let session = begin(&[PretendedGpu::H200, PretendedGpu::B300]);
+    {
+        let (gpu, ultra) = (Gpu::new(0).unwrap(), Gpu::new(1).unwrap());
+        let p = problem();
+        let (inputs, output) = tensors(&p);
+        for (head_dim, scheme) in [(96, Scheme::Default), (64, Scheme::Paper)] {
+            let p = AttentionProblem { head_dim, ..p }.with_scheme(scheme);
+            assert!(matches!(plan(&gpu, JobPath::Fused, &p), Err(Error::NotShort { .. })), "{head_dim} {scheme}");
+            assert!(plan(&gpu, JobPath::Quantized, &p).is_ok());
+        }
+        // More keys than fit, up to as many as there are.
+        for seqlen_kv in [5000, (1 << 31) - 256] {
+            let long = AttentionProblem { seqlen_kv, ..p };
+            let text = sentence(plan(&gpu, JobPath::Fused, &long));
+            assert!(text.contains("shared memory") && text.contains("attention_short_d64"), "{text}");
+        }
+        let other = TensorLayout::bhnd(Shape::new(1, 2, 11, 64).unwrap());
+        let crossed = TensorLayout::strided(p.q_shape(), [64, 32, 32]).unwrap();
+        for path in BOTH {
+            for (inputs, output, wrong) in [
+                (QuantizeLayouts { q: other, ..inputs }, output, "q"),
+                (QuantizeLayouts { k: other, ..inputs }, output, "k"),
+                (QuantizeLayouts { v: other, ..inputs }, output, "v"),
+                (inputs, AttentionOutput { layout: other, ..output }, "o"),
+            ] {
+                let error = gpu.plan_job_of(path, &p, &inputs, &output).err();
+                let fits = matches!(&error, Some(Error::ShapeMismatch { name, .. }) if *name == wrong);
+                assert!(fits, "{path:?} {wrong}: {error:?}");
+            }
+            let overlap = gpu.plan_job_of(path, &p, &inputs, &AttentionOutput { layout: crossed, ..output });
+            assert!(matches!(overlap, Err(Error::Overlap { .. })), "{path:?}");
+        }
+        assert!(matches!(ultra.plan_job(&p, &inputs, &output), Err(Error::SlowInt8 { .. })));
+        let many = AttentionProblem::new(65535, 65535, 65535, 1, 20, 32);
+        assert!(matches!(plan(&gpu, JobPath::Fused, &many), Err(Error::Grid { .. })));
+    }
+    nothing_is_left(&session);
+}
+
+#[test]
+fn launches_refuse_buffers_that_do_not_fit() {
+    let session = begin(&[PretendedGpu::H200, PretendedGpu::H200]);
+    {
+        let (gpu, elsewhere) = (Gpu::new(0).unwrap(), Gpu::new(1).unwrap());
+        let stream = gpu.stream().unwrap();
+        let p = problem();
+        for path in BOTH {
+            let plan = plan(&gpu, path, &p).unwrap();
+            let mut job = Buffers::new(&gpu, &p, plan.workspace_bytes()).unwrap();
+            job.launch(&plan, &stream).expect("what fits is launched");
+            for (i, name) in ["q", "k", "v"].into_iter().enumerate() {
+                let short = gpu.alloc(job.inputs[i].len() - 1).unwrap();
+                let whole = std::mem::replace(&mut job.inputs[i], short);
+                let error = job.launch(&plan, &stream).err();
+                assert!(matches!(error, Some(Error::Length { name: n, .. }) if n == name), "{name}: {error:?}");
+                job.inputs[i] = elsewhere.alloc(whole.len()).unwrap();
+                let error = job.launch(&plan, &stream).err();
+                assert!(matches!(error, Some(Error::OtherContext { name: n, .. }) if n == name), "{name}: {error:?}");
+                job.inputs[i] = whole;
+            }
+            let Buffers { inputs: [q, k, v], workspace, o, lse } = &mut job;
+            let inputs = || [(&*q).into(), (&*k).into(), (&*v).into()];
+            let without = plan.launch(&stream, inputs(), workspace.slice_mut(), o.into(), None);
+            assert!(matches!(without, Err(Error::Optional { name: "lse", given: "not given", .. })));
+            // SAFETY: never used, because it is refused.
+            let odd = unsafe { DeviceSliceMut::<f16>::from_raw(o.ptr() + 1, o.len()) };
+            let odd = plan.launch(&stream, inputs(), workspace.slice_mut(), odd.into(), Some(lse.slice_mut()));
+            assert!(matches!(odd, Err(Error::Alignment { name: "o", .. })));
+        }
+        let plan = plan(&gpu, JobPath::Quantized, &p).unwrap();
+        let mut job = Buffers::new(&gpu, &p, plan.workspace_bytes() - 1).unwrap();
+        let error = job.launch(&plan, &stream).err();
+        assert!(matches!(error, Some(Error::Length { name: "the workspace", .. })), "{error:?}");
+    }
+    nothing_is_left(&session);
+}
+
+/// What a plan needs of its kernel is not taken away by a plan that needs less of the same kernel.
+#[test]
+fn plans_of_one_kernel_do_not_hinder_each_other() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let stream = gpu.stream().unwrap();
+        let of = |seqlen_kv| AttentionProblem { seqlen_kv, ..problem() };
+        let large = plan(&gpu, JobPath::Fused, &of(500)).unwrap();
+        let small = plan(&gpu, JobPath::Fused, &of(300)).unwrap();
+        for (plan, p) in [(&small, of(300)), (&large, of(500))] {
+            Buffers::new(&gpu, &p, 0).unwrap().launch(plan, &stream).unwrap();
+        }
+    }
+    nothing_is_left(&session);
+}
+
+#[test]
+fn a_recorded_job_keeps_its_memory() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let stream = gpu.stream().unwrap();
+        for path in BOTH {
+            let p = problem();
+            let plan = plan(&gpu, path, &p).unwrap();
+            let mut job = Buffers::new(&gpu, &p, plan.workspace_bytes()).unwrap();
+            let graph = gpu.capture(&stream, || job.launch(&plan, &stream)).unwrap();
+            drop((job, plan));
+            graph.launch(&stream).unwrap();
+            stream.synchronize().unwrap();
+        }
+    }
+    nothing_is_left(&session);
+}

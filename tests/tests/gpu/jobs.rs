@@ -1,0 +1,152 @@
+//! Whole jobs from float tensors: both ways against the reference, the kernels for short K and V against the PTX machine, and graphs.
+
+use crate::device::{OnGpu, bits, f16_inputs};
+use anyhow::{Context, Result, ensure};
+use half::f16;
+use int_flash_attention::{
+    AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, JobPath, JobPlan, QuantizeLayouts, Scheme, Stream,
+    TensorLayout, reference,
+};
+use int_flash_attention_kernels::config::short::SHORT;
+use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case};
+use int_flash_attention_tests::values::Values;
+use int_flash_attention_tests::{cases, check_cases, properties};
+
+const BOTH: [JobPath; 2] = [JobPath::Fused, JobPath::Quantized];
+
+/// A case by every way that there is for it, within the bounds of the reference.
+fn all(on: &OnGpu, case: &Case) -> Result<()> {
+    let (problem, [q, k, v]) = (&case.problem, case.tensors()?);
+    let operands = reference::quantize(problem, &q, &k, &v)?;
+    let (want, bounds) = reference::gpu_bounds(problem, &operands, case.out_dtype)?;
+    let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: case.dtype };
+    let output = AttentionOutput { layout: case.output()?, dtype: case.out_dtype, lse: case.lse };
+    let has_fused = problem.scheme == Scheme::Default && SHORT.iter().any(|v| v.head_dim == problem.head_dim);
+    for path in BOTH.into_iter().filter(|&path| path == JobPath::Quantized || has_fused) {
+        let plan = on.gpu.plan_job_of(path, problem, &layouts, &output)?;
+        let (o, lse) = on.job(&plan, [&q, &k, &v], &output, problem.q_shape().rows())?;
+        let context = || format!("{path:?}, {case:?}");
+        properties::within(
+            "o",
+            &properties::representable(&o, &want.o, &bounds.o),
+            &want.o,
+            &bounds.o,
+            problem.head_dim,
+        )
+        .with_context(context)?;
+        ensure!(lse.is_some() == case.lse, "a log-sum-exp unasked, or none");
+        if let Some(lse) = lse {
+            let lse: Vec<f64> = lse.into_iter().map(f64::from).collect();
+            properties::within("lse", &lse, &want.lse, &bounds.lse, 1).with_context(context)?;
+        }
+    }
+    Ok(())
+}
+
+pub fn match_the_reference(on: &OnGpu) -> Result<()> {
+    for (seed, (seqlen_q, seqlen_kv)) in AWKWARD.into_iter().chain([(257, 257), (100, 77), (9, 33)]).enumerate() {
+        for (i, variant) in SHORT.iter().enumerate() {
+            let problem = AttentionProblem::new(1, 4, 2, seqlen_q, seqlen_kv, variant.head_dim);
+            let problem = problem.with_window(WINDOWS[(seed + i) % WINDOWS.len()]);
+            let dtype = [DType::F16, DType::BF16, DType::F32][(seed + i) % 3];
+            // As many keys as any GPU of compute capability 8.6 has shared memory for.
+            if seqlen_kv <= variant.most_keys(99 << 10) {
+                all(on, &Case { dtype, ..Case::plain(problem, seed as u64) })?;
+            }
+        }
+    }
+    for (seed, values) in Values::ALL.into_iter().enumerate() {
+        for dtype in [DType::F16, DType::BF16, DType::F32] {
+            let head_dim = SHORT[seed % SHORT.len()].head_dim;
+            let problem = AttentionProblem::new(1, 2, 1, 150, 300, head_dim).with_causal(true);
+            all(on, &Case { values: [values; 3], dtype, out_dtype: dtype, ..Case::plain(problem, seed as u64) })?;
+        }
+    }
+    let kinds = [(0, [1, 0, 0]), (0, [0, 3, 0]), (0, [0, 0, 5]), (1, [0, 0, 0]), (8, [0, 0, 0]), (2, [3, 1, 7])];
+    for (kind, (ahead, [token, head, batch])) in kinds.into_iter().enumerate() {
+        for variant in SHORT {
+            let problem = AttentionProblem::new(2, 4, 2, 67, 201, variant.head_dim);
+            let dtype = [DType::F16, DType::BF16, DType::F32][kind % 3];
+            let placement = [Placement::Padded { token, head, batch }; 4];
+            let case = Case { dtype, out_dtype: dtype, placement, ..Case::plain(problem, kind as u64) };
+            all(&OnGpu { ahead, ..on.clone() }, &case)?;
+        }
+    }
+    check_cases(cases(150), &any_case(300), |case| all(on, case)).map_err(anyhow::Error::msg)
+}
+
+/// Many heads with few rows, and few heads with many, which several CTAs share: both ways give the same up to the order of sums.
+pub fn fill_the_card(on: &OnGpu) -> Result<()> {
+    for (batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim) in [
+        (200, 12, 12, 33, 33, 32),
+        (32, 12, 12, 128, 128, 32),
+        (2, 10, 10, 4096, 77, 64),
+        (16, 16, 4, 257, 257, 64),
+        (1, 32, 1, 1000, 256, 128),
+    ] {
+        let problem = AttentionProblem::new(batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim);
+        let stream = on.gpu.stream()?;
+        let [fused, quantized] = BOTH.map(|path| -> Result<Vec<f16>> {
+            let (mut job, plan) = Job::new(&on.gpu, path, problem, 3)?;
+            job.launch(&plan, &stream)?;
+            stream.synchronize()?;
+            Ok(job.o.to_vec()?)
+        });
+        for (i, (fused, quantized)) in fused?.into_iter().zip(quantized?).enumerate() {
+            let (fused, quantized) = (fused.to_f32(), quantized.to_f32());
+            // The same codes: float32 sums in another order, rounded to float16.
+            let near = (fused - quantized).abs() <= 2f32.powi(-10) * quantized.abs() + 2f32.powi(-14);
+            ensure!(near, "{problem:?}, element {i}: {fused} and {quantized}");
+        }
+    }
+    Ok(())
+}
+
+/// A graph of a job, its memory given up, replays on new inputs.
+pub fn graph(on: &OnGpu) -> Result<()> {
+    for path in BOTH {
+        let problem = AttentionProblem::new(2, 4, 2, 100, 200, 64).with_causal(true);
+        let stream = on.gpu.stream()?;
+        let (mut captured, plan) = Job::new(&on.gpu, path, problem, 1)?;
+        let graph = on.gpu.capture(&stream, || captured.launch(&plan, &stream))?;
+        for seed in [2, 3] {
+            for (buffer, values) in captured.inputs.iter_mut().zip(f16_inputs(&problem, seed)?) {
+                buffer.copy_from(&values)?;
+            }
+            graph.launch(&stream)?;
+            let (mut direct, plan) = Job::new(&on.gpu, path, problem, seed)?;
+            direct.launch(&plan, &stream)?;
+            stream.synchronize()?;
+            ensure!(bits(&captured.o)? == bits(&direct.o)?, "the replay differs from a launch, {path:?}, seed {seed}");
+        }
+    }
+    Ok(())
+}
+
+/// A dense float16 job on the device.
+struct Job {
+    inputs: [DeviceBuffer<f16>; 3],
+    workspace: DeviceBuffer<u8>,
+    o: DeviceBuffer<f16>,
+}
+
+impl Job {
+    fn new(gpu: &Gpu, path: JobPath, problem: AttentionProblem, seed: u64) -> Result<(Self, JobPlan)> {
+        let (q, kv) = (TensorLayout::bhnd(problem.q_shape()), TensorLayout::bhnd(problem.kv_shape()));
+        let layouts = QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 };
+        let output = AttentionOutput { layout: q, dtype: DType::F16, lse: false };
+        let plan = gpu.plan_job_of(path, &problem, &layouts, &output)?;
+        let [q_in, k_in, v_in] = f16_inputs(&problem, seed)?;
+        let job = Self {
+            inputs: [gpu.upload(&q_in)?, gpu.upload(&k_in)?, gpu.upload(&v_in)?],
+            workspace: gpu.alloc(plan.workspace_bytes())?,
+            o: gpu.upload(&vec![f16::NAN; q.span()])?,
+        };
+        Ok((job, plan))
+    }
+
+    fn launch(&mut self, plan: &JobPlan, stream: &Stream) -> int_flash_attention::Result<()> {
+        let Self { inputs: [q, k, v], workspace, o } = self;
+        plan.launch(stream, [(&*q).into(), (&*k).into(), (&*v).into()], workspace.slice_mut(), o.into(), None)
+    }
+}
