@@ -24,7 +24,7 @@ pub(crate) mod lane;
 mod merge;
 #[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short"))]
 mod output;
-#[cfg(kernels = "sm80")]
+#[cfg(any(kernels = "sm80", kernels = "short"))]
 mod score_mod;
 #[cfg(any(kernels = "sm80", kernels = "sm90a", kernels = "short", kernels = "baseline", kernels = "merge"))]
 pub(crate) mod sequence;

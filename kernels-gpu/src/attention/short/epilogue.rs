@@ -27,7 +27,7 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
     let mut finished = [[Finished::UNSEEN; 2]; MT];
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
-            finished[mt][half] = unsafe { softmax.finish(mt, half, unit, || tile.notes()) };
+            finished[mt][half] = unsafe { softmax.finish(mt, half, unit, f32::NEG_INFINITY, || tile.notes()) };
             let row = lane.query(mt, half);
             if row < params.seqlen_q && lane.quad == 0 && !params.lse.is_null() {
                 unsafe {

@@ -94,7 +94,7 @@ pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, M
         let query = Query::<MT>::load(shared, warp);
         warp_sync();
         request();
-        let mut softmax = <Scheme<MT> as Softmax<MT>>::new(params, q_scales, || tile.notes());
+        let mut softmax = <Scheme<MT> as Softmax<MT>>::new(params, q_scales, || [[0.0; 2]; MT], || tile.notes());
         let mut acc = Accumulator::<MT>::zero();
         let mut block = tile.blocks.first;
         while block < tile.blocks.end {

@@ -196,7 +196,7 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
     ) {
         unsafe {
             mixed.exponent = maxima(scores, team);
-            let (v_scale, unit) = (block.v_scale().wrapping_offset(block.first_own() as isize), log2(block.v_unit()));
+            let (v_scale, first, unit) = (block.v_scale(), block.first_own(), log2(block.v_unit()));
             unroll!(0..MT, |mt| {
                 unroll!(0..2, |half| {
                     let base = or_zero(mixed.exponent[mt][half]);
@@ -215,8 +215,7 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
             unroll!(0..KEY_TILES, |tile| {
                 if tile < KEY_TILES / T::WARPS {
                     unroll!(0..2, |i| {
-                        let scale = ld_global_nc_f32(v_scale.wrapping_add(8 * tile + i));
-                        let log = add_rn_f32(log2(scale), -unit);
+                        let log = add_rn_f32(log2(v_scale(first + (8 * tile + i) as i32)), -unit);
                         unroll!(0..MT, |mt| {
                             unroll!(0..2, |half| {
                                 let x = scores[mt][half][tile][i];
