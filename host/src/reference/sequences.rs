@@ -98,7 +98,7 @@ pub fn quantize<'a>(
             let (to, of_all) = (span.blocks(problem, head), span.head(problem, head));
             let from = of_one(&to, head);
             let d = problem.head_dim;
-            let (of_k, of_v) = bytes(problem);
+            let (of_k, of_v) = (bytes(d), bytes(problem.value_dim()));
             let keys = |blocks: &Range<usize>| blocks.start * KV_BLOCK..blocks.end * KV_BLOCK;
             all.k.data[of_k(&to)].copy_from_slice(&k.data[of_k(&from)]);
             all.k.scale[keys(&to)].copy_from_slice(&k.scale[keys(&from)]);
@@ -190,7 +190,7 @@ pub fn part(problem: &AttentionProblem, span: &Span, x: &HostQuantized) -> Resul
         let (from, of_all) = (span.blocks(problem, head), span.head(problem, head));
         let to = of_one(&from, head);
         let d = problem.head_dim;
-        let (of_k, of_v) = bytes(problem);
+        let (of_k, of_v) = (bytes(d), bytes(problem.value_dim()));
         let keys = |blocks: &Range<usize>| blocks.start * KV_BLOCK..blocks.end * KV_BLOCK;
         out.k.data[of_k(&to)].copy_from_slice(&x.k.data[of_k(&from)]);
         out.k.scale[keys(&to)].copy_from_slice(&x.k.scale[keys(&from)]);
@@ -204,15 +204,10 @@ pub fn part(problem: &AttentionProblem, span: &Span, x: &HostQuantized) -> Resul
     Ok(out)
 }
 
-/// Where the bytes of blocks of K, and of V, are.
-fn bytes(
-    problem: &AttentionProblem,
-) -> (impl Fn(&Range<usize>) -> Range<usize>, impl Fn(&Range<usize>) -> Range<usize>) {
-    let of = |dims: usize| {
-        let each = block_bytes(packed_dim(dims));
-        move |blocks: &Range<usize>| blocks.start * each..blocks.end * each
-    };
-    (of(problem.head_dim), of(problem.value_dim()))
+/// Where the bytes of blocks of K or V of so many dims are.
+fn bytes(dims: usize) -> impl Fn(&Range<usize>) -> Range<usize> {
+    let each = block_bytes(packed_dim(dims));
+    move |blocks| blocks.start * each..blocks.end * each
 }
 
 /// The blocks of head `head` of a sequence that is alone, of which there are as many.
