@@ -144,6 +144,13 @@ pub fn rotate_v([a, b, c, d]: [f32; V_ROTATION]) -> [f32; V_ROTATION] {
     [sum + difference_cd, difference + sum_cd, sum - difference_cd, difference - sum_cd]
 }
 
+/// The largest magnitude of the first and the third, and of the second and the fourth, that [`rotate_v`] gives.
+#[inline(always)]
+#[must_use]
+pub fn rotated_v_maxima([a, b, c, d]: [f32; V_ROTATION]) -> (f32, f32) {
+    ((a + b).abs() + (c - d).abs(), (a - b).abs() + (c + d).abs())
+}
+
 /// What [`rotate_v`] was given, four times as large.
 #[inline(always)]
 #[must_use]

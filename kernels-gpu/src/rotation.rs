@@ -10,7 +10,6 @@
 use crate::element::Element;
 use crate::layout::signs;
 use crate::ptx::math::fma_rn_f32;
-use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::{shfl_bfly, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x_again;
@@ -28,6 +27,8 @@ pub(crate) const fn vectors<E: Element>() -> usize {
 pub(crate) struct Place {
     /// Dims of a token.
     head_dim: u32,
+    /// Whether that is a power of two.
+    whole: bool,
     /// Logarithm of the lanes that share a token: 0 to 3.
     log_lanes: u32,
     /// The lane's number among them.
@@ -42,7 +43,14 @@ impl Place {
     pub fn new(head_dim: u32, padded: u32) -> Self {
         let log_lanes = (padded / DIMS as u32).trailing_zeros();
         let lane = tid_x_again() % 32;
-        Self { head_dim, log_lanes, lane: lane & ((1 << log_lanes) - 1), token: lane >> log_lanes }
+        let whole = head_dim == padded;
+        Self { head_dim, whole, log_lanes, lane: lane & ((1 << log_lanes) - 1), token: lane >> log_lanes }
+    }
+
+    /// Dims of a token.
+    #[inline(always)]
+    pub fn head_dim(&self) -> u32 {
+        self.head_dim
     }
 
     /// Lanes that share a token.
@@ -57,16 +65,52 @@ impl Place {
         32 >> self.log_lanes
     }
 
+    /// Their logarithm.
+    #[inline(always)]
+    pub fn log_tokens(&self) -> u32 {
+        5 - self.log_lanes
+    }
+
     /// The number in the token of the lane's vector number `i`.
     #[inline(always)]
     pub fn vector(&self, i: usize) -> u32 {
         self.lane + ((i as u32) << self.log_lanes)
     }
 
+    /// The lane that has a vector of the token, and the vector's number there.
+    #[inline(always)]
+    pub fn lane_of(&self, vector: u32) -> (u32, u32) {
+        (vector & (self.lanes() - 1), vector >> self.log_lanes)
+    }
+
     /// Whether the token has the lanes' vectors number `i`; the same for all lanes.
     #[inline(always)]
     pub fn has<E: Element>(&self, i: usize) -> bool {
-        i < vectors::<E>() / 4 * 3 || self.head_dim.is_power_of_two()
+        i < vectors::<E>() / 4 * 3 || self.whole
+    }
+
+    /// Where the lane's vector number `i`, a code a dim, waits in the warp's 1024 codes, in an order that [`staged_unit`](Self::staged_unit)
+    /// knows: the lanes' vectors of a number are neighbours, so that no two are in the same bank.
+    #[inline(always)]
+    pub fn staged(&self, i: usize, vector_dims: usize) -> u32 {
+        let (lane, i, unit) = (tid_x_again() % 32, i as u32, vector_dims as u32);
+        // 16 codes of a token are together: of two lanes with halves and four with floats, or of that many vectors of fewer lanes.
+        let log = self.log_lanes.min(4 - unit.trailing_zeros());
+        let own = 4 - unit.trailing_zeros() - log;
+        (i >> own) * ((unit * 32) << own)
+            + (((lane >> log) << 4)
+                | (i & ((1 << own) - 1)) << (log + unit.trailing_zeros())
+                | (lane & ((1 << log) - 1)) * unit)
+    }
+
+    /// The token of the warp, and the first dim of it, of the 16 codes number `n` in that order.
+    #[inline(always)]
+    pub fn staged_unit(&self, n: u32, vector_dims: usize) -> (u32, u32) {
+        let unit = vector_dims as u32;
+        let log = self.log_lanes.min(4 - unit.trailing_zeros());
+        let own = 4 - unit.trailing_zeros() - log;
+        let (i, lane) = ((n >> (5 - log)) << own, (n << log) & 31);
+        (lane >> self.log_lanes, ((lane & (self.lanes() - 1)) + (i << self.log_lanes)) * unit)
     }
 
     /// [`vector`](Self::vector), or the first of the lane where the token has no such.
@@ -132,7 +176,7 @@ impl Place {
         if E::LANES == 4 {
             butterflies_here::<4>(x);
         }
-        if opaque(self.head_dim).is_power_of_two() {
+        if self.whole {
             butterflies_here::<8>(x);
             butterflies_here::<16>(x);
         }

@@ -73,7 +73,7 @@ pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -
     let layout = case.output()?;
     let (o, lse) = kernels.attention(&problem.into(), &want, &layout, case.out_dtype, case.lse)?;
     let (expected, bounds) = sequences::gpu_bounds(problem, &on_host, &want, case.out_dtype, K::EXACT_EXPONENTIALS)?;
-    let d = problem.head_dim;
+    let d = problem.value_dim();
     let in_dense = |o: &HostTensor| representable(o, &expected.o, &bounds.o);
     within("o", &in_dense(&o), &expected.o, &bounds.o, d)?;
     ensure!(lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
@@ -85,7 +85,7 @@ pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -
         let one = problem.of_one(span.q.len(), span.kv.len());
         let (part, of_got) = (sequences::part(problem, &span, &want)?, sequences::part(problem, &span, &got)?);
         same_operands(&one, &of_got, &part, &tokens(&q, span.batch, &span.q)?)?;
-        let own = TensorLayout::bhnd(one.q_shape());
+        let own = TensorLayout::bhnd(one.o_shape());
         let (own_o, own_lse) = alone.attention(&(&one).into(), &part, &own, case.out_dtype, case.lse)?;
         let of = || format!("sequence {} of {lengths:?}", span.sequence);
         let place = |h: usize, n: usize| (span.batch, h, span.q.start + n);
@@ -118,7 +118,7 @@ fn dequantized(
     let (shape, own, want) = match operand {
         Operand::Q => (problem.q_shape(), &span.q, reference::dequantize_q(&part.q)?),
         Operand::K => (problem.kv_shape(), &span.kv, reference::dequantize_k(&part.k)?),
-        Operand::V => (problem.kv_shape(), &span.kv, reference::dequantize_v(&part.v)?),
+        Operand::V => (problem.v_shape(), &span.kv, reference::dequantize_v(&part.v)?),
     };
     let layout = case.placement[3].layout(shape)?;
     let got = kernels.dequantize(problem, operands, operand, &layout, case.out_dtype)?;

@@ -337,16 +337,17 @@ impl Kernels for Simulator {
         let kv_floats = |memory: &mut Memory, values: &[f32], unit: usize| {
             if unlike { blocks_of(unit).upload(memory, values) } else { places.operand(memory, values, of_kv) }
         };
-        let kv_codes = |memory: &mut Memory, values: &[i8]| {
-            let unit = block_bytes(head_dim);
+        let kv_codes = |memory: &mut Memory, values: &[i8], dims: usize| {
+            let unit = block_bytes(packed_dim(dims));
             if unlike { blocks_of(unit).upload(memory, values) } else { places.operand(memory, values, of_kv) }
         };
         let q_data = if unlike {
-            rows_of(head_dim).upload(&mut memory, &q.data)
+            rows_of(packed_dim(head_dim)).upload(&mut memory, &q.data)
         } else {
             places.operand(&mut memory, &q.data, of_q)
         };
-        let (k_data, v_data) = (kv_codes(&mut memory, &k.data), kv_codes(&mut memory, &v.data));
+        let (k_data, v_data) =
+            (kv_codes(&mut memory, &k.data, head_dim), kv_codes(&mut memory, &v.data, problem.value_dim()));
         let q_bias = q.bias.as_ref().map_or(DevPtr::NULL, |bias| q_floats(&mut memory, bias));
         let q_scale = q_floats(&mut memory, &q.scale);
         let [k_scale, v_scale] = [&k.scale, &v.scale].map(|scale| kv_floats(&mut memory, scale, KV_BLOCK));

@@ -1,8 +1,8 @@
 //! The quantization kernels on the PTX machine: bit for bit the CPU reference, and what a token's codes may depend on.
 
 use anyhow::{Result, ensure};
-use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Operand, Scheme, reference};
-use int_flash_attention_kernels::layout::{HEAD_DIMS, KV_BLOCK, OFFSET_TOKENS, block_bytes, kv_blocks};
+use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Operand, Scheme, Shape, reference};
+use int_flash_attention_kernels::layout::{HEAD_DIMS, KV_BLOCK, OFFSET_TOKENS, block_bytes, kv_blocks, packed_dim};
 use int_flash_attention_tests::case::{Case, PADDED_DIMS, Placement, any_case};
 use int_flash_attention_tests::properties::{self, Kernels};
 use int_flash_attention_tests::sim::Simulator;
@@ -174,24 +174,28 @@ fn prefix(simulator: &Simulator, case: &Case, shorter: usize) -> Result<()> {
     let all = simulator.quantize(&case.problem, &q, &k, &v)?;
     let problem = AttentionProblem { seqlen_kv: shorter, ..case.problem };
     let cut = |x: &HostTensor| {
-        let layout = Placement::Bnhd.layout(problem.kv_shape())?;
+        let layout = Placement::Bnhd.layout(Shape { head_dim: x.shape().head_dim, ..problem.kv_shape() })?;
         Ok::<_, anyhow::Error>(HostTensor::from_fn(x.dtype(), layout, |b, h, n, d| x.get(b, h, n, d))?)
     };
     let part = simulator.quantize(&problem, &q, &cut(&k)?, &cut(&v)?)?;
     ensure!(part.k.offset == all.k.offset && part.q == all.q, "the offset of K, or Q");
-    let (heads, d) = (problem.batch * problem.heads_kv, problem.head_dim);
+    let (heads, d) = (problem.batch * problem.heads_kv, packed_dim(problem.head_dim));
+    let dims_v = packed_dim(problem.value_dim());
     let (blocks, all_blocks) = (kv_blocks(shorter), kv_blocks(case.problem.seqlen_kv));
     for head in 0..heads {
         // A block that is full stays.
         for block in 0..shorter / KV_BLOCK {
             let (here, there) = (head * blocks + block, head * all_blocks + block);
-            let bytes = |data: &[i8], block: usize| data[block * block_bytes(d)..][..block_bytes(d)].to_vec();
+            let bytes = |data: &[i8], block: usize, d: usize| data[block * block_bytes(d)..][..block_bytes(d)].to_vec();
             let scales = |scale: &[f32], block: usize| -> Vec<u32> {
                 scale[block * KV_BLOCK..][..KV_BLOCK].iter().map(|scale| scale.to_bits()).collect()
             };
-            ensure!(bytes(&part.k.data, here) == bytes(&all.k.data, there), "K of head {head}, block {block}");
+            ensure!(bytes(&part.k.data, here, d) == bytes(&all.k.data, there, d), "K of head {head}, block {block}");
             ensure!(scales(&part.k.scale, here) == scales(&all.k.scale, there), "K's scales of {head}, {block}");
-            ensure!(bytes(&part.v.data, here) == bytes(&all.v.data, there), "V of head {head}, block {block}");
+            ensure!(
+                bytes(&part.v.data, here, dims_v) == bytes(&all.v.data, there, dims_v),
+                "V of head {head}, block {block}"
+            );
             ensure!(scales(&part.v.scale, here) == scales(&all.v.scale, there), "V's scales of {head}, {block}");
             let block_scales =
                 |all: &HostQuantized, at: usize| [all.k.block_scale[at], all.v.block_scale[at]].map(f32::to_bits);

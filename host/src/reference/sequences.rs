@@ -9,7 +9,7 @@ use crate::progress::{Progress, ProgressFn};
 use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat};
 use crate::tensor::HostTensor;
 use crate::view::HostView;
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, v_byte};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, packed_dim, v_byte};
 use std::ops::Range;
 
 /// [`exact`](super::exact()) of every sequence, `[batch][heads_q][tokens]` as the problem's tensors have them. Rows that belong to no
@@ -98,13 +98,13 @@ pub fn quantize<'a>(
             let (to, of_all) = (span.blocks(problem, head), span.head(problem, head));
             let from = of_one(&to, head);
             let d = problem.head_dim;
-            let bytes = |blocks: &Range<usize>| blocks.start * block_bytes(d)..blocks.end * block_bytes(d);
+            let (of_k, of_v) = bytes(problem);
             let keys = |blocks: &Range<usize>| blocks.start * KV_BLOCK..blocks.end * KV_BLOCK;
-            all.k.data[bytes(&to)].copy_from_slice(&k.data[bytes(&from)]);
+            all.k.data[of_k(&to)].copy_from_slice(&k.data[of_k(&from)]);
             all.k.scale[keys(&to)].copy_from_slice(&k.scale[keys(&from)]);
             all.k.block_scale[to.clone()].copy_from_slice(&k.block_scale[from.clone()]);
             all.k.offset[of_all * d..][..d].copy_from_slice(&k.offset[head * d..][..d]);
-            all.v.data[bytes(&to)].copy_from_slice(&v.data[bytes(&from)]);
+            all.v.data[of_v(&to)].copy_from_slice(&v.data[of_v(&from)]);
             all.v.scale[keys(&to)].copy_from_slice(&v.scale[keys(&from)]);
             all.v.block_scale[to].copy_from_slice(&v.block_scale[from]);
             all.v.unit[of_all] = v.unit[head];
@@ -178,7 +178,7 @@ pub fn part(problem: &AttentionProblem, span: &Span, x: &HostQuantized) -> Resul
     let one = problem.of_one(span.q.len(), span.kv.len());
     let mut out = empty(&one)?;
     for head in 0..problem.heads_q {
-        let (from, d) = (span.rows(problem, head), problem.head_dim);
+        let (from, d) = (span.rows(problem, head), packed_dim(problem.head_dim));
         let to = head * span.q.len()..(head + 1) * span.q.len();
         out.q.data[to.start * d..to.end * d].copy_from_slice(&x.q.data[from.start * d..from.end * d]);
         out.q.scale[to.clone()].copy_from_slice(&x.q.scale[from.clone()]);
@@ -190,18 +190,29 @@ pub fn part(problem: &AttentionProblem, span: &Span, x: &HostQuantized) -> Resul
         let (from, of_all) = (span.blocks(problem, head), span.head(problem, head));
         let to = of_one(&from, head);
         let d = problem.head_dim;
-        let bytes = |blocks: &Range<usize>| blocks.start * block_bytes(d)..blocks.end * block_bytes(d);
+        let (of_k, of_v) = bytes(problem);
         let keys = |blocks: &Range<usize>| blocks.start * KV_BLOCK..blocks.end * KV_BLOCK;
-        out.k.data[bytes(&to)].copy_from_slice(&x.k.data[bytes(&from)]);
+        out.k.data[of_k(&to)].copy_from_slice(&x.k.data[of_k(&from)]);
         out.k.scale[keys(&to)].copy_from_slice(&x.k.scale[keys(&from)]);
         out.k.block_scale[to.clone()].copy_from_slice(&x.k.block_scale[from.clone()]);
         out.k.offset[head * d..][..d].copy_from_slice(&x.k.offset[of_all * d..][..d]);
-        out.v.data[bytes(&to)].copy_from_slice(&x.v.data[bytes(&from)]);
+        out.v.data[of_v(&to)].copy_from_slice(&x.v.data[of_v(&from)]);
         out.v.scale[keys(&to)].copy_from_slice(&x.v.scale[keys(&from)]);
         out.v.block_scale[to].copy_from_slice(&x.v.block_scale[from]);
         out.v.unit[head] = x.v.unit[of_all];
     }
     Ok(out)
+}
+
+/// Where the bytes of blocks of K, and of V, are.
+fn bytes(
+    problem: &AttentionProblem,
+) -> (impl Fn(&Range<usize>) -> Range<usize>, impl Fn(&Range<usize>) -> Range<usize>) {
+    let of = |dims: usize| {
+        let each = block_bytes(packed_dim(dims));
+        move |blocks: &Range<usize>| blocks.start * each..blocks.end * each
+    };
+    (of(problem.head_dim), of(problem.value_dim()))
 }
 
 /// The blocks of head `head` of a sequence that is alone, of which there are as many.
@@ -212,7 +223,7 @@ const fn of_one(blocks: &Range<usize>, head: usize) -> Range<usize> {
 
 fn put_q(problem: &AttentionProblem, span: &Span, all: &mut HostQ, q: &HostQ) {
     for head in 0..problem.heads_q {
-        let (to, d) = (span.rows(problem, head), problem.head_dim);
+        let (to, d) = (span.rows(problem, head), packed_dim(problem.head_dim));
         let from = head * span.q.len()..(head + 1) * span.q.len();
         all.data[to.start * d..to.end * d].copy_from_slice(&q.data[from.start * d..from.end * d]);
         all.scale[to.clone()].copy_from_slice(&q.scale[from.clone()]);
@@ -224,7 +235,7 @@ fn put_q(problem: &AttentionProblem, span: &Span, all: &mut HostQ, q: &HostQ) {
 
 /// Operands of a problem whose sequences have no tokens.
 fn empty(problem: &AttentionProblem) -> Result<HostQuantized> {
-    let (q, kv) = (Lengths::of(problem.q_shape())?, Lengths::of_kv(problem)?);
+    let (q, kv, v) = (Lengths::of(problem.q_shape())?, Lengths::of_kv(problem)?, Lengths::of_v(problem)?);
     let (scheme, packed, format) = (problem.scheme, problem.packed(), PackedFormat::CURRENT);
     Ok(HostQuantized {
         q: HostQ {
@@ -245,11 +256,11 @@ fn empty(problem: &AttentionProblem) -> Result<HostQuantized> {
             offset: vec![0.0; kv.channels],
         },
         v: HostV {
-            shape: problem.kv_shape(),
+            shape: problem.v_shape(),
             packed,
             scheme,
             format,
-            data: vec![v_byte(0); kv.kv_data],
+            data: vec![v_byte(0); v.kv_data],
             scale: vec![0.0; kv.kv_scale],
             block_scale: vec![0.0; kv.blocks],
             unit: vec![1.0; kv.heads],
@@ -283,7 +294,7 @@ impl<'a> Whole<'a> {
     }
 
     fn zero(problem: &'a AttentionProblem) -> Self {
-        let shape = problem.q_shape();
+        let shape = problem.o_shape();
         Self { problem, o: vec![0.0; shape.elements()], lse: vec![0.0; shape.rows()] }
     }
 
@@ -295,7 +306,7 @@ impl<'a> Whole<'a> {
 
     /// A sequence's results, `[heads_q][rows]`.
     fn put(&mut self, span: &Span, o: &[f64], lse: &[f64]) {
-        let (n, d) = (span.q.len(), self.problem.head_dim);
+        let (n, d) = (span.q.len(), self.problem.value_dim());
         for head in 0..self.problem.heads_q {
             let to = span.rows(self.problem, head);
             self.o[to.start * d..to.end * d].copy_from_slice(&o[head * n * d..][..n * d]);

@@ -62,7 +62,7 @@ impl Run {
         self.sequence as usize * p.heads_kv as usize + self.item.head_kv as usize
     }
 
-    /// The sequence's first block of K or V among those of all heads: less than 2^32, as blocks are no more than a few a CTA.
+    /// The sequence's first block of K or V among those of all heads: less than 2^32, which would be 16 TiB at least.
     #[inline(always)]
     fn first_block(&self, p: &QuantizeParams) -> u32 {
         let head = self.kv.batch * p.heads_kv + self.item.head_kv;

@@ -15,10 +15,14 @@ pub struct Bounds {
     pub min_ctas: usize,
 }
 
+/// What ptxas is told of the threads of a CTA that converts halves. They are 512 at most; so many leave 80 registers to each, of which 64 would
+/// spill on every architecture.
+const HALVES: usize = 768;
+
 /// `quantize_*`, in the order of `params::dtype`.
 pub const QUANTIZE: &[Bounds] = &[
-    Bounds { entry: "quantize_f16", threads: 512, min_ctas: 2 },
-    Bounds { entry: "quantize_bf16", threads: 512, min_ctas: 2 },
+    Bounds { entry: "quantize_f16", threads: HALVES, min_ctas: 1 },
+    Bounds { entry: "quantize_bf16", threads: HALVES, min_ctas: 1 },
     Bounds { entry: "quantize_f32", threads: 1024, min_ctas: 1 },
 ];
 
@@ -31,8 +35,8 @@ pub const V_AMAX: &[Bounds] = &[
 
 /// `append_*`, in the same order.
 pub const APPEND: &[Bounds] = &[
-    Bounds { entry: "append_f16", threads: 512, min_ctas: 2 },
-    Bounds { entry: "append_bf16", threads: 512, min_ctas: 2 },
+    Bounds { entry: "append_f16", threads: HALVES, min_ctas: 1 },
+    Bounds { entry: "append_bf16", threads: HALVES, min_ctas: 1 },
     Bounds { entry: "append_f32", threads: 1024, min_ctas: 1 },
 ];
 
@@ -77,10 +81,10 @@ pub(crate) const fn padded_of_threads(threads: u32, element_bytes: usize) -> u32
     threads * (16 * THREAD_VECTORS / KV_BLOCK) as u32 / element_bytes as u32
 }
 
-/// Dynamic shared memory of a CTA of `quantize_*`: what `raw_offset` says, and the tile as it comes.
+/// Dynamic shared memory of a CTA of `quantize_*`: the tile as it comes, and what `behind_raw` says.
 #[must_use]
 pub const fn shared_bytes(head_dim: usize, element_bytes: usize) -> usize {
-    raw_offset(padded(head_dim), element_bytes) + raw_bytes(head_dim, element_bytes)
+    raw_bytes(head_dim, element_bytes) + behind_raw(padded(head_dim), element_bytes)
 }
 
 /// Bytes of the tile as it comes: of halves. Floats come to registers.
@@ -88,17 +92,20 @@ pub(crate) const fn raw_bytes(head_dim: usize, element_bytes: usize) -> usize {
     if element_bytes == 2 { 16 * THREAD_VECTORS * threads(head_dim, element_bytes) } else { 0 }
 }
 
-/// Bytes before the tile: its codes on their way out, or before them what K's offset is made of; the signs and the offset of each dim; the
-/// scales of K's tokens.
+/// What K's lanes have of each dim (`offset::Tables`), of the widest head: a float, and an element's sign.
 #[inline(always)]
-pub(crate) const fn raw_offset(padded: usize, element_bytes: usize) -> usize {
-    let of_tokens = (KV_BLOCK + element_bytes + 4) * padded + 4 * KV_BLOCK;
-    // V: 18 numbers a token at most, and 16 of the block.
-    if of_tokens > V_BYTES { of_tokens } else { V_BYTES }
+pub(crate) const fn table_bytes(element_bytes: usize) -> usize {
+    (4 + element_bytes) * 256
 }
 
-/// What V has before the tile: a number of each token for each part of it, two more, and a few of the block.
-pub(crate) const V_BYTES: usize = 4 * (KV_BLOCK * (16 + 2) + 16);
+/// Bytes behind the tile: its codes on their way out, or before them what K's offset is made of; the signs and the offset of each dim; the
+/// scales of K's tokens, of two tiles.
+const fn behind_raw(padded: usize, element_bytes: usize) -> usize {
+    let of_tokens = KV_BLOCK * padded + table_bytes(element_bytes) + 2 * 4 * KV_BLOCK;
+    // V: a number of each token for each 4 vectors of it, of two tiles, and two more.
+    let of_values = 4 * KV_BLOCK * (2 * (padded * element_bytes / 64) + 2);
+    if of_tokens > of_values { of_tokens } else { of_values }
+}
 
 /// Grid of `quantize_*`. `None` where there are more tiles than a grid has CTAs.
 #[must_use]

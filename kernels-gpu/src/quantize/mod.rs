@@ -20,9 +20,11 @@
 //! | rotation of V, V block | `values::quantize` |
 //! | `clamp(rne(x * (1/scale)))` | `pack` |
 //!
-//! All of it is bound by memory: 2 bytes read and 1 written for each float16. A CTA has all of its tile under way at once, in registers, and
-//! several share an SM, in different phases. Nothing is kept between CTAs: K's offset is made again by each that needs it, from the
-//! head's first tokens, which L2 has.
+//! All of it should be bound by memory, 2 bytes read and 1 written for each float16, and is nearly bound by issue slots: an element of Q or K
+//! takes about 20 instructions, of which the rotation is 9, and one of V about 14 (docs/kernel-log/quantizer.md). So what a warp can have for
+//! itself no other waits for: its tokens' codes and its loads, which are a step of the warp ahead. Halves wait in shared memory, floats
+//! in registers. Nothing is kept between CTAs: K's offset is made again by each that needs it, from the head's first tokens,
+//! which L2 has.
 //!
 //! The compiler does not know that a shuffle must stay one instruction for the whole warp. Around shuffles there is
 //! therefore no condition that differs between lanes: values are chosen by `selp_b32`, stores are predicated.

@@ -3,9 +3,9 @@
 //! The offset is that of the head's first tokens. Every CTA of K, and of Q where K is there, makes it of these again: their loads are under way at the
 //! same time as those of the tile.
 
-use super::launch::THREAD_VECTORS;
+use super::launch::{THREAD_VECTORS, table_bytes};
 use super::middle::middle;
-use super::tile::padded;
+use super::tile::{behind_raw, padded};
 use crate::element::{Element, Rows, load};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS};
 use crate::ptx::barrier::bar_sync;
@@ -14,13 +14,15 @@ use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32, st_shared_v4_u32};
 use crate::ptx::special::tid_x_again;
-use crate::rotation::signs_from;
-use crate::smem;
+use crate::rotation::{Place, signs_from};
 
 /// Rows that the CTA loads at a time: it has eight vectors a thread of 128 rows.
 const ROWS: u32 = (KV_BLOCK / THREAD_VECTORS) as u32;
 /// Vectors of the first tokens that a thread loads.
 const LOADS: usize = OFFSET_TOKENS / ROWS as usize;
+
+/// Lanes that share a token, at most.
+const MAX_LANES: u32 = 8;
 
 /// Where the offset comes from.
 #[derive(Clone, Copy)]
@@ -35,36 +37,35 @@ pub(crate) enum Source {
     Array(*const f32),
 }
 
-/// What there is for each dim in shared memory, behind the tile's codes.
+/// What there is for each dim in shared memory, behind the tile's codes: of a lane's vectors (`crate::rotation`), each behind those of the
+/// [`MAX_LANES`] that a token has at most, so that they are at constant distances.
 #[derive(Clone, Copy)]
 pub(crate) struct Tables {
     base: u32,
-    padded: u32,
 }
 
 impl Tables {
     #[inline(always)]
     pub fn new<E: Element>() -> Self {
-        let padded = padded::<E>();
-        Self { base: smem::base() + KV_BLOCK as u32 * padded, padded }
+        Self { base: behind_raw::<E>() + KV_BLOCK as u32 * padded::<E>() }
     }
 
-    /// Shared address of the sign masks of a vector: of each element, its sign bit where its dim changes sign.
+    /// Shared address of the sign masks of vector `i` of lane `lane`: of each element, its sign bit where its dim changes sign.
     #[inline(always)]
-    pub fn signs(&self, vector: u32) -> u32 {
-        self.base + 16 * vector
+    pub fn signs<E: Element>(&self, lane: u32, i: u32) -> u32 {
+        self.base + (16 + 4 * E::LANES as u32) * (lane + MAX_LANES * i)
     }
 
-    /// Shared address of the offsets of a vector, negative where its dim changes sign: they are taken out after.
+    /// Shared address of the offsets of the vector, negative where its dim changes sign: they are taken out after.
     #[inline(always)]
-    pub fn offsets<E: Element>(&self, vector: u32) -> u32 {
-        self.base + self.padded * E::BYTES as u32 + (4 * E::LANES) as u32 * vector
+    pub fn offsets<E: Element>(&self, lane: u32, i: u32) -> u32 {
+        self.signs::<E>(lane, i) + 16
     }
 
-    /// Shared address of the tokens' scales.
+    /// Shared address of the scales of the tokens of tile `tile`: two have places, so that one's are read while the next one's come.
     #[inline(always)]
-    pub fn scales<E: Element>(&self) -> u32 {
-        self.offsets::<E>(0) + 4 * self.padded
+    pub fn scales<E: Element>(&self, tile: u32) -> u32 {
+        self.base + table_bytes(E::BYTES) as u32 + tile % 2 * (4 * KV_BLOCK as u32)
     }
 }
 
@@ -93,7 +94,7 @@ pub(crate) unsafe fn prepare<E: Element>(dims: u32, source: Source, out: *mut f3
                     high[word] = E::max(before.1, E::max(a, b));
                 });
             });
-            let to = smem::base() + row * 2 * row_bytes + 16 * vector;
+            let to = behind_raw::<E>() + row * 2 * row_bytes + 16 * vector;
             st_shared_v4_u32(true, to, low);
             st_shared_v4_u32(true, to + row_bytes, high);
             bar_sync();
@@ -102,12 +103,12 @@ pub(crate) unsafe fn prepare<E: Element>(dims: u32, source: Source, out: *mut f3
         let thread = tid_x_again();
         let dim = thread * E::IN_WORD as u32;
         let tables = Tables::new::<E>();
-        if dim < tables.padded {
+        if dim < padded::<E>() {
             let mut offset = [0.0; 2];
             match source {
                 Source::None | Source::Zero => {}
                 Source::Rows(..) => {
-                    let from = smem::base() + 4 * thread;
+                    let from = behind_raw::<E>() + 4 * thread;
                     let (mut low, mut high) = (ld_shared_u32(from), ld_shared_u32(from + row_bytes));
                     // Four rows at a time: the tile is in registers, or about to be.
                     let mut row = 0;
@@ -130,18 +131,20 @@ pub(crate) unsafe fn prepare<E: Element>(dims: u32, source: Source, out: *mut f3
                 }
             }
             let inside = dim < dims;
+            let (vector, element) = (dim / E::LANES as u32, dim % E::LANES as u32);
+            let (lane, place) = Place::new(padded::<E>(), padded::<E>()).lane_of(vector);
             let rotates = !matches!(source, Source::None);
             let signs = selp_b32(rotates, signs_from(dim), 0);
             let mut mask = 0;
-            unroll!(0..E::IN_WORD, |i| {
-                let sign = (signs >> i) << 31;
-                mask |= sign >> (32 - 8 * E::BYTES * (i + 1));
-                let offset = selp_b32(inside, offset[i].to_bits(), 0);
-                st_shared_u32(true, tables.offsets::<E>(0) + 4 * (dim + i as u32), offset ^ sign);
-                let to = out.wrapping_add(dim as usize + i);
+            unroll!(0..E::IN_WORD, |j| {
+                let sign = (signs >> j) << 31;
+                mask |= sign >> (32 - 8 * E::BYTES * (j + 1));
+                let offset = selp_b32(inside, offset[j].to_bits(), 0);
+                st_shared_u32(true, tables.offsets::<E>(lane, place) + 4 * (element + j as u32), offset ^ sign);
+                let to = out.wrapping_add(dim as usize + j);
                 st_global_f32(inside & !out.is_null(), to, [f32::from_bits(offset)]);
             });
-            st_shared_u32(true, tables.signs(0) + 4 * thread, mask);
+            st_shared_u32(true, tables.signs::<E>(lane, place) + 4 * (element / E::IN_WORD as u32), mask);
         }
         bar_sync();
     }

@@ -1,8 +1,9 @@
 //! A tile of the caller's rows.
 
-use super::launch::{THREAD_VECTORS, padded_of_threads, raw_bytes, raw_offset};
+use super::launch::{THREAD_VECTORS, padded_of_threads, raw_bytes};
 use crate::element::{Element, Rows, Vector, load, load_elements};
 use crate::layout::KV_BLOCK;
+use crate::ptx::barrier::warp_sync;
 use crate::ptx::cp_async::{commit_group, cp_async_16_zfill, wait_group};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
@@ -14,6 +15,12 @@ use crate::smem;
 #[inline(always)]
 pub(crate) fn padded<E: Element>() -> u32 {
     padded_of_threads(ntid_x(), E::BYTES)
+}
+
+/// Shared address behind the tile as it comes.
+#[inline(always)]
+pub(crate) fn behind_raw<E: Element>() -> u32 {
+    smem::base() + if in_shared::<E>() { 16 * THREAD_VECTORS as u32 * ntid_x() } else { 0 }
 }
 
 /// Tokens of a head that a CTA converts.
@@ -42,92 +49,112 @@ impl Tile {
 
 /// A thread's vectors of a tile.
 ///
-/// Halves wait in places of shared memory that no other thread looks at: on their way there they take no registers, and later only those
-/// that are worked on do. Floats are worked on in the registers that they came to.
+/// Halves come to shared memory, where each warp has its own: on their way there they take no registers, and later only those that are worked
+/// on do. So those of the next tile are asked for as soon as these have been read. Which lane brings a vector is not which works on it: the
+/// eight lanes that write at a time bring 128 bytes that are neighbours, and those that read at a time have other banks each. Floats are
+/// worked on in the registers that they came to.
 #[derive(Clone, Copy)]
 pub(crate) struct Vectors {
     registers: [Vector; THREAD_VECTORS],
-    /// Shared address of the first.
-    first: u32,
-    /// Bytes from one to the next.
-    step: u32,
+}
+
+/// Bytes from a vector that a lane brings to its next: those of a warp's lanes lie together.
+pub(crate) const STEP: u32 = 16 * 32;
+
+/// Shared address of the warp's vectors.
+#[inline(always)]
+pub(crate) fn of_warp() -> u32 {
+    smem::base() + tid_x_again() / 32 * (STEP * THREAD_VECTORS as u32)
 }
 
 impl Vectors {
-    /// Starts loading them; `place` says which: token of the head, and vector of the row. Zeros where `has` is false.
+    /// None on its way yet.
+    #[inline(always)]
+    pub fn none() -> Self {
+        Self { registers: [[0; 4]; THREAD_VECTORS] }
+    }
+
+    /// Starts loading `N` of them, to shared address `to` and each [`STEP`] behind, as a group of copies; `place` says which: row, and vector
+    /// of the row. Zeros where `has` is false.
     ///
     /// # Safety
-    /// They are in the tensor, which the grid does not write.
+    /// They are in the tensor, which the grid does not write; those that were in their place have been read.
     #[inline(always)]
-    pub unsafe fn load<E: Element>(
+    pub unsafe fn request<E: Element, const N: usize>(
+        &mut self,
+        to: u32,
         rows: &Rows,
         has: impl Fn(usize) -> bool,
         place: impl Fn(usize) -> (u32, u32),
-    ) -> Self {
+    ) {
         unsafe {
             if !in_shared::<E>() {
-                let mut registers = load::<E, THREAD_VECTORS>(rows, &place);
-                unroll!(0..THREAD_VECTORS, |i| {
-                    registers[i] = registers[i].map(|word| selp_b32(has(i), word, 0));
+                let loaded = load::<E, N>(rows, &place);
+                unroll!(0..N, |i| {
+                    self.registers[i] = loaded[i].map(|word| selp_b32(has(i), word, 0));
                 });
-                return Self { registers, first: 0, step: 0 };
+                return;
             }
-            let vectors = Self { registers: [[0; 4]; THREAD_VECTORS], first: 0, step: 0 }.again::<E>();
             if rows.aligned {
-                unroll!(0..THREAD_VECTORS, |i| {
-                    cp_async_16_zfill(vectors.address(i), rows.at(place(i)), if has(i) { 16 } else { 0 });
+                unroll!(0..N, |i| {
+                    cp_async_16_zfill(to + i as u32 * STEP, rows.at(place(i)), if has(i) { 16 } else { 0 });
                 });
-                commit_group();
             } else {
                 let mut i = 0;
-                while i < THREAD_VECTORS {
+                while i < N {
                     let loaded = load_elements::<E>(rows.at(place(i)));
-                    st_shared_v4_u32(true, vectors.address(i), if has(i) { loaded } else { [0; 4] });
+                    st_shared_v4_u32(true, to + i as u32 * STEP, if has(i) { loaded } else { [0; 4] });
                     // Rolled: this is the slow way.
                     i = opaque(i as u32 + 1) as usize;
                 }
             }
-            vectors
+            commit_group();
         }
     }
 
-    /// The same, with addresses made anew: neither those before nor what has been computed of the vectors take registers any more.
+    /// Those in registers as others, so that nothing that has been computed of them takes registers any more.
     #[inline(always)]
     pub fn again<E: Element>(&self) -> Self {
-        if !in_shared::<E>() {
-            return Self { registers: self.registers.map(|vector| vector.map(opaque)), ..*self };
-        }
-        let first = smem::base() + raw_offset(padded::<E>() as usize, E::BYTES) as u32 + 16 * tid_x_again();
-        Self { first, step: 16 * ntid_x(), ..*self }
+        if in_shared::<E>() { *self } else { Self { registers: self.registers.map(|vector| vector.map(opaque)) } }
     }
 
-    #[inline(always)]
-    fn address(&self, i: usize) -> u32 {
-        self.first + i as u32 * self.step
-    }
-
-    /// Waits until they are there.
-    ///
-    /// # Safety
-    /// None beyond running on the device.
-    #[inline(always)]
-    pub unsafe fn wait<E: Element>(&self) {
-        if in_shared::<E>() {
-            unsafe { wait_group::<0>() }
-        }
-    }
-
-    /// Vector number `i`.
+    /// Vector number `i`, which is at shared address `at` unless it is in registers.
     ///
     /// # Safety
     /// They have been waited for.
     #[inline(always)]
-    pub unsafe fn get<E: Element>(&self, i: usize) -> Vector {
-        if in_shared::<E>() { unsafe { ld_shared_v4_u32(self.address(i)) } } else { self.registers[i] }
+    pub unsafe fn get<E: Element>(&self, i: usize, at: u32) -> Vector {
+        if in_shared::<E>() { unsafe { ld_shared_v4_u32(at) } } else { self.registers[i] }
     }
 }
 
+/// Waits until all groups of the warp's copies but the latest `PENDING` are there.
+///
+/// # Safety
+/// In whole warps.
 #[inline(always)]
-const fn in_shared<E: Element>() -> bool {
+pub(crate) unsafe fn wait<E: Element, const PENDING: usize>() {
+    if in_shared::<E>() {
+        unsafe {
+            wait_group::<PENDING>();
+            warp_sync();
+        }
+    }
+}
+
+/// Another group without copies, in place of one that is not wanted any more: groups are counted.
+///
+/// # Safety
+/// None beyond running on the device.
+#[inline(always)]
+pub(crate) unsafe fn request_none<E: Element>() {
+    if in_shared::<E>() {
+        unsafe { commit_group() }
+    }
+}
+
+/// Whether a tile waits in shared memory.
+#[inline(always)]
+pub(crate) const fn in_shared<E: Element>() -> bool {
     raw_bytes(1, E::BYTES) > 0
 }

@@ -8,18 +8,18 @@ use super::offset::{Source, Tables, prepare};
 use super::pack::{clamp, codes4};
 use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
-use super::tile::{Tile, Vectors, padded};
+use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
 use crate::element::{Element, Rows};
-use crate::layout::{MAX_SCALE, block_bytes, k_offset};
-use crate::ptx::barrier::bar_sync;
+use crate::layout::{MAX_SCALE, ROW_BYTES, k_offset};
+use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
 use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
+use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
 use crate::ptx::shuffle::vote_any;
-use crate::ptx::special::{ntid_x, tid_x_again};
+use crate::ptx::special::tid_x_again;
 use crate::rotation::{DIMS, Place, vectors};
-use crate::smem;
 
 /// Where a tile goes.
 pub(crate) struct Output {
@@ -33,8 +33,15 @@ pub(crate) struct Output {
     pub block_scale: *mut f32,
 }
 
+/// Tokens that a lane converts of a tile, one after the other.
+const fn steps<E: Element>() -> u32 {
+    (THREAD_VECTORS / vectors::<E>()) as u32
+}
+
 /// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `dims` of the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says
 /// where the tile does, as often as it is asked, so that its addresses take no registers meanwhile.
+///
+/// Each warp goes its own way, a step ahead with its loads: its tokens' codes are its own, and no barrier holds it but that of a block of K.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
@@ -51,117 +58,203 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
+        let lane = Lane::new::<E, KEYS>(head_dim, dims);
+        if in_shared::<E>() {
+            let mut step = 0;
+            while step < steps::<E>() {
+                lane.request::<E>(&mut Vectors::none(), &rows, tile, step);
+                step = opaque(step + 1);
+            }
+        }
         prepare::<E>(dims, source, offset);
         let mut tile = tile;
         loop {
-            one::<E, KEYS>(head_dim, dims, rotates, &rows, tile, &out);
+            let to = out(tile);
+            let mut step = 0;
+            // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
+            while step < steps::<E>() {
+                // Floats are in registers, so that there are none for this.
+                let anew = Lane::new::<E, KEYS>(opaque(head_dim), dims);
+                let lane = if in_shared::<E>() { &lane } else { &anew };
+                one::<E, KEYS>(lane, rotates, &rows, tile, step, end, &to);
+                step = opaque(step + 1);
+            }
+            if KEYS {
+                block_scale::<E>(tile, to.block_scale);
+            }
             tile.index += 1;
             if tile.index >= end {
                 break;
             }
-            // All have copied what they do.
-            bar_sync();
         }
     }
 }
 
+/// What a lane needs in every step, worked out once.
+struct Lane {
+    place: Place,
+    /// Dims of a token in the tensor.
+    dims: u32,
+    /// Its first row of a tile.
+    row: u32,
+    /// Where the 16 codes that it copies go, in units of a tile's 16 bytes: the first ones in the lower half, the second ones in the upper.
+    /// [`NOWHERE`] where there are none.
+    to: u32,
+    /// Bytes from a step's place in a tile's to the next one's.
+    step_bytes: u32,
+}
+
+const NOWHERE: u32 = 0xffff;
+
+impl Lane {
+    #[inline(always)]
+    fn new<E: Element, const KEYS: bool>(head_dim: u32, dims: u32) -> Self {
+        let place = Place::new(head_dim, padded::<E>());
+        let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
+        let first = warp * steps::<E>() * place.tokens();
+        let mut to = 0;
+        unroll!(0..2, |i| {
+            let (token, dim) = place.staged_unit(lane + 32 * i as u32, E::LANES);
+            let row = (first + token) as usize;
+            let at = if KEYS { k_offset(row, dim as usize) as u32 } else { row as u32 * head_dim + dim };
+            to |= selp_b32(dim < head_dim, at / 16, NOWHERE) << (16 * i);
+        });
+        let step_bytes = place.tokens() * if KEYS { ROW_BYTES as u32 } else { head_dim };
+        Self { place, dims, row: first + place.token, to, step_bytes }
+    }
+
+    /// Starts loading the lane's token of step `step` of a tile.
+    #[inline(always)]
+    unsafe fn request<E: Element>(&self, raw: &mut Vectors, rows: &Rows, tile: Tile, step: u32) {
+        unsafe {
+            let row = (self.row + step * self.place.tokens()).min(tile.count() - 1);
+            let to = raw_of::<E>(step);
+            let vector = |i: usize| (row, self.place.vector_of::<E>(i, self.dims));
+            let has = |i: usize| self.place.is_of::<E>(i, self.dims);
+            if E::LANES == 8 {
+                raw.request::<E, { DIMS / 8 }>(to, &rows.skip(tile.first()), has, vector);
+            } else {
+                raw.request::<E, { DIMS / 4 }>(to, &rows.skip(tile.first()), has, vector);
+            }
+        }
+    }
+}
+
+/// Shared address of the lane's first vector of a step, which it brings itself.
+#[inline(always)]
+fn raw_of<E: Element>(step: u32) -> u32 {
+    of_warp() + step * (STEP * vectors::<E>() as u32) + tid_x_again() % 32 * 16
+}
+
+/// A step of the warp: a token of each few lanes.
 #[inline(always)]
 unsafe fn one<E: Element, const KEYS: bool>(
-    head_dim: u32,
-    dims: u32,
+    lane: &Lane,
     rotates: bool,
     rows: &Rows,
     tile: Tile,
-    out: &impl Fn(Tile) -> Output,
+    step: u32,
+    end: u32,
+    out: &Output,
 ) {
     unsafe {
-        let place = Place::new(head_dim, padded::<E>());
-        let row = |step: usize| first_row::<E>(&place) + step as u32 * place.tokens();
-        let has = |i: usize| place.is_of::<E>(i % vectors::<E>(), dims);
-        let (first, count) = (tile.first(), tile.count());
-        let raw = Vectors::load::<E>(rows, has, |i| {
-            let row = row(i / vectors::<E>()).min(count - 1);
-            (first + row, place.vector_of::<E>(i % vectors::<E>(), dims))
-        });
-        raw.wait::<E>();
-
-        unroll!(0..THREAD_VECTORS / vectors::<E>(), |step| {
-            // Addresses are made anew here and below, so that they take no registers meanwhile.
-            let (place, raw) = (Place::new(head_dim, padded::<E>()), raw.again::<E>());
-            let tables = Tables::new::<E>();
-            let mut x = [0.0; DIMS];
-            let mut bias = [0.0; 4];
-            unroll!(0..vectors::<E>(), |i| {
-                let mut vector = raw.get::<E>(step * vectors::<E>() + i);
-                let signs = ld_shared_v4_u32(tables.signs(place.vector(i)));
-                unroll!(0..4, |word| {
-                    vector[word] ^= signs[word];
-                });
-                unroll!(0..E::LANES / 4, |quad| {
-                    let at = tables.offsets::<E>(place.vector(i)) + 16 * quad as u32;
-                    let offset = ld_shared_v4_u32(at).map(f32::from_bits);
-                    unroll!(0..4, |j| {
-                        let value = E::get(&vector, 4 * quad + j);
-                        if KEYS {
-                            x[i * E::LANES + 4 * quad + j] = value - offset[j];
-                        } else {
-                            x[i * E::LANES + 4 * quad + j] = value;
-                            bias[j] = fma_rn_f32(value, offset[j], bias[j]);
-                        }
-                    });
+        let place = &lane.place;
+        let mut raw = Vectors::none();
+        if !in_shared::<E>() {
+            lane.request::<E>(&mut raw, rows, tile, step);
+        }
+        wait::<E, 1>();
+        let from = raw_of::<E>(step);
+        let tables = Tables::new::<E>();
+        let mut x = [0.0; DIMS];
+        let mut bias = [0.0; 4];
+        unroll!(0..vectors::<E>(), |i| {
+            let mut vector = raw.get::<E>(i, from + i as u32 * STEP);
+            let signs = ld_shared_v4_u32(tables.signs::<E>(place.lane, i as u32));
+            unroll!(0..4, |word| {
+                vector[word] ^= signs[word];
+            });
+            unroll!(0..E::LANES / 4, |quad| {
+                let at = tables.offsets::<E>(place.lane, i as u32) + 16 * quad as u32;
+                let offset = ld_shared_v4_u32(at).map(f32::from_bits);
+                unroll!(0..4, |j| {
+                    let value = E::get(&vector, 4 * quad + j);
+                    if KEYS {
+                        x[i * E::LANES + 4 * quad + j] = value - offset[j];
+                    } else {
+                        x[i * E::LANES + 4 * quad + j] = value;
+                        bias[j] = fma_rn_f32(value, offset[j], bias[j]);
+                    }
                 });
             });
-            if !KEYS {
-                let (out, row) = (out(tile), first_row::<E>(&place) + step as u32 * place.tokens());
-                if !out.bias.is_null() {
-                    let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
-                    let first_lane = (place.lane == 0) & (row < tile.count());
-                    st_global_f32(first_lane, out.bias.wrapping_add(row as usize), [bias]);
-                }
-            }
-            if rotates {
-                place.butterflies::<E>(&mut x);
-            }
+        });
+        let row = lane.row + step * place.tokens();
+        let inside = row < tile.count();
+        if !KEYS && !out.bias.is_null() {
+            let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
+            st_global_f32((place.lane == 0) & inside, out.bias.wrapping_add(row as usize), [bias]);
+        }
+        if rotates {
+            place.butterflies::<E>(&mut x);
+        }
 
-            let beyond = if !KEYS && rotates { BEYOND_10_BITS } else { 0 };
-            let of = |amax| round_up(token_scale(amax, fma_rn_f32), beyond);
-            let (scale, number) = quotients::<E>(&place, &mut x, of, MAX_SCALE);
-
-            let place = Place::new(head_dim, padded::<E>());
-            let row = first_row::<E>(&place) + step as u32 * place.tokens();
-            let inside = row < tile.count();
-            let mask = selp_b32(number & (!KEYS | inside), u32::MAX, 0);
-            unroll!(0..vectors::<E>(), |i| {
-                let quad = |at: usize| codes4([x[at], x[at + 1], x[at + 2], x[at + 3]]) & mask;
-                let dim = place.vector(i) * E::LANES as u32;
-                let to = staged::<KEYS>(head_dim, &place, row, dim);
-                if E::LANES == 8 {
-                    st_shared_v2_u32(place.has::<E>(i), to, [quad(8 * i), quad(8 * i + 4)]);
-                } else {
-                    st_shared_u32(place.has::<E>(i), to, quad(4 * i));
-                }
+        let beyond = if !KEYS && rotates { BEYOND_10_BITS } else { 0 };
+        let of = |amax| round_up(token_scale(amax, fma_rn_f32), beyond);
+        let (scale, number) = quotients::<E>(place, &mut x, of, MAX_SCALE);
+        let mut words = [0; DIMS / 4];
+        unroll!(0..DIMS / 4, |i| {
+            words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
+        });
+        let coded = number & (!KEYS | inside);
+        if vote_any(!coded) {
+            // Opaque: else the mask would be put on always.
+            let mask = opaque(selp_b32(coded, u32::MAX, 0));
+            unroll!(0..DIMS / 4, |i| {
+                words[i] &= mask;
             });
-
-            let out = out(tile);
-            let scale = f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits()));
-            // Padding has scales of zero; a tile of Q ends with its last token.
-            let scale = f32::from_bits(selp_b32(inside, scale.to_bits(), 0));
-            st_global_f32((place.lane == 0) & (KEYS | inside), out.scale.wrapping_add(row as usize), [scale]);
-            if KEYS {
-                st_shared_u32(place.lane == 0, Tables::new::<E>().scales::<E>() + 4 * row, scale.to_bits());
+        }
+        // The warp has copied what was there.
+        warp_sync();
+        let codes = behind_raw::<E>() + tid_x_again() / 32 * WARP_CODES;
+        unroll!(0..vectors::<E>(), |i| {
+            // In steps of 512 bytes, which are constants.
+            let halves = vectors::<E>() / 2;
+            let to = codes + place.staged(i % halves, E::LANES) + (i / halves * 512) as u32;
+            if E::LANES == 8 {
+                st_shared_v2_u32(true, to, [words[2 * i], words[2 * i + 1]]);
+            } else {
+                st_shared_u32(true, to, words[i]);
             }
         });
+        let scale = f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits()));
+        // Padding has scales of zero; a tile of Q ends with its last token.
+        let scale = f32::from_bits(selp_b32(inside, scale.to_bits(), 0));
+        st_global_f32((place.lane == 0) & (KEYS | inside), out.scale.wrapping_add(row as usize), [scale]);
+        if KEYS {
+            st_shared_u32(place.lane == 0, tables.scales::<E>(tile.index) + 4 * row, scale.to_bits());
+        }
+        warp_sync();
+        // A step of four rows has another half of the packed block's rows of eight each time.
+        let flip = if KEYS { (step * place.tokens() & 4) << 2 } else { 0 };
+        let (wanted, bytes) =
+            (tile.count() * place.head_dim(), out.bytes.wrapping_add((step * lane.step_bytes) as usize));
+        unroll!(0..2, |i| {
+            let thread = tid_x_again();
+            let codes = codes + 16 * (thread % 32) + i as u32 * (WARP_CODES / 2);
+            let codes = ld_shared_v4_u32(codes);
+            let to = lane.to >> (16 * i) & 0xffff;
+            let is = (to != NOWHERE) & (KEYS | (16 * to + step * lane.step_bytes < wanted));
+            st_global_v4_u32(is, bytes.wrapping_add((16 * to ^ flip) as usize), codes);
+        });
 
-        bar_sync();
-        let (place, out) = (Place::new(head_dim, padded::<E>()), out(tile));
-        copy_out::<E, KEYS>(head_dim, &place, tile.count(), out.bytes);
-        let thread = tid_x_again();
-        if KEYS && thread < 32 {
-            let four = ld_shared_v4_u32(Tables::new::<E>().scales::<E>() + 16 * thread).map(f32::from_bits);
-            // Of those that are numbers.
-            let largest = max_f32(max_f32(four[0], four[1]), max_f32(four[2], four[3]));
-            let largest = over_warp(max_f32(largest, 0.0), max_f32);
-            st_global_f32(thread == 0, out.block_scale, [largest]);
+        // Only now, when the token takes no registers any more: the next step's vectors have been on their way since the step before.
+        if in_shared::<E>() {
+            let next = Tile { index: tile.index + 1, ..tile };
+            if next.index < end {
+                lane.request::<E>(&mut raw, rows, next, step);
+            } else {
+                request_none::<E>();
+            }
         }
     }
 }
@@ -200,52 +293,22 @@ pub(crate) unsafe fn quotients<E: Element>(
     }
 }
 
-/// The lane's first row. Each warp has rows of its own that follow one another.
+/// The largest scale of a block of K, of which all warps have written theirs.
 #[inline(always)]
-fn first_row<E: Element>(place: &Place) -> u32 {
-    let steps = (THREAD_VECTORS / vectors::<E>()) as u32;
-    tid_x_again() / 32 * steps * place.tokens() + place.token
-}
-
-/// Shared address where the code of a dim of a row waits: of K its place in the packed block, of Q that in row-major order, but for
-/// units of a row that are exchanged so that the rows of an instruction lie in different banks.
-#[inline(always)]
-fn staged<const KEYS: bool>(head_dim: u32, place: &Place, row: u32, dim: u32) -> u32 {
-    if KEYS {
-        smem::base() + k_offset(row as usize, dim as usize) as u32
-    } else {
-        smem::base() + row * head_dim + (dim ^ exchange(head_dim, place, row))
-    }
-}
-
-/// Which bits of a byte's place in a row of Q are exchanged: whole units of what the lanes of a row write at a time, at least 16 bytes.
-#[inline(always)]
-fn exchange(head_dim: u32, place: &Place, row: u32) -> u32 {
-    if head_dim.is_power_of_two() {
-        // Rows in 128 bytes, which is all banks, are not in each other's way.
-        let line = row * head_dim.min(128) / 128;
-        let unit = (8 * place.lanes()).max(16);
-        line * unit & (head_dim - 1)
-    } else {
-        0
-    }
-}
-
-/// Copies the tile's codes from shared memory to where they belong.
-#[inline(always)]
-unsafe fn copy_out<E: Element, const KEYS: bool>(head_dim: u32, place: &Place, count: u32, to: *mut u8) {
-    let tile_bytes = block_bytes(head_dim as usize) as u32;
-    let thread = tid_x_again();
-    let wanted = if KEYS { tile_bytes } else { count * head_dim };
-    unroll!(0..8 / E::BYTES, |i| {
-        let byte = 16 * (thread + i as u32 * ntid_x());
-        let from = byte.min(tile_bytes - 16);
-        // Where rows are no power of two of bytes, the row does not matter.
-        let row = from >> padded::<E>().trailing_zeros();
-        let exchanged = if KEYS { 0 } else { exchange(head_dim, place, row) };
-        unsafe {
-            let codes = ld_shared_v4_u32(smem::base() + (from ^ exchanged));
-            st_global_v4_u32(byte < wanted, to.wrapping_add(byte as usize), codes);
+unsafe fn block_scale<E: Element>(tile: Tile, to: *mut f32) {
+    unsafe {
+        bar_sync();
+        let thread = tid_x_again();
+        // All lanes say the same; the vote lets the compiler know.
+        if vote_any(thread < 32) {
+            let four = ld_shared_v4_u32(Tables::new::<E>().scales::<E>(tile.index) + 16 * thread).map(f32::from_bits);
+            // Of those that are numbers.
+            let largest = max_f32(max_f32(four[0], four[1]), max_f32(four[2], four[3]));
+            let largest = over_warp(max_f32(largest, 0.0), max_f32);
+            st_global_f32(thread == 0, to, [largest]);
         }
-    });
+    }
 }
+
+/// Bytes of the codes of a warp's step: 32 of each lane.
+const WARP_CODES: u32 = 32 * DIMS as u32;

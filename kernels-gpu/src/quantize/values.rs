@@ -7,14 +7,14 @@ use super::launch::THREAD_VECTORS;
 use super::pack::{clamp, code, with_byte};
 use super::reduce::over_warp;
 use super::scale::{reciprocal, round_up_to_step, scale, v_unit};
-use super::tile::{Tile, Vectors};
+use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, wait};
 use crate::division::div_rem;
 use crate::element::{Element, Rows, Vector, load};
 use crate::layout::{
-    KV_BLOCK, ROW_BYTES, V_FIRST_RATIO, V_OFFSETS, V_PANELS, V_ROTATION, V_SCALE_RATIO, octet_key, rotate_v, swizzle,
-    v_row,
+    KV_BLOCK, ROW_BYTES, V_FIRST_RATIO, V_OFFSETS, V_PANELS, V_ROTATION, V_SCALE_RATIO, octet_key, rotate_v,
+    rotated_v_maxima, swizzle, v_row,
 };
-use crate::ptx::barrier::bar_sync;
+use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_cs_v2_u32, st_global_f32};
 use crate::ptx::math::{fma_rn_f32, max_f32, max_nan_f32, min_f32, mul_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::opaque::opaque;
@@ -23,9 +23,8 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{
     ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32,
 };
-use crate::ptx::shuffle::{shfl_bfly, vote_any};
-use crate::ptx::special::{ntid_x, tid_x};
-use crate::smem;
+use crate::ptx::shuffle::{first_lane, shfl_bfly, vote_any};
+use crate::ptx::special::{ntid_x, tid_x, tid_x_again};
 
 /// How many rows further a lane's dims stand than the first, which is a multiple of four: all are swizzled alike.
 pub(crate) const FURTHER: [usize; 8] = [0, 1, 8, 9, 16, 17, 24, 25];
@@ -66,10 +65,32 @@ struct Place {
 impl Place {
     #[inline(always)]
     fn new<E: Element>(head_dim: u32) -> Self {
-        let (octet, unit) = (tid_x() % 4, tid_x() / 4);
+        Self::of_unit::<E>(head_dim, tid_x() % 4, tid_x() / 4)
+    }
+
+    /// That which the lane brings: of the warp's, but with vectors of the same key in neighbouring lanes.
+    #[inline(always)]
+    fn brought<E: Element>(head_dim: u32) -> Self {
+        Self::of_unit::<E>(head_dim, tid_x() / 8 % 4, tid_x() / 32 * 8 + tid_x() % 8)
+    }
+
+    #[inline(always)]
+    fn of_unit<E: Element>(head_dim: u32, octet: u32, unit: u32) -> Self {
         // SAFETY: a token has vectors.
         let (panel, vector) = unsafe { div_rem(unit, head_dim / E::LANES as u32) };
         Self { panel: panel.min(V_PANELS as u32 - 1), octet, vector, has: panel < V_PANELS as u32 }
+    }
+
+    /// All of it in a register, as long as it is not needed.
+    #[inline(always)]
+    fn packed(&self) -> u32 {
+        opaque(self.panel | self.octet << 2 | self.vector << 4 | u32::from(self.has) << 31)
+    }
+
+    #[inline(always)]
+    fn of(packed: u32) -> Self {
+        let packed = opaque(packed);
+        Self { panel: packed & 3, octet: packed >> 2 & 3, vector: packed >> 4 & 0xff, has: packed >> 31 != 0 }
     }
 
     /// The block's key in the lane's byte number `i`.
@@ -101,41 +122,78 @@ fn rotated<E: Element, const ROTATES: bool>(vector: &Vector) -> [f32; 8] {
     x
 }
 
+/// The largest magnitude of a vector's dims, not finite where one's is not.
 #[inline(always)]
 fn amax<E: Element, const ROTATES: bool>(vector: &Vector) -> f32 {
-    let x = rotated::<E, ROTATES>(vector);
-    let mut amax = x[0].abs();
+    let mut x = [0.0; 8];
+    unroll!(0..E::LANES, |i| {
+        x[i] = E::get(vector, i).abs();
+    });
+    if ROTATES {
+        // Of `a + b` and `a - b`, rounded, the larger in magnitude is `|a| + |b|`, rounded: the last sums need not be made.
+        unroll!(0..E::LANES / V_ROTATION, |i| {
+            let four = [0, 1, 2, 3].map(|j| E::get(vector, 4 * i + j));
+            (x[4 * i], x[4 * i + 1]) = rotated_v_maxima(four);
+            (x[4 * i + 2], x[4 * i + 3]) = (x[4 * i], x[4 * i + 1]);
+        });
+    }
+    let mut amax = x[0];
     unroll!(1..E::LANES, |i| {
-        amax = max_nan_f32(amax, x[i].abs());
+        if !ROTATES || i % 4 < 2 {
+            amax = max_nan_f32(amax, x[i]);
+        }
     });
     amax
 }
 
-/// Shared address of a key's largest magnitude in 4 vectors of dims, number `part`.
+/// Parts of a token, of 4 vectors each.
 #[inline(always)]
-fn part_address(part: u32, key: u32) -> u32 {
-    smem::base() + 4 * (part * KV_BLOCK as u32 + key)
+fn parts<E: Element>() -> u32 {
+    padded::<E>() / (4 * E::LANES) as u32
 }
 
-/// Most parts: of 256 floats.
-const PARTS: u32 = 16;
+/// Shared address of a key's largest magnitude in part `part`. Two tiles have places, so that one's are read while the next one's come.
+#[inline(always)]
+fn part_address<E: Element>(tile: u32, part: u32, key: u32) -> u32 {
+    behind_raw::<E>() + 4 * ((tile % 2 * parts::<E>() + part) * KV_BLOCK as u32 + key)
+}
 
 /// Shared address of a key's own scale, rounded up.
 #[inline(always)]
-fn own_address(key: u32) -> u32 {
-    part_address(PARTS, key)
+fn own_address<E: Element>(key: u32) -> u32 {
+    part_address::<E>(0, 2 * parts::<E>(), key)
 }
 
 /// Shared address of its reciprocal, NaN where the key has no codes.
 #[inline(always)]
-fn inverse_address(key: u32) -> u32 {
-    part_address(PARTS + 1, key)
+fn inverse_address<E: Element>(key: u32) -> u32 {
+    part_address::<E>(0, 2 * parts::<E>() + 1, key)
 }
 
-/// Shared address of what [`Scales`] is made of, for a panel.
-#[inline(always)]
-fn panel_address(panel: u32) -> u32 {
-    part_address(PARTS + 2, 4 * panel)
+/// The largest magnitudes of a tile's keys.
+#[derive(Clone, Copy)]
+struct Largest {
+    tile: u32,
+    /// How many parts there are of each.
+    parts: u32,
+    /// What they are at least: in the paper's scheme, which has no parts, the head's.
+    least: f32,
+}
+
+impl Largest {
+    /// Of `N` keys from `key` on; NaN or infinite where an element is.
+    #[inline(always)]
+    unsafe fn of_keys<E: Element>(&self, key: u32) -> [f32; 4] {
+        let (mut amax, mut part) = ([self.least; 4], 0);
+        while part < self.parts {
+            let four = unsafe { ld_shared_v4_u32(part_address::<E>(self.tile, part, key)) }.map(f32::from_bits);
+            unroll!(0..4, |i| {
+                amax[i] = max_nan_f32(amax[i], four[i]);
+            });
+            part = opaque(part + 1);
+        }
+        amax
+    }
 }
 
 /// The scales of a block before they are shared or not.
@@ -165,65 +223,120 @@ pub(crate) unsafe fn quantize<E: Element>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
+        let places =
+            Places { own: Place::new::<E>(head_dim).packed(), brought: Place::brought::<E>(head_dim).packed() };
         let mut tile = tile;
+        if in_shared::<E>() {
+            request::<E>(&mut Vectors::none(), dims, &places, &rows(), tile);
+        }
         loop {
-            one::<E>(head_dim, dims, rotates, steps, head_amax, &rows(), tile, &out);
-            tile.index += 1;
+            let mut raw = Vectors::none();
+            if !in_shared::<E>() {
+                request::<E>(&mut raw, dims, &places, &rows(), tile);
+            }
+            one::<E>(head_dim, dims, rotates, steps, head_amax, &places, &rows, tile, end, raw, &out);
+            tile.index = first_lane(tile.index + 1);
             if tile.index >= end {
                 break;
             }
-            // All have read the scales.
-            bar_sync();
         }
     }
 }
 
+/// What the lane works on, and what it brings, as [`Place::packed`].
+struct Places {
+    own: u32,
+    brought: u32,
+}
+
+/// Where a lane's first vector lies among the warp's, whose eight of an octet are neighbours: exchanged so that the four octets that are read
+/// at a time lie in different banks.
 #[inline(always)]
+fn raw_address(octet: u32, unit: u32) -> u32 {
+    of_warp() + octet * 128 + (unit ^ 2 * octet) * 16
+}
+
+/// Where the lane's own first vector lies.
+#[inline(always)]
+fn own_raw() -> u32 {
+    let lane = tid_x_again() % 32;
+    raw_address(lane % 4, lane / 4)
+}
+
+/// Starts loading a tile, of which `dims` of a token are in the tensor.
+#[inline(always)]
+unsafe fn request<E: Element>(raw: &mut Vectors, dims: u32, places: &Places, rows: &Rows, tile: Tile) {
+    unsafe {
+        let place = Place::of(if in_shared::<E>() { places.brought } else { places.own });
+        let count = tile.count();
+        let inside = place.vector < dims / E::LANES as u32;
+        let at = |i: usize| place.at::<E>(0, count, dims, i);
+        let to = raw_address(place.octet, tid_x_again() % 8);
+        raw.request::<E, THREAD_VECTORS>(to, &rows.skip(tile.first()), |_| inside, at);
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn one<E: Element>(
     head_dim: u32,
     dims: u32,
     rotates: bool,
     steps: bool,
     head_amax: f32,
-    rows: &Rows,
+    places: &Places,
+    rows: &impl Fn() -> Rows,
     tile: Tile,
+    end: u32,
+    mut raw: Vectors,
     out: &impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        let place = Place::new::<E>(head_dim);
-        let (first, count) = (tile.first(), tile.count());
-        let inside = place.vector < dims / E::LANES as u32;
-        let raw = Vectors::load::<E>(rows, |_| inside, |i| place.at::<E>(first, count, dims, i));
-        raw.wait::<E>();
+        wait::<E, 0>();
         if rotates {
-            largest_of_parts::<E>(&place, &raw);
+            largest_of_parts::<E>(tile.index, &Place::of(places.own), &raw);
         }
         bar_sync();
-        own_scales(if rotates { head_dim / (4 * E::LANES) as u32 } else { 0 }, head_amax, tile.count());
-        bar_sync();
-        let scales = Scales::decide(tile.index == 0, steps);
-        scales.write(tile, rotates, &out(tile));
+        let parts = if rotates { head_dim / (4 * E::LANES) as u32 } else { 0 };
+        let largest = Largest { tile: tile.index, parts, least: head_amax };
+        let scales = Scales::decide::<E>(&largest, tile.index == 0, steps);
+        let (mut inverse, mut masks) = ([reciprocal(scales.largest, rcp_approx_ftz_f32, fma_rn_f32); 8], [u32::MAX; 2]);
+        let whole = scales.shared & (tile.count() == KV_BLOCK as u32);
+        if !whole {
+            each_scale::<E>(&largest, tile.count());
+            bar_sync();
+            (inverse, masks) = scales.of_keys::<E>(&Place::of(places.own));
+        }
+        scales.write::<E>(whole, tile, rotates, &out(tile));
 
-        let (inverse, masks) = scales.of_keys(&place, tile.count());
+        // Rotated a second time: to keep what `largest_of_parts` made would take as much shared memory again.
+        raw = raw.again::<E>();
+        let words = if rotates { codes::<E, true>(&raw, &inverse) } else { codes::<E, false>(&raw, &inverse) };
+        let place = Place::of(places.own);
         let dim = (place.vector * E::LANES as u32) as usize;
         let to = out(tile).bytes.wrapping_add((place.panel * head_dim) as usize * ROW_BYTES);
         let to = to.wrapping_add(swizzle(v_row(dim), 8 * place.octet as usize));
-        let raw = raw.again::<E>();
-        if rotates {
-            pack::<E, true>(&raw, &inverse, masks, place.has, to);
-        } else {
-            pack::<E, false>(&raw, &inverse, masks, place.has, to);
+        unroll!(0..E::LANES, |dim| {
+            let codes = [words[dim][0] & masks[0] ^ V_OFFSETS, words[dim][1] & masks[1] ^ V_OFFSETS];
+            st_global_cs_v2_u32(place.has, to.wrapping_add(FURTHER[dim] * ROW_BYTES), codes);
+        });
+        let next = Tile { index: tile.index + 1, ..tile };
+        if in_shared::<E>() && next.index < end {
+            // The warp has read what was there.
+            warp_sync();
+            request::<E>(&mut raw, dims, places, &rows(), next);
         }
     }
 }
 
 /// The largest magnitudes of the lanes' keys, each over four vectors, to shared memory.
 #[inline(always)]
-unsafe fn largest_of_parts<E: Element>(place: &Place, raw: &Vectors) {
+unsafe fn largest_of_parts<E: Element>(tile: u32, place: &Place, raw: &Vectors) {
     unsafe {
+        let from = own_raw();
         let mut eight = [0.0; 8];
         unroll!(0..8, |i| {
-            eight[i] = amax::<E, true>(&raw.get::<E>(i));
+            eight[i] = amax::<E, true>(&raw.get::<E>(i, from + i as u32 * STEP));
         });
         // A lane and its neighbour of another vector take four of the eight keys each, then two of the four.
         let choose = |upper: bool, a: f32, b: f32| f32::from_bits(selp_b32(upper, b.to_bits(), a.to_bits()));
@@ -241,124 +354,115 @@ unsafe fn largest_of_parts<E: Element>(place: &Place, raw: &Vectors) {
         });
         // Keys of an octet, in bits of their number: 2, 8, 1 (`octet_key`).
         let key = place.key(0) + 2 * (place.vector & 1) + 4 * (place.vector & 2);
-        st_shared_v2_u32(place.has, part_address(place.vector / 4, key), two);
+        st_shared_v2_u32(place.has, part_address::<E>(tile, place.vector / 4, key), two);
     }
 }
 
-/// A lane for each key: its own scale, of the largest of so many parts and `amax`, and of each panel of 32 keys what the block's decision needs.
+/// The keys' own scales, rounded up, and their reciprocals, a few by each thread.
 #[inline(always)]
-unsafe fn own_scales(parts: u32, amax: f32, count: u32) {
+unsafe fn each_scale<E: Element>(amax: &Largest, count: u32) {
     unsafe {
-        let (lane, mut panel) = (tid_x() % 32, tid_x() / 32);
-        while panel < V_PANELS as u32 {
-            let key = panel * 32 + lane;
-            let (mut amax, mut part) = (amax, 0);
-            while part < parts {
-                amax = max_nan_f32(amax, ld_shared_f32(part_address(part, key)));
-                part = opaque(part + 1);
-            }
-            let (number, inside) = (amax < f32::INFINITY, key < count);
-            let own = scale(amax, fma_rn_f32);
-            let or = |yes: bool, x: f32, other: f32| f32::from_bits(selp_b32(yes, x.to_bits(), other.to_bits()));
-            let largest = or(number & inside, own, 0.0);
-            let smallest = or(number & inside, own, f32::INFINITY);
-            let lost = vote_any(inside & !number);
-            let (largest, smallest) = (over_warp(largest, max_f32), over_warp(smallest, min_f32));
-            let first = or(number, own, f32::NAN).to_bits();
-            let of_panel = [largest.to_bits(), smallest.to_bits(), u32::from(lost), first];
-            st_shared_v4_u32(lane == 0, panel_address(panel), of_panel);
-
-            let stepped = round_up_to_step(own);
-            let inverse = reciprocal(stepped, rcp_approx_ftz_f32, fma_rn_f32);
-            st_shared_f32(own_address(key), or(inside, or(number, stepped, f32::NAN), 0.0));
-            st_shared_f32(inverse_address(key), or(number & inside, inverse, f32::NAN));
-            panel += ntid_x() / 32;
+        let mut key = 4 * tid_x();
+        while key < KV_BLOCK as u32 {
+            let four = amax.of_keys::<E>(key);
+            unroll!(0..4, |i| {
+                let (number, inside) = (four[i] < f32::INFINITY, key + (i as u32) < count);
+                let or = |yes: bool, x: f32, other: f32| f32::from_bits(selp_b32(yes, x.to_bits(), other.to_bits()));
+                let stepped = round_up_to_step(scale(four[i], fma_rn_f32));
+                let inverse = reciprocal(stepped, rcp_approx_ftz_f32, fma_rn_f32);
+                st_shared_f32(own_address::<E>(key + i as u32), or(inside, or(number, stepped, f32::NAN), 0.0));
+                st_shared_f32(inverse_address::<E>(key + i as u32), or(number & inside, inverse, f32::NAN));
+            });
+            key += 4 * ntid_x();
         }
     }
 }
 
 impl Scales {
-    /// What the whole block comes to; the same for all threads.
+    /// What the whole block comes to; the same for all threads, each warp works it out. Keys that are not there are as the last one.
     #[inline(always)]
-    unsafe fn decide(first_block: bool, steps: bool) -> Self {
+    unsafe fn decide<E: Element>(amax: &Largest, first_block: bool, steps: bool) -> Self {
         unsafe {
-            let [large, small, lost, first] = ld_shared_v4_u32(panel_address(0));
-            let (mut largest, mut smallest, mut lost) = (f32::from_bits(large), f32::from_bits(small), lost);
-            unroll!(1..V_PANELS, |panel| {
-                let [large, small, more, _] = ld_shared_v4_u32(panel_address(panel as u32));
-                largest = max_f32(largest, f32::from_bits(large));
-                smallest = min_f32(smallest, f32::from_bits(small));
-                lost |= more;
-            });
-            let near = largest <= mul_rn_f32(V_SCALE_RATIO, smallest);
-            let near_first = !first_block | (largest <= mul_rn_f32(V_FIRST_RATIO, f32::from_bits(first)));
+            let four = amax.of_keys::<E>(4 * (tid_x() % 32));
+            let largest = max_nan_f32(max_nan_f32(four[0], four[1]), max_nan_f32(four[2], four[3]));
+            let smallest = min_f32(min_f32(four[0], four[1]), min_f32(four[2], four[3]));
+            let (mut largest, smallest) = (over_warp(largest, max_nan_f32), over_warp(smallest, min_f32));
+            let mut shared = largest < f32::INFINITY;
+            if vote_any(!shared) {
+                // Of those that are numbers.
+                let number = |x: f32| f32::from_bits(selp_b32(x < f32::INFINITY, opaque(x.to_bits()), 0));
+                let numbers =
+                    max_f32(max_f32(number(four[0]), number(four[1])), max_f32(number(four[2]), number(four[3])));
+                largest = over_warp(numbers, max_f32);
+            }
+            // The scale of the largest is the largest scale: it grows with the magnitude.
+            let (largest, smallest) = (scale(largest, fma_rn_f32), scale(smallest, fma_rn_f32));
+            shared &= largest <= mul_rn_f32(V_SCALE_RATIO, smallest);
+            if first_block {
+                let first = scale(amax.of_keys::<E>(0)[0], fma_rn_f32);
+                shared &= largest <= mul_rn_f32(V_FIRST_RATIO, first);
+            }
             let largest = if steps { round_up_to_step(largest) } else { largest };
-            Self { largest, shared: (lost == 0) & near & near_first }
+            Self { largest, shared }
         }
     }
 
-    /// The scales of the block's tokens, the block's and the head's.
+    /// The scales of the block's tokens, the block's and the head's; `whole` says that all tokens are there and have the largest.
     #[inline(always)]
-    unsafe fn write(&self, tile: Tile, rotates: bool, out: &Output) {
+    unsafe fn write<E: Element>(&self, whole: bool, tile: Tile, rotates: bool, out: &Output) {
         unsafe {
             let (count, mut key) = (tile.count(), tid_x());
             while key < KV_BLOCK as u32 {
-                let own = ld_shared_f32(own_address(key));
-                let shared = self.shared & (key < count);
-                let scale = f32::from_bits(selp_b32(shared, self.largest.to_bits(), own.to_bits()));
+                let mut scale = self.largest;
+                if !whole {
+                    let own = ld_shared_f32(own_address::<E>(key));
+                    let shared = self.shared & (key < count);
+                    scale = f32::from_bits(selp_b32(shared, self.largest.to_bits(), own.to_bits()));
+                }
                 st_global_f32(true, out.scale.wrapping_add(key as usize), [scale]);
                 key += ntid_x();
             }
             let block_scale = selp_b32(self.shared, self.largest.to_bits(), f32::NAN.to_bits());
             st_global_f32((tid_x() == 0) & !out.block_scale.is_null(), out.block_scale, [f32::from_bits(block_scale)]);
-            let largest = if self.shared { self.largest } else { round_up_to_step(self.largest) };
-            let unit = if rotates { v_unit(largest) } else { 1.0 };
-            st_global_f32((tid_x() == 0) & !out.unit.is_null(), out.unit, [unit]);
+            if !out.unit.is_null() {
+                // Opaque: else it would be worked out for all blocks.
+                let largest = f32::from_bits(opaque(self.largest.to_bits()));
+                let largest = if self.shared { largest } else { round_up_to_step(largest) };
+                let unit = if rotates { v_unit(largest) } else { 1.0 };
+                st_global_f32(tid_x() == 0, out.unit, [unit]);
+            }
         }
     }
 
     /// The reciprocals of the scales of the lane's eight keys, and 0xff in the bytes of those that have codes.
     #[inline(always)]
-    unsafe fn of_keys(&self, place: &Place, count: u32) -> ([f32; 8], [u32; 2]) {
+    unsafe fn of_keys<E: Element>(&self, place: &Place) -> ([f32; 8], [u32; 2]) {
         let largest = reciprocal(self.largest, rcp_approx_ftz_f32, fma_rn_f32);
-        let (mut inverse, mut masks) = ([largest; 8], [u32::MAX; 2]);
-        if !self.shared | (count < KV_BLOCK as u32) {
-            masks = [0; 2];
-            unroll!(0..4, |pair| {
-                let own = unsafe { ld_shared_v2_u32(inverse_address(place.key(2 * pair))) };
-                unroll!(0..2, |odd| {
-                    let (i, own) = (2 * pair + odd, f32::from_bits(own[odd]));
-                    masks[i / 4] |= selp_b32(own.is_nan(), 0, 0xff << (8 * (i % 4)));
-                    inverse[i] = f32::from_bits(selp_b32(self.shared, largest.to_bits(), own.to_bits()));
-                });
+        let (mut inverse, mut masks) = ([0.0; 8], [0; 2]);
+        unroll!(0..4, |pair| {
+            let own = unsafe { ld_shared_v2_u32(inverse_address::<E>(place.key(2 * pair))) };
+            unroll!(0..2, |odd| {
+                let (i, own) = (2 * pair + odd, f32::from_bits(own[odd]));
+                masks[i / 4] |= selp_b32(own.is_nan(), 0, 0xff << (8 * (i % 4)));
+                inverse[i] = f32::from_bits(selp_b32(self.shared, largest.to_bits(), own.to_bits()));
             });
-        }
+        });
         (inverse, masks)
     }
 }
 
 /// The codes of the lane's keys, eight bytes for each of its dims.
 #[inline(always)]
-unsafe fn pack<E: Element, const ROTATES: bool>(
-    raw: &Vectors,
-    inverse: &[f32; 8],
-    masks: [u32; 2],
-    predicate: bool,
-    to: *mut u8,
-) {
-    let mut words = [[0; 2]; 8];
+unsafe fn codes<E: Element, const ROTATES: bool>(raw: &Vectors, inverse: &[f32; 8]) -> [[u32; 2]; 8] {
+    let (mut words, from) = ([[0; 2]; 8], own_raw());
     unroll!(0..8, |key| {
-        // Rotated a second time: to keep what `largest_of_parts` made would take as much shared memory again.
-        let x = rotated::<E, ROTATES>(&unsafe { raw.get::<E>(key) });
+        let x = rotated::<E, ROTATES>(&unsafe { raw.get::<E>(key, from + key as u32 * STEP) });
         unroll!(0..E::LANES, |dim| {
             let code = code(clamp::<E>(mul_rn_f32(x[dim], inverse[key])));
             words[dim][key / 4] = with_byte(words[dim][key / 4], key % 4, code);
         });
     });
-    unroll!(0..E::LANES, |dim| {
-        let codes = [words[dim][0] & masks[0] ^ V_OFFSETS, words[dim][1] & masks[1] ^ V_OFFSETS];
-        unsafe { st_global_cs_v2_u32(predicate, to.wrapping_add(FURTHER[dim] * ROW_BYTES), codes) };
-    });
+    words
 }
 
 /// The largest magnitude of a block of V into that of its head.

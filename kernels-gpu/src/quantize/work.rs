@@ -1,14 +1,14 @@
 //! Which CTA of `quantize_*` does what.
 //!
-//! Every CTA converts a run of tiles, of [`KV_BLOCK`] tokens of a head each, and none waits for another. The runs of a head of K and V come first,
-//! K and V in turn: of each kind there are always some on a multiprocessor, which are bound by different things. Behind them come the
-//! runs of Q of the heads that share it, which find the first tokens of K in L2. Runs are long where there are tiles enough for all
-//! multiprocessors: what a CTA does once, of which making K's offset is the most, is done less often.
+//! Every CTA converts a run of tiles, of [`KV_BLOCK`] tokens of a head each, and none waits for another. The runs of K come first, then those of Q,
+//! then those of V: a multiprocessor works on one operand at a time, whose instructions it then has near, and the shortest runs are last.
+//! Runs are long where there are tiles enough for all multiprocessors: what a CTA does once, of which making K's offset is the most, is
+//! done less often.
 
 use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
 use crate::params::QuantizeParams;
-use crate::quantize::launch::MAX_GRID;
+use crate::quantize::launch::{MAX_GRID, padded};
 use crate::seqlens::packed_tiles;
 
 /// The runs of a launch.
@@ -55,10 +55,10 @@ pub struct Item {
     pub tiles: u32,
 }
 
-/// Tiles from which a run has two; from twice as many on it has [`LONGEST`].
-const MANY: u64 = 4096;
+/// Runs that are enough for all multiprocessors, in the dims that each has of a token: a CTA's threads go by them.
+const ENOUGH: u32 = 1 << 18;
 /// Tiles of the longest run.
-const LONGEST: u32 = 4;
+const LONGEST: u32 = 16;
 
 impl Work {
     /// The runs that the parameters ask for. `heads_kv` is not zero.
@@ -71,22 +71,30 @@ impl Work {
         let (seqlens, sequences) = (&p.seqlens, if packed { p.batch } else { 0 });
         let kv = if p.quantize_kv != 0 { seqlens.total_kv } else { 0 };
         let q = if group != 0 { seqlens.total_q } else { 0 };
-        Self::of_tokens(if packed { 1 } else { p.batch }, sequences, p.heads_kv, group, [kv, q])
+        let batch = if packed { 1 } else { p.batch };
+        Self::of_tokens(batch, sequences, p.heads_kv, group, [kv, q], padded(p.head_dim as usize) as u32)
     }
 
     /// Of so many tokens of K and of Q, none where they are not quantized; with so many `sequences` where they are packed.
     #[inline(always)]
-    const fn of_tokens(batch: u32, sequences: u32, heads_kv: u32, group: u32, [kv, q]: [u32; 2]) -> Self {
+    const fn of_tokens(batch: u32, sequences: u32, heads_kv: u32, group: u32, [kv, q]: [u32; 2], padded: u32) -> Self {
         let [kv_tiles, q_tiles] = [runs(kv, sequences, 1), runs(q, sequences, 1)];
         let each = 2 * kv_tiles as u64 + group as u64 * q_tiles as u64;
         let all = (batch as u64 * heads_kv as u64).saturating_mul(each);
-        let run = if all >= 2 * MANY {
-            LONGEST
-        } else if all >= MANY {
-            2
-        } else {
+        // As many as there may be are enough for a run of any length.
+        let all = if all < (LONGEST * ENOUGH) as u64 { all as u32 } else { LONGEST * ENOUGH };
+        // Of the smallest CTAs no more are on a multiprocessor.
+        let dims = if padded < 64 { 64 } else { padded };
+        let run = all >> (ENOUGH.trailing_zeros() - dims.trailing_zeros());
+        let run = if run < 1 {
             1
+        } else if run > LONGEST {
+            LONGEST
+        } else {
+            run
         };
+        // A power of two: heads' tiles often are, and their last runs are as long as the others.
+        let run = 1 << (31 - (run + run / 3).leading_zeros());
         Self { run, kv_runs: runs(kv, sequences, run), q_runs: runs(q, sequences, run), group, heads_kv, batch }
     }
 
@@ -95,12 +103,6 @@ impl Work {
     #[must_use]
     pub const fn group(&self) -> u32 {
         self.group
-    }
-
-    /// Runs of a head of K and V and the heads of Q that share it.
-    #[inline(always)]
-    const fn each(&self) -> u32 {
-        2 * self.kv_runs + self.group * self.q_runs
     }
 
     /// The CTAs of a launch, or `None` where there are more than a grid has.
@@ -117,14 +119,20 @@ impl Work {
     pub fn item(&self, cta: u32) -> Item {
         // SAFETY: a CTA has a tile, so a head has tiles, and a tile of Q is one of its head's.
         unsafe {
-            let (head, index) = div_rem(cta, self.each());
-            let (batch, head_kv) = div_rem(head, self.heads_kv);
-            if index < 2 * self.kv_runs {
-                let operand = if index % 2 == 0 { Operand::Keys } else { Operand::Values };
-                return Item { batch, head_kv, operand, tile: index / 2 * self.run, tiles: self.run };
+            let (run, heads) = (self.run, self.batch * self.heads_kv);
+            let (kv_ctas, q_ctas) = (heads * self.kv_runs, heads * self.group * self.q_runs);
+            let of_kv = cta < kv_ctas || cta >= kv_ctas + q_ctas;
+            if of_kv {
+                let (operand, index) =
+                    if cta < kv_ctas { (Operand::Keys, cta) } else { (Operand::Values, cta - kv_ctas - q_ctas) };
+                let (head, tile) = div_rem(index, self.kv_runs);
+                let (batch, head_kv) = div_rem(head, self.heads_kv);
+                return Item { batch, head_kv, operand, tile: tile * run, tiles: run };
             }
-            let (of_group, tile) = div_rem(index - 2 * self.kv_runs, self.q_runs);
-            Item { batch, head_kv, operand: Operand::Queries(of_group), tile: tile * self.run, tiles: self.run }
+            let (head, tile) = div_rem(cta - kv_ctas, self.q_runs);
+            let (head, of_group) = div_rem(head, self.group);
+            let (batch, head_kv) = div_rem(head, self.heads_kv);
+            Item { batch, head_kv, operand: Operand::Queries(of_group), tile: tile * run, tiles: run }
         }
     }
 }
@@ -148,7 +156,7 @@ mod tests {
     fn every_tile_comes_once() {
         for (batch, kv_tiles, group) in [(2, 11, 2), (2, 0, 2), (2, 11, 0), (40, 31, 0), (17, 30, 2)] {
             let (heads_kv, q_tiles) = (3, 6);
-            let work = Work::of_tokens(batch, 0, heads_kv, group, [kv_tiles * TILE, q_tiles * TILE - 5]);
+            let work = Work::of_tokens(batch, 0, heads_kv, group, [kv_tiles * TILE, q_tiles * TILE - 5], 128);
             let mut tiles = HashSet::new();
             for item in (0..work.ctas().unwrap()).map(|cta| work.item(cta)) {
                 let of_head = if let Operand::Queries(_) = item.operand { q_tiles } else { kv_tiles };
@@ -164,16 +172,24 @@ mod tests {
     #[test]
     fn runs_are_long_where_there_are_tiles_enough() {
         assert_eq!(
-            [1, 2047, 2048, 4095, 4096, 1 << 20].map(|tiles| Work::of_tokens(1, 0, 1, 0, [tiles * TILE, 0]).run),
-            [1, 1, 2, 2, 4, 4]
+            [1, 2047, 2048, 4095, 8191, 8192, 1 << 20, u32::MAX / 256].map(|tiles| Work::of_tokens(
+                1,
+                0,
+                1,
+                0,
+                [tiles * TILE, 0],
+                128
+            )
+            .run),
+            [1, 1, 2, 4, 8, 8, 16, 16]
         );
     }
 
     #[test]
     fn more_tiles_than_a_grid_has_are_none() {
-        let tokens = [TILE << 23, 1];
-        assert_eq!(Work::of_tokens(1, 0, 63, 1, tokens).ctas(), Some(63 * ((2 << 21) + 1)));
-        assert_eq!(Work::of_tokens(1, 0, 1 << 10, 1, tokens).ctas(), None);
-        assert_eq!(Work::of_tokens(u32::MAX, 0, u32::MAX, 1, tokens).ctas(), None);
+        let tokens = [TILE << 24, 1];
+        assert_eq!(Work::of_tokens(1, 0, 63, 1, tokens, 64).ctas(), Some(63 * ((2 << 20) + 1)));
+        assert_eq!(Work::of_tokens(1, 0, 1 << 10, 1, tokens, 64).ctas(), None);
+        assert_eq!(Work::of_tokens(u32::MAX, 0, u32::MAX, 1, tokens, 64).ctas(), None);
     }
 }

@@ -66,6 +66,9 @@ pub(crate) trait Kernel<const MT: usize> {
     const KEY_TILES: usize = KEY_TILES / Self::TEAM;
     /// k steps of a block's P that a warp has.
     const KEY_STEPS: usize = KEY_STEPS / Self::TEAM;
+    /// Whether a block's scales are loaded a block ahead, so that a special block has a step of its own. Teams were measured to be slower with
+    /// it; two steps of the general kind would be much code.
+    const AHEAD: bool = Self::TEAM == 1 && <Self::Softmax as Softmax<MT>>::LOUD;
 }
 
 /// Most pairs of n8 tiles in flight.
@@ -131,16 +134,30 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         vars.store_reach(place.thread / 32, reach);
         let (mut block, mut more) = (blocks.first, blocks.first != blocks.end);
         let first = factors.fetch(more);
-        factors.publish(block, first, common_factor * shrink::<K, MT>(params, &place.sequence, block, more));
+        let mut scales = [0.0; 2];
+        if K::AHEAD {
+            scales = fetch_scales(params, &place.sequence, block, more);
+            vars.store_unit(place.thread == 0, ld_global_nc_f32(place.sequence.v_unit(params)));
+            vars.store_scales(place.thread == 0, block, scales);
+        }
+        let shrink = shrink::<K, MT>(params, || place.sequence, block, more, scales);
+        factors.publish(block, first, common_factor * shrink);
         // For the variables in shared memory: there may be no block, and so no other barrier before the end.
         bar_sync();
+        let mut special = K::AHEAD && K::Softmax::is_special(&vars.scales_with(scales));
         while more {
             // Opaque: else the end of the blocks and the one before it would be in registers across the loop.
             let next = opaque(block + 1);
             more = next != blocks.end;
             let mut state =
                 State { factors: &mut factors, pipeline: &mut pipeline, softmax: &mut softmax, acc: &mut acc };
-            step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state);
+            special = if K::AHEAD && special {
+                step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state, true)
+            } else {
+                // A body of its own, where that was measured to be faster: branches within would keep its loads and exponentials from
+                // overlapping.
+                step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state, false)
+            };
             block = next;
         }
         pipeline.drain();
@@ -157,7 +174,8 @@ struct State<'a, K: Kernel<MT>, const MT: usize> {
     acc: &'a mut Accumulator<MT>,
 }
 
-/// One block of keys; whether there are more of them.
+/// One block of keys, `special` for some row of the warp or for none; `more` says whether there are more of them. Whether the next one is
+/// special.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn step<K: Kernel<MT>, const MT: usize>(
@@ -169,13 +187,19 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
     query: &Query<MT>,
     team: &SharingTeam<K, MT>,
     state: &mut State<K, MT>,
-) {
+    special: bool,
+) -> bool {
     let State { factors, pipeline, softmax, acc } = state;
     unsafe {
-        let next_scale = factors.fetch(more);
         // Long before they are needed: the products hide the loads.
+        let next_scale = factors.fetch(more);
         let sequence = blocks_of(place, vars);
-        let scales = block_scales::<K, MT>(params, &sequence, vars, block);
+        let (mut next_scales, mut scales) = ([0.0; 2], BlockScales { k: 0.0, v: 1.0, reach: 0.0 });
+        if K::AHEAD {
+            next_scales = fetch_scales(params, &sequence, block + 1, more);
+        } else {
+            scales = block_scales::<K, MT>(params, &sequence, vars, block);
+        }
         let k = pipeline.next_k();
         let mut s = scores::block(query, k, factors, softmax, block, place);
         K::ScoreMod::apply(&mut s, || scored::<K, MT>(params, block, vars));
@@ -187,7 +211,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
             mask::<K, MT, true>(params, &mut s, block, vars);
         }
         let mut row_scales = K::Softmax::row_scales(|| notes::<K, MT>(opaque(tid_x())));
-        let special = K::Softmax::SPECIAL && K::Softmax::is_special(&scales);
+        let special = if K::AHEAD { special } else { K::Softmax::SPECIAL && K::Softmax::is_special(&scales) };
         if special {
             K::Softmax::special(
                 &mut s,
@@ -211,13 +235,20 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         // Before the wait, which hides the load.
         let common_factor = vars.common_factor();
         let v = pipeline.next_v();
-        let shrink = shrink::<K, MT>(params, &blocks_of(place, vars), block + 1, more);
+        let shrink = shrink::<K, MT>(params, || blocks_of(place, vars), block + 1, more, next_scales);
         factors.publish(block + 1, next_scale, common_factor * shrink);
+        let mut next_special = false;
+        if K::AHEAD {
+            vars.store_scales(opaque(tid_x()) == 0, block + 1, next_scales);
+            next_special = K::Softmax::is_special(&vars.scales_with(next_scales));
+        }
         team.collect(&mut p);
         let notes = || notes::<K, MT>(opaque(tid_x()));
         let tiles = K::HEAD_DIM_V / 8 / K::TEAM;
-        let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, || scales, notes);
+        let scales = || if K::AHEAD { vars.scales(block) } else { scales };
+        let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, scales, notes);
         output::update::<K, MT>(acc, &p, v, place.member, &row);
+        next_special
     }
 }
 
@@ -267,6 +298,21 @@ unsafe fn blocks_of(place: &Place, vars: &SharedVars) -> Sequence {
     Sequence { first_block, index_kv, ..place.sequence }
 }
 
+/// The scales of a block of K and of V, if there is such a block; else zeros, which are not special.
+#[inline(always)]
+unsafe fn fetch_scales(params: &AttentionParams, sequence: &Sequence, block: u32, is: bool) -> [f32; 2] {
+    let mut scales = [0.0; 2];
+    if is {
+        scales = unsafe {
+            [
+                ld_global_nc_f32(sequence.k_block_scale(params, block)),
+                ld_global_nc_f32(sequence.v_block_scale(params, block)),
+            ]
+        };
+    }
+    scales
+}
+
 /// The scales of a block, in the unit of the head's values, and the reach of the warp's rows.
 #[inline(always)]
 unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
@@ -290,17 +336,20 @@ unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(
     BlockScales { k, v: value_weight(v, unit), reach }
 }
 
-/// What the factors of a block's keys are multiplied with, if there is such a block.
+/// What the factors of a block's keys are multiplied with, if there is such a block. Its scales are given where they are loaded ahead.
 #[inline(always)]
 unsafe fn shrink<K: Kernel<MT>, const MT: usize>(
     params: &AttentionParams,
-    sequence: &Sequence,
+    sequence: impl Fn() -> Sequence,
     block: u32,
     is: bool,
+    [k, _]: [f32; 2],
 ) -> f32 {
     let mut shrink = 1.0;
-    if K::Softmax::LOUD && is {
-        let k = unsafe { ld_global_nc_f32(sequence.k_block_scale(params, block)) };
+    if K::AHEAD {
+        shrink = K::Softmax::shrink(params, K::HEAD_DIM, k);
+    } else if K::Softmax::LOUD && is {
+        let k = unsafe { ld_global_nc_f32(sequence().k_block_scale(params, block)) };
         shrink = K::Softmax::shrink(params, K::HEAD_DIM, k);
     }
     shrink
@@ -310,6 +359,7 @@ unsafe fn shrink<K: Kernel<MT>, const MT: usize>(
 struct Special<'a, K, const MT: usize> {
     params: &'a AttentionParams,
     block: u32,
+    /// Where they are not in shared memory.
     scales: BlockScales,
     vars: &'a SharedVars,
     kernel: PhantomData<K>,
@@ -337,7 +387,7 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
 
     #[inline(always)]
     unsafe fn scales(&self) -> BlockScales {
-        self.scales
+        if K::AHEAD { unsafe { self.vars.scales(self.block) } } else { self.scales }
     }
 
     #[inline(always)]

@@ -4,11 +4,14 @@
 //! spare: what would be spilled to local memory stands here.
 
 use crate::attention::sequence::Sequence;
+use crate::attention::softmax::{BlockScales, value_weight};
 use crate::attention::window::Blocks;
-use crate::config::sm80::MAX_WARPS;
+use crate::config::sm80::{MAX_WARPS, VARS_BYTES};
+use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{
-    ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32,
+    ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_u32, st_shared_v2_u32, st_shared_v4_u32,
 };
+use crate::ptx::special::tid_x;
 
 /// The query rows of a CTA.
 #[derive(Clone, Copy)]
@@ -23,6 +26,13 @@ pub(crate) struct Tile {
 const REACH: u32 = 32;
 /// Where the sequence's first block is.
 const FIRST_BLOCK: u32 = REACH + 4 * MAX_WARPS as u32;
+/// Where the unit of the head's values is.
+const UNIT: u32 = FIRST_BLOCK + 8;
+/// Where the scales of two blocks of K and of V are, each pair loaded at once.
+const SCALES: u32 = UNIT + 8;
+
+const _: () =
+    assert!(SCALES as usize + 2 * 8 <= VARS_BYTES && SCALES.is_multiple_of(8) && VARS_BYTES.is_multiple_of(16));
 
 /// [`VARS_BYTES`](crate::config::sm80::VARS_BYTES) of shared memory.
 pub(crate) struct SharedVars {
@@ -88,6 +98,36 @@ impl SharedVars {
     #[inline(always)]
     pub(crate) unsafe fn common_factor(&self) -> f32 {
         unsafe { ld_shared_f32(self.address + 12) }
+    }
+
+    /// Stores the unit of the head's values; see [`Self::store`].
+    #[inline(always)]
+    pub(crate) unsafe fn store_unit(&self, predicate: bool, unit: f32) {
+        unsafe { st_shared_u32(predicate, self.address + UNIT, unit.to_bits()) }
+    }
+
+    /// Stores the scales of a block of K and of V, beside those of the block before; visible after the next barrier.
+    #[inline(always)]
+    pub(crate) unsafe fn store_scales(&self, predicate: bool, block: u32, scales: [f32; 2]) {
+        unsafe { st_shared_v2_u32(predicate, self.scales_of(block), scales.map(f32::to_bits)) }
+    }
+
+    #[inline(always)]
+    fn scales_of(&self, block: u32) -> u32 {
+        self.address + SCALES + block % 2 * 8
+    }
+
+    /// The scales of a block, in the unit of the head's values, and the reach of the warp's rows; see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn scales(&self, block: u32) -> BlockScales {
+        unsafe { self.scales_with(ld_shared_v2_u32(self.scales_of(block)).map(f32::from_bits)) }
+    }
+
+    /// The same of a block with these scales.
+    #[inline(always)]
+    pub(crate) unsafe fn scales_with(&self, [k, v]: [f32; 2]) -> BlockScales {
+        let (unit, reach) = unsafe { (ld_shared_f32(self.address + UNIT), self.reach(opaque(tid_x()) / 32)) };
+        BlockScales { k, v: value_weight(v, unit), reach }
     }
 
     /// Stores the reach of a warp's rows, the same by all its lanes; see [`Self::store`].
