@@ -114,7 +114,7 @@ impl Gpu {
         self.plan_with(&[Family::Sm80], problem, output, Choice::Any, shared_bytes)
     }
 
-    /// The general kernel of sm_80 also where a plain one would do: for the tests, which hold its speed against the plain one's.
+    /// The general kernel of sm_80 also where a plain one would do: for benchmarks, which hold its speed against the plain one's.
     #[doc(hidden)]
     pub fn plan_attention_general(
         &self,

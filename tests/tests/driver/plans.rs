@@ -7,7 +7,7 @@ use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, DeviceOperands, DeviceSlice, DeviceSliceMut, Error, Family, Gpu, Operand,
     QuantizeLayouts, Scheme, Shape, TensorLayout,
 };
-use int_flash_attention_kernels::config::ATTENTION;
+use int_flash_attention_kernels::config::{ATTENTION, Kind};
 use pretended_driver::{PretendedGpu, begin};
 
 fn output(layout: TensorLayout) -> AttentionOutput {
@@ -105,7 +105,8 @@ fn plans_take_the_kernel_for_the_shared_memory_there_is() {
             Gpu::new(gpu).unwrap().plan_attention_of(Family::Sm80, &p, &o).unwrap().kernel()
         };
         for (gpu, kib) in [(0, 99), (1, 163), (2, 227)] {
-            for variant in ATTENTION.iter().filter(|v| v.family == Family::Sm80 && v.is_for(kib << 10)) {
+            let plain = ATTENTION.iter().filter(|v| (v.family, v.kind) == (Family::Sm80, Kind::Plain));
+            for variant in plain.filter(|v| v.is_for(kib << 10)) {
                 let dims = [variant.head_dim, variant.head_dim_v];
                 assert_eq!(kernel(gpu, dims, variant.scheme), variant.name);
             }

@@ -68,7 +68,7 @@ const OF_FAMILIES: [(&str, Test); 21] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 21] = [
+const ONCE: [(&str, Test); 20] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
@@ -81,7 +81,6 @@ const ONCE: [(&str, Test); 21] = [
     ("jobs_match_the_reference", jobs::match_the_reference),
     ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
     ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
-    ("general_kernels_are_nearly_as_fast", scores::speed),
     ("decode_matches_the_reference", decode::matches),
     ("decode_has_the_same_bits_in_every_batch", decode::batches),
     ("a_decode_graph_replays_on_growing_sequences", decode::graph),

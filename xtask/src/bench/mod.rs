@@ -9,6 +9,7 @@ mod first_job;
 mod packed;
 mod plot;
 mod report;
+mod scores;
 mod shapes;
 mod timing;
 
@@ -91,6 +92,9 @@ pub struct Args {
     /// Measure appends to a paged cache: the rows whose name has this in it, or all
     #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode"])]
     append: Option<String>,
+    /// Measure what changed scores cost: softcap, ALiBi, masks, biases and sinks
+    #[arg(long, conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode", "append", "json"])]
+    scores: bool,
     /// A process that --first-job starts
     #[arg(long, hide = true)]
     first_job_once: bool,
@@ -121,6 +125,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if let Some(only) = &args.append {
         return append::run(&gpu, only, args.json.as_deref());
+    }
+    if args.scores {
+        return scores::run(&gpu);
     }
     let families = if args.shared_memory.is_some() { vec![Family::Sm80] } else { args.family.clone() };
     let mut bench = Bench::new(gpu, &families)?;
