@@ -65,12 +65,6 @@ impl Place {
         32 >> self.log_lanes
     }
 
-    /// Their logarithm.
-    #[inline(always)]
-    pub fn log_tokens(&self) -> u32 {
-        5 - self.log_lanes
-    }
-
     /// The number in the token of the lane's vector number `i`.
     #[inline(always)]
     pub fn vector(&self, i: usize) -> u32 {

@@ -20,9 +20,7 @@ use crate::ptx::math::{fma_rn_f32, max_f32, max_nan_f32, min_f32, mul_rn_f32, rc
 use crate::ptx::opaque::opaque;
 use crate::ptx::order::red_relaxed_gpu_max_u32;
 use crate::ptx::select::selp_b32;
-use crate::ptx::shared::{
-    ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32, st_shared_v4_u32,
-};
+use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32};
 use crate::ptx::shuffle::{first_lane, shfl_bfly, vote_any};
 use crate::ptx::special::{ntid_x, tid_x, tid_x_again};
 

@@ -39,7 +39,7 @@ impl States for OfCaller<'_> {
 ///
 /// # Safety
 /// As docs/kernel-abi.md says of `merge_states`.
-#[cfg(not(merge_sm90))]
+#[cfg(merge)]
 #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
 #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
 pub unsafe extern "ptx-kernel" fn merge_states(params: MergeStatesParams) {
