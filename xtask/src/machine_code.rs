@@ -78,7 +78,7 @@ fn write(ptxas: &Path) -> Result<()> {
 fn make(ptxas: &Path, wanted: impl Fn(&Module) -> bool) -> Result<BTreeMap<String, Vec<u8>>> {
     let scratch = Scratch::new("machine-code")?;
     let wanted: Vec<&Module> = shipped().filter(|module| wanted(module)).collect();
-    let jobs: Vec<_> = wanted.iter().flat_map(|module| module.architectures().map(|a| (*module, a.name))).collect();
+    let jobs: Vec<_> = wanted.iter().flat_map(|module| module.machine_code().map(|a| (*module, a.name))).collect();
     let one = |&(module, arch): &(&Module, &str)| {
         Ok((file_name(module.name, arch), assemble(ptxas, &ptx_file(module), arch, &scratch)?.cubin))
     };
@@ -180,7 +180,7 @@ pub fn shipped() -> impl Iterator<Item = &'static Module> {
 /// The files of a module, in the order of its architectures.
 pub fn file_names(module: &Module) -> impl Iterator<Item = String> + use<> {
     let name = module.name;
-    module.architectures().map(move |architecture| file_name(name, architecture.name))
+    module.machine_code().map(move |architecture| file_name(name, architecture.name))
 }
 
 /// As `host/build.rs` looks for it.

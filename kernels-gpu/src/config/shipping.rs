@@ -1,6 +1,6 @@
 //! What ships of the modules: machine code for which GPUs beside the PTX, and the cargo features that bring a module.
 
-use super::{ATTENTION, Family, Module, Scheme};
+use super::{ATTENTION, Family, Kind, Module, Scheme};
 
 /// A GPU architecture that machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,15 @@ impl Module {
             Some(own) => !architecture.is_specific() && architecture.capability >= own.capability,
             None => false,
         })
+    }
+
+    /// Those of which the package has machine code: all of its architectures where a first job is likely to wait for it, the default
+    /// scheme's plain kernels and what stands around them; none else, so that the package stays small (docs/decisions/0004).
+    pub fn machine_code(&self) -> impl Iterator<Item = &'static Architecture> + use<> {
+        let attention = ATTENTION.iter().find(|variant| variant.name == self.name);
+        let usual = attention.is_some_and(|v| v.scheme == Scheme::Default && v.kind == Kind::Plain);
+        let there = usual || ["quantize", "decode", "merge"].contains(&self.part);
+        self.architectures().filter(move |_| there)
     }
 
     /// Whether it is in the published package. The yardstick is for whoever works on this repository.
@@ -147,6 +156,16 @@ mod tests {
         }
         let unknown = Module { name: "x", part: "x", target: "sm_75", ptx: (7, 0) };
         assert_eq!(unknown.architectures().count(), 0);
+    }
+
+    #[test]
+    fn machine_code_is_of_what_first_jobs_load() {
+        let of = |name: &str| MODULES.iter().find(|module| module.name == name).unwrap().machine_code().count();
+        assert_eq!(["quantize", "attention_sm80_d64_default", "attention_sm90a_d128_default"].map(of), [6, 6, 1]);
+        assert_eq!(
+            ["attention_sm80_d64_paper", "attention_sm80_d64_default_general", "baseline_f16_d64"].map(of),
+            [0; 3]
+        );
     }
 
     #[test]
