@@ -281,7 +281,7 @@ mod tests {
         assert!(matches!(crooked, Err(Error::Alignment { align: 16, .. })));
         // SAFETY: as above.
         assert!(matches!(unsafe { ViewMutK::from_raw(&problem, 0) }, Err(Error::Alignment { address: 0, .. })));
-        let wrong = AttentionProblem::new(1, 2, 1, 10, 20, 48);
+        let wrong = AttentionProblem::new(1, 2, 1, 10, 20, 44);
         assert!(matches!(DeviceOperands::bytes(&wrong), Err(Error::HeadDim { .. })));
         let huge = AttentionProblem::new(1 << 15, 1 << 14, 1 << 14, 1 << 30, 1 << 25, 32);
         assert!(matches!(DeviceOperands::bytes(&huge), Err(Error::Overflow { .. })));
