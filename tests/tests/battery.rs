@@ -77,7 +77,9 @@ fn decode() {
 fn all_kernels_have_a_battery() {
     let simulator = Simulator::new();
     let tested = |kernel: &str| {
+        // `gather_pages` copies bytes: `cache.rs` runs it on every kind of page.
         [
+            "gather_pages",
             "attention_sm90a",
             "attention_short",
             "baseline_f16",

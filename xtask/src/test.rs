@@ -33,7 +33,7 @@ impl Tally {
 
 type Step = fn() -> Result<Tally>;
 
-const STEPS: [(&str, Step); 16] = [
+const STEPS: [(&str, Step); 15] = [
     ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
     ("clippy", clippy),
     ("device-clippy", device_clippy),
@@ -45,22 +45,25 @@ const STEPS: [(&str, Step); 16] = [
     ("tests", || tests(&["--no-fail-fast"], &[])),
     ("candle", candle),
     ("mutants", || xtask(&["mutants", "--sample", "4", "--kernel", "attention", "--kernel", "quantize"])),
-    ("libnvvm", libnvvm),
     ("nvvm", nvvm),
     ("stable", stable),
     ("licences", licences),
     ("user", user),
 ];
 
+/// Steps that run only where they are asked for by name: what takes minutes, and says little that the others do not.
+const ON_REQUEST: [(&str, Step); 1] = [("libnvvm", libnvvm)];
+
 pub fn run(args: &Args) -> Result<()> {
-    let names: Vec<_> = STEPS.iter().map(|(name, _)| *name).collect();
+    let names: Vec<_> = STEPS.iter().chain(&ON_REQUEST).map(|(name, _)| *name).collect();
     if let Some(unknown) = args.only.iter().find(|name| !names.contains(&name.as_str())) {
         bail!("there is no step {unknown}; the steps are {}", names.join(", "));
     }
     let mut total = Tally::default();
     let mut failed = Vec::new();
-    for (name, step) in STEPS {
-        if !args.only.is_empty() && !args.only.iter().any(|only| only == name) {
+    for (i, (name, step)) in STEPS.into_iter().chain(ON_REQUEST).enumerate() {
+        let asked = args.only.iter().any(|only| only == name);
+        if !asked && (!args.only.is_empty() || i >= STEPS.len()) {
             continue;
         }
         println!("==> {name}");

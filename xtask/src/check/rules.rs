@@ -204,7 +204,7 @@ mod tests {
                 assert!(faults_of.len() == 1 && faults_of[0].contains("rules.rs says"), "{name} {arch}: {faults_of:?}");
                 assert!(faults(&row, true).is_empty());
             }
-            assert!(count("sm_80", out, back, stack) > 0, "{name}");
+            assert!(count("sm_75", out, back, stack) > 0, "{name}");
             assert!(!SPILLS[..at].iter().any(|row| (row.0, row.1) == (name, arch)), "{name} {arch} stands there twice");
         }
     }
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(of_spills(&all[1..]), 1);
         assert!(stale(&all[1..], false).iter().any(|what| what.contains(SPILLS[0].0)));
         // neither a longer name nor another architecture stands for it
-        let others = [row(&format!("{}_2", SPILLS[0].0), SPILLS[0].1, "IMMA"), row(SPILLS[0].0, "sm_80", "IMMA")];
+        let others = [row(&format!("{}_2", SPILLS[0].0), SPILLS[0].1, "IMMA"), row(SPILLS[0].0, "sm_75", "IMMA")];
         assert_eq!(of_spills(&[&all[1..], &others].concat()), 1);
     }
 }
