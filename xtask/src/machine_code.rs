@@ -113,8 +113,10 @@ impl Kept {
         file_names(module).all(|name| folder().join(name).is_file())
     }
 
-    /// Whether the machine code of a module for an architecture is this; `None` where the index does not speak of this PTX.
+    /// Whether the machine code of a module for an architecture is this; `None` where it does not ship, and where
+    /// the index does not speak of this PTX.
     pub fn equals(&self, module: &Module, arch: &str, ptx: &[u8], cubin: &[u8]) -> Option<Result<bool>> {
+        module.machine_code().find(|architecture| architecture.name == arch)?;
         (self.made_of.get(module.name) == Some(&checksum(ptx)))
             .then(|| Ok(unpack(&file_name(module.name, arch))? == cubin))
     }
