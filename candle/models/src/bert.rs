@@ -143,9 +143,8 @@ fn attend(batch: &Batch, attention: Attention, [q, k, v]: &[Tensor; 3]) -> Resul
             Tensor::cat(&batch.sentences().map(of_one).collect::<Result<Vec<_>>>()?, 0)
         }
         (Attention::Plain, Some(room)) => {
-            let hidden =
-                |length: &u32| (0..room).map(move |key| if key < *length as usize { 0.0 } else { f32::NEG_INFINITY });
-            let mask: Vec<f32> = batch.lengths.iter().flat_map(hidden).collect();
+            let seen = |length: usize| (0..room).map(move |key| if key < length { 0.0 } else { f32::NEG_INFINITY });
+            let mask: Vec<f32> = batch.lengths.iter().flat_map(|&length| seen(length as usize)).collect();
             let mask = Tensor::from_vec(mask, (batch.lengths.len(), 1, 1, room), q.device())?;
             plain_attention([rows(q, room)?, rows(k, room)?, rows(v, room)?], Some(&mask))
         }

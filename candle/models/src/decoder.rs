@@ -17,7 +17,6 @@ pub struct Decoder {
     embedding_scale: f64,
     layers: Vec<Layer>,
     norm: Tensor,
-    heads: usize,
     heads_kv: usize,
     head_dim: usize,
     eps: f32,
@@ -117,7 +116,6 @@ impl Decoder {
         Ok(Self {
             norm: tensor("output_norm")?,
             embedding_scale: if gemma { (width as f64).sqrt() } else { 1.0 },
-            heads,
             heads_kv: number("attention.head_count_kv")?,
             head_dim: first.q.dim(0)? / heads,
             eps: of("attention.layer_norm_rms_epsilon")?.to_f32()?,
@@ -160,7 +158,6 @@ impl Decoder {
             embedding_scale: 1.0,
             layers: (0..sizes.layers).map(layer).collect::<Result<_>>()?,
             norm: ones()?,
-            heads,
             heads_kv,
             head_dim,
             eps: 1e-5,
