@@ -45,6 +45,7 @@ pub mod gpu;
 mod problem;
 mod progress;
 mod quantized;
+pub mod ranks;
 pub mod reference;
 mod resources;
 mod round;
