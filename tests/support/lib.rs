@@ -7,6 +7,7 @@ pub mod cache;
 pub mod case;
 pub mod decode;
 pub mod properties;
+pub mod ranks;
 pub mod scores;
 pub mod sequences;
 pub mod sim;
