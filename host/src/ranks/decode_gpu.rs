@@ -1,6 +1,6 @@
 //! Decode of a cache that is spread over ranks, on a rank's GPU.
 
-use super::communicator::{OnGpu, check_ranks};
+use super::communicator::{OnGpu, check_rank, check_ranks};
 use super::{Communicator, Message, RanksDecode};
 use crate::decode::{DecodeHeads, DecodeResult, ViewPagedKv};
 use crate::dtype::DType;
@@ -68,8 +68,7 @@ impl RanksDecodePlan {
         sinks: Option<DeviceSlice<'_, f32>>,
         result: DecodeResult<'_>,
     ) -> Result<()> {
-        check_ranks(ranks.ranks(), self.plan.ranks)?;
-        check_ranks(ranks.rank(), self.rank)?;
+        check_rank(ranks, self.plan.ranks, self.rank)?;
         let shape = self.plan.decode.q_shape();
         let lengths = [shape.elements(), shape.rows()];
         let (o, lse) = (self.states.0.slice_mut(), self.states.1.slice_mut());

@@ -13,6 +13,15 @@ pub enum RanksError {
         planned: usize,
     },
 
+    /// A communicator of another rank than the plan's.
+    #[error("the communicator is of rank {given}; the plan was made for rank {planned}")]
+    Rank {
+        /// The communicator's.
+        given: usize,
+        /// The plan's.
+        planned: usize,
+    },
+
     /// A message to or from a rank that there is not.
     #[error("a message names rank {given}; there are {ranks}, from 0 on")]
     Peer {

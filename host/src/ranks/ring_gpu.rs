@@ -7,7 +7,7 @@
 //!
 //! Keys and values that arrive go to two buffers in turn, the second stream a step ahead.
 
-use super::communicator::{OnGpu, check_ranks};
+use super::communicator::{OnGpu, check_rank, check_ranks};
 use super::{Communicator, Message, Pair, RingProblem, Step};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -202,8 +202,7 @@ impl RingPlan {
         [q, k, v]: [AnySlice<'_>; 3],
         mut o: AnySliceMut<'_>,
     ) -> Result<()> {
-        check_ranks(ranks.ranks(), self.ring.ranks)?;
-        check_ranks(ranks.rank(), self.rank)?;
+        check_rank(ranks, self.ring.ranks, self.rank)?;
         self.quantize(stream, ranks, [q, k, v])?;
         self.quantized.record(stream)?;
         self.travel.wait(&self.quantized)?;

@@ -1,6 +1,6 @@
 //! Ulysses on a rank's GPU.
 
-use super::communicator::{OnGpu, check_ranks};
+use super::communicator::{OnGpu, check_rank, check_ranks};
 use super::ring_gpu::share;
 use super::ulysses::Spread;
 use super::{Communicator, Message, RanksError, UlyssesProblem};
@@ -85,8 +85,7 @@ impl UlyssesPlan {
         [q, k, v]: [AnySlice<'_>; 3],
         o: AnySliceMut<'_>,
     ) -> Result<()> {
-        check_ranks(ranks.ranks(), self.ulysses.ranks)?;
-        check_ranks(ranks.rank(), self.rank)?;
+        check_rank(ranks, self.ulysses.ranks, self.rank)?;
         let mut local = self.local.view_mut();
         let kv = [(local.k, local.v)];
         let [(mut k_out, mut v_out)] = kv;

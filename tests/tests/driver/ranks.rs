@@ -119,34 +119,34 @@ fn a_ring_does_what_its_steps_say() {
         let attention = AttentionProblem::new(2, 2, 1, 1000, 1000, 64).with_window(window);
         let ring = RingProblem { attention, ranks: 3 };
         let gpus = gpus(3);
-        let start = std::sync::Barrier::new(3);
-        let allocations = std::sync::Mutex::new(0);
-        let results = on_ranks(&gpus, |rank| {
-            let (gpu, number) = (rank.gpu(), rank.rank());
+        let made = on_ranks(&gpus, |rank| {
+            let (gpu, number) = (rank.gpu().clone(), rank.rank());
             let (layouts, output) = layouts(&ring, number);
-            let mut plan = gpu.plan_ring(&ring, &rank, &layouts, &output)?;
+            let plan = gpu.plan_ring(&ring, &rank, &layouts, &output)?;
             let [q, k, v] = [layouts.q, layouts.k, layouts.v].map(|layout| gpu.alloc::<f16>(layout.span()).unwrap());
-            let mut o = gpu.alloc::<f16>(output.layout.span())?;
-            let stream = gpu.stream()?;
-            if start.wait().is_leader() {
-                *allocations.lock().unwrap() = session.calls("cuMemAlloc_v2");
-            }
-            start.wait();
-            for _ in 0..2 {
-                plan.launch(&stream, &rank, [(&q).into(), (&k).into(), (&v).into()], (&mut o).into())?;
-            }
-            stream.synchronize()?;
-            start.wait();
-            if number == 0 {
-                assert_eq!(session.calls("cuMemAlloc_v2"), *allocations.lock().unwrap(), "a launch allocates");
-                // Another rank's plan, and another GPU's buffer.
-                let wrong = Peers::ranks(&gpus)?.pop().unwrap();
-                let wrong = plan.launch(&stream, &wrong, [(&q).into(), (&k).into(), (&v).into()], (&mut o).into());
-                assert!(matches!(wrong, Err(Error::Ranks(RanksError::Ranks { .. }))), "{wrong:?}");
-            }
-            Ok(())
+            Ok((plan, [q, k, v], gpu.alloc::<f16>(output.layout.span())?, gpu.stream()?, rank))
         });
-        assert_eq!(results, [Ok(()), Ok(()), Ok(())]);
+        let mut made: Vec<_> = made.into_iter().map(Result::unwrap).collect();
+        let allocations = session.calls("cuMemAlloc_v2");
+        // The plan of rank 0 with the communicator of rank 2.
+        let [first, _, last] = &mut made[..] else { panic!("three ranks") };
+        let (plan, [q, k, v], o, stream, _) = first;
+        let wrong = plan.launch(stream, &last.4, [(&*q).into(), (&*k).into(), (&*v).into()], o.into());
+        assert_eq!(wrong, Err(RanksError::Rank { given: 2, planned: 0 }.into()));
+        std::thread::scope(|scope| {
+            let threads = made.iter_mut().map(|(plan, [q, k, v], o, stream, rank)| {
+                let (q, k, v, rank) = (&*q, &*k, &*v, &*rank);
+                scope.spawn(move || {
+                    for _ in 0..2 {
+                        plan.launch(stream, rank, [q.into(), k.into(), v.into()], (&mut *o).into())?;
+                    }
+                    stream.synchronize()
+                })
+            });
+            threads.collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+        });
+        assert_eq!(session.calls("cuMemAlloc_v2"), allocations, "a launch allocates");
+        drop(made);
         let all: Vec<_> = (0..3).flat_map(|rank| ring.steps(rank)).collect();
         let pairs: usize = all.iter().map(|step| step.pairs.len()).sum();
         let parts: usize = (0..3).map(|rank| ring.parts(rank).len()).sum();
