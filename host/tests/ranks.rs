@@ -25,7 +25,7 @@ fn tensor(shape: Shape, seed: usize) -> HostTensor {
     let value = move |b: usize, h: usize, n: usize, d: usize| {
         let x =
             (b * 7919 + h * 104_729 + n * 1_299_709 + d * 15_485_863 + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        let loud = if seed == 3 && n % 200 == 0 { 4.0 } else { 1.0 };
+        let loud = if seed == 3 && n.is_multiple_of(200) { 4.0 } else { 1.0 };
         let channel = if seed == 2 && d == 3 { 4.0 } else { 0.0 };
         loud * (x as f32 / (1 << 23) as f32 - 1.0) + channel
     };
@@ -154,7 +154,7 @@ fn chunks_have_the_bytes_of_the_whole() {
     let k = tensor(shape, 2);
     let value = |b: usize, h: usize, n: usize, d: usize| {
         // A unit that is not 1; first tokens of a later block that would make a first block mixed.
-        let loud = if n % 128 == 0 { 1.0 } else { 5.0 };
+        let loud = if n.is_multiple_of(128) { 1.0 } else { 5.0 };
         1e9 * loud * ((b + 2 * h + 3 * n + 5 * d) as f32).sin()
     };
     let v = HostTensor::from_fn(DType::F32, TensorLayout::bhnd(shape), value).unwrap();

@@ -29,7 +29,8 @@ fn later_tokens_are_quantized_as_in_the_reference() {
         let offset = reference::quantize_k(Scheme::Default, &k).unwrap().offset;
         // Another unit than values have by themselves: it is the first tokens' part to choose it.
         let unit = vec![0.25; 2 * heads_kv];
-        let (k, v) = (tokens(&k, &[128..400]), tokens(&v, &[128..400]));
+        let later = [128..256, 256..400];
+        let (k, v) = (tokens(&k, &later), tokens(&v, &later));
         let problem = AttentionProblem::new(2, heads_kv, heads_kv, 272, 272, d);
         let (on_k, on_v) = simulator.quantize_later(&problem, [&k, &v], &offset, &unit).unwrap();
         let want = (reference::quantize_k_on(&k, &offset).unwrap(), reference::quantize_v_on(&v, &unit).unwrap());

@@ -55,13 +55,13 @@ impl UlyssesProblem {
             unit,
         ];
         let spread: Vec<Own<'_>> = self.operands().into_iter().zip(arrays).collect();
-        let got = self.to_heads(ranks, &spread)?;
+        let got = self.give_heads(ranks, &spread)?;
         let int8 = reference::int8(&own, &operands(&own, &got))?;
         self.back(ranks, &int8)
     }
 
     /// Pieces of all arrays to the ranks of their heads: this rank's arrays, of all tokens of its heads.
-    fn to_heads(&self, ranks: &dyn Communicator<Host>, arrays: &[Own<'_>]) -> Result<Vec<Vec<u8>>> {
+    fn give_heads(&self, ranks: &dyn Communicator<Host>, arrays: &[Own<'_>]) -> Result<Vec<Vec<u8>>> {
         let rank = ranks.rank();
         let mut sends = Vec::new();
         let mut receives = Vec::new();

@@ -45,13 +45,14 @@ impl Simulator {
             goes_on: 1,
             ..params
         };
+        let entry = format!("quantize_{}", k.dtype());
         let at = Grid {
-            kernel: &format!("quantize_{}", k.dtype()),
+            kernel: &entry,
             grid: [launch::quantize_ctas(&params).context("the grid overflows")?, 1, 1],
             threads: launch::threads(d, k.dtype().size()),
             shared: launch::shared_bytes(d, k.dtype().size()),
         };
-        self.launch("quantize", &at, &[structure(&params)], &memory)?;
+        self.launch(&entry, &at, &[structure(&params)], &memory)?;
         let (scheme, packed, format) = (problem.scheme, None, PackedFormat::CURRENT);
         let k = QuantizedK {
             shape: problem.kv_shape(),

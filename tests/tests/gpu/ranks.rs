@@ -16,13 +16,15 @@ use int_flash_attention_tests::values::Values;
 use std::ops::Range;
 
 type Rank = Box<dyn Communicator<Place> + Send>;
+/// Ranks with their GPUs.
+type Ranks = Vec<(Gpu, Rank)>;
 
 /// Each set of ranks that this machine has, with their GPUs; all that there are up to four. NCCL has no two ranks on one GPU.
-fn all_ranks(on: &OnGpu) -> Result<Vec<(String, Vec<(Gpu, Rank)>)>> {
+fn all_ranks(on: &OnGpu) -> Result<Vec<(String, Ranks)>> {
     let there: Vec<Gpu> =
         std::iter::once(on.gpu.clone()).chain((1..4).map_while(|number| Gpu::new(number).ok())).collect();
     let mut all = Vec::new();
-    let peers = |gpus: &[Gpu]| -> Result<Vec<(Gpu, Rank)>> {
+    let peers = |gpus: &[Gpu]| -> Result<Ranks> {
         let ranks = Peers::ranks(gpus)?.into_iter().map(|rank| Box::new(rank) as Rank);
         Ok(gpus.iter().cloned().zip(ranks).collect())
     };
@@ -55,7 +57,7 @@ fn all_ranks(on: &OnGpu) -> Result<Vec<(String, Vec<(Gpu, Rank)>)>> {
 }
 
 /// Runs every rank in a thread of its own.
-fn each<T: Send>(ranks: Vec<(Gpu, Rank)>, body: impl Fn(&Gpu, &Rank) -> Result<T> + Sync) -> Result<Vec<T>> {
+fn each<T: Send>(ranks: Ranks, body: impl Fn(&Gpu, &Rank) -> Result<T> + Sync) -> Result<Vec<T>> {
     let body = &body;
     std::thread::scope(|scope| {
         let threads: Vec<_> = ranks.into_iter().map(|(gpu, rank)| scope.spawn(move || body(&gpu, &rank))).collect();
@@ -146,7 +148,7 @@ pub fn ulysses(on: &OnGpu) -> Result<()> {
             let (quantize, plan) =
                 (on.gpu.plan_quantize(&attention, &layouts)?, on.gpu.plan_attention(&attention, &output)?);
             let mut operands = DeviceOperands::alloc(&on.gpu, &attention)?;
-            launched(&on.gpu, [&q, &k, &v], &[0..1111], &output, |stream, [q, k, v], o| {
+            launched(&on.gpu, [&q, &k, &v], &[0..1024, 1024..1111], &output, |stream, [q, k, v], o| {
                 quantize.launch(
                     stream,
                     q,
