@@ -169,7 +169,7 @@ impl Tensors {
 fn prefill(gpus: &[Gpu], engine: Engine, attention: AttentionProblem, way: Way) -> Result<(Spread, Spread)> {
     let (one, want) = {
         let gpu = &gpus[0];
-        let mut t = Tensors::new(gpu, &attention, &[0..attention.seqlen_q])?;
+        let mut t = Tensors::new(gpu, &attention, std::slice::from_ref(&(0..attention.seqlen_q)))?;
         let (quantize, plan) = (gpu.plan_quantize(&attention, &t.layouts)?, gpu.plan_attention(&attention, &t.output)?);
         let mut operands = DeviceOperands::alloc(gpu, &attention)?;
         let (stream, [q, k, v]) = (gpu.stream()?, &t.inputs);
