@@ -6,6 +6,7 @@ pub mod battery;
 pub mod cache;
 pub mod case;
 pub mod decode;
+pub mod definition;
 pub mod properties;
 pub mod scores;
 pub mod sequences;
