@@ -43,7 +43,7 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 21] = [
+const OF_FAMILIES: [(&str, Test); 23] = [
     ("padded_head_dims_match_the_reference", padded_head_dims),
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
@@ -59,6 +59,8 @@ const OF_FAMILIES: [(&str, Test); 21] = [
     ("operands_past_2_to_the_31_elements", many_elements),
     ("packs_are_as_their_sequences_alone", packed::packs),
     ("generated_packs_and_key_lengths", packed::generated),
+    ("packs_with_changed_scores_are_as_their_sequences_alone", packed::scored),
+    ("generated_packs_with_changed_scores", packed::generated_scored),
     ("hidden_keys_may_be_anything", packed::hidden_keys),
     ("offsets_that_are_none_stay_inside", packed::bad_offsets),
     ("one_plan_and_one_graph_for_lengths_that_change", packed::lengths_change),
