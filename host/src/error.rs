@@ -712,7 +712,7 @@ fn padding(given: usize, most: usize) -> String {
     if (1..=widest).contains(&given) {
         return format!("the default scheme has them up to {widest}");
     }
-    "no kernel is wide enough".into()
+    "a score needs all channels of its head, so that a wider head cannot be taken in parts: leave its layers to a float16 attention".into()
 }
 
 /// `cuda:0: why; cuda:1: why`.

@@ -5,6 +5,7 @@ pub mod baseline;
 pub mod battery;
 pub mod cache;
 pub mod case;
+pub mod continuation;
 pub mod decode;
 pub mod definition;
 pub mod properties;

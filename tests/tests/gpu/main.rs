@@ -70,7 +70,7 @@ const OF_FAMILIES: [(&str, Test); 23] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 20] = [
+const ONCE: [(&str, Test); 21] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
@@ -84,6 +84,7 @@ const ONCE: [(&str, Test); 20] = [
     ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
     ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
     ("decode_matches_the_reference", decode::matches),
+    ("a_decode_gives_what_a_prefill_of_the_same_tokens_gives", decode::is_prefill),
     ("decode_has_the_same_bits_in_every_batch", decode::batches),
     ("a_decode_graph_replays_on_growing_sequences", decode::graph),
     ("states_are_merged_as_in_the_reference", decode::merges),

@@ -18,17 +18,14 @@ use int_flash_attention_tests::sim::Simulator;
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{cases, check_cases, properties};
 
-/// Every general kernel, and between them every change of the scores that [`some_score_mod`] has: as the references, and each sequence as
-/// alone, bit for bit.
+/// Every general kernel, and between them every feature: as the references, and each sequence as alone, bit for bit.
 #[test]
 fn general_kernels_on_packs_are_as_on_their_sequences_alone() {
     let general = config::ATTENTION.iter().filter(|variant| variant.kind == Kind::General);
     for (i, variant) in general.enumerate() {
-        for which in [i, i + 5] {
-            let pack = packed(Case::of_variant(variant, i), &UNLIKE, 30 * (which % 3));
-            let (case, lengths) = scored(pack, |problem| some_score_mod(problem, which));
-            check(variant.family, &case, &lengths);
-        }
+        let pack = packed(Case::of_variant(variant, i), &UNLIKE, 30 * (i % 3));
+        let (case, lengths) = scored(pack, |problem| some_score_mod(problem, i + 1));
+        check(variant.family, &case, &lengths);
     }
 }
 
@@ -60,7 +57,7 @@ fn sinks_of_plain_kernels() {
 
 #[test]
 fn generated_packs_and_key_lengths_with_changed_scores() {
-    check_cases(cases(16), &any_scored_pack(any_case(20), 260), |(case, lengths)| {
+    check_cases(cases(10), &any_scored_pack(any_case(20), 260), |(case, lengths)| {
         let family = Family::ALL[(case.seed % 2) as usize];
         let kernels = || Simulator::of(family, 2);
         sequences::all(&kernels().with_lengths(lengths), &kernels(), case, lengths)
