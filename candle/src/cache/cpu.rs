@@ -32,8 +32,7 @@ pub fn attend(
     tables: &PagedTables,
     attention: &FlashAttn,
 ) -> Result<Tensor> {
-    let tables = host_tables(tables)?;
-    tables.check(&cache.shape).map_err(refused)?;
+    let tables = host_tables(cache, tables)?;
     let slopes = with("alibi_slopes", &attention.alibi_slopes)?;
     let sinks = with("sinks", &attention.sinks)?;
     let (slopes, sinks) = (slopes.as_deref(), sinks.as_deref());
@@ -81,14 +80,17 @@ fn prefill(
     Ok(reference::int8(scored, &Quantized { q, k, v }).map_err(refused)?.o)
 }
 
-fn host_tables(tables: &PagedTables) -> Result<HostTables> {
+/// Tables of pages that the cache has, and lengths that they have room for.
+pub fn host_tables(cache: &HostCache, tables: &PagedTables) -> Result<HostTables> {
     let (batch, max_blocks) = tables.block_tables.dims2()?;
-    Ok(HostTables {
+    let tables = HostTables {
         batch,
         max_blocks,
         block_table: host::values("block_tables", &tables.block_tables)?,
         seqlens_kv: host::values("context_lens", &tables.context_lens)?,
-    })
+    };
+    tables.check(&cache.shape).map_err(refused)?;
+    Ok(tables)
 }
 
 /// Those of one sequence.

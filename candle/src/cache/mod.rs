@@ -178,6 +178,9 @@ impl KvCache {
         }
         // Nothing is appended where the attention is refused.
         AttendCall::new(&self.shape, q, tables, attention)?;
+        if let Memory::Cpu(cache) = &self.memory {
+            cpu::host_tables(cache, tables)?;
+        }
         self.append(k, v, slot_mapping)?;
         self.attend(q, tables, attention)
     }

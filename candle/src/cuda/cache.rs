@@ -8,7 +8,7 @@ use crate::{FlashAttn, PagedTables};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, DType as Type, Result, Storage, Tensor, bail};
+use candle_core::{CudaDevice, DType as Type, Device, Result, Storage, Tensor, bail};
 use int_flash_attention::{
     AnySliceMut, AppendProblem, Appended, CacheFormat, CacheShape, DecodeHeads, DeviceSlice, KvCache, NewTokens,
     PageTables, ScoreViews, Slots, ViewCache, ViewMutCache, ViewTables,
@@ -80,16 +80,15 @@ impl Pool {
         lock(&self.scratch)
     }
 
-    /// The stream of a step's tensor, which is on the cache's GPU.
-    fn stream_of(&self, name: &str, tensor: &Tensor) -> Result<Arc<CudaStream>> {
-        let candle_core::Device::Cuda(device) = tensor.device() else {
-            bail!("{NAME}: {name} is not on the GPU that the cache is on: `to_device` brings it there")
+    /// The device of a step's tensor, whose stream the step is on: one of the cache's GPU.
+    fn device_of<'t>(&self, name: &str, tensor: &'t Tensor) -> Result<&'t CudaDevice> {
+        let Device::Cuda(device) = tensor.device() else {
+            bail!("{NAME}: {name} is on the CPU, the cache on a GPU: `to_device` brings it there")
         };
-        let stream = device.cuda_stream();
-        if stream.context().cu_ctx() != self.device.cuda_stream().context().cu_ctx() {
-            bail!("{NAME}: {name} is on another GPU than the cache")
+        if device.cuda_stream().context().cu_ctx() != self.device.cuda_stream().context().cu_ctx() {
+            bail!("{NAME}: {name} is on another GPU than the cache: `to_device` brings it there")
         }
-        Ok(stream)
+        Ok(device)
     }
 }
 
@@ -117,7 +116,7 @@ fn append_problem(shape: CacheShape, call: &AppendCall) -> AppendProblem {
 }
 
 pub fn append(pool: &mut Pool, call: &AppendCall, [k, v]: [&Tensor; 2], slot_mapping: &Tensor) -> Result<()> {
-    let stream = &*pool.stream_of("k", k)?;
+    let stream = &*pool.device_of("k", k)?.cuda_stream();
     let plan = pool.engine()?.append(&append_problem(pool.shape, call)).map_err(refused)?;
     let (k, v, held) = (Held::of("k", k), Held::of("v", v), Held::of("slot_mapping", slot_mapping));
     let (k, v, read) = (k.read(stream)?, v.read(stream)?, held.read(stream)?);
@@ -181,13 +180,14 @@ pub fn attend(
     tables: &PagedTables,
     attention: &FlashAttn,
 ) -> Result<Tensor> {
-    let stream = &*pool.stream_of("q", q)?;
+    let device = pool.device_of("q", q)?;
+    let stream = &*device.cuda_stream();
     let (engine, at) = (pool.engine()?, stream_ref(stream));
     let (tables, scores, held) = (HeldTables::of(tables), HeldScores::of(attention), Held::of("q", q));
     let (tables, scores, read) = (tables.read(call, stream)?, scores.read(stream)?, held.read(stream)?);
     let pages = Read::of_slice(&pool.pages, stream);
     let cache: &ViewCache<'_> = &cache(pool.shape, pages.bytes());
-    output(q, &pool.device, stream, |o| match call.attended {
+    output(q, device, stream, |o| match call.attended {
         Attended::Decode(problem) => {
             let key = DecodeKey { problem, q: call.q, dtype: call.dtype };
             let plans = engine.decode(&key).map_err(refused)?;
@@ -203,7 +203,7 @@ pub fn attend(
             let key = PrefillKey { gather, problem, q: call.q, dtype: call.dtype };
             let plans = engine.prefill(&key).map_err(refused)?;
             // SAFETY: the kernels write it before anything reads it. It goes back to candle's pool in the order of the stream.
-            let mut operands = unsafe { pool.device.alloc::<u8>(plans.bytes())? };
+            let mut operands = unsafe { device.alloc::<u8>(plans.bytes())? };
             let mut operands = Write::of(&mut operands, stream);
             let (q, pages, memory) = (read.floats()?, (cache, &tables.views()), operands.bytes());
             plans.launch(at, q, pages, &scores.views()?, memory, o).map_err(refused)
@@ -224,7 +224,8 @@ pub fn append_and_attend(
     let (Attended::Decode(problem), Some(new_q)) = (call.attended, new.q) else {
         bail!("{NAME}: an attention that is no decode was to be joined with an append")
     };
-    let stream = &*pool.stream_of("q", q)?;
+    let device = pool.device_of("q", q)?;
+    let stream = &*device.cuda_stream();
     let (engine, at) = (pool.engine()?, stream_ref(stream));
     let key = DecodeKey { problem, q: call.q, dtype: call.dtype };
     let plans = engine.decode(&key).map_err(refused)?;
@@ -241,9 +242,9 @@ pub fn append_and_attend(
         v: NewTokens { data: of_v.floats()?, layout: new.layouts[1] },
         slots: slots(&of_slots, slot_mapping.dtype()),
     };
-    let Pool { device, shape, pages, scratch } = pool;
+    let Pool { device: of_cache, shape, pages, scratch } = pool;
     let (mut pages, mut scratch) = (Write::of(pages, stream), lock(scratch));
-    let mut memory = Write::of(scratch.memory.at_least(device, decode_bytes(&plans))?, stream);
+    let mut memory = Write::of(scratch.memory.at_least(of_cache, decode_bytes(&plans))?, stream);
     let mut cache: ViewMutCache<'_> = cache(*shape, pages.bytes());
     output(q, device, stream, |o| {
         let (of_q, workspace) = memory.parts(plans.q_bytes());

@@ -33,7 +33,7 @@ impl<'t> Held<'t> {
 
     pub fn read<'a>(&'a self, stream: &'a CudaStream) -> Result<Read<'a>> {
         let Storage::Cuda(storage) = &*self.storage else {
-            bail!("{NAME}: {} is not on the GPU that q is on: `to_device` brings it there", self.name)
+            bail!("{NAME}: {} is on the CPU, the others on a GPU: `to_device` brings it there", self.name)
         };
         Read::of(self.name, storage, self.layout, stream)
     }
@@ -72,7 +72,7 @@ macro_rules! views {
 impl<'a> Read<'a> {
     pub fn of(name: &str, storage: &'a CudaStorage, layout: &Layout, stream: &'a CudaStream) -> Result<Self> {
         if storage.device().cuda_stream().context().cu_ctx() != stream.context().cu_ctx() {
-            bail!("{NAME}: {name} is on another GPU than q: `to_device` brings it there")
+            bail!("{NAME}: {name} is on another GPU than the others: `to_device` brings it there")
         }
         let dtype = storage.dtype();
         let (address, elements, order) = match dtype {

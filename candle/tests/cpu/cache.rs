@@ -280,6 +280,10 @@ fn refused_appends_leave_the_cache_as_it_was() -> Result<()> {
     };
     let both = cache.append_and_attend([&q, &x, &x], &good, &tables, &FlashAttn::new(0.1));
     assert!(refusal(both).to_string().contains("2 heads of k and v do not divide the 5 heads of q"));
+    let far = PagedTables { context_lens: Tensor::new(&[129_u32], &Device::Cpu)?, ..tables };
+    let q = tensor((1, 4, 4, DIM), 0.1, DType::F16)?;
+    let both = cache.append_and_attend([&q, &x, &x], &good, &far, &FlashAttn::new(0.1));
+    assert!(refusal(both).to_string().contains("sequence 0 has 129 tokens"));
     assert!(cache.read_pages(&(0..PAGES as u32).collect::<Vec<_>>())?.iter().all(|&byte| byte == 0));
     Ok(())
 }

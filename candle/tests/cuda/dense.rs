@@ -128,6 +128,6 @@ fn what_is_elsewhere_is_refused() -> Result<()> {
     let x = tensor(&[1, 20, 4, 64], 0.1, DType::F16)?.to_device(&gpu)?;
     let sinks = Tensor::zeros(4, DType::F32, &Device::Cpu)?;
     let error = FlashAttn::new(0.1).with_sinks(sinks).forward(&x, &x, &x).expect_err("a refusal").to_string();
-    assert!(error.contains("sinks is not on the GPU that q is on"), "{error}");
+    assert!(error.contains("sinks is on the CPU, the others on a GPU"), "{error}");
     Ok(())
 }
