@@ -128,7 +128,7 @@ fn a_load_error_has_the_compilers_log_once() {
     {
         let gpu = Gpu::new(0).unwrap();
         let error = crate::Job::new(&gpu).err().unwrap();
-        assert!(matches!(&error, Error::ModuleLoad { module: "quantize", .. }), "{error:?}");
+        assert!(matches!(&error, Error::ModuleLoad { module: "quantize_f16", .. }), "{error:?}");
         // As a program prints it: the error, and the chain of its sources.
         let chain = format!("{:#}", anyhow::Error::from(error));
         assert_eq!(chain.matches("line 7").count(), 1, "{chain}");
