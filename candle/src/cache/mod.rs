@@ -178,8 +178,10 @@ impl KvCache {
         }
         // Nothing is appended where the attention is refused.
         AttendCall::new(&self.shape, q, tables, attention)?;
-        if let Memory::Cpu(cache) = &self.memory {
-            cpu::host_tables(cache, tables)?;
+        match &self.memory {
+            Memory::Cpu(cache) => drop(cpu::host_tables(cache, tables)?),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(_) => {}
         }
         self.append(k, v, slot_mapping)?;
         self.attend(q, tables, attention)

@@ -5,7 +5,7 @@ use crate::cache::{AppendCall, AttendCall, Attended};
 use crate::call::{NAME, refused};
 use crate::plans::{DecodeKey, DecodePlans, Engine, PrefillKey};
 use crate::{FlashAttn, PagedTables};
-use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType as Type, Device, Result, Storage, Tensor, bail};

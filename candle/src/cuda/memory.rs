@@ -49,7 +49,7 @@ pub struct Read<'a> {
 }
 
 /// The address of all of a storage, and its elements.
-fn all<'a, T: CudaDType + DeviceRepr>(
+fn all<'a, T: CudaDType + DeviceRepr + 'a>(
     storage: &'a CudaStorage,
     stream: &'a CudaStream,
 ) -> Result<(u64, usize, SyncOnDrop<'a>)> {

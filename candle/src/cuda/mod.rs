@@ -39,13 +39,17 @@ pub fn forward(op: &Attention, call: &Call, tensors: [(&CudaStorage, &Layout); 3
             (Read::of("q", q, of_q, stream)?, Read::of("k", k, of_k, stream)?, Read::of("v", v, of_v, stream)?);
         let (scores, lengths) = (scores.read(stream)?, lengths.try_map(|held| held.read(stream))?);
         let mut workspace = workspace.as_mut().map(|workspace| Write::of(workspace, stream));
+        let workspace = match &mut workspace {
+            Some(workspace) => workspace.bytes(),
+            None => DeviceSliceMut::empty(),
+        };
         let mut o = Write::of_floats(&mut o, stream)?;
         plan.launch_scored(
             stream_ref(stream),
             [q.floats()?, k.floats()?, v.floats()?],
             &scores.views()?,
             &lengths.map(Read::u32s),
-            workspace.as_mut().map_or_else(DeviceSliceMut::empty, Write::bytes),
+            workspace,
             o.floats(dtype)?,
             None,
         )
