@@ -2,14 +2,23 @@
 
 use super::{AppendCall, AttendCall, Attended, PagedTables};
 use crate::FlashAttn;
-use crate::call::refused;
+use crate::call::{NAME, refused};
 use crate::cpu::with;
 use crate::host;
 use candle_core::op::BackpropOp;
-use candle_core::{DType as Type, Result, Storage, Tensor};
+use candle_core::{DType as Type, Result, Storage, Tensor, bail};
 use int_flash_attention::{
     AttentionProblem, DecodeHeads, HostCache, HostTables, Quantized, ScoreTensors, Scored, TensorLayout, reference,
 };
+
+pub fn set_k_offset(cache: &mut HostCache, offset: &Tensor) -> Result<()> {
+    let values: Vec<f32> = host::values("the offset of K", offset)?;
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        bail!("{NAME}: the offset of K holds {} at element {at}; all of them have to be finite", values[at])
+    }
+    cache.k_offset = Some(values);
+    Ok(())
+}
 
 pub fn append(cache: &mut HostCache, call: &AppendCall, k: &Tensor, v: &Tensor, slots: &Tensor) -> Result<()> {
     let layout = TensorLayout::bnhd(call.layouts[0].shape());

@@ -4,8 +4,8 @@ mod call;
 mod cpu;
 
 use crate::FlashAttn;
-use crate::call::{NAME, refused};
-use candle_core::{Device, Result, Tensor, bail};
+use crate::call::{NAME, beside, refused};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use int_flash_attention::{CacheShape, HostCache};
 
 #[cfg(feature = "cuda")]
@@ -61,6 +61,8 @@ pub struct PagedTables {
 pub struct KvCache {
     shape: CacheShape,
     memory: Memory,
+    /// Whether there may be tokens in it.
+    written: bool,
 }
 
 #[derive(Debug)]
@@ -102,7 +104,7 @@ impl KvCache {
                 bail!("{NAME}: a cache was asked for on a Metal device; it can be on the CPU or on a CUDA device")
             }
         };
-        Ok(memories?.into_iter().map(|memory| Self { shape, memory }).collect())
+        Ok(memories?.into_iter().map(|memory| Self { shape, memory, written: false }).collect())
     }
 
     /// The sizes.
@@ -118,6 +120,30 @@ impl KvCache {
         self.shape.page_bytes()
     }
 
+    /// Takes a constant out of every token of K: f32, `(heads_kv, head_dim)`, on the cache's device. Attention gives the same without it, but for the
+    /// error: it is for models whose keys have channels far from zero (as those with a bias in the projection of K), and their mean over the first
+    /// tokens that the model has seen is a good one.
+    ///
+    /// # Errors
+    /// A cache that tokens have been appended to; another shape or type; on the CPU values that are not finite; what the GPU says.
+    pub fn set_k_offset(&mut self, offset: &Tensor) -> Result<()> {
+        if self.written {
+            bail!(
+                "{NAME}: an offset of K was given to a cache with tokens, which another one was taken out of; give it to an empty cache"
+            )
+        }
+        let CacheShape { heads_kv, head_dim, .. } = self.shape;
+        let given = beside("the offset of K", offset, &[DType::F32])?;
+        if given.dims() != [heads_kv, head_dim] {
+            bail!("{NAME}: the offset of K has the shape {:?}; ({heads_kv}, {head_dim}) is expected", given.dims())
+        }
+        match &mut self.memory {
+            Memory::Cpu(cache) => cpu::set_k_offset(cache, offset),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(pool) => pool.set_k_offset(offset),
+        }
+    }
+
     /// Quantizes new tokens to their slots, whatever sequences they are of. `k` and `v` are `(tokens, heads_kv, head_dim)`, or `(batch, seqlen,
     /// heads_kv, head_dim)`, in f16, bf16 or f32; `slot_mapping` is `(tokens)` of i64 or u32: `PAGE_TOKENS * page + place in the page`, where -1 (of u32
     /// the largest) leaves a token out.
@@ -130,6 +156,7 @@ impl KvCache {
         if call.tokens == 0 {
             return Ok(());
         }
+        self.written = true;
         match &mut self.memory {
             Memory::Cpu(cache) => cpu::append(cache, &call, k, v, slot_mapping),
             #[cfg(feature = "cuda")]
@@ -173,6 +200,7 @@ impl KvCache {
             let call = AttendCall::new(&self.shape, q, tables, attention)?;
             let new = AppendCall::new(&self.shape, Some(&call), k, v, slot_mapping)?;
             if new.q.is_some() {
+                self.written = true;
                 return cuda::append_and_attend(pool, &new, &call, [q, k, v], slot_mapping, tables, attention);
             }
         }
@@ -212,7 +240,7 @@ impl KvCache {
         }
     }
 
-    /// Brings pages back, to any pages of a cache of the same sizes. On a GPU this waits for the stream.
+    /// Brings pages back, to any pages of a cache of the same sizes and the same offset of K. On a GPU this waits for the stream.
     ///
     /// # Errors
     /// A page that the cache does not have; other than [`page_bytes`](Self::page_bytes) for each; what the GPU says.
@@ -221,6 +249,7 @@ impl KvCache {
         if bytes.len() != expected {
             bail!("{NAME}: {} bytes were given for {} pages, which have {expected}", bytes.len(), pages.len())
         }
+        self.written = true;
         match &mut self.memory {
             Memory::Cpu(cache) => cpu::write_pages(cache, pages, bytes),
             #[cfg(feature = "cuda")]

@@ -21,7 +21,17 @@ pub struct Pool {
     device: CudaDevice,
     shape: CacheShape,
     pages: CudaSlice<u8>,
+    k_offset: Option<Offset>,
     scratch: Arc<Mutex<Scratch>>,
+}
+
+/// What is taken out of every token of K.
+#[derive(Debug)]
+struct Offset {
+    /// `[heads_kv][head_dim]`.
+    one: CudaSlice<f32>,
+    /// The same for each sequence of a decode.
+    repeated: Mutex<Grown<f32>>,
 }
 
 /// What a decode has for itself. It grows to what the largest one needed, and then nothing is allocated any more.
@@ -29,7 +39,7 @@ pub struct Pool {
 struct Scratch {
     /// Quantized queries, and what the kernels leave to each other.
     memory: Grown<u8>,
-    /// What is taken out of the keys.
+    /// What is taken out of the keys of a cache without an offset.
     zeros: Grown<f32>,
 }
 
@@ -44,17 +54,34 @@ impl<T> Default for Grown<T> {
 }
 
 impl<T: DeviceRepr + ValidAsZeroBits> Grown<T> {
-    /// At least so many elements, of which all were zero at first.
-    fn at_least(&mut self, device: &CudaDevice, len: usize) -> Result<&mut CudaSlice<T>> {
+    /// At least so many elements; new ones are zero, and `fill` is given them.
+    fn at_least(
+        &mut self,
+        device: &CudaDevice,
+        len: usize,
+        fill: impl FnOnce(&mut CudaSlice<T>) -> Result<()>,
+    ) -> Result<&mut CudaSlice<T>> {
         let most = self.0.last().map_or(0, CudaSlice::len);
         if most < len {
             // Twice as many as before, so that what is kept is no more than what is used.
-            self.0.push(device.alloc_zeros(len.max(2 * most))?);
+            let mut new = device.alloc_zeros(len.max(2 * most))?;
+            fill(&mut new)?;
+            self.0.push(new);
         }
         match self.0.last_mut() {
             Some(last) => Ok(last),
             None => bail!("{NAME}: a decode that needs no memory"),
         }
+    }
+}
+
+impl Offset {
+    fn repeat(&self, device: &CudaDevice, all: &mut CudaSlice<f32>) -> Result<()> {
+        let len = self.one.len();
+        for sequence in 0..all.len() / len {
+            device.memcpy_dtod(&self.one, &mut all.slice_mut(sequence * len..(sequence + 1) * len))?;
+        }
+        Ok(())
     }
 }
 
@@ -66,6 +93,7 @@ impl Pool {
                 device: device.clone(),
                 shape,
                 pages: device.alloc_zeros(shape.bytes())?,
+                k_offset: None,
                 scratch: scratch.clone(),
             })
         };
@@ -76,8 +104,17 @@ impl Pool {
         Engine::of_process(self.device.cuda_stream().context().ordinal()).map_err(refused)
     }
 
-    fn scratch(&self) -> MutexGuard<'_, Scratch> {
-        lock(&self.scratch)
+    /// Takes this out of every token of K from now on: `(heads_kv, head_dim)` of f32, contiguous.
+    pub fn set_k_offset(&mut self, offset: &Tensor) -> Result<()> {
+        self.device_of("the offset of K", offset)?;
+        let (storage, layout) = offset.storage_and_layout();
+        let (Storage::Cuda(storage), Some((from, to))) = (&*storage, layout.contiguous_offsets()) else {
+            bail!("{NAME}: the offset of K is not contiguous on a GPU")
+        };
+        let mut one = self.device.alloc_zeros(to - from)?;
+        self.device.memcpy_dtod(&storage.as_cuda_slice::<f32>()?.slice(from..to), &mut one)?;
+        self.k_offset = Some(Offset { one, repeated: Mutex::default() });
+        Ok(())
     }
 
     /// The device of a step's tensor, whose stream the step is on: one of the cache's GPU.
@@ -92,13 +129,18 @@ impl Pool {
     }
 }
 
-fn lock(scratch: &Mutex<Scratch>) -> MutexGuard<'_, Scratch> {
-    scratch.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An offset, to be read.
+fn read_offset<'a>(offset: &'a Option<Offset>, stream: &'a CudaStream) -> Option<Read<'a>> {
+    offset.as_ref().map(|offset| Read::of_slice(&offset.one, stream))
 }
 
 /// Pages as the cache that they are.
-fn cache<'a, P>(shape: CacheShape, pool: P) -> KvCache<P, DeviceSlice<'a, f32>> {
-    KvCache { shape, format: CacheFormat::CURRENT, pool, k_offset: None }
+fn cache<'a, P>(shape: CacheShape, pool: P, k_offset: Option<&'a Read<'_>>) -> KvCache<P, DeviceSlice<'a, f32>> {
+    KvCache { shape, format: CacheFormat::CURRENT, pool, k_offset: k_offset.map(Read::f32s) }
 }
 
 /// The slots as the type that they are of.
@@ -126,8 +168,9 @@ pub fn append(pool: &mut Pool, call: &AppendCall, [k, v]: [&Tensor; 2], slot_map
         v: NewTokens { data: v.floats()?, layout: call.layouts[1] },
         slots: slots(&read, slot_mapping.dtype()),
     };
-    let mut pages = Write::of(&mut pool.pages, stream);
-    plan.launch(stream_ref(stream), &new, &mut cache(pool.shape, pages.bytes()), None).map_err(refused)
+    let (mut pages, offset) = (Write::of(&mut pool.pages, stream), read_offset(&pool.k_offset, stream));
+    let mut cache = cache(pool.shape, pages.bytes(), offset.as_ref());
+    plan.launch(stream_ref(stream), &new, &mut cache, None).map_err(refused)
 }
 
 /// Block tables and lengths whose storage nobody can take away.
@@ -185,17 +228,23 @@ pub fn attend(
     let (engine, at) = (pool.engine()?, stream_ref(stream));
     let (tables, scores, held) = (HeldTables::of(tables), HeldScores::of(attention), Held::of("q", q));
     let (tables, scores, read) = (tables.read(call, stream)?, scores.read(stream)?, held.read(stream)?);
-    let pages = Read::of_slice(&pool.pages, stream);
-    let cache: &ViewCache<'_> = &cache(pool.shape, pages.bytes());
+    let (pages, offset) = (Read::of_slice(&pool.pages, stream), read_offset(&pool.k_offset, stream));
+    let cache: &ViewCache<'_> = &cache(pool.shape, pages.bytes(), offset.as_ref());
     output(q, device, stream, |o| match call.attended {
         Attended::Decode(problem) => {
             let key = DecodeKey { problem, q: call.q, dtype: call.dtype };
             let plans = engine.decode(&key).map_err(refused)?;
-            let Scratch { memory, zeros } = &mut *pool.scratch();
-            let zeros = Read::of_slice(zeros.at_least(&pool.device, plans.zeros_len())?, stream);
-            let mut memory = Write::of(memory.at_least(&pool.device, decode_bytes(&plans))?, stream);
+            let Scratch { memory, zeros } = &mut *lock(&pool.scratch);
+            let (mut repeated, len) =
+                (pool.k_offset.as_ref().map(|offset| lock(&offset.repeated)), plans.offsets_len());
+            let offsets = match (&pool.k_offset, &mut repeated) {
+                (Some(offset), Some(all)) => all.at_least(&pool.device, len, |new| offset.repeat(&pool.device, new))?,
+                _ => zeros.at_least(&pool.device, len, |_| Ok(()))?,
+            };
+            let offsets = Read::of_slice(offsets, stream);
+            let mut memory = Write::of(memory.at_least(&pool.device, decode_bytes(&plans), |_| Ok(()))?, stream);
             let (of_q, workspace) = memory.parts(plans.q_bytes());
-            let q = plans.quantize(at, read.floats()?, zeros.f32s(), of_q).map_err(refused)?;
+            let q = plans.quantize(at, read.floats()?, offsets.f32s(), of_q).map_err(refused)?;
             let pages = (cache, &tables.views());
             plans.attend(at, &q.as_view(), pages, &heads(&scores.views()?), workspace, o).map_err(refused)
         }
@@ -242,10 +291,10 @@ pub fn append_and_attend(
         v: NewTokens { data: of_v.floats()?, layout: new.layouts[1] },
         slots: slots(&of_slots, slot_mapping.dtype()),
     };
-    let Pool { device: of_cache, shape, pages, scratch } = pool;
-    let (mut pages, mut scratch) = (Write::of(pages, stream), lock(scratch));
-    let mut memory = Write::of(scratch.memory.at_least(of_cache, decode_bytes(&plans))?, stream);
-    let mut cache: ViewMutCache<'_> = cache(*shape, pages.bytes());
+    let Pool { device: of_cache, shape, pages, k_offset, scratch } = pool;
+    let (mut pages, offset, mut scratch) = (Write::of(pages, stream), read_offset(k_offset, stream), lock(scratch));
+    let mut memory = Write::of(scratch.memory.at_least(of_cache, decode_bytes(&plans), |_| Ok(()))?, stream);
+    let mut cache: ViewMutCache<'_> = cache(*shape, pages.bytes(), offset.as_ref());
     output(q, device, stream, |o| {
         let (of_q, workspace) = memory.parts(plans.q_bytes());
         let mut q = plans.queries(of_q).map_err(refused)?;
@@ -268,14 +317,14 @@ fn heads<'a>(scores: &ScoreViews<'a>) -> DecodeHeads<DeviceSlice<'a, f32>> {
 pub fn copy_pages(pool: &mut Pool, pairs: &[(u32, u32)]) -> Result<()> {
     let (stream, engine) = (&*pool.device.cuda_stream(), pool.engine()?);
     let mut pages = Write::of(&mut pool.pages, stream);
-    engine.gpu().copy_pages(stream_ref(stream), &mut cache(pool.shape, pages.bytes()), pairs).map_err(refused)
+    engine.gpu().copy_pages(stream_ref(stream), &mut cache(pool.shape, pages.bytes(), None), pairs).map_err(refused)
 }
 
 pub fn read_pages(pool: &Pool, pages: &[u32]) -> Result<Vec<u8>> {
     let (stream, engine) = (&*pool.device.cuda_stream(), pool.engine()?);
     let mut bytes = vec![0; pages.len() * pool.shape.page_bytes()];
     let from = Read::of_slice(&pool.pages, stream);
-    let from = cache(pool.shape, from.bytes());
+    let from = cache(pool.shape, from.bytes(), None);
     engine.gpu().pages_to_host(stream_ref(stream), &from, pages, &mut bytes).map_err(refused)?;
     Ok(bytes)
 }
@@ -283,5 +332,8 @@ pub fn read_pages(pool: &Pool, pages: &[u32]) -> Result<Vec<u8>> {
 pub fn write_pages(pool: &mut Pool, pages: &[u32], bytes: &[u8]) -> Result<()> {
     let (stream, engine) = (&*pool.device.cuda_stream(), pool.engine()?);
     let mut to = Write::of(&mut pool.pages, stream);
-    engine.gpu().pages_from_host(stream_ref(stream), &mut cache(pool.shape, to.bytes()), pages, bytes).map_err(refused)
+    engine
+        .gpu()
+        .pages_from_host(stream_ref(stream), &mut cache(pool.shape, to.bytes(), None), pages, bytes)
+        .map_err(refused)
 }

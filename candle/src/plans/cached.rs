@@ -50,8 +50,8 @@ impl DecodePlans {
         self.attend.workspace_len()
     }
 
-    /// Floats of the zeros that [`quantize`](Self::quantize) asks for.
-    pub const fn zeros_len(&self) -> usize {
+    /// Floats of the offsets that [`quantize`](Self::quantize) asks for.
+    pub const fn offsets_len(&self) -> usize {
         self.queries.batch * self.queries.heads_kv * self.queries.head_dim
     }
 
@@ -60,16 +60,16 @@ impl DecodePlans {
         ViewMutQ::in_buffer(&self.queries, memory)
     }
 
-    /// Quantizes queries; of the keys nothing is taken out, which `zeros` says.
+    /// Quantizes queries; `k_offset` is what the cache takes out of its keys, for each sequence.
     pub fn quantize<'a>(
         &self,
         stream: StreamRef<'_>,
         q: AnySlice<'_>,
-        zeros: DeviceSlice<'_, f32>,
+        k_offset: DeviceSlice<'_, f32>,
         memory: DeviceSliceMut<'a, u8>,
     ) -> Result<ViewMutQ<'a>> {
         let mut out = self.queries(memory)?;
-        self.quantize.launch(stream, q, zeros, &mut out)?;
+        self.quantize.launch(stream, q, k_offset, &mut out)?;
         Ok(out)
     }
 

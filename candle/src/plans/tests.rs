@@ -266,7 +266,7 @@ impl Cached {
                     q
                 } else {
                     append.launch(at, &appended, &mut cache, None).unwrap();
-                    let zeros = self.floats.slice().range(0, plans.zeros_len()).unwrap();
+                    let zeros = self.floats.slice().range(0, plans.offsets_len()).unwrap();
                     plans.quantize(at, data, zeros, of_q).unwrap()
                 };
                 let sinks = options.sinks.as_ref().map(|_| self.floats.slice());

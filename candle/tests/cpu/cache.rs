@@ -236,6 +236,45 @@ fn pages_are_copied_and_swapped() -> Result<()> {
     Ok(())
 }
 
+/// Keys with channels far from zero, as a bias in their projection makes them.
+#[test]
+fn an_offset_of_k_changes_nothing_but_the_error() -> Result<()> {
+    let far: Vec<f32> = (0..HEADS_KV * DIM).map(|at| if at % 5 == 0 { 300.0 } else { 0.1 * (at % 3) as f32 }).collect();
+    let far = Tensor::from_vec(far, (HEADS_KV, DIM), &Device::Cpu)?;
+    let k = tensor((1, 200, HEADS_KV, DIM), 0.2, DType::F32)?.broadcast_add(&far)?;
+    let v = tensor((1, 200, HEADS_KV, DIM), 0.3, DType::F32)?;
+    let slots = Tensor::arange(0_i64, 200, &Device::Cpu)?;
+    let tables = PagedTables {
+        block_tables: Tensor::new(&[[0_u32, 1]], &Device::Cpu)?,
+        context_lens: Tensor::new(&[200_u32], &Device::Cpu)?,
+    };
+    let errors = |offset: Option<&Tensor>| -> Result<[f64; 2]> {
+        let mut cache = KvCache::new(CONFIG, &Device::Cpu)?;
+        offset.iter().try_for_each(|offset| cache.set_k_offset(offset))?;
+        cache.append(&k, &v, &slots)?;
+        assert!(cache.set_k_offset(&far).expect_err("a refusal").to_string().contains("give it to an empty cache"));
+        let of = |rows| -> Result<f64> {
+            let q = tensor((1, rows, HEADS, DIM), 0.1, DType::F32)?;
+            error(&cache.attend(&q, &tables, &causal().attention()?)?, &causal().plain(&q, &k, &v)?)
+        };
+        Ok([of(2)?, of(20)?])
+    };
+    let (with, without) = (errors(Some(&k.narrow(1, 0, 64)?.mean(1)?.squeeze(0)?))?, errors(None)?);
+    assert!(with.iter().all(|&error| error < ERROR), "{with:?}");
+    assert!(without.iter().all(|&error| error > 2.0 * ERROR), "{without:?}");
+
+    let mut cache = KvCache::new(CONFIG, &Device::Cpu)?;
+    for (offset, part) in [
+        (far.t()?.contiguous()?, "the shape [64, 2]; (2, 64) is expected"),
+        (far.to_dtype(DType::F16)?, "the offset of K holds F16"),
+        ((&far / 0.0)?, "the offset of K holds inf at element 0"),
+    ] {
+        let error = cache.set_k_offset(&offset).expect_err("a refusal").to_string();
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    Ok(())
+}
+
 /// A row of a batch that has no sequence, as graphs of fixed batches have them.
 #[test]
 fn sequences_of_no_tokens_give_zeros() -> Result<()> {

@@ -13,22 +13,23 @@ const CONFIG: CacheConfig = CacheConfig { num_pages: 8, num_kv_heads: 2, head_di
 const PAGES: [u32; 8] = [5, 0, 3, 4, 1, 7, 2, 6];
 
 /// What the GPU's cache holds, on the CPU.
-fn on_host(cache: &KvCache) -> Result<HostCache> {
+fn on_host(cache: &KvCache, k_offset: Option<&[f32]>) -> Result<HostCache> {
     let shape = CacheShape::new(CONFIG.num_pages, CONFIG.num_kv_heads, CONFIG.head_dim).expect("a shape");
     let pool = cache.read_pages(&[0, 1, 2, 3, 4, 5, 6, 7])?;
-    Ok(HostCache { shape, format: CacheFormat::CURRENT, pool, k_offset: None })
+    Ok(HostCache { shape, format: CacheFormat::CURRENT, pool, k_offset: k_offset.map(<[f32]>::to_vec) })
 }
 
 /// Two sequences of up to four pages.
 struct Two {
     gpu: Device,
     tables: HostTables,
+    k_offset: Option<Vec<f32>>,
 }
 
 impl Two {
     fn new(gpu: &Device) -> Self {
         let tables = HostTables { batch: 2, max_blocks: 4, block_table: PAGES.to_vec(), seqlens_kv: vec![0; 2] };
-        Self { gpu: gpu.clone(), tables }
+        Self { gpu: gpu.clone(), tables, k_offset: None }
     }
 
     /// K and V of new tokens, and their slots, on the CPU.
@@ -59,7 +60,7 @@ impl Two {
             ..DecodeProblem::new(2, heads_q, CONFIG.num_kv_heads, 4 * KvCache::PAGE_TOKENS, head_dim)
         };
         let layout = TensorLayout::bnhd(problem.q_shape());
-        let (on_host, o) = (on_host(cache)?, host(o, layout)?);
+        let (on_host, o) = (on_host(cache, self.k_offset.as_deref())?, host(o, layout)?);
         let q = on_host.quantize_q(&host(q, layout)?).expect("queries");
         let pages = on_host.sequences(&self.tables).expect("tables");
         let heads = DecodeHeads { alibi_slopes: per_head, sinks: per_head };
@@ -76,7 +77,7 @@ impl Two {
             .with_causal(true)
             .with_softmax_scale(0.1);
         let layout = TensorLayout::bnhd(problem.q_shape());
-        let (on_host, o) = (on_host(cache)?, host(o, layout)?);
+        let (on_host, o) = (on_host(cache, self.k_offset.as_deref())?, host(o, layout)?);
         let q = on_host.quantize_q(&host(q, layout)?).expect("queries");
         let (k, v) = on_host.gather(&self.tables, keys).expect("operands");
         let lengths = SeqLens::KeyLengths { seqlens_kv: self.tables.seqlens_kv.as_slice() };
@@ -95,6 +96,13 @@ fn steps_of_an_engine() -> Result<()> {
         let mut cache = KvCache::layers(2, CONFIG, &gpu)?.remove(1);
         let mut on_cpu = KvCache::new(CONFIG, &Device::Cpu)?;
         let mut sequences = Two::new(&gpu);
+        // One type with an offset of K.
+        if dtype == DType::BF16 {
+            let offset = tensor(&[CONFIG.num_kv_heads, CONFIG.head_dim], 0.9, DType::F32)?;
+            cache.set_k_offset(&offset.to_device(&gpu)?)?;
+            on_cpu.set_k_offset(&offset)?;
+            sequences.k_offset = Some(offset.flatten_all()?.to_vec1()?);
+        }
         let attention = FlashAttn::new(0.1).with_causal(true);
         let values: Vec<f32> = (0..6).map(|head| 0.5 / (1 + head) as f32).collect();
         let per_head = Tensor::new(values.as_slice(), &Device::Cpu)?.to_device(&gpu)?;
@@ -119,7 +127,10 @@ fn steps_of_an_engine() -> Result<()> {
                 cache.attend(&of_q, &tables, &attention)?
             };
             assert_eq!((o.dims(), o.dtype()), (q.dims(), dtype));
-            assert!(on_host(&cache)?.pool == on_host(&on_cpu)?.pool, "the bytes of step {step} in {dtype:?}");
+            assert!(
+                on_host(&cache, None)?.pool == on_host(&on_cpu, None)?.pool,
+                "the bytes of step {step} in {dtype:?}"
+            );
             if rows > DecodeProblem::MAX_NEW_TOKENS {
                 sequences.check_prefill(&cache, &q, &o)?;
             } else {
