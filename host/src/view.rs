@@ -57,6 +57,26 @@ impl<'a> HostSlice<'a> {
     pub fn bytes(self) -> &'a [u8] {
         each!(self, values => bytemuck::cast_slice(values))
     }
+
+    /// Element `index` as float32, exactly.
+    #[inline]
+    #[must_use]
+    pub fn get(self, index: usize) -> f32 {
+        match self {
+            Self::F16(values) => values[index].to_f32(),
+            Self::BF16(values) => values[index].to_f32(),
+            Self::F32(values) => values[index],
+        }
+    }
+
+    /// The elements from `first` on, of which there are as many.
+    pub(crate) fn from(self, first: usize) -> Self {
+        match self {
+            Self::F16(values) => Self::F16(&values[first..]),
+            Self::BF16(values) => Self::BF16(&values[first..]),
+            Self::F32(values) => Self::F32(&values[first..]),
+        }
+    }
 }
 
 impl<'a, T: Element> From<&'a [T]> for HostSlice<'a> {
