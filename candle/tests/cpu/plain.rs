@@ -34,14 +34,6 @@ pub fn refusal(result: Result<Tensor>) -> Error {
     }
 }
 
-/// The result of an attention with scores and lengths, where the library has both together; else it says so.
-pub fn of_both(result: Result<Tensor>) -> Result<Option<Tensor>> {
-    match result {
-        Err(error) if error.to_string().contains("together with lengths of sequences") => Ok(None),
-        other => other.map(Some),
-    }
-}
-
 /// What is asked, as plain numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
