@@ -146,7 +146,17 @@ fn lengths_make_no_plans() {
             let keys = Tensor::new(&keys, &Device::Cpu).unwrap();
             attention(FlashAttn::new(0.125), Lengths::Keys(keys))
         };
-        for [op, other] in [[packed([0, 50, 200]), packed([0, 150, 170])], [padded([5, 7]), padded([100, 1])]] {
+        let heads = Tensor::zeros(6, Type::F32, &Device::Cpu).unwrap();
+        let scored = |mut op: Attention| {
+            op.options = op.options.with_softcap(30.0).with_alibi_slopes(heads.clone()).with_sinks(heads.clone());
+            op
+        };
+        for [op, other] in [
+            [packed([0, 50, 200]), packed([0, 150, 170])],
+            [padded([5, 7]), padded([100, 1])],
+            [packed([0, 50, 200]), packed([0, 150, 170])].map(scored),
+            [padded([5, 7]), padded([100, 1])].map(scored),
+        ] {
             let plan = engine.job(&call(&op, 100, 100)).unwrap();
             assert!(Arc::ptr_eq(&plan, &engine.job(&call(&other, 100, 100)).unwrap()));
             let mut tensors = Tensors::new(&gpu, &call(&op, 100, 100), plan.workspace_bytes());

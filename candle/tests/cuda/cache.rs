@@ -5,8 +5,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_int_flash_attention::{CacheConfig, FlashAttn, KvCache, PagedTables};
 use int_flash_attention::reference::{self, sequences};
 use int_flash_attention::{
-    AttentionProblem, CacheFormat, CacheShape, DecodeHeads, DecodeProblem, HostCache, HostTables, Quantized, SeqLens,
-    Sequences, TensorLayout,
+    Alibi, AttentionProblem, CacheFormat, CacheShape, DecodeHeads, DecodeProblem, HostCache, HostTables, Quantized,
+    ScoreMod, ScoreTensors, Scored, SeqLens, Sequences, TensorLayout,
 };
 
 const CONFIG: CacheConfig = CacheConfig { num_pages: 8, num_kv_heads: 2, head_dim: 64 };
@@ -69,19 +69,27 @@ impl Two {
         Ok(())
     }
 
-    fn check_prefill(&self, cache: &KvCache, q: &Tensor, o: &Tensor) -> Result<()> {
+    fn check_prefill(&self, cache: &KvCache, q: &Tensor, per_head: Option<&[f32]>, o: &Tensor) -> Result<()> {
         let (_, seqlen_q, heads_q, head_dim) = q.dims4()?;
         let keys = 4 * KvCache::PAGE_TOKENS;
         let problem = AttentionProblem::new(2, heads_q, CONFIG.num_kv_heads, seqlen_q, keys, head_dim)
             .with_sequences(Sequences::KeyLengths)
             .with_causal(true)
-            .with_softmax_scale(0.1);
+            .with_softmax_scale(0.1)
+            .with_score_mod(ScoreMod {
+                softcap: per_head.map(|_| 1.5),
+                alibi: per_head.map(|_| Alibi::PerHead),
+                sinks: per_head.is_some(),
+                ..ScoreMod::NONE
+            });
         let layout = TensorLayout::bnhd(problem.q_shape());
         let (on_host, o) = (on_host(cache, self.k_offset.as_deref())?, host(o, layout)?);
         let q = on_host.quantize_q(&host(q, layout)?).expect("queries");
         let (k, v) = on_host.gather(&self.tables, keys).expect("operands");
+        let tensors = ScoreTensors { alibi_slopes: per_head, sinks: per_head, ..ScoreTensors::default() };
+        let scored = Scored { problem: &problem, tensors };
         let lengths = SeqLens::KeyLengths { seqlens_kv: self.tables.seqlens_kv.as_slice() };
-        let bounds = sequences::gpu_bounds(&problem, &lengths, &Quantized { q, k, v }, o.dtype(), false);
+        let bounds = sequences::gpu_bounds(scored, &lengths, &Quantized { q, k, v }, o.dtype(), false);
         let (want, bounds) = bounds.expect("a reference");
         check(&format!("{problem:?}"), &o, &want.o, &bounds);
         Ok(())
@@ -131,12 +139,13 @@ fn steps_of_an_engine() -> Result<()> {
                 on_host(&cache, None)?.pool == on_host(&on_cpu, None)?.pool,
                 "the bytes of step {step} in {dtype:?}"
             );
-            if rows > DecodeProblem::MAX_NEW_TOKENS {
-                sequences.check_prefill(&cache, &q, &o)?;
-            } else {
-                sequences.check_decode(&cache, &q, None, &o)?;
-                let o = cache.attend(&of_q, &tables, &scored)?;
-                sequences.check_decode(&cache, &q, Some(&values), &o)?;
+            let with = cache.attend(&of_q, &tables, &scored)?;
+            for (per_head, o) in [(None, o), (Some(values.as_slice()), with)] {
+                if rows > DecodeProblem::MAX_NEW_TOKENS {
+                    sequences.check_prefill(&cache, &q, per_head, &o)?;
+                } else {
+                    sequences.check_decode(&cache, &q, per_head, &o)?;
+                }
             }
         }
     }
