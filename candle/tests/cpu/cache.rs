@@ -98,6 +98,15 @@ fn slopes() -> Option<Vec<f32>> {
     Some((1..=HEADS).map(|head| (-(head as f64)).exp2() as f32).collect())
 }
 
+/// Engines share them between threads.
+#[test]
+fn caches_and_attentions_go_between_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<KvCache>();
+    check::<FlashAttn>();
+    check::<PagedTables>();
+}
+
 /// Prompts, then token after token across the end of a page, then a chunk, in every type.
 #[test]
 fn steps_of_an_engine_are_what_candle_computes() -> Result<()> {

@@ -9,7 +9,7 @@ use int_flash_attention::{
     ScoreMod, ScoreTensors, Scored, SeqLens, Sequences, TensorLayout,
 };
 
-const CONFIG: CacheConfig = CacheConfig { num_pages: 8, num_kv_heads: 2, head_dim: 64 };
+pub const CONFIG: CacheConfig = CacheConfig { num_pages: 8, num_kv_heads: 2, head_dim: 64 };
 const PAGES: [u32; 8] = [5, 0, 3, 4, 1, 7, 2, 6];
 
 /// What the GPU's cache holds, on the CPU.
@@ -20,27 +20,27 @@ fn on_host(cache: &KvCache, k_offset: Option<&[f32]>) -> Result<HostCache> {
 }
 
 /// Two sequences of up to four pages.
-struct Two {
+pub struct Two {
     gpu: Device,
-    tables: HostTables,
+    pub tables: HostTables,
     k_offset: Option<Vec<f32>>,
 }
 
 impl Two {
-    fn new(gpu: &Device) -> Self {
+    pub fn new(gpu: &Device) -> Self {
         let tables = HostTables { batch: 2, max_blocks: 4, block_table: PAGES.to_vec(), seqlens_kv: vec![0; 2] };
         Self { gpu: gpu.clone(), tables, k_offset: None }
     }
 
     /// K and V of new tokens, and their slots, on the CPU.
-    fn extend(&mut self, new: [usize; 2], seed: f32, dtype: DType) -> Result<[Tensor; 3]> {
+    pub fn extend(&mut self, new: [usize; 2], seed: f32, dtype: DType) -> Result<[Tensor; 3]> {
         let slots = self.tables.extend(&new).expect("room");
         let dims = [slots.len(), CONFIG.num_kv_heads, CONFIG.head_dim];
         let slots = Tensor::new(slots.as_slice(), &Device::Cpu)?;
         Ok([tensor(&dims, seed, dtype)?, tensor(&dims, seed + 0.5, dtype)?, slots])
     }
 
-    fn on_gpu(&self) -> Result<PagedTables> {
+    pub fn on_gpu(&self) -> Result<PagedTables> {
         let HostTables { block_table, seqlens_kv, .. } = &self.tables;
         Ok(PagedTables {
             block_tables: Tensor::from_slice(block_table, (2, 4), &Device::Cpu)?.to_device(&self.gpu)?,
@@ -49,7 +49,7 @@ impl Two {
     }
 
     /// The output of a decode with slopes and sinks against the reference.
-    fn check_decode(&self, cache: &KvCache, q: &Tensor, per_head: Option<&[f32]>, o: &Tensor) -> Result<()> {
+    pub fn check_decode(&self, cache: &KvCache, q: &Tensor, per_head: Option<&[f32]>, o: &Tensor) -> Result<()> {
         let (_, seqlen_q, heads_q, head_dim) = q.dims4()?;
         let problem = DecodeProblem {
             seqlen_q,

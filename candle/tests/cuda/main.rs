@@ -3,6 +3,7 @@
 
 mod cache;
 mod dense;
+mod graph;
 mod varlen;
 
 use candle_core::{DType, Device, Result, Tensor};
