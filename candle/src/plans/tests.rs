@@ -257,11 +257,12 @@ impl Cached {
         };
         let mut cache: ViewMutCache<'_> =
             KvCache { shape: self.shape, format: CacheFormat::CURRENT, pool: self.pool.slice_mut(), k_offset: None };
+        // Parts of an engine's tensors, which begin anywhere.
         let tables = PageTables {
             batch: 2,
             max_blocks: call.table_stride,
-            block_table: self.words.slice(),
-            seqlens_kv: self.words.slice(),
+            block_table: self.words.slice().range(1, 9).unwrap(),
+            seqlens_kv: self.words.slice().range(3, 5).unwrap(),
         };
         let o = AnySliceMut::from_bytes(self.o.slice_mut(), DType::F16);
         match call.attended {
@@ -279,8 +280,8 @@ impl Cached {
                     let zeros = self.floats.slice().range(0, plans.offsets_len()).unwrap();
                     plans.quantize(at, data, zeros, of_q).unwrap()
                 };
-                let sinks = options.sinks.as_ref().map(|_| self.floats.slice());
-                let alibi_slopes = options.alibi_slopes.as_ref().map(|_| self.floats.slice());
+                let sinks = options.sinks.as_ref().map(|_| self.floats.slice().range(1, 7).unwrap());
+                let alibi_slopes = options.alibi_slopes.as_ref().map(|_| self.floats.slice().range(2, 8).unwrap());
                 let heads = DecodeHeads { alibi_slopes, sinks };
                 let pages = (&cache.as_view(), &tables);
                 plans.attend(at, &q.as_view(), pages, &heads, workspace, o).unwrap();
