@@ -167,7 +167,7 @@ impl KvCache {
     /// Attention of the last tokens of each sequence on all that the cache has of it. `q` is `(batch, heads_q, head_dim)`, a token of each sequence, or
     /// `(batch, seqlen_q, heads_q, head_dim)`, and so is the result. The last query stands beside the sequence's last key; queries before the sequence's
     /// first token (padding, where a batch has fewer new tokens of one than of another) get what a row without keys gets. Sequences of no tokens are
-    /// allowed.
+    /// allowed. Chunks of prompts that are of unlike lengths are a call each, on rows of the tables (`narrow`).
     ///
     /// Up to 8 queries of a sequence are a decode, which takes nothing from candle's memory but the result. More are a prefill: the sequences' pages
     /// become operands in memory that candle's allocator gives and gets back in the order of the stream.

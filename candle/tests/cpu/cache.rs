@@ -284,6 +284,32 @@ fn an_offset_of_k_changes_nothing_but_the_error() -> Result<()> {
     Ok(())
 }
 
+/// A sequence of a batch alone, on its row of the tables: with few queries, and with so many that others have fewer.
+#[test]
+fn rows_of_tables_are_tables() -> Result<()> {
+    let mut model = Model::new(DType::F16)?;
+    model.append([140, 60])?;
+    let tables = model.tables()?;
+    let attend = |q: &Tensor, tables: &PagedTables| model.cache.attend(q, tables, &causal().attention()?);
+    for rows in [2, 20] {
+        let q = tensor((2, rows, HEADS, DIM), 0.1, DType::F16)?;
+        let both = attend(&q, &tables)?;
+        for sequence in 0..2 {
+            let one = |tensor: &Tensor| tensor.narrow(0, sequence, 1);
+            let row =
+                PagedTables { block_tables: one(&tables.block_tables)?, context_lens: one(&tables.context_lens)? };
+            assert_eq!(values(&attend(&one(&q)?, &row)?)?, values(&one(&both)?)?);
+            // Padding in front of a sequence's queries changes none of them.
+            let last = one(&q)?.narrow(1, rows - 1, 1)?;
+            let padded = Tensor::cat(&[&last.zeros_like()?.repeat((1, 19, 1, 1))?, &last], 1)?;
+            let o = attend(&padded, &row)?.narrow(1, 19, 1)?;
+            let error = error(&o, &one(&both)?.narrow(1, rows - 1, 1)?)?;
+            assert!(error < ERROR, "{error}");
+        }
+    }
+    Ok(())
+}
+
 /// A row of a batch that has no sequence, as graphs of fixed batches have them.
 #[test]
 fn sequences_of_no_tokens_give_zeros() -> Result<()> {
