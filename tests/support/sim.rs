@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex};
 
 mod append;
 mod decode;
+mod later;
 mod parts;
 mod short;
 mod tensors;
@@ -253,7 +254,7 @@ impl Kernels for Simulator {
             let ctas = quantization::v_amax_ctas(&params);
             let grid = [ctas.with_context(overflow)?, 1, 1];
             let at = Grid { kernel: &format!("v_amax_{dtype}"), grid, threads, shared: 0 };
-            self.launch("quantize", &at, &[structure(&params)], &memory)?;
+            self.launch(&format!("quantize_{dtype}"), &at, &[structure(&params)], &memory)?;
         }
         let at = Grid {
             kernel: &format!("quantize_{dtype}"),
@@ -261,7 +262,7 @@ impl Kernels for Simulator {
             threads,
             shared: quantization::shared_bytes(packed, dtype.size()),
         };
-        self.launch("quantize", &at, &[structure(&params)], &memory)?;
+        self.launch(&format!("quantize_{dtype}"), &at, &[structure(&params)], &memory)?;
 
         let spans = self.spans(problem);
         let of_q = |unit: usize| Parts::new(&spans, problem.heads_q, unit, |span, head| span.rows(problem, head));
@@ -462,7 +463,7 @@ impl Kernels for Simulator {
             ..params
         };
         let args = [structure(&params)];
-        self.launch("dequantize", &at, &args, &memory)?;
+        self.launch(at.kernel, &at, &args, &memory)?;
         let spans = self.spans(problem);
         let rows = if which == Operand::Q { query_rows(&spans) } else { key_rows(&spans) };
         o.read_rows(&memory, &rows).with_context(|| format!("dequantized {which:?}"))

@@ -1,6 +1,6 @@
 //! Quantization (arXiv 2409.16997, section 3.2) of all three operands, in one launch; the paper's scheme has one more before it.
 
-use super::kernel::{Kernel, QUANTIZE};
+use super::kernel::Kernel;
 use super::launch::Launch;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, check_q, check_scheme};
@@ -9,6 +9,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme, SeqLens};
 use crate::quantized::Lengths;
+use crate::ranks::RanksError;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{Global, QuantizeParams, Strided};
@@ -51,6 +52,27 @@ impl Gpu {
     ) -> Result<QuantizeKvPlan> {
         let pass = Pass::new(self, problem, dtype, None, Some((k, v)))?;
         Ok(QuantizeKvPlan { gpu: self.clone(), pass })
+    }
+
+    /// [`plan_quantize_kv`](Self::plan_quantize_kv) of later tokens, from a multiple of 128 on, of heads whose first tokens were quantized
+    /// elsewhere, in the default scheme. A launch reads `offset` of the keys that it writes and leaves `unit` of the values: with those of the
+    /// first tokens the bytes are those of one quantization of the whole.
+    ///
+    /// # Errors
+    /// As there; the paper's scheme; packed sequences.
+    pub fn plan_quantize_kv_on(
+        &self,
+        problem: &AttentionProblem,
+        k: TensorLayout,
+        v: TensorLayout,
+        dtype: DType,
+    ) -> Result<QuantizeKvPlan> {
+        if problem.scheme != Scheme::Default || problem.packed().is_some() {
+            return Err(RanksError::LaterTokens.into());
+        }
+        let mut plan = self.plan_quantize_kv(problem, k, v, dtype)?;
+        plan.pass.params.goes_on = 1;
+        Ok(plan)
     }
 
     /// Quantization of Q alone, with K already quantized.
@@ -244,19 +266,18 @@ impl Pass {
         }
         let params = problem.quantize_params(q.as_ref(), kv.as_ref().map(|(k, v)| [k, v]));
         let AttentionProblem { head_dim, scheme, .. } = *problem;
-        let (entry, amax_entry) =
-            (launch::QUANTIZE[dtype.code() as usize].entry, launch::V_AMAX[dtype.code() as usize].entry);
+        let [quantize, v_amax] = [launch::QUANTIZE, launch::V_AMAX].map(|of_dtypes| &of_dtypes[dtype.code() as usize]);
         let head_dim = packed_dim(head_dim);
         let threads = launch::threads(head_dim, dtype.size());
         let too_many = |kernel| {
             move || Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
         };
-        let ctas = launch::quantize_ctas(&params).ok_or_else(too_many(entry))?;
+        let ctas = launch::quantize_ctas(&params).ok_or_else(too_many(quantize.entry))?;
         let shared = launch::shared_bytes(head_dim, dtype.size());
-        let kernel = gpu.kernel(QUANTIZE, entry, [ctas, 1, 1], threads, shared)?;
+        let kernel = gpu.kernel(quantize.module, quantize.entry, [ctas, 1, 1], threads, shared)?;
         let amax = || {
-            let ctas = launch::v_amax_ctas(&params).ok_or_else(too_many(amax_entry))?;
-            gpu.kernel(QUANTIZE, amax_entry, [ctas, 1, 1], threads, 0)
+            let ctas = launch::v_amax_ctas(&params).ok_or_else(too_many(v_amax.entry))?;
+            gpu.kernel(v_amax.module, v_amax.entry, [ctas, 1, 1], threads, 0)
         };
         let span = |layout: Option<&TensorLayout>| layout.map_or(0, TensorLayout::span);
         let kv_spans = kv.as_ref().map(|(k, v)| (k, v)).unzip();

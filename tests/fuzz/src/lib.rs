@@ -8,6 +8,7 @@ mod layout;
 pub mod mutate;
 mod problem;
 mod ptx;
+mod scores;
 
 pub use file::file;
 pub use layout::layout;
