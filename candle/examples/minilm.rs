@@ -17,6 +17,9 @@ struct Arguments {
     /// A text, in place of one that is part of the example
     #[arg(long)]
     text: Option<PathBuf>,
+    /// cpu or cuda
+    #[arg(long, default_value = "cpu", value_parser = example_models::device)]
+    device: Device,
 }
 
 fn main() -> Result<()> {
@@ -25,7 +28,7 @@ fn main() -> Result<()> {
         Some(file) => std::fs::read_to_string(file)?,
         None => TEXT.to_owned(),
     };
-    let (bert, tokenizer) = load(&Device::Cpu)?;
+    let (bert, tokenizer) = load(&arguments.device)?;
     let sentences = tokens(&tokenizer, &sentences(&text, arguments.sentences))?;
     let lengths = || sentences.iter().map(Vec::len);
     let bar = report::progress("embedding", 4 * bert.layers());

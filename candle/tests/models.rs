@@ -37,7 +37,8 @@ fn smollm2_stays_itself() {
     // A token after the other, through the caches.
     let most = PROMPT + STEPS;
     let mut plain = PlainCache::new(decoder.layers(), most);
-    let mut int8 = Int8Cache::new(decoder.layers(), most, decoder.heads_kv(), decoder.head_dim()).expect("a cache");
+    let mut int8 = Int8Cache::new(decoder.layers(), most, decoder.heads_kv(), decoder.head_dim(), decoder.device())
+        .expect("a cache");
     let next = |from: usize, to: usize, cache: &mut dyn Attend| -> Tensor {
         let hidden = decoder.hidden(&tokens[from..to], from, cache, &|| ()).expect("what the layers make of it");
         decoder.log_probabilities(&hidden.narrow(0, to - from - 1, 1).expect("a row")).expect("probabilities")

@@ -1,9 +1,9 @@
 //! An encoder of the BERT architecture on sentences of unlike lengths, with a choice of attentions.
 
 use crate::attention::plain;
-use candle_core::{Device, Error, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
+use candle_int_flash_attention::{FlashAttn, flash_attn_varlen};
 use candle_nn::ops::layer_norm;
-use int_flash_attention::{HostData, HostSeqLens, HostTensor, Options, Order, SeqLens, Shape, TensorLayout};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -149,17 +149,19 @@ fn attend(batch: &Batch, attention: Attention, [q, k, v]: &[Tensor; 3]) -> Resul
             plain_attention([rows(q, room)?, rows(k, room)?, rows(v, room)?], Some(&mask))
         }
         (Attention::Int8, None) => {
-            let end = |sum: &mut u32, length: &u32| {
-                *sum += length;
-                Some(*sum)
-            };
-            let cu_seqlens: Vec<u32> = [0].into_iter().chain(batch.lengths.iter().scan(0, end)).collect();
-            let lengths = SeqLens::Packed { cu_seqlens_q: &cu_seqlens[..], cu_seqlens_kv: &cu_seqlens[..] };
-            int8_attention([q, k, v].map(|x| x.unsqueeze(0)), lengths)
+            let mut starts = vec![0];
+            for length in &batch.lengths {
+                starts.push(starts[starts.len() - 1] + length);
+            }
+            let seqlens = Tensor::new(starts, q.device())?;
+            let longest = batch.lengths.iter().max().map_or(0, |length| *length as usize);
+            let scale = 1.0 / (q.dim(2)? as f32).sqrt();
+            flash_attn_varlen(q, k, v, &seqlens, &seqlens, longest, longest, scale, false)
         }
         (Attention::Int8, Some(room)) => {
-            let lengths = SeqLens::KeyLengths { seqlens_kv: &batch.lengths[..] };
-            int8_attention([q, k, v].map(|x| rows(x, room)), lengths)
+            let (q, k, v) = (rows(q, room)?, rows(k, room)?, rows(v, room)?);
+            let lengths = Tensor::new(&batch.lengths[..], q.device())?;
+            FlashAttn::new(scale(&q)?).forward_padded(&q, &k, &v, &lengths)
         }
     }
 }
@@ -179,23 +181,4 @@ fn plain_attention(qkv: [Tensor; 3], mask: Option<&Tensor>) -> Result<Tensor> {
 
 fn scale(q: &Tensor) -> Result<f32> {
     Ok(1.0 / (q.dim(3)? as f32).sqrt())
-}
-
-/// On `(batch, tokens, heads, head_dim)` in the host's memory.
-fn int8_attention(qkv: [Result<Tensor>; 3], lengths: HostSeqLens<'_>) -> Result<Tensor> {
-    let host = |x: Result<Tensor>| -> Result<HostTensor> {
-        let x = x?;
-        let (batch, seqlen, heads, head_dim) = x.dims4()?;
-        let layout = TensorLayout::bnhd(Shape { batch, heads, seqlen, head_dim });
-        HostTensor::new(x.flatten_all()?.to_vec1::<f32>()?, layout).map_err(Error::wrap)
-    };
-    let [q, k, v] = qkv;
-    let (q, k, v) = (host(q)?, host(k)?, host(v)?);
-    let options = Options { lengths, output_order: Some(Order::Bnhd), ..Options::default() };
-    let o = int_flash_attention::attention(int_flash_attention::Device::Cpu, &q, &k, &v, &options);
-    let Shape { batch, heads, seqlen, head_dim } = q.shape();
-    match o.map_err(Error::wrap)?.o.into_data() {
-        HostData::F32(values) => Tensor::from_vec(values, (batch, seqlen, heads, head_dim), &Device::Cpu),
-        _ => bail!("the output has another type than q"),
-    }
 }

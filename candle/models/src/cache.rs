@@ -1,12 +1,9 @@
 //! Attention that keeps K and V for the tokens to come.
 
-use crate::attention::{Attend, Int8, causal_mask, plain};
-use candle_core::{Device, Error, Result, Tensor, bail};
+use crate::attention::{Attend, causal_mask, plain};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_int_flash_attention::{self as int8, CacheConfig, FlashAttn, PagedTables};
 use candle_nn::kv_cache::KvCache;
-use int_flash_attention::reference::quantize_k;
-use int_flash_attention::{
-    CacheShape, DecodeHeads, DecodeProblem, HostCache, HostTables, HostTensor, Scheme, Shape, TensorLayout, Window,
-};
 use std::collections::HashMap;
 
 /// Candle's cache and operations, in the type of the model.
@@ -53,73 +50,61 @@ impl Attend for PlainCache {
     }
 }
 
-/// The library's paged INT8 cache, in the host's memory.
+/// The INT8 cache, pages of one sequence that follow one another.
 #[derive(Debug)]
 pub struct Int8Cache {
-    layers: Vec<HostCache>,
-    tables: HostTables,
-    /// Those of the newest tokens, the same in all layers.
-    slots: Vec<i64>,
+    layers: Vec<int8::KvCache>,
+    block_tables: Tensor,
+    /// Of the sequence so far.
+    tokens: usize,
 }
 
 impl Int8Cache {
     /// An empty cache of a sequence of up to so many tokens.
     ///
     /// # Errors
-    /// A head dim without kernels, or memory that the system does not give.
-    pub fn new(layers: usize, most: usize, heads_kv: usize, head_dim: usize) -> Result<Self> {
-        let pages = most.div_ceil(CacheShape::PAGE_TOKENS);
-        let shape = CacheShape::new(pages, heads_kv, head_dim).map_err(Error::wrap)?;
-        let layers = (0..layers).map(|_| HostCache::alloc(shape).map_err(Error::wrap)).collect::<Result<_>>()?;
-        Ok(Self { layers, tables: HostTables::contiguous(1, pages), slots: Vec::new() })
+    /// A head dim without kernels, or memory that the device does not give.
+    pub fn new(layers: usize, most: usize, heads_kv: usize, head_dim: usize, device: &Device) -> Result<Self> {
+        let num_pages = most.div_ceil(int8::KvCache::PAGE_TOKENS);
+        let config = CacheConfig { num_pages, num_kv_heads: heads_kv, head_dim };
+        let block_tables = Tensor::arange(0, num_pages as u32, device)?.unsqueeze(0)?;
+        Ok(Self { layers: int8::KvCache::layers(layers, config, device)?, block_tables, tokens: 0 })
     }
 
     /// Bytes for K and V of all layers.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|layer| layer.shape.bytes()).sum()
+        self.layers.iter().map(|layer| layer.config().num_pages * layer.page_bytes()).sum()
     }
 }
+
+/// Tokens whose mean key is taken out of all keys.
+const OFFSET_TOKENS: usize = 64;
 
 impl Attend for Int8Cache {
     fn attend(&mut self, layer: usize, [q, k, v]: [&Tensor; 3], scale: f32, window: Option<usize>) -> Result<Tensor> {
-        let (_, heads_q, tokens, head_dim) = q.dims4()?;
+        let tokens = q.dim(2)?;
         if layer == 0 {
-            self.slots = self.tables.extend(&[tokens]).map_err(Error::wrap)?;
+            self.tokens += tokens;
         }
+        let before = self.tokens - tokens;
+        let slots = Tensor::arange(before as i64, self.tokens as i64, q.device())?;
+        let attention = FlashAttn::new(scale).with_window(window.map(|window| window - 1), Some(0));
         let cache = &mut self.layers[layer];
-        let prompt = self.tables.seqlens_kv[0] as usize == tokens;
-        let [new_k, new_v] = [host(k)?, host(v)?];
-        if prompt {
-            // A constant of the layer, from the prompt's first tokens, makes the keys' codes finer.
-            cache.k_offset = Some(quantize_k(Scheme::Default, &new_k).map_err(Error::wrap)?.offset);
+        if before == 0 {
+            let first = k.narrow(2, 0, tokens.min(OFFSET_TOKENS))?.to_dtype(DType::F32)?;
+            cache.set_k_offset(&first.mean(2)?.squeeze(0)?)?;
         }
-        cache.append(&new_k, &new_v, &self.slots).map_err(Error::wrap)?;
-        if prompt {
-            return Int8.attend(layer, [q, k, v], scale, window);
-        }
-        let most = self.tables.max_blocks * CacheShape::PAGE_TOKENS;
-        let problem = DecodeProblem {
-            seqlen_q: tokens,
-            window: Window { left: window.map(|window| window - 1), right: Some(0) },
-            softmax_scale: Some(scale),
-            ..DecodeProblem::new(1, heads_q, cache.shape.heads_kv, most, head_dim)
+        // Views: nothing is copied.
+        let [q, k, v] = [q.transpose(1, 2)?, k.transpose(1, 2)?, v.transpose(1, 2)?];
+        let o = if before == 0 {
+            cache.append(&k, &v, &slots)?;
+            attention.forward(&q, &k, &v)?
+        } else {
+            let context_lens = Tensor::new(&[self.tokens as u32], q.device())?;
+            let tables = PagedTables { block_tables: self.block_tables.clone(), context_lens };
+            cache.append_and_attend([&q, &k, &v], &slots, &tables, &attention)?
         };
-        let output = cache
-            .quantize_q(&host(q)?)
-            .and_then(|q| problem.on_cpu(&q, &cache.sequences(&self.tables)?, &DecodeHeads::default()));
-        let o: Vec<f32> = output.map_err(Error::wrap)?.o.into_iter().map(|o| o as f32).collect();
-        Tensor::from_vec(o, (1, heads_q, tokens, head_dim), &Device::Cpu)?.to_dtype(q.dtype())
+        o.transpose(1, 2)
     }
-}
-
-/// A tensor on the CPU, `(1, heads, tokens, head_dim)`, as the library's.
-fn host(x: &Tensor) -> Result<HostTensor> {
-    if !x.device().is_cpu() {
-        bail!("this cache is in the host's memory, and the tensor is not")
-    }
-    let (batch, heads, tokens, head_dim) = x.dims4()?;
-    let layout = TensorLayout::bhnd(Shape { batch, heads, seqlen: tokens, head_dim });
-    let values = x.flatten_all()?.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?;
-    HostTensor::new(values, layout).map_err(Error::wrap)
 }

@@ -249,6 +249,12 @@ impl Decoder {
         self.head_dim
     }
 
+    /// Where the weights are.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.embeddings.device()
+    }
+
     /// The type of weights and results.
     #[must_use]
     pub fn dtype(&self) -> DType {

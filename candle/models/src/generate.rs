@@ -57,7 +57,7 @@ pub fn both(decoder: &Decoder, prompt: &[u32], count: usize, done: &dyn Fn()) ->
     let mut cache = PlainCache::new(decoder.layers(), most);
     let plain = greedy(decoder, prompt, count, &mut cache, done)?;
     let plain = Generated { cache_bytes: cache.bytes(), ..plain };
-    let mut cache = Int8Cache::new(decoder.layers(), most, decoder.heads_kv(), decoder.head_dim())?;
+    let mut cache = Int8Cache::new(decoder.layers(), most, decoder.heads_kv(), decoder.head_dim(), decoder.device())?;
     let int8 = greedy(decoder, prompt, count, &mut cache, done)?;
     Ok([plain, Generated { cache_bytes: cache.bytes(), ..int8 }])
 }
