@@ -373,7 +373,7 @@ impl Kernels for Simulator {
             ..params
         };
         let args = [structure(&params)];
-        self.launch("dequantize", &at, &args, &memory)?;
+        self.launch(at.kernel, &at, &args, &memory)?;
         let spans = self.spans(problem);
         let rows = if which == Operand::Q { query_rows(&spans) } else { key_rows(&spans) };
         o.read_rows(&memory, &rows).with_context(|| format!("dequantized {which:?}"))

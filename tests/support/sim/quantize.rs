@@ -89,7 +89,7 @@ impl Simulator {
             let ctas = quantization::v_amax_ctas(&params);
             let grid = [ctas.with_context(overflow)?, 1, 1];
             let at = Grid { kernel: &format!("v_amax_{dtype}"), grid, threads, shared: 0 };
-            self.launch("quantize", &at, &[structure(&params)], &memory)?;
+            self.launch(&format!("quantize_{dtype}"), &at, &[structure(&params)], &memory)?;
         }
         let at = Grid {
             kernel: &format!("quantize_{dtype}"),
@@ -97,7 +97,7 @@ impl Simulator {
             threads,
             shared: quantization::shared_bytes(packed, dtype.size()),
         };
-        self.launch("quantize", &at, &[structure(&params)], &memory)?;
+        self.launch(&format!("quantize_{dtype}"), &at, &[structure(&params)], &memory)?;
 
         let spans = self.spans(problem);
         let of_q = |unit: usize| Parts::new(&spans, problem.heads_q, unit, |span, head| span.rows(problem, head));
