@@ -28,6 +28,18 @@ pub struct Figures {
 /// Rows of logits that are held at once.
 const ROWS: usize = 64;
 
+fn total(tensor: &Tensor) -> Result<f64> {
+    tensor.sum_all()?.to_scalar::<f32>().map(f64::from)
+}
+
+/// KL(a || b) in nats, the sum over rows of logarithms of probabilities.
+///
+/// # Errors
+/// Candle's.
+pub fn divergence(a: &Tensor, b: &Tensor) -> Result<f64> {
+    total(&(a.exp()? * (a - b)?)?)
+}
+
 /// Measures on these tokens; `done` is called after each layer of each of the two runs.
 ///
 /// # Errors
@@ -49,10 +61,9 @@ pub fn measure(decoder: &Decoder, tokens: &[u32], done: impl Fn()) -> Result<Fig
         let of = |hidden: &Tensor| decoder.log_probabilities(&hidden.narrow(0, start, rows)?);
         let (plain, int8) = (of(&plain)?, of(&int8)?);
         let next = Tensor::new(&tokens[start + 1..start + 1 + rows], plain.device())?.unsqueeze(1)?;
-        let total = |tensor: Tensor| tensor.sum_all()?.to_scalar::<f32>().map(f64::from);
-        nll_plain -= total(plain.gather(&next, 1)?)?;
-        nll_int8 -= total(int8.gather(&next, 1)?)?;
-        kl += total((plain.exp()? * (&plain - &int8)?)?)?;
+        nll_plain -= total(&plain.gather(&next, 1)?)?;
+        nll_int8 -= total(&int8.gather(&next, 1)?)?;
+        kl += divergence(&plain, &int8)?;
         let best = |tensor: &Tensor| tensor.argmax(1)?.to_vec1::<u32>();
         same += best(&plain)?.iter().zip(best(&int8)?).filter(|(a, b)| **a == *b).count() as f64;
     }
