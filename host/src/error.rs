@@ -697,6 +697,10 @@ pub enum Error {
     /// No driver, or a call that it refused.
     #[error(transparent)]
     Driver(#[from] DriverError),
+
+    /// What is wrong with several ranks together.
+    #[error(transparent)]
+    Ranks(#[from] crate::ranks::RanksError),
 }
 
 /// What to do with a head dim that has no kernel.

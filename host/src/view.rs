@@ -218,6 +218,18 @@ impl<'a> HostView<'a> {
         Ok(())
     }
 
+    /// These tokens of every batch, in place; they are inside of the tensor, and at least one.
+    pub(crate) fn of_tokens(&self, tokens: Range<usize>) -> Result<Self> {
+        let layout = TensorLayout::strided(Shape { seqlen: tokens.len(), ..self.shape() }, self.layout.strides())?;
+        let start = self.layout.offset(0, 0, tokens.start);
+        let data = match self.data {
+            HostSlice::F16(values) => HostSlice::F16(&values[start..]),
+            HostSlice::BF16(values) => HostSlice::BF16(&values[start..]),
+            HostSlice::F32(values) => HostSlice::F32(&values[start..]),
+        };
+        Self::new(data, layout)
+    }
+
     /// The tokens of one batch, copied, `[1][head][token][dim]`; they are inside of the tensor, and at least one.
     pub(crate) fn tokens(&self, batch: usize, tokens: Range<usize>) -> Result<HostTensor> {
         let Shape { heads, head_dim, .. } = self.shape();

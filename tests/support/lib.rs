@@ -9,6 +9,7 @@ pub mod continuation;
 pub mod decode;
 pub mod definition;
 pub mod properties;
+pub mod ranks;
 pub mod scores;
 pub mod sequences;
 pub mod sim;

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex};
 
 mod append;
 mod decode;
+mod later;
 mod parts;
 mod short;
 mod tensors;

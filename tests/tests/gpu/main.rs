@@ -14,6 +14,7 @@ mod jobs;
 mod large;
 mod machine;
 mod packed;
+mod ranks;
 mod recordings;
 mod scores;
 
@@ -70,7 +71,7 @@ const OF_FAMILIES: [(&str, Test); 23] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 21] = [
+const ONCE: [(&str, Test); 24] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
@@ -91,6 +92,9 @@ const ONCE: [(&str, Test); 21] = [
     ("a_graph_keeps_its_memory", recordings::keeps_memory),
     ("threads_work_beside_a_recording", recordings::beside),
     ("two_gpus_do_not_mix", recordings::two_gpus),
+    ("a_ring_of_ranks_matches_the_reference", ranks::ring),
+    ("ulysses_over_ranks_has_the_bits_of_one_gpu", ranks::ulysses),
+    ("a_decode_over_ranks_matches_the_reference", ranks::decode),
     ("the_ptx_machine_agrees_on_instructions", instructions::instructions),
 ];
 
