@@ -8,6 +8,9 @@ use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Sc
 /// One of Q, K, V.
 pub use int_flash_attention::Operand;
 
+/// All of them.
+pub const OPERANDS: [Operand; 3] = [Operand::Q, Operand::K, Operand::V];
+
 /// Something that runs the kernels.
 ///
 /// Implementations surround every output with guard bytes and fail where one of them, or a gap between rows, changed.
@@ -80,7 +83,7 @@ pub fn all(kernels: &impl Kernels, case: &Case) -> Result<()> {
     let got = kernels.quantize(&case.problem, &q, &k, &v)?;
     same_operands(&case.problem, &got, &want, &q)?;
     attention(kernels, case, &want)?;
-    for operand in [Operand::Q, Operand::K, Operand::V] {
+    for operand in OPERANDS {
         dequantize(kernels, case, &want, operand)?;
     }
     Ok(())

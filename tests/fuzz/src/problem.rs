@@ -1,7 +1,7 @@
 //! Problems, beside a model of what is allowed; small ones are run.
 
 use crate::is_sentence;
-use crate::scores::Scores;
+use crate::score_inputs::Scores;
 use arbitrary::{Arbitrary, Result, Unstructured};
 use int_flash_attention::{
     AttentionProblem, DType, Device, Error, HostTensor, Options, Scheme, SeqLens, Shape, TensorLayout, Window,

@@ -24,8 +24,8 @@ pub struct AppendCheck {
 }
 
 impl AppendCheck {
-    pub(super) fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
-        let simulator = Simulator::new().with_places(self.places).with_module(name, module.clone());
+    pub(super) fn run(&self, name: &str, modules: &[Arc<Module>]) -> Result<()> {
+        let simulator = Simulator::new().with_places(self.places).with_modules(name, modules);
         let [q, k, v] = &self.tensors;
         let new = New { q: Some((q, self.seqlen_q)), k, v, slots: &self.slots, wide: self.wide };
         let mut cache = SimulatedCache::new(&simulator, self.cache.clone()).behind(self.ahead);
