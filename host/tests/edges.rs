@@ -129,14 +129,18 @@ fn tensors_that_change_scores_are_those_of_the_problem() {
     let operands = reference::quantize(&problem, &q, &kv, &kv).unwrap();
     let (biases, bits) = (HostData::F32(vec![0.0; 54]), [255_u8; 12]);
     let (slopes, sinks) = ([0.5_f32; 8], [0.0_f32; 4]);
-    let good =
-        ScoreTensors { alibi_slopes: Some(&slopes), bias: Some(&biases), mask: Some(&bits), sinks: Some(&sinks) };
-    let run = |tensors| reference::int8(Scored { problem: &problem, tensors }, &operands).map(|_| ());
+    let good = ScoreTensors {
+        alibi_slopes: Some(&slopes),
+        bias: Some(biases.as_slice()),
+        mask: Some(&bits),
+        sinks: Some(&sinks),
+    };
+    let run = |tensors: ScoreTensors<'_>| reference::int8(Scored { problem: &problem, tensors }, &operands).map(|_| ());
     assert_eq!(run(good), Ok(()));
     let short = HostData::F32(vec![0.0; 53]);
     for (name, tensors) in [
         ("alibi_slopes", ScoreTensors { alibi_slopes: Some(&slopes[..7]), ..good }),
-        ("bias", ScoreTensors { bias: Some(&short), ..good }),
+        ("bias", ScoreTensors { bias: Some(short.as_slice()), ..good }),
         ("mask", ScoreTensors { mask: Some(&bits[..11]), ..good }),
         ("sinks", ScoreTensors { sinks: Some(&sinks[..3]), ..good }),
     ] {
@@ -157,7 +161,10 @@ fn tensors_that_change_scores_are_those_of_the_problem() {
     let refused = reference::int8(Scored { problem: &plain, tensors: unasked }, &operands);
     assert!(matches!(refused, Err(Error::ScoreTensor { name: "sinks", .. })));
     let other = HostData::F16(vec![half::f16::ZERO; 54]);
-    assert!(matches!(run(ScoreTensors { bias: Some(&other), ..good }), Err(Error::DTypeMismatch { name: "bias", .. })));
+    assert!(matches!(
+        run(ScoreTensors { bias: Some(other.as_slice()), ..good }),
+        Err(Error::DTypeMismatch { name: "bias", .. })
+    ));
     for (at, value) in [(0, f32::NAN), (7, f32::INFINITY)] {
         let mut wrong = slopes;
         wrong[at] = value;

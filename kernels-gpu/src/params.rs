@@ -231,7 +231,7 @@ pub struct QuantizeParams {
     pub k: Strided,
     /// Values.
     pub v: Strided,
-    /// What is taken out of a head of K. Written with K; read where Q is quantized alone.
+    /// What is taken out of a head of K. Written with K; read where Q is quantized alone, and where K goes on.
     pub k_offset: Global<f32>,
     /// Codes of Q, row-major.
     pub q_out: Global<u8>,
@@ -251,7 +251,7 @@ pub struct QuantizeParams {
     pub v_scale: Global<f32>,
     /// The scale that a block's values share, or NaN.
     pub v_block_scale: Global<f32>,
-    /// A power of two a head.
+    /// A power of two a head. Not written where V goes on.
     pub v_unit: Global<f32>,
     /// The paper's scheme: bits of the largest magnitude of each head of V, which `v_amax_*` found. Null in the default scheme.
     pub v_amax: Global<u32>,
@@ -277,8 +277,9 @@ pub struct QuantizeParams {
     pub head_dim_v: u32,
     /// Dims of a head of V in the tensor.
     pub dims_v: u32,
-    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
-    pub reserved: u32,
+    /// Not 0 where the tokens of K and V go on heads whose first ones were quantized elsewhere, which gave `k_offset`. Of the default scheme,
+    /// of sequences that are not packed.
+    pub goes_on: u32,
     /// Where sequences have lengths of their own.
     pub seqlens: SeqLens,
 }
@@ -474,7 +475,7 @@ impl QuantizeParams {
         dims: 0,
         head_dim_v: 0,
         dims_v: 0,
-        reserved: 0,
+        goes_on: 0,
         seqlens: SeqLens::NONE,
     };
 }

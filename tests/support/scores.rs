@@ -91,7 +91,7 @@ impl Scores {
     pub fn scored<'a>(&'a self, problem: &'a AttentionProblem) -> Scored<'a> {
         let tensors = ScoreTensors {
             alibi_slopes: self.alibi_slopes.as_deref(),
-            bias: self.bias.as_ref(),
+            bias: self.bias.as_ref().map(HostData::as_slice),
             mask: self.mask.as_deref(),
             sinks: self.sinks.as_deref(),
         };

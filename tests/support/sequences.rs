@@ -2,9 +2,12 @@
 
 use crate::case::Case;
 use crate::properties::{self, Kernels, OPERANDS, Operand, representable, same_but_bias, within};
+use crate::scores::any_score_mod;
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, sequences};
-use int_flash_attention::{AttentionProblem, HostQuantized, HostTensor, SeqLens, Sequences, Shape, Span, TensorLayout};
+use int_flash_attention::{
+    AttentionProblem, HostQuantized, HostTensor, ScoreMod, SeqLens, Sequences, Shape, Span, TensorLayout,
+};
 use proptest::prelude::*;
 use std::ops::Range;
 
@@ -39,6 +42,16 @@ pub fn packed(case: Case, lengths: &[(u32, u32)], room: usize) -> (Case, Lengths
     (Case { problem, ..case }, SeqLens::Packed { cu_seqlens_q, cu_seqlens_kv })
 }
 
+/// The same with a change of the scores for the problem that it has become.
+#[must_use]
+pub fn scored(
+    (case, lengths): (Case, Lengths),
+    score_mod: impl FnOnce(&AttentionProblem) -> ScoreMod,
+) -> (Case, Lengths) {
+    let problem = case.problem.with_score_mod(score_mod(&case.problem));
+    (Case { problem, ..case }, lengths)
+}
+
 /// A case of a dense batch whose sequences have these numbers of keys.
 #[must_use]
 pub fn key_lengths(case: Case, lengths: &[u32]) -> (Case, Lengths) {
@@ -57,7 +70,7 @@ pub fn tokens(x: &HostTensor, batch: usize, tokens: &Range<usize>) -> Result<Hos
     Ok(HostTensor::from_fn(x.dtype(), layout, |_, h, n, d| x.get(batch, h, tokens.start + n, d))?)
 }
 
-/// Quantization, attention and dequantization of a case by `kernels`, which have its lengths, against the references; and that each
+/// Quantization, attention, with what changes the case's scores, and dequantization by `kernels`, which have the case's lengths, against the references; and that each
 /// sequence comes out as from `alone`, the same kernels without lengths, bit for bit.
 ///
 /// # Errors
@@ -70,9 +83,10 @@ pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -
     let got = kernels.quantize(problem, &q, &k, &v)?;
     same_operands(problem, lengths, &got, &want, &q)?;
 
-    let layout = case.output()?;
-    let (o, lse) = kernels.attention(&problem.into(), &want, &layout, case.out_dtype, case.lse)?;
-    let (expected, bounds) = sequences::gpu_bounds(problem, &on_host, &want, case.out_dtype, K::EXACT_EXPONENTIALS)?;
+    let (layout, scores) = (case.output()?, case.scores());
+    let scored = scores.scored(problem);
+    let (o, lse) = kernels.attention(&scored, &want, &layout, case.out_dtype, case.lse)?;
+    let (expected, bounds) = sequences::gpu_bounds(scored, &on_host, &want, case.out_dtype, K::EXACT_EXPONENTIALS)?;
     let d = problem.value_dim();
     let in_dense = |o: &HostTensor| representable(o, &expected.o, &bounds.o);
     within("o", &in_dense(&o), &expected.o, &bounds.o, d)?;
@@ -85,7 +99,8 @@ pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -
         let one = problem.of_one(span.q.len(), span.kv.len());
         let part = sequences::part(problem, &span, &want)?;
         let own = TensorLayout::bhnd(one.o_shape());
-        let (own_o, own_lse) = alone.attention(&(&one).into(), &part, &own, case.out_dtype, case.lse)?;
+        let of_one = scored.of_sequence(&one, span.sequence);
+        let (own_o, own_lse) = alone.attention(&of_one, &part, &own, case.out_dtype, case.lse)?;
         let of = || format!("sequence {} of {lengths:?}", span.sequence);
         let place = |h: usize, n: usize| (span.batch, h, span.q.start + n);
         for (h, n) in (0..problem.heads_q).flat_map(|h| (0..span.q.len()).map(move |n| (h, n))) {
@@ -181,5 +196,13 @@ pub fn any_pack(case: impl Strategy<Value = Case>, longest: u32) -> impl Strateg
         }
         // A placement of one batch: the gaps of a case are as good.
         packed(case, &pack, room)
+    })
+}
+
+/// [`any_pack`] with any change of the scores.
+pub fn any_scored_pack(case: impl Strategy<Value = Case>, longest: u32) -> impl Strategy<Value = (Case, Lengths)> {
+    any_pack(case, longest).prop_flat_map(|pack| {
+        let problem = pack.0.problem;
+        any_score_mod(problem).prop_map(move |score_mod| scored(pack.clone(), |_| score_mod))
     })
 }

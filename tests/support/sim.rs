@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 mod append;
 mod decode;
+mod later;
 mod parts;
 mod quantize;
 mod short;

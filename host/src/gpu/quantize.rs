@@ -9,6 +9,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme, SeqLens};
 use crate::quantized::Lengths;
+use crate::ranks::RanksError;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{Global, QuantizeParams, Strided};
@@ -51,6 +52,27 @@ impl Gpu {
     ) -> Result<QuantizeKvPlan> {
         let pass = Pass::new(self, problem, dtype, None, Some((k, v)))?;
         Ok(QuantizeKvPlan { gpu: self.clone(), pass })
+    }
+
+    /// [`plan_quantize_kv`](Self::plan_quantize_kv) of later tokens, from a multiple of 128 on, of heads whose first tokens were quantized
+    /// elsewhere, in the default scheme. A launch reads `offset` of the keys that it writes and leaves `unit` of the values: with those of the
+    /// first tokens the bytes are those of one quantization of the whole.
+    ///
+    /// # Errors
+    /// As there; the paper's scheme; packed sequences.
+    pub fn plan_quantize_kv_on(
+        &self,
+        problem: &AttentionProblem,
+        k: TensorLayout,
+        v: TensorLayout,
+        dtype: DType,
+    ) -> Result<QuantizeKvPlan> {
+        if problem.scheme != Scheme::Default || problem.packed().is_some() {
+            return Err(RanksError::LaterTokens.into());
+        }
+        let mut plan = self.plan_quantize_kv(problem, k, v, dtype)?;
+        plan.pass.params.goes_on = 1;
+        Ok(plan)
     }
 
     /// Quantization of Q alone, with K already quantized.

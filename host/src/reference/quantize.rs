@@ -6,7 +6,9 @@ use super::codes::{
 use super::packed::resized;
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
-use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, QuantizedK, QuantizedQ, QuantizedV};
+use crate::quantized::{
+    HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, check_len,
+};
 use crate::shape::Shape;
 use crate::view::HostView;
 use int_flash_attention_kernels::layout::{
@@ -69,7 +71,19 @@ pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Opti
 /// # Errors
 /// A head dim without kernels.
 pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<HostK> {
-    let k = k.into();
+    keys(scheme, k.into(), None)
+}
+
+/// Quantizes later tokens of K in the default scheme, from a multiple of 128 on, of heads whose first tokens gave this offset,
+/// `[batch][heads_kv][head_dim]`: the bytes are those of one quantization of the whole.
+///
+/// # Errors
+/// As [`quantize_k`]; an offset of another length.
+pub fn quantize_k_on<'a>(k: impl Into<HostView<'a>>, offset: &[f32]) -> Result<HostK> {
+    keys(Scheme::Default, k.into(), Some(offset))
+}
+
+fn keys(scheme: Scheme, k: HostView<'_>, of_first: Option<&[f32]>) -> Result<HostK> {
     let shape = k.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -82,15 +96,16 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
         data: vec![0; lengths.kv_data],
         scale: vec![0.0; lengths.kv_scale],
         block_scale: vec![0.0; lengths.blocks],
-        offset: vec![0.0; lengths.channels],
+        offset: of_first.map_or_else(|| vec![0.0; lengths.channels], <[f32]>::to_vec),
     };
+    check_len("k_offset", out.offset.len(), lengths.channels)?;
     let channels = out.offset.par_chunks_mut(d);
     let d = packed_dim(d);
     let heads = out.data.par_chunks_mut(blocks * block_bytes(d)).zip(out.scale.par_chunks_mut(blocks * KV_BLOCK));
     let heads = heads.zip(out.block_scale.par_chunks_mut(blocks)).zip(channels).enumerate();
     heads.for_each(|(head, (((data, scales), block_scales), offset))| {
         let rows = k.read_head(head / shape.heads, head % shape.heads);
-        if scheme.rotates() {
+        if scheme.rotates() && of_first.is_none() {
             offset.copy_from_slice(&k_offset(&rows, shape.head_dim));
         }
         let mut rows = resized(rows, shape.head_dim, d);
@@ -121,7 +136,19 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
 /// # Errors
 /// A head dim without kernels.
 pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<HostV> {
-    let v = v.into();
+    values(scheme, v.into(), None)
+}
+
+/// Quantizes later tokens of V in the default scheme, from a multiple of 128 on, of heads whose first block gave this unit,
+/// `[batch][heads_kv]`: the bytes are those of one quantization of the whole.
+///
+/// # Errors
+/// As [`quantize_v`]; units of another length.
+pub fn quantize_v_on<'a>(v: impl Into<HostView<'a>>, unit: &[f32]) -> Result<HostV> {
+    values(Scheme::Default, v.into(), Some(unit))
+}
+
+fn values(scheme: Scheme, v: HostView<'_>, of_first: Option<&[f32]>) -> Result<HostV> {
     let shape = v.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -134,8 +161,9 @@ pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<Host
         data: vec![v_byte(0); lengths.kv_data],
         scale: vec![0.0; lengths.kv_scale],
         block_scale: vec![0.0; lengths.blocks],
-        unit: vec![1.0; lengths.heads],
+        unit: of_first.map_or_else(|| vec![1.0; lengths.heads], <[f32]>::to_vec),
     };
+    check_len("v_unit", out.unit.len(), lengths.heads)?;
     let d = packed_dim(d);
     let heads = out.data.par_chunks_mut(blocks * block_bytes(d)).zip(out.scale.par_chunks_mut(blocks * KV_BLOCK));
     let heads = heads.zip(out.block_scale.par_chunks_mut(blocks)).zip(&mut out.unit).enumerate();
@@ -152,7 +180,7 @@ pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<Host
                 for (scale, row) in scales.iter_mut().zip(rows.chunks_exact(d)) {
                     *scale = of_head.unwrap_or_else(|| v_scale(amax(row)));
                 }
-                *block_scale = share(scales, block == 0);
+                *block_scale = share(scales, block == 0 && of_first.is_none());
                 for ((key, row), scale) in rows.chunks_exact(d).enumerate().zip(&*scales) {
                     let inverse = 1.0 / scale;
                     for (dim, &x) in row.iter().enumerate() {
@@ -161,7 +189,7 @@ pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<Host
                 }
             },
         );
-        if scheme.rotates() {
+        if scheme.rotates() && of_first.is_none() {
             *unit = v_unit(scales[..KV_BLOCK].iter().copied().fold(0.0, f32::max));
         }
     });

@@ -7,30 +7,35 @@ use crate::error::Result;
 use crate::problem::{AttentionProblem, HostSeqLens, Span};
 use crate::progress::{Progress, ProgressFn};
 use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat};
+use crate::scores::Scored;
 use crate::tensor::HostTensor;
 use crate::view::HostView;
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, packed_dim, v_byte};
 use std::ops::Range;
 
 /// [`exact`](super::exact()) of every sequence, `[batch][heads_q][tokens]` as the problem's tensors have them. Rows that belong to no
-/// sequence are as those that see no key.
+/// sequence are as those that see no key and have no sink.
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn exact(
-    problem: &AttentionProblem,
+pub fn exact<'a>(
+    problem: impl Into<Scored<'a>>,
     lengths: &HostSeqLens<'_>,
     q: &HostTensor,
     k: &HostTensor,
     v: &HostTensor,
 ) -> Result<Exact> {
+    let scored = problem.into();
+    let problem = scored.problem;
     problem.check_sizes()?;
+    scored.check()?;
     super::quantize::check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
-    let mut all = Whole::new(problem);
-    for span in problem.spans(lengths)? {
+    let spans = problem.spans(lengths)?;
+    let mut all = Whole::new(&scored, &spans);
+    for span in spans {
         if let Some(one) = all.dense(&span) {
             let [q, k, v] = tensors(&span, q, k, v)?;
-            let Exact { o, lse } = super::exact(&one, &q, &k, &v)?;
+            let Exact { o, lse } = super::exact(scored.of_sequence(&one, span.sequence), &q, &k, &v)?;
             all.put(&span, &o, &lse);
         }
     }
@@ -41,19 +46,24 @@ pub fn exact(
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn exact_bounds(
-    problem: &AttentionProblem,
+pub fn exact_bounds<'a>(
+    problem: impl Into<Scored<'a>>,
     lengths: &HostSeqLens<'_>,
     [q, k, v]: [&HostTensor; 3],
     dtype: crate::DType,
 ) -> Result<(Exact, Bounds)> {
+    let scored = problem.into();
+    let problem = scored.problem;
     problem.check()?;
+    scored.check()?;
     super::quantize::check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
-    let (mut all, mut bounds) = (Whole::new(problem), Whole::zero(problem));
-    for span in problem.spans(lengths)? {
+    let spans = problem.spans(lengths)?;
+    let (mut all, mut bounds) = (Whole::new(&scored, &spans), Whole::zero(problem));
+    for span in spans {
         if let Some(one) = all.dense(&span) {
             let [q, k, v] = tensors(&span, q, k, v)?;
-            let (Exact { o, lse }, of_one) = super::exact_bounds(&one, &q, &k, &v, dtype)?;
+            let one = scored.of_sequence(&one, span.sequence);
+            let (Exact { o, lse }, of_one) = super::exact_bounds(one, &q, &k, &v, dtype)?;
             all.put(&span, &o, &lse);
             bounds.put(&span, &of_one.o, &of_one.lse);
         }
@@ -117,28 +127,30 @@ pub fn quantize<'a>(
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn int8(problem: &AttentionProblem, lengths: &HostSeqLens<'_>, operands: &HostQuantized) -> Result<Int8> {
-    int8_with_progress(problem, lengths, operands, None)
+pub fn int8<'a>(problem: impl Into<Scored<'a>>, lengths: &HostSeqLens<'_>, operands: &HostQuantized) -> Result<Int8> {
+    int8_with_progress(problem.into(), lengths, operands, None)
 }
 
 pub(crate) fn int8_with_progress(
-    problem: &AttentionProblem,
+    scored: Scored<'_>,
     lengths: &HostSeqLens<'_>,
     operands: &HostQuantized,
     progress: Option<ProgressFn<'_>>,
 ) -> Result<Int8> {
-    let mut all = Whole::new(problem);
+    let problem = scored.problem;
+    let spans = checked_spans(&scored, lengths, operands)?;
+    let mut all = Whole::new(&scored, &spans);
     let total = (problem.q_shape().rows()) as u64;
     let mut before = 0;
-    for span in checked_spans(problem, lengths, operands)? {
+    for span in spans {
         if let Some(one) = all.dense(&span) {
             let ahead = |p: Progress| {
                 if let Some(progress) = progress {
                     progress(Progress { done: before + p.done, total });
                 }
             };
-            let Int8 { o, lse } =
-                super::int8_with_progress((&one).into(), &part(problem, &span, operands)?, Some(&ahead))?;
+            let of_one = scored.of_sequence(&one, span.sequence);
+            let Int8 { o, lse } = super::int8_with_progress(of_one, &part(problem, &span, operands)?, Some(&ahead))?;
             all.put(&span, &o, &lse);
         }
         before += (problem.heads_q * span.q.len()) as u64;
@@ -150,19 +162,22 @@ pub(crate) fn int8_with_progress(
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn gpu_bounds(
-    problem: &AttentionProblem,
+pub fn gpu_bounds<'a>(
+    problem: impl Into<Scored<'a>>,
     lengths: &HostSeqLens<'_>,
     operands: &HostQuantized,
     dtype: crate::DType,
     ideal: bool,
 ) -> Result<(Int8, Bounds)> {
-    let (mut all, mut bounds) = (Whole::new(problem), Whole::zero(problem));
-    for span in checked_spans(problem, lengths, operands)? {
+    let scored = problem.into();
+    let problem = scored.problem;
+    let spans = checked_spans(&scored, lengths, operands)?;
+    let (mut all, mut bounds) = (Whole::new(&scored, &spans), Whole::zero(problem));
+    for span in spans {
         if let Some(one) = all.dense(&span) {
-            let x = part(problem, &span, operands)?;
+            let (x, one) = (part(problem, &span, operands)?, scored.of_sequence(&one, span.sequence));
             let (Int8 { o, lse }, of_one) =
-                if ideal { super::ideal_bounds(&one, &x, dtype) } else { super::gpu_bounds(&one, &x, dtype) }?;
+                if ideal { super::ideal_bounds(one, &x, dtype) } else { super::gpu_bounds(one, &x, dtype) }?;
             all.put(&span, &o, &lse);
             bounds.put(&span, &of_one.o, &of_one.lse);
         }
@@ -263,10 +278,11 @@ fn empty(problem: &AttentionProblem) -> Result<HostQuantized> {
     })
 }
 
-fn checked_spans(problem: &AttentionProblem, lengths: &HostSeqLens<'_>, operands: &HostQuantized) -> Result<Vec<Span>> {
-    problem.check()?;
-    super::int8::check_operands(problem, operands)?;
-    problem.spans(lengths)
+fn checked_spans(scored: &Scored<'_>, lengths: &HostSeqLens<'_>, operands: &HostQuantized) -> Result<Vec<Span>> {
+    scored.problem.check()?;
+    scored.check()?;
+    super::int8::check_operands(scored.problem, operands)?;
+    scored.problem.spans(lengths)
 }
 
 /// A sequence's tensors.
@@ -283,9 +299,16 @@ struct Whole<'a> {
 }
 
 impl<'a> Whole<'a> {
-    /// Of rows that see no key.
-    fn new(problem: &'a AttentionProblem) -> Self {
-        Self { lse: vec![f64::NEG_INFINITY; problem.q_shape().rows()], ..Self::zero(problem) }
+    /// Of rows that see no key, with the sinks of those that sequences have.
+    fn new(scored: &Scored<'a>, spans: &[Span]) -> Self {
+        let problem = scored.problem;
+        let mut all = Self { lse: vec![f64::NEG_INFINITY; problem.q_shape().rows()], ..Self::zero(problem) };
+        for (span, head) in spans.iter().flat_map(|span| (0..problem.heads_q).map(move |head| (span, head))) {
+            if let Some(sink) = scored.sink(head) {
+                all.lse[span.rows(problem, head)].fill(sink.into());
+            }
+        }
+        all
     }
 
     fn zero(problem: &'a AttentionProblem) -> Self {

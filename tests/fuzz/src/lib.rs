@@ -10,6 +10,7 @@ mod lengths;
 pub mod mutate;
 mod problem;
 mod ptx;
+mod score_inputs;
 mod scores;
 mod tables;
 

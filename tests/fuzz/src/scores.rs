@@ -161,7 +161,7 @@ fn hide(u: &mut Unstructured<'_>, problem: &AttentionProblem, [bias, mask]: &[Pl
     let (slopes, sinks) = (vec![0.0; batch * heads_q], vec![0.0; heads_q]);
     let tensors = ScoreTensors {
         alibi_slopes: score_mod.alibi.is_some().then_some(&*slopes),
-        bias: values.as_ref(),
+        bias: values.as_ref().map(HostData::as_slice),
         mask: bytes.as_deref(),
         sinks: score_mod.sinks.then_some(&*sinks),
     };

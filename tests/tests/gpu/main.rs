@@ -14,6 +14,7 @@ mod jobs;
 mod large;
 mod machine;
 mod packed;
+mod ranks;
 mod recordings;
 mod scores;
 
@@ -43,7 +44,7 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 21] = [
+const OF_FAMILIES: [(&str, Test); 23] = [
     ("padded_head_dims_match_the_reference", padded_head_dims),
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
@@ -59,6 +60,8 @@ const OF_FAMILIES: [(&str, Test); 21] = [
     ("operands_past_2_to_the_31_elements", many_elements),
     ("packs_are_as_their_sequences_alone", packed::packs),
     ("generated_packs_and_key_lengths", packed::generated),
+    ("packs_with_changed_scores_are_as_their_sequences_alone", packed::scored),
+    ("generated_packs_with_changed_scores", packed::generated_scored),
     ("hidden_keys_may_be_anything", packed::hidden_keys),
     ("offsets_that_are_none_stay_inside", packed::bad_offsets),
     ("one_plan_and_one_graph_for_lengths_that_change", packed::lengths_change),
@@ -68,7 +71,7 @@ const OF_FAMILIES: [(&str, Test); 21] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 20] = [
+const ONCE: [(&str, Test); 24] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
@@ -82,12 +85,16 @@ const ONCE: [(&str, Test); 20] = [
     ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
     ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
     ("decode_matches_the_reference", decode::matches),
+    ("a_decode_gives_what_a_prefill_of_the_same_tokens_gives", decode::is_prefill),
     ("decode_has_the_same_bits_in_every_batch", decode::batches),
     ("a_decode_graph_replays_on_growing_sequences", decode::graph),
     ("states_are_merged_as_in_the_reference", decode::merges),
     ("a_graph_keeps_its_memory", recordings::keeps_memory),
     ("threads_work_beside_a_recording", recordings::beside),
     ("two_gpus_do_not_mix", recordings::two_gpus),
+    ("a_ring_of_ranks_matches_the_reference", ranks::ring),
+    ("ulysses_over_ranks_has_the_bits_of_one_gpu", ranks::ulysses),
+    ("a_decode_over_ranks_matches_the_reference", ranks::decode),
     ("the_ptx_machine_agrees_on_instructions", instructions::instructions),
 ];
 

@@ -6,8 +6,9 @@ use crate::workspace;
 use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::{
-    AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, Family, HostTensor,
-    QuantizeLayouts, QuantizePlan, SeqLens, Sequences, Shape, StreamRef, TensorLayout, reference,
+    Alibi, AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, Family, HostTensor,
+    QuantizeLayouts, QuantizePlan, ScoreMod, ScoreTensors, ScoreViews, Scored, SeqLens, Sequences, Shape, StreamRef,
+    TensorLayout, reference,
 };
 use int_flash_attention_tests::{case::variant_of, properties, sequences};
 use serde::{Deserialize, Serialize};
@@ -88,6 +89,9 @@ pub fn run(bench: &Bench, json: Option<&Path>, yardstick: Option<&Path>) -> Resu
     Ok(())
 }
 
+/// Of ALiBi, of every head.
+const SLOPE: f32 = 0.05;
+
 /// Tensors and operands of a pack.
 struct Copy {
     inputs: [DeviceBuffer<f16>; 3],
@@ -153,6 +157,28 @@ fn measure(bench: &Bench, pack: &Pack) -> Result<Vec<Row>> {
         })?;
         rows.push(row(format!("job-{family}"), times.median));
     }
+    let slopes = gpu.upload(&vec![SLOPE; pack.heads])?;
+    let none = ScoreViews::default();
+    for (what, score_mod, views) in [
+        ("softcap", ScoreMod { softcap: Some(30.0), ..ScoreMod::NONE }, none),
+        (
+            "alibi",
+            ScoreMod { alibi: Some(Alibi::PerHead), ..ScoreMod::NONE },
+            ScoreViews { alibi_slopes: Some(slopes.slice()), ..none },
+        ),
+    ] {
+        if !bench.families.contains(&Family::Sm80) {
+            continue;
+        }
+        let problem = problem.with_score_mod(score_mod);
+        let plan = gpu.plan_attention_of(Family::Sm80, &problem, &output)?;
+        let times = timing::launch_ms(gpu, |number| {
+            let Copy { operands, o, .. } = &mut copies[number % n];
+            Ok(plan.launch_scored(StreamRef::DEFAULT, &operands.view(), &views, &lengths, o.into(), None)?)
+        })?;
+        check(&problem, pack, &offsets, &values, &copies[0]).with_context(|| format!("{} with {what}", pack.name))?;
+        rows.push(row(format!("int8-{}-{what}", Family::Sm80), times.median));
+    }
     Ok(rows)
 }
 
@@ -172,7 +198,9 @@ fn check(problem: &AttentionProblem, pack: &Pack, offsets: &[u32], values: &[Vec
         };
         let operands = reference::quantize(&one, &tensor(&values[0])?, &tensor(&values[1])?, &tensor(&values[2])?)?;
         let rows: Vec<usize> = (0..n.min(6)).map(|i| i * n / n.min(6)).collect();
-        let (want, bounds) = reference::gpu_bounds_rows(&one, &operands, DType::F16, &rows)?;
+        let alibi_slopes = one.score_mod.alibi.map(|_| &[SLOPE][..]);
+        let scored = Scored { problem: &one, tensors: ScoreTensors { alibi_slopes, ..ScoreTensors::default() } };
+        let (want, bounds) = reference::gpu_bounds_rows(scored, &operands, DType::F16, &rows)?;
         let got: Vec<f64> = rows.iter().flat_map(|&row| &o[at(row)..][..d]).map(|x| x.to_f64()).collect();
         ensure!(got.len() == want.o.len(), "rows are missing");
         properties::within("o", &got, &want.o, &bounds.o, d).with_context(|| format!("sequence {sequence}"))?;

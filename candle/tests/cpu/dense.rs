@@ -1,23 +1,10 @@
-//! On the CPU: the same bits as the library gives, in candle's shapes; attention as candle's own operations compute it; refusals.
+//! Sequences of equal lengths.
 
-use candle_core::{D, DType, Device, Error, Result, Tensor};
-use candle_int_flash_attention::{FlashAttn, flash_attn, flash_attn_windowed};
+use crate::plain::{Asked, ERROR, error, refusal, tensor, values};
+use candle_core::{DType, Error, Result, Tensor};
+use candle_int_flash_attention::{flash_attn, flash_attn_windowed};
 use half::{bf16, f16};
-use int_flash_attention::reference::compare;
 use int_flash_attention::{HostTensor, Options, Shape, TensorLayout, Window, attention};
-
-/// `(batch, tokens, heads, head_dim)` with values that differ everywhere.
-fn tensor(dims: (usize, usize, usize, usize), seed: f32, dtype: DType) -> Result<Tensor> {
-    let len = dims.0 * dims.1 * dims.2 * dims.3;
-    let values: Vec<f32> =
-        (0..len).map(|at| (seed + at as f32 * 0.7391).sin() * (1.0 + (at % 7) as f32 * 0.2)).collect();
-    Tensor::from_vec(values, dims, &Device::Cpu)?.to_dtype(dtype)
-}
-
-/// All elements, `[batch][token][head][dim]`.
-fn values(tensor: &Tensor) -> Result<Vec<f64>> {
-    tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
-}
 
 /// What the library gives for the same values.
 fn expected(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, window: Window) -> Result<Vec<f64>> {
@@ -92,8 +79,7 @@ fn views_are_taken_as_they_are() -> Result<()> {
     Ok(())
 }
 
-/// Candle's own operations in float32 on the same tensors: what the function is, mask and grouping included. The error of the scheme on
-/// such values is 1.5e-2 (docs/quickstart.md); a wrong mask, scale or layout is 0.1 at least.
+/// What the function is, mask and grouping included.
 #[test]
 fn it_is_the_attention_that_candle_computes() -> Result<()> {
     let (q, k, v) = (
@@ -101,37 +87,31 @@ fn it_is_the_attention_that_candle_computes() -> Result<()> {
         tensor((2, 70, 2, 64), 0.2, DType::F32)?,
         tensor((2, 70, 2, 64), 0.3, DType::F32)?,
     );
-    let scale = 0.11;
     for window in [(None, None), (None, Some(0)), (Some(9), Some(0)), (Some(5), Some(12))] {
-        let repeated = |tensor: &Tensor| -> Result<Tensor> {
-            tensor.unsqueeze(3)?.broadcast_as((2, 70, 2, 3, 64))?.reshape((2, 70, 6, 64))?.transpose(1, 2)?.contiguous()
-        };
-        let scores = (q.transpose(1, 2)?.contiguous()?.matmul(&repeated(&k)?.t()?.contiguous()?)? * scale)?;
-        let mask: Vec<f32> = (0..30 * 70)
-            .map(|at| {
-                let (beside, key) = (at / 70 + 40, at % 70);
-                let seen = window.0.is_none_or(|left| key + left >= beside)
-                    && window.1.is_none_or(|right| key <= beside + right);
-                if seen { 0.0 } else { f32::NEG_INFINITY }
-            })
-            .collect();
-        let scores = scores.broadcast_add(&Tensor::from_vec(mask, (30, 70), &Device::Cpu)?)?;
-        let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-        let want = weights.matmul(&repeated(&v)?)?.transpose(1, 2)?;
-        let got = flash_attn_windowed(&q, &k, &v, scale as f32, window.0, window.1)?;
-        let error = compare(&values(&got)?, &values(&want)?).relative_l2;
-        assert!(error < 0.03, "{window:?}: {error}");
+        let asked = Asked { scale: 0.11, window, ..Asked::default() };
+        let got = flash_attn_windowed(&q, &k, &v, 0.11, window.0, window.1)?;
+        let error = error(&got, &asked.plain(&q, &k, &v)?)?;
+        assert!(error < ERROR, "{window:?}: {error}");
     }
     Ok(())
 }
 
-/// The error without its backtrace.
-fn refusal(result: Result<Tensor>) -> Error {
-    match result.expect_err("a refusal") {
-        Error::WithBacktrace { inner, .. } => *inner,
-        other => other,
+/// Head dims between those of the kernels, and values of another head dim than keys.
+#[test]
+fn head_dims() -> Result<()> {
+    for (dim, dim_v) in [(40, 40), (80, 80), (192, 128)] {
+        let (q, k, v) = (
+            tensor((1, 20, 4, dim), 0.1, DType::F32)?,
+            tensor((1, 50, 2, dim), 0.2, DType::F32)?,
+            tensor((1, 50, 2, dim_v), 0.3, DType::F32)?,
+        );
+        let asked = Asked { scale: 0.1, window: (None, Some(0)), ..Asked::default() };
+        let got = flash_attn(&q, &k, &v, 0.1, true)?;
+        assert_eq!(got.dims(), [1, 20, 4, dim_v]);
+        let error = error(&got, &asked.plain(&q, &k, &v)?)?;
+        assert!(error < ERROR, "{dim} {dim_v}: {error}");
     }
+    Ok(())
 }
 
 #[test]
@@ -164,7 +144,5 @@ fn refusals_are_candles() -> Result<()> {
     let variable = candle_core::Var::from_tensor(&x)?;
     let gradient = flash_attn(variable.as_tensor(), &x, &x, 0.1, false)?.sum_all()?.backward();
     assert!(gradient.is_err_and(|error| error.to_string().contains("backward is not supported")));
-    let op = FlashAttn { softmax_scale: 0.1, window_size_left: None, window_size_right: None };
-    assert_eq!(x.apply_op3_no_bwd(&x, &x, &op)?.dims(), x.dims());
     Ok(())
 }

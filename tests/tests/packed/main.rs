@@ -1,8 +1,11 @@
 //! Sequences of unlike lengths on the PTX machine: packed, and with key lengths in a dense batch.
 
+mod scores;
+
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, SeqLens, Sequences};
 use int_flash_attention_kernels::config::{self, Family, Kind};
 use int_flash_attention_tests::case::{Case, Placement, WINDOWS, any_case};
+use int_flash_attention_tests::definition::{definition, is_close};
 use int_flash_attention_tests::properties::Kernels;
 use int_flash_attention_tests::sequences::{self, Lengths, key_lengths, packed};
 use int_flash_attention_tests::sim::Simulator;
@@ -19,7 +22,6 @@ fn check(family: Family, case: &Case, lengths: &Lengths) {
 
 #[test]
 fn packs_are_as_their_sequences_alone() {
-    // No plan has both lengths and what changes scores.
     let plain = config::ATTENTION.iter().filter(|variant| variant.kind == Kind::Plain);
     for (i, variant) in plain.enumerate() {
         let case = Case::of_variant(variant, i);
@@ -175,50 +177,8 @@ fn references_are_within_their_bounds() {
         properties::within("o", &got.o, &want.o, &bounds.o, 32).unwrap();
         properties::within("lse", &got.lse, &want.lse, &bounds.lse, 1).unwrap();
         let exact = reference::sequences::exact(&case.problem, &on_host, &q, &k, &v).unwrap();
-        definition(&case.problem, window, &UNLIKE, [&q, &k, &v], &exact);
-    }
-}
-
-/// Softmax attention of every row of every sequence, straight from the formula.
-fn definition(
-    p: &AttentionProblem,
-    window: int_flash_attention::Window,
-    lengths: &[(u32, u32)],
-    [q, k, v]: [&HostTensor; 3],
-    got: &int_flash_attention::reference::Exact,
-) {
-    let (mut first_q, mut first_kv) = (0, 0);
-    let total = q.shape().seqlen;
-    for &(nq, nkv) in lengths {
-        for (h, i) in (0..p.heads_q).flat_map(|h| (0..nq as usize).map(move |i| (h, i))) {
-            let beside = i as i64 + i64::from(nkv) - i64::from(nq);
-            let sees = |j: i64| {
-                window.right.is_none_or(|right| j <= beside + right as i64)
-                    && window.left.is_none_or(|left| j >= beside - left as i64)
-            };
-            let weight = |j: usize| {
-                let dot: f64 = (0..p.head_dim)
-                    .map(|d| {
-                        f64::from(q.get(0, h, first_q + i, d)) * f64::from(k.get(0, h / p.group(), first_kv + j, d))
-                    })
-                    .sum();
-                if sees(j as i64) { (f64::from(p.scale()) * dot).exp() } else { 0.0 }
-            };
-            let weights: Vec<f64> = (0..nkv as usize).map(weight).collect();
-            let sum: f64 = weights.iter().sum();
-            let row = h * total + first_q + i;
-            assert!(got.lse[row] == sum.ln() || (got.lse[row] - sum.ln()).abs() < 1e-9);
-            for d in 0..p.head_dim {
-                let o: f64 = weights
-                    .iter()
-                    .enumerate()
-                    .map(|(j, w)| w * f64::from(v.get(0, h / p.group(), first_kv + j, d)))
-                    .sum();
-                let o = if sum > 0.0 { o / sum } else { 0.0 };
-                assert!((got.o[row * p.head_dim + d] - o).abs() < 1e-9);
-            }
-        }
-        (first_q, first_kv) = (first_q + nq as usize, first_kv + nkv as usize);
+        let (o, lse) = definition(&(&case.problem).into(), &on_host, [&q, &k, &v]);
+        assert!(is_close(&exact.o, &o) && is_close(&exact.lse, &lse), "{window}");
     }
 }
 
