@@ -87,16 +87,8 @@ fn zeros(kernel: &str) -> Vec<usize> {
     if kernel.starts_with("attention_short") {
         return lengths(offset_of!(ShortParams, attention.seqlens));
     }
-    let mut zeros = Vec::new();
-    // No plan has both lengths and what changes scores.
-    if kernel.ends_with("_general") {
-        zeros.extend(lengths(offset_of!(AttentionParams, seqlens)));
-    }
     // K has no offset in the paper's scheme.
-    if kernel.contains("_paper") {
-        zeros.push(offset_of!(AttentionParams, q_bias));
-    }
-    zeros
+    if kernel.contains("_paper") { vec![offset_of!(AttentionParams, q_bias)] } else { Vec::new() }
 }
 
 /// The kernel as it is launched: with zeros for the parameters that are always so.
