@@ -166,9 +166,10 @@ fn tensors_that_change_scores_are_those_of_the_problem() {
         Err(Error::DTypeMismatch { name: "bias", .. })
     ));
     for (at, value) in [(0, f32::NAN), (7, f32::INFINITY)] {
-        let mut slopes = slopes;
-        slopes[at] = value;
-        let refused = run(ScoreTensors { alibi_slopes: Some(&slopes), ..good });
+        let mut wrong = slopes;
+        wrong[at] = value;
+        let tensors = ScoreTensors { alibi_slopes: Some(&wrong), ..good };
+        let refused = reference::int8(Scored { problem: &problem, tensors }, &operands);
         assert!(matches!(refused, Err(Error::HeadValue { name: "alibi_slopes", at: of, .. }) if of == at));
     }
 }

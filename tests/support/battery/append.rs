@@ -33,6 +33,9 @@ impl AppendCheck {
     }
 }
 
+/// From this case on, slots are beyond 32 bits.
+const BEYOND: usize = 11;
+
 /// The checks of the kernel for this type.
 pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
@@ -51,6 +54,10 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
         // More bytes of pages than 32 bits count.
         (140, even, Places::Usual, 1 << 19),
         (20, even, Places::Usual, 1 << 19),
+        // Slots whose low halves are those of the pool, one of them where a whole page would be.
+        (140, even, Places::Usual, 0),
+        (141, odd, Places::Usual, 0),
+        (60, even, Places::Usual, 0),
     ]
     .into_iter()
     .enumerate()
@@ -69,6 +76,9 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
                 let first = i % (tokens - 128);
                 slots.iter_mut().for_each(|slot| *slot = if (128..256).contains(slot) { -1 } else { *slot });
                 slots[first..first + 128].iter_mut().zip(128..).for_each(|(slot, page)| *slot = page);
+            }
+            if i >= BEYOND {
+                slots.iter_mut().filter(|slot| **slot >= 0).step_by(7).for_each(|slot| *slot |= 1 << 32);
             }
             slots[0] = if tokens > 1 { 1 << 40 | 3 } else { slots[0] };
             let tensor = |heads: usize, values: Values| {
