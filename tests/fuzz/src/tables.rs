@@ -88,12 +88,12 @@ fn extend(tables: &mut HostTables, new: &[usize]) {
     if room {
         let lengths: Vec<u32> = lengths.iter().map(|&length| length as u32).collect();
         let all = tokens(&before, &lengths);
-        for sequence in 0..before.batch {
+        for (sequence, &length) in lengths.iter().enumerate() {
             let own = &before.block_table[sequence * before.max_blocks..][..before.max_blocks];
-            for token in before.seqlens_kv[sequence] as usize..lengths[sequence] as usize {
+            for token in before.seqlens_kv[sequence] as usize..length as usize {
                 let page = own[token / PAGE];
                 let elsewhere = all.iter().enumerate().any(|(other, pages)| other != sequence && pages.contains(&page));
-                let used = (lengths[sequence] as usize).div_ceil(PAGE);
+                let used = (length as usize).div_ceil(PAGE);
                 alone &= !elsewhere && own[..used].iter().filter(|&&other| other == page).count() == 1;
                 want.push(page as i64 * PAGE as i64 + (token % PAGE) as i64);
             }
