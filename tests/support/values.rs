@@ -24,11 +24,13 @@ pub enum Values {
     Tiny,
     /// Normal, and some tokens a thousand times as loud.
     LoudTokens,
+    /// The same, in the wider types with scales of 1e-30.
+    TinyLoudTokens,
 }
 
 impl Values {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Normal,
         Self::Uniform,
         Self::OutlierChannels,
@@ -38,6 +40,7 @@ impl Values {
         Self::Huge,
         Self::Tiny,
         Self::LoudTokens,
+        Self::TinyLoudTokens,
     ];
 
     /// A tensor of such values.
@@ -73,6 +76,9 @@ impl Values {
             Self::LoudTokens => {
                 let loud = Noise::new(seed, [b, h, n, usize::MAX]).uniform() < 0.05;
                 normal() * if loud { 1000.0 } else { 1.0 }
+            }
+            Self::TinyLoudTokens => {
+                Self::LoudTokens.value(dtype, seed, at) * if dtype == DType::F16 { 1.0 } else { 1e-30 }
             }
         }
     }
