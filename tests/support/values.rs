@@ -29,8 +29,8 @@ pub enum Values {
 }
 
 impl Values {
-    /// Every kind.
-    pub const ALL: [Self; 10] = [
+    /// Every kind but the last, which the batteries have, so that generated cases stay what they are.
+    pub const ALL: [Self; 9] = [
         Self::Normal,
         Self::Uniform,
         Self::OutlierChannels,
@@ -40,7 +40,6 @@ impl Values {
         Self::Huge,
         Self::Tiny,
         Self::LoudTokens,
-        Self::TinyLoudTokens,
     ];
 
     /// A tensor of such values.
