@@ -88,7 +88,7 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
             let loud = if i % 2 == 0 { Values::Normal } else { Values::LoudTokens };
             // Of wider types the scales of Q and K have no room for these.
             let [query, key] =
-                if seed % 2 == 0 { [Values::Normal, Values::OutlierChannels] } else { [Values::Huge, Values::Huge] };
+                if seed.is_multiple_of(2) { [Values::Normal, Values::OutlierChannels] } else { [Values::Huge; 2] };
             checks.push(Check::Append(Box::new(AppendCheck {
                 cache: any_cache(shape, (i + j) % 2 == 0, seed),
                 tensors: [tensor(4, query)?, tensor(2, key)?, tensor(2, loud)?],
