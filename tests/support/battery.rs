@@ -141,7 +141,7 @@ impl TensorCheck {
         };
         let bounds = || match lengths {
             SeqLens::Equal => reference::ideal_bounds(scored(), &operands, case.out_dtype),
-            _ => reference::sequences::gpu_bounds(problem, &on_host, &operands, case.out_dtype, true),
+            _ => reference::sequences::gpu_bounds(scored(), &on_host, &operands, case.out_dtype, true),
         };
         Ok(match self.what {
             What::Attention => {
