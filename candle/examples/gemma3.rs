@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device, Result};
 use clap::Parser;
-use example_models::{TEXT, figures, gemma3, report};
+use example_models::{figures, gemma3, report};
 use std::path::PathBuf;
 
 #[derive(Parser)]
@@ -22,10 +22,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let text = match &arguments.text {
-        Some(file) => std::fs::read_to_string(file)?,
-        None => TEXT.to_owned(),
-    };
+    let text = example_models::text(arguments.text.as_deref())?;
     let (decoder, vocabulary) = gemma3::load(DType::F32, &arguments.device)?;
     let tokens = vocabulary.tokens(&text, arguments.tokens)?;
     let bar = report::progress("predicting", 2 * decoder.layers());

@@ -6,7 +6,7 @@ use candle_core::{Device, Result};
 use clap::Parser;
 use example_models::bert::Attention;
 use example_models::minilm::{cosines, load, runs, sentences, tokens};
-use example_models::{TEXT, report};
+use example_models::report;
 use std::path::PathBuf;
 
 #[derive(Parser)]
@@ -24,10 +24,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let text = match &arguments.text {
-        Some(file) => std::fs::read_to_string(file)?,
-        None => TEXT.to_owned(),
-    };
+    let text = example_models::text(arguments.text.as_deref())?;
     let (bert, tokenizer) = load(&arguments.device)?;
     let sentences = tokens(&tokenizer, &sentences(&text, arguments.sentences))?;
     let lengths = || sentences.iter().map(Vec::len);

@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device, Error, Result};
 use clap::Parser;
-use example_models::{TEXT, figures, generate, report, smollm2};
+use example_models::{figures, generate, report, smollm2};
 use std::path::PathBuf;
 
 #[derive(Parser)]
@@ -28,10 +28,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let text = match &arguments.text {
-        Some(file) => std::fs::read_to_string(file)?,
-        None => TEXT.to_owned(),
-    };
+    let text = example_models::text(arguments.text.as_deref())?;
     let (decoder, tokenizer) = smollm2::load(DType::F32, &arguments.device)?;
     let tokens = smollm2::tokens(&tokenizer, &text, arguments.tokens)?;
     let bar = report::progress("predicting", 2 * decoder.layers());

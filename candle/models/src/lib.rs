@@ -16,6 +16,14 @@ pub mod smollm2;
 /// English prose, about 1100 tokens.
 pub const TEXT: &str = include_str!("text.txt");
 
+/// The text of a file, or [`TEXT`].
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn text(file: Option<&std::path::Path>) -> std::io::Result<String> {
+    file.map_or_else(|| Ok(TEXT.to_owned()), std::fs::read_to_string)
+}
+
 /// A device by its name on a command line.
 ///
 /// # Errors
