@@ -18,6 +18,7 @@
 mod consumers;
 mod entry;
 mod epilogue;
+mod front;
 mod output;
 mod producers;
 mod ring;
