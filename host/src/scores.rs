@@ -24,15 +24,23 @@ pub struct Scored<'a> {
     pub problem: &'a AttentionProblem,
     /// Its tensors.
     pub tensors: ScoreTensors<'a>,
+    /// Whether the kernel takes narrow blocks as such (docs/kernel-abi.md, "narrow"): what [`reference`](crate::reference) is to compute.
+    pub narrow: bool,
 }
 
 impl<'a> From<&'a AttentionProblem> for Scored<'a> {
     fn from(problem: &'a AttentionProblem) -> Self {
-        Self { problem, tensors: ScoreTensors::default() }
+        Self { problem, tensors: ScoreTensors::default(), narrow: false }
     }
 }
 
 impl Scored<'_> {
+    /// The same for a kernel that takes narrow blocks as such, or none.
+    #[must_use]
+    pub fn with_narrow(self, narrow: bool) -> Self {
+        Self { narrow, ..self }
+    }
+
     /// Whether the tensors are those of the problem, and long enough.
     ///
     /// # Errors

@@ -32,8 +32,9 @@ pub const V_OFFSET: u8 = 128;
 /// [`V_OFFSET`] in each byte of a word. Added to or taken from signed bytes, it changes their top bits.
 pub const V_OFFSETS: u32 = u32::from_ne_bytes([V_OFFSET; 4]);
 /// Version of the packed blocks, counted up with every change of their bytes or of what they mean. Version 1 had V's codes signed and its
-/// rows in the order of the dims; version 2 had the means over all tokens taken out and one scale a channel of V.
-pub const PACKED_FORMAT: u32 = 3;
+/// rows in the order of the dims; version 2 had the means over all tokens taken out and one scale a channel of V; version 3 had one scale a
+/// token of K.
+pub const PACKED_FORMAT: u32 = 4;
 /// The first tokens of a head: K's offset is made of them.
 pub const OFFSET_TOKENS: usize = 64;
 /// The tokens of a block of V keep scales of their own where the largest is more than this times the smallest.
@@ -41,6 +42,8 @@ pub const V_SCALE_RATIO: f32 = 12.0;
 /// And those of a head's first block where the largest is more than this times the first token's: a decoder's attention sink, whose
 /// weight would leave the others' no bits of P.
 pub const V_FIRST_RATIO: f32 = 2.5;
+/// The tokens of a block of K share a scale where the largest is at most this times the smallest, but for a head's first block.
+pub const K_SCALE_RATIO: f32 = 4.0;
 /// A scale of one token of V is the power of two of a multiple of one over this: its logarithm is exact, so that it can be added
 /// to a score.
 pub const V_SCALE_STEPS: usize = 16;

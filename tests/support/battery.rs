@@ -265,7 +265,11 @@ fn attention(variant: &AttentionVariant) -> Result<Vec<Check>> {
         let [q, k, v] = case.tensors()?;
         let operands = Arc::new(reference::quantize(&case.problem, &q, &k, &v)?);
         let scores = case.scores();
-        let (want, bounds) = reference::ideal_bounds(scores.scored(&case.problem), &operands, case.out_dtype)?;
+        let (want, bounds) = reference::ideal_bounds(
+            scores.scored(&case.problem).with_narrow(variant.takes_narrow()),
+            &operands,
+            case.out_dtype,
+        )?;
         let wanted = Wanted::Attention { operands, want, bounds };
         let family = variant.family;
         let shared_bytes = variant.from_kib() << 10;

@@ -15,6 +15,9 @@ pub trait Kernels {
     /// Whether `ex2` is the rounded exact value, so that the codes of P are the reference's; a GPU's is an approximation.
     const EXACT_EXPONENTIALS: bool;
 
+    /// Whether the kernel for a problem takes narrow blocks as such.
+    fn narrow(&self, problem: &AttentionProblem) -> bool;
+
     /// `quantize`.
     ///
     /// # Errors
@@ -195,6 +198,7 @@ pub fn attention<K: Kernels>(kernels: &K, case: &Case, operands: &HostQuantized)
     let scores = case.scores();
     let scored = scores.scored(&case.problem);
     let (o, lse) = kernels.attention(&scored, operands, &case.output()?, case.out_dtype, case.lse)?;
+    let scored = scored.with_narrow(kernels.narrow(&case.problem));
     let (want, bounds) = if K::EXACT_EXPONENTIALS {
         reference::ideal_bounds(scored, operands, case.out_dtype)?
     } else {

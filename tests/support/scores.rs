@@ -92,7 +92,7 @@ impl Scores {
             mask: self.mask.as_deref(),
             sinks: self.sinks.as_deref(),
         };
-        Scored { problem, tensors }
+        Scored { problem, tensors, narrow: false }
     }
 }
 

@@ -72,7 +72,10 @@ pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -
 
     let layout = case.output()?;
     let (o, lse) = kernels.attention(&problem.into(), &want, &layout, case.out_dtype, case.lse)?;
-    let (expected, bounds) = sequences::gpu_bounds(problem, &on_host, &want, case.out_dtype, K::EXACT_EXPONENTIALS)?;
+    let (expected, bounds) = {
+        let (ideal, narrow) = (K::EXACT_EXPONENTIALS, kernels.narrow(problem));
+        sequences::gpu_bounds(problem, &on_host, &want, case.out_dtype, ideal, narrow)?
+    };
     let d = problem.value_dim();
     let in_dense = |o: &HostTensor| representable(o, &expected.o, &bounds.o);
     within("o", &in_dense(&o), &expected.o, &bounds.o, d)?;

@@ -197,6 +197,11 @@ struct Grid<'a> {
 impl Kernels for Simulator {
     const EXACT_EXPONENTIALS: bool = true;
 
+    fn narrow(&self, problem: &AttentionProblem) -> bool {
+        let variant = variant_on(self.shared_bytes, self.family, problem);
+        variant.is_some_and(config::AttentionVariant::takes_narrow)
+    }
+
     fn quantize(
         &self,
         problem: &AttentionProblem,

@@ -10,7 +10,7 @@ use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat
 use crate::shape::Shape;
 use crate::view::HostView;
 use int_flash_attention_kernels::layout::{
-    self, KV_BLOCK, MIN_SCALE, V_FIRST_RATIO, V_SCALE_RATIO, V_UNIT_SCALES, block_bytes, kv_blocks, packed_dim, v_byte,
+    self, K_SCALE_RATIO, KV_BLOCK, MIN_SCALE, V_FIRST_RATIO, V_SCALE_RATIO, V_UNIT_SCALES, block_bytes, kv_blocks, packed_dim, v_byte,
     v_offset,
 };
 use rayon::prelude::*;
@@ -64,7 +64,8 @@ pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Opti
     Ok(QuantizedQ { shape, scheme, data, scale: scales, bias: k_offset.map(|_| bias) })
 }
 
-/// Quantizes K, one scale a token, into packed blocks; the default scheme takes the head's offset out and rotates.
+/// Quantizes K into packed blocks, one scale a token; the default scheme takes the head's offset out and rotates, and gives the tokens of a
+/// whole block one scale where they are about as large, but for the head's first.
 ///
 /// # Errors
 /// A head dim without kernels.
@@ -95,8 +96,9 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
         }
         let mut rows = resized(rows, shape.head_dim, d);
         let blocks = data.par_chunks_mut(block_bytes(d)).zip(scales.par_chunks_mut(KV_BLOCK)).zip(block_scales);
-        blocks.zip(rows.par_chunks_mut(KV_BLOCK * d)).for_each(|(((data, scales), block_scale), rows)| {
-            for ((key, row), key_scale) in rows.chunks_exact_mut(d).enumerate().zip(&mut *scales) {
+        let blocks = blocks.zip(rows.par_chunks_mut(KV_BLOCK * d)).enumerate();
+        blocks.for_each(|(block, (((data, scales), block_scale), rows))| {
+            for (row, key_scale) in rows.chunks_exact_mut(d).zip(&mut *scales) {
                 if scheme.rotates() {
                     for (x, &offset) in row.iter_mut().zip(&*offset) {
                         *x -= offset;
@@ -104,7 +106,12 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
                     rotate(row);
                 }
                 *key_scale = token_scale(amax(row));
-                let inverse = 1.0 / *key_scale;
+            }
+            if scheme.rotates() && block > 0 {
+                share_of_keys(scales);
+            }
+            for ((key, row), key_scale) in rows.chunks_exact(d).enumerate().zip(&*scales) {
+                let inverse = 1.0 / key_scale;
                 for (dim, &x) in row.iter().enumerate() {
                     data[layout::k_offset(key, dim)] = code(x, inverse);
                 }
@@ -172,6 +179,15 @@ pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<Host
 fn v_unit(largest: f32) -> f32 {
     let far = largest > MIN_SCALE && !V_UNIT_SCALES.contains(&largest);
     if far { f32::from_bits(largest.to_bits() & 0x7f80_0000) } else { 1.0 }
+}
+
+/// Gives all tokens of a block of K the largest of their scales, where these are near each other.
+pub(super) fn share_of_keys(scales: &mut [f32]) {
+    let largest = scales.iter().copied().fold(0.0, f32::max);
+    let near = |scale: &f32| largest <= K_SCALE_RATIO * scale;
+    if scales.iter().all(near) {
+        scales.fill(largest);
+    }
 }
 
 /// The scale that all tokens of a block of V share, given their own; or NaN, with their own rounded up to a power of `2^(1/16)`.

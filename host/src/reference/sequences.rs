@@ -6,6 +6,7 @@ use super::{Bounds, Exact, Int8};
 use crate::error::Result;
 use crate::problem::{AttentionProblem, HostSeqLens, Span};
 use crate::progress::{Progress, ProgressFn};
+use crate::scores::Scored;
 use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat};
 use crate::tensor::HostTensor;
 use crate::view::HostView;
@@ -146,7 +147,8 @@ pub(crate) fn int8_with_progress(
     Ok(Int8 { o: all.o, lse: all.lse })
 }
 
-/// [`gpu_bounds`](super::gpu_bounds()) of every sequence, or [`ideal_bounds`](super::ideal_bounds) where `ideal`.
+/// [`gpu_bounds`](super::gpu_bounds()) of every sequence, or [`ideal_bounds`](super::ideal_bounds) where `ideal`; by a kernel that takes
+/// narrow blocks as such where `narrow`.
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
@@ -156,13 +158,15 @@ pub fn gpu_bounds(
     operands: &HostQuantized,
     dtype: crate::DType,
     ideal: bool,
+    narrow: bool,
 ) -> Result<(Int8, Bounds)> {
     let (mut all, mut bounds) = (Whole::new(problem), Whole::zero(problem));
     for span in checked_spans(problem, lengths, operands)? {
         if let Some(one) = all.dense(&span) {
             let x = part(problem, &span, operands)?;
+            let one = Scored::from(&one).with_narrow(narrow);
             let (Int8 { o, lse }, of_one) =
-                if ideal { super::ideal_bounds(&one, &x, dtype) } else { super::gpu_bounds(&one, &x, dtype) }?;
+                if ideal { super::ideal_bounds(one, &x, dtype) } else { super::gpu_bounds(one, &x, dtype) }?;
             all.put(&span, &o, &lse);
             bounds.put(&span, &of_one.o, &of_one.lse);
         }

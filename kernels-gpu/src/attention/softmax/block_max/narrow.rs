@@ -16,12 +16,15 @@ use crate::ptx::math::{
     add_s16x2, cvt_rn_f16x2_f32, cvt_rn_f32_s32, ex2_approx_f16x2, fma_rn_f16x2, fma_rn_relu_f16x2, max_s16x2,
     mul_rn_f32, prmt,
 };
+use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::shfl_bfly;
 
 /// The score of a hidden key: below all others and far from where 16 bits end, as those are within 2^13 of zero.
 const HIDDEN: u32 = 0xc000_c000;
 /// The maximum of no keys, from which a hidden one is further than the weights reach.
 const LEAST: u32 = 0xe000_e000;
+/// The exponent of a row that sees no key of the block.
+const UNSEEN: f32 = -1e30;
 /// 2048, 1024 and -2048 as pairs of float16, and minus zero.
 const TOP: u32 = 0x6800_6800;
 const BOTTOM: u32 = 0x6400_6400;
@@ -114,7 +117,10 @@ impl Exponents {
         let largest = [self.largest as i16, (self.largest >> 16) as i16];
         let mut rows = [0.0; 2];
         unroll!(0..2, |half| {
-            rows[half] = mul_rn_f32(self.units[half], cvt_rn_f32_s32(largest[half].into()) + 0.5);
+            let row = mul_rn_f32(self.units[half], cvt_rn_f32_s32(largest[half].into()) + 0.5);
+            // A row that sees no key of the block: below all others, whatever the units of those are.
+            let seen = largest[half] > LEAST as i16;
+            rows[half] = f32::from_bits(selp_b32(seen, row.to_bits(), UNSEEN.to_bits()));
         });
         rows
     }
