@@ -7,14 +7,14 @@
 use super::launch::THREAD_VECTORS;
 use super::offset::{Source, Tables, prepare};
 use super::pack::{clamp, codes4};
-use super::reduce::over_warp;
+use super::reduce::share_of_keys;
 use super::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
 use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
 use crate::element::{Element, Rows};
-use crate::layout::{K_SCALE_RATIO, MAX_SCALE, ROW_BYTES, k_offset};
+use crate::layout::{MAX_SCALE, ROW_BYTES, k_offset};
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
-use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
+use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
@@ -356,21 +356,6 @@ unsafe fn block_scale<E: Element>(tile: Tile, rotates: bool, to: *mut f32) -> f3
         let (largest, near) = share_of_keys(ld_shared_v4_u32(scales).map(f32::from_bits));
         st_global_f32(thread == 0, to, [largest]);
         f32::from_bits(selp_b32(rotates & (tile.index != 0) & near, largest.to_bits(), 0))
-    }
-}
-
-/// The largest of a block's scales, four in each lane, and whether all are numbers and near it: what is padding is not.
-///
-/// # Safety
-/// All 32 lanes of a converged warp call it.
-#[inline(always)]
-pub(crate) unsafe fn share_of_keys(four: [f32; 4]) -> (f32, bool) {
-    unsafe {
-        // Of those that are numbers.
-        let largest = max_f32(max_f32(four[0], four[1]), max_f32(four[2], four[3]));
-        let largest = over_warp(max_f32(largest, 0.0), max_f32);
-        let near = |scale: f32| largest <= mul_rn_f32(K_SCALE_RATIO, scale);
-        (largest, !vote_any(!(near(four[0]) & near(four[1]) & near(four[2]) & near(four[3]))))
     }
 }
 
