@@ -32,9 +32,8 @@ pub const V_OFFSET: u8 = 128;
 /// [`V_OFFSET`] in each byte of a word. Added to or taken from signed bytes, it changes their top bits.
 pub const V_OFFSETS: u32 = u32::from_ne_bytes([V_OFFSET; 4]);
 /// Version of the packed blocks, counted up with every change of their bytes or of what they mean. Version 1 had V's codes signed and its
-/// rows in the order of the dims; version 2 had the means over all tokens taken out and one scale a channel of V; version 3 had one scale a
-/// token of K.
-pub const PACKED_FORMAT: u32 = 4;
+/// rows in the order of the dims; version 2 had the means over all tokens taken out and one scale a channel of V.
+pub const PACKED_FORMAT: u32 = 3;
 /// The first tokens of a head: K's offset is made of them.
 pub const OFFSET_TOKENS: usize = 64;
 /// The tokens of a block of V keep scales of their own where the largest is more than this times the smallest.
