@@ -10,8 +10,8 @@ use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat
 use crate::shape::Shape;
 use crate::view::HostView;
 use int_flash_attention_kernels::layout::{
-    self, K_SCALE_RATIO, KV_BLOCK, MIN_SCALE, V_FIRST_RATIO, V_SCALE_RATIO, V_UNIT_SCALES, block_bytes, kv_blocks, packed_dim, v_byte,
-    v_offset,
+    self, K_SCALE_RATIO, KV_BLOCK, MIN_SCALE, V_FIRST_RATIO, V_SCALE_RATIO, V_UNIT_SCALES, block_bytes, kv_blocks,
+    packed_dim, v_byte, v_offset,
 };
 use rayon::prelude::*;
 

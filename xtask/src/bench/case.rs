@@ -7,11 +7,12 @@ use int_flash_attention::driver::Driver;
 use int_flash_attention::gpu::{BaselineLayouts, BaselinePlan};
 use int_flash_attention::{
     AttentionOutput, AttentionPlan, AttentionProblem, DType, DequantizePlan, DeviceBuffer, DeviceOperands, Family, Gpu,
-    HostQuantized, Operand, QuantizeLayouts, QuantizePlan, QuantizedK, QuantizedQ, QuantizedV, Scheme, StreamRef,
-    TensorLayout, reference,
+    HostQuantized, Operand, QuantizeLayouts, QuantizePlan, QuantizedK, QuantizedQ, QuantizedV, Scheme, Scored,
+    StreamRef, TensorLayout, reference,
 };
 use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, packed_dim};
+use int_flash_attention_tests::case::takes_narrow;
 use int_flash_attention_tests::{baseline, properties};
 
 /// Query positions of a head that are compared with the reference.
@@ -102,6 +103,11 @@ impl Case {
         Ok(())
     }
 
+    /// What is timed of the kernel of family number `plan`.
+    pub fn timed(&self, plan: usize) -> Timed {
+        Timed::Attention { narrow: takes_narrow(self.attention[plan].kernel()) }
+    }
+
     /// INT8 attention on the operands of a copy, with the kernel of family number `plan`.
     pub fn attention(&mut self, plan: usize, copy: usize) -> Result<()> {
         let Copy { operands, o, .. } = &mut self.copies[copy];
@@ -185,8 +191,9 @@ impl Case {
                 ensure!(same, "the dequantized Q differs from the reference");
                 Ok(0.0)
             }
-            Timed::Attention | Timed::Float16 => {
-                let (want, bounds) = reference::gpu_bounds_rows(&one, &want, DType::F16, &rows)?;
+            Timed::Attention { .. } | Timed::Float16 => {
+                let one = Scored::from(&one).with_narrow(what == Timed::Attention { narrow: true });
+                let (want, bounds) = reference::gpu_bounds_rows(one, &want, DType::F16, &rows)?;
                 share(&at(&rows), &want.o, &bounds.o)
             }
         }
@@ -196,7 +203,10 @@ impl Case {
 /// What was launched last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timed {
-    Attention,
+    /// By a kernel that takes narrow blocks as such, or none.
+    Attention {
+        narrow: bool,
+    },
     Float16,
     Quantize,
     Dequantize,

@@ -7,9 +7,10 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::{
     AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, Family, HostTensor,
-    QuantizeLayouts, QuantizePlan, SeqLens, Sequences, Shape, StreamRef, TensorLayout, reference,
+    QuantizeLayouts, QuantizePlan, Scored, SeqLens, Sequences, Shape, StreamRef, TensorLayout, reference,
 };
-use int_flash_attention_tests::{case::variant_of, properties, sequences};
+use int_flash_attention_tests::case::{takes_narrow, variant_of};
+use int_flash_attention_tests::{properties, sequences};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -144,7 +145,7 @@ fn measure(bench: &Bench, pack: &Pack) -> Result<Vec<Row>> {
     for family in bench.families.iter().copied().filter(has) {
         let plan = gpu.plan_attention_of(family, &problem, &output)?;
         let times = timing::launch_ms(gpu, |number| Ok(attend(&mut copies[number % n], &plan)?))?;
-        check(&problem, pack, &offsets, &values, &copies[0])
+        check(&problem, pack, &offsets, &values, &copies[0], takes_narrow(plan.kernel()))
             .with_context(|| format!("{} with the kernel for {family}", pack.name))?;
         rows.push(row(format!("int8-{family}"), times.median));
         let times = timing::launch_ms(gpu, |number| {
@@ -157,7 +158,14 @@ fn measure(bench: &Bench, pack: &Pack) -> Result<Vec<Row>> {
 }
 
 /// Rows of the first, of the longest and of the last sequence, of the first and of the last head, against the reference.
-fn check(problem: &AttentionProblem, pack: &Pack, offsets: &[u32], values: &[Vec<f16>], copy: &Copy) -> Result<()> {
+fn check(
+    problem: &AttentionProblem,
+    pack: &Pack,
+    offsets: &[u32],
+    values: &[Vec<f16>],
+    copy: &Copy,
+    narrow: bool,
+) -> Result<()> {
     let o = copy.o.to_vec()?;
     let last = pack.lengths.len() - 1;
     let longest = (0..=last).max_by_key(|&s| pack.lengths[s]).unwrap_or(0);
@@ -172,7 +180,10 @@ fn check(problem: &AttentionProblem, pack: &Pack, offsets: &[u32], values: &[Vec
         };
         let operands = reference::quantize(&one, &tensor(&values[0])?, &tensor(&values[1])?, &tensor(&values[2])?)?;
         let rows: Vec<usize> = (0..n.min(6)).map(|i| i * n / n.min(6)).collect();
-        let (want, bounds) = reference::gpu_bounds_rows(&one, &operands, DType::F16, &rows)?;
+        let (want, bounds) = {
+            let one = Scored::from(&one).with_narrow(narrow);
+            reference::gpu_bounds_rows(one, &operands, DType::F16, &rows)?
+        };
         let got: Vec<f64> = rows.iter().flat_map(|&row| &o[at(row)..][..d]).map(|x| x.to_f64()).collect();
         ensure!(got.len() == want.o.len(), "rows are missing");
         properties::within("o", &got, &want.o, &bounds.o, d).with_context(|| format!("sequence {sequence}"))?;

@@ -1,24 +1,24 @@
 //! The consumers: the loop of the paper on what the producers have brought.
 
+use super::front::{Block, Either, Front, Narrow, Wide};
 use super::producers::brought;
 use super::ring::{RingState, Rings};
 use super::scheduler_barrier::SchedulerBarrier;
 use super::tile_order::{QueryTile, TileOrder};
-use super::front::{Block, Either, Front, Narrow, Wide};
 use super::{Kernel, epilogue, output, scores};
+use crate::attention::KEY_STEPS;
 use crate::attention::lane::Lane;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::softmax::{Alone, BlockScales, Notes, Softmax, SpecialBlock, warp_reach, warp_scales};
 use crate::attention::window::Blocks;
-use crate::attention::KEY_STEPS;
 use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::{NARROW_LEAST, NARROW_MOST};
 use crate::params::AttentionParams;
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::global::ld_global_nc_f32;
-use crate::ptx::opaque::opaque;
 use crate::ptx::math::mul_rn_f32;
+use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_f32, st_shared_v4_u32};
 use crate::ptx::shuffle::{first_lane, vote_any};
 use crate::ptx::special::tid_x;

@@ -97,12 +97,7 @@ impl<K: Kernel> Front<K> for Narrow {
     type Exponents = narrow::Exponents;
 
     #[inline(always)]
-    unsafe fn exponents(
-        rows: &Rows<K>,
-        _: &mut K::Softmax,
-        sums: &mut scores::Sums,
-        block: Block,
-    ) -> Self::Exponents {
+    unsafe fn exponents(rows: &Rows<K>, _: &mut K::Softmax, sums: &mut scores::Sums, block: Block) -> Self::Exponents {
         unsafe {
             let (q_scales, unit) = (rows.own_q_scales(), rows.narrow_unit(block.now));
             sums.wait::<0>();

@@ -14,7 +14,7 @@ use crate::ptx::cp_async::{commit_group, cp_async_4_zfill, cp_async_16_zfill, wa
 use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::mbarrier;
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{st_shared_u32, st_shared_v2_u32, st_shared_v4_u32};
+use crate::ptx::shared::{st_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x;
 
@@ -90,7 +90,7 @@ pub(crate) unsafe fn factors<K: Kernel>(params: &AttentionParams, rings: &Rings<
                 let factors = scales.map(|scale| K::Softmax::key_factor(common_factor, scale).to_bits());
                 st_shared_v4_u32(true, rings.factors(k) + 16 * lane, factors);
                 if K::Softmax::NARROW {
-                    st_shared_u32(lane == 0, rings.block_scales(k) + 8, unit.to_bits());
+                    st_shared_v2_u32(lane == 0, rings.block_scales(k) + 8, [unit.to_bits(), 0]);
                 }
                 mbarrier::arrive(rings.k().full(k));
                 k = rings.k().next(k);

@@ -175,4 +175,3 @@ fn polynomial(n: u32, unit: u32, offset: u32) -> u32 {
     // The integer, 0 to 10, is added to the exponent: no half carries.
     e + ((t & 0x000f_000f) << 10)
 }
-
