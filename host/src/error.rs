@@ -742,11 +742,11 @@ mod tests {
             log: String::new(),
         };
         let machine_code = Some(Box::new(RefusedCode { architecture: "sm_86", why: call("too new") }));
-        let both = Error::ModuleLoad { module: "quantize", why: call("unknown version"), machine_code }.to_string();
+        let both = Error::ModuleLoad { module: "quantize_f16", why: call("unknown version"), machine_code }.to_string();
         for part in ["quantize", "PTX", "unknown version", "machine code for sm_86", "too new"] {
             assert!(both.contains(part), "{both}");
         }
-        let ptx = Error::ModuleLoad { module: "quantize", why: call("unknown version"), machine_code: None };
+        let ptx = Error::ModuleLoad { module: "quantize_f16", why: call("unknown version"), machine_code: None };
         assert!(!ptx.to_string().contains("machine code"), "{ptx}");
     }
 }

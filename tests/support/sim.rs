@@ -258,7 +258,7 @@ impl Kernels for Simulator {
             let ctas = quantization::v_amax_ctas(&params);
             let grid = [ctas.with_context(overflow)?, 1, 1];
             let at = Grid { kernel: &format!("v_amax_{dtype}"), grid, threads, shared: 0 };
-            self.launch("quantize", &at, &[structure(&params)], &memory)?;
+            self.launch(&format!("quantize_{dtype}"), &at, &[structure(&params)], &memory)?;
         }
         let at = Grid {
             kernel: &format!("quantize_{dtype}"),
@@ -266,7 +266,7 @@ impl Kernels for Simulator {
             threads,
             shared: quantization::shared_bytes(packed, dtype.size()),
         };
-        self.launch("quantize", &at, &[structure(&params)], &memory)?;
+        self.launch(&format!("quantize_{dtype}"), &at, &[structure(&params)], &memory)?;
 
         let spans = self.spans(problem);
         let of_q = |unit: usize| Parts::new(&spans, problem.heads_q, unit, |span, head| span.rows(problem, head));
@@ -467,7 +467,7 @@ impl Kernels for Simulator {
             ..params
         };
         let args = [structure(&params)];
-        self.launch("dequantize", &at, &args, &memory)?;
+        self.launch(at.kernel, &at, &args, &memory)?;
         let spans = self.spans(problem);
         let rows = if which == Operand::Q { query_rows(&spans) } else { key_rows(&spans) };
         o.read_rows(&memory, &rows).with_context(|| format!("dequantized {which:?}"))

@@ -1,4 +1,4 @@
-//! The package for candle: lints and tests on the CPU, and the types of its CUDA side without a CUDA toolkit.
+//! The package for candle: the types of its CUDA side without a CUDA toolkit.
 
 use crate::workspace;
 use anyhow::{Context, Result};
@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-/// The package, which steps for the whole workspace leave out: all its features together need nvcc.
+/// The package.
 pub const PACKAGE: &str = "candle-int-flash-attention";
 
 /// In nvcc's place: tells a version, and writes empty files where kernels are asked for. Types do not depend on what is in them.

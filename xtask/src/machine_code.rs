@@ -52,13 +52,17 @@ fn write(ptxas: &Path) -> Result<()> {
         kept.as_ref()
             .is_some_and(|kept| ptx.is_ok_and(|sum| kept.made_of.get(module.name) == Some(&sum)) && kept.whole(module))
     };
-    let made = make(ptxas, |module| !current(module))?;
+    keep(&version, &make(ptxas, |module| !current(module))?)
+}
+
+/// Writes these files of machine code by this version of ptxas; those that are not among them are there and as they should be.
+pub fn keep(version: &str, made: &BTreeMap<String, Vec<u8>>) -> Result<()> {
     let folder = folder();
     // While files change there is no index, so that the library takes none of them.
     let _ = fs::remove_file(folder.join("index"));
-    for (name, cubin) in &made {
-        workspace::write_atomically(&folder.join(name), &compress_to_vec_zlib(cubin, LEVEL))?;
-    }
+    made.par_iter().try_for_each(|(name, cubin)| {
+        workspace::write_atomically(&folder.join(name), &compress_to_vec_zlib(cubin, LEVEL))
+    })?;
     let wanted: Vec<String> = shipped().flat_map(file_names).collect();
     for stray in files()?.into_iter().filter(|name| !wanted.contains(name)) {
         fs::remove_file(folder.join(stray))?;
@@ -116,7 +120,7 @@ impl Kept {
     /// Whether the machine code of a module for an architecture is this; `None` where it does not ship, and where
     /// the index does not speak of this PTX.
     pub fn equals(&self, module: &Module, arch: &str, ptx: &[u8], cubin: &[u8]) -> Option<Result<bool>> {
-        module.machine_code().find(|architecture| architecture.name == arch)?;
+        file_of(module, arch)?;
         (self.made_of.get(module.name) == Some(&checksum(ptx)))
             .then(|| Ok(unpack(&file_name(module.name, arch))? == cubin))
     }
@@ -177,6 +181,12 @@ fn files() -> Result<Vec<String>> {
 /// The modules that machine code is made of.
 pub fn shipped() -> impl Iterator<Item = &'static Module> {
     MODULES.iter().filter(|module| module.ships())
+}
+
+/// The name of a module's file for an architecture, where there is to be one.
+pub fn file_of(module: &Module, arch: &str) -> Option<String> {
+    let wanted = module.ships() && module.machine_code().any(|architecture| architecture.name == arch);
+    wanted.then(|| file_name(module.name, arch))
 }
 
 /// The files of a module, in the order of its architectures.

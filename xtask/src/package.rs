@@ -23,7 +23,7 @@ pub struct Args {
     /// Package what is not committed as well
     #[arg(long)]
     allow_dirty: bool,
-    /// `cargo xtask check` has just compared the machine code with what ptxas makes: do not do it again
+    /// `cargo xtask check` has just made the machine code, or compared it with what ptxas makes: do not do it again
     #[arg(long)]
     checked: bool,
 }

@@ -1,7 +1,7 @@
 //! New tokens to the pages of a cache, and their queries to the operand that attention reads, in one launch.
 
 use super::cache::ViewMutCache;
-use super::kernel::{Kernel, QUANTIZE};
+use super::kernel::Kernel;
 use super::launch::Launch;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewMutQ, check_q};
@@ -81,10 +81,10 @@ impl Gpu {
     /// A wrong problem, or no kernel that fits this GPU.
     pub fn plan_append(&self, problem: &AppendProblem) -> Result<AppendPlan> {
         problem.check()?;
-        let entry = APPEND[problem.dtype.code() as usize].entry;
+        let bounds = &APPEND[problem.dtype.code() as usize];
         let kernel = |tokens: usize| {
             let grid = problem.grid(tokens)?;
-            self.kernel(QUANTIZE, entry, [grid.ctas, 1, 1], grid.threads, grid.shared_bytes)
+            self.kernel(bounds.module, bounds.entry, [grid.ctas, 1, 1], grid.threads, grid.shared_bytes)
         };
         Ok(AppendPlan {
             gpu: self.clone(),

@@ -1,6 +1,6 @@
 //! INT8 and scales back to floats.
 
-use super::kernel::{DEQUANTIZE, Kernel};
+use super::kernel::Kernel;
 use super::memory::Checked;
 use super::{AnySliceMut, DeviceSeqLens, DeviceSlice, Gpu, StreamRef};
 use crate::dtype::DType;
@@ -58,16 +58,18 @@ impl Gpu {
         AttentionProblem::check_shape("the output", out.shape(), shape)?;
         out.check_disjoint()?;
         let lengths = Lengths::of_packed(shape, problem.packed())?;
-        let entry = launch::BOUNDS[dtype.code() as usize].entry;
+        let bounds = &launch::BOUNDS[dtype.code() as usize];
         let (data, scale, number) = match operand {
             Operand::Q => (lengths.q_data, lengths.q_scale, operand::Q),
             Operand::K => (lengths.kv_data, lengths.kv_scale, operand::K),
             Operand::V => (lengths.kv_data, lengths.kv_scale, operand::V),
         };
         let params = problem.dequantize_params(number, out);
-        let ctas = launch::ctas(&params).ok_or_else(|| Error::Grid { kernel: entry, shape: shape.to_string() })?;
+        let ctas =
+            launch::ctas(&params).ok_or_else(|| Error::Grid { kernel: bounds.entry, shape: shape.to_string() })?;
         let d = packed_dim(shape.head_dim);
-        let kernel = self.kernel(DEQUANTIZE, entry, [ctas, 1, 1], launch::threads(d), launch::shared_bytes(d))?;
+        let kernel =
+            self.kernel(bounds.module, bounds.entry, [ctas, 1, 1], launch::threads(d), launch::shared_bytes(d))?;
         Ok(DequantizePlan {
             gpu: self.clone(),
             kernel,

@@ -54,7 +54,6 @@ impl Code {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::kernel::{DEQUANTIZE, QUANTIZE};
     use int_flash_attention_kernels::config;
     use int_flash_attention_kernels::{dequantize, quantize};
 
@@ -77,10 +76,10 @@ mod tests {
         let attention = config::ATTENTION.iter().map(|variant| (variant.name, variant.name));
         let baseline = config::BASELINE.iter().map(|variant| (variant.name, variant.name));
         let short = config::short::SHORT.iter().map(|variant| (variant.name, variant.name));
-        let quantize = quantize::launch::bounds().map(|bounds| (QUANTIZE, bounds.entry));
-        let dequantize = dequantize::launch::BOUNDS.iter().map(|bounds| (DEQUANTIZE, bounds.entry));
+        let quantize = quantize::launch::bounds().map(|bounds| (bounds.module, bounds.entry));
+        let dequantize = dequantize::launch::BOUNDS.iter().map(|bounds| (bounds.module, bounds.entry));
         let decode = config::decode::DECODE.iter().map(|variant| (variant.name, variant.name));
-        let merge = config::decode::MERGE_BOUNDS.iter().map(|bounds| (config::decode::MERGE, bounds.entry));
+        let merge = config::decode::MERGE_BOUNDS.iter().map(|bounds| (bounds.module, bounds.entry));
         for (module, entry) in
             attention.chain(baseline).chain(short).chain(quantize).chain(dequantize).chain(decode).chain(merge)
         {

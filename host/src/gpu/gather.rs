@@ -1,7 +1,7 @@
 //! Pages of a cache to the operands that attention reads.
 
 use super::cache::{ViewCache, ViewTables};
-use super::kernel::{Kernel, QUANTIZE};
+use super::kernel::Kernel;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewMutK, ViewMutV, check_scheme};
 use super::{Gpu, StreamRef};
@@ -30,7 +30,7 @@ impl Gpu {
     /// A wrong problem, or more blocks than a grid has.
     pub fn plan_gather(&self, problem: &GatherProblem) -> Result<GatherPlan> {
         let (ctas, lengths) = problem.check()?;
-        let kernel = self.kernel(QUANTIZE, GATHER.entry, [ctas, 1, 1], GATHER_THREADS, GATHER_SHARED_BYTES)?;
+        let kernel = self.kernel(GATHER.module, GATHER.entry, [ctas, 1, 1], GATHER_THREADS, GATHER_SHARED_BYTES)?;
         Ok(GatherPlan { gpu: self.clone(), kernel, problem: *problem, lengths })
     }
 }

@@ -6,15 +6,10 @@ use crate::error::{Error, RefusedCode, Result};
 use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::params::Params;
-use int_flash_attention_kernels::quantize::launch::QUANTIZE as ENTRIES;
+use int_flash_attention_kernels::quantize::launch::QUANTIZE;
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-
-/// The module of the quantization kernels.
-pub(super) const QUANTIZE: &str = "quantize";
-/// The module of the dequantization kernels.
-pub(super) const DEQUANTIZE: &str = "dequantize";
 
 /// Shared memory that a block has without asking.
 const SHARED_BYTES_UNASKED: usize = 48 << 10;
@@ -166,9 +161,9 @@ impl Gpu {
         modules.iter().map(|loaded| (loaded.name, loaded.architecture)).collect()
     }
 
-    /// Loads the module that every job needs.
+    /// Loads a module that jobs need, to see whether this driver can.
     pub(super) fn load_quantization(&self) -> Result<()> {
-        self.function(QUANTIZE, ENTRIES[0].entry).map(|_| ())
+        self.function(QUANTIZE[0].module, QUANTIZE[0].entry).map(|_| ())
     }
 
     /// A function, after loading its module where that has not been done.
@@ -246,11 +241,14 @@ mod tests {
     #[test]
     fn a_folder_is_read_in_place_of_what_is_embedded() {
         let folder = std::env::temp_dir().join(format!("int-flash-ptx-{}", std::process::id()));
-        let missing = read_ptx(&folder, QUANTIZE).unwrap_err();
-        assert!(matches!(&missing, Error::PtxFile { path, .. } if *path == folder.join("quantize.ptx")), "{missing}");
+        let missing = read_ptx(&folder, "quantize_f16").unwrap_err();
+        assert!(
+            matches!(&missing, Error::PtxFile { path, .. } if *path == folder.join("quantize_f16.ptx")),
+            "{missing}"
+        );
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("quantize.ptx"), "other").unwrap();
-        let read = read_ptx(&folder, QUANTIZE);
+        std::fs::write(folder.join("quantize_f16.ptx"), "other").unwrap();
+        let read = read_ptx(&folder, "quantize_f16");
         std::fs::remove_dir_all(folder).unwrap();
         assert_eq!(read.unwrap(), "other");
     }

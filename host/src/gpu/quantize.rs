@@ -1,6 +1,6 @@
 //! Quantization (arXiv 2409.16997, section 3.2) of all three operands, in one launch; the paper's scheme has one more before it.
 
-use super::kernel::{Kernel, QUANTIZE};
+use super::kernel::Kernel;
 use super::launch::Launch;
 use super::memory::Checked;
 use super::operands::{Addresses, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, check_q, check_scheme};
@@ -244,19 +244,18 @@ impl Pass {
         }
         let params = problem.quantize_params(q.as_ref(), kv.as_ref().map(|(k, v)| [k, v]));
         let AttentionProblem { head_dim, scheme, .. } = *problem;
-        let (entry, amax_entry) =
-            (launch::QUANTIZE[dtype.code() as usize].entry, launch::V_AMAX[dtype.code() as usize].entry);
+        let [quantize, v_amax] = [launch::QUANTIZE, launch::V_AMAX].map(|of_dtypes| &of_dtypes[dtype.code() as usize]);
         let head_dim = packed_dim(head_dim);
         let threads = launch::threads(head_dim, dtype.size());
         let too_many = |kernel| {
             move || Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
         };
-        let ctas = launch::quantize_ctas(&params).ok_or_else(too_many(entry))?;
+        let ctas = launch::quantize_ctas(&params).ok_or_else(too_many(quantize.entry))?;
         let shared = launch::shared_bytes(head_dim, dtype.size());
-        let kernel = gpu.kernel(QUANTIZE, entry, [ctas, 1, 1], threads, shared)?;
+        let kernel = gpu.kernel(quantize.module, quantize.entry, [ctas, 1, 1], threads, shared)?;
         let amax = || {
-            let ctas = launch::v_amax_ctas(&params).ok_or_else(too_many(amax_entry))?;
-            gpu.kernel(QUANTIZE, amax_entry, [ctas, 1, 1], threads, 0)
+            let ctas = launch::v_amax_ctas(&params).ok_or_else(too_many(v_amax.entry))?;
+            gpu.kernel(v_amax.module, v_amax.entry, [ctas, 1, 1], threads, 0)
         };
         let span = |layout: Option<&TensorLayout>| layout.map_or(0, TensorLayout::span);
         let kv_spans = kv.as_ref().map(|(k, v)| (k, v)).unzip();

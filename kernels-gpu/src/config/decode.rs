@@ -121,8 +121,8 @@ const MERGE_THREADS: usize = 256;
 pub const MERGE_LEAST_DIMS: usize = 32;
 /// Its entry points: of states that the caller has, and of what a decode kernel leaves.
 pub const MERGE_BOUNDS: &[Bounds] = &[
-    Bounds { entry: "merge_states", threads: MERGE_THREADS, min_ctas: 2 },
-    Bounds { entry: "merge_splits", threads: MERGE_THREADS, min_ctas: 2 },
+    Bounds { module: MERGE, entry: "merge_states", threads: MERGE_THREADS, min_ctas: 2 },
+    Bounds { module: MERGE, entry: "merge_splits", threads: MERGE_THREADS, min_ctas: 2 },
 ];
 
 /// Where the groups' largest log-sum-exps and sums of weights are in the shared memory of a CTA of these: behind the threads' dims.

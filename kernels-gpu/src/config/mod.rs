@@ -354,9 +354,7 @@ const fn overlapping(part: &'static str, name: &'static str, overlaps: bool) -> 
 }
 
 macro_rules! conversion_modules {
-    ($($name:ident { $($field:tt)* })*) => {
-        &[$(Module { part: stringify!($name), ..(sm80_modules!(""; $name {}) as &[Module])[0] }),*]
-    };
+    ($($name:ident { part: $part:literal })*) => { &[$((sm80_modules!($part; $name {}) as &[Module])[0]),*] };
 }
 
 const CONVERSION_MODULES: &[Module] = conversion_rows!(conversion_modules);

@@ -81,12 +81,20 @@ macro_rules! short_rows {
     };
 }
 
-/// The modules that convert between floats and codes; their entry points are named in their `launch` modules.
+/// The modules that convert between floats and codes, and the part that each is of; their entry points are named in the parts' `launch` modules.
 macro_rules! conversion_rows {
     ($emit:ident) => {
         $emit! {
-            quantize {}
-            dequantize {}
+            quantize_f16 { part: "quantize" }
+            quantize_bf16 { part: "quantize" }
+            quantize_f32 { part: "quantize" }
+            append_f16 { part: "quantize" }
+            append_bf16 { part: "quantize" }
+            append_f32 { part: "quantize" }
+            gather_pages { part: "quantize" }
+            dequantize_f16 { part: "dequantize" }
+            dequantize_bf16 { part: "dequantize" }
+            dequantize_f32 { part: "dequantize" }
         }
     };
 }

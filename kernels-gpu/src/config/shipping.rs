@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn machine_code_is_of_what_first_jobs_load() {
         let of = |name: &str| MODULES.iter().find(|module| module.name == name).unwrap().machine_code().count();
-        assert_eq!(["quantize", "attention_sm80_d64_default", "attention_sm90a_d128_default"].map(of), [6, 6, 1]);
+        assert_eq!(["quantize_f16", "attention_sm80_d64_default", "attention_sm90a_d128_default"].map(of), [6, 6, 1]);
         assert_eq!(
             ["attention_sm80_d64_paper", "attention_sm80_d64_default_general", "baseline_f16_d64"].map(of),
             [0; 3]

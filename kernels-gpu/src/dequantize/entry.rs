@@ -258,6 +258,7 @@ macro_rules! entries {
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `dequantize_*`.
+        #[cfg($dequantize)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $dequantize(params: DequantizeParams) {

@@ -7,11 +7,11 @@ use crate::quantize::launch::{Bounds, grid};
 /// Tokens that one CTA of `dequantize_*` handles: one packed block.
 pub const TOKENS: usize = KV_BLOCK;
 
-/// All entry points of the module `dequantize`.
+/// All entry points, in the order of `params::dtype`.
 pub const BOUNDS: &[Bounds] = &[
-    Bounds { entry: "dequantize_f16", threads: MAX_THREADS, min_ctas: 4 },
-    Bounds { entry: "dequantize_bf16", threads: MAX_THREADS, min_ctas: 4 },
-    Bounds { entry: "dequantize_f32", threads: MAX_THREADS, min_ctas: 4 },
+    Bounds { module: "dequantize_f16", entry: "dequantize_f16", threads: MAX_THREADS, min_ctas: 4 },
+    Bounds { module: "dequantize_bf16", entry: "dequantize_bf16", threads: MAX_THREADS, min_ctas: 4 },
+    Bounds { module: "dequantize_f32", entry: "dequantize_f32", threads: MAX_THREADS, min_ctas: 4 },
 ];
 
 /// Threads of a CTA of `dequantize_*`: up to 64 dims, eight 16-byte vectors of a float16 block each;

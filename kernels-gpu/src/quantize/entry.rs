@@ -220,6 +220,7 @@ macro_rules! entries {
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `quantize_*`.
+        #[cfg($quantize)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $quantize(params: QuantizeParams) {
@@ -230,6 +231,7 @@ macro_rules! entries {
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `v_amax_*`.
+        #[cfg($quantize)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $v_amax(params: QuantizeParams) {

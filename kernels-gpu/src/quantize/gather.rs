@@ -20,6 +20,7 @@ const VECTOR: usize = 16;
 
 /// # Safety
 /// As docs/kernel-abi.md says of `gather_pages`.
+#[cfg(gather_pages)]
 #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
 #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
 pub unsafe extern "ptx-kernel" fn gather_pages(params: GatherParams) {

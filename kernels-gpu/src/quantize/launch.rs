@@ -4,9 +4,11 @@ use crate::layout::{KV_BLOCK, kv_blocks};
 use crate::params::QuantizeParams;
 use crate::quantize::work::Work;
 
-/// Entry points of the module and what ptxas may assume of their launches.
+/// An entry point and what ptxas may assume of its launches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
+    /// Its PTX module. A driver that has to compile one compiles it as a whole: what no launch needs is in another.
+    pub module: &'static str,
     /// Entry point in the module's PTX.
     pub entry: &'static str,
     /// Most threads of a block over all head dims (`.maxntid`).
@@ -21,29 +23,30 @@ const HALVES: usize = 768;
 
 /// `quantize_*`, in the order of `params::dtype`.
 pub const QUANTIZE: &[Bounds] = &[
-    Bounds { entry: "quantize_f16", threads: HALVES, min_ctas: 1 },
-    Bounds { entry: "quantize_bf16", threads: HALVES, min_ctas: 1 },
-    Bounds { entry: "quantize_f32", threads: 1024, min_ctas: 1 },
+    Bounds { module: "quantize_f16", entry: "quantize_f16", threads: HALVES, min_ctas: 1 },
+    Bounds { module: "quantize_bf16", entry: "quantize_bf16", threads: HALVES, min_ctas: 1 },
+    Bounds { module: "quantize_f32", entry: "quantize_f32", threads: 1024, min_ctas: 1 },
 ];
 
-/// `v_amax_*`, in the same order.
+/// `v_amax_*`, in the same order: the paper's scheme launches them before `quantize_*`.
 pub const V_AMAX: &[Bounds] = &[
-    Bounds { entry: "v_amax_f16", threads: 512, min_ctas: 2 },
-    Bounds { entry: "v_amax_bf16", threads: 512, min_ctas: 2 },
-    Bounds { entry: "v_amax_f32", threads: 1024, min_ctas: 1 },
+    Bounds { module: "quantize_f16", entry: "v_amax_f16", threads: 512, min_ctas: 2 },
+    Bounds { module: "quantize_bf16", entry: "v_amax_bf16", threads: 512, min_ctas: 2 },
+    Bounds { module: "quantize_f32", entry: "v_amax_f32", threads: 1024, min_ctas: 1 },
 ];
 
 /// `append_*`, in the same order.
 pub const APPEND: &[Bounds] = &[
-    Bounds { entry: "append_f16", threads: HALVES, min_ctas: 1 },
-    Bounds { entry: "append_bf16", threads: HALVES, min_ctas: 1 },
-    Bounds { entry: "append_f32", threads: 1024, min_ctas: 1 },
+    Bounds { module: "append_f16", entry: "append_f16", threads: HALVES, min_ctas: 1 },
+    Bounds { module: "append_bf16", entry: "append_bf16", threads: HALVES, min_ctas: 1 },
+    Bounds { module: "append_f32", entry: "append_f32", threads: 1024, min_ctas: 1 },
 ];
 
 /// Threads of a CTA of `gather_pages`: a key each.
 pub const GATHER_THREADS: usize = KV_BLOCK;
 /// `gather_pages`.
-pub const GATHER: Bounds = Bounds { entry: "gather_pages", threads: GATHER_THREADS, min_ctas: 8 };
+pub const GATHER: Bounds =
+    Bounds { module: "gather_pages", entry: "gather_pages", threads: GATHER_THREADS, min_ctas: 8 };
 /// Dynamic shared memory of a CTA of `gather_pages`: two words a warp.
 pub const GATHER_SHARED_BYTES: usize = 2 * size_of::<u32>() * GATHER_THREADS / 32;
 
@@ -53,7 +56,7 @@ pub const fn gather_ctas(batch: usize, heads_kv: usize, seqlen_kv: usize) -> Opt
     grid(batch, heads_kv, kv_blocks(seqlen_kv))
 }
 
-/// All entry points of the module `quantize`.
+/// All entry points of quantization and of caches.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
     QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER])
 }

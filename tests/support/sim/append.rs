@@ -83,7 +83,7 @@ impl Cache for SimulatedCache<'_> {
         let grid = problem.grid(tokens)?;
         let kernel = format!("append_{}", problem.dtype);
         let at = Grid { kernel: &kernel, grid: [grid.ctas, 1, 1], threads: grid.threads, shared: grid.shared_bytes };
-        self.simulator.launch("quantize", &at, &[structure(&params)], &memory)?;
+        self.simulator.launch(at.kernel, &at, &[structure(&params)], &memory)?;
         cache.pool = memory.read(own, cache.pool.len()).context("the pool")?;
         let Some((_, shape)) = of_q else { return Ok(None) };
         Ok(Some(QuantizedQ {
@@ -127,7 +127,7 @@ impl Cache for SimulatedCache<'_> {
         let ctas = gather_ctas(shape.batch, shape.heads, seqlen_kv).context("too many blocks")?;
         let at =
             Grid { kernel: GATHER.entry, grid: [ctas, 1, 1], threads: GATHER_THREADS, shared: GATHER_SHARED_BYTES };
-        self.simulator.launch("quantize", &at, &[structure(&params)], &memory)?;
+        self.simulator.launch(GATHER.module, &at, &[structure(&params)], &memory)?;
         let (scheme, format) = (Scheme::Default, PackedFormat::CURRENT);
         let k = QuantizedK {
             packed: None,

@@ -128,7 +128,7 @@ fn a_load_error_has_the_compilers_log_once() {
     {
         let gpu = Gpu::new(0).unwrap();
         let error = crate::Job::new(&gpu).err().unwrap();
-        assert!(matches!(&error, Error::ModuleLoad { module: "quantize", .. }), "{error:?}");
+        assert!(matches!(&error, Error::ModuleLoad { module: "quantize_f16", .. }), "{error:?}");
         // As a program prints it: the error, and the chain of its sources.
         let chain = format!("{:#}", anyhow::Error::from(error));
         assert_eq!(chain.matches("line 7").count(), 1, "{chain}");
@@ -138,7 +138,7 @@ fn a_load_error_has_the_compilers_log_once() {
     {
         let gpu = Gpu::new(0).unwrap();
         let text = sentence(crate::Job::new(&gpu).map(|_| ()));
-        assert!(text.contains("module quantize has no kernel quantize_f16"), "{text}");
+        assert!(text.contains("module quantize_f16 has no kernel quantize_f16"), "{text}");
     }
     crate::nothing_is_left(&session);
 }

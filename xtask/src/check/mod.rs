@@ -12,14 +12,16 @@ pub use rows::{assemble_all, jobs};
 pub use table::print_sweep;
 
 use crate::assembler::Assembled;
-use crate::machine_code::Kept;
-use crate::tools::Tools;
+use crate::machine_code::{self, Kept};
+use crate::tools::{self, Tools};
 use crate::workspace;
 use anyhow::{Result, bail, ensure};
 use int_flash_attention_kernels::config::Module;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,6 +31,9 @@ pub struct Args {
     /// Check the PTX in this folder instead of the committed one
     #[arg(long, value_name = "DIR")]
     ptx: Option<PathBuf>,
+    /// Keep the machine code that the library embeds, as `machine-code` does, instead of comparing with it
+    #[arg(long, conflicts_with = "ptx")]
+    machine_code: bool,
     /// Show spills and stack frames without failing
     #[arg(long)]
     allow_spills: bool,
@@ -38,12 +43,20 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let tools = Tools::find()?;
+    let mut tools = Tools::find()?;
+    if args.machine_code {
+        tools.ptxas = tools::pinned_ptxas()?;
+    }
     let version = tools.version()?;
     let folder = args.ptx.clone().unwrap_or_else(workspace::ptx_dir);
-    let kept = Kept::read()?.filter(|kept| args.ptx.is_none() && kept.ptxas == version);
+    let kept = Kept::read()?.filter(|kept| args.ptx.is_none() && !args.machine_code && kept.ptxas == version);
+    let made = Mutex::new(BTreeMap::new());
     let compared = AtomicUsize::new(0);
     let look = |module: &Module, arch: &str, assembled: &Assembled| -> Result<()> {
+        if args.machine_code {
+            let file = machine_code::file_of(module, arch).map(|name| (name, assembled.cubin.clone()));
+            made.lock().unwrap_or_else(PoisonError::into_inner).extend(file);
+        }
         let ptx = fs::read(folder.join(format!("{}.ptx", module.name)))?;
         if let Some(same) = kept.as_ref().and_then(|kept| kept.equals(module, arch, &ptx, &assembled.cubin)) {
             ensure!(same?, "host/machine-code has other machine code of {} for {arch} than ptxas makes", module.name);
@@ -86,6 +99,9 @@ pub fn run(args: &Args) -> Result<()> {
         );
     }
     println!("CTAs as planned on each class of GPUs");
+    if args.machine_code {
+        return machine_code::keep(&version, &made.into_inner().unwrap_or_else(PoisonError::into_inner));
+    }
     match compared.into_inner() {
         0 if args.ptx.is_none() => println!(
             "SKIPPED: no machine code of this PTX by this ptxas to compare with; `cargo xtask machine-code` makes it"

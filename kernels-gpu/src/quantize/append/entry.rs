@@ -80,6 +80,7 @@ macro_rules! entries {
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `append_*`.
+        #[cfg($append)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $append(params: AppendParams) {
