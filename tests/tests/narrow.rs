@@ -20,7 +20,7 @@ enum Values {
     LoudKey,
     /// A value of block 2 a hundred times as loud: its block is mixed.
     LoudValue,
-    /// Keys of odd blocks a quarter as loud: a row's blocks have other units.
+    /// Keys of odd blocks three times as loud: a row's blocks have other units.
     UnlikeBlocks,
     /// One row of Q is no number.
     LostRow,
@@ -39,7 +39,7 @@ fn tensors(problem: &AttentionProblem, values: Values) -> Result<[HostTensor; 3]
                 (LoudRow, 0, 70) | (LoudValue, 2, 300) => 100.0,
                 (ZeroRow, 0, 70) => 0.0,
                 (LoudKey, 1, 300) => 5.0,
-                (UnlikeBlocks, 1, token) if token / 128 % 2 == 1 => 0.25,
+                (UnlikeBlocks, 1, token) if token / 128 % 2 == 1 => 3.0,
                 (LostRow, 0, 70) => f32::NAN,
                 _ => 1.0,
             };
