@@ -107,6 +107,8 @@ ternary! {
     fma_rn_f16x2(u32, u32, u32) -> u32 = "fma.rn.f16x2";
     /// a*b + c of two float16, one rounding each, and zero where that is negative.
     fma_rn_relu_f16x2(u32, u32, u32) -> u32 = "fma.rn.relu.f16x2";
+    /// a*b + c modulo 2^32.
+    mad_lo_u32(u32, u32, u32) -> u32 = "mad.lo.u32";
     /// Byte permutation: byte i of the result is byte `c >> 4i & 7` of the pair (a low, b high).
     prmt(u32, u32, u32) -> u32 = "prmt.b32";
 }

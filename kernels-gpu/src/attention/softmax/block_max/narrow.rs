@@ -13,8 +13,8 @@ use super::{CODES, HALF_MAGIC};
 use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::layout::NARROW_POLYNOMIAL;
 use crate::ptx::math::{
-    add_s16x2, cvt_rn_f16x2_f32, cvt_rn_f32_s32, ex2_approx_f16x2, fma_rn_f16x2, fma_rn_relu_f16x2, max_s16x2,
-    mul_rn_f32, prmt,
+    add_s16x2, cvt_rn_f16x2_f32, cvt_rn_f32_s32, ex2_approx_f16x2, fma_rn_f16x2, fma_rn_relu_f16x2, mad_lo_u32,
+    max_s16x2, mul_rn_f32, prmt,
 };
 use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::shfl_bfly;
@@ -172,6 +172,6 @@ fn polynomial(n: u32, unit: u32, offset: u32) -> u32 {
     let t = fma_rn_f16x2(y, ONE, ROUNDER);
     let f = fma_rn_f16x2(fma_rn_f16x2(t, ONE, MINUS_ROUNDER), MINUS_ONE, y);
     let e = fma_rn_f16x2(fma_rn_f16x2(f, c2, c1), f, c0);
-    // The integer, 0 to 10, is added to the exponent: no half carries.
-    e + ((t & 0x000f_000f) << 10)
+    // The integer, 0 to 10, is added to the exponent: no half carries. One instruction, where a shift and a sum are two.
+    mad_lo_u32(t & 0x000f_000f, 1 << 10, e)
 }
