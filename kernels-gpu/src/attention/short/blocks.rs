@@ -37,7 +37,7 @@ pub(crate) unsafe fn scales<K: Kernel<MT>, const MT: usize>(
 
 /// The lane's four of a block's numbers; zeros behind the keys that have a place.
 #[inline(always)]
-pub(super) unsafe fn four(numbers: u32, places: u32) -> [f32; 4] {
+unsafe fn four(numbers: u32, places: u32) -> [f32; 4] {
     let key = 4 * (tid_x() % 32);
     let four = unsafe { ld_shared_v4_u32(numbers + 4 * key.min(places - 4)) };
     four.map(|bits| f32::from_bits(selp_b32(key < places, bits, 0)))

@@ -170,15 +170,6 @@ unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(
         bar_sync();
         offset::tables::<E, K, MT>(shared);
         bar_sync();
-        let mut first_k = first_k;
-        // The first block has no scale that its tokens share.
-        if shared.blocks > 1 {
-            keys::own_scales::<E, K, MT>(first_k, shared);
-            bar_sync();
-            keys::share::<K, MT>(shared, warp);
-            bar_sync();
-            first_k = Tokens::new::<E, K, MT>(&k, count, warp);
-        }
         keys::quantize::<E, K, MT>(first_k, shared);
         bar_sync();
         blocks::scales::<K, MT>(&params.attention, count, shared, warp);

@@ -136,7 +136,7 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
                     let to = shared.rows(self.warp, true) + 4 * of_tile;
                     st_shared_u32(has & (place.lane == 0), to, bias.to_bits());
                 }
-                let coded = encode::<E, true>(&place, x, true, 0.0);
+                let coded = encode::<E, true>(&place, x, true);
                 coded.store::<E>(has, &place, |dim| {
                     let panel = shared.warp(self.warp) + dim / ROW_BYTES as u32 * panel(MT);
                     panel + swizzle(of_tile as usize, dim as usize % ROW_BYTES) as u32

@@ -121,15 +121,12 @@ pub(crate) unsafe fn offsets<E: Element>(place: &Place, offsets: u32, i: usize, 
     unsafe { ld_shared_v4_u32(offsets + at) }.map(f32::from_bits)
 }
 
-/// A token, rotated, and its scale: NaN where it is not finite.
+/// Rotates and quantizes a token: codes of zero where `kept` is false or it is not finite.
 ///
 /// # Safety
 /// In whole warps.
 #[inline(always)]
-pub(crate) unsafe fn rotated_scale<E: Element, const QUERY: bool>(
-    place: &Place,
-    mut x: [f32; DIMS],
-) -> ([f32; DIMS], f32) {
+pub(crate) unsafe fn encode<E: Element, const QUERY: bool>(place: &Place, mut x: [f32; DIMS], kept: bool) -> Coded {
     unsafe {
         place.butterflies::<E>(&mut x);
         let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
@@ -138,27 +135,8 @@ pub(crate) unsafe fn rotated_scale<E: Element, const QUERY: bool>(
         });
         let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
         let amax = place.over_lanes(amax, max_nan_f32);
+        let number = amax < f32::INFINITY;
         let scale = round_up(token_scale(amax, fma_rn_f32), if QUERY { BEYOND_10_BITS } else { 0 });
-        (x, f32::from_bits(selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits())))
-    }
-}
-
-/// Rotates and quantizes a token, with its own scale or, where that is not zero, with `shares`: codes of zero where `kept` is false or it is
-/// not finite.
-///
-/// # Safety
-/// In whole warps.
-#[inline(always)]
-pub(crate) unsafe fn encode<E: Element, const QUERY: bool>(
-    place: &Place,
-    x: [f32; DIMS],
-    kept: bool,
-    shares: f32,
-) -> Coded {
-    unsafe {
-        let (mut x, own) = rotated_scale::<E, QUERY>(place, x);
-        let number = !own.is_nan();
-        let scale = f32::from_bits(selp_b32(shares > 0.0, shares.to_bits(), own.to_bits()));
         let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
         unroll!(0..DIMS, |i| {
             x[i] = mul_rn_f32(x[i], inverse);
@@ -173,7 +151,7 @@ pub(crate) unsafe fn encode<E: Element, const QUERY: bool>(
         unroll!(0..DIMS / 4, |i| {
             words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]) & mask;
         });
-        Coded { words, scale }
+        Coded { words, scale: f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits())) }
     }
 }
 
