@@ -1,25 +1,38 @@
 //! Plans of a GPU, made once for each kind of call, and their launch on memory that is candle's.
 
+mod cached;
+
 use crate::call::Call;
 use int_flash_attention::{
-    AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, AttentionProblem, DeviceOperands, DeviceSliceMut, Gpu,
-    QuantizeLayouts, QuantizePlan, Result, StreamRef, TensorLayout, ViewMutOperands,
+    AppendPlan, AppendProblem, AttentionOutput, Gpu, JobPlan, QuantizeLayouts, Result, TensorLayout,
 };
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Kinds of calls that are remembered; a decoder that appends a token makes one for each length.
+pub use cached::{DecodeKey, DecodePlans, PrefillKey, PrefillPlans};
+
+/// Kinds of calls that are remembered; a decoder that appends a token to plain tensors makes one for each length.
 const MOST_PLANS: usize = 1024;
 
 /// A GPU and the plans made on it.
 pub struct Engine {
     gpu: Gpu,
-    plans: Mutex<HashMap<Call, Arc<Plans>>>,
+    jobs: Remembered<Call, JobPlan>,
+    appends: Remembered<AppendProblem, AppendPlan>,
+    decodes: Remembered<DecodeKey, DecodePlans>,
+    prefills: Remembered<PrefillKey, PrefillPlans>,
 }
 
 impl Engine {
     pub fn new(gpu: Gpu) -> Self {
-        Self { gpu, plans: Mutex::default() }
+        Self {
+            gpu,
+            jobs: Remembered::default(),
+            appends: Remembered::default(),
+            decodes: Remembered::default(),
+            prefills: Remembered::default(),
+        }
     }
 
     /// That of a GPU's primary context, which is candle's, kept until the process ends.
@@ -35,60 +48,60 @@ impl Engine {
         Ok(engine)
     }
 
-    /// The plans of a call.
-    pub fn plans(&self, call: &Call) -> Result<Arc<Plans>> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = plans.get(call) {
+    #[cfg(feature = "cuda")]
+    pub const fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The plan of a call: from `q`, `k` and `v` to the output, contiguous in candle's order.
+    pub fn job(&self, call: &Call) -> Result<Arc<JobPlan>> {
+        self.jobs.get(call, |Call { problem, layouts: [q, k, v], dtype }| {
+            let layouts = QuantizeLayouts { q: *q, k: *k, v: *v, dtype: *dtype };
+            let layout = TensorLayout::bnhd(problem.o_shape());
+            self.gpu.plan_job(problem, &layouts, &AttentionOutput { layout, dtype: *dtype, lse: false })
+        })
+    }
+
+    /// The plan of an append of at least so many tokens.
+    pub fn append(&self, problem: &AppendProblem) -> Result<Arc<AppendPlan>> {
+        // One for all numbers up to a power of two: a launch is of as many as it is given.
+        let problem = AppendProblem { max_tokens: problem.max_tokens.next_power_of_two(), ..*problem };
+        self.appends.get(&problem, |problem| self.gpu.plan_append(problem))
+    }
+
+    /// The plans of attention of a few queries on a cache.
+    pub fn decode(&self, key: &DecodeKey) -> Result<Arc<DecodePlans>> {
+        self.decodes.get(key, |key| DecodePlans::new(&self.gpu, key))
+    }
+
+    /// The plans of attention of many queries on a cache.
+    pub fn prefill(&self, key: &PrefillKey) -> Result<Arc<PrefillPlans>> {
+        self.prefills.get(key, |key| PrefillPlans::new(&self.gpu, key))
+    }
+}
+
+/// Plans by what they are of.
+struct Remembered<K, P>(Mutex<HashMap<K, Arc<P>>>);
+
+impl<K, P> Default for Remembered<K, P> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Clone + Eq + Hash, P> Remembered<K, P> {
+    fn get(&self, key: &K, make: impl FnOnce(&K) -> Result<P>) -> Result<Arc<P>> {
+        let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = plans.get(key) {
             return Ok(found.clone());
         }
-        let made = Arc::new(Plans::new(&self.gpu, call)?);
+        let made = Arc::new(make(key)?);
         // Those that are still used are made again, which takes microseconds: the kernels stay loaded.
         if plans.len() >= MOST_PLANS {
             plans.clear();
         }
-        plans.insert(*call, made.clone());
+        plans.insert(key.clone(), made.clone());
         Ok(made)
-    }
-}
-
-/// The two launches of a call.
-pub struct Plans {
-    problem: AttentionProblem,
-    quantize: QuantizePlan,
-    attention: AttentionPlan,
-    bytes: usize,
-}
-
-impl Plans {
-    fn new(gpu: &Gpu, call: &Call) -> Result<Self> {
-        let Call { problem, layouts: [q, k, v], dtype } = *call;
-        let o = TensorLayout::bnhd(problem.q_shape());
-        Ok(Self {
-            problem,
-            quantize: gpu.plan_quantize(&problem, &QuantizeLayouts { q, k, v, dtype })?,
-            attention: gpu.plan_attention(&problem, &AttentionOutput { layout: o, dtype, lse: false })?,
-            bytes: DeviceOperands::bytes(&problem)?,
-        })
-    }
-
-    /// The bytes that a launch needs beside the tensors, at a multiple of 16; nothing reads them before they are written.
-    pub const fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Gives the kernels to the stream: nothing is allocated, nothing waited for.
-    pub fn launch(
-        &self,
-        stream: StreamRef<'_>,
-        [q, k, v]: [AnySlice<'_>; 3],
-        memory: DeviceSliceMut<'_, u8>,
-        o: AnySliceMut<'_>,
-    ) -> Result<()> {
-        let mut operands = ViewMutOperands::in_buffer(&self.problem, memory)?;
-        // The default scheme has none.
-        let workspace = DeviceSliceMut::empty();
-        self.quantize.launch(stream, q, k, v, workspace, &mut operands)?;
-        self.attention.launch(stream, &operands.as_view(), o, None)
     }
 }
 

@@ -137,7 +137,7 @@ impl<'a> Options<'a> {
     where
         'a: 'p,
     {
-        Scored { problem, tensors: self.scores.tensors(), narrow: false }
+        Scored::new(problem, self.scores.tensors())
     }
 }
 
@@ -258,7 +258,7 @@ fn on_cpu(
         reference::int8_with_progress(scored, &operands, progress)?
     } else {
         let operands = sequences::quantize(problem, lengths, q, k, v)?;
-        sequences::int8_with_progress(problem, lengths, &operands, progress)?
+        sequences::int8_with_progress(scored, lengths, &operands, progress)?
     };
     if output.dtype != DType::F32 {
         let largest = output.dtype.largest();

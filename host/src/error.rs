@@ -211,13 +211,6 @@ pub enum Error {
         posed: &'static str,
     },
 
-    /// A change of the scores for sequences that have lengths of their own.
-    #[error(
-        "what changes scores (`AttentionProblem::score_mod`) was asked for together with lengths of sequences (`AttentionProblem::sequences`), which \
-         no plan has; take one sequence at a time, or hide the padding of equal ones with a mask"
-    )]
-    ScoreLengths,
-
     /// An ALiBi slope or a sink that is no finite number.
     #[error("{name} holds {value} at element {at}; all of them have to be finite")]
     HeadValue {
@@ -704,6 +697,10 @@ pub enum Error {
     /// No driver, or a call that it refused.
     #[error(transparent)]
     Driver(#[from] DriverError),
+
+    /// What is wrong with several ranks together.
+    #[error(transparent)]
+    Ranks(#[from] crate::ranks::RanksError),
 }
 
 /// What to do with a head dim that has no kernel.
@@ -719,7 +716,7 @@ fn padding(given: usize, most: usize) -> String {
     if (1..=widest).contains(&given) {
         return format!("the default scheme has them up to {widest}");
     }
-    "no kernel is wide enough".into()
+    "a score needs all channels of its head, so that a wider head cannot be taken in parts: leave its layers to a float16 attention".into()
 }
 
 /// `cuda:0: why; cuda:1: why`.

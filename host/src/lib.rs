@@ -26,6 +26,7 @@
 //!   without a toolkit or a driver; only cust's build script asks for a toolkit's folder, and is content with
 //!   `CUDA_LIBRARY_PATH=/` (see [`driver`]).
 //! * `cudarc`: `CudarcSlice` and `CudarcSliceMut` make views of `cudarc`'s memory, and its streams are taken.
+//! * `nccl`: [`ranks`] over NVIDIA's NCCL, which is looked for when a communicator is made.
 //! * `baseline`: attention in float16, to measure against.
 //!
 //! Words: a *scheme* is how Q, K, V and P become 8 bits ([`Scheme`]); a *layout* is where a tensor's elements lie ([`TensorLayout`]);
@@ -45,6 +46,7 @@ pub mod gpu;
 mod problem;
 mod progress;
 mod quantized;
+pub mod ranks;
 pub mod reference;
 mod resources;
 mod round;

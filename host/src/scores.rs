@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::problem::{Alibi, AttentionProblem, BiasLayout, MaskKind, MaskLayout, ScoreMod};
 use crate::tensor::HostData;
+use crate::view::HostSlice;
 
 /// The tensors of a problem's [`ScoreMod`], each exactly where that has it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -10,7 +11,7 @@ pub struct ScoreTensors<'a> {
     /// `[heads_q]` or `[batch][heads_q]`, by [`ScoreMod::alibi`].
     pub alibi_slopes: Option<&'a [f32]>,
     /// In the places of [`ScoreMod::bias`].
-    pub bias: Option<&'a HostData>,
+    pub bias: Option<HostSlice<'a>>,
     /// In the places of [`ScoreMod::mask`].
     pub mask: Option<&'a [u8]>,
     /// `[heads_q]`.
@@ -24,18 +25,25 @@ pub struct Scored<'a> {
     pub problem: &'a AttentionProblem,
     /// Its tensors.
     pub tensors: ScoreTensors<'a>,
-    /// Whether the kernel takes narrow blocks as such (docs/kernel-abi.md, "narrow"): what [`reference`](crate::reference) is to compute.
+    /// For [`reference`](crate::reference): whether the kernel is one that takes narrow blocks (docs/kernel-abi.md), whose K is quantized with
+    /// shared scales. It is false on the CPU; of a GPU `Gpu::takes_narrow` says it.
     pub narrow: bool,
 }
 
 impl<'a> From<&'a AttentionProblem> for Scored<'a> {
     fn from(problem: &'a AttentionProblem) -> Self {
-        Self { problem, tensors: ScoreTensors::default(), narrow: false }
+        Self::new(problem, ScoreTensors::default())
     }
 }
 
-impl Scored<'_> {
-    /// The same for a kernel that takes narrow blocks as such, or none.
+impl<'a> Scored<'a> {
+    /// A problem and its tensors, for kernels that do not take narrow blocks.
+    #[must_use]
+    pub const fn new(problem: &'a AttentionProblem, tensors: ScoreTensors<'a>) -> Self {
+        Self { problem, tensors, narrow: false }
+    }
+
+    /// The same for a kernel that takes narrow blocks ([`narrow`](Self::narrow)), or for another.
     #[must_use]
     pub fn with_narrow(self, narrow: bool) -> Self {
         Self { narrow, ..self }
@@ -82,10 +90,36 @@ impl Scored<'_> {
         Ok(())
     }
 
+    /// Sequence `sequence` as the dense problem `one` of its lengths ([`AttentionProblem::of_one`]), with its part of the tensors: query `i` and
+    /// key `j` of a sequence have the elements of row `i` and column `j` of its batch, packed or not.
+    ///
+    /// # Panics
+    /// Where the problem has no such sequence, or tensors too short for it.
+    #[must_use]
+    pub fn of_sequence<'b>(&self, one: &'b AttentionProblem, sequence: usize) -> Scored<'b>
+    where
+        'a: 'b,
+    {
+        let ScoreTensors { alibi_slopes, bias, mask, sinks } = self.tensors;
+        let score = &self.problem.score_mod;
+        let first = |strides: Option<[usize; 3]>| strides.map_or(0, |[batch, ..]| sequence * batch);
+        let tensors = ScoreTensors {
+            alibi_slopes: alibi_slopes.map(|slopes| &slopes[sequence * self.slopes_of_sequence()..]),
+            bias: bias.map(|bias| bias.from(first(score.bias.map(|bias| bias.strides)))),
+            mask: mask.map(|mask| &mask[first(score.mask.map(|mask| mask.strides))..]),
+            sinks,
+        };
+        Scored { problem: one, tensors, narrow: self.narrow }
+    }
+
+    /// From one sequence's slopes to the next one's.
+    fn slopes_of_sequence(&self) -> usize {
+        if self.problem.score_mod.alibi == Some(Alibi::PerSequence) { self.problem.heads_q } else { 0 }
+    }
+
     /// The slope of a query head of a sequence, if there are slopes.
     pub(crate) fn slope(&self, batch: usize, head_q: usize) -> Option<f32> {
-        let heads = if self.problem.score_mod.alibi == Some(Alibi::PerSequence) { self.problem.heads_q } else { 0 };
-        Some(self.tensors.alibi_slopes?[batch * heads + head_q])
+        Some(self.tensors.alibi_slopes?[batch * self.slopes_of_sequence() + head_q])
     }
 
     /// What is added to a score, if anything is.
@@ -181,7 +215,7 @@ impl<'a> HostScores<'a> {
     pub(crate) fn tensors(&self) -> ScoreTensors<'a> {
         ScoreTensors {
             alibi_slopes: self.alibi_slopes,
-            bias: self.bias.map(|bias| bias.data),
+            bias: self.bias.map(|bias| bias.data.as_slice()),
             mask: self.mask.map(|mask| mask.data),
             sinks: self.sinks,
         }

@@ -89,11 +89,7 @@ impl HostData {
     #[inline]
     #[must_use]
     pub fn get(&self, index: usize) -> f32 {
-        match self {
-            Self::F16(values) => values[index].to_f32(),
-            Self::BF16(values) => values[index].to_f32(),
-            Self::F32(values) => values[index],
-        }
+        self.as_slice().get(index)
     }
 
     /// Stores `value` at `index`, rounded once to nearest even.

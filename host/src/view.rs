@@ -57,6 +57,26 @@ impl<'a> HostSlice<'a> {
     pub fn bytes(self) -> &'a [u8] {
         each!(self, values => bytemuck::cast_slice(values))
     }
+
+    /// Element `index` as float32, exactly.
+    #[inline]
+    #[must_use]
+    pub fn get(self, index: usize) -> f32 {
+        match self {
+            Self::F16(values) => values[index].to_f32(),
+            Self::BF16(values) => values[index].to_f32(),
+            Self::F32(values) => values[index],
+        }
+    }
+
+    /// The elements from `first` on, of which there are as many.
+    pub(crate) fn from(self, first: usize) -> Self {
+        match self {
+            Self::F16(values) => Self::F16(&values[first..]),
+            Self::BF16(values) => Self::BF16(&values[first..]),
+            Self::F32(values) => Self::F32(&values[first..]),
+        }
+    }
 }
 
 impl<'a, T: Element> From<&'a [T]> for HostSlice<'a> {
@@ -196,6 +216,18 @@ impl<'a> HostView<'a> {
             }
         }
         Ok(())
+    }
+
+    /// These tokens of every batch, in place; they are inside of the tensor, and at least one.
+    pub(crate) fn of_tokens(&self, tokens: Range<usize>) -> Result<Self> {
+        let layout = TensorLayout::strided(Shape { seqlen: tokens.len(), ..self.shape() }, self.layout.strides())?;
+        let start = self.layout.offset(0, 0, tokens.start);
+        let data = match self.data {
+            HostSlice::F16(values) => HostSlice::F16(&values[start..]),
+            HostSlice::BF16(values) => HostSlice::BF16(&values[start..]),
+            HostSlice::F32(values) => HostSlice::F32(&values[start..]),
+        };
+        Self::new(data, layout)
     }
 
     /// The tokens of one batch, copied, `[1][head][token][dim]`; they are inside of the tensor, and at least one.

@@ -231,7 +231,7 @@ pub struct QuantizeParams {
     pub k: Strided,
     /// Values.
     pub v: Strided,
-    /// What is taken out of a head of K. Written with K; read where Q is quantized alone.
+    /// What is taken out of a head of K. Written with K; read where Q is quantized alone, and where K goes on.
     pub k_offset: Global<f32>,
     /// Codes of Q, row-major.
     pub q_out: Global<u8>,
@@ -251,7 +251,7 @@ pub struct QuantizeParams {
     pub v_scale: Global<f32>,
     /// The scale that a block's values share, or NaN.
     pub v_block_scale: Global<f32>,
-    /// A power of two a head.
+    /// A power of two a head. Not written where V goes on.
     pub v_unit: Global<f32>,
     /// The paper's scheme: bits of the largest magnitude of each head of V, which `v_amax_*` found. Null in the default scheme.
     pub v_amax: Global<u32>,
@@ -277,7 +277,12 @@ pub struct QuantizeParams {
     pub head_dim_v: u32,
     /// Dims of a head of V in the tensor.
     pub dims_v: u32,
-    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    /// Not 0 where the tokens of K and V go on heads whose first ones were quantized elsewhere, which gave `k_offset`. Of the default scheme,
+    /// of sequences that are not packed.
+    pub goes_on: u32,
+    /// Not 0 where the tokens of a block of K share a scale if they are about as large, for kernels that take narrow blocks. Of the default scheme.
+    pub share_k: u32,
+    /// Zero.
     pub reserved: u32,
     /// Where sequences have lengths of their own.
     pub seqlens: SeqLens,
@@ -474,6 +479,8 @@ impl QuantizeParams {
         dims: 0,
         head_dim_v: 0,
         dims_v: 0,
+        goes_on: 0,
+        share_k: 0,
         reserved: 0,
         seqlens: SeqLens::NONE,
     };
@@ -505,7 +512,7 @@ const _: () = assert!(
         == 11 * 8 + size_of::<Strided>() + 12 * 4 + size_of::<SeqLens>() + size_of::<ScoreParams>()
 );
 const _: () = assert!(size_of::<SeqLens>() == 3 * 8 + 4 * 4);
-const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 12 * 4 + size_of::<SeqLens>());
+const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 14 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 8 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<ShortParams>() == size_of::<AttentionParams>() + 3 * size_of::<Strided>() + 2 * 4);
 const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);

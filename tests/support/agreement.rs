@@ -14,7 +14,7 @@ use crate::properties::{Kernels, Operand, identical_operands, representable};
 use crate::sim::Simulator;
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, Bounds};
-use int_flash_attention::{DType, HostQuantized, HostTensor, Scheme, ScoreMod};
+use int_flash_attention::{DType, HostQuantized, HostTensor, Scheme, ScoreMod, Scored};
 use int_flash_attention_kernels::config::BASELINE;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -44,7 +44,8 @@ impl Agreement {
     /// When one of them fails, or the first difference that is not allowed.
     pub fn int8(&mut self, gpu: &impl Kernels, machine: &Simulator, case: &Case) -> Result<()> {
         let (problem, [q, k, v]) = (&case.problem, case.tensors()?);
-        let operands = machine.quantize(problem, &q, &k, &v)?;
+        let shared = Scored::from(problem).with_narrow(gpu.shares_k(problem));
+        let operands = machine.quantize_part(shared, [&q, &k, &v], None)?;
         identical_operands(&gpu.quantize(problem, &q, &k, &v)?, &operands)?;
         self.add("GPU and PTX machine, quantize", Tally { cases: 1, ..Tally::exact(quantized_elements(&operands)) });
 

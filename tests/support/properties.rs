@@ -8,6 +8,9 @@ use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Sc
 /// One of Q, K, V.
 pub use int_flash_attention::Operand;
 
+/// All of them.
+pub const OPERANDS: [Operand; 3] = [Operand::Q, Operand::K, Operand::V];
+
 /// Something that runs the kernels.
 ///
 /// Implementations surround every output with guard bytes and fail where one of them, or a gap between rows, changed.
@@ -17,6 +20,9 @@ pub trait Kernels {
 
     /// Whether the kernel for a problem takes narrow blocks as such.
     fn narrow(&self, problem: &AttentionProblem) -> bool;
+
+    /// Whether `quantize` gives the tokens of a block of K one scale where they are about as large.
+    fn shares_k(&self, problem: &AttentionProblem) -> bool;
 
     /// `quantize`.
     ///
@@ -79,11 +85,12 @@ pub trait Kernels {
 /// The first that does not hold.
 pub fn all(kernels: &impl Kernels, case: &Case) -> Result<()> {
     let [q, k, v] = case.tensors()?;
-    let want = reference::quantize(&case.problem, &q, &k, &v)?;
+    let shared = Scored::from(&case.problem).with_narrow(kernels.shares_k(&case.problem));
+    let want = reference::quantize(shared, &q, &k, &v)?;
     let got = kernels.quantize(&case.problem, &q, &k, &v)?;
     same_operands(&case.problem, &got, &want, &q)?;
     attention(kernels, case, &want)?;
-    for operand in [Operand::Q, Operand::K, Operand::V] {
+    for operand in OPERANDS {
         dequantize(kernels, case, &want, operand)?;
     }
     Ok(())

@@ -18,8 +18,8 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Slopes from 2^-8 to 1/2, a few of them negative; biases some of which hide their key; masks that keep two keys of three, and
-    /// hide some blocks of 32 whole; sinks below, among and above the scores.
+    /// Slopes from 2^-8 to 1/2, a few of them negative; biases some of which hide their key, some blocks of 256 whole, by little; masks
+    /// that keep two keys of three, and hide some blocks of 32 whole; sinks below, among and above the scores.
     ///
     /// # Panics
     ///
@@ -42,6 +42,9 @@ impl Scores {
         };
         let bias = |layout: BiasLayout| {
             let values = (0..layout.span(problem).unwrap()).map(|at| {
+                if noise(6, at / 256).uniform() < 0.15 {
+                    return -45010.0;
+                }
                 let mut noise = noise(3, at);
                 match noise.uniform() {
                     x if x < 0.05 => f32::NEG_INFINITY,
@@ -88,11 +91,11 @@ impl Scores {
     pub fn scored<'a>(&'a self, problem: &'a AttentionProblem) -> Scored<'a> {
         let tensors = ScoreTensors {
             alibi_slopes: self.alibi_slopes.as_deref(),
-            bias: self.bias.as_ref(),
+            bias: self.bias.as_ref().map(HostData::as_slice),
             mask: self.mask.as_deref(),
             sinks: self.sinks.as_deref(),
         };
-        Scored { problem, tensors, narrow: false }
+        Scored::new(problem, tensors)
     }
 }
 

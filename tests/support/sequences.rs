@@ -1,10 +1,13 @@
 //! What must hold of the kernels on sequences of unlike lengths, and cases of them.
 
 use crate::case::Case;
-use crate::properties::{Kernels, Operand, representable, same_but_bias, same_operands, within};
+use crate::properties::{self, Kernels, OPERANDS, Operand, representable, same_but_bias, within};
+use crate::scores::any_score_mod;
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, sequences};
-use int_flash_attention::{AttentionProblem, HostTensor, SeqLens, Sequences, Shape, Span, TensorLayout};
+use int_flash_attention::{
+    AttentionProblem, HostQuantized, HostTensor, ScoreMod, Scored, SeqLens, Sequences, Shape, Span, TensorLayout,
+};
 use proptest::prelude::*;
 use std::ops::Range;
 
@@ -39,6 +42,16 @@ pub fn packed(case: Case, lengths: &[(u32, u32)], room: usize) -> (Case, Lengths
     (Case { problem, ..case }, SeqLens::Packed { cu_seqlens_q, cu_seqlens_kv })
 }
 
+/// The same with a change of the scores for the problem that it has become.
+#[must_use]
+pub fn scored(
+    (case, lengths): (Case, Lengths),
+    score_mod: impl FnOnce(&AttentionProblem) -> ScoreMod,
+) -> (Case, Lengths) {
+    let problem = case.problem.with_score_mod(score_mod(&case.problem));
+    (Case { problem, ..case }, lengths)
+}
+
 /// A case of a dense batch whose sequences have these numbers of keys.
 #[must_use]
 pub fn key_lengths(case: Case, lengths: &[u32]) -> (Case, Lengths) {
@@ -57,7 +70,7 @@ pub fn tokens(x: &HostTensor, batch: usize, tokens: &Range<usize>) -> Result<Hos
     Ok(HostTensor::from_fn(x.dtype(), layout, |_, h, n, d| x.get(batch, h, tokens.start + n, d))?)
 }
 
-/// Quantization, attention and dequantization of a case by `kernels`, which have its lengths, against the references; and that each
+/// Quantization, attention, with what changes the case's scores, and dequantization by `kernels`, which have the case's lengths, against the references; and that each
 /// sequence comes out as from `alone`, the same kernels without lengths, bit for bit.
 ///
 /// # Errors
@@ -66,16 +79,15 @@ pub fn tokens(x: &HostTensor, batch: usize, tokens: &Range<usize>) -> Result<Hos
 pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -> Result<()> {
     let (problem, [q, k, v]) = (&case.problem, case.tensors()?);
     let on_host = lengths.map(Vec::as_slice);
-    let want = sequences::quantize(problem, &on_host, &q, &k, &v)?;
+    let shared = Scored::from(problem).with_narrow(kernels.shares_k(problem));
+    let want = sequences::quantize(shared, &on_host, &q, &k, &v)?;
     let got = kernels.quantize(problem, &q, &k, &v)?;
-    same_but_bias(&got, &want)?;
+    same_operands(problem, lengths, &got, &want, &q)?;
 
-    let layout = case.output()?;
-    let (o, lse) = kernels.attention(&problem.into(), &want, &layout, case.out_dtype, case.lse)?;
-    let (expected, bounds) = {
-        let (ideal, narrow) = (K::EXACT_EXPONENTIALS, kernels.narrow(problem));
-        sequences::gpu_bounds(problem, &on_host, &want, case.out_dtype, ideal, narrow)?
-    };
+    let (layout, scores) = (case.output()?, case.scores());
+    let scored = scores.scored(problem).with_narrow(kernels.narrow(problem));
+    let (o, lse) = kernels.attention(&scored, &want, &layout, case.out_dtype, case.lse)?;
+    let (expected, bounds) = sequences::gpu_bounds(scored, &on_host, &want, case.out_dtype, K::EXACT_EXPONENTIALS)?;
     let d = problem.value_dim();
     let in_dense = |o: &HostTensor| representable(o, &expected.o, &bounds.o);
     within("o", &in_dense(&o), &expected.o, &bounds.o, d)?;
@@ -84,12 +96,12 @@ pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -
         let lse: Vec<f64> = lse.iter().copied().map(f64::from).collect();
         within("lse", &lse, &expected.lse, &bounds.lse, 1)?;
     }
-    for span in problem.spans(&on_host)?.into_iter().filter(|span| !span.q.is_empty() && !span.kv.is_empty()) {
+    for span in spans(problem, lengths)? {
         let one = problem.of_one(span.q.len(), span.kv.len());
-        let (part, of_got) = (sequences::part(problem, &span, &want)?, sequences::part(problem, &span, &got)?);
-        same_operands(&one, &of_got, &part, &tokens(&q, span.batch, &span.q)?)?;
+        let part = sequences::part(problem, &span, &want)?;
         let own = TensorLayout::bhnd(one.o_shape());
-        let (own_o, own_lse) = alone.attention(&(&one).into(), &part, &own, case.out_dtype, case.lse)?;
+        let of_one = scored.of_sequence(&one, span.sequence);
+        let (own_o, own_lse) = alone.attention(&of_one, &part, &own, case.out_dtype, case.lse)?;
         let of = || format!("sequence {} of {lengths:?}", span.sequence);
         let place = |h: usize, n: usize| (span.batch, h, span.q.start + n);
         for (h, n) in (0..problem.heads_q).flat_map(|h| (0..span.q.len()).map(move |n| (h, n))) {
@@ -101,34 +113,73 @@ pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -
                 ensure!(same, "{}: the log-sum-exp of head {h}, row {n} differs from the sequence alone", of());
             }
         }
-        for operand in [Operand::Q, Operand::K, Operand::V] {
-            dequantized(kernels, case, &want, operand, &span).with_context(of)?;
-        }
+    }
+    dequantized(kernels, case, lengths, &want)
+}
+
+/// The sequences whose tokens are in tensors.
+fn spans(problem: &AttentionProblem, lengths: &Lengths) -> Result<impl Iterator<Item = Span> + use<>> {
+    let spans = problem.spans(&lengths.map(Vec::as_slice))?;
+    Ok(spans.into_iter().filter(|span| !span.q.is_empty() && !span.kv.is_empty()))
+}
+
+/// Whether operands are the reference's, bit for bit, but for the rounding of `q_bias`.
+///
+/// # Errors
+///
+/// Names the array.
+pub(crate) fn same_operands(
+    problem: &AttentionProblem,
+    lengths: &Lengths,
+    got: &HostQuantized,
+    want: &HostQuantized,
+    q: &HostTensor,
+) -> Result<()> {
+    same_but_bias(got, want)?;
+    for span in spans(problem, lengths)? {
+        let one = problem.of_one(span.q.len(), span.kv.len());
+        let [got, want] = [got, want].map(|operands| sequences::part(problem, &span, operands));
+        properties::same_operands(&one, &got?, &want?, &tokens(q, span.batch, &span.q)?)
+            .with_context(|| format!("sequence {} of {lengths:?}", span.sequence))?;
     }
     Ok(())
 }
 
-/// A sequence's tokens of an operand, back in floats.
-fn dequantized(
+/// Every sequence's tokens of every operand, back in floats.
+///
+/// # Errors
+///
+/// Names the first element that is wrong.
+pub(crate) fn dequantized(
     kernels: &impl Kernels,
     case: &Case,
-    operands: &int_flash_attention::HostQuantized,
-    operand: Operand,
-    span: &Span,
+    lengths: &Lengths,
+    operands: &HostQuantized,
 ) -> Result<()> {
     let problem = &case.problem;
-    let part = sequences::part(problem, span, operands)?;
-    let (shape, own, want) = match operand {
-        Operand::Q => (problem.q_shape(), &span.q, reference::dequantize_q(&part.q)?),
-        Operand::K => (problem.kv_shape(), &span.kv, reference::dequantize_k(&part.k)?),
-        Operand::V => (problem.v_shape(), &span.kv, reference::dequantize_v(&part.v)?),
-    };
-    let layout = case.placement[3].layout(shape)?;
-    let got = kernels.dequantize(problem, operands, operand, &layout, case.out_dtype)?;
-    let got = tokens(&got, span.batch, own)?.dense_f64();
-    for (i, (&got, &want)) in got.iter().zip(&want).enumerate() {
-        let want = case.out_dtype.round(f64::from(want));
-        ensure!(got == want || got.is_nan() && want.is_nan(), "{operand:?}[{i}] is {got:e}, should be {want:e}");
+    for operand in OPERANDS {
+        let shape = match operand {
+            Operand::Q => problem.q_shape(),
+            Operand::K => problem.kv_shape(),
+            Operand::V => problem.v_shape(),
+        };
+        let layout = case.placement[3].layout(shape)?;
+        let all = kernels.dequantize(problem, operands, operand, &layout, case.out_dtype)?;
+        for span in spans(problem, lengths)? {
+            let part = sequences::part(problem, &span, operands)?;
+            let (own, want) = match operand {
+                Operand::Q => (&span.q, reference::dequantize_q(&part.q)?),
+                Operand::K => (&span.kv, reference::dequantize_k(&part.k)?),
+                Operand::V => (&span.kv, reference::dequantize_v(&part.v)?),
+            };
+            let got = tokens(&all, span.batch, own)?.dense_f64();
+            for (i, (&got, &want)) in got.iter().zip(&want).enumerate() {
+                let want = case.out_dtype.round(f64::from(want));
+                let same = got == want || got.is_nan() && want.is_nan();
+                let of = span.sequence;
+                ensure!(same, "{operand:?}[{i}] of sequence {of} of {lengths:?} is {got:e}, should be {want:e}");
+            }
+        }
     }
     Ok(())
 }
@@ -146,5 +197,13 @@ pub fn any_pack(case: impl Strategy<Value = Case>, longest: u32) -> impl Strateg
         }
         // A placement of one batch: the gaps of a case are as good.
         packed(case, &pack, room)
+    })
+}
+
+/// [`any_pack`] with any change of the scores.
+pub fn any_scored_pack(case: impl Strategy<Value = Case>, longest: u32) -> impl Strategy<Value = (Case, Lengths)> {
+    any_pack(case, longest).prop_flat_map(|pack| {
+        let problem = pack.0.problem;
+        any_score_mod(problem).prop_map(move |score_mod| scored(pack.clone(), |_| score_mod))
     })
 }

@@ -7,31 +7,32 @@ use crate::properties::{Kernels, Operand};
 use anyhow::{Context, Result};
 use int_flash_attention::gpu::embedded_ptx;
 use int_flash_attention::{
-    AttentionProblem, DType, HostQuantized, HostTensor, Order, PackedFormat, QuantizedK, QuantizedQ, QuantizedV,
-    Scored, SeqLens, Sequences, Span, TensorLayout,
+    AttentionProblem, DType, HostQuantized, HostTensor, Order, Scored, SeqLens, Span, TensorLayout,
 };
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::dequantize::launch as dequantization;
-use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, packed_dim, v_byte};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, packed_dim};
 use int_flash_attention_kernels::params::{
-    self, AttentionParams, BaselineParams, DequantizeParams, Global, Params, QuantizeParams, Strided, operand,
+    self, AttentionParams, BaselineParams, DequantizeParams, Global, Params, Strided, operand,
 };
-use int_flash_attention_kernels::quantize::launch as quantization;
 use ptx_machine::{Arg, DevPtr, Launch, Memory, Module};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 mod append;
 mod decode;
+mod later;
 mod parts;
+mod quantize;
 mod short;
 mod tensors;
 
 pub use append::SimulatedCache;
 use parts::Parts;
+pub use quantize::Part;
 pub use tensors::Places;
 
 /// The shipped kernels, loaded as they are asked for.
@@ -43,7 +44,8 @@ pub struct Simulator {
     shared_bytes: usize,
     places: Places,
     lengths: SeqLens<Vec<u32>>,
-    modules: Mutex<HashMap<String, Arc<Module>>>,
+    /// Those in the place of shipped ones first.
+    modules: Mutex<HashMap<String, Vec<Arc<Module>>>>,
 }
 
 impl Default for Simulator {
@@ -108,10 +110,10 @@ impl Simulator {
         problem.spans(&self.lengths.map(Vec::as_slice)).unwrap_or_default()
     }
 
-    /// The same with this in a module's place.
+    /// The same with these in a module's place: of each kernel the first that has it.
     #[must_use]
-    pub fn with_module(self, name: &str, module: Arc<Module>) -> Self {
-        self.modules.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name.to_owned(), module);
+    pub fn with_modules(self, name: &str, modules: &[Arc<Module>]) -> Self {
+        self.modules.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), modules.to_vec());
         self
     }
 
@@ -121,13 +123,19 @@ impl Simulator {
     ///
     /// When there is none of that name, or it does not load.
     pub fn module(&self, name: &str) -> Result<Arc<Module>> {
-        let mut modules = self.modules.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(module) = modules.get(name) {
+        self.module_with(name, |_| true)
+    }
+
+    /// The first of a module's that is so, the shipped one where none is.
+    fn module_with(&self, name: &str, chosen: impl Fn(&Module) -> bool) -> Result<Arc<Module>> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = modules.entry(name.to_owned()).or_default();
+        if let Some(module) = known.iter().find(|module| chosen(module)) {
             return Ok(module.clone());
         }
         let ptx = self.source(name)?;
         let module = Arc::new(Module::load(&ptx).with_context(|| format!("{name}.ptx"))?);
-        modules.insert(name.to_owned(), module.clone());
+        known.push(module.clone());
         Ok(module)
     }
 
@@ -162,7 +170,8 @@ impl Simulator {
             block: [u32::try_from(at.threads)?, 1, 1],
             shared_bytes: u32::try_from(at.shared)?,
         };
-        self.module(module)?.launch_some(&launch, ctas, args, memory).with_context(|| at.kernel.to_owned())?;
+        let module = self.module_with(module, |module| module.has(at.kernel))?;
+        module.launch_some(&launch, ctas, args, memory).with_context(|| at.kernel.to_owned())?;
         Ok(())
     }
 
@@ -202,6 +211,10 @@ impl Kernels for Simulator {
         variant.is_some_and(config::AttentionVariant::takes_narrow)
     }
 
+    fn shares_k(&self, problem: &AttentionProblem) -> bool {
+        self.narrow(problem)
+    }
+
     fn quantize(
         &self,
         problem: &AttentionProblem,
@@ -209,104 +222,8 @@ impl Kernels for Simulator {
         k: &HostTensor,
         v: &HostTensor,
     ) -> Result<HostQuantized> {
-        let (d, packed, dtype) = (problem.head_dim, packed_dim(problem.head_dim), q.dtype());
-        let (q_shape, kv_shape) = (problem.q_shape(), problem.kv_shape());
-        let (v_shape, packed_v) = (problem.v_shape(), packed_dim(problem.value_dim()));
-        let heads = problem.batch * kv_shape.heads;
-        let sequences = matches!(problem.sequences, Sequences::Packed { .. }).then_some(problem.batch);
-        let of_head =
-            sequences.map_or_else(|| kv_blocks(kv_shape.seqlen), |sequences| kv_shape.seqlen / KV_BLOCK + sequences);
-        let blocks = kv_shape.batch * kv_shape.heads * of_head;
-        let scheme = problem.scheme;
-
-        let mut memory = Memory::new();
-        let [q_in, k_in, v_in] = [q, k, v].map(|tensor| self.places.upload(&mut memory, tensor));
-        let (q_in, k_in, v_in) = (q_in?, k_in?, v_in?);
-        let mut floats = |len: usize| memory.alloc(4 * len as u64, 256);
-        let [q_scale, q_bias] = [floats(q_shape.rows()), floats(q_shape.rows())];
-        let [k_scale, v_scale] = [floats(blocks * KV_BLOCK), floats(blocks * KV_BLOCK)];
-        let [k_block_scale, v_block_scale] = [floats(blocks), floats(blocks)];
-        let (k_offset, v_unit) = (floats(heads * d), floats(heads));
-        let v_amax = if scheme.rotates() { DevPtr::NULL } else { memory.alloc_from(&vec![0_u32; heads]) };
-        let mut bytes = |len: usize| memory.alloc(len as u64, 256);
-        let [q_out, k_out, v_out] =
-            [q_shape.rows() * packed, blocks * block_bytes(packed), blocks * block_bytes(packed_v)].map(&mut bytes);
-
-        let params = problem.quantize_params(Some(q_in.layout()), Some([k_in.layout(), v_in.layout()]));
-        let params = QuantizeParams {
-            q: Strided { data: global(q_in.data), ..params.q },
-            k: Strided { data: global(k_in.data), ..params.k },
-            v: Strided { data: global(v_in.data), ..params.v },
-            k_offset: global(k_offset),
-            q_out: global(q_out),
-            q_scale: global(q_scale),
-            q_bias: global(if scheme.rotates() { q_bias } else { DevPtr::NULL }),
-            k_out: global(k_out),
-            k_scale: global(k_scale),
-            k_block_scale: global(k_block_scale),
-            v_out: global(v_out),
-            v_scale: global(v_scale),
-            v_block_scale: global(v_block_scale),
-            v_unit: global(v_unit),
-            v_amax: global(v_amax),
-            seqlens: self.seqlens(&mut memory, params.seqlens),
-            ..params
-        };
-        let overflow = || format!("the grid overflows for {problem:?}");
-        let threads = quantization::threads(packed, dtype.size());
-        if !scheme.rotates() {
-            let ctas = quantization::v_amax_ctas(&params);
-            let grid = [ctas.with_context(overflow)?, 1, 1];
-            let at = Grid { kernel: &format!("v_amax_{dtype}"), grid, threads, shared: 0 };
-            self.launch(&format!("quantize_{dtype}"), &at, &[structure(&params)], &memory)?;
-        }
-        let at = Grid {
-            kernel: &format!("quantize_{dtype}"),
-            grid: [quantization::quantize_ctas(&params).with_context(overflow)?, 1, 1],
-            threads,
-            shared: quantization::shared_bytes(packed, dtype.size()),
-        };
-        self.launch(&format!("quantize_{dtype}"), &at, &[structure(&params)], &memory)?;
-
-        let spans = self.spans(problem);
-        let of_q = |unit: usize| Parts::new(&spans, problem.heads_q, unit, |span, head| span.rows(problem, head));
-        let of_kv = |unit: usize| Parts::new(&spans, problem.heads_kv, unit, |span, head| span.blocks(problem, head));
-        // Lengths that are none may leave out heads.
-        let floats = |name, ptr, len| {
-            if spans.is_empty() { Ok(vec![0.0; len]) } else { memory.read::<f32>(ptr, len).context(name) }
-        };
-        let bias = || of_q(1).read(&memory, q_bias, q_shape.rows(), 0.0).context("q_bias");
-        let format = PackedFormat::CURRENT;
-        let [bytes, bytes_v] = [packed, packed_v].map(block_bytes);
-        Ok(HostQuantized {
-            q: QuantizedQ {
-                shape: q_shape,
-                scheme,
-                data: of_q(packed).read(&memory, q_out, q_shape.rows() * packed, 0).context("q")?,
-                scale: of_q(1).read(&memory, q_scale, q_shape.rows(), 0.0).context("q_scale")?,
-                bias: scheme.rotates().then(bias).transpose()?,
-            },
-            k: QuantizedK {
-                shape: kv_shape,
-                packed: sequences,
-                scheme,
-                format,
-                data: of_kv(bytes).read(&memory, k_out, blocks * bytes, 0).context("k")?,
-                scale: of_kv(KV_BLOCK).read(&memory, k_scale, blocks * KV_BLOCK, 0.0).context("k_scale")?,
-                block_scale: of_kv(1).read(&memory, k_block_scale, blocks, 0.0).context("k_block_scale")?,
-                offset: floats("k_offset", k_offset, heads * d)?,
-            },
-            v: QuantizedV {
-                shape: v_shape,
-                packed: sequences,
-                scheme,
-                format,
-                data: of_kv(bytes_v).read(&memory, v_out, blocks * bytes_v, v_byte(0)).context("v")?,
-                scale: of_kv(KV_BLOCK).read(&memory, v_scale, blocks * KV_BLOCK, 0.0).context("v_scale")?,
-                block_scale: of_kv(1).read(&memory, v_block_scale, blocks, 0.0).context("v_block_scale")?,
-                unit: floats("v_unit", v_unit, heads)?,
-            },
-        })
+        let scored = Scored::from(problem).with_narrow(self.shares_k(problem));
+        self.quantize_part(scored, [q, k, v], None)
     }
 
     fn attention(

@@ -2,10 +2,12 @@
 
 use int_flash_attention::{DType, DecodeProblem, Shape, Split, Window};
 use int_flash_attention_kernels::config::decode::DECODE;
+use int_flash_attention_tests::continuation::decode_is_prefill;
 use int_flash_attention_tests::decode::{
     DecodeCase, DecodeKernels, MergeCase, bits, cases_of, hostile_case, many_sequences, matches_the_reference,
     merges_as_the_reference, tails,
 };
+use int_flash_attention_tests::sequences::Lengths;
 use int_flash_attention_tests::sim::Simulator;
 
 /// Groups of 1 to 16 heads, 1 to 8 new tokens, windows, softcap, ALiBi, sinks, splits; lengths of 0, 1, 127 to 129 and beyond the table.
@@ -22,6 +24,15 @@ fn each_kernel_matches_the_reference() {
 }
 
 const PROBLEM: DecodeProblem = DecodeProblem::new(4, 4, 1, 900, 64);
+
+/// Softcap, ALiBi, sinks and windows over sequences of unlike lengths mean the same in both.
+#[test]
+fn a_decode_gives_what_a_prefill_of_the_same_tokens_gives() {
+    let prefill = |lengths: &Lengths| Simulator::new().with_lengths(lengths);
+    for head_dim in [32, 256] {
+        decode_is_prefill(&Simulator::new(), prefill, head_dim).unwrap_or_else(|error| panic!("{head_dim}: {error:#}"));
+    }
+}
 
 /// Sequences that share pages, entries outside the pool in the middle and at the end, lengths beyond the table.
 #[test]

@@ -3,82 +3,29 @@
 use anyhow::{Result, ensure};
 use half::f16;
 use int_flash_attention::{
-    Alibi, AttentionProblem, BiasLayout, DType, Device, Error, HostBias, HostData, HostMask, HostScores, HostTensor,
-    MaskKind, MaskLayout, Options, Scheme, ScoreMod, ScoreTensors, Scored, Window, attention, reference,
+    AttentionProblem, BiasLayout, DType, Device, Error, HostBias, HostData, HostMask, HostScores, HostTensor, MaskKind,
+    MaskLayout, Options, Scheme, ScoreMod, ScoreTensors, Scored, SeqLens, attention, reference,
 };
 use int_flash_attention_kernels::config::{self, Family, Kind};
 use int_flash_attention_kernels::layout::MAX_SCALE;
 use int_flash_attention_tests::case::{Case, any_scored_case};
+use int_flash_attention_tests::definition::{definition, is_close};
 use int_flash_attention_tests::scores::some_score_mod;
 use int_flash_attention_tests::sim::Simulator;
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{cases, check_cases, properties};
 
-/// Output and log-sum-exp by the definition alone: every pair of a query and a key, in float64, with no thought of speed.
-fn definition(scored: &Scored<'_>, [q, k, v]: [&HostTensor; 3]) -> (Vec<f64>, Vec<f64>) {
-    let (p, t) = (scored.problem, &scored.tensors);
-    let score = &p.score_mod;
-    let (mut o, mut lse) = (Vec::new(), Vec::new());
-    for (b, h, i) in
-        (0..p.batch).flat_map(|b| (0..p.heads_q).flat_map(move |h| (0..p.seqlen_q).map(move |i| (b, h, i))))
-    {
-        let g = h / (p.heads_q / p.heads_kv);
-        let at = |strides: [usize; 3]| b * strides[0] + h * strides[1] + i * strides[2];
-        let logit = |j: usize| -> Option<f64> {
-            let distance = (i + p.seqlen_kv) as f64 - (j + p.seqlen_q) as f64;
-            let Window { left, right } = p.window;
-            let inside = left.is_none_or(|left| distance <= left as f64) && right.is_none_or(|r| -distance <= r as f64);
-            let kept = score.mask.is_none_or(|mask| {
-                let (bytes, row) = (t.mask.unwrap(), at(mask.strides));
-                match mask.kind {
-                    MaskKind::Bytes => bytes[row + j] > 0,
-                    MaskKind::Bits => bytes[row + j / 8] & (1 << (j % 8)) > 0,
-                }
-            });
-            let bias = score.bias.map_or(0.0, |bias| f64::from(t.bias.unwrap().get(at(bias.strides) + j)));
-            if !inside || !kept || bias < -45000.0 {
-                return None;
-            }
-            let dot: f64 = (0..p.head_dim).map(|d| f64::from(q.get(b, h, i, d)) * f64::from(k.get(b, g, j, d))).sum();
-            let mut z = dot * f64::from(p.softmax_scale.unwrap_or((1.0 / (p.head_dim as f64).sqrt()) as f32));
-            if let Some(cap) = score.softcap {
-                z = f64::from(cap) * (z / f64::from(cap)).tanh();
-            }
-            let slope = score.alibi.map_or(0.0, |alibi| {
-                t.alibi_slopes.unwrap()[if alibi == Alibi::PerSequence { b * p.heads_q + h } else { h }].into()
-            });
-            Some(z - slope * distance.abs() + bias)
-        };
-        let logits: Vec<Option<f64>> = (0..p.seqlen_kv).map(logit).collect();
-        let sink = score.sinks.then(|| f64::from(t.sinks.unwrap()[h]));
-        let all = || logits.iter().flatten().copied();
-        let max = all().chain(sink).fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = all().chain(sink).map(|z| (z - max).exp()).sum();
-        let weights = || logits.iter().enumerate().filter_map(|(j, z)| Some((j, (((*z)?) - max).exp() / sum)));
-        for d in 0..p.head_dim {
-            o.push(weights().map(|(j, w)| w * f64::from(v.get(b, g, j, d))).sum());
-        }
-        lse.push(if all().chain(sink).next().is_some() { max + sum.ln() } else { f64::NEG_INFINITY });
-    }
-    (o, lse)
-}
-
 fn exact_is_the_definition(case: &Case) -> Result<()> {
     let [q, k, v] = case.tensors()?;
     let scores = case.scores();
     let scored = scores.scored(&case.problem);
-    let (got, (o, lse)) = (reference::exact(scored, &q, &k, &v)?, definition(&scored, [&q, &k, &v]));
-    let close = |got: &[f64], want: &[f64]| {
-        let largest = want.iter().filter(|x| x.is_finite()).fold(1.0, |a: f64, x| a.max(x.abs()));
-        got.len() == want.len()
-            && got.iter().zip(want).all(|(got, want)| got == want || (got - want).abs() <= 1e-9 * largest)
-    };
+    let (got, (o, lse)) = (reference::exact(scored, &q, &k, &v)?, definition(&scored, &SeqLens::Equal, [&q, &k, &v]));
     // Scores of 1e20 are one-hot by rounding; what they come to is no matter of definition.
     if case.values.contains(&Values::Huge) {
         return Ok(());
     }
-    ensure!(close(&got.lse, &lse), "the log-sum-exp is not that of the definition");
-    ensure!(close(&got.o, &o), "the output is not that of the definition");
+    ensure!(is_close(&got.lse, &lse), "the log-sum-exp is not that of the definition");
+    ensure!(is_close(&got.o, &o), "the output is not that of the definition");
     Ok(())
 }
 
@@ -173,9 +120,7 @@ fn forms_of_a_tensor_are_the_same() {
     let run = |score_mod: ScoreMod, tensors_of_scores: ScoreTensors<'_>| {
         let problem = problem.with_score_mod(score_mod);
         let [q, k, v] = &tensors;
-        let (o, lse) = simulator
-            .job(Scored { problem: &problem, tensors: tensors_of_scores, narrow: false }, [q, k, v], true)
-            .unwrap();
+        let (o, lse) = simulator.job(Scored::new(&problem, tensors_of_scores), [q, k, v], true).unwrap();
         (o.bytes().to_vec(), lse.unwrap())
     };
     let keeps = |n: usize, j: usize| !(n * 7 + j * 13).is_multiple_of(5) && n != 4;
@@ -200,7 +145,7 @@ fn forms_of_a_tensor_are_the_same() {
     let wide: Vec<f32> = bias.iter().map(|x| x.to_f32()).collect();
     let biased = |bias: HostData| {
         let layout = BiasLayout::broadcast(bias.dtype(), [1, 1, 1, keys], &problem).unwrap();
-        let tensors = ScoreTensors { bias: Some(&bias), ..Default::default() };
+        let tensors = ScoreTensors { bias: Some(bias.as_slice()), ..Default::default() };
         run(ScoreMod { bias: Some(layout), ..ScoreMod::NONE }, tensors)
     };
     assert_eq!(biased(HostData::F16(bias)), biased(HostData::F32(wide)));
@@ -223,11 +168,11 @@ fn what_is_hidden_reaches_nothing() {
             ScoreMod { bias: Some(BiasLayout::broadcast(DType::F32, dims, &problem).unwrap()), ..ScoreMod::NONE };
         for (score_mod, tensors) in [
             (by_mask, ScoreTensors { mask: Some(&mask), ..Default::default() }),
-            (by_bias, ScoreTensors { bias: Some(&bias), ..Default::default() }),
+            (by_bias, ScoreTensors { bias: Some(bias.as_slice()), ..Default::default() }),
         ] {
             let problem = problem.with_score_mod(score_mod);
             let run = |k: &HostTensor, v: &HostTensor| {
-                simulator.job(Scored { problem: &problem, tensors, narrow: false }, [&q, k, v], true).unwrap()
+                simulator.job(Scored::new(&problem, tensors), [&q, k, v], true).unwrap()
             };
             let other = |tensor: &HostTensor, value: f32| {
                 let x = |b, h, n, d| if hidden(n) { value } else { tensor.get(b, h, n, d) };
@@ -245,9 +190,8 @@ fn what_is_hidden_reaches_nothing() {
         let layout = BiasLayout::broadcast(DType::F32, [1, 1, 20, 300], &problem).unwrap();
         let poisoned = problem.with_score_mod(ScoreMod { bias: Some(layout), ..ScoreMod::NONE });
         let bias = HostData::F32((0..20 * 300).map(|at| if at == 7 * 300 + 140 { f32::NAN } else { 0.0 }).collect());
-        let tensors = ScoreTensors { bias: Some(&bias), ..Default::default() };
-        let (o, lse) =
-            simulator.job(Scored { problem: &poisoned, tensors, narrow: false }, [&q, &k, &v], true).unwrap();
+        let tensors = ScoreTensors { bias: Some(bias.as_slice()), ..Default::default() };
+        let (o, lse) = simulator.job(Scored::new(&poisoned, tensors), [&q, &k, &v], true).unwrap();
         assert!(o.dense_f64().iter().enumerate().all(|(i, o)| o.is_nan() == (i / head_dim == 7)));
         assert!(lse.unwrap().iter().enumerate().all(|(i, lse)| lse.is_nan() == (i == 7)));
     }
@@ -274,7 +218,7 @@ fn host_tensors_are_checked() {
     let output = run(good).unwrap();
     let options = Options { scores: good, ..Options::default() };
     let problem = options.problem(&q, &k, &v).unwrap();
-    let (_, lse) = definition(&options.scored(&problem), [&q, &k, &v]);
+    let (_, lse) = definition(&options.scored(&problem), &SeqLens::Equal, [&q, &k, &v]);
     for (got, want) in output.lse.unwrap().iter().zip(lse) {
         assert!((f64::from(*got) - want).abs() < 0.05, "{got} {want}");
     }

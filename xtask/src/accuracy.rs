@@ -48,7 +48,7 @@ pub fn measure_with(
     if *lengths == HostSeqLens::Equal {
         return measure(scored, inputs, o);
     }
-    let want = reference::sequences::exact(scored.problem, lengths, &inputs.q, &inputs.k, &inputs.v)?;
+    let want = reference::sequences::exact(scored, lengths, &inputs.q, &inputs.k, &inputs.v)?;
     let rows = o.shape().seqlen;
     Ok(Accuracy { figures: reference::compare(&o.dense_f64(), &want.o), rows, rows_of: rows })
 }

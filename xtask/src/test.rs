@@ -33,7 +33,7 @@ impl Tally {
 
 type Step = fn() -> Result<Tally>;
 
-const STEPS: [(&str, Step); 13] = [
+const STEPS: [(&str, Step); 14] = [
     ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
     ("clippy", clippy),
     ("device-clippy", device_clippy),
@@ -43,18 +43,15 @@ const STEPS: [(&str, Step); 13] = [
     ("package", || assembled(&["package", "--allow-dirty", "--checked"])),
     ("tests", || tests(&["--no-fail-fast"], &[])),
     ("candle", candle),
+    ("mutants", || xtask(&["mutants", "--sample", "4"])),
     ("nvvm", nvvm),
     ("oldest", oldest),
     ("licences", licences),
     ("user", user),
 ];
 
-/// Steps that run only where they are asked for by name: mutants, until the batteries of the newest kernels kill as many as they should, and
-/// what takes minutes and says little that the others do not.
-const ON_REQUEST: [(&str, Step); 2] = [
-    ("mutants", || xtask(&["mutants", "--sample", "4", "--kernel", "attention", "--kernel", "quantize"])),
-    ("libnvvm", libnvvm),
-];
+/// Steps that run only where they are asked for by name: what takes minutes and says little that the others do not.
+const ON_REQUEST: [(&str, Step); 1] = [("libnvvm", libnvvm)];
 
 pub fn run(args: &Args) -> Result<()> {
     let names: Vec<_> = STEPS.iter().chain(&ON_REQUEST).map(|(name, _)| *name).collect();

@@ -2,8 +2,15 @@
 
 use super::*;
 use crate::FlashAttn;
-use candle_core::{Layout, Shape};
-use int_flash_attention::{DType, DeviceBuffer, Error, StreamRef};
+use crate::VarLen;
+use crate::cache::{AppendCall, AttendCall, Attended};
+use crate::op::{Attention, Lengths};
+use crate::{CacheConfig, PagedTables};
+use candle_core::{DType as Type, Device, Layout, Shape, Tensor};
+use int_flash_attention::{
+    AnySlice, AnySliceMut, Appended, CacheFormat, CacheShape, DType, DecodeHeads, DeviceBuffer, Error, JobPath,
+    KvCache, NewTokens, PageTables, ScoreViews, SeqLens, Slots, StreamRef, ViewMutCache,
+};
 use pretended_driver::{PretendedGpu, Session, begin};
 
 /// Calls that allocate, fill, load or wait.
@@ -23,11 +30,22 @@ fn counted(session: &Session) -> [usize; 9] {
     CALLS.map(|name| session.calls(name))
 }
 
-fn call(seqlen_q: usize, seqlen_kv: usize) -> Call {
-    let op = FlashAttn { softmax_scale: 0.125, window_size_left: None, window_size_right: Some(0) };
-    let layout = |tokens, heads| Layout::contiguous(Shape::from((2, tokens, heads, 64)));
+/// Of what changes scores, and of lengths: two sequences of a model's layer.
+fn attention(options: FlashAttn, lengths: Lengths) -> Attention {
+    Attention { options: options.with_causal(true), lengths }
+}
+
+fn plain() -> Attention {
+    attention(FlashAttn::new(0.125), Lengths::Equal)
+}
+
+fn call(op: &Attention, seqlen_q: usize, seqlen_kv: usize) -> Call {
+    let layout = |tokens, heads| match op.lengths {
+        Lengths::Packed(_) => Layout::contiguous(Shape::from((2 * tokens, heads, 64))),
+        _ => Layout::contiguous(Shape::from((2, tokens, heads, 64))),
+    };
     let kv = layout(seqlen_kv, 2);
-    Call::new(&op, DType::F16, [&layout(seqlen_q, 6), &kv, &kv]).unwrap()
+    Call::new(op, DType::F16, [&layout(seqlen_q, 6), &kv, &kv]).unwrap()
 }
 
 /// Memory as candle would give it.
@@ -35,19 +53,32 @@ struct Tensors {
     inputs: [DeviceBuffer<u8>; 3],
     memory: DeviceBuffer<u8>,
     o: DeviceBuffer<u8>,
+    floats: DeviceBuffer<f32>,
+    ends: DeviceBuffer<u32>,
 }
 
 impl Tensors {
     fn new(gpu: &Gpu, call: &Call, bytes: usize) -> Self {
         let tensor = |layout: TensorLayout| gpu.alloc(layout.span() * call.dtype.size()).unwrap();
         let o = tensor(TensorLayout::bnhd(call.problem.q_shape()));
-        Self { inputs: call.layouts.map(tensor), memory: gpu.alloc(bytes).unwrap(), o }
+        let (floats, ends) = (gpu.alloc(12).unwrap(), gpu.alloc(3).unwrap());
+        Self { inputs: call.layouts.map(tensor), memory: gpu.alloc(bytes).unwrap(), o, floats, ends }
     }
 
-    fn launch(&mut self, plans: &Plans) -> Result<()> {
+    fn launch(&mut self, op: &Attention, plan: &JobPlan) -> Result<()> {
         let inputs = [0, 1, 2].map(|at| AnySlice::from_bytes(self.inputs[at].slice(), DType::F16));
         let o = AnySliceMut::from_bytes(self.o.slice_mut(), DType::F16);
-        plans.launch(StreamRef::PER_THREAD, inputs, self.memory.slice_mut(), o)
+        let scores = ScoreViews {
+            alibi_slopes: op.options.alibi_slopes.as_ref().map(|_| self.floats.slice()),
+            sinks: op.options.sinks.as_ref().map(|_| self.floats.slice()),
+            ..ScoreViews::default()
+        };
+        let lengths = match op.lengths {
+            Lengths::Equal => SeqLens::Equal,
+            Lengths::Packed(_) => SeqLens::Packed { cu_seqlens_q: self.ends.slice(), cu_seqlens_kv: self.ends.slice() },
+            Lengths::Keys(_) => SeqLens::KeyLengths { seqlens_kv: self.ends.slice() },
+        };
+        plan.launch_scored(StreamRef::PER_THREAD, inputs, &scores, &lengths, self.memory.slice_mut(), o, None)
     }
 }
 
@@ -57,25 +88,84 @@ fn a_call_is_launches_and_nothing_else() {
     {
         let gpu = Gpu::new(0).unwrap();
         let engine = Engine::new(gpu.clone());
-        let call = call(100, 300);
-        let plans = engine.plans(&call).unwrap();
-        let mut tensors = Tensors::new(&gpu, &call, plans.bytes());
-        let before = counted(&session);
-        for _ in 0..3 {
-            let again = engine.plans(&call).unwrap();
-            assert!(Arc::ptr_eq(&plans, &again));
-            tensors.launch(&again).unwrap();
-        }
-        assert_eq!(counted(&session), before);
-        assert_eq!(session.launched().len(), 6);
+        let heads = Tensor::zeros(6, Type::F32, &Device::Cpu).unwrap();
+        let scored = FlashAttn::new(0.125).with_softcap(30.0).with_alibi_slopes(heads.clone()).with_sinks(heads);
+        for op in [plain(), attention(scored, Lengths::Equal)] {
+            let call = call(&op, 100, 700);
+            let plan = engine.job(&call).unwrap();
+            assert_eq!(plan.path(), JobPath::Quantized);
+            let mut tensors = Tensors::new(&gpu, &call, plan.workspace_bytes());
+            let (before, launched) = (counted(&session), session.launched().len());
+            for _ in 0..3 {
+                let again = engine.job(&call).unwrap();
+                assert!(Arc::ptr_eq(&plan, &again));
+                tensors.launch(&op, &again).unwrap();
+            }
+            assert_eq!(counted(&session), before);
+            assert_eq!(session.launched().len(), launched + 6);
 
-        // Another length is another plan, of the kernels that are there.
-        let longer = engine.plans(&self::call(100, 301)).unwrap();
-        assert!(!Arc::ptr_eq(&plans, &longer));
-        assert_eq!(counted(&session), before);
+            // Another length is another plan, of the kernels that are there.
+            let longer = engine.job(&self::call(&op, 100, 701)).unwrap();
+            assert!(!Arc::ptr_eq(&plan, &longer));
+            assert_eq!(counted(&session), before);
+        }
     }
     assert_eq!(session.violations(), Vec::<String>::new());
     assert_eq!(session.alive(), pretended_driver::Alive::default());
+}
+
+/// Short keys go through one kernel, which asks for no workspace.
+#[test]
+fn a_short_call_is_one_launch() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let call = call(&plain(), 20, 20);
+        let plan = Engine::new(gpu.clone()).job(&call).unwrap();
+        assert_eq!((plan.path(), plan.workspace_bytes()), (JobPath::Fused, 0));
+        let mut tensors = Tensors::new(&gpu, &call, 1);
+        tensors.launch(&plain(), &plan).unwrap();
+        assert_eq!(session.launched().len(), 1);
+    }
+    assert_eq!(session.violations(), Vec::<String>::new());
+}
+
+/// Lengths that change from call to call are read on the GPU.
+#[test]
+fn lengths_make_no_plans() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let engine = Engine::new(gpu.clone());
+        let packed = |ends: [u32; 3]| {
+            let ends = Tensor::new(&ends, &Device::Cpu).unwrap();
+            let lengths = VarLen { seqlens_q: ends.clone(), seqlens_k: ends, max_seqlen_q: 150, max_seqlen_k: 150 };
+            attention(FlashAttn::new(0.125), Lengths::Packed(lengths))
+        };
+        let padded = |keys: [u32; 2]| {
+            let keys = Tensor::new(&keys, &Device::Cpu).unwrap();
+            attention(FlashAttn::new(0.125), Lengths::Keys(keys))
+        };
+        let heads = Tensor::zeros(6, Type::F32, &Device::Cpu).unwrap();
+        let scored = |mut op: Attention| {
+            op.options = op.options.with_softcap(30.0).with_alibi_slopes(heads.clone()).with_sinks(heads.clone());
+            op
+        };
+        for [op, other] in [
+            [packed([0, 50, 200]), packed([0, 150, 170])],
+            [padded([5, 7]), padded([100, 1])],
+            [packed([0, 50, 200]), packed([0, 150, 170])].map(scored),
+            [padded([5, 7]), padded([100, 1])].map(scored),
+        ] {
+            let plan = engine.job(&call(&op, 100, 100)).unwrap();
+            assert!(Arc::ptr_eq(&plan, &engine.job(&call(&other, 100, 100)).unwrap()));
+            let mut tensors = Tensors::new(&gpu, &call(&op, 100, 100), plan.workspace_bytes());
+            let before = counted(&session);
+            tensors.launch(&op, &plan).unwrap();
+            assert_eq!(counted(&session), before);
+        }
+    }
+    assert_eq!(session.violations(), Vec::<String>::new());
 }
 
 #[test]
@@ -83,14 +173,15 @@ fn plans_are_forgotten_before_they_are_too_many() {
     let session = begin(&[PretendedGpu::A10]);
     {
         let engine = Engine::new(Gpu::new(0).unwrap());
-        let first = engine.plans(&call(1, 1)).unwrap();
+        let call = |length| call(&plain(), 1, length);
+        let first = engine.job(&call(1)).unwrap();
         for length in 2..=MOST_PLANS + 1 {
-            engine.plans(&call(1, length)).unwrap();
+            engine.job(&call(length)).unwrap();
         }
-        assert_eq!(engine.plans.lock().unwrap().len(), 1);
+        assert_eq!(engine.jobs.0.lock().unwrap().len(), 1);
         // What has been given out still works.
-        let mut tensors = Tensors::new(&engine.gpu, &call(1, 1), first.bytes());
-        tensors.launch(&first).unwrap();
+        let mut tensors = Tensors::new(&engine.gpu, &call(1), first.workspace_bytes().max(1));
+        tensors.launch(&plain(), &first).unwrap();
     }
     assert_eq!(session.violations(), Vec::<String>::new());
 }
@@ -100,10 +191,139 @@ fn memory_that_is_too_small_is_refused() {
     let session = begin(&[PretendedGpu::H200]);
     {
         let gpu = Gpu::new(0).unwrap();
-        let call = call(10, 20);
-        let plans = Engine::new(gpu.clone()).plans(&call).unwrap();
-        let mut tensors = Tensors::new(&gpu, &call, plans.bytes() - 1);
-        assert!(matches!(tensors.launch(&plans), Err(Error::Length { .. })));
+        let call = call(&plain(), 10, 700);
+        let plan = Engine::new(gpu.clone()).job(&call).unwrap();
+        let mut tensors = Tensors::new(&gpu, &call, plan.workspace_bytes() - 1);
+        assert!(matches!(tensors.launch(&plain(), &plan), Err(Error::Length { .. })));
         assert_eq!(session.launched(), Vec::<String>::new());
     }
+}
+
+/// A layer's cache on the GPU, and a step's memory: two sequences of up to 4 pages, 6 query heads on 2.
+struct Cached {
+    shape: CacheShape,
+    pool: DeviceBuffer<u8>,
+    words: DeviceBuffer<u32>,
+    floats: DeviceBuffer<f32>,
+    tensor: DeviceBuffer<u8>,
+    memory: DeviceBuffer<u8>,
+    workspace: DeviceBuffer<f32>,
+    o: DeviceBuffer<u8>,
+}
+
+impl Cached {
+    const CONFIG: CacheConfig = CacheConfig { num_pages: 8, num_kv_heads: 2, head_dim: 64 };
+
+    fn new(gpu: &Gpu) -> Self {
+        let CacheConfig { num_pages, num_kv_heads, head_dim } = Self::CONFIG;
+        let shape = CacheShape::new(num_pages, num_kv_heads, head_dim).unwrap();
+        let bytes = |len| gpu.alloc::<u8>(len).unwrap();
+        Self {
+            shape,
+            pool: bytes(shape.bytes()),
+            words: gpu.alloc(64).unwrap(),
+            floats: gpu.alloc(1 << 10).unwrap(),
+            tensor: bytes(1 << 18),
+            memory: bytes(1 << 21),
+            workspace: gpu.alloc(1 << 20).unwrap(),
+            o: bytes(1 << 18),
+        }
+    }
+
+    /// The calls of a step of so many new tokens of each sequence, whose lengths and slots do not matter.
+    fn calls(&self, tokens: usize, options: &FlashAttn) -> (AttendCall, AppendCall) {
+        let zeros = |dims: &[usize], dtype| Tensor::zeros(dims, dtype, &Device::Cpu).unwrap();
+        let tables = PagedTables { block_tables: zeros(&[2, 4], Type::U32), context_lens: zeros(&[2], Type::U32) };
+        let (q, kv) = (zeros(&[2, tokens, 6, 64], Type::F16), zeros(&[2 * tokens, 2, 64], Type::F16));
+        let attend = AttendCall::new(&self.shape, &q, &tables, options).unwrap();
+        let slots = zeros(&[2 * tokens], Type::I64);
+        let append = AppendCall::new(&self.shape, Some(&attend), &kv, &kv, &slots).unwrap();
+        (attend, append)
+    }
+
+    /// Appends, then attends, as `crate::cuda::cache` does.
+    fn step(&mut self, engine: &Engine, tokens: usize, options: &FlashAttn, together: bool) {
+        let (call, new) = self.calls(tokens, options);
+        let at = StreamRef::PER_THREAD;
+        let heads_q = new.q.filter(|_| together).map_or(0, |q| q.shape().heads);
+        let problem = AppendProblem { cache: self.shape, heads_q, max_tokens: new.tokens, dtype: new.dtype };
+        let append = engine.append(&problem).unwrap();
+        let data = AnySlice::from_bytes(self.tensor.slice(), DType::F16);
+        let appended = Appended {
+            q: new.q.filter(|_| together).map(|layout| NewTokens { data, layout }),
+            k: NewTokens { data, layout: new.layouts[0] },
+            v: NewTokens { data, layout: new.layouts[1] },
+            slots: Slots::U32(self.words.slice()),
+        };
+        let mut cache: ViewMutCache<'_> =
+            KvCache { shape: self.shape, format: CacheFormat::CURRENT, pool: self.pool.slice_mut(), k_offset: None };
+        // Parts of an engine's tensors, which begin anywhere.
+        let tables = PageTables {
+            batch: 2,
+            max_blocks: call.table_stride,
+            block_table: self.words.slice().range(1, 9).unwrap(),
+            seqlens_kv: self.words.slice().range(3, 5).unwrap(),
+        };
+        let o = AnySliceMut::from_bytes(self.o.slice_mut(), DType::F16);
+        match call.attended {
+            Attended::Decode(problem) => {
+                let plans = engine.decode(&DecodeKey { problem, q: call.q, dtype: call.dtype }).unwrap();
+                // No more than is asked for.
+                let of_q = self.memory.slice_mut().range(0, plans.q_bytes()).unwrap();
+                let workspace = self.workspace.slice_mut().range(0, plans.workspace_len()).unwrap();
+                let q = if together {
+                    let mut q = plans.queries(of_q).unwrap();
+                    append.launch(at, &appended, &mut cache, Some(&mut q)).unwrap();
+                    q
+                } else {
+                    append.launch(at, &appended, &mut cache, None).unwrap();
+                    let zeros = self.floats.slice().range(0, plans.offsets_len()).unwrap();
+                    plans.quantize(at, data, zeros, of_q).unwrap()
+                };
+                let sinks = options.sinks.as_ref().map(|_| self.floats.slice().range(1, 7).unwrap());
+                let alibi_slopes = options.alibi_slopes.as_ref().map(|_| self.floats.slice().range(2, 8).unwrap());
+                let heads = DecodeHeads { alibi_slopes, sinks };
+                let pages = (&cache.as_view(), &tables);
+                plans.attend(at, &q.as_view(), pages, &heads, workspace, o).unwrap();
+            }
+            Attended::Prefill(gather, problem) => {
+                append.launch(at, &appended, &mut cache, None).unwrap();
+                let key = PrefillKey { gather, problem, q: call.q, dtype: call.dtype };
+                let plans = engine.prefill(&key).unwrap();
+                let memory = self.memory.slice_mut().range(0, plans.bytes()).unwrap();
+                let pages = (&cache.as_view(), &tables);
+                plans.launch(at, data, pages, &ScoreViews::default(), memory, o).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_is_launches_and_nothing_else() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let engine = Engine::new(gpu.clone());
+        let mut cached = Cached::new(&gpu);
+        let plain = FlashAttn::new(0.125).with_causal(true);
+        let heads = Tensor::zeros(6, Type::F32, &Device::Cpu).unwrap();
+        let scored = plain.clone().with_softcap(30.0).with_alibi_slopes(heads.clone()).with_sinks(heads);
+        // Append, quantization of Q, decode and merge; the first two in one; append, gather, quantization of Q and attention.
+        for (tokens, options, together, launches) in
+            [(1, &plain, false, 4), (1, &plain, true, 3), (4, &scored, true, 3), (20, &plain, false, 4)]
+        {
+            cached.step(&engine, tokens, options, together);
+            let (before, launched) = (counted(&session), session.launched().len());
+            for _ in 0..3 {
+                cached.step(&engine, tokens, options, together);
+            }
+            assert_eq!(counted(&session), before, "{tokens} tokens");
+            assert_eq!(session.launched().len(), launched + 3 * launches, "{tokens} tokens, {:?}", session.launched());
+        }
+        // One plan for appends of any size up to a power of two.
+        let before = engine.appends.0.lock().unwrap().len();
+        cached.step(&engine, 19, &plain, false);
+        assert_eq!(engine.appends.0.lock().unwrap().len(), before);
+    }
+    assert_eq!(session.violations(), Vec::<String>::new());
 }

@@ -80,6 +80,7 @@ api! {
     device_get_count = "cuDeviceGetCount" (*mut i32);
     device_get_name = "cuDeviceGetName" (*mut c_char, i32, DeviceOrdinal);
     device_get_attribute = "cuDeviceGetAttribute" (*mut i32, i32, DeviceOrdinal);
+    device_can_access_peer = "cuDeviceCanAccessPeer" (*mut i32, DeviceOrdinal, DeviceOrdinal);
     device_primary_ctx_retain = "cuDevicePrimaryCtxRetain" (*mut Context, DeviceOrdinal);
     device_primary_ctx_release = "cuDevicePrimaryCtxRelease_v2" (DeviceOrdinal);
     device_primary_ctx_get_state = "cuDevicePrimaryCtxGetState" (DeviceOrdinal, *mut u32, *mut i32);
@@ -88,6 +89,7 @@ api! {
     ctx_set_current = "cuCtxSetCurrent" (Context);
     ctx_get_device = "cuCtxGetDevice" (*mut DeviceOrdinal);
     ctx_synchronize = "cuCtxSynchronize" ();
+    ctx_enable_peer_access = "cuCtxEnablePeerAccess" (Context, u32);
 
     module_load_data_ex = "cuModuleLoadDataEx" (*mut Module, *const c_void, u32, *mut i32, *mut *mut c_void);
     module_unload = "cuModuleUnload" (Module);
@@ -108,6 +110,7 @@ api! {
     memcpy_htod_async = "cuMemcpyHtoDAsync_v2" (DevicePtr, *const c_void, usize, StreamHandle);
     memcpy_dtoh_async = "cuMemcpyDtoHAsync_v2" (*mut c_void, DevicePtr, usize, StreamHandle);
     memcpy_dtod_async = "cuMemcpyDtoDAsync_v2" (DevicePtr, DevicePtr, usize, StreamHandle);
+    memcpy_peer_async = "cuMemcpyPeerAsync" (DevicePtr, Context, DevicePtr, Context, usize, StreamHandle);
     memset_d8 = "cuMemsetD8_v2" (DevicePtr, u8, usize);
     memset_d8_async = "cuMemsetD8Async" (DevicePtr, u8, usize, StreamHandle);
 

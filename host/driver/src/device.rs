@@ -142,4 +142,29 @@ impl Driver {
         // SAFETY: no arguments.
         self.check("cuCtxSynchronize", unsafe { (self.0.ctx_synchronize)() })
     }
+
+    /// Lets the thread's current context reach the memory of another GPU's context, where the two GPUs can: copies between them then go
+    /// straight. `false` where they cannot, and copies go through the host's memory.
+    ///
+    /// # Safety
+    /// The other context exists, and is of GPU `of`.
+    ///
+    /// # Errors
+    /// What `cuDeviceCanAccessPeer` and `cuCtxEnablePeerAccess` say.
+    pub unsafe fn reach_peer(self, other: Context, of: DeviceOrdinal) -> Result<bool> {
+        let (own, mut can) = (self.current_device()?, 0);
+        // SAFETY: the function stores one integer.
+        self.check("cuDeviceCanAccessPeer", unsafe { (self.0.device_can_access_peer)(&mut can, own, of) })?;
+        if can == 0 {
+            return Ok(false);
+        }
+        // SAFETY: the caller's promise.
+        match unsafe { (self.0.ctx_enable_peer_access)(other, 0) } {
+            PEER_ACCESS_ALREADY_ENABLED => Ok(true),
+            code => self.check("cuCtxEnablePeerAccess", code).map(|()| true),
+        }
+    }
 }
+
+/// `CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED`.
+const PEER_ACCESS_ALREADY_ENABLED: u32 = 704;

@@ -90,6 +90,25 @@ impl Driver {
         self.check("cuMemcpyDtoD", unsafe { (self.0.memcpy_dtod)(to, from, bytes) })
     }
 
+    /// Copies from a GPU to another one, or on one, in the stream's order. Addresses are of the contexts beside them.
+    ///
+    /// # Safety
+    /// Both have `bytes` bytes and do not overlap, and nothing else uses them until the stream has come there; contexts and stream are alive.
+    ///
+    /// # Errors
+    /// What `cuMemcpyPeerAsync` says.
+    pub unsafe fn copy_to_peer_async(
+        self,
+        (to, to_context): (DevicePtr, Context),
+        (from, from_context): (DevicePtr, Context),
+        bytes: usize,
+        stream: StreamHandle,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let code = unsafe { (self.0.memcpy_peer_async)(to, to_context, from, from_context, bytes, stream) };
+        self.check("cuMemcpyPeerAsync", code)
+    }
+
     /// Copies to the GPU in the stream's order.
     ///
     /// # Safety

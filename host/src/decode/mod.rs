@@ -9,6 +9,7 @@ use crate::shape::Shape;
 use int_flash_attention_kernels::config::decode::{MAX_NEW_TOKENS, TILE_ROWS};
 use int_flash_attention_kernels::layout::KV_BLOCK;
 use int_flash_attention_kernels::layout::page::{MAX_PAGES, page_bytes};
+use std::hash::{Hash, Hasher};
 
 mod params;
 
@@ -29,7 +30,9 @@ pub enum Split {
 /// lengths are on the device, and are at most `max_seqlen_kv`.
 ///
 /// Query token `i` of `seqlen_q` stands beside key `i + length - seqlen_q`: the new tokens are the last of the sequence.
-#[derive(Clone, Copy, Debug, PartialEq)]
+///
+/// Problems can be keys of a cache of plans; scales and softcaps are the same there if their bits are.
+#[derive(Clone, Copy, Debug)]
 pub struct DecodeProblem {
     /// Sequences.
     pub batch: usize,
@@ -37,7 +40,7 @@ pub struct DecodeProblem {
     pub heads_q: usize,
     /// Heads of K and V.
     pub heads_kv: usize,
-    /// New tokens of each sequence, 1 to 8.
+    /// New tokens of each sequence, 1 to [`MAX_NEW_TOKENS`](Self::MAX_NEW_TOKENS).
     pub seqlen_q: usize,
     /// The longest sequence, new tokens included; longer ones count as cut there.
     pub max_seqlen_kv: usize,
@@ -55,6 +58,20 @@ pub struct DecodeProblem {
     pub sinks: bool,
     /// How keys are split over the GPU.
     pub split: Split,
+}
+
+impl PartialEq for DecodeProblem {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for DecodeProblem {}
+
+impl Hash for DecodeProblem {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
 }
 
 /// What a paged cache has of one layer: `P` is an array of bytes, `T` one of `u32`.
@@ -103,6 +120,17 @@ pub struct DecodeResult<'a> {
 const MAX_UNITS: usize = 1 << 31;
 
 impl DecodeProblem {
+    /// The most new tokens of a sequence; attention takes more.
+    pub const MAX_NEW_TOKENS: usize = MAX_NEW_TOKENS;
+
+    /// All fields, comparable.
+    fn key(&self) -> impl Eq + Hash {
+        let Self { batch, heads_q, heads_kv, seqlen_q, max_seqlen_kv, head_dim, .. } = *self;
+        let Self { window, softmax_scale, softcap, alibi, sinks, split, .. } = *self;
+        let sizes = [batch, heads_q, heads_kv, seqlen_q, max_seqlen_kv, head_dim];
+        (sizes, window, [softmax_scale, softcap].map(|factor| factor.map(f32::to_bits)), alibi, sinks, split)
+    }
+
     /// A problem with the causal mask and the usual scale, of one new token unless it is changed; not checked yet.
     #[must_use]
     pub const fn new(batch: usize, heads_q: usize, heads_kv: usize, max_seqlen_kv: usize, head_dim: usize) -> Self {

@@ -31,3 +31,26 @@ fn pools_and_tables_are_checked() {
     assert!(GOOD.check_pages(3 * page, 7).unwrap_err().to_string().contains("a row of block_table"));
     assert_eq!(GOOD.table_len(10), 18);
 }
+
+#[test]
+fn problems_are_keys() {
+    let mut keys = std::collections::HashSet::from([GOOD]);
+    assert!(!keys.insert(DecodeProblem { softmax_scale: None, ..GOOD }));
+    for other in [
+        DecodeProblem { batch: 3, ..GOOD },
+        DecodeProblem { heads_q: 4, ..GOOD },
+        DecodeProblem { heads_kv: 4, ..GOOD },
+        DecodeProblem { seqlen_q: 2, ..GOOD },
+        DecodeProblem { max_seqlen_kv: 1001, ..GOOD },
+        DecodeProblem { head_dim: 64, ..GOOD },
+        DecodeProblem { window: Window::FULL, ..GOOD },
+        DecodeProblem { softmax_scale: Some(0.0), ..GOOD },
+        DecodeProblem { softmax_scale: Some(-0.0), ..GOOD },
+        DecodeProblem { softcap: Some(30.0), ..GOOD },
+        DecodeProblem { alibi: true, ..GOOD },
+        DecodeProblem { sinks: true, ..GOOD },
+        DecodeProblem { split: Split::Fixed(128), ..GOOD },
+    ] {
+        assert!(keys.insert(other), "{other:?}");
+    }
+}

@@ -140,7 +140,7 @@ impl DecodePlan {
     ///
     /// # Errors
     /// Operands of other shapes; a pool that is not of whole pages; a block table without room for the longest sequence; a buffer of another type,
-    /// too short, or not aligned (16 bytes, `o` by its element); slopes, sinks or `lse` there or not, against the plan; the driver's.
+    /// too short, or not aligned (16 bytes for the pool, the operand of Q and the workspace, the others by their elements); slopes, sinks or `lse` there or not, against the plan; the driver's.
     #[inline]
     pub fn launch<'s>(
         &self,
@@ -158,10 +158,10 @@ impl DecodePlan {
         let [q, q_scale, q_bias] = q.addresses(launch, p.q_shape(), &self.lengths)?;
         let pages = p.check_pages(cache.pages.len(), cache.table_stride)?;
         let pool = cache.pages.checked(launch, "pages", cache.pages.len())?;
-        let block_table = cache.block_table.checked(launch, "block_table", p.table_len(cache.table_stride))?;
-        let seqlens_kv = cache.seqlens_kv.checked(launch, "seqlens_kv", p.batch)?;
+        let block_table = cache.block_table.checked_elements(launch, "block_table", p.table_len(cache.table_stride))?;
+        let seqlens_kv = cache.seqlens_kv.checked_elements(launch, "seqlens_kv", p.batch)?;
         let optional = |name, array: &Option<DeviceSlice<'_, f32>>| {
-            array.as_ref().map_or(Ok(0), |array| array.checked(launch, name, p.heads_q))
+            array.as_ref().map_or(Ok(0), |array| array.checked_elements(launch, name, p.heads_q))
         };
         let (slopes, sinks) = (optional("alibi_slopes", &heads.alibi_slopes)?, optional("sinks", &heads.sinks)?);
         let workspace = workspace.checked(launch, "workspace", self.workspace_len())?;

@@ -166,6 +166,7 @@ impl Gpu {
         output: &AttentionOutput,
     ) -> Result<Way> {
         let pass = Pass::new(self, problem, layouts.dtype, Some(layouts.q), Some((layouts.k, layouts.v)))?;
+        let pass = pass.with_shared_k(self.takes_narrow(problem));
         let attention = self.plan_attention_anyway(problem, output)?;
         let (arrays, workspace_bytes) = Arrays::of(problem, pass.workspace_len())?;
         Ok(Way::Quantized(Box::new(Quantized { pass, attention, arrays, workspace_bytes })))

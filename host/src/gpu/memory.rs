@@ -113,7 +113,7 @@ macro_rules! view {
             }
 
             /// `len` elements from byte `start` on, which are inside and nobody else's.
-            pub(super) const fn part<U: Pod>(&self, start: usize, len: usize) -> $view<'a, U> {
+            pub(crate) const fn part<U: Pod>(&self, start: usize, len: usize) -> $view<'a, U> {
                 $view { ptr: self.ptr + start as u64, len, home: self.home, elements: PhantomData }
             }
         }
@@ -206,6 +206,23 @@ macro_rules! any_view {
                 self.len() == 0
             }
 
+            /// The elements from number `start` on.
+            pub(crate) fn skip(&self, start: usize) -> Result<$any<'_>> {
+                let size = self.dtype.size();
+                if start > self.len() {
+                    return Err(Error::Length { name: "a device slice", given: self.len(), expected: start });
+                }
+                Ok($any { bytes: self.bytes.part(start * size, self.bytes.len - start * size), dtype: self.dtype })
+            }
+
+            /// Whether they are of this type, and so many.
+            pub(crate) fn check(&self, name: &'static str, dtype: DType, len: usize) -> Result<()> {
+                if self.dtype != dtype {
+                    return Err(Error::DTypeMismatch { name, given: self.dtype, expected: dtype });
+                }
+                check(name, self.bytes.ptr, self.len(), len, dtype.size() as u64)
+            }
+
             /// The address, after the type, the length, the alignment and the context have been checked.
             #[inline]
             pub(super) fn checked(
@@ -215,10 +232,7 @@ macro_rules! any_view {
                 dtype: DType,
                 len: usize,
             ) -> Result<u64> {
-                if self.dtype != dtype {
-                    return Err(Error::DTypeMismatch { name, given: self.dtype, expected: dtype });
-                }
-                check(name, self.bytes.ptr, self.len(), len, dtype.size() as u64)?;
+                self.check(name, dtype, len)?;
                 launch.accept(name, self.bytes.ptr, self.bytes.home)
             }
         }
@@ -241,6 +255,13 @@ macro_rules! any_view {
 
 any_view!(AnySlice, DeviceSlice, &'a DeviceBuffer<T>);
 any_view!(AnySliceMut, DeviceSliceMut, &'a mut DeviceBuffer<T>);
+
+impl<'a> AnySliceMut<'a> {
+    /// The bytes.
+    pub(crate) const fn bytes(&self) -> &DeviceSliceMut<'a, u8> {
+        &self.bytes
+    }
+}
 
 impl DeviceSlice<'_, u8> {
     /// The address of bytes that are read one by one, after the length and the context have been checked.

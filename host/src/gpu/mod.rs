@@ -41,6 +41,7 @@ mod context;
 mod decode;
 mod dequantize;
 mod embedded;
+mod exchange;
 mod gather;
 mod int8_rate;
 mod job;
@@ -66,6 +67,7 @@ pub use decode::DecodePlan;
 pub use dequantize::{DequantizePlan, Operand};
 #[doc(hidden)]
 pub use embedded::embedded_ptx;
+pub(crate) use exchange::{Checked, End, PostedEnd};
 pub use gather::GatherPlan;
 pub use int_flash_attention_kernels::config::Family;
 pub use job::{JobPath, JobPlan};

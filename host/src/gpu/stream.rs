@@ -168,6 +168,10 @@ pub struct Event {
 }
 
 impl Event {
+    pub(super) const fn handle(&self) -> EventHandle {
+        self.handle
+    }
+
     /// Marks where the stream's work now ends.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What changes a score, beside the scale and the window (docs/kernel-abi.md, "What changes a score").
 
-use super::{AttentionProblem, MAX_SEQLEN, Sequences};
+use super::{AttentionProblem, MAX_SEQLEN};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use int_flash_attention_kernels::config::Kind;
@@ -175,9 +175,6 @@ impl ScoreMod {
     }
 
     pub(super) fn check(&self, problem: &AttentionProblem) -> Result<()> {
-        if problem.sequences != Sequences::Equal && *self != Self::NONE {
-            return Err(Error::ScoreLengths);
-        }
         match self.softcap {
             Some(given) if !(1.0 / MAX_SOFTCAP..=MAX_SOFTCAP).contains(&given) => return Err(Error::Softcap { given }),
             _ => {}

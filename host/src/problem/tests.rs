@@ -49,7 +49,7 @@ fn a_refused_head_dim_says_how_to_pad() {
     assert!(padded.contains("multiples of 8 up to 256: ") && padded.contains("zeros to 80"), "{padded}");
     assert!(padded.contains("softmax_scale 0.113960") && padded.contains("(1/sqrt(77))"), "{padded}");
     assert!(refused(256, Scheme::Paper).contains("up to 128: the default scheme has them up to 256"));
-    assert!(refused(512, Scheme::Default).contains("no kernel is wide enough"));
+    assert!(refused(512, Scheme::Default).contains("leave its layers to a float16 attention"));
 }
 
 #[test]

@@ -17,7 +17,7 @@
 
 use super::Bounds;
 use super::int8::{Int8, rotate_back};
-use super::simd::{Kernel, dispatch, dot};
+use super::simd::{Kernel, Vectors, dispatch, dot};
 use crate::decode::{DecodeHeads, DecodeProblem, HostPagedKv};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -169,7 +169,7 @@ struct Blocks<'a, 'h> {
 
 impl Kernel for Blocks<'_, '_> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Vectors) {
         let first = self.rows.iter().map(|row| row.keys.start).min().unwrap_or(0) / KV_BLOCK;
         let end = self.rows.iter().map(|row| row.keys.end).max().unwrap_or(0).div_ceil(KV_BLOCK);
         for block in (first..end).filter_map(|block| self.head.block(block)) {

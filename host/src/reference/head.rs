@@ -7,15 +7,55 @@ use int_flash_attention_kernels::layout::{
     KV_BLOCK, NARROW_STEP, SCORE_UNIT, block_bytes, k_offset, kv_blocks, v_byte, v_offset,
 };
 
+/// K and V of a head, unpacked once for all query heads that share them.
+pub(super) struct Unpacked {
+    /// Which head of K and V it is.
+    kv: usize,
+    /// K as [`Vectors::products`](super::simd::Vectors::products) takes it: `[block][dim / 2][key][dim % 2]`.
+    pub(super) k: Vec<[i16; 2]>,
+    /// V in the same way: `[block][key / 2][dim][key % 2]`.
+    pub(super) v: Vec<[i16; 2]>,
+    /// Magnitudes of V where bounds are asked for, `[block][dim][key]`.
+    pub(super) v_magnitude: Vec<i8>,
+}
+
+impl Unpacked {
+    /// Head `kv` of all heads of K and V; the lengths have been checked.
+    pub(super) fn new<const BOUNDS: bool>(problem: &AttentionProblem, x: &HostQuantized, kv: usize) -> Self {
+        let (d, dv, blocks) = (problem.head_dim, problem.value_dim(), kv_blocks(problem.seqlen_kv));
+        let k = &x.k.data[kv * blocks * block_bytes(d)..][..blocks * block_bytes(d)];
+        let v = &x.v.data[kv * blocks * block_bytes(dv)..][..blocks * block_bytes(dv)];
+        let code = |block: &[i8], key: usize, dim: usize| v_byte(block[v_offset(key, dim, dv)]);
+        let mut unpacked = Self { kv, k: Vec::new(), v: Vec::new(), v_magnitude: Vec::new() };
+        unpacked.k.reserve_exact(k.len() / 2);
+        for block in k.chunks_exact(block_bytes(d)) {
+            for pair in 0..d / 2 {
+                let keys = (0..KV_BLOCK).map(|key| [0, 1].map(|i| block[k_offset(key, 2 * pair + i)].into()));
+                unpacked.k.extend(keys);
+            }
+        }
+        unpacked.v.reserve_exact(v.len() / 2);
+        for block in v.chunks_exact(block_bytes(dv)) {
+            for pair in 0..KV_BLOCK / 2 {
+                unpacked.v.extend((0..dv).map(|dim| [0, 1].map(|i| code(block, 2 * pair + i, dim).into())));
+            }
+            if BOUNDS {
+                for dim in 0..dv {
+                    // What a hidden key holds may be any byte.
+                    unpacked.v_magnitude.extend((0..KV_BLOCK).map(|key| code(block, key, dim).saturating_abs()));
+                }
+            }
+        }
+        unpacked
+    }
+}
+
 /// One query head's view of its operands, and the factors of its scores.
 pub(super) struct Head<'a> {
     pub(super) d: usize,
     /// Dims of V.
     pub(super) dv: usize,
-    /// `[block][key][dim]`.
-    pub(super) k: Vec<i8>,
-    /// `[block][dim][key]`.
-    pub(super) v: Vec<i8>,
+    pub(super) unpacked: &'a Unpacked,
     /// `[token][dim]`.
     pub(super) q: &'a [i8],
     pub(super) q_scale: &'a [f32],
@@ -45,15 +85,11 @@ pub(super) struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    /// Head `head` of all query heads; the lengths have been checked.
-    pub(super) fn new(scored: Scored<'a>, x: &'a HostQuantized, head: usize) -> Self {
+    /// Head `head` of all query heads, one of those that have these K and V; the lengths have been checked.
+    pub(super) fn new(scored: Scored<'a>, x: &'a HostQuantized, unpacked: &'a Unpacked, head: usize) -> Self {
         let problem = scored.problem;
-        let (d, n) = (problem.head_dim, problem.seqlen_q);
-        let kv = head / problem.heads_q * problem.heads_kv + head % problem.heads_q / problem.group();
+        let (d, n, kv) = (problem.head_dim, problem.seqlen_q, unpacked.kv);
         let blocks = kv_blocks(problem.seqlen_kv);
-        let dv = problem.value_dim();
-        let of_head = |data: &'a [i8], d: usize| &data[kv * blocks * block_bytes(d)..][..blocks * block_bytes(d)];
-        let (k, v) = (unpack_k(of_head(&x.k.data, d), d), unpack_v(of_head(&x.v.data, dv), dv));
         let k_scale = &x.k.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK];
 
         let softmax_scale = problem.scale();
@@ -67,9 +103,8 @@ impl<'a> Head<'a> {
         };
         Self {
             d,
-            dv,
-            k,
-            v,
+            dv: problem.value_dim(),
+            unpacked,
             q: &x.q.data[head * n * d..][..n * d],
             q_scale: &x.q.scale[head * n..][..n],
             q_bias: x.q.bias.as_ref().map(|bias| &bias[head * n..][..n]),
@@ -113,26 +148,4 @@ fn largest(scales: &[f32]) -> f64 {
 pub(super) fn score_factor(problem: &AttentionProblem) -> f32 {
     let rotation = problem.scheme.rotation(problem.head_dim) as f32;
     problem.scale() * std::f32::consts::LOG2_E * (1.0 / rotation)
-}
-
-/// Packed blocks to `[block][key][dim]`.
-fn unpack_k(k: &[i8], d: usize) -> Vec<i8> {
-    let mut unpacked = vec![0; k.len()];
-    for (packed, out) in k.chunks_exact(block_bytes(d)).zip(unpacked.chunks_exact_mut(block_bytes(d))) {
-        for (i, x) in out.iter_mut().enumerate() {
-            *x = packed[k_offset(i / d, i % d)];
-        }
-    }
-    unpacked
-}
-
-/// Packed blocks to `[block][dim][key]`.
-fn unpack_v(v: &[i8], d: usize) -> Vec<i8> {
-    let mut unpacked = vec![0; v.len()];
-    for (packed, out) in v.chunks_exact(block_bytes(d)).zip(unpacked.chunks_exact_mut(block_bytes(d))) {
-        for (i, x) in out.iter_mut().enumerate() {
-            *x = v_byte(packed[v_offset(i % KV_BLOCK, i / KV_BLOCK, d)]);
-        }
-    }
-    unpacked
 }

@@ -1,10 +1,10 @@
 //! The INT8 attention of docs/kernel-abi.md: the same blocks, integers and roundings as the kernels.
 
 use super::Bounds;
-use super::head::Head;
+use super::head::{Head, Unpacked};
 use super::packed::{packed, resized};
 use super::rows::Rows;
-use super::simd::{Kernel, dispatch, dot};
+use super::simd::{Kernel, Vectors, dispatch, dot};
 use super::softmax::{BlockMax, BlockSums, Codes, FloatMax, RunningMax, Softmax};
 use crate::error::Result;
 use crate::problem::{AttentionProblem, Scheme};
@@ -110,8 +110,8 @@ fn heads<S: Softmax + Send, const BOUNDS: bool>(
 ) -> Output {
     let problem = scored.problem;
     let ticker = Ticker::new(progress, problem.batch * problem.heads_q * rows.len());
-    let tiles = |head: usize| {
-        let head = Head::new(scored, x, head);
+    let tiles = |head: usize, unpacked: &Unpacked| {
+        let head = Head::new(scored, x, unpacked, head);
         let tile = |first: usize| {
             let positions: Vec<usize> = (first..rows.len().min(first + TILE)).map(|index| rows.at(index)).collect();
             let out = tile::<S, BOUNDS>(problem, &head, &positions);
@@ -120,9 +120,15 @@ fn heads<S: Softmax + Send, const BOUNDS: bool>(
         };
         (0..rows.len().div_ceil(TILE)).into_par_iter().map(|index| tile(index * TILE)).collect::<Vec<_>>()
     };
-    let parts: Vec<Vec<Output>> = (0..problem.batch * problem.heads_q).into_par_iter().map(tiles).collect();
+    // The query heads of a head of K and V follow one another.
+    let group = |kv: usize| {
+        let unpacked = Unpacked::new::<BOUNDS>(problem, x, kv);
+        let heads = kv * problem.group()..(kv + 1) * problem.group();
+        heads.into_par_iter().map(|head| tiles(head, &unpacked)).collect::<Vec<_>>()
+    };
+    let parts: Vec<_> = (0..problem.batch * problem.heads_kv).into_par_iter().map(group).collect();
     let mut all = Output::default();
-    for part in parts.into_iter().flatten() {
+    for part in parts.into_iter().flatten().flatten() {
         all.result.o.extend(part.result.o);
         all.result.lse.extend(part.result.lse);
         all.bounds.o.extend(part.bounds.o);
@@ -156,23 +162,25 @@ struct TileKernel<'a, S, const BOUNDS: bool> {
 
 impl<S: Softmax, const BOUNDS: bool> Kernel for TileKernel<'_, S, BOUNDS> {
     #[inline(always)]
-    fn run(self) {
+    fn run(self, vectors: impl Vectors) {
         let (d, dv) = (self.head.d, self.head.dv);
         let mut codes = Codes { p: [0; KV_BLOCK], slack: [0; KV_BLOCK] };
-        let mut scores = [0; KV_BLOCK];
-        for (block, v) in self.head.v.chunks_exact(block_bytes(dv)).enumerate() {
-            let k = &self.head.k[block * block_bytes(d)..][..block_bytes(d)];
+        let (mut scores, mut products) = ([0; KV_BLOCK], vec![0; dv]);
+        let Unpacked { k, v, v_magnitude, .. } = self.head.unpacked;
+        let mut magnitudes = v_magnitude.chunks_exact(block_bytes(dv));
+        let pairs = |d| block_bytes(d) / 2;
+        for (block, (k, v)) in k.chunks_exact(pairs(d)).zip(v.chunks_exact(pairs(dv))).enumerate() {
+            let magnitudes = magnitudes.next().unwrap_or_default();
             for row in &mut *self.rows {
                 let in_block = |key: usize| key.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
                 let keys = in_block(row.keys.start)..in_block(row.keys.end);
                 if keys.is_empty() {
                     continue;
                 }
-                for (score, k) in scores.iter_mut().zip(k.chunks_exact(d)) {
-                    *score = dot(&row.q, k);
-                }
+                vectors.products(&row.q, k, &mut scores);
                 let sums = row.softmax.block::<BOUNDS>(self.head, block, &scores, keys, &mut codes);
-                row.add::<BOUNDS>(&sums, &codes, v);
+                vectors.products(&codes.p, v, &mut products);
+                row.add::<BOUNDS>(&sums, &codes, &products, magnitudes);
             }
         }
     }
@@ -222,9 +230,9 @@ impl<S: Softmax> Row<S> {
         }
     }
 
-    /// Adds a block, of which `v` is `[dim][key]`.
+    /// Adds a block: `products` are those of the codes with V, a sum for each dim; `magnitudes` those of V, `[dim][key]`, for bounds.
     #[inline(always)]
-    fn add<const BOUNDS: bool>(&mut self, sums: &BlockSums, codes: &Codes, v: &[i8]) {
+    fn add<const BOUNDS: bool>(&mut self, sums: &BlockSums, codes: &Codes, products: &[i32], magnitudes: &[i8]) {
         let reference = self.reference.max(sums.exponent);
         // No block before: the difference of two infinities.
         let old = if self.reference == f64::NEG_INFINITY { 0.0 } else { (self.reference - reference).exp2() };
@@ -232,8 +240,8 @@ impl<S: Softmax> Row<S> {
         let of_values = new * sums.value;
         self.reference = reference;
         self.sum = old * self.sum + new * sums.sum;
-        for (acc, v) in self.acc.iter_mut().zip(v.chunks_exact(KV_BLOCK)) {
-            *acc = old * *acc + of_values * f64::from(dot(&codes.p, v));
+        for (acc, &product) in self.acc.iter_mut().zip(products) {
+            *acc = old * *acc + of_values * f64::from(product);
         }
         if BOUNDS {
             let slack = &mut self.slack;
@@ -245,13 +253,9 @@ impl<S: Softmax> Row<S> {
             let of_codes = if sums.of_codes { new } else { 0.0 };
             slack.codes = old * slack.codes + of_codes * codes.slack.iter().map(|&s| f64::from(s)).sum::<f64>();
             let channels = slack.values.iter_mut().zip(&mut slack.magnitude);
-            for ((values, magnitude), v) in channels.zip(v.chunks_exact(KV_BLOCK)) {
-                let mut absolute = [0_i8; KV_BLOCK];
-                for (a, v) in absolute.iter_mut().zip(v) {
-                    *a = v.abs();
-                }
-                *values = old * *values + of_values * f64::from(dot(&codes.slack, &absolute));
-                *magnitude = old * *magnitude + of_values * (f64::from(dot(&codes.p, v)) + offset);
+            for (((values, magnitude), v), &product) in channels.zip(magnitudes.chunks_exact(KV_BLOCK)).zip(products) {
+                *values = old * *values + of_values * f64::from(dot(&codes.slack, v));
+                *magnitude = old * *magnitude + of_values * (f64::from(product) + offset);
             }
         }
     }

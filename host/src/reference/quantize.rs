@@ -6,7 +6,10 @@ use super::codes::{
 use super::packed::resized;
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
-use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, QuantizedK, QuantizedQ, QuantizedV};
+use crate::quantized::{
+    HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, check_len,
+};
+use crate::scores::Scored;
 use crate::shape::Shape;
 use crate::view::HostView;
 use int_flash_attention_kernels::layout::{
@@ -64,13 +67,25 @@ pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Opti
     Ok(QuantizedQ { shape, scheme, data, scale: scales, bias: k_offset.map(|_| bias) })
 }
 
-/// Quantizes K into packed blocks, one scale a token; the default scheme takes the head's offset out and rotates, and gives the tokens of a
-/// whole block one scale where they are about as large, but for the head's first.
+/// Quantizes K, one scale a token, into packed blocks; the default scheme takes the head's offset out and rotates.
 ///
 /// # Errors
 /// A head dim without kernels.
 pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<HostK> {
-    let k = k.into();
+    keys(scheme, k.into(), None, false)
+}
+
+/// Quantizes later tokens of K in the default scheme, from a multiple of 128 on, of heads whose first tokens gave this offset,
+/// `[batch][heads_kv][head_dim]`: the bytes are those of one quantization of the whole.
+///
+/// # Errors
+/// As [`quantize_k`]; an offset of another length.
+pub fn quantize_k_on<'a>(k: impl Into<HostView<'a>>, offset: &[f32]) -> Result<HostK> {
+    keys(Scheme::Default, k.into(), Some(offset), false)
+}
+
+/// The tokens of a block share a scale, where they are about as large, if `shares` and the scheme rotates.
+pub(super) fn keys(scheme: Scheme, k: HostView<'_>, of_first: Option<&[f32]>, shares: bool) -> Result<HostK> {
     let shape = k.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -83,15 +98,16 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
         data: vec![0; lengths.kv_data],
         scale: vec![0.0; lengths.kv_scale],
         block_scale: vec![0.0; lengths.blocks],
-        offset: vec![0.0; lengths.channels],
+        offset: of_first.map_or_else(|| vec![0.0; lengths.channels], <[f32]>::to_vec),
     };
+    check_len("k_offset", out.offset.len(), lengths.channels)?;
     let channels = out.offset.par_chunks_mut(d);
     let d = packed_dim(d);
     let heads = out.data.par_chunks_mut(blocks * block_bytes(d)).zip(out.scale.par_chunks_mut(blocks * KV_BLOCK));
     let heads = heads.zip(out.block_scale.par_chunks_mut(blocks)).zip(channels).enumerate();
     heads.for_each(|(head, (((data, scales), block_scales), offset))| {
         let rows = k.read_head(head / shape.heads, head % shape.heads);
-        if scheme.rotates() {
+        if scheme.rotates() && of_first.is_none() {
             offset.copy_from_slice(&k_offset(&rows, shape.head_dim));
         }
         let mut rows = resized(rows, shape.head_dim, d);
@@ -107,7 +123,7 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
                 }
                 *key_scale = token_scale(amax(row));
             }
-            if scheme.rotates() && block > 0 {
+            if shares && scheme.rotates() && (block > 0 || of_first.is_some()) {
                 share_of_keys(scales);
             }
             for ((key, row), key_scale) in rows.chunks_exact(d).enumerate().zip(&*scales) {
@@ -128,7 +144,19 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
 /// # Errors
 /// A head dim without kernels.
 pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<HostV> {
-    let v = v.into();
+    values(scheme, v.into(), None)
+}
+
+/// Quantizes later tokens of V in the default scheme, from a multiple of 128 on, of heads whose first block gave this unit,
+/// `[batch][heads_kv]`: the bytes are those of one quantization of the whole.
+///
+/// # Errors
+/// As [`quantize_v`]; units of another length.
+pub fn quantize_v_on<'a>(v: impl Into<HostView<'a>>, unit: &[f32]) -> Result<HostV> {
+    values(Scheme::Default, v.into(), Some(unit))
+}
+
+fn values(scheme: Scheme, v: HostView<'_>, of_first: Option<&[f32]>) -> Result<HostV> {
     let shape = v.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -141,8 +169,9 @@ pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<Host
         data: vec![v_byte(0); lengths.kv_data],
         scale: vec![0.0; lengths.kv_scale],
         block_scale: vec![0.0; lengths.blocks],
-        unit: vec![1.0; lengths.heads],
+        unit: of_first.map_or_else(|| vec![1.0; lengths.heads], <[f32]>::to_vec),
     };
+    check_len("v_unit", out.unit.len(), lengths.heads)?;
     let d = packed_dim(d);
     let heads = out.data.par_chunks_mut(blocks * block_bytes(d)).zip(out.scale.par_chunks_mut(blocks * KV_BLOCK));
     let heads = heads.zip(out.block_scale.par_chunks_mut(blocks)).zip(&mut out.unit).enumerate();
@@ -159,7 +188,7 @@ pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<Host
                 for (scale, row) in scales.iter_mut().zip(rows.chunks_exact(d)) {
                     *scale = of_head.unwrap_or_else(|| v_scale(amax(row)));
                 }
-                *block_scale = share(scales, block == 0);
+                *block_scale = share(scales, block == 0 && of_first.is_none());
                 for ((key, row), scale) in rows.chunks_exact(d).enumerate().zip(&*scales) {
                     let inverse = 1.0 / scale;
                     for (dim, &x) in row.iter().enumerate() {
@@ -168,7 +197,7 @@ pub fn quantize_v<'a>(scheme: Scheme, v: impl Into<HostView<'a>>) -> Result<Host
                 }
             },
         );
-        if scheme.rotates() {
+        if scheme.rotates() && of_first.is_none() {
             *unit = v_unit(scales[..KV_BLOCK].iter().copied().fold(0.0, f32::max));
         }
     });
@@ -182,7 +211,7 @@ fn v_unit(largest: f32) -> f32 {
 }
 
 /// Gives all tokens of a block of K the largest of their scales, where these are near each other.
-pub(super) fn share_of_keys(scales: &mut [f32]) {
+fn share_of_keys(scales: &mut [f32]) {
     let largest = scales.iter().copied().fold(0.0, f32::max);
     let near = |scale: &f32| largest <= K_SCALE_RATIO * scale;
     if scales.iter().all(near) {
@@ -204,21 +233,23 @@ pub(super) fn share(scales: &mut [f32], first_block: bool) -> f32 {
     if shared { largest } else { f32::NAN }
 }
 
-/// Quantizes all three operands of a problem, in its scheme.
+/// Quantizes all three operands of a problem, in its scheme; for kernels that take narrow blocks ([`Scored::narrow`]), the tokens of a block of K
+/// with one scale where they are about as large.
 ///
 /// # Errors
 /// A wrong problem, or tensors of other shapes than it says.
-pub fn quantize<'a>(
-    problem: &AttentionProblem,
+pub fn quantize<'p, 'a>(
+    problem: impl Into<Scored<'p>>,
     q: impl Into<HostView<'a>>,
     k: impl Into<HostView<'a>>,
     v: impl Into<HostView<'a>>,
 ) -> Result<HostQuantized> {
+    let Scored { problem, narrow, .. } = problem.into();
     problem.check()?;
     problem.check_equal()?;
     let (q, k, v) = (q.into(), k.into(), v.into());
     check_shapes(problem, [q, k, v].map(|tensor| tensor.shape()))?;
-    let k = quantize_k(problem.scheme, k)?;
+    let k = keys(problem.scheme, k, None, narrow)?;
     let offset = problem.scheme.rotates().then_some(k.offset.as_slice());
     let q = quantize_q(problem.scheme, q, offset)?;
     Ok(HostQuantized { q, k, v: quantize_v(problem.scheme, v)? })

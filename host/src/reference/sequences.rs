@@ -14,24 +14,28 @@ use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, packed_dim, v_b
 use std::ops::Range;
 
 /// [`exact`](super::exact()) of every sequence, `[batch][heads_q][tokens]` as the problem's tensors have them. Rows that belong to no
-/// sequence are as those that see no key.
+/// sequence are as those that see no key and have no sink.
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn exact(
-    problem: &AttentionProblem,
+pub fn exact<'a>(
+    problem: impl Into<Scored<'a>>,
     lengths: &HostSeqLens<'_>,
     q: &HostTensor,
     k: &HostTensor,
     v: &HostTensor,
 ) -> Result<Exact> {
+    let scored = problem.into();
+    let problem = scored.problem;
     problem.check_sizes()?;
+    scored.check()?;
     super::quantize::check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
-    let mut all = Whole::new(problem);
-    for span in problem.spans(lengths)? {
+    let spans = problem.spans(lengths)?;
+    let mut all = Whole::new(&scored, &spans);
+    for span in spans {
         if let Some(one) = all.dense(&span) {
             let [q, k, v] = tensors(&span, q, k, v)?;
-            let Exact { o, lse } = super::exact(&one, &q, &k, &v)?;
+            let Exact { o, lse } = super::exact(scored.of_sequence(&one, span.sequence), &q, &k, &v)?;
             all.put(&span, &o, &lse);
         }
     }
@@ -42,19 +46,24 @@ pub fn exact(
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn exact_bounds(
-    problem: &AttentionProblem,
+pub fn exact_bounds<'a>(
+    problem: impl Into<Scored<'a>>,
     lengths: &HostSeqLens<'_>,
     [q, k, v]: [&HostTensor; 3],
     dtype: crate::DType,
 ) -> Result<(Exact, Bounds)> {
+    let scored = problem.into();
+    let problem = scored.problem;
     problem.check()?;
+    scored.check()?;
     super::quantize::check_shapes(problem, [q, k, v].map(HostTensor::shape))?;
-    let (mut all, mut bounds) = (Whole::new(problem), Whole::zero(problem));
-    for span in problem.spans(lengths)? {
+    let spans = problem.spans(lengths)?;
+    let (mut all, mut bounds) = (Whole::new(&scored, &spans), Whole::zero(problem));
+    for span in spans {
         if let Some(one) = all.dense(&span) {
             let [q, k, v] = tensors(&span, q, k, v)?;
-            let (Exact { o, lse }, of_one) = super::exact_bounds(&one, &q, &k, &v, dtype)?;
+            let one = scored.of_sequence(&one, span.sequence);
+            let (Exact { o, lse }, of_one) = super::exact_bounds(one, &q, &k, &v, dtype)?;
             all.put(&span, &o, &lse);
             bounds.put(&span, &of_one.o, &of_one.lse);
         }
@@ -66,14 +75,15 @@ pub fn exact_bounds(
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn quantize<'a>(
-    problem: &AttentionProblem,
+pub fn quantize<'p, 'a>(
+    problem: impl Into<Scored<'p>>,
     lengths: &HostSeqLens<'_>,
     q: impl Into<HostView<'a>>,
     k: impl Into<HostView<'a>>,
     v: impl Into<HostView<'a>>,
 ) -> Result<HostQuantized> {
     let (q, k, v) = (q.into(), k.into(), v.into());
+    let Scored { problem, narrow, .. } = problem.into();
     problem.check()?;
     super::quantize::check_shapes(problem, [q, k, v].map(|tensor| tensor.shape()))?;
     let mut all = empty(problem)?;
@@ -88,7 +98,8 @@ pub fn quantize<'a>(
             }
             continue;
         }
-        let k = super::quantize_k(problem.scheme, &k.tokens(span.batch, span.kv.clone())?)?;
+        let tokens = k.tokens(span.batch, span.kv.clone())?;
+        let k = super::quantize::keys(problem.scheme, (&tokens).into(), None, narrow)?;
         let v = super::quantize_v(problem.scheme, &v.tokens(span.batch, span.kv.clone())?)?;
         if !span.q.is_empty() {
             let offset = problem.scheme.rotates().then_some(k.offset.as_slice());
@@ -118,28 +129,30 @@ pub fn quantize<'a>(
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn int8(problem: &AttentionProblem, lengths: &HostSeqLens<'_>, operands: &HostQuantized) -> Result<Int8> {
-    int8_with_progress(problem, lengths, operands, None)
+pub fn int8<'a>(problem: impl Into<Scored<'a>>, lengths: &HostSeqLens<'_>, operands: &HostQuantized) -> Result<Int8> {
+    int8_with_progress(problem.into(), lengths, operands, None)
 }
 
 pub(crate) fn int8_with_progress(
-    problem: &AttentionProblem,
+    scored: Scored<'_>,
     lengths: &HostSeqLens<'_>,
     operands: &HostQuantized,
     progress: Option<ProgressFn<'_>>,
 ) -> Result<Int8> {
-    let mut all = Whole::new(problem);
+    let problem = scored.problem;
+    let spans = checked_spans(&scored, lengths, operands)?;
+    let mut all = Whole::new(&scored, &spans);
     let total = (problem.q_shape().rows()) as u64;
     let mut before = 0;
-    for span in checked_spans(problem, lengths, operands)? {
+    for span in spans {
         if let Some(one) = all.dense(&span) {
             let ahead = |p: Progress| {
                 if let Some(progress) = progress {
                     progress(Progress { done: before + p.done, total });
                 }
             };
-            let Int8 { o, lse } =
-                super::int8_with_progress((&one).into(), &part(problem, &span, operands)?, Some(&ahead))?;
+            let of_one = scored.of_sequence(&one, span.sequence);
+            let Int8 { o, lse } = super::int8_with_progress(of_one, &part(problem, &span, operands)?, Some(&ahead))?;
             all.put(&span, &o, &lse);
         }
         before += (problem.heads_q * span.q.len()) as u64;
@@ -147,24 +160,24 @@ pub(crate) fn int8_with_progress(
     Ok(Int8 { o: all.o, lse: all.lse })
 }
 
-/// [`gpu_bounds`](super::gpu_bounds()) of every sequence, or [`ideal_bounds`](super::ideal_bounds) where `ideal`; by a kernel that takes
-/// narrow blocks as such where `narrow`.
+/// [`gpu_bounds`](super::gpu_bounds()) of every sequence, or [`ideal_bounds`](super::ideal_bounds) where `ideal`.
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn gpu_bounds(
-    problem: &AttentionProblem,
+pub fn gpu_bounds<'a>(
+    problem: impl Into<Scored<'a>>,
     lengths: &HostSeqLens<'_>,
     operands: &HostQuantized,
     dtype: crate::DType,
     ideal: bool,
-    narrow: bool,
 ) -> Result<(Int8, Bounds)> {
-    let (mut all, mut bounds) = (Whole::new(problem), Whole::zero(problem));
-    for span in checked_spans(problem, lengths, operands)? {
+    let scored = problem.into();
+    let problem = scored.problem;
+    let spans = checked_spans(&scored, lengths, operands)?;
+    let (mut all, mut bounds) = (Whole::new(&scored, &spans), Whole::zero(problem));
+    for span in spans {
         if let Some(one) = all.dense(&span) {
-            let x = part(problem, &span, operands)?;
-            let one = Scored::from(&one).with_narrow(narrow);
+            let (x, one) = (part(problem, &span, operands)?, scored.of_sequence(&one, span.sequence));
             let (Int8 { o, lse }, of_one) =
                 if ideal { super::ideal_bounds(one, &x, dtype) } else { super::gpu_bounds(one, &x, dtype) }?;
             all.put(&span, &o, &lse);
@@ -267,10 +280,11 @@ fn empty(problem: &AttentionProblem) -> Result<HostQuantized> {
     })
 }
 
-fn checked_spans(problem: &AttentionProblem, lengths: &HostSeqLens<'_>, operands: &HostQuantized) -> Result<Vec<Span>> {
-    problem.check()?;
-    super::int8::check_operands(problem, operands)?;
-    problem.spans(lengths)
+fn checked_spans(scored: &Scored<'_>, lengths: &HostSeqLens<'_>, operands: &HostQuantized) -> Result<Vec<Span>> {
+    scored.problem.check()?;
+    scored.check()?;
+    super::int8::check_operands(scored.problem, operands)?;
+    scored.problem.spans(lengths)
 }
 
 /// A sequence's tensors.
@@ -287,9 +301,16 @@ struct Whole<'a> {
 }
 
 impl<'a> Whole<'a> {
-    /// Of rows that see no key.
-    fn new(problem: &'a AttentionProblem) -> Self {
-        Self { lse: vec![f64::NEG_INFINITY; problem.q_shape().rows()], ..Self::zero(problem) }
+    /// Of rows that see no key, with the sinks of those that sequences have.
+    fn new(scored: &Scored<'a>, spans: &[Span]) -> Self {
+        let problem = scored.problem;
+        let mut all = Self { lse: vec![f64::NEG_INFINITY; problem.q_shape().rows()], ..Self::zero(problem) };
+        for (span, head) in spans.iter().flat_map(|span| (0..problem.heads_q).map(move |head| (span, head))) {
+            if let Some(sink) = scored.sink(head) {
+                all.lse[span.rows(problem, head)].fill(sink.into());
+            }
+        }
+        all
     }
 
     fn zero(problem: &'a AttentionProblem) -> Self {

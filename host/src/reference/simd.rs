@@ -2,22 +2,87 @@
 
 /// A loop to run with the widest vectors that the machine has. `run` has to be `#[inline(always)]`, and what it calls too.
 pub(super) trait Kernel {
-    fn run(self);
+    fn run(self, vectors: impl Vectors);
 }
 
-/// Runs `kernel`, compiled for AVX2 where the machine has it. The results are the same: nothing is contracted or reordered.
+/// Runs `kernel`, compiled for AVX2 where the machine has it. The results are the same: nothing is contracted, and only integers are
+/// reordered.
 #[inline]
 pub(super) fn dispatch(kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         #[target_feature(enable = "avx2")]
         fn avx2(kernel: impl Kernel) {
-            kernel.run();
+            kernel.run(avx2::Avx2(()));
         }
         // SAFETY: the machine has AVX2, as was just asked.
         return unsafe { avx2(kernel) };
     }
-    kernel.run();
+    kernel.run(Plain);
+}
+
+/// Products that the compiler does not find the instruction for by itself.
+pub(super) trait Vectors: Copy {
+    /// `out[column] = sum over i of a[i] b[i][column]` in int32, where `pairs` has two rows of `b` beside each other, `[i / 2][column][i % 2]`;
+    /// columns a multiple of 32. The caller's bounds keep it below 2^31.
+    fn products(self, a: &[i16], pairs: &[[i16; 2]], out: &mut [i32]);
+}
+
+/// The compiler's.
+#[derive(Clone, Copy)]
+struct Plain;
+
+impl Vectors for Plain {
+    #[inline(always)]
+    fn products(self, a: &[i16], pairs: &[[i16; 2]], out: &mut [i32]) {
+        out.fill(0);
+        for (a, row) in a.as_chunks::<2>().0.iter().zip(pairs.chunks_exact(out.len())) {
+            for (out, b) in out.iter_mut().zip(row) {
+                *out += i32::from(a[0]) * i32::from(b[0]) + i32::from(a[1]) * i32::from(b[1]);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::Vectors;
+    use std::arch::x86_64::{
+        _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
+        _mm256_storeu_si256,
+    };
+
+    /// Made where the machine has AVX2, nowhere else.
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2(pub(super) ());
+
+    /// Of int32 in a vector.
+    const LANES: usize = 8;
+    /// Columns that are summed up at once.
+    const COLUMNS: usize = 4 * LANES;
+
+    impl Vectors for Avx2 {
+        #[inline(always)]
+        fn products(self, a: &[i16], pairs: &[[i16; 2]], out: &mut [i32]) {
+            let columns = out.len();
+            for (at, out) in out.chunks_exact_mut(COLUMNS).enumerate() {
+                // SAFETY: the machine has AVX2, or there would be no `self`; each load and store is of an array of the vector's size.
+                unsafe {
+                    let mut sums = [_mm256_setzero_si256(); COLUMNS / LANES];
+                    for (a, row) in a.as_chunks::<2>().0.iter().zip(pairs.chunks_exact(columns)) {
+                        let a = _mm256_set1_epi32(i32::from(a[0] as u16) | i32::from(a[1]) << 16);
+                        let row = row[at * COLUMNS..][..COLUMNS].as_chunks::<LANES>().0;
+                        for (sum, b) in sums.iter_mut().zip(row) {
+                            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a, _mm256_loadu_si256(b.as_ptr().cast())));
+                        }
+                    }
+                    for (out, sum) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
+                        _mm256_storeu_si256(out.as_mut_ptr().cast(), sum);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// `a . b` in int32; lengths a multiple of 32. The caller's bounds keep it below 2^31.
@@ -30,4 +95,35 @@ pub(super) fn dot(a: &[i16], b: &[i8]) -> i32 {
         }
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Products<'a>(&'a [i16], &'a [[i16; 2]], &'a mut [i32]);
+
+    impl Kernel for Products<'_> {
+        #[inline(always)]
+        fn run(self, vectors: impl Vectors) {
+            vectors.products(self.0, self.1, self.2);
+        }
+    }
+
+    #[test]
+    fn products_are_the_sums_whatever_the_machine_has() {
+        for (rows, columns) in [(2, 32), (64, 128), (128, 96), (256, 256)] {
+            // The largest codes are among them, of both signs.
+            let a: Vec<i16> = (0..rows).map(|i| (i as i16 * 37 + 255) % 256 - 128 * (i as i16 % 2)).collect();
+            let b = |i: usize, column: usize| (i * 89 + column * 53) as u8 as i8;
+            let pair = |at: usize| [0, 1].map(|i| i16::from(b(at / columns * 2 + i, at % columns)));
+            let pairs: Vec<[i16; 2]> = (0..rows / 2 * columns).map(pair).collect();
+            let of_column = |column| (0..rows).map(|i| i32::from(a[i]) * i32::from(b(i, column))).sum();
+            let expected: Vec<i32> = (0..columns).map(of_column).collect();
+            let mut out = [vec![1; columns], vec![2; columns]];
+            dispatch(Products(&a, &pairs, &mut out[0]));
+            Plain.products(&a, &pairs, &mut out[1]);
+            assert_eq!(out, [expected.clone(), expected]);
+        }
+    }
 }

@@ -86,7 +86,7 @@ impl Run {
     fn source(&self, p: &QuantizeParams, k: Rows) -> Source {
         if p.rotate == 0 {
             Source::None
-        } else if p.quantize_kv == 0 {
+        } else if p.quantize_kv == 0 || p.goes_on != 0 {
             Source::Array(at(p.k_offset, self.head(p) * p.dims as usize))
         } else if self.kv.len == 0 {
             Source::Zero
@@ -102,13 +102,13 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
     if !run.is_within(&run.kv) {
         // Of no tokens: the threads are more than dims.
         let thread = tid_x();
-        let none = (run.kv.len == 0) & (run.item.tile == 0) & (thread < p.dims);
+        let none = (run.kv.len == 0) & (run.item.tile == 0) & (thread < p.dims) & (p.goes_on == 0);
         unsafe { st_global_f32(none, offset.wrapping_add(thread as usize), [0.0]) };
         return;
     }
     let first = run.first_block(p);
     let rows = run.rows_of_k::<E>(p);
-    let offset = if run.item.tile == 0 { offset } else { null_mut() };
+    let offset = if run.item.tile == 0 && p.goes_on == 0 { offset } else { null_mut() };
     let out = |tile: Tile| {
         let block = opaque(first) as usize + tile.index as usize;
         tokens::Output {
@@ -120,8 +120,21 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
     };
     let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
     let source = run.source(p, rows);
+    // The head's first block has none.
+    let shared_from = if p.share_k == 0 { u32::MAX } else { (p.goes_on == 0) as u32 };
     unsafe {
-        tokens::quantize::<E, true>(p.head_dim, p.dims, p.rotate != 0, rows, tile, run.end(&tile), source, offset, out)
+        tokens::quantize::<E, true>(
+            p.head_dim,
+            p.dims,
+            p.rotate != 0,
+            shared_from,
+            rows,
+            tile,
+            run.end(&tile),
+            source,
+            offset,
+            out,
+        )
     }
 }
 
@@ -129,7 +142,7 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
 unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
     let (first, head) = (run.first_block(p), run.head(p));
     if !run.is_within(&run.kv) {
-        let none = (run.kv.len == 0) & (run.item.tile == 0) & (tid_x() == 0);
+        let none = (run.kv.len == 0) & (run.item.tile == 0) & (tid_x() == 0) & (p.goes_on == 0);
         unsafe { st_global_f32(none, at(p.v_unit, head), [1.0]) };
         return;
     }
@@ -140,7 +153,7 @@ unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
             bytes: at(p.v_out, block * block_bytes(p.head_dim_v as usize)),
             scale: at(p.v_scale, block * KV_BLOCK),
             block_scale: at(p.v_block_scale, block),
-            unit: if tile.index == 0 { at(p.v_unit, head) } else { null_mut() },
+            unit: if tile.index == 0 && p.goes_on == 0 { at(p.v_unit, head) } else { null_mut() },
         }
     };
     // Floats are in registers, so that there is none for this.
@@ -149,7 +162,10 @@ unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
     let rotates = p.rotate != 0;
     unsafe {
         let head_amax = if rotates { 0.0 } else { ld_global_nc_f32(at(p.v_amax, head).cast()) };
-        values::quantize::<E>(p.head_dim_v, p.dims_v, rotates, false, head_amax, rows, tile, run.end(&tile), out);
+        // No tile has the number of the first block where that is elsewhere.
+        let first_block = if p.goes_on == 0 { 0 } else { u32::MAX };
+        let scales = values::Scaling { rotates, steps: false, head_amax, first_block };
+        values::quantize::<E>(p.head_dim_v, p.dims_v, scales, rows, tile, run.end(&tile), out);
     }
 }
 
@@ -176,6 +192,7 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
             p.head_dim,
             p.dims,
             p.rotate != 0,
+            u32::MAX,
             rows,
             tile,
             run.end(&tile),

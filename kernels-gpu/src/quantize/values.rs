@@ -194,6 +194,19 @@ impl Largest {
     }
 }
 
+/// How scales are found.
+#[derive(Clone, Copy)]
+pub(crate) struct Scaling {
+    /// Whether V rotates: the default scheme.
+    pub rotates: bool,
+    /// Whether the scale that a block's tokens share is rounded up as one of their own is.
+    pub steps: bool,
+    /// The largest magnitude of the head, where V does not rotate: in the paper's scheme.
+    pub head_amax: f32,
+    /// The number of the tile that is the head's first block.
+    pub first_block: u32,
+}
+
 /// The scales of a block before they are shared or not.
 struct Scales {
     largest: f32,
@@ -202,9 +215,7 @@ struct Scales {
 }
 
 /// Quantizes and packs the blocks of V from `tile` to before number `end`; `dims` of the packed `head_dim` are in the tensor.
-/// `head_amax` is the largest magnitude of the head, where V does not rotate: in the paper's scheme. `rows` and `out` say where the
-/// head and the block are, as often as they are asked, so that addresses take no registers meanwhile. With `steps` the scale that a
-/// block's tokens share is rounded up as one of their own is.
+/// `rows` and `out` say where the head and the block are, as often as they are asked, so that addresses take no registers meanwhile.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; tile and output are in their tensor and arrays.
@@ -212,9 +223,7 @@ struct Scales {
 pub(crate) unsafe fn quantize<E: Element>(
     head_dim: u32,
     dims: u32,
-    rotates: bool,
-    steps: bool,
-    head_amax: f32,
+    scaling: Scaling,
     rows: impl Fn() -> Rows,
     tile: Tile,
     end: u32,
@@ -232,7 +241,7 @@ pub(crate) unsafe fn quantize<E: Element>(
             if !in_shared::<E>() {
                 request::<E>(&mut raw, dims, &places, &rows(), tile);
             }
-            one::<E>(head_dim, dims, rotates, steps, head_amax, &places, &rows, tile, end, raw, &out);
+            one::<E>(head_dim, dims, scaling, &places, &rows, tile, end, raw, &out);
             tile.index = first_lane(tile.index + 1);
             if tile.index >= end {
                 break;
@@ -279,9 +288,7 @@ unsafe fn request<E: Element>(raw: &mut Vectors, dims: u32, places: &Places, row
 unsafe fn one<E: Element>(
     head_dim: u32,
     dims: u32,
-    rotates: bool,
-    steps: bool,
-    head_amax: f32,
+    scaling: Scaling,
     places: &Places,
     rows: &impl Fn() -> Rows,
     tile: Tile,
@@ -290,6 +297,7 @@ unsafe fn one<E: Element>(
     out: &impl Fn(Tile) -> Output,
 ) {
     unsafe {
+        let Scaling { rotates, steps, head_amax, first_block } = scaling;
         wait::<E, 0>();
         if rotates {
             largest_of_parts::<E>(tile.index, &Place::of(places.own), &raw);
@@ -297,7 +305,7 @@ unsafe fn one<E: Element>(
         bar_sync();
         let parts = if rotates { head_dim / (4 * E::LANES) as u32 } else { 0 };
         let largest = Largest { tile: tile.index, parts, least: head_amax };
-        let scales = Scales::decide::<E>(&largest, tile.index == 0, steps);
+        let scales = Scales::decide::<E>(&largest, tile.index == first_block, steps);
         let (mut inverse, mut masks) = ([reciprocal(scales.largest, rcp_approx_ftz_f32, fma_rn_f32); 8], [u32::MAX; 2]);
         let whole = scales.shared & (tile.count() == KV_BLOCK as u32);
         if !whole {

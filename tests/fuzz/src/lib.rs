@@ -1,24 +1,40 @@
-//! Bytes that nobody has looked at, through everything that reads such: tensor files, layouts, problems, PTX.
+//! Bytes that nobody has looked at, through everything that reads such: tensor files, layouts, problems, what changes
+//! scores, lengths of sequences, block tables, PTX.
 //!
 //! A target takes any bytes and panics where a property does not hold. `fuzz/` at the repository's root puts libFuzzer on top of
 //! them (`cargo fuzz run file`); `tests/bounded.rs` runs them on mutations of the same corpus, a fixed number of times.
 
 mod file;
 mod layout;
+mod lengths;
 pub mod mutate;
 mod problem;
 mod ptx;
+mod score_inputs;
+mod scores;
+mod tables;
 
 pub use file::file;
 pub use layout::layout;
+pub use lengths::lengths;
 pub use problem::problem;
 pub use ptx::ptx;
+pub use scores::scores;
+pub use tables::tables;
 
 /// What takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// A target and its name, which is also that of its folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 4] = [("file", file), ("layout", layout), ("problem", problem), ("ptx", ptx)];
+pub const TARGETS: [(&str, Target); 7] = [
+    ("file", file),
+    ("layout", layout),
+    ("lengths", lengths),
+    ("problem", problem),
+    ("ptx", ptx),
+    ("scores", scores),
+    ("tables", tables),
+];
 
 /// An error is one sentence that can be read.
 fn is_sentence(text: &str) {

@@ -1,6 +1,7 @@
 //! Problems, beside a model of what is allowed; small ones are run.
 
 use crate::is_sentence;
+use crate::score_inputs::Scores;
 use arbitrary::{Arbitrary, Result, Unstructured};
 use int_flash_attention::{
     AttentionProblem, DType, Device, Error, HostTensor, Options, Scheme, SeqLens, Shape, TensorLayout, Window,
@@ -85,27 +86,31 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
         1 => SeqLens::KeyLengths { seqlens_kv: lens.as_slice() },
         _ => SeqLens::Equal,
     };
+    let lse = bool::arbitrary(u)?;
+    let scores = Scores::any(u, &problem, &lengths)?;
     let options = Options {
         window: problem.window,
         scheme: problem.scheme,
         lengths,
         softmax_scale: problem.softmax_scale,
-        lse: bool::arbitrary(u)?,
+        scores: scores.host(),
+        lse,
         ..Options::default()
     };
     match attention(Device::Cpu, &q, &k, &v, &options) {
         Ok(output) => {
             assert_eq!((output.o.shape(), output.o.dtype()), (problem.q_shape(), dtype));
-            assert!(output.o.check_finite("o").is_ok());
+            assert!(scores.allowed() && output.o.check_finite("o").is_ok());
             let lse = output.lse.into_iter().flatten().enumerate();
             for (row, lse) in lse.filter(|(_, lse)| !lse.is_finite() && lengths == SeqLens::Equal) {
-                assert_eq!((lse, problem.visible_keys(row % problem.seqlen_q).len()), (f32::NEG_INFINITY, 0));
+                assert_eq!(lse, f32::NEG_INFINITY);
+                assert!(scores.may_hide() || problem.visible_keys(row % problem.seqlen_q).is_empty());
             }
         }
         Err(error) => {
             is_sentence(&error.to_string());
             let of_values = matches!(error, Error::ResultNotFinite { .. } | Error::NotFinite { .. });
-            assert!(of_values || lengths != SeqLens::Equal, "{problem:?}: {error}");
+            assert!(of_values || !scores.allowed() || lengths != SeqLens::Equal, "{problem:?}: {error}");
         }
     }
     Ok(())

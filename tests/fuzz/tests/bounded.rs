@@ -40,6 +40,21 @@ fn layouts() {
 }
 
 #[test]
+fn lengths() {
+    bounded("lengths");
+}
+
+#[test]
+fn scores() {
+    bounded("scores");
+}
+
+#[test]
+fn tables() {
+    bounded("tables");
+}
+
+#[test]
 fn problems() {
     bounded("problem");
 }

@@ -230,6 +230,17 @@ calls! {
     cuMemcpyDtoDAsync_v2(to: Word, from: Word, bytes: usize, stream: Word) |world| {
         if on_stream(world, stream, Vec::new())? { copy(world, &[to, from], to, from, bytes) } else { Ok(()) }
     }
+    cuMemcpyPeerAsync(to: Word, to_context: Word, from: Word, from_context: Word, bytes: usize, stream: Word) |world| {
+        world.inside(to_context, to, bytes)?;
+        world.inside(from_context, from, bytes)?;
+        if on_stream(world, stream, Vec::new())? {
+            // SAFETY: both are in allocations.
+            unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+        }
+        Ok(())
+    }
+    cuDeviceCanAccessPeer(can: *mut i32, gpu: i32, peer: i32) |_world| { unsafe { store(can, i32::from(gpu != peer)) }; Ok(()) }
+    cuCtxEnablePeerAccess(_other: Word, _flags: u32) |world| { world.context().map(|_| ()) }
     cuMemsetD8_v2(to: Word, byte: u8, bytes: usize) |world| {
         let context = world.context()?;
         world.whole_device(context, IMPLICIT)?;

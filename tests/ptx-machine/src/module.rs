@@ -69,6 +69,12 @@ impl Module {
         names
     }
 
+    /// Whether it has a kernel of this name.
+    #[must_use]
+    pub fn has(&self, kernel: &str) -> bool {
+        self.kernels.contains_key(kernel)
+    }
+
     /// Runs a kernel to its end.
     ///
     /// # Errors

@@ -24,14 +24,17 @@ pub struct AppendCheck {
 }
 
 impl AppendCheck {
-    pub(super) fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
-        let simulator = Simulator::new().with_places(self.places).with_module(name, module.clone());
+    pub(super) fn run(&self, name: &str, modules: &[Arc<Module>]) -> Result<()> {
+        let simulator = Simulator::new().with_places(self.places).with_modules(name, modules);
         let [q, k, v] = &self.tensors;
         let new = New { q: Some((q, self.seqlen_q)), k, v, slots: &self.slots, wide: self.wide };
         let mut cache = SimulatedCache::new(&simulator, self.cache.clone()).behind(self.ahead);
         append_as_reference(&mut cache, &new).with_context(|| format!("{:?}, {:?}", self.places, k.shape()))
     }
 }
+
+/// From this case on, slots are beyond 32 bits.
+const BEYOND: usize = 11;
 
 /// The checks of the kernel for this type.
 pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
@@ -51,6 +54,10 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
         // More bytes of pages than 32 bits count.
         (140, even, Places::Usual, 1 << 19),
         (20, even, Places::Usual, 1 << 19),
+        // Slots whose low halves are those of the pool, one of them where a whole page would be.
+        (140, even, Places::Usual, 0),
+        (141, odd, Places::Usual, 0),
+        (60, even, Places::Usual, 0),
     ]
     .into_iter()
     .enumerate()
@@ -69,6 +76,9 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
                 let first = i % (tokens - 128);
                 slots.iter_mut().for_each(|slot| *slot = if (128..256).contains(slot) { -1 } else { *slot });
                 slots[first..first + 128].iter_mut().zip(128..).for_each(|(slot, page)| *slot = page);
+            }
+            if i >= BEYOND {
+                slots.iter_mut().filter(|slot| **slot >= 0).step_by(7).for_each(|slot| *slot |= 1 << 32);
             }
             slots[0] = if tokens > 1 { 1 << 40 | 3 } else { slots[0] };
             let tensor = |heads: usize, values: Values| {

@@ -1,6 +1,6 @@
 //! Decode and merge.
 
-use super::Check;
+use super::{Check, Lazy};
 use crate::decode::{DecodeCase, DecodeKernels, MergeCase, agree, cases_of, hostile_case, many_sequences, tails};
 use crate::sim::{Places, Simulator};
 use anyhow::{Context, Result};
@@ -15,8 +15,7 @@ pub struct DecodeCheck {
     job: Job,
     places: Places,
     dtype: DType,
-    want: Int8,
-    bounds: Bounds,
+    wanted: Lazy<(Int8, Bounds)>,
 }
 
 enum Job {
@@ -25,8 +24,8 @@ enum Job {
 }
 
 impl DecodeCheck {
-    pub(super) fn run(&self, name: &str, module: &Arc<Module>) -> Result<()> {
-        let simulator = Simulator::new().with_places(self.places).with_module(name, module.clone());
+    pub(super) fn run(&self, name: &str, modules: &[Arc<Module>]) -> Result<()> {
+        let simulator = Simulator::new().with_places(self.places).with_modules(name, modules);
         let got = match &self.job {
             Job::Decode(case) => {
                 let case = DecodeCase { overlaps: case.overlaps || name == OVERLAPPING_MERGE, ..(**case).clone() };
@@ -34,19 +33,19 @@ impl DecodeCheck {
             }
             Job::Merge(case) => simulator.merge(case, self.dtype).with_context(|| format!("{} states", case.states))?,
         };
-        agree(&got, &self.want, &self.bounds, self.dtype)
+        let (want, bounds) = self.wanted.get(|| match &self.job {
+            Job::Decode(case) => case.want(self.dtype),
+            Job::Merge(case) => case.want(self.dtype),
+        })?;
+        agree(&got, want, bounds, self.dtype)
     }
 }
 
-fn check(job: Job, places: Places, dtype: DType) -> Result<Check> {
-    let (want, bounds) = match &job {
-        Job::Decode(case) => case.want(dtype)?,
-        Job::Merge(case) => case.want(dtype)?,
-    };
-    Ok(Check::Decode(Box::new(DecodeCheck { job, places, dtype, want, bounds })))
+fn check(job: Job, places: Places, dtype: DType) -> Check {
+    Check::Decode(Box::new(DecodeCheck { job, places, dtype, wanted: Lazy::new() }))
 }
 
-fn decode(case: DecodeCase, dtype: DType) -> Result<Check> {
+fn decode(case: DecodeCase, dtype: DType) -> Check {
     check(Job::Decode(Box::new(case)), Places::Usual, dtype)
 }
 
@@ -71,22 +70,21 @@ pub(super) fn of(kernel: &str) -> Option<Result<Vec<Check>>> {
         let far = DecodeCase { far: true, ..cases_of(head_dim).swap_remove(1).0 };
         let all =
             cases_of(head_dim).into_iter().chain(hostile).chain([(far, DType::F16), (tails(head_dim), DType::F32)]);
-        return Some(all.map(|(case, dtype)| decode(DecodeCase { overlaps, ..case }, dtype)).collect());
+        return Some(Ok(all.map(|(case, dtype)| decode(DecodeCase { overlaps, ..case }, dtype)).collect()));
     }
     if kernel == MERGE_BOUNDS[1].entry {
         let cases = cases_of(32).into_iter().chain(cases_of(96)).map(|(case, _)| case);
         let cases = cases.chain([many_sequences(Split::Even, 31), many_sequences(Split::Fixed(128), 4)]);
         let job = |case| Job::Decode(Box::new(case));
-        return Some(
-            cases.zip(STORES.into_iter().cycle()).map(|(case, (dtype, at))| check(job(case), at, dtype)).collect(),
-        );
+        let stores = STORES.into_iter().cycle();
+        return Some(Ok(cases.zip(stores).map(|(case, (dtype, at))| check(job(case), at, dtype)).collect()));
     }
     let states = [1, 2, 5, 70].into_iter().flat_map(|states| [32, 96, 128].map(|head_dim| (states, head_dim)));
     let case = |(i, (states, head_dim)): (usize, (usize, usize))| {
         let mut case = MergeCase::new(Shape::new(2, 2, 3, head_dim)?, states, i as u64);
         case.sinks = (i % 2 == 0).then(|| vec![0.5, f32::NEG_INFINITY]);
         let (dtype, places) = STORES[i % STORES.len()];
-        check(Job::Merge(case), places, dtype)
+        Ok(check(Job::Merge(case), places, dtype))
     };
     (kernel == MERGE_BOUNDS[0].entry).then(|| states.enumerate().map(case).collect())
 }

@@ -96,14 +96,20 @@ impl Cache for SimulatedCache<'_> {
     }
 
     fn gather(&self, tables: &HostTables, seqlen_kv: usize) -> Result<(HostK, HostV)> {
-        let problem = GatherProblem { cache: self.cache.shape, batch: tables.batch, seqlen_kv };
+        let whole = CacheShape { pages: self.cache.shape.pages + self.ahead, ..self.cache.shape };
+        let problem = GatherProblem { cache: whole, batch: tables.batch, seqlen_kv };
         let shape = problem.shape();
         let blocks = shape.batch * shape.heads * kv_blocks(seqlen_kv);
         let (bytes, heads) = (blocks * block_bytes(shape.head_dim), shape.batch * shape.heads);
         let mut memory = Memory::new();
-        let pool = memory.alloc_from(&self.cache.pool);
+        let pool = memory.alloc(whole.bytes() as u64, 256);
+        // A block that no sequence has is read from the pool's first page.
+        memory.write(pool, &vec![0_u8; whole.page_bytes()])?;
+        memory.write(last(pool, self.cache.pool.len() as u64, whole.bytes() as u64), &self.cache.pool)?;
+        let page = |&page: &u32| if page < u32::MAX { page + self.ahead as u32 } else { page };
+        let block_table: Vec<u32> = tables.block_table.iter().map(page).collect();
         let offset = self.cache.k_offset.as_ref().map_or(DevPtr::NULL, |offset| memory.alloc_from(offset));
-        let (table, lengths) = (memory.alloc_from(&tables.block_table), memory.alloc_from(&tables.seqlens_kv));
+        let (table, lengths) = (memory.alloc_from(&block_table), memory.alloc_from(&tables.seqlens_kv));
         let [k, v] = [(); 2].map(|()| memory.alloc(bytes as u64, 256));
         let [k_scale, v_scale] = [(); 2].map(|()| memory.alloc(4 * (blocks * KV_BLOCK) as u64, 256));
         let [k_block_scale, v_block_scale] = [(); 2].map(|()| memory.alloc(4 * blocks as u64, 256));

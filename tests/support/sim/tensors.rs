@@ -65,23 +65,46 @@ impl Places {
             }
             Ok(array)
         };
-        let alibi_slopes = of_heads(tensors.alibi_slopes, params.alibi_stride_b as usize)?;
+        let mut alibi_stride_b = params.alibi_stride_b;
+        if alibi_stride_b > 0 && self == Self::Far(0) {
+            alibi_stride_b += 1 << 31;
+        }
+        let alibi_slopes = of_heads(tensors.alibi_slopes, alibi_stride_b as usize)?;
         let sinks = of_heads(tensors.sinks, 0)?;
-        let mut of_rows = |bytes: Option<&[u8]>, size: u64, strides: [i64; 3]| -> Result<DevPtr> {
+        // Far apart, rows are copied one by one, those that are shared as well.
+        let far = |strides: [i64; 3]| [0, 1, 2].map(|i| strides[i] + if self == Self::Far(i) { FAR } else { 0 });
+        let mut of_rows = |bytes: Option<&[u8]>, [size, row]: [u64; 2], strides: [i64; 3]| -> Result<DevPtr> {
             let Some(bytes) = bytes else { return Ok(DevPtr::NULL) };
-            let before = (batches as u64 * strides[0] as u64 + heads as u64 * strides[1] as u64) * size;
+            let offset = |strides: [i64; 3], at: [usize; 3]| {
+                strides.iter().zip(at).map(|(&stride, at)| stride as u64 * at as u64).sum::<u64>() * size
+            };
+            if let Self::Far(_) = self {
+                let last = [p.batch - 1, p.heads_q - 1, p.seqlen_q - 1];
+                let array = memory.alloc(offset(far(strides), last) + row, size);
+                for (b, h, n) in rows(p.q_shape()) {
+                    let from = offset(strides, [b, h, n]) as usize;
+                    memory.write(array.offset(offset(far(strides), [b, h, n])), &bytes[from..][..row as usize])?;
+                }
+                return Ok(array);
+            }
+            let before = offset(strides, [batches, heads, 0]);
             let array = memory.alloc(before + bytes.len() as u64, size);
             memory.write(array.offset(before), bytes)?;
             Ok(array)
         };
-        let mask = of_rows(tensors.mask, 1, params.mask_strides)?;
+        let keys = p.seqlen_kv;
+        let row = p.score_mod.mask.map_or(0, |mask| mask.kind.bytes(keys)) as u64;
+        let mask = of_rows(tensors.mask, [1, row], params.mask_strides)?;
         let size = tensors.bias.map_or(1, |bias| bias.dtype().size() as u64);
-        let bias = of_rows(tensors.bias.map(|bias| bias.bytes()), size, params.bias_strides)?;
+        let bias = of_rows(tensors.bias.map(|bias| bias.bytes()), [size, size * keys as u64], params.bias_strides)?;
         Ok(ScoreParams {
             sinks: global(sinks),
             alibi_slopes: global(alibi_slopes),
             mask: global(mask),
             bias: global(bias),
+            mask_strides: far(params.mask_strides),
+            bias_strides: far(params.bias_strides),
+            alibi_stride_b,
             ..params
         })
     }

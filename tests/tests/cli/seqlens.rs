@@ -1,6 +1,7 @@
 //! `--seqlens` and `--seqlens-kv`.
 
 use super::{Folder, encode, good, half_tensor, refused, run_on, wave};
+use safetensors::tensor::Dtype;
 use serde_json::Value;
 
 #[test]
@@ -27,6 +28,29 @@ fn packed_sequences_and_key_lengths_run_on_the_cpu_and_on_the_ptx_machine() {
             assert!(report["check"]["relative_l2"].as_f64().expect("a figure") < 2e-2, "{device} {more:?} {report}");
         }
     }
+}
+
+/// With the flags that change scores.
+#[test]
+fn lengths_and_scores_together_run_on_the_cpu_and_on_the_ptx_machine() {
+    let dims = [1, 2, 140, 32];
+    let [_, k, _] = good(dims);
+    let keeps = (0..3 * 131).map(|at| u8::from(at % 6 != 1)).collect();
+    let mask = ("mask", Dtype::U8, vec![3, 1, 1, 131], keeps);
+    let input = encode(&[half_tensor("q", dims, wave), k, half_tensor("v", dims, |i| 1.0 + wave(5 * i + 2)), mask]);
+    for device in ["cpu", "sim"] {
+        let folder = Folder::new("scored-seqlens");
+        let (from, output) = (folder.file("in.safetensors"), folder.file("out.safetensors"));
+        std::fs::write(&from, &input).expect("the input is written");
+        let more =
+            ["--seqlens", "5,131,4", "--causal", "--softcap", "5", "--alibi", "0.5,0.25", "--sinks", "1,-2", "--mask"];
+        let result = run_on(device, &from, &output, &[&more[..], &["--lse", "--check", "--json"]].concat());
+        assert!(result.status.success(), "{device}: {}", String::from_utf8_lossy(&result.stderr));
+        let report: Value = serde_json::from_slice(&result.stdout).expect("one JSON object");
+        assert!(report["check"]["relative_l2"].as_f64().expect("a figure") < 2e-2, "{device} {report}");
+    }
+    let wide = encode(&[half_tensor("q", dims, wave), half_tensor("k", dims, wave), half_tensor("v", dims, wave)]);
+    refused("slopes", &wide, &["--seqlens", "5,131,4", "--alibi", "0.5,0.25,1"], "alibi_slopes has the shape [3]; [2]");
 }
 
 #[test]

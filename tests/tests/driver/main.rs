@@ -9,6 +9,7 @@ mod foreign;
 mod jobs;
 mod one_buffer;
 mod plans;
+mod ranks;
 mod recordings;
 mod scores;
 

@@ -4,8 +4,8 @@ use crate::{Job, is_other_context, nothing_is_left, problem, sentence};
 use half::f16;
 use int_flash_attention::gpu::{AnySlice, BaselineLayouts};
 use int_flash_attention::{
-    Alibi, AttentionOutput, AttentionProblem, BiasLayout, DType, Error, Family, Gpu, MaskKind, MaskLayout, ScoreMod,
-    ScoreViews, SeqLens, TensorLayout,
+    Alibi, AttentionOutput, AttentionProblem, BiasLayout, DType, DeviceSeqLens, Error, Family, Gpu, MaskKind,
+    MaskLayout, ScoreMod, ScoreViews, SeqLens, Sequences, TensorLayout,
 };
 use pretended_driver::{PretendedGpu, begin};
 
@@ -42,6 +42,41 @@ fn plans_take_the_general_kernel_where_a_score_is_changed() {
         let far = MaskLayout { kind: MaskKind::Bytes, strides: [0, usize::MAX / 2, 0] };
         let far = problem().with_score_mod(ScoreMod { mask: Some(far), ..ScoreMod::NONE });
         assert!(matches!(gpu.plan_attention(&far, &o), Err(Error::Overflow { .. })));
+    }
+    nothing_is_left(&session);
+}
+
+/// One plan and one launch have lengths of sequences and what changes scores; spans of masks and biases are of the longest sequences.
+#[test]
+fn launches_take_lengths_and_scores_together() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let stream = gpu.stream().unwrap();
+        let sequences = Sequences::Packed { total_q: 25, total_kv: 30 };
+        let packed = AttentionProblem { batch: 3, ..problem() }.with_sequences(sequences);
+        let score_mod = ScoreMod {
+            alibi: Some(Alibi::PerSequence),
+            mask: Some(MaskLayout::broadcast(MaskKind::Bytes, [3, 1, 10, 20], &packed).unwrap()),
+            ..ScoreMod::NONE
+        };
+        let mut job = Job::of(&gpu, packed.with_score_mod(score_mod)).unwrap();
+        assert_eq!(job.attention.kernel(), "attention_sm80_d64_default_general");
+        let (slopes, mask) = (gpu.alloc::<f32>(6).unwrap(), gpu.alloc::<u8>(600).unwrap());
+        let offsets = [gpu.alloc::<u32>(4).unwrap(), gpu.alloc::<u32>(4).unwrap()];
+        let lengths = SeqLens::Packed { cu_seqlens_q: offsets[0].slice(), cu_seqlens_kv: offsets[1].slice() };
+        let good = ScoreViews { alibi_slopes: Some(slopes.slice()), mask: Some(mask.slice()), ..ScoreViews::default() };
+        let mut launch = |scores: &ScoreViews<'_>, lengths: &DeviceSeqLens<'_>| {
+            let (o, lse) = ((&mut job.o).into(), Some(job.lse.slice_mut()));
+            job.attention.launch_scored(&stream, &job.operands.view(), scores, lengths, o, lse)
+        };
+        launch(&good, &lengths).unwrap();
+        let without = launch(&good, &SeqLens::Equal);
+        assert!(matches!(without, Err(Error::Optional { name: "cu_seqlens_q", .. })), "{without:?}");
+        let short = launch(&ScoreViews { mask: Some(mask.slice().range(0, 599).unwrap()), ..good }, &lengths);
+        assert!(matches!(short, Err(Error::Length { name: "mask", expected: 600, .. })), "{short:?}");
+        let few = launch(&ScoreViews { alibi_slopes: Some(slopes.slice().range(0, 2).unwrap()), ..good }, &lengths);
+        assert!(matches!(few, Err(Error::Length { name: "alibi_slopes", expected: 6, .. })), "{few:?}");
     }
     nothing_is_left(&session);
 }

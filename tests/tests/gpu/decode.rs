@@ -1,13 +1,15 @@
 //! Decode on a paged cache and the merge of states.
 
 use crate::device::OnGpu;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use int_flash_attention::gpu::AnySliceMut;
 use int_flash_attention::{
     AttentionOutput, DType, DecodeHeads, DecodeProblem, DecodeResult, DeviceBuffer, DeviceQ, Gpu, HostQ, HostTensor,
     Shape, Split, States, StreamRef, TensorLayout, ViewPagedKv, Window,
 };
 use int_flash_attention_kernels::config::decode::DECODE;
+use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_tests::continuation::decode_is_prefill;
 use int_flash_attention_tests::decode::{
     DecodeCase, DecodeKernels, MergeCase, Numbers, bits, cases_of, matches_the_reference, merges_as_the_reference,
 };
@@ -143,6 +145,13 @@ pub fn matches(on: &OnGpu) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Softcap, ALiBi, sinks and windows over sequences of unlike lengths mean the same in both.
+pub fn is_prefill(gpu: &OnGpu) -> Result<()> {
+    HEAD_DIMS.into_iter().try_for_each(|head_dim| {
+        decode_is_prefill(gpu, |lengths| gpu.with_lengths(lengths), head_dim).with_context(|| head_dim.to_string())
+    })
 }
 
 /// With fixed splits, a sequence has the same bits in a batch and alone.

@@ -199,6 +199,10 @@ impl Kernels for OnGpu {
         variant_of(self.family, problem).is_some_and(AttentionVariant::takes_narrow)
     }
 
+    fn shares_k(&self, problem: &AttentionProblem) -> bool {
+        self.gpu.takes_narrow(problem)
+    }
+
     fn quantize(
         &self,
         problem: &AttentionProblem,

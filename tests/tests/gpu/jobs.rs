@@ -17,13 +17,13 @@ const BOTH: [JobPath; 2] = [JobPath::Fused, JobPath::Quantized];
 /// A case by every way that there is for it, within the bounds of the reference.
 fn all(on: &OnGpu, case: &Case) -> Result<()> {
     let (problem, [q, k, v]) = (&case.problem, case.tensors()?);
-    let operands = reference::quantize(problem, &q, &k, &v)?;
     let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: case.dtype };
     let output = AttentionOutput { layout: case.output()?, dtype: case.out_dtype, lse: case.lse };
     let has_fused = problem.scheme == Scheme::Default && SHORT.iter().any(|v| v.head_dim == problem.head_dim);
     for path in BOTH.into_iter().filter(|&path| path == JobPath::Quantized || has_fused) {
         let plan = on.gpu.plan_job_of(path, problem, &layouts, &output)?;
         let scored = Scored::from(problem).with_narrow(takes_narrow(plan.kernel()));
+        let operands = reference::quantize(scored, &q, &k, &v)?;
         let (want, bounds) = reference::gpu_bounds(scored, &operands, case.out_dtype)?;
         let (o, lse) = on.job(&plan, [&q, &k, &v], &output, problem.q_shape().rows())?;
         let context = || format!("{path:?}, {case:?}");

@@ -14,6 +14,7 @@ mod jobs;
 mod large;
 mod machine;
 mod packed;
+mod ranks;
 mod recordings;
 mod scores;
 
@@ -45,7 +46,7 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 21] = [
+const OF_FAMILIES: [(&str, Test); 23] = [
     ("padded_head_dims_match_the_reference", padded_head_dims),
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
@@ -61,6 +62,8 @@ const OF_FAMILIES: [(&str, Test); 21] = [
     ("operands_past_2_to_the_31_elements", many_elements),
     ("packs_are_as_their_sequences_alone", packed::packs),
     ("generated_packs_and_key_lengths", packed::generated),
+    ("packs_with_changed_scores_are_as_their_sequences_alone", packed::scored),
+    ("generated_packs_with_changed_scores", packed::generated_scored),
     ("hidden_keys_may_be_anything", packed::hidden_keys),
     ("offsets_that_are_none_stay_inside", packed::bad_offsets),
     ("one_plan_and_one_graph_for_lengths_that_change", packed::lengths_change),
@@ -70,7 +73,7 @@ const OF_FAMILIES: [(&str, Test); 21] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 20] = [
+const ONCE: [(&str, Test); 24] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
@@ -84,12 +87,16 @@ const ONCE: [(&str, Test); 20] = [
     ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
     ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
     ("decode_matches_the_reference", decode::matches),
+    ("a_decode_gives_what_a_prefill_of_the_same_tokens_gives", decode::is_prefill),
     ("decode_has_the_same_bits_in_every_batch", decode::batches),
     ("a_decode_graph_replays_on_growing_sequences", decode::graph),
     ("states_are_merged_as_in_the_reference", decode::merges),
     ("a_graph_keeps_its_memory", recordings::keeps_memory),
     ("threads_work_beside_a_recording", recordings::beside),
     ("two_gpus_do_not_mix", recordings::two_gpus),
+    ("a_ring_of_ranks_matches_the_reference", ranks::ring),
+    ("ulysses_over_ranks_has_the_bits_of_one_gpu", ranks::ulysses),
+    ("a_decode_over_ranks_matches_the_reference", ranks::decode),
     ("the_ptx_machine_agrees_on_instructions", instructions::instructions),
 ];
 
@@ -286,13 +293,12 @@ fn long_sequences(gpu: &OnGpu) -> Result<()> {
             let case = Case::plain(problem, 11);
             let [q, k, v] = case.tensors()?;
             let operands = gpu.quantize(&problem, &q, &k, &v)?;
-            properties::same_operands(&problem, &operands, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
+            let shared = Scored::from(&problem).with_narrow(gpu.shares_k(&problem));
+            properties::same_operands(&problem, &operands, &reference::quantize(shared, &q, &k, &v)?, &q)?;
             let (o, lse) = gpu.attention(&(&problem).into(), &operands, &case.output()?, DType::F16, true)?;
             let rows: Vec<usize> = (0..problem.seqlen_q).step_by(97).collect();
-            let (want, bounds) = {
-                let scored = Scored::from(&problem).with_narrow(gpu.narrow(&problem));
-                reference::gpu_bounds_rows(scored, &operands, DType::F16, &rows)?
-            };
+            let scored = Scored::from(&problem).with_narrow(gpu.narrow(&problem));
+            let (want, bounds) = reference::gpu_bounds_rows(scored, &operands, DType::F16, &rows)?;
             properties::within("o", &values_at(&o, &rows), &want.o, &bounds.o, head_dim)
                 .with_context(|| format!("{problem:?}"))?;
             let lse = lse_at(&problem, &lse.context("no log-sum-exp")?, &rows);
@@ -394,13 +400,14 @@ fn whole_job(gpu: &OnGpu) -> Result<()> {
             ..Options::default()
         };
         let got = int_flash_attention::attention(Device::Cuda(0), &q, &k, &v, &options)?;
-        let operands = reference::quantize(&problem, &q, &k, &v)?;
         // The kernel that such a job takes.
         let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
         let output =
             AttentionOutput { layout: TensorLayout::bhnd(problem.o_shape()), dtype: DType::F32, lse: case.lse };
         let narrow = takes_narrow(gpu.gpu.plan_job(&problem, &layouts, &output)?.kernel());
-        let (want, bounds) = reference::gpu_bounds(scores.scored(&problem).with_narrow(narrow), &operands, DType::F32)?;
+        let scored = scores.scored(&problem).with_narrow(narrow);
+        let operands = reference::quantize(scored, &q, &k, &v)?;
+        let (want, bounds) = reference::gpu_bounds(scored, &operands, DType::F32)?;
         properties::within("o", &got.o.dense_f64(), &want.o, &bounds.o, problem.head_dim)?;
         ensure!(got.lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
         if let Some(lse) = got.lse {
@@ -454,8 +461,8 @@ fn repeatable(gpu: &OnGpu) -> Result<()> {
 /// K and V first, Q later (a cache), gives what all three at once give.
 fn quantize_parts(on: &OnGpu) -> Result<()> {
     let gpu = &on.gpu;
-    for scheme in [Scheme::Default, Scheme::Paper] {
-        let problem = AttentionProblem::new(2, 6, 3, 77, 333, 96).with_scheme(scheme);
+    for (scheme, head_dim) in [(Scheme::Default, 96), (Scheme::Paper, 96), (Scheme::Default, 128)] {
+        let problem = AttentionProblem::new(2, 6, 3, 77, 333, head_dim).with_scheme(scheme);
         let mut whole = OnDevice::new(on, problem, 8)?;
         let stream = gpu.stream()?;
         whole.launch(&stream)?;
@@ -470,7 +477,7 @@ fn quantize_parts(on: &OnGpu) -> Result<()> {
         kv_plan.launch(&stream, k.into(), v.into(), workspace.slice_mut(), k_out, v_out)?;
         q_plan.launch(&stream, q.into(), parts.k.offset.slice(), &mut parts.q.view_mut())?;
         stream.synchronize()?;
-        ensure!(parts.to_host()? == whole.operands.to_host()?, "the parts differ from the whole, {scheme}");
+        ensure!(parts.to_host()? == whole.operands.to_host()?, "the parts differ from the whole, {scheme} {head_dim}");
     }
     Ok(())
 }

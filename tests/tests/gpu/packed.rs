@@ -2,11 +2,12 @@
 
 use super::device::{OnDevice, OnGpu, bits};
 use anyhow::{Context, Result, ensure};
-use int_flash_attention::{AttentionProblem, DType, HostTensor, SeqLens, Sequences};
+use int_flash_attention::{AttentionProblem, DType, Family, HostTensor, ScoreMod, SeqLens, Sequences};
 use int_flash_attention_kernels::config::{self, Kind};
 use int_flash_attention_tests::case::{Case, WINDOWS, any_case};
 use int_flash_attention_tests::properties::Kernels;
-use int_flash_attention_tests::sequences::{self, key_lengths, offsets, packed};
+use int_flash_attention_tests::scores::some_score_mod;
+use int_flash_attention_tests::sequences::{self, Lengths, any_scored_pack, key_lengths, offsets, packed};
 use int_flash_attention_tests::{cases, check_cases};
 
 /// As of the machine's tests, and long ones beside short ones.
@@ -15,7 +16,6 @@ const UNLIKE: [(u32, u32); 11] =
 
 /// Packs are as the references and as their sequences alone, for every kernel and window.
 pub fn packs(gpu: &OnGpu) -> Result<()> {
-    // No plan has both lengths and what changes scores.
     let plain = config::ATTENTION.iter().filter(|variant| variant.kind == Kind::Plain);
     for (i, variant) in plain.enumerate().filter(|(_, variant)| variant.family == gpu.family) {
         for (j, window) in WINDOWS.into_iter().enumerate() {
@@ -32,6 +32,38 @@ pub fn packs(gpu: &OnGpu) -> Result<()> {
 /// Generated packs and key lengths.
 pub fn generated(gpu: &OnGpu) -> Result<()> {
     check_cases(cases(80), &sequences::any_pack(any_case(40), 600), |(case, lengths)| {
+        sequences::all(&gpu.with_lengths(lengths), gpu, case, lengths)
+    })
+    .map_err(anyhow::Error::msg)
+}
+
+/// Every general kernel, and between them every change of the scores under every window, on packs and beside key lengths; sinks of plain ones.
+pub fn scored(gpu: &OnGpu) -> Result<()> {
+    let all = |(case, lengths): (Case, Lengths)| {
+        sequences::all(&gpu.with_lengths(&lengths), gpu, &case, &lengths)
+            .with_context(|| format!("{:?} {lengths:?}", case.problem))
+    };
+    let general =
+        config::ATTENTION.iter().filter(|variant| gpu.family == Family::Sm80 && variant.kind == Kind::General);
+    for (i, variant) in general.enumerate() {
+        for which in 0..10 {
+            let mut case = Case::of_variant(variant, i);
+            case.problem.window = WINDOWS[(i + which) % WINDOWS.len()];
+            let dense = AttentionProblem { seqlen_q: 150, seqlen_kv: 700, ..case.problem };
+            let dense = Case { problem: dense, ..case.clone() };
+            for pack in [packed(case, &UNLIKE, 50 * (which % 2)), key_lengths(dense, &[700, 0, 1, 333])] {
+                all(sequences::scored(pack, |problem| some_score_mod(problem, which)))?;
+            }
+        }
+    }
+    let problem = AttentionProblem::new(1, 4, 2, 1, 1, 64).with_causal(true);
+    let sinks = ScoreMod { sinks: true, ..ScoreMod::NONE };
+    all(sequences::scored(packed(Case::plain(problem, 5), &UNLIKE, 3), |_| sinks))
+}
+
+/// Generated packs and key lengths with generated changes of the scores.
+pub fn generated_scored(gpu: &OnGpu) -> Result<()> {
+    check_cases(cases(80), &any_scored_pack(any_case(40), 600), |(case, lengths)| {
         sequences::all(&gpu.with_lengths(lengths), gpu, case, lengths)
     })
     .map_err(anyhow::Error::msg)

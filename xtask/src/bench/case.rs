@@ -34,6 +34,8 @@ pub struct Case {
     quantize: QuantizePlan,
     /// One for each family.
     attention: Vec<AttentionPlan>,
+    /// Whether K's tokens share scales.
+    shares_k: bool,
     dequantize: DequantizePlan,
     /// Where it has the head dim.
     float16: Option<BaselinePlan>,
@@ -74,6 +76,7 @@ impl Case {
                 o: gpu.alloc(q.span())?,
             })
         };
+        let shares_k = gpu.takes_narrow(&problem);
         let mut case = Self {
             copies: (0..copies).map(copy).collect::<Result<_>>()?,
             workspace: gpu.alloc(quantize.workspace_len())?,
@@ -82,6 +85,7 @@ impl Case {
             attention,
             dequantize,
             float16,
+            shares_k,
         };
         for copy in 0..copies {
             case.quantize(copy)?;
@@ -181,7 +185,8 @@ impl Case {
             let want = baseline::expected(&one, &q, &k, &v, &rows);
             return share(&at(&rows), &want.o, &want.bound);
         }
-        let want = reference::quantize(&one, &q, &k, &v)?;
+        let shared = Scored::from(&one).with_narrow(self.shares_k);
+        let want = reference::quantize(shared, &q, &k, &v)?;
         properties::same_operands(&one, &head_operands(operands, &one, head)?, &want, &q)?;
         match what {
             Timed::Quantize => Ok(0.0),

@@ -202,7 +202,7 @@ fn measure(gpu: &Gpu, case: &Case, workers: Option<(usize, usize)>) -> Result<Ro
 }
 
 /// Pages of some MB with codes and scales as a model's.
-fn pattern(problem: &DecodeProblem) -> Vec<u8> {
+pub(super) fn pattern(problem: &DecodeProblem) -> Vec<u8> {
     let d = problem.head_dim;
     let page = page_bytes(problem.heads_kv, d);
     let mut state = 1_u32;
@@ -225,7 +225,7 @@ fn pattern(problem: &DecodeProblem) -> Vec<u8> {
     bytes
 }
 
-fn queries(problem: &DecodeProblem) -> HostQ {
+pub(super) fn queries(problem: &DecodeProblem) -> HostQ {
     let shape = problem.q_shape();
     let data = (0..shape.elements()).map(|i| ((i * 7919 % 255) as i32 - 127) as i8).collect();
     let bias = Some(vec![0.0; shape.rows()]);

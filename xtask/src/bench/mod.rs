@@ -8,6 +8,7 @@ mod decode;
 mod first_job;
 mod packed;
 mod plot;
+mod ranks;
 mod report;
 mod scores;
 mod shapes;
@@ -95,6 +96,12 @@ pub struct Args {
     /// Measure what changed scores cost: softcap, ALiBi, masks, biases and sinks
     #[arg(long, conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode", "append", "json"])]
     scores: bool,
+    /// Measure attention over so many GPUs, beside one
+    #[arg(long, value_name = "N", conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode", "append", "scores", "ptx"])]
+    ranks: Option<usize>,
+    /// With --ranks: what carries the bytes
+    #[arg(long, value_enum, default_value = "peers", requires = "ranks")]
+    engine: ranks::Engine,
     /// A process that --first-job starts
     #[arg(long, hide = true)]
     first_job_once: bool,
@@ -111,6 +118,10 @@ pub fn run(args: &Args) -> Result<()> {
         return first_job::run(args.device, &args.head_dim, args.ptx.as_deref(), args.json.as_deref());
     }
     let sdpa = if args.packed { None } else { args.sdpa.as_deref().map(report::read_sdpa).transpose()? };
+    if let Some(count) = args.ranks {
+        let gpus = (0..count.max(1)).map(Gpu::new).collect::<Result<Vec<_>, _>>()?;
+        return ranks::run(&gpus, args.engine, args.json.as_deref());
+    }
     let gpu = match &args.ptx {
         // SAFETY: what the folder is for is said where it is asked for.
         Some(folder) => unsafe { Gpu::with_ptx(args.device, folder) }?,

@@ -6,8 +6,9 @@ use crate::workspace;
 use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::{
-    AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, Family, HostTensor,
-    QuantizeLayouts, QuantizePlan, Scored, SeqLens, Sequences, Shape, StreamRef, TensorLayout, reference,
+    Alibi, AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, Family, HostTensor,
+    QuantizeLayouts, QuantizePlan, ScoreMod, ScoreTensors, ScoreViews, Scored, SeqLens, Sequences, Shape, StreamRef,
+    TensorLayout, reference,
 };
 use int_flash_attention_tests::case::{takes_narrow, variant_of};
 use int_flash_attention_tests::{properties, sequences};
@@ -89,6 +90,9 @@ pub fn run(bench: &Bench, json: Option<&Path>, yardstick: Option<&Path>) -> Resu
     Ok(())
 }
 
+/// Of ALiBi, of every head.
+const SLOPE: f32 = 0.05;
+
 /// Tensors and operands of a pack.
 struct Copy {
     inputs: [DeviceBuffer<f16>; 3],
@@ -141,11 +145,12 @@ fn measure(bench: &Bench, pack: &Pack) -> Result<Vec<Row>> {
     let n = copies.len();
     let times = timing::launch_ms(gpu, |number| Ok(quantized(&mut copies[number % n], &quantize)?))?;
     let mut rows = vec![row("quantize".into(), times.median)];
+    let shares_k = gpu.takes_narrow(&problem);
     let has = |family: &Family| variant_of(*family, &problem).is_some();
     for family in bench.families.iter().copied().filter(has) {
         let plan = gpu.plan_attention_of(family, &problem, &output)?;
         let times = timing::launch_ms(gpu, |number| Ok(attend(&mut copies[number % n], &plan)?))?;
-        check(&problem, pack, &offsets, &values, &copies[0], takes_narrow(plan.kernel()))
+        check(&problem, pack, &offsets, &values, &copies[0], [shares_k, takes_narrow(plan.kernel())])
             .with_context(|| format!("{} with the kernel for {family}", pack.name))?;
         rows.push(row(format!("int8-{family}"), times.median));
         let times = timing::launch_ms(gpu, |number| {
@@ -154,17 +159,41 @@ fn measure(bench: &Bench, pack: &Pack) -> Result<Vec<Row>> {
         })?;
         rows.push(row(format!("job-{family}"), times.median));
     }
+    let slopes = gpu.upload(&vec![SLOPE; pack.heads])?;
+    let none = ScoreViews::default();
+    for (what, score_mod, views) in [
+        ("softcap", ScoreMod { softcap: Some(30.0), ..ScoreMod::NONE }, none),
+        (
+            "alibi",
+            ScoreMod { alibi: Some(Alibi::PerHead), ..ScoreMod::NONE },
+            ScoreViews { alibi_slopes: Some(slopes.slice()), ..none },
+        ),
+    ] {
+        if !bench.families.contains(&Family::Sm80) {
+            continue;
+        }
+        let problem = problem.with_score_mod(score_mod);
+        let plan = gpu.plan_attention_of(Family::Sm80, &problem, &output)?;
+        let times = timing::launch_ms(gpu, |number| {
+            let Copy { operands, o, .. } = &mut copies[number % n];
+            Ok(plan.launch_scored(StreamRef::DEFAULT, &operands.view(), &views, &lengths, o.into(), None)?)
+        })?;
+        check(&problem, pack, &offsets, &values, &copies[0], [shares_k, false])
+            .with_context(|| format!("{} with {what}", pack.name))?;
+        rows.push(row(format!("int8-{}-{what}", Family::Sm80), times.median));
+    }
     Ok(rows)
 }
 
-/// Rows of the first, of the longest and of the last sequence, of the first and of the last head, against the reference.
+/// Rows of the first, of the longest and of the last sequence, of the first and of the last head, against the reference: K's tokens share scales
+/// or not, and the kernel takes narrow blocks or not.
 fn check(
     problem: &AttentionProblem,
     pack: &Pack,
     offsets: &[u32],
     values: &[Vec<f16>],
     copy: &Copy,
-    narrow: bool,
+    [shares_k, narrow]: [bool; 2],
 ) -> Result<()> {
     let o = copy.o.to_vec()?;
     let last = pack.lengths.len() - 1;
@@ -178,12 +207,13 @@ fn check(
             let own: Vec<f16> = (0..n).flat_map(|row| values[at(row)..][..d].iter().copied()).collect();
             Ok(HostTensor::new(own, TensorLayout::bhnd(Shape::new(1, 1, n, d)?))?)
         };
-        let operands = reference::quantize(&one, &tensor(&values[0])?, &tensor(&values[1])?, &tensor(&values[2])?)?;
+        let [q, k, v] = [tensor(&values[0])?, tensor(&values[1])?, tensor(&values[2])?];
+        let operands = reference::quantize(Scored::from(&one).with_narrow(shares_k), &q, &k, &v)?;
         let rows: Vec<usize> = (0..n.min(6)).map(|i| i * n / n.min(6)).collect();
-        let (want, bounds) = {
-            let one = Scored::from(&one).with_narrow(narrow);
-            reference::gpu_bounds_rows(one, &operands, DType::F16, &rows)?
-        };
+        let alibi_slopes = one.score_mod.alibi.map(|_| &[SLOPE][..]);
+        let tensors = ScoreTensors { alibi_slopes, ..ScoreTensors::default() };
+        let scored = Scored { problem: &one, tensors, narrow };
+        let (want, bounds) = reference::gpu_bounds_rows(scored, &operands, DType::F16, &rows)?;
         let got: Vec<f64> = rows.iter().flat_map(|&row| &o[at(row)..][..d]).map(|x| x.to_f64()).collect();
         ensure!(got.len() == want.o.len(), "rows are missing");
         properties::within("o", &got, &want.o, &bounds.o, d).with_context(|| format!("sequence {sequence}"))?;

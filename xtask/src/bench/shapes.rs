@@ -229,9 +229,9 @@ impl Jobs {
         rows.dedup();
         let o: Vec<f16> = super::case::read(o, head * n * d, n * d)?;
         let got: Vec<f64> = rows.iter().flat_map(|&row| &o[row * d..(row + 1) * d]).map(|x| x.to_f64()).collect();
-        let operands = reference::quantize(&one, &q, &k, &v)?;
-        let (want, bounds) =
-            reference::gpu_bounds_rows(Scored::from(&one).with_narrow(narrow), &operands, DType::F16, &rows)?;
+        let scored = Scored::from(&one).with_narrow(narrow);
+        let operands = reference::quantize(scored, &q, &k, &v)?;
+        let (want, bounds) = reference::gpu_bounds_rows(scored, &operands, DType::F16, &rows)?;
         properties::within("o", &got, &want.o, &bounds.o, d)?;
         ensure!(!got.is_empty(), "no rows");
         let shares = got.iter().zip(&want.o).zip(&bounds.o).filter(|((got, want), _)| got != want);

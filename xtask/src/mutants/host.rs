@@ -7,8 +7,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where sizes, strides and lengths are checked, and results compared.
-const FILES: [&str; 4] =
-    ["host/src/shape.rs", "host/src/problem.rs", "host/src/quantized.rs", "host/src/reference/compare.rs"];
+const FILES: [&str; 13] = [
+    "host/src/shape.rs",
+    "host/src/problem/mod.rs",
+    "host/src/problem/packed.rs",
+    "host/src/problem/score.rs",
+    "host/src/problem/window.rs",
+    "host/src/quantized.rs",
+    "host/src/scores.rs",
+    "host/src/cache/mod.rs",
+    "host/src/cache/append.rs",
+    "host/src/cache/gather.rs",
+    "host/src/cache/tables.rs",
+    "host/src/decode/mod.rs",
+    "host/src/reference/compare.rs",
+];
 
 /// What is replaced, and by what.
 const RULES: [(&str, &str); 10] = [
@@ -83,7 +96,9 @@ fn mutants(file: &'static str, text: &str) -> Vec<Mutant> {
 fn passes(copy: &Path, more: &[&str]) -> Result<bool> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(copy).env("CARGO_TARGET_DIR", workspace::target().join("mutants/target"));
-    command.args(["test", "--quiet", "--package", "int-flash-attention", "--lib", "--test", "checks"]).args(more);
+    command
+        .args(["test", "--quiet", "--package", "int-flash-attention", "--lib", "--test", "checks", "--test", "edges"])
+        .args(more);
     Ok(command.output().context("cannot start cargo")?.status.success())
 }
 

@@ -8,6 +8,7 @@ use crate::progress::LateBar;
 use crate::tools::Tools;
 use crate::workspace;
 use anyhow::{Context, Result, bail, ensure};
+use int_flash_attention_kernels::params::{AttentionParams, SeqLens, ShortParams};
 use int_flash_attention_tests::battery::{self, Check};
 use kinds::Kind;
 use ptx::Source;
@@ -16,6 +17,7 @@ use rayon::prelude::*;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::mem::offset_of;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -53,28 +55,76 @@ const REQUIRED: f64 = 0.95;
 /// Warp instructions of a CTA in an unchanged kernel are far fewer.
 const ENDLESS: u64 = 10_000_000;
 
-/// Survivors that change nothing for a reason that ptxas does not see (docs/testing.md): kind, kernel, and what stands there, `*` for
-/// anything.
-const NO_CHANGE: [(Kind, &str, &str); 5] = [
+/// Survivors that change nothing for a reason that ptxas does not see (docs/testing.md): kind, kernel, what stands there, and what
+/// stands in its line and the one before, `*` for anything.
+const NO_CHANGE: [(Kind, &str, &str, &str); 7] = [
     // Plus or minus zero.
-    (Kind::Arithmetic, "attention", ", 0f00000000"),
+    (Kind::Arithmetic, "attention", ", 0f00000000", ""),
     // Whether a window has no end on the right, which decides whether the longest tiles are first.
-    (Kind::Constant, "attention", "setp.ne.b64*, 4294967295"),
+    (Kind::Constant, "attention", "setp.ne.b64*, 4294967295", ""),
+    (Kind::Predicate, "attention", "bra", "setp.ne.b64*, 4294967295"),
     // After the last block the newest group is empty, so that a wait for all but one is a wait for all.
-    (Kind::Wait, "attention", "cp.async.wait_group 0"),
-    // The paper's scheme has no q_bias: the pointer is null.
-    (Kind::Stride, "_paper", "_param_0+32]"),
+    (Kind::Wait, "attention", "cp.async.wait_group 0", ""),
     // A warpgroup that skips a block arrives too early, and the slot waits for one that does not.
-    (Kind::Barrier, "sm90a", "mbarrier.try_wait"),
+    (Kind::Barrier, "sm90a", "mbarrier.try_wait", ""),
+    // The bias or mask of a key behind the last one, whose score is hidden whatever it is.
+    (Kind::Constant, "_general", "mov.*, 0", "@p ld.global.nc"),
+    // The place of a head, sequence or block in an array of four bytes each: 2^30 of them have more than 4 TiB of K.
+    (Kind::Stride, "attention", "mul.wide.u32*, 4", ""),
 ];
 
-/// A kernel, its module with no other in it, and the checks that it passes unchanged, made when first needed.
+/// Of the parameters, those that are zero in every plan of a kernel, by where their eight bytes begin.
+fn zeros(kernel: &str) -> Vec<usize> {
+    let lengths = |at: usize| {
+        let fields = [
+            offset_of!(SeqLens, cu_seqlens_q),
+            offset_of!(SeqLens, cu_seqlens_kv),
+            offset_of!(SeqLens, seqlens_kv),
+            offset_of!(SeqLens, packed_q),
+        ];
+        fields.map(|field| at + field).to_vec()
+    };
+    if kernel.starts_with("attention_short") {
+        return lengths(offset_of!(ShortParams, attention.seqlens));
+    }
+    // K has no offset in the paper's scheme.
+    if kernel.contains("_paper") { vec![offset_of!(AttentionParams, q_bias)] } else { Vec::new() }
+}
+
+/// The kernel as it is launched: with zeros for the parameters that are always so.
+fn as_launched(kernel: &str, text: &str) -> String {
+    let mut out = text.to_owned();
+    for zero in zeros(kernel) {
+        let parameter = format!("[{kernel}_param_0+{zero}]");
+        let line = |line: &str| match line.split_once(&parameter) {
+            Some((load, rest)) => load.replace("ld.param", "mov") + "0" + rest,
+            None => line.to_owned(),
+        };
+        out = out.lines().map(line).collect::<Vec<_>>().join("\n");
+    }
+    out
+}
+
+/// A module's text, and the module with all of its kernels, loaded when first needed.
+struct Whole {
+    name: String,
+    source: Source,
+    module: OnceLock<Result<Arc<Module>, String>>,
+}
+
+/// A kernel, its module with no other in it, and its checks, made when first needed.
 struct Kernel {
     name: String,
-    module: String,
+    whole: Arc<Whole>,
     text: String,
     body: Range<usize>,
-    checks: OnceLock<Result<Vec<Check>, String>>,
+    checks: OnceLock<Result<Vec<Checked>, String>>,
+}
+
+/// A check, and whether the kernel passes it unchanged, which is asked when a mutant does not.
+struct Checked {
+    check: Check,
+    sound: OnceLock<Result<(), String>>,
 }
 
 struct Mutant {
@@ -93,7 +143,7 @@ enum Fate {
     Survived,
     /// It survived because no check comes by: the instruction may as well be a trap.
     Unreached,
-    /// The assembler makes the same machine code of it, or it is one of [`NO_CHANGE`].
+    /// The assembler makes the same machine code of it as it is launched, or it is one of [`NO_CHANGE`].
     Equivalent,
 }
 
@@ -137,15 +187,15 @@ fn kernels(folder: &Path, patterns: &[String]) -> Result<Vec<Kernel>> {
     files.sort();
     let mut out = Vec::new();
     for file in files {
-        let module = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let source = Source::new(fs::read_to_string(&file)?);
-        for name in source.kernels() {
+        let whole = Arc::new(Whole { name, source, module: OnceLock::new() });
+        for name in whole.source.kernels() {
             if !patterns.is_empty() && !patterns.iter().any(|pattern| name.contains(pattern.as_str())) {
                 continue;
             }
-            let (text, body) = source.alone(name).with_context(|| format!("{name} has no body"))?;
-            let (name, module) = (name.to_owned(), module.clone());
-            out.push(Kernel { name, module, text, body, checks: OnceLock::new() });
+            let (text, body) = whole.source.alone(name).with_context(|| format!("{name} has no body"))?;
+            out.push(Kernel { name: name.to_owned(), whole: whole.clone(), text, body, checks: OnceLock::new() });
         }
     }
     Ok(out)
@@ -213,21 +263,51 @@ impl Mutant {
     }
 }
 
+/// What keeps the reasons of failures, which [`anyhow::Error`] does not let two threads have.
+fn kept<T>(result: Result<T>) -> Result<T, String> {
+    result.map_err(|error| format!("{error:#}"))
+}
+
+fn given<T>(kept: &Result<T, String>) -> Result<&T> {
+    kept.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+impl Whole {
+    fn module(&self) -> Result<Arc<Module>> {
+        given(self.module.get_or_init(|| kept(Kernel::load(self.source.text())))).cloned()
+    }
+}
+
 impl Kernel {
-    fn load(text: &str) -> Result<Arc<Module>, ptx_machine::Error> {
+    fn load(text: &str) -> Result<Arc<Module>> {
         Ok(Arc::new(Module::load(text)?.with_instruction_limit(ENDLESS)))
     }
 
-    fn checks(&self) -> Result<&[Check]> {
-        let made = self.checks.get_or_init(|| {
-            let checks = battery::of(&self.name).map_err(|error| format!("{error:#}"))?;
-            let module = Self::load(&self.text).map_err(|error| error.to_string())?;
-            for check in &checks {
-                check.run(&self.module, &module).map_err(|error| format!("{} as it is: {error:#}", self.name))?;
-            }
-            Ok(checks)
-        });
-        made.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
+    /// This module in its own one's place, and beside it the others' kernels, which some checks run first.
+    fn among_others(&self, module: Arc<Module>) -> Result<Vec<Arc<Module>>> {
+        let others = self.whole.source.kernels().count() > 1;
+        Ok(if others { vec![module, self.whole.module()?] } else { vec![module] })
+    }
+
+    fn checks(&self) -> Result<&Vec<Checked>> {
+        let all = || Ok(battery::of(&self.name)?.into_iter().map(|check| Checked { check, sound: OnceLock::new() }));
+        given(self.checks.get_or_init(|| kept(all().map(Iterator::collect))))
+    }
+
+    /// What the first check that this module does not pass says; that the kernel as it is passes that one.
+    fn first_failure(&self, module: Arc<Module>) -> Result<Option<String>> {
+        let modules = self.among_others(module)?;
+        for Checked { check, sound } in self.checks()? {
+            let failure = match catch_unwind(AssertUnwindSafe(|| check.run(&self.whole.name, &modules))) {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => format!("{error:#}"),
+                Err(_) => "an assertion of the machine".into(),
+            };
+            let as_it_is = || check.run(&self.whole.name, &[self.whole.module()?]);
+            given(sound.get_or_init(|| kept(as_it_is()))).with_context(|| format!("{} as it is", self.name))?;
+            return Ok(Some(failure));
+        }
+        Ok(None)
     }
 }
 
@@ -236,29 +316,24 @@ fn fate(kernel: &Kernel, mutant: &Mutant) -> Result<Fate> {
         Ok(module) => module,
         Err(error) => return Ok(Fate::Refused(error.to_string())),
     };
-    for check in kernel.checks()? {
-        match catch_unwind(AssertUnwindSafe(|| check.run(&kernel.module, &module))) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Ok(Fate::Killed(format!("{error:#}"))),
-            Err(_) => return Ok(Fate::Killed("an assertion of the machine".into())),
-        }
+    if let Some(by) = kernel.first_failure(module)? {
+        return Ok(Fate::Killed(by));
     }
-    Ok(if passes(kernel, mutant, "trap") { Fate::Unreached } else { Fate::Survived })
-}
-
-/// Whether the kernel passes its checks with this in the statement's place.
-fn passes(kernel: &Kernel, mutant: &Mutant, replacement: &str) -> bool {
-    let other = Mutant { replacement: replacement.to_owned(), span: mutant.span.clone(), ..*mutant };
-    let Ok(module) = Kernel::load(&other.text(kernel)) else { return false };
-    kernel.checks().is_ok_and(|checks| checks.iter().all(|check| check.run(&kernel.module, &module).is_ok()))
+    // Whether a trap in the statement's place would pass as well.
+    let trap = Mutant { replacement: "trap".to_owned(), span: mutant.span.clone(), ..*mutant };
+    let Ok(trap) = Kernel::load(&trap.text(kernel)) else { return Ok(Fate::Survived) };
+    Ok(if kernel.first_failure(trap)?.is_some() { Fate::Survived } else { Fate::Unreached })
 }
 
 fn changes_nothing(kernel: &Kernel, mutant: &Mutant) -> bool {
     let text = &kernel.text[mutant.span.clone()];
-    let of = |&(kind, name, part): &(Kind, &str, &str)| {
-        mutant.kind == kind && kernel.name.contains(name) && part.split('*').all(|piece| text.contains(piece))
-    };
-    NO_CHANGE.iter().any(of)
+    let lines = kernel.text[..mutant.span.end].rsplit('\n').take(2).map(str::len).sum::<usize>() + 1;
+    let end = kernel.text[mutant.span.end..].find('\n').map_or(kernel.text.len(), |at| mutant.span.end + at);
+    let around = &kernel.text[mutant.span.end.saturating_sub(lines)..end];
+    let matches = |pattern: &str, text: &str| pattern.split('*').all(|piece| text.contains(piece));
+    NO_CHANGE.iter().any(|&(kind, name, own, near)| {
+        mutant.kind == kind && kernel.name.contains(name) && matches(own, text) && matches(near, around)
+    })
 }
 
 /// Survivors of which ptxas makes what it makes of the kernel as it is.
@@ -283,16 +358,18 @@ fn find_equivalents(kernels: &[Kernel], mutants: &[&Mutant], fates: &mut [Fate])
     for &i in &survivors {
         let index = mutants[i].kernel;
         if let Entry::Vacant(place) = originals.entry(index) {
-            place.insert(assembled(format!("original-{index}"), &kernels[index].text)?);
+            let text = as_launched(&kernels[index].name, &kernels[index].text);
+            place.insert(assembled(format!("original-{index}"), &text)?);
         }
     }
     let before: &[Fate] = fates;
     let found = survivors.par_iter().map(|&i| {
-        let code = assembled(format!("mutant-{i}"), &mutants[i].text(&kernels[mutants[i].kernel]))?;
+        let kernel = &kernels[mutants[i].kernel];
+        let code = assembled(format!("mutant-{i}"), &as_launched(&kernel.name, &mutants[i].text(kernel)))?;
         Ok(match code {
             None => Fate::Refused("by ptxas".into()),
             code if code == originals[&mutants[i].kernel] => Fate::Equivalent,
-            _ if changes_nothing(&kernels[mutants[i].kernel], mutants[i]) => Fate::Equivalent,
+            _ if changes_nothing(kernel, mutants[i]) => Fate::Equivalent,
             _ => before[i].clone(),
         })
     });
@@ -345,6 +422,17 @@ fn report(kernels: &[Kernel], mutants: &[&Mutant], fates: &[Fate], verbose: bool
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parameters_that_no_plan_sets_are_zero() {
+        let text = |load: &str| format!("a;\n\t{load}\nret;");
+        let load = "ld.param.b64 \t%rd5, [attention_sm80_d64_paper_param_0+32];";
+        let zero = "mov.b64 \t%rd5, 0;";
+        assert_eq!(as_launched("attention_sm80_d64_paper", &text(load)), text(zero));
+        let other = load.replace("_paper", "_default");
+        assert_eq!(as_launched("attention_sm80_d64_default", &text(&other)), text(&other));
+        assert_eq!(zeros("attention_short_d32"), [168, 176, 184, 200]);
+    }
 
     #[test]
     fn a_sample_is_spread_over_kinds_and_kernels_and_repeats() {

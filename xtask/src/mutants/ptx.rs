@@ -38,6 +38,10 @@ impl Source {
         Self { text, kernels }
     }
 
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     pub fn kernels(&self) -> impl Iterator<Item = &str> {
         self.kernels.iter().map(|(name, _)| name.as_str())
     }

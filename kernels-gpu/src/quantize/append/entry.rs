@@ -70,7 +70,8 @@ unsafe fn whole_page<E: Element>(p: &AppendParams, head: u32, first: u32) {
         };
         let rows = || Rows::new::<E>(&p.v, 0, head).skip(opaque(first));
         let tile = Tile { index: 0, seqlen: PAGE_TOKENS as u32 };
-        values::quantize::<E>(p.head_dim, p.head_dim, true, true, 0.0, rows, tile, 1, out);
+        let scales = values::Scaling { rotates: true, steps: true, head_amax: 0.0, first_block: 0 };
+        values::quantize::<E>(p.head_dim, p.head_dim, scales, rows, tile, 1, out);
     }
 }
 

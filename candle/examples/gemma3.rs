@@ -1,0 +1,36 @@
+//! Gemma 3 270M (head dim 256, windows of 512 tokens) with plain attention and with INT8 attention on the same text.
+//!
+//! `cargo run --release -p candle-int-flash-attention --example gemma3 -- --help`
+
+use candle_core::{DType, Device, Result};
+use clap::Parser;
+use example_models::{TEXT, figures, gemma3, report};
+use std::path::PathBuf;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Tokens of the text to predict
+    #[arg(long, default_value_t = 1024)]
+    tokens: usize,
+    /// A text, in place of one that is part of the example
+    #[arg(long)]
+    text: Option<PathBuf>,
+    /// cpu or cuda
+    #[arg(long, default_value = "cpu", value_parser = example_models::device)]
+    device: Device,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let text = match &arguments.text {
+        Some(file) => std::fs::read_to_string(file)?,
+        None => TEXT.to_owned(),
+    };
+    let (decoder, vocabulary) = gemma3::load(DType::F32, &arguments.device)?;
+    let tokens = vocabulary.tokens(&text, arguments.tokens)?;
+    let bar = report::progress("predicting", 2 * decoder.layers());
+    let figures = figures::measure(&decoder, &tokens, || bar.inc(1))?;
+    bar.finish_and_clear();
+    println!("Gemma 3 270M, {} tokens\n{figures}", figures.tokens);
+    Ok(())
+}

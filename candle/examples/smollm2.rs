@@ -1,0 +1,60 @@
+//! SmolLM2-135M with plain attention and with INT8 attention on the same text: perplexity, KL divergence, top-1 agreement; then both generate text.
+//!
+//! `cargo run --release -p candle-int-flash-attention --example smollm2 -- --help`
+
+use candle_core::{DType, Device, Error, Result};
+use clap::Parser;
+use example_models::{TEXT, figures, generate, report, smollm2};
+use std::path::PathBuf;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Tokens of the text to predict
+    #[arg(long, default_value_t = 1024)]
+    tokens: usize,
+    /// A text, in place of one that is part of the example
+    #[arg(long)]
+    text: Option<PathBuf>,
+    /// Tokens of the text that a continuation is generated for
+    #[arg(long, default_value_t = 256)]
+    prompt: usize,
+    /// Tokens to generate; 0 for none
+    #[arg(long, default_value_t = 64)]
+    generate: usize,
+    /// cpu or cuda
+    #[arg(long, default_value = "cpu", value_parser = example_models::device)]
+    device: Device,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let text = match &arguments.text {
+        Some(file) => std::fs::read_to_string(file)?,
+        None => TEXT.to_owned(),
+    };
+    let (decoder, tokenizer) = smollm2::load(DType::F32, &arguments.device)?;
+    let tokens = smollm2::tokens(&tokenizer, &text, arguments.tokens)?;
+    let bar = report::progress("predicting", 2 * decoder.layers());
+    let figures = figures::measure(&decoder, &tokens, || bar.inc(1))?;
+    bar.finish_and_clear();
+    println!("SmolLM2-135M-Instruct, {} tokens\n{figures}", figures.tokens);
+    if arguments.generate == 0 {
+        return Ok(());
+    }
+    let prompt = &tokens[..tokens.len().min(arguments.prompt)];
+    let bar = report::progress("generating", 2 * arguments.generate);
+    let both = generate::both(&decoder, prompt, arguments.generate, &|| bar.inc(1))?;
+    bar.finish_and_clear();
+    println!(
+        "\n{} tokens after {}\n{}",
+        arguments.generate,
+        prompt.len(),
+        generate::speeds(&decoder, prompt.len(), &both)
+    );
+    let [plain, int8] = both.map(|generated| generated.tokens);
+    println!("the same {} tokens at first, of {}", generate::same(&plain, &int8), plain.len());
+    for (name, tokens) in [("plain", plain), ("INT8", int8)] {
+        println!("\n{name}: {}", tokenizer.decode(&tokens, true).map_err(Error::wrap)?.trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Greedy generation: the prompt at once, then a token after the other.
+
+use crate::attention::Attend;
+use crate::cache::{Int8Cache, PlainCache};
+use crate::decoder::Decoder;
+use crate::report::table;
+use candle_core::{Result, bail};
+use std::time::{Duration, Instant};
+
+/// What came of a prompt.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// The new tokens.
+    pub tokens: Vec<u32>,
+    /// Until the first of them.
+    pub prefill: Duration,
+    /// From the first to the last.
+    pub decode: Duration,
+    /// Of the cache, for the prompt and the new tokens.
+    pub cache_bytes: usize,
+}
+
+/// The most probable token, so many times; `done` is called after each.
+fn greedy(
+    decoder: &Decoder,
+    prompt: &[u32],
+    count: usize,
+    attend: &mut dyn Attend,
+    done: &dyn Fn(),
+) -> Result<Generated> {
+    if prompt.is_empty() || count == 0 {
+        bail!("a prompt of a token at least is needed, and a token to generate")
+    }
+    let mut step = |new: &[u32], past: usize| -> Result<u32> {
+        let hidden = decoder.hidden(new, past, attend, &|| ())?;
+        let token = decoder.logits(&hidden.narrow(0, new.len() - 1, 1)?)?.argmax(1)?.to_vec1()?[0];
+        done();
+        Ok(token)
+    };
+    let start = Instant::now();
+    let mut tokens = vec![step(prompt, 0)?];
+    let prefill = start.elapsed();
+    let start = Instant::now();
+    while tokens.len() < count {
+        let last = tokens.len() - 1;
+        tokens.push(step(&tokens[last..], prompt.len() + last)?);
+    }
+    Ok(Generated { tokens, prefill, decode: start.elapsed(), cache_bytes: 0 })
+}
+
+/// Through candle's attention and cache, and through INT8.
+///
+/// # Errors
+/// An empty prompt, nothing to generate, and candle's.
+pub fn both(decoder: &Decoder, prompt: &[u32], count: usize, done: &dyn Fn()) -> Result<[Generated; 2]> {
+    let most = prompt.len() + count;
+    let mut cache = PlainCache::new(decoder.layers(), most);
+    let plain = greedy(decoder, prompt, count, &mut cache, done)?;
+    let plain = Generated { cache_bytes: cache.bytes(), ..plain };
+    let mut cache = Int8Cache::new(decoder.layers(), most, decoder.heads_kv(), decoder.head_dim(), decoder.device())?;
+    let int8 = greedy(decoder, prompt, count, &mut cache, done)?;
+    Ok([plain, Generated { cache_bytes: cache.bytes(), ..int8 }])
+}
+
+/// The speeds and sizes of [`both`].
+#[must_use]
+pub fn speeds(decoder: &Decoder, prompt: usize, [plain, int8]: &[Generated; 2]) -> String {
+    let head = ["attention", "prefill, tokens/s", "decode, tokens/s", "cache, MB"].map(str::to_owned);
+    let row = |name: String, of: &Generated| {
+        let decode = (of.tokens.len() - 1) as f64 / of.decode.as_secs_f64();
+        [
+            name,
+            format!("{:.1}", prompt as f64 / of.prefill.as_secs_f64()),
+            if of.tokens.len() > 1 { format!("{decode:.2}") } else { "-".to_owned() },
+            format!("{:.2}", of.cache_bytes as f64 / 1e6),
+        ]
+    };
+    table(&[head, row(format!("plain, {}", decoder.dtype().as_str()), plain), row("INT8".to_owned(), int8)])
+}
+
+/// How many tokens are the same, from the first on.
+#[must_use]
+pub fn same(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}

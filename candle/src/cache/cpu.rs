@@ -1,0 +1,132 @@
+//! A cache in the host's memory.
+
+use super::{AppendCall, AttendCall, Attended, PagedTables};
+use crate::FlashAttn;
+use crate::call::{NAME, refused};
+use crate::cpu::with;
+use crate::host;
+use candle_core::op::BackpropOp;
+use candle_core::{DType as Type, Result, Storage, Tensor, bail};
+use int_flash_attention::{
+    AttentionProblem, DecodeHeads, HostCache, HostTables, Quantized, ScoreTensors, Scored, TensorLayout, reference,
+};
+
+pub fn set_k_offset(cache: &mut HostCache, offset: &Tensor) -> Result<()> {
+    let values: Vec<f32> = host::values("the offset of K", offset)?;
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        bail!("{NAME}: the offset of K holds {} at element {at}; all of them have to be finite", values[at])
+    }
+    cache.k_offset = Some(values);
+    Ok(())
+}
+
+pub fn append(cache: &mut HostCache, call: &AppendCall, k: &Tensor, v: &Tensor, slots: &Tensor) -> Result<()> {
+    let layout = TensorLayout::bnhd(call.layouts[0].shape());
+    let (k, v) = (host::tensor("k", k, layout)?, host::tensor("v", v, layout)?);
+    let slots = match slots.dtype() {
+        Type::I64 => host::values("slot_mapping", slots)?,
+        _ => {
+            let of = |slot: u32| if slot == u32::MAX { -1 } else { i64::from(slot) };
+            host::values("slot_mapping", slots)?.into_iter().map(of).collect::<Vec<i64>>()
+        }
+    };
+    cache.append(&k, &v, &slots).map_err(refused)
+}
+
+/// The output, in the shape of `q`.
+pub fn attend(
+    cache: &HostCache,
+    call: &AttendCall,
+    q: &Tensor,
+    tables: &PagedTables,
+    attention: &FlashAttn,
+) -> Result<Tensor> {
+    let tables = host_tables(cache, tables)?;
+    let slopes = with("alibi_slopes", &attention.alibi_slopes)?;
+    let sinks = with("sinks", &attention.sinks)?;
+    let (slopes, sinks) = (slopes.as_deref(), sinks.as_deref());
+    let results = match &call.attended {
+        Attended::Decode(problem) => {
+            let q = cache.quantize_q(&host::tensor("q", q, call.o())?).map_err(refused)?;
+            let heads = DecodeHeads { alibi_slopes: slopes, sinks };
+            let pages = cache.sequences(&tables).map_err(refused)?;
+            problem.on_cpu(&q, &pages, &heads).map_err(refused)?.o
+        }
+        Attended::Prefill(_, problem) => {
+            let mut results = Vec::with_capacity(call.q.shape().elements());
+            for sequence in 0..problem.batch {
+                let q = q.narrow(0, sequence, 1)?;
+                // Where sequences have slopes of their own, these begin with this one's.
+                let slopes = slopes
+                    .map(|all| if all.len() > problem.heads_q { &all[sequence * problem.heads_q..] } else { all });
+                let tensors = ScoreTensors { alibi_slopes: slopes, sinks, ..ScoreTensors::default() };
+                results.extend(prefill(cache, problem, &q, &of_one(&tables, sequence), tensors)?);
+            }
+            results
+        }
+    };
+    let data = host::rounded(results, call.dtype, call.o())?;
+    Ok(Tensor::from_storage(Storage::Cpu(host::storage(data)), q.shape(), BackpropOp::none(), false))
+}
+
+/// `[head][token][dim]` of the one sequence that `q` and the tables are of.
+fn prefill(
+    cache: &HostCache,
+    problem: &AttentionProblem,
+    q: &Tensor,
+    tables: &HostTables,
+    tensors: ScoreTensors<'_>,
+) -> Result<Vec<f64>> {
+    let keys = tables.seqlens_kv[0] as usize;
+    let problem = problem.of_one(problem.seqlen_q, keys);
+    if keys == 0 {
+        return Ok(vec![0.0; problem.q_shape().elements()]);
+    }
+    let q = host::tensor("q", q, TensorLayout::bnhd(problem.q_shape()))?;
+    let q = cache.quantize_q(&q).map_err(refused)?;
+    let (k, v) = cache.gather(tables, keys).map_err(refused)?;
+    let scored = Scored::new(&problem, tensors);
+    Ok(reference::int8(scored, &Quantized { q, k, v }).map_err(refused)?.o)
+}
+
+/// Tables of pages that the cache has, and lengths that they have room for.
+pub fn host_tables(cache: &HostCache, tables: &PagedTables) -> Result<HostTables> {
+    let (batch, max_blocks) = tables.block_tables.dims2()?;
+    let tables = HostTables {
+        batch,
+        max_blocks,
+        block_table: host::values("block_tables", &tables.block_tables)?,
+        seqlens_kv: host::values("context_lens", &tables.context_lens)?,
+    };
+    tables.check(&cache.shape).map_err(refused)?;
+    Ok(tables)
+}
+
+/// Those of one sequence.
+fn of_one(tables: &HostTables, sequence: usize) -> HostTables {
+    HostTables {
+        batch: 1,
+        max_blocks: tables.max_blocks,
+        block_table: tables.block_table[sequence * tables.max_blocks..][..tables.max_blocks].to_vec(),
+        seqlens_kv: vec![tables.seqlens_kv[sequence]],
+    }
+}
+
+pub fn read_pages(cache: &HostCache, pages: &[u32]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(pages.len() * cache.shape.page_bytes());
+    for &page in pages {
+        bytes.extend_from_slice(cache.page(page).map_err(refused)?);
+    }
+    Ok(bytes)
+}
+
+/// `bytes` are those of so many pages.
+pub fn write_pages(cache: &mut HostCache, pages: &[u32], bytes: &[u8]) -> Result<()> {
+    for &page in pages {
+        cache.page(page).map_err(refused)?;
+    }
+    for (&page, bytes) in pages.iter().zip(bytes.chunks_exact(cache.shape.page_bytes())) {
+        cache.page_mut(page).map_err(refused)?.copy_from_slice(bytes);
+    }
+    Ok(())
+}

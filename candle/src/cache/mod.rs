@@ -1,0 +1,259 @@
+//! The cache of K and V: INT8 pages of 128 tokens, which block tables make sequences of.
+
+mod call;
+mod cpu;
+
+use crate::FlashAttn;
+use crate::call::{NAME, beside, refused};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use int_flash_attention::{CacheShape, HostCache};
+
+#[cfg(feature = "cuda")]
+use crate::cuda::cache::{self as cuda, Pool};
+pub use call::{AppendCall, AttendCall, Attended};
+
+/// The sizes of a layer's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CacheConfig {
+    /// Pages of [`KvCache::PAGE_TOKENS`] tokens (an engine's blocks), shared by all sequences.
+    pub num_pages: usize,
+    /// Heads of K and V.
+    pub num_kv_heads: usize,
+    /// Channels of a head: 32, 64, 96, 128 or 256.
+    pub head_dim: usize,
+}
+
+/// Which pages sequences are made of, and how long they are: what an engine keeps for every sequence of a step, on the cache's device.
+#[derive(Clone, Debug)]
+pub struct PagedTables {
+    /// The page of each [`KvCache::PAGE_TOKENS`] tokens, `(batch, pages of a sequence)` of u32. What is behind a sequence's length means nothing. The
+    /// width is the planned maximum: tables of one width are served by one plan, and by one CUDA graph.
+    pub block_tables: Tensor,
+    /// The tokens of each sequence, those included that the step has appended: `(batch)` of u32.
+    pub context_lens: Tensor,
+}
+
+/// A layer's cache of K and V in INT8: half of the memory of 16-bit floats and a little more, attended to in INT8.
+///
+/// A step of an engine appends K and V of its new tokens to the slots that they have (`PAGE_TOKENS * page + place in the page`), and attends with
+/// their queries:
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_int_flash_attention::{CacheConfig, FlashAttn, KvCache, PagedTables};
+/// let device = Device::cuda_if_available(0)?;
+/// let mut cache = KvCache::new(CacheConfig { num_pages: 16, num_kv_heads: 2, head_dim: 64 }, &device)?;
+/// let attention = FlashAttn::new(1.0 / 8.0).with_causal(true);
+/// // two sequences of which 130 and 7 tokens are there already, on pages 3, 0 and 5
+/// let block_tables = Tensor::from_slice(&[3u32, 0, 5, 0], (2, 2), &device)?;
+/// let context_lens = Tensor::from_slice(&[131u32, 8], 2, &device)?; // with the new ones
+/// let slot_mapping = Tensor::from_slice(&[0 * 128 + 2i64, 5 * 128 + 7], 2, &device)?;
+/// let tokens = |heads| Tensor::randn(0f32, 1., (2, heads, 64), &device);
+/// cache.append(&tokens(2)?, &tokens(2)?, &slot_mapping)?;
+/// let o = cache.attend(&tokens(8)?, &PagedTables { block_tables, context_lens }, &attention)?;
+/// assert_eq!(o.dims(), [2, 8, 64]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// On a GPU slots, tables and lengths are read there, when the kernels run, and nothing waits for them; entries that are wrong give results without
+/// meaning, and no access outside of the cache. On the CPU they are errors.
+#[derive(Debug)]
+pub struct KvCache {
+    shape: CacheShape,
+    memory: Memory,
+    /// Whether there may be tokens in it.
+    written: bool,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Cpu(HostCache),
+    #[cfg(feature = "cuda")]
+    Cuda(Pool),
+}
+
+impl KvCache {
+    /// Tokens of a page.
+    pub const PAGE_TOKENS: usize = CacheShape::PAGE_TOKENS;
+
+    /// An empty cache on the CPU or on a GPU.
+    ///
+    /// # Errors
+    /// Sizes of zero or beyond the limits, a head dim without kernels, another device, or memory that there is not.
+    pub fn new(config: CacheConfig, device: &Device) -> Result<Self> {
+        Ok(Self::layers(1, config, device)?.remove(0))
+    }
+
+    /// An empty cache for each of so many layers. On a GPU they share what a decode keeps between its kernels, so that a model has it once: they
+    /// are for layers that run one after the other.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn layers(layers: usize, config: CacheConfig, device: &Device) -> Result<Vec<Self>> {
+        let CacheConfig { num_pages, num_kv_heads, head_dim } = config;
+        let shape = CacheShape::new(num_pages, num_kv_heads, head_dim).map_err(refused)?;
+        let memories: Result<Vec<Memory>> = match device {
+            Device::Cpu => (0..layers).map(|_| Ok(Memory::Cpu(HostCache::alloc(shape).map_err(refused)?))).collect(),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => Ok(Pool::layers(layers, shape, device)?.into_iter().map(Memory::Cuda).collect()),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => {
+                bail!("{NAME}: a cache on a GPU needs the feature `cuda` of candle-int-flash-attention")
+            }
+            Device::Metal(_) => {
+                bail!("{NAME}: a cache was asked for on a Metal device; it can be on the CPU or on a CUDA device")
+            }
+        };
+        Ok(memories?.into_iter().map(|memory| Self { shape, memory, written: false }).collect())
+    }
+
+    /// The sizes.
+    #[must_use]
+    pub const fn config(&self) -> CacheConfig {
+        let CacheShape { pages, heads_kv, head_dim } = self.shape;
+        CacheConfig { num_pages: pages, num_kv_heads: heads_kv, head_dim }
+    }
+
+    /// Bytes of a page of this layer.
+    #[must_use]
+    pub const fn page_bytes(&self) -> usize {
+        self.shape.page_bytes()
+    }
+
+    /// Takes a constant out of every token of K: f32, `(heads_kv, head_dim)`, on the cache's device. Attention gives the same without it, but for the
+    /// error: it is for models whose keys have channels far from zero (as those with a bias in the projection of K), and their mean over the first
+    /// tokens that the model has seen is a good one.
+    ///
+    /// # Errors
+    /// A cache that tokens have been appended to; another shape or type; on the CPU values that are not finite; what the GPU says.
+    pub fn set_k_offset(&mut self, offset: &Tensor) -> Result<()> {
+        if self.written {
+            bail!(
+                "{NAME}: an offset of K was given to a cache with tokens, which another one was taken out of; give it to an empty cache"
+            )
+        }
+        let CacheShape { heads_kv, head_dim, .. } = self.shape;
+        let given = beside("the offset of K", offset, &[DType::F32])?;
+        if given.dims() != [heads_kv, head_dim] {
+            bail!("{NAME}: the offset of K has the shape {:?}; ({heads_kv}, {head_dim}) is expected", given.dims())
+        }
+        match &mut self.memory {
+            Memory::Cpu(cache) => cpu::set_k_offset(cache, offset),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(pool) => pool.set_k_offset(offset),
+        }
+    }
+
+    /// Quantizes new tokens to their slots, whatever sequences they are of. `k` and `v` are `(tokens, heads_kv, head_dim)`, or `(batch, seqlen,
+    /// heads_kv, head_dim)`, in f16, bf16 or f32; `slot_mapping` is `(tokens)` of i64 or u32: `PAGE_TOKENS * page + place in the page`, where -1 (of u32
+    /// the largest) leaves a token out.
+    ///
+    /// # Errors
+    /// Shapes or types that do not go together; what the GPU says; on the CPU slots that the cache does not have or that two tokens have, and the
+    /// cache is as it was then.
+    pub fn append(&mut self, k: &Tensor, v: &Tensor, slot_mapping: &Tensor) -> Result<()> {
+        let call = AppendCall::new(&self.shape, None, k, v, slot_mapping)?;
+        if call.tokens == 0 {
+            return Ok(());
+        }
+        self.written = true;
+        match &mut self.memory {
+            Memory::Cpu(cache) => cpu::append(cache, &call, k, v, slot_mapping),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(pool) => cuda::append(pool, &call, [k, v], slot_mapping),
+        }
+    }
+
+    /// Attention of the last tokens of each sequence on all that the cache has of it. `q` is `(batch, heads_q, head_dim)`, a token of each sequence, or
+    /// `(batch, seqlen_q, heads_q, head_dim)`, and so is the result. The last query stands beside the sequence's last key; queries before the sequence's
+    /// first token (padding, where a batch has fewer new tokens of one than of another) get what a row without keys gets. Sequences of no tokens are
+    /// allowed. Chunks of prompts that are of unlike lengths are a call each, on rows of the tables (`narrow`).
+    ///
+    /// Up to 8 queries of a sequence are a decode, which takes nothing from candle's memory but the result. More are a prefill: the sequences' pages
+    /// become operands in memory that candle's allocator gives and gets back in the order of the stream.
+    ///
+    /// # Errors
+    /// Shapes or types that do not go together; a bias or a mask, which caches do not have; what the GPU says; on the CPU tables and lengths that are
+    /// wrong.
+    pub fn attend(&self, q: &Tensor, tables: &PagedTables, attention: &FlashAttn) -> Result<Tensor> {
+        let call = AttendCall::new(&self.shape, q, tables, attention)?;
+        match &self.memory {
+            Memory::Cpu(cache) => cpu::attend(cache, &call, q, tables, attention),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(pool) => cuda::attend(pool, &call, q, tables, attention),
+        }
+    }
+
+    /// [`append`](Self::append), then [`attend`](Self::attend). On a GPU a decode has its queries quantized with the new tokens, a launch less.
+    ///
+    /// # Errors
+    /// As of both.
+    pub fn append_and_attend(
+        &mut self,
+        [q, k, v]: [&Tensor; 3],
+        slot_mapping: &Tensor,
+        tables: &PagedTables,
+        attention: &FlashAttn,
+    ) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Memory::Cuda(pool) = &mut self.memory {
+            let call = AttendCall::new(&self.shape, q, tables, attention)?;
+            let new = AppendCall::new(&self.shape, Some(&call), k, v, slot_mapping)?;
+            if new.q.is_some() {
+                self.written = true;
+                return cuda::append_and_attend(pool, &new, &call, [q, k, v], slot_mapping, tables, attention);
+            }
+        }
+        // Nothing is appended where the attention is refused.
+        AttendCall::new(&self.shape, q, tables, attention)?;
+        match &self.memory {
+            Memory::Cpu(cache) => drop(cpu::host_tables(cache, tables)?),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(_) => {}
+        }
+        self.append(k, v, slot_mapping)?;
+        self.attend(q, tables, attention)
+    }
+
+    /// Copies pages, the pairs `(from, to)` one after the other, in the order of the device's stream: for sequences that share a prefix and go on
+    /// with tokens of their own on its last page.
+    ///
+    /// # Errors
+    /// A page that the cache does not have, and nothing is copied then; what the GPU says.
+    pub fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {
+        match &mut self.memory {
+            Memory::Cpu(cache) => cache.copy_pages(pairs).map_err(refused),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(pool) => cuda::copy_pages(pool, pairs),
+        }
+    }
+
+    /// The bytes of pages, one behind the other, to be kept elsewhere. On a GPU this waits for the stream.
+    ///
+    /// # Errors
+    /// A page that the cache does not have; what the GPU says.
+    pub fn read_pages(&self, pages: &[u32]) -> Result<Vec<u8>> {
+        match &self.memory {
+            Memory::Cpu(cache) => cpu::read_pages(cache, pages),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(pool) => cuda::read_pages(pool, pages),
+        }
+    }
+
+    /// Brings pages back, to any pages of a cache of the same sizes and the same offset of K. On a GPU this waits for the stream.
+    ///
+    /// # Errors
+    /// A page that the cache does not have; other than [`page_bytes`](Self::page_bytes) for each; what the GPU says.
+    pub fn write_pages(&mut self, pages: &[u32], bytes: &[u8]) -> Result<()> {
+        let expected = pages.len().saturating_mul(self.page_bytes());
+        if bytes.len() != expected {
+            bail!("{NAME}: {} bytes were given for {} pages, which have {expected}", bytes.len(), pages.len())
+        }
+        self.written = true;
+        match &mut self.memory {
+            Memory::Cpu(cache) => cpu::write_pages(cache, pages, bytes),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(pool) => cuda::write_pages(pool, pages, bytes),
+        }
+    }
+}

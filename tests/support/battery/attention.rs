@@ -1,0 +1,168 @@
+//! Attention on operands: plain and general kernels of every family.
+
+use super::{Check, TensorCheck, What, masks, padded, unlike, windows};
+use crate::case::{Case, WINDOWS};
+use crate::scores::some_score_mod;
+use crate::sim::Places;
+use crate::values::Values;
+use int_flash_attention::{Alibi, AttentionProblem, BiasLayout, DType, MaskKind, MaskLayout, ScoreMod, Window};
+use int_flash_attention_kernels::config::{AttentionVariant, Family, Kind};
+
+/// The checks of a kernel.
+pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
+    let first = Case::of_variant(variant, 0);
+    let problem = first.problem.with_window(Window::FULL).with_score_mod(ScoreMod::NONE);
+    let first = Case { lse: true, problem, ..first };
+    let sized = |batch, heads_q, seqlen_q, seqlen_kv| {
+        let heads_kv = usize::div_ceil(heads_q, 2);
+        let problem = AttentionProblem { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, ..first.problem };
+        Case { problem, ..first.clone() }
+    };
+    let scaled = |scale| {
+        let case = sized(1, 2, 33, 140);
+        Case { problem: case.problem.with_softmax_scale(scale), values: [Values::Uniform; 3], ..case }
+    };
+    let out = |case: Case, out_dtype, placement| Case { out_dtype, placement, ..case };
+    let small = || sized(2, 4, 35, 40);
+    let usual = Places::Usual;
+    let mut cases = vec![
+        (first.clone(), usual, 3),
+        (out(sized(1, 1, 70, 700), DType::F16, padded(0, 0, 0)), usual, 1),
+        (Case { lse: false, ..out(small(), DType::F16, padded(1, 0, 0)) }, usual, 2),
+        (out(small(), DType::BF16, padded(0, 3, 0)), usual, 2),
+        (out(small(), DType::F16, padded(0, 0, 5)), usual, 2),
+        (out(small(), DType::BF16, padded(0, 0, 0)), Places::Aligned(1), 2),
+        (out(sized(1, 4, 30, 40), DType::F16, padded(0, 0, 0)), Places::Last, 1),
+        (sized(1, 2, 300, 20), usual, 2),
+        (out(sized(1, 2, 129, 257), DType::BF16, padded(8, 0, 0)), usual, 1),
+        (out(small(), DType::F16, padded(4, 4, 4)), Places::Aligned(8), 2),
+        (sized(1, 1, 1, 1), usual, 1),
+        (sized(1, 1, 65, 127), usual, 1),
+        (sized(1, 1, 130, 384), usual, 1),
+        (sized(1, 1, 3, 129), usual, 1),
+        (scaled(-0.3), usual, 1),
+        (scaled(0.0), usual, 1),
+        (scaled(2.0), usual, 1),
+    ];
+    for values in [Values::LoudTokens, Values::Huge, Values::Zeros, Values::OutlierChannels, Values::Tiny] {
+        cases.push((Case { values: [values; 3], out_dtype: DType::F32, ..sized(1, 2, 33, 270) }, usual, 1));
+    }
+    // Every way to store rows.
+    let stores = [
+        (DType::F16, padded(0, 0, 0)),
+        (DType::BF16, padded(0, 0, 0)),
+        (DType::F16, padded(1, 0, 0)),
+        (DType::BF16, padded(1, 0, 0)),
+        (DType::F32, padded(0, 0, 0)),
+        (DType::F32, padded(1, 0, 0)),
+    ];
+    for far in [0, 1, 2].map(Places::Far) {
+        cases.extend(stores.map(|(out_dtype, placement)| (out(small(), out_dtype, placement), far, 2)));
+    }
+    // A tail that ends inside the pair of keys of a lane, for each eight keys of a block; and an end of the queries in each eight
+    // rows of a warp, for each way to store them.
+    for eighth in 0..16 {
+        let tail = 8 * eighth + 1 + 2 * (eighth % 4);
+        for blocks in [0, 1 + eighth % 4] {
+            let rows = 5 + 8 * (cases.len() % 4) + if blocks > 0 { tail } else { 0 };
+            let (out_dtype, placement) = stores[cases.len() / 4 % stores.len()];
+            let case = sized(1, 1, rows, 128 * blocks + tail);
+            let case = Case { seed: eighth as u64, lse: blocks > 0, ..case };
+            cases.push((out(case, out_dtype, placement), usual, 1));
+        }
+    }
+    if variant.family == Family::Sm90a {
+        cases.push((sized(2, 4, 200, 1000), usual, 1));
+        cases.push((sized(2, 4, 500, 300), usual, 3));
+        cases.push((sized(2, 4, 3, 800), usual, 5));
+    }
+    let mut cases: Vec<_> =
+        cases.into_iter().flat_map(|(case, places, n)| masks(case).map(|c| (c, places, n))).collect();
+    for (i, window) in windows().enumerate() {
+        let [rows, keys] = [[40, 300], [70, 520], [300, 40], [5, 135]][i % 4];
+        let case = Case { seed: i as u64, ..sized(1, 1, rows, keys + i) };
+        cases.push((Case { problem: case.problem.with_window(window), ..case }, usual, 1));
+    }
+    // Both ends in one block, at each of its keys, and the same where values have scales of their own.
+    let mut diagonal = Vec::new();
+    for values in [Values::Normal, Values::LoudTokens] {
+        for (left, right) in [(0, 0), (3, 5), (40, 0)] {
+            let case = Case { values: [values; 3], ..sized(1, 1, 140, 256) };
+            let window = Window { left: Some(left), right: Some(right) };
+            diagonal.push((Case { problem: case.problem.with_window(window), ..case }, usual, 1));
+        }
+    }
+    cases.extend(diagonal.clone());
+    match variant.kind {
+        // Every third with sinks.
+        Kind::Plain => {
+            for (case, ..) in cases.iter_mut().step_by(3) {
+                case.problem.score_mod.sinks = true;
+            }
+        }
+        // The loop is that of a plain kernel: some of the cases, and each change of the scores in many of them.
+        Kind::General => {
+            let loud = Case { values: [Values::LoudTokens; 3], ..sized(1, 2, 33, 270) };
+            cases = cases.into_iter().step_by(3).chain(diagonal).chain([(loud, usual, 1)]).collect();
+            for (i, (case, ..)) in cases.iter_mut().enumerate() {
+                case.problem.score_mod = some_score_mod(&case.problem, i);
+            }
+            cases.extend(score_tensors(sized));
+        }
+    }
+    let check = |(case, places, multiprocessors): (Case, Places, u32)| {
+        let (family, shared_bytes) = (variant.family, variant.from_kib() << 10);
+        let check = TensorCheck::new(What::Attention, case);
+        Check::Tensors(Box::new(TensorCheck { places, family, multiprocessors, shared_bytes, ..check }))
+    };
+    let mut checks: Vec<_> = cases.into_iter().map(check).collect();
+    if variant.kind == Kind::Plain {
+        checks.extend((0..8).map(|which| Check::Tensors(Box::new(unlike_lengths(variant, &first, which)))));
+    }
+    checks
+}
+
+/// Biases and masks of every type, of one row that ends at each of a lane's keys, where it and the memory end together; and with strides of
+/// more than 32 bits.
+fn score_tensors(sized: impl Fn(usize, usize, usize, usize) -> Case) -> Vec<(Case, Places, u32)> {
+    let types = [(DType::F16, MaskKind::Bytes), (DType::BF16, MaskKind::Bits), (DType::F32, MaskKind::Bytes)];
+    let with = |case: Case, (dtype, kind): (DType, MaskKind)| {
+        let AttentionProblem { batch, heads_q, seqlen_q, seqlen_kv, .. } = case.problem;
+        let dims = [batch, heads_q, seqlen_q, seqlen_kv];
+        let score_mod = ScoreMod {
+            bias: BiasLayout::broadcast(dtype, dims, &case.problem).ok(),
+            mask: MaskLayout::broadcast(kind, dims, &case.problem).ok(),
+            alibi: Some(Alibi::PerSequence),
+            ..ScoreMod::NONE
+        };
+        Case { problem: case.problem.with_score_mod(score_mod), ..case }
+    };
+    let mut cases = Vec::new();
+    for (which, types) in types.into_iter().enumerate() {
+        for at in 0..3 {
+            cases.push((with(sized(2, 2, 3, 9), types), Places::Far(at), 1));
+        }
+        // Rows all of whose keys the bias hides, or the mask, beside others.
+        cases.push((with(sized(1, 1, 130, 128), types), Places::Usual, 1));
+        for tile in 0..16 {
+            // Of bits, a byte is behind the end with the tile's first key; else each lane of four has some of the ends.
+            let even = 8 * tile + if types.1 == MaskKind::Bits { 0 } else { 2 * ((tile + which) % 4) };
+            for keys in [even.max(1), 8 * tile + 1 + 2 * ((tile + which + 1) % 4)] {
+                let case = Case { seed: keys as u64, ..sized(1, 1, 1, keys) };
+                cases.push((with(case, types), Places::Usual, 1));
+            }
+        }
+    }
+    cases
+}
+
+/// Sequences of unlike lengths, under each window in packs and with key lengths.
+fn unlike_lengths(variant: &AttentionVariant, first: &Case, which: usize) -> TensorCheck {
+    let (out_dtype, placement) =
+        [(DType::F16, padded(0, 0, 0)), (DType::BF16, padded(1, 0, 0)), (DType::F32, padded(0, 3, 0))][which % 3];
+    let problem = first.problem.with_window(WINDOWS[which / 2]);
+    let case = Case { problem, out_dtype, placement, lse: which % 4 < 3, seed: which as u64, ..first.clone() };
+    let (case, lengths) = unlike(case, which);
+    let (family, shared_bytes) = (variant.family, variant.from_kib() << 10);
+    TensorCheck { lengths, family, multiprocessors: 2, shared_bytes, ..TensorCheck::new(What::Attention, case) }
+}

@@ -1,0 +1,100 @@
+//! Quantization and dequantization.
+
+use super::{Check, TensorCheck, What, padded, unlike};
+use crate::case::{Case, Placement};
+use crate::sim::{Part, Places};
+use crate::values::Values;
+use int_flash_attention::{AttentionProblem, DType, Scheme};
+use int_flash_attention_kernels::config::{self, Family};
+
+/// Inputs of both schemes, all head dims, and every kind of layout and of values.
+fn cases_of(dtype: DType) -> Vec<(Case, Places)> {
+    let layouts = [
+        (padded(8, 16, 0), Places::Usual),
+        (padded(1, 0, 0), Places::Usual),
+        (padded(0, 3, 0), Places::Usual),
+        (padded(0, 0, 5), Places::Usual),
+        (padded(4, 4, 4), Places::Aligned(8)),
+        ([Placement::Bnhd; 4], Places::Aligned(1)),
+        (padded(0, 0, 0), Places::Far(0)),
+        (padded(1, 1, 1), Places::Far(1)),
+        (padded(0, 0, 0), Places::Far(2)),
+        (padded(1, 1, 1), Places::Far(2)),
+    ];
+    let values =
+        [Values::Normal, Values::OutlierChannels, Values::LoudTokens, Values::Huge, Values::Tiny, Values::Zeros];
+    let mut cases = Vec::new();
+    for (i, (placement, places)) in layouts.into_iter().enumerate() {
+        for (j, scheme) in [Scheme::Default, Scheme::Paper].into_iter().enumerate() {
+            let dims: Vec<usize> = config::head_dims(&Family::ALL, scheme).collect();
+            let far = matches!(places, Places::Far(_));
+            let lengths = [(67, 201), (130, 40), (3, 600), (200, 530)];
+            let (seqlen_q, seqlen_kv) = if far { (70, 140) } else { lengths[(i + j) % lengths.len()] };
+            let head_dim = dims[(2 * i + j) % dims.len()];
+            let problem = AttentionProblem::new(2, 4, 2, seqlen_q, seqlen_kv, head_dim).with_scheme(scheme);
+            let plain = Case::plain(problem, (2 * i + j) as u64);
+            let values = [values[(i + 3 * j) % values.len()]; 3];
+            cases.push((Case { dtype, out_dtype: dtype, placement, values, ..plain }, places));
+        }
+    }
+    // many blocks, and one token
+    for (seqlen_q, seqlen_kv) in [(1, 1), (1, 5200)] {
+        let plain = Case::plain(AttentionProblem::new(1, 1, 1, seqlen_q, seqlen_kv, 32), 5);
+        cases.push((Case { dtype, out_dtype: dtype, ..plain }, Places::Usual));
+    }
+    cases
+}
+
+fn checks(what: What, dtype: DType) -> Vec<Check> {
+    let check = |(case, places): (Case, Places)| {
+        Check::Tensors(Box::new(TensorCheck { places, ..TensorCheck::new(what, case) }))
+    };
+    let mut checks: Vec<_> = cases_of(dtype).into_iter().map(check).collect();
+    checks.extend((0..8).map(|which| Check::Tensors(Box::new(unlike_lengths(what, dtype, which)))));
+    checks
+}
+
+/// Sequences of unlike lengths, packed and with key lengths, for both schemes.
+fn unlike_lengths(what: What, dtype: DType, which: usize) -> TensorCheck {
+    let scheme = [Scheme::Default, Scheme::Paper][which / 2 % 2];
+    let head_dim = config::head_dims(&Family::ALL, scheme).nth(which / 2).unwrap_or(32);
+    unlike_heads(what, dtype, which, scheme, head_dim)
+}
+
+fn unlike_heads(what: What, dtype: DType, which: usize, scheme: Scheme, head_dim: usize) -> TensorCheck {
+    let problem = AttentionProblem::new(1, 4, 2, 1, 1, head_dim).with_scheme(scheme);
+    let placement = [padded(0, 0, 0), padded(1, 0, 0), padded(8, 16, 0)][which % 3];
+    let values = [[Values::Normal; 3], [Values::LoudTokens; 3]][which / 4];
+    let plain = Case::plain(problem, which as u64);
+    let (case, lengths) = unlike(Case { dtype, out_dtype: dtype, placement, values, ..plain }, which);
+    TensorCheck { lengths, ..TensorCheck::new(what, case) }
+}
+
+/// Those of the kernel that quantizes this type.
+pub(super) fn quantization(dtype: DType) -> Vec<Check> {
+    let mut all = checks(What::Quantization, dtype);
+    // Parts: of tensors alone and with lengths.
+    for (which, part) in [Part::Q, Part::Kv].into_iter().cycle().take(8).enumerate() {
+        let what = What::QuantizationOf(part);
+        let lengths = unlike_lengths(what, dtype, which / 2);
+        let problem = AttentionProblem::new(2, 4, 2, 35, 140, 64).with_scheme(lengths.case.problem.scheme);
+        let equal = Case { problem, ..lengths.case.clone() };
+        all.extend([lengths, TensorCheck::new(what, equal)].map(|check| Check::Tensors(Box::new(check))));
+    }
+    // For kernels that take narrow blocks: blocks of K whose tokens share a scale, and others.
+    let kinds = [Values::Normal, Values::LoudTokens, Values::Zeros, Values::OutlierChannels];
+    for (i, values) in kinds.into_iter().enumerate() {
+        let head_dim = [64, 128, 112][i % 3];
+        let plain = Case::plain(AttentionProblem::new(1, 2, 2, 35, 520 + i, head_dim), i as u64);
+        let case = Case { dtype, out_dtype: dtype, values: [values; 3], placement: padded(i % 2, 0, 0), ..plain };
+        let lengths = unlike_heads(What::Quantization, dtype, i, Scheme::Default, [64, 128][i % 2]);
+        let shared = |check| Check::Tensors(Box::new(TensorCheck { family: Family::Sm90a, ..check }));
+        all.extend([TensorCheck::new(What::QuantizationOf(Part::Kv), case), lengths].map(shared));
+    }
+    all
+}
+
+/// Those of the kernel that gives this type.
+pub(super) fn dequantization(dtype: DType) -> Vec<Check> {
+    checks(What::Dequantization, dtype)
+}
