@@ -80,8 +80,9 @@ fn assert_within(what: &str, got: f64, low: f64, high: f64) {
 #[test]
 fn narrow_blocks() {
     let error = |problem: &AttentionProblem, [q, k, v]: &[HostTensor; 3], rows: &[usize]| {
-        let operands = quantize(problem, q, k, v).unwrap();
-        let got = int8_rows(Scored::from(problem).with_narrow(true), &operands, rows).unwrap();
+        let narrow = Scored::from(problem).with_narrow(true);
+        let operands = quantize(narrow, q, k, v).unwrap();
+        let got = int8_rows(narrow, &operands, rows).unwrap();
         assert_ne!(got.o, int8_rows(problem, &operands, rows).unwrap().o, "no narrow block");
         let want = exact_rows(problem, q, k, v, rows).unwrap();
         let head = rows.len() * problem.head_dim;

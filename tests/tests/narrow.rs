@@ -53,9 +53,9 @@ fn tensors(problem: &AttentionProblem, values: Values) -> Result<[HostTensor; 3]
 /// Holds the kernel to the reference, and says for each row whether 16 bits made a difference.
 fn check(problem: &AttentionProblem, values: Values) -> Result<Vec<bool>> {
     let [q, k, v] = tensors(problem, values)?;
-    let operands = reference::quantize(problem, &q, &k, &v)?;
-    let (wide, _) = reference::ideal_bounds(problem, &operands, DType::F32)?;
     let scored = Scored::from(problem).with_narrow(true);
+    let operands = reference::quantize(scored, &q, &k, &v)?;
+    let (wide, _) = reference::ideal_bounds(problem, &operands, DType::F32)?;
     let (want, bounds) = reference::ideal_bounds(scored, &operands, DType::F32)?;
     let simulator = Simulator::of(Family::Sm90a, 2);
     ensure!(simulator.narrow(problem), "no kernel takes narrow blocks");
