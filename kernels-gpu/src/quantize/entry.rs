@@ -116,25 +116,14 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
             scale: at(p.k_scale, block * KV_BLOCK),
             bias: null_mut(),
             block_scale: at(p.k_block_scale, block),
+            // Not of the head's first block.
+            shares: (p.share_k != 0) & ((tile.index != 0) | (p.goes_on != 0)),
         }
     };
     let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
     let source = run.source(p, rows);
-    // The head's first block has none.
-    let shared_from = if p.share_k == 0 { u32::MAX } else { (p.goes_on == 0) as u32 };
     unsafe {
-        tokens::quantize::<E, true>(
-            p.head_dim,
-            p.dims,
-            p.rotate != 0,
-            shared_from,
-            rows,
-            tile,
-            run.end(&tile),
-            source,
-            offset,
-            out,
-        )
+        tokens::quantize::<E, true>(p.head_dim, p.dims, p.rotate != 0, rows, tile, run.end(&tile), source, offset, out)
     }
 }
 
@@ -183,6 +172,7 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
             scale: at(p.q_scale, token),
             bias: at(p.q_bias, token),
             block_scale: null_mut(),
+            shares: false,
         }
     };
     let rows = Rows::new::<E>(&p.q, run.q.batch, head).skip(first);
@@ -192,7 +182,6 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
             p.head_dim,
             p.dims,
             p.rotate != 0,
-            u32::MAX,
             rows,
             tile,
             run.end(&tile),

@@ -32,6 +32,8 @@ pub(crate) struct Output {
     pub bias: *mut f32,
     /// The block's `k_block_scale`.
     pub block_scale: *mut f32,
+    /// Whether the tokens of the block share a scale where they are about as large.
+    pub shares: bool,
 }
 
 /// Tokens that a lane converts of a tile, one after the other.
@@ -40,21 +42,18 @@ const fn steps<E: Element>() -> u32 {
 }
 
 /// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `dims` of the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says
-/// where the tile does, as often as it is asked, so that its addresses take no registers meanwhile. From block `shared_from` on, tokens of K
-/// share a scale.
+/// where the tile does, as often as it is asked, so that its addresses take no registers meanwhile.
 ///
 /// Each warp goes its own way, a step ahead with its loads: its tokens' codes are its own, and no barrier holds it but that of a block of K. Where a
-/// scale is shared, all tokens' are made before the first code, and tokens are rotated for each: to keep them would take their registers.
+/// scale is shared, all tokens' are made before the first code. Of several steps they are rotated once for each: to keep them would take their registers.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
     head_dim: u32,
     dims: u32,
     rotates: bool,
-    shared_from: u32,
     rows: Rows,
     tile: Tile,
     end: u32,
@@ -75,9 +74,7 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
         let mut tile = tile;
         loop {
             let to = out(tile);
-            let shares = KEYS & (tile.index >= shared_from);
-            let mut shared = 0.0;
-            if shares {
+            if KEYS && to.shares && steps::<E>() > 1 {
                 wait::<E, 0>();
                 let mut step = 0;
                 while step < steps::<E>() {
@@ -86,7 +83,6 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
                     step = opaque(step + 1);
                 }
                 bar_sync();
-                shared = block_scale::<E>(tile, to.block_scale);
             }
             let mut step = 0;
             // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
@@ -94,10 +90,10 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
                 // Floats are in registers, so that there are none for this.
                 let anew = Lane::new::<E, KEYS>(opaque(head_dim), dims);
                 let lane = if in_shared::<E>() { &lane } else { &anew };
-                one::<E, KEYS>(lane, rotates, &rows, tile, step, end, (shares, shared), &to);
+                one::<E, KEYS>(lane, rotates, &rows, tile, step, end, &to);
                 step = opaque(step + 1);
             }
-            if KEYS && !shares {
+            if KEYS && !to.shares {
                 bar_sync();
                 // All lanes say the same; the vote lets the compiler know.
                 if vote_any(tid_x_again() < 32) {
@@ -168,15 +164,14 @@ fn raw_of<E: Element>(step: u32) -> u32 {
     of_warp() + step * (STEP * vectors::<E>() as u32) + tid_x_again() % 32 * 16
 }
 
-/// The lane's part of a token, rotated, K without its offset; of Q, the lane's part of the product with K's offset as well.
+/// The lane's part of a token before the rotation's transforms, K without its offset; and of Q the sums of its product with K's offset.
 #[inline(always)]
-unsafe fn rotated<E: Element, const KEYS: bool>(
+unsafe fn signed<E: Element, const KEYS: bool>(
     lane: &Lane,
-    rotates: bool,
     rows: &Rows,
     tile: Tile,
     step: u32,
-) -> ([f32; DIMS], f32) {
+) -> ([f32; DIMS], [f32; 4]) {
     unsafe {
         let place = &lane.place;
         let mut raw = Vectors::none();
@@ -208,29 +203,36 @@ unsafe fn rotated<E: Element, const KEYS: bool>(
                 });
             });
         });
-        if rotates {
-            place.butterflies::<E>(&mut x);
-        }
-        (x, (bias[0] + bias[1]) + (bias[2] + bias[3]))
+        (x, bias)
     }
 }
 
-/// The scale that a token of K would have alone, to shared memory: NaN of one that is not finite, zero of padding.
+/// The scale that each token of K of the warp's step would have alone, to shared memory.
 #[inline(always)]
 unsafe fn own_scale<E: Element>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
     unsafe {
-        let (x, _) = rotated::<E, true>(lane, rotates, rows, tile, step);
+        let (mut x, _) = signed::<E, true>(lane, rows, tile, step);
+        if rotates {
+            lane.place.butterflies::<E>(&mut x);
+        }
         let amax = amax_of(&lane.place, &x);
+        store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
+    }
+}
+
+/// A token's own scale to shared memory: NaN of one that is not finite, zero of padding.
+#[inline(always)]
+unsafe fn store_own<E: Element>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
+    unsafe {
         let row = lane.row + step * lane.place.tokens();
-        let scale = selp_b32(amax < f32::INFINITY, token_scale(amax, fma_rn_f32).to_bits(), f32::NAN.to_bits());
+        let scale = selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits());
         let scale = selp_b32(row < tile.count(), scale, 0);
         st_shared_u32(lane.place.lane == 0, Tables::new::<E>().scales::<E>(tile.index) + 4 * row, scale);
     }
 }
 
-/// A step of the warp: a token of each few lanes. Of K, whether the block's scale is known, and what its tokens share, or zero.
+/// A step of the warp: a token of each few lanes.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 unsafe fn one<E: Element, const KEYS: bool>(
     lane: &Lane,
     rotates: bool,
@@ -238,23 +240,33 @@ unsafe fn one<E: Element, const KEYS: bool>(
     tile: Tile,
     step: u32,
     end: u32,
-    (known, shared): (bool, f32),
     out: &Output,
 ) {
     unsafe {
         let place = &lane.place;
-        let (mut x, bias) = rotated::<E, KEYS>(lane, rotates, rows, tile, step);
+        let (mut x, bias) = signed::<E, KEYS>(lane, rows, tile, step);
         let row = lane.row + step * place.tokens();
         let inside = row < tile.count();
         if !KEYS && !out.bias.is_null() {
-            let bias = place.over_lanes(bias, add_rn_f32);
+            let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
             st_global_f32((place.lane == 0) & inside, out.bias.wrapping_add(row as usize), [bias]);
+        }
+        if rotates {
+            place.butterflies::<E>(&mut x);
         }
 
         let beyond = if !KEYS && rotates { BEYOND_10_BITS } else { 0 };
         let of = |amax| {
             let own = round_up(token_scale(amax, fma_rn_f32), beyond);
-            if KEYS { f32::from_bits(selp_b32(shared > 0.0, shared.to_bits(), own.to_bits())) } else { own }
+            if !KEYS || !out.shares {
+                return own;
+            }
+            if steps::<E>() == 1 {
+                store_own::<E>(lane, tile, step, amax, own);
+                bar_sync();
+            }
+            let shared = block_scale::<E>(tile, out.block_scale);
+            f32::from_bits(selp_b32(shared > 0.0, shared.to_bits(), own.to_bits()))
         };
         let (scale, number) = quotients::<E>(place, &mut x, of, MAX_SCALE);
         let mut words = [0; DIMS / 4];
@@ -288,7 +300,7 @@ unsafe fn one<E: Element, const KEYS: bool>(
         st_global_f32((place.lane == 0) & (KEYS | inside), out.scale.wrapping_add(row as usize), [scale]);
         if KEYS {
             let to = Tables::new::<E>().scales::<E>(tile.index) + 4 * row;
-            st_shared_u32((place.lane == 0) & !known, to, scale.to_bits());
+            st_shared_u32((place.lane == 0) & !out.shares, to, scale.to_bits());
         }
         warp_sync();
         // A step of four rows has another half of the packed block's rows of eight each time.
