@@ -22,8 +22,8 @@ struct Snippet {
     runs: bool,
 }
 
-/// Builds every program with the stable compiler, and runs those that need no GPU. The number of programs.
-pub fn check() -> Result<usize> {
+/// Builds every program with a compiler, and runs those that need no GPU. The number of programs.
+pub fn check(toolchain: &str) -> Result<usize> {
     let root = workspace::root();
     let mut snippets = snippets("library", &fs::read_to_string(root.join("README.md"))?);
     snippets.extend(self::snippets("candle", &fs::read_to_string(root.join("candle/README.md"))?));
@@ -50,7 +50,7 @@ pub fn check() -> Result<usize> {
     }
     let cargo = |arguments: &[&str]| {
         let mut command = Command::new("rustup");
-        command.args(["run", "stable", "cargo"]).args(arguments).arg("--quiet").current_dir(&project.0);
+        command.args(["run", toolchain, "cargo"]).args(arguments).arg("--quiet").current_dir(&project.0);
         // What the README says for cust, where no CUDA toolkit is installed.
         command.env("CUDA_LIBRARY_PATH", "/").env("CARGO_TARGET_DIR", workspace::target().join("user"));
         command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN");

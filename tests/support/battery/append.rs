@@ -6,8 +6,9 @@ use crate::case::Placement;
 use crate::sim::{Places, SimulatedCache, Simulator};
 use crate::values::{Noise, Values};
 use anyhow::{Context, Result};
-use int_flash_attention::{CacheShape, DType, HostCache, HostTensor, Shape};
+use int_flash_attention::{CacheShape, DType, HostCache, HostTensor, Shape, TensorLayout};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::PAGE_TOKENS;
 use ptx_machine::Module;
 use std::sync::Arc;
 
@@ -85,9 +86,12 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
                 values.tensor(dtype, placement.layout(Shape::new(1, heads, tokens, head_dim)?)?, seed + heads as u64)
             };
             let loud = if i % 2 == 0 { Values::Normal } else { Values::LoudTokens };
+            // Of wider types the scales of Q and K have no room for these.
+            let [query, key] =
+                if seed.is_multiple_of(2) { [Values::Normal, Values::OutlierChannels] } else { [Values::Huge; 2] };
             checks.push(Check::Append(Box::new(AppendCheck {
                 cache: any_cache(shape, (i + j) % 2 == 0, seed),
-                tensors: [tensor(4, Values::Normal)?, tensor(2, Values::OutlierChannels)?, tensor(2, loud)?],
+                tensors: [tensor(4, query)?, tensor(2, key)?, tensor(2, loud)?],
                 seqlen_q: if tokens % 2 == 0 { 2 } else { 1 },
                 slots,
                 wide: true,
@@ -96,5 +100,33 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
             })));
         }
     }
+    checks.push(nearly_pages(dtype)?);
     Ok(checks)
+}
+
+/// Runs of 128 tokens that would be a page but for one of them, which lies in each of the words of bits that tokens of a window are, before
+/// and behind the bit of the run's first.
+fn nearly_pages(dtype: DType) -> Result<Check> {
+    let page = |number: usize, token: usize| (PAGE_TOKENS * number + token) as i64;
+    let mut slots = vec![-1; 16];
+    for run in 0..32 {
+        // A word on from the run before it, in its middle.
+        slots.extend((0..PAGE_TOKENS).map(|token| page(run, token)));
+        let broken = 32 * (run / 4 % 4) + [7, 20][run / 16];
+        let at = slots.len() - PAGE_TOKENS + broken;
+        slots[at] = if run % 2 == 0 { -1 } else { page(32, run) };
+        slots.extend([-1; 32]);
+    }
+    let tensor = |values: Values, seed| {
+        values.tensor(dtype, TensorLayout::bnhd(Shape::new(1, 1, slots.len(), HEAD_DIMS[0])?), seed)
+    };
+    Ok(Check::Append(Box::new(AppendCheck {
+        cache: any_cache(CacheShape::new(33, 1, HEAD_DIMS[0])?, false, 0),
+        tensors: [tensor(Values::Normal, 0)?, tensor(Values::Normal, 1)?, tensor(Values::LoudTokens, 2)?],
+        seqlen_q: 1,
+        slots,
+        wide: true,
+        places: Places::Usual,
+        ahead: 0,
+    })))
 }

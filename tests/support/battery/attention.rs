@@ -92,6 +92,10 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
             diagonal.push((Case { problem: case.problem.with_window(window), ..case }, usual, 1));
         }
     }
+    // A head whose values have another unit than 1.
+    let tiny = Case { dtype: DType::F32, out_dtype: DType::F32, ..sized(1, 2, 33, 270) };
+    let tiny = Case { values: [Values::Normal, Values::Normal, Values::TinyLoudTokens], ..tiny };
+    diagonal.push((tiny, usual, 1));
     cases.extend(diagonal.clone());
     match variant.kind {
         // Every third with sinks.
@@ -116,9 +120,7 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
         Check::Tensors(Box::new(TensorCheck { places, family, multiprocessors, shared_bytes, ..check }))
     };
     let mut checks: Vec<_> = cases.into_iter().map(check).collect();
-    if variant.kind == Kind::Plain {
-        checks.extend((0..8).map(|which| Check::Tensors(Box::new(unlike_lengths(variant, &first, which)))));
-    }
+    checks.extend((0..8).map(|which| Check::Tensors(Box::new(unlike_lengths(variant, &first, which)))));
     checks
 }
 
@@ -162,7 +164,10 @@ fn unlike_lengths(variant: &AttentionVariant, first: &Case, which: usize) -> Ten
         [(DType::F16, padded(0, 0, 0)), (DType::BF16, padded(1, 0, 0)), (DType::F32, padded(0, 3, 0))][which % 3];
     let problem = first.problem.with_window(WINDOWS[which / 2]);
     let case = Case { problem, out_dtype, placement, lse: which % 4 < 3, seed: which as u64, ..first.clone() };
-    let (case, lengths) = unlike(case, which);
+    let (mut case, lengths) = unlike(case, which);
+    if variant.kind == Kind::General {
+        case.problem.score_mod = some_score_mod(&case.problem, which + 2);
+    }
     let (family, shared_bytes) = (variant.family, variant.from_kib() << 10);
     TensorCheck { lengths, family, multiprocessors: 2, shared_bytes, ..TensorCheck::new(What::Attention, case) }
 }

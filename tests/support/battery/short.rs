@@ -22,7 +22,10 @@ pub(super) fn of(variant: &ShortVariant) -> Vec<Check> {
         let tail = 8 * eighth + 1 + 2 * (eighth % 4);
         for blocks in [0, 1 + eighth % 2] {
             let rows = 5 + 8 * (eighth % 4) + if blocks > 0 { 16 * eighth } else { 0 };
-            cases.push((case((1, 1), (rows, 128 * blocks + tail), cases.len()), Places::Usual, 1));
+            let mut case = case((1, 1), (rows, 128 * blocks + tail), cases.len());
+            // What is taken out of K is not zero, and each of the first tokens is the least of some channel.
+            case.values[1] = Values::OutlierChannels;
+            cases.push((case, Places::Usual, 1));
         }
     }
     for (i, window) in windows().enumerate() {

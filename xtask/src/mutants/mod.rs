@@ -56,8 +56,8 @@ const REQUIRED: f64 = 0.95;
 const ENDLESS: u64 = 10_000_000;
 
 /// Survivors that change nothing for a reason that ptxas does not see (docs/testing.md): kind, kernel, what stands there, and what
-/// stands in its line and the one before, `*` for anything.
-const NO_CHANGE: [(Kind, &str, &str, &str); 7] = [
+/// stands in its line, the one before and the one that its last operand, `$`, is from; `*` for anything.
+const NO_CHANGE: [(Kind, &str, &str, &str); 9] = [
     // Plus or minus zero.
     (Kind::Arithmetic, "attention", ", 0f00000000", ""),
     // Whether a window has no end on the right, which decides whether the longest tiles are first.
@@ -71,6 +71,10 @@ const NO_CHANGE: [(Kind, &str, &str, &str); 7] = [
     (Kind::Constant, "_general", "mov.*, 0", "@p ld.global.nc"),
     // The place of a head, sequence or block in an array of four bytes each: 2^30 of them have more than 4 TiB of K.
     (Kind::Stride, "attention", "mul.wide.u32*, 4", ""),
+    // The first of a lane's eight dims, which is compared with a head dim that is a multiple of eight.
+    (Kind::Constant, "attention", "or.b32", "add.s64*\tor.b32"),
+    // In the first block in which the left end of the window hides nothing from any row, its mask hides nothing.
+    (Kind::Compare, "attention_sm80", "setp.lt.u32", "ld.shared.v2.u32 {$,"),
 ];
 
 /// Of the parameters, those that are zero in every plan of a kernel, by where their eight bytes begin.
@@ -220,11 +224,15 @@ fn mutants(kernels: &[Kernel], kinds: &[Kind]) -> Vec<Mutant> {
 
 /// So many of each kind, spread over the kernels evenly and inside them at random.
 fn sample(all: &[Mutant], each: usize, seed: u64) -> Vec<&Mutant> {
-    let mut noise = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mix = |noise: u64| {
+        let mixed = (noise ^ (noise >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb)
+    };
+    // Seeds side by side would begin one sequence at places side by side.
+    let mut noise = mix(seed);
     let mut random = move || {
         noise = noise.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (noise ^ (noise >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        ((mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 33) as usize
+        (mix(noise) >> 33) as usize
     };
     let mut out = Vec::new();
     for kind in Kind::ALL {
@@ -330,9 +338,13 @@ fn changes_nothing(kernel: &Kernel, mutant: &Mutant) -> bool {
     let lines = kernel.text[..mutant.span.end].rsplit('\n').take(2).map(str::len).sum::<usize>() + 1;
     let end = kernel.text[mutant.span.end..].find('\n').map_or(kernel.text.len(), |at| mutant.span.end + at);
     let around = &kernel.text[mutant.span.end.saturating_sub(lines)..end];
+    let last = text.rsplit([' ', '\t']).next().unwrap_or_default();
+    let from = kernel.text[..mutant.span.start].lines().rev().find(|line| ptx::defines(line, last)).unwrap_or_default();
+    let around = format!("{from}\n{around}");
     let matches = |pattern: &str, text: &str| pattern.split('*').all(|piece| text.contains(piece));
     NO_CHANGE.iter().any(|&(kind, name, own, near)| {
-        mutant.kind == kind && kernel.name.contains(name) && matches(own, text) && matches(near, around)
+        let near = near.replace('$', last);
+        mutant.kind == kind && kernel.name.contains(name) && matches(own, text) && matches(&near, &around)
     })
 }
 

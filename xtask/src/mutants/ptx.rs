@@ -87,6 +87,14 @@ pub fn statements(text: &str, body: Range<usize>) -> Vec<Statement<'_>> {
     out
 }
 
+/// Whether a line's instruction writes a register.
+pub fn defines(line: &str, register: &str) -> bool {
+    let found = statements(line, 0..line.len());
+    let written = found.iter().filter_map(|s| s.operands.first());
+    let mut names = written.flat_map(|first| first.split(['{', '}', ',', ' ']));
+    !register.is_empty() && names.any(|name| name == register)
+}
+
 fn statement(text: &str, span: Range<usize>) -> Option<Statement<'_>> {
     let raw = &text[span.clone()];
     let start = span.start + raw.len() - raw.trim_start().len();
@@ -162,6 +170,14 @@ $L__BB0_2:
         assert!(alone.contains("tile[]") && alone.contains("second") && !alone.contains("first"));
         assert!(alone[body.clone()].contains("bar.sync") && !alone[body].contains("maxntid"));
         assert!(source.alone("third").is_none());
+    }
+
+    #[test]
+    fn a_register_is_written_by_what_has_it_first() {
+        assert!(defines("\tld.shared.v2.u32 {%r1, %r2}, [%r3];", "%r2"));
+        assert!(!defines("\tld.shared.v2.u32 {%r1, %r2}, [%r3];", "%r3"));
+        assert!(defines("\tadd.s32 \t%r4, %r1, 1;", "%r4") && !defines("\tadd.s32 \t%r4, %r1, 1;", "%r1"));
+        assert!(!defines("$L__BB0_1:", "%r1"));
     }
 
     #[test]
