@@ -12,7 +12,8 @@ use crate::quantized::Lengths;
 use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short};
 use int_flash_attention_kernels::params::{AttentionParams, Global, QuantizeParams, ShortParams, Strided};
 
-/// How a [`JobPlan`] does its job; the output is the same but for the order of float32 sums.
+/// How a [`JobPlan`] does its job; the output is the same but for the order of float32 sums, and for narrow blocks
+/// ([`Gpu::takes_narrow`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobPath {
     /// One kernel, which quantizes K and V of a head to its shared memory and attends all of the head's queries.

@@ -83,7 +83,8 @@ pub fn fill_the_card(on: &OnGpu) -> Result<()> {
         (32, 12, 12, 128, 128, 32),
         (2, 10, 10, 4096, 77, 64),
         (16, 16, 4, 257, 257, 64),
-        (1, 32, 1, 1000, 256, 128),
+        // Fewer keys than the kernels for sm_90a are taken for, whose narrow blocks are other numbers.
+        (1, 32, 1, 1000, 255, 128),
     ] {
         let problem = AttentionProblem::new(batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim);
         let stream = on.gpu.stream()?;
