@@ -93,6 +93,12 @@ pub struct QuantizePlan {
 }
 
 impl QuantizePlan {
+    /// Whether the tokens of a block of K get one scale where they are about as large ([`Gpu::takes_narrow`]).
+    #[must_use]
+    pub fn shares_k(&self) -> bool {
+        self.pass.params.share_k != 0
+    }
+
     /// Elements of the workspace: none in the default scheme, a few in the paper's. It may be used for something else as soon as the
     /// launch is done.
     #[must_use]
@@ -146,6 +152,12 @@ pub struct QuantizeKvPlan {
 }
 
 impl QuantizeKvPlan {
+    /// As of [`QuantizePlan::shares_k`].
+    #[must_use]
+    pub fn shares_k(&self) -> bool {
+        self.pass.params.share_k != 0
+    }
+
     /// The same where the tokens of a block of K share a scale if they are about as large, or where each has its own, whatever kernel would attend
     /// to the plan's problem: for tokens that are a part of another problem's. In the paper's scheme each has its own.
     #[must_use]
