@@ -52,13 +52,18 @@ fn tensors(problem: &AttentionProblem, values: Values) -> Result<[HostTensor; 3]
 
 /// Holds the kernel to the reference, and says for each row whether 16 bits made a difference.
 fn check(problem: &AttentionProblem, values: Values) -> Result<Vec<bool>> {
+    kernel_of(Family::Sm90a, problem, values, true)
+}
+
+/// The same of the kernel of a family, on K with shared scales or without.
+fn kernel_of(family: Family, problem: &AttentionProblem, values: Values, shared: bool) -> Result<Vec<bool>> {
     let [q, k, v] = tensors(problem, values)?;
-    let scored = Scored::from(problem).with_narrow(true);
-    let operands = reference::quantize(scored, &q, &k, &v)?;
+    let simulator = Simulator::of(family, 2);
+    let scored = Scored::from(problem).with_narrow(simulator.narrow(problem));
+    ensure!(scored.narrow == (family == Family::Sm90a), "the kernels that take narrow blocks are others");
+    let operands = reference::quantize(scored.with_narrow(shared), &q, &k, &v)?;
     let (wide, _) = reference::ideal_bounds(problem, &operands, DType::F32)?;
     let (want, bounds) = reference::ideal_bounds(scored, &operands, DType::F32)?;
-    let simulator = Simulator::of(Family::Sm90a, 2);
-    ensure!(simulator.narrow(problem), "no kernel takes narrow blocks");
     let layout = TensorLayout::bhnd(problem.o_shape());
     let (o, lse) = simulator.attention(&scored, &operands, &layout, DType::F32, true)?;
     let both = |got: &[f64], want: &[f64]| -> [Vec<f64>; 2] {
@@ -92,6 +97,19 @@ fn units_decide() {
             let rows = check(&problem, Normal).unwrap_or_else(|error| panic!("{factor}, d {head_dim}: {error:#}"));
             let as_said = |&row: &bool| narrow.is_none_or(|narrow| row == narrow);
             assert!(rows.iter().all(as_said), "{factor}, d {head_dim}: {rows:?}");
+        }
+    }
+}
+
+/// Every kernel is right on K with shared scales and without; 16 bits make a difference where the kernel and the scales are for them.
+#[test]
+fn kernels_take_both_kinds_of_scales() {
+    for head_dim in [64, 128] {
+        for (family, shared) in [(Family::Sm90a, true), (Family::Sm90a, false), (Family::Sm80, true)] {
+            let rows = kernel_of(family, &problem(head_dim), Normal, shared)
+                .unwrap_or_else(|error| panic!("{family}, shared {shared}, d {head_dim}: {error:#}"));
+            let narrow = shared && family == Family::Sm90a;
+            assert!(rows.iter().all(|&row| row == narrow), "{family}, shared {shared}, d {head_dim}: {rows:?}");
         }
     }
 }
