@@ -137,7 +137,7 @@ impl<'a> Options<'a> {
     where
         'a: 'p,
     {
-        Scored { problem, tensors: self.scores.tensors() }
+        Scored::new(problem, self.scores.tensors())
     }
 }
 
@@ -322,7 +322,7 @@ fn on_gpu(
     lengths: &HostSeqLens<'_>,
 ) -> Result<Output> {
     use crate::gpu::{AnySlice, AnySliceMut, ScoreViews};
-    let Scored { problem, tensors } = scored;
+    let Scored { problem, tensors, .. } = scored;
     let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
     // Also where float16 would be faster: what was asked for is INT8, and the copies take longer than either.
     let job = gpu.plan_job_anyway(problem, &layouts, output)?;

@@ -25,15 +25,30 @@ pub struct Scored<'a> {
     pub problem: &'a AttentionProblem,
     /// Its tensors.
     pub tensors: ScoreTensors<'a>,
+    /// For [`reference`](crate::reference): whether the kernel is one that takes narrow blocks (docs/kernel-abi.md), whose K is quantized with
+    /// shared scales. It is false on the CPU; of a GPU `Gpu::takes_narrow` says it.
+    pub narrow: bool,
 }
 
 impl<'a> From<&'a AttentionProblem> for Scored<'a> {
     fn from(problem: &'a AttentionProblem) -> Self {
-        Self { problem, tensors: ScoreTensors::default() }
+        Self::new(problem, ScoreTensors::default())
     }
 }
 
 impl<'a> Scored<'a> {
+    /// A problem and its tensors, for kernels that do not take narrow blocks.
+    #[must_use]
+    pub const fn new(problem: &'a AttentionProblem, tensors: ScoreTensors<'a>) -> Self {
+        Self { problem, tensors, narrow: false }
+    }
+
+    /// The same for a kernel that takes narrow blocks ([`narrow`](Self::narrow)), or for another.
+    #[must_use]
+    pub fn with_narrow(self, narrow: bool) -> Self {
+        Self { narrow, ..self }
+    }
+
     /// Whether the tensors are those of the problem, and long enough.
     ///
     /// # Errors
@@ -94,7 +109,7 @@ impl<'a> Scored<'a> {
             mask: mask.map(|mask| &mask[first(score.mask.map(|mask| mask.strides))..]),
             sinks,
         };
-        Scored { problem: one, tensors }
+        Scored { problem: one, tensors, narrow: self.narrow }
     }
 
     /// From one sequence's slopes to the next one's.

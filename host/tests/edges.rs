@@ -135,7 +135,7 @@ fn tensors_that_change_scores_are_those_of_the_problem() {
         mask: Some(&bits),
         sinks: Some(&sinks),
     };
-    let run = |tensors: ScoreTensors<'_>| reference::int8(Scored { problem: &problem, tensors }, &operands).map(|_| ());
+    let run = |tensors: ScoreTensors<'_>| reference::int8(Scored::new(&problem, tensors), &operands).map(|_| ());
     assert_eq!(run(good), Ok(()));
     let short = HostData::F32(vec![0.0; 53]);
     for (name, tensors) in [
@@ -158,7 +158,7 @@ fn tensors_that_change_scores_are_those_of_the_problem() {
     }
     let plain = problem.with_score_mod(ScoreMod::NONE);
     let unasked = ScoreTensors { sinks: Some(&sinks), ..ScoreTensors::default() };
-    let refused = reference::int8(Scored { problem: &plain, tensors: unasked }, &operands);
+    let refused = reference::int8(Scored::new(&plain, unasked), &operands);
     assert!(matches!(refused, Err(Error::ScoreTensor { name: "sinks", .. })));
     let other = HostData::F16(vec![half::f16::ZERO; 54]);
     assert!(matches!(
@@ -169,7 +169,7 @@ fn tensors_that_change_scores_are_those_of_the_problem() {
         let mut wrong = slopes;
         wrong[at] = value;
         let tensors = ScoreTensors { alibi_slopes: Some(&wrong), ..good };
-        let refused = reference::int8(Scored { problem: &problem, tensors }, &operands);
+        let refused = reference::int8(Scored::new(&problem, tensors), &operands);
         assert!(matches!(refused, Err(Error::HeadValue { name: "alibi_slopes", at: of, .. }) if of == at));
     }
 }

@@ -1,7 +1,7 @@
 //! The error of both schemes against float64 on real and synthetic data, pinned.
 
 use int_flash_attention::reference::{Figures, compare, exact_rows, int8_rows, quantize};
-use int_flash_attention::{AttentionProblem, DType, HostTensor, Order, Scheme, Shape, TensorLayout};
+use int_flash_attention::{AttentionProblem, DType, HostTensor, Order, Scheme, Scored, Shape, TensorLayout};
 
 /// The INT8 result against float64, on `rows` of every head.
 fn error(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTensor, rows: &[usize]) -> Figures {
@@ -74,6 +74,38 @@ fn synthetic(seqlen: usize, head_dim: usize, scheme: Scheme, mut value: impl FnM
 fn assert_within(what: &str, got: f64, low: f64, high: f64) {
     println!("{what}: {got:.3e} (allowed {low:.2e} to {high:.2e})");
     assert!(low <= got && got <= high, "{what}: relative L2 error {got:.3e}, not within {low:.2e}..{high:.2e}");
+}
+
+/// What kernels that take narrow blocks as such make of a decoder's layer and of normal values.
+#[test]
+fn narrow_blocks() {
+    let error = |problem: &AttentionProblem, [q, k, v]: &[HostTensor; 3], rows: &[usize]| {
+        let narrow = Scored::from(problem).with_narrow(true);
+        let operands = quantize(narrow, q, k, v).unwrap();
+        let got = int8_rows(narrow, &operands, rows).unwrap();
+        assert_ne!(got.o, int8_rows(problem, &operands, rows).unwrap().o, "no narrow block");
+        let want = exact_rows(problem, q, k, v, rows).unwrap();
+        let head = rows.len() * problem.head_dim;
+        let heads = got.o.chunks(head).zip(want.o.chunks(head)).map(|(got, want)| compare(got, want).relative_l2);
+        let errors: Vec<f64> = heads.collect();
+        (errors.iter().map(|error| error * error).sum::<f64>() / errors.len() as f64).sqrt()
+    };
+    for layer in [7, 17] {
+        let tensors = activations(&format!("smollm2-layer{layer}"));
+        let [q, k, v] = &tensors;
+        let problem = AttentionProblem::of(q.shape(), k.shape(), v.shape()).unwrap().with_causal(true);
+        let rows: Vec<usize> = (0..problem.seqlen_q).step_by(3).collect();
+        assert_within(&format!("SmolLM2 layer {layer}, narrow blocks"), error(&problem, &tensors, &rows), 0.0, 2.1e-2);
+    }
+    for d in [64, 128] {
+        let mut noise = Noise(1);
+        let layout = TensorLayout::bhnd(Shape::new(1, 1, 4096, d).unwrap());
+        let tensors =
+            [0, 1, 2].map(|_| HostTensor::from_fn(DType::F16, layout, |_, _, _, _| noise.normal() as f32).unwrap());
+        let problem = AttentionProblem::new(1, 1, 1, 4096, 4096, d);
+        let rows: Vec<usize> = (0..4096).step_by(16).collect();
+        assert_within(&format!("normal N4096 d{d}, narrow blocks"), error(&problem, &tensors, &rows), 1.0e-2, 1.8e-2);
+    }
 }
 
 #[test]

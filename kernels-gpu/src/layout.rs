@@ -41,6 +41,8 @@ pub const V_SCALE_RATIO: f32 = 12.0;
 /// And those of a head's first block where the largest is more than this times the first token's: a decoder's attention sink, whose
 /// weight would leave the others' no bits of P.
 pub const V_FIRST_RATIO: f32 = 2.5;
+/// The tokens of a block of K share a scale where the largest is at most this times the smallest, but for a head's first block.
+pub const K_SCALE_RATIO: f32 = 4.0;
 /// A scale of one token of V is the power of two of a multiple of one over this: its logarithm is exact, so that it can be added
 /// to a score.
 pub const V_SCALE_STEPS: usize = 16;
@@ -64,6 +66,39 @@ pub const SCORE_UNIT: f32 = 1.0 / 256.0;
 pub const ROW_SCALES: core::ops::RangeInclusive<f32> = 1.0 / (1 << 22) as f32..=128.0;
 /// Scores of a larger magnitude are not left to float16.
 pub const SCORE_RANGE: f32 = 32_768.0;
+
+/// Query rows, from a multiple of so many on, that take a block in 16 bits together or not at all (docs/kernel-abi.md, "narrow").
+pub const NARROW_ROWS: usize = 64;
+/// The scores of codes that 16 bits drop, a power of two: a row's unit is that of so many.
+pub const NARROW_STEP: f32 = 256.0;
+/// The least unit of a row's scores in 16 bits: a weight is zero before they end, 1024 units below the largest.
+pub const NARROW_LEAST: f32 = 9.0 / 1024.0;
+/// The largest: beyond, a step of a score is too much of a weight.
+pub const NARROW_MOST: f32 = 0.25;
+/// Of every eight tiles of eight keys, a bit each from the lowest, those whose exponentials in 16 bits are polynomials.
+#[inline(always)]
+#[must_use]
+pub const fn narrow_polynomials(head_dim: usize) -> u32 {
+    if head_dim == 64 { NARROW_POLYNOMIALS } else { 0 }
+}
+
+const NARROW_POLYNOMIALS: u32 = 0;
+/// The polynomial `(c2 f + c1) f + c0`, near `2^(f - 10)` for f within half of 0: bits of float16.
+pub const NARROW_POLYNOMIAL: [u16; 3] = [0x1400, 0x11a0, 0x0bb1];
+
+/// What a row's scale counts as, where the least of many is asked for that take a block in 16 bits: nothing for no row, past the end of a
+/// tile; and where float16 does not have the scale, so little that none of them does.
+#[inline(always)]
+#[must_use]
+pub fn narrow_scale(q_scale: f32) -> f32 {
+    if q_scale == 0.0 {
+        f32::INFINITY
+    } else if q_scale < *ROW_SCALES.start() || q_scale > *ROW_SCALES.end() {
+        0.0
+    } else {
+        q_scale
+    }
+}
 
 /// A bias below this hides its key (docs/kernel-abi.md, "What changes a score").
 pub const BIAS_HIDES: f32 = -45_000.0;

@@ -280,6 +280,10 @@ pub struct QuantizeParams {
     /// Not 0 where the tokens of K and V go on heads whose first ones were quantized elsewhere, which gave `k_offset`. Of the default scheme,
     /// of sequences that are not packed.
     pub goes_on: u32,
+    /// Not 0 where the tokens of a block of K share a scale if they are about as large, for kernels that take narrow blocks. Of the default scheme.
+    pub share_k: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Where sequences have lengths of their own.
     pub seqlens: SeqLens,
 }
@@ -476,6 +480,8 @@ impl QuantizeParams {
         head_dim_v: 0,
         dims_v: 0,
         goes_on: 0,
+        share_k: 0,
+        reserved: 0,
         seqlens: SeqLens::NONE,
     };
 }
@@ -506,7 +512,7 @@ const _: () = assert!(
         == 11 * 8 + size_of::<Strided>() + 12 * 4 + size_of::<SeqLens>() + size_of::<ScoreParams>()
 );
 const _: () = assert!(size_of::<SeqLens>() == 3 * 8 + 4 * 4);
-const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 12 * 4 + size_of::<SeqLens>());
+const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 14 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 8 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<ShortParams>() == size_of::<AttentionParams>() + 3 * size_of::<Strided>() + 2 * 4);
 const _: () = assert!(size_of::<BaselineParams>() == 4 * size_of::<Strided>() + 8 + 8 * 4);

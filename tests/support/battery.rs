@@ -6,15 +6,15 @@
 //! are hard; on Hopper, lists of tiles and rings that go round.
 
 use crate::baseline::{self, Expected};
-use crate::case::{Case, MOST_SHARED, Placement};
+use crate::case::{Case, MOST_SHARED, Placement, variant_on};
 use crate::properties::{self, Kernels, OPERANDS, representable, same_operands, within};
 use crate::sequences::{self, Lengths};
 use crate::sim::{Part, Places, Simulator};
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, Bounds, Int8};
-use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, SeqLens, Window};
+use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, Scored, SeqLens, Window};
 use int_flash_attention_kernels::config::short::SHORT;
-use int_flash_attention_kernels::config::{self, Family};
+use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
 use int_flash_attention_kernels::quantize::launch::GATHER;
 use ptx_machine::Module;
 use std::sync::{Arc, OnceLock};
@@ -129,19 +129,20 @@ impl TensorCheck {
         let (problem, inputs) = (&case.problem, case.tensors()?);
         let [q, k, v] = &inputs;
         let scores = case.scores();
-        let scored = || scores.scored(problem);
+        let narrow = variant_on(self.shared_bytes, self.family, problem).is_some_and(AttentionVariant::takes_narrow);
+        let scored = scores.scored(problem).with_narrow(narrow);
         let on_host = lengths.map(Vec::as_slice);
         if let What::Float16 = self.what {
             let rows: Vec<usize> = (0..problem.seqlen_q).collect();
             return Ok(Wanted::Float16 { want: baseline::expected(problem, q, k, v, &rows), inputs });
         }
         let operands = match lengths {
-            SeqLens::Equal => reference::quantize(problem, q, k, v)?,
-            _ => reference::sequences::quantize(problem, &on_host, q, k, v)?,
+            SeqLens::Equal => reference::quantize(scored, q, k, v)?,
+            _ => reference::sequences::quantize(scored, &on_host, q, k, v)?,
         };
         let bounds = || match lengths {
-            SeqLens::Equal => reference::ideal_bounds(scored(), &operands, case.out_dtype),
-            _ => reference::sequences::gpu_bounds(scored(), &on_host, &operands, case.out_dtype, true),
+            SeqLens::Equal => reference::ideal_bounds(scored, &operands, case.out_dtype),
+            _ => reference::sequences::gpu_bounds(scored, &on_host, &operands, case.out_dtype, true),
         };
         Ok(match self.what {
             What::Attention => {
@@ -175,11 +176,13 @@ impl TensorCheck {
                     same_operands(problem, &simulator.quantize(problem, q, k, v)?, want, q)
                 }
                 (What::QuantizationOf(part), SeqLens::Equal) => {
-                    let got = simulator.quantize_part(problem, [q, k, v], Some((part, want)))?;
+                    let shared = Scored::from(problem).with_narrow(simulator.shares_k(problem));
+                    let got = simulator.quantize_part(shared, [q, k, v], Some((part, want)))?;
                     same_operands(problem, &got, want, q)
                 }
                 (What::QuantizationOf(part), lengths) => {
-                    let got = simulator.quantize_part(problem, [q, k, v], Some((part, want)))?;
+                    let shared = Scored::from(problem).with_narrow(simulator.shares_k(problem));
+                    let got = simulator.quantize_part(shared, [q, k, v], Some((part, want)))?;
                     sequences::same_operands(problem, lengths, &got, want, q)
                 }
                 (What::Quantization, lengths) => {

@@ -149,6 +149,12 @@ pub fn variant(problem: &AttentionProblem) -> Option<&'static AttentionVariant> 
     variant_of(Family::Sm80, problem)
 }
 
+/// Whether the attention kernel of this name takes narrow blocks as such.
+#[must_use]
+pub fn takes_narrow(kernel: &str) -> bool {
+    config::ATTENTION.iter().any(|variant| variant.name == kernel && variant.takes_narrow())
+}
+
 /// The kernel of a family for a problem.
 #[must_use]
 pub fn variant_of(family: Family, problem: &AttentionProblem) -> Option<&'static AttentionVariant> {

@@ -73,8 +73,7 @@ pub fn decode_is_prefill<P: Kernels>(
             .with_score_mod(score_mod);
         let alibi_slopes = score_mod.alibi.map(|_| &SLOPES[..]);
         let sinks = score_mod.sinks.then_some(&SINKS[..]);
-        let scored =
-            Scored { problem: &problem, tensors: ScoreTensors { alibi_slopes, sinks, ..ScoreTensors::default() } };
+        let scored = Scored::new(&problem, ScoreTensors { alibi_slopes, sinks, ..ScoreTensors::default() });
         let layout = TensorLayout::bhnd(problem.o_shape());
         let (want, want_lse) = prefill(&lengths).attention(&scored, &operands, &layout, DType::F32, true)?;
         let want_lse = want_lse.context("no log-sum-exp")?;

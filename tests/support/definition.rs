@@ -62,7 +62,7 @@ pub fn definition(scored: &Scored<'_>, lengths: &HostSeqLens<'_>, [q, k, v]: [&H
 
 /// The logit of query `i` and key `j` of a sequence, if the query sees the key.
 fn logit(
-    Scored { problem: p, tensors: t }: &Scored<'_>,
+    Scored { problem: p, tensors: t, .. }: &Scored<'_>,
     own: &Own,
     [q, k]: [&HostTensor; 2],
     [h, g]: [usize; 2],

@@ -18,6 +18,12 @@ pub trait Kernels {
     /// Whether `ex2` is the rounded exact value, so that the codes of P are the reference's; a GPU's is an approximation.
     const EXACT_EXPONENTIALS: bool;
 
+    /// Whether the kernel for a problem takes narrow blocks as such.
+    fn narrow(&self, problem: &AttentionProblem) -> bool;
+
+    /// Whether `quantize` gives the tokens of a block of K one scale where they are about as large.
+    fn shares_k(&self, problem: &AttentionProblem) -> bool;
+
     /// `quantize`.
     ///
     /// # Errors
@@ -79,7 +85,8 @@ pub trait Kernels {
 /// The first that does not hold.
 pub fn all(kernels: &impl Kernels, case: &Case) -> Result<()> {
     let [q, k, v] = case.tensors()?;
-    let want = reference::quantize(&case.problem, &q, &k, &v)?;
+    let shared = Scored::from(&case.problem).with_narrow(kernels.shares_k(&case.problem));
+    let want = reference::quantize(shared, &q, &k, &v)?;
     let got = kernels.quantize(&case.problem, &q, &k, &v)?;
     same_operands(&case.problem, &got, &want, &q)?;
     attention(kernels, case, &want)?;
@@ -198,6 +205,7 @@ pub fn attention<K: Kernels>(kernels: &K, case: &Case, operands: &HostQuantized)
     let scores = case.scores();
     let scored = scores.scored(&case.problem);
     let (o, lse) = kernels.attention(&scored, operands, &case.output()?, case.out_dtype, case.lse)?;
+    let scored = scored.with_narrow(kernels.narrow(&case.problem));
     let (want, bounds) = if K::EXACT_EXPONENTIALS {
         reference::ideal_bounds(scored, operands, case.out_dtype)?
     } else {

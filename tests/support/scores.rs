@@ -95,7 +95,7 @@ impl Scores {
             mask: self.mask.as_deref(),
             sinks: self.sinks.as_deref(),
         };
-        Scored { problem, tensors }
+        Scored::new(problem, tensors)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::scores::any_score_mod;
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, sequences};
 use int_flash_attention::{
-    AttentionProblem, HostQuantized, HostTensor, ScoreMod, SeqLens, Sequences, Shape, Span, TensorLayout,
+    AttentionProblem, HostQuantized, HostTensor, ScoreMod, Scored, SeqLens, Sequences, Shape, Span, TensorLayout,
 };
 use proptest::prelude::*;
 use std::ops::Range;
@@ -79,12 +79,13 @@ pub fn tokens(x: &HostTensor, batch: usize, tokens: &Range<usize>) -> Result<Hos
 pub fn all<K: Kernels>(kernels: &K, alone: &K, case: &Case, lengths: &Lengths) -> Result<()> {
     let (problem, [q, k, v]) = (&case.problem, case.tensors()?);
     let on_host = lengths.map(Vec::as_slice);
-    let want = sequences::quantize(problem, &on_host, &q, &k, &v)?;
+    let shared = Scored::from(problem).with_narrow(kernels.shares_k(problem));
+    let want = sequences::quantize(shared, &on_host, &q, &k, &v)?;
     let got = kernels.quantize(problem, &q, &k, &v)?;
     same_operands(problem, lengths, &got, &want, &q)?;
 
     let (layout, scores) = (case.output()?, case.scores());
-    let scored = scores.scored(problem);
+    let scored = scores.scored(problem).with_narrow(kernels.narrow(problem));
     let (o, lse) = kernels.attention(&scored, &want, &layout, case.out_dtype, case.lse)?;
     let (expected, bounds) = sequences::gpu_bounds(scored, &on_host, &want, case.out_dtype, K::EXACT_EXPONENTIALS)?;
     let d = problem.value_dim();

@@ -206,6 +206,15 @@ struct Grid<'a> {
 impl Kernels for Simulator {
     const EXACT_EXPONENTIALS: bool = true;
 
+    fn narrow(&self, problem: &AttentionProblem) -> bool {
+        let variant = variant_on(self.shared_bytes, self.family, problem);
+        variant.is_some_and(config::AttentionVariant::takes_narrow)
+    }
+
+    fn shares_k(&self, problem: &AttentionProblem) -> bool {
+        self.narrow(problem)
+    }
+
     fn quantize(
         &self,
         problem: &AttentionProblem,
@@ -213,7 +222,8 @@ impl Kernels for Simulator {
         k: &HostTensor,
         v: &HostTensor,
     ) -> Result<HostQuantized> {
-        self.quantize_part(problem, [q, k, v], None)
+        let scored = Scored::from(problem).with_narrow(self.shares_k(problem));
+        self.quantize_part(scored, [q, k, v], None)
     }
 
     fn attention(

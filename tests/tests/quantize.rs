@@ -1,7 +1,10 @@
 //! The quantization kernels on the PTX machine: bit for bit the CPU reference, and what a token's codes may depend on.
 
 use anyhow::{Result, ensure};
-use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Operand, Scheme, Shape, reference};
+use int_flash_attention::{
+    AttentionProblem, DType, HostQuantized, HostTensor, Operand, Scheme, Scored, Shape, TensorLayout, reference,
+};
+use int_flash_attention_kernels::config::Family;
 use int_flash_attention_kernels::layout::{HEAD_DIMS, KV_BLOCK, OFFSET_TOKENS, block_bytes, kv_blocks, packed_dim};
 use int_flash_attention_tests::case::{Case, PADDED_DIMS, Placement, any_case};
 use int_flash_attention_tests::properties::{self, Kernels};
@@ -15,7 +18,8 @@ const DTYPES: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
 
 /// Quantized and dequantized as the reference does it.
 fn as_reference(simulator: &Simulator, case: &Case, [q, k, v]: [&HostTensor; 3]) -> Result<HostQuantized> {
-    let want = reference::quantize(&case.problem, q, k, v)?;
+    let shared = Scored::from(&case.problem).with_narrow(simulator.shares_k(&case.problem));
+    let want = reference::quantize(shared, q, k, v)?;
     let got = simulator.quantize(&case.problem, q, k, v)?;
     properties::same_operands(&case.problem, &got, &want, q)?;
     for operand in OPERANDS {
@@ -96,17 +100,27 @@ fn token(
     (scale[block * KV_BLOCK + token % KV_BLOCK].to_bits(), codes)
 }
 
-/// A token that is no number, or louder than all others, changes none of another block; one that is no number changes not even one of its own.
+/// A token that is no number, or louder than all others, changes none of another block, and of K not even one of its own.
 #[test]
 fn no_token_touches_another() {
+    untouched(&Simulator::new(), [32, 64, 96, 128]);
+}
+
+/// The same of blocks, where K's tokens share scales.
+#[test]
+fn no_block_touches_another() {
+    untouched(&Simulator::of(Family::Sm90a, 1), [64, 128, 64, 128]);
+}
+
+fn untouched(simulator: &Simulator, head_dims: [usize; 4]) {
     use int_flash_attention_kernels::layout::{k_offset, v_offset};
-    let simulator = Simulator::new();
     for (seed, (dtype, bad)) in DTYPES
         .into_iter()
         .flat_map(|dtype| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 6e4].map(|bad| (dtype, bad)))
         .enumerate()
     {
-        let problem = AttentionProblem::new(1, 1, 1, 150, 400, [32, 64, 96, 128][seed % 4]);
+        let problem = AttentionProblem::new(1, 1, 1, 150, 400, head_dims[seed % 4]);
+        let shares = simulator.shares_k(&problem);
         let case = Case { dtype, out_dtype: DType::F32, ..Case::plain(problem, seed as u64) };
         let [q, k, v] = case.tensors().unwrap();
         let d = problem.head_dim;
@@ -115,8 +129,8 @@ fn no_token_touches_another() {
         let lost = OFFSET_TOKENS + noise.word() as usize % 80;
         let dim = noise.word() as usize % d;
         let spoilt = [&q, &k, &v].map(|x| with(x, |[_, _, n, i], x| if n == lost && i == dim { bad } else { x }));
-        let before = as_reference(&simulator, &case, [&q, &k, &v]).unwrap();
-        let after = as_reference(&simulator, &case, spoilt.each_ref())
+        let before = as_reference(simulator, &case, [&q, &k, &v]).unwrap();
+        let after = as_reference(simulator, &case, spoilt.each_ref())
             .unwrap_or_else(|error| panic!("{dtype} {bad}: {error:#}"));
         for row in (0..150).filter(|&row| row != lost) {
             assert_eq!(before.q.data[row * d..][..d], after.q.data[row * d..][..d]);
@@ -129,9 +143,19 @@ fn no_token_touches_another() {
         let of_v = |all: &HostQuantized, n: usize| {
             token(&all.v.data, &all.v.scale, 0, n, blocks, |i| v_offset(n % KV_BLOCK, i, d), d)
         };
+        // Blocks 1 and 2 are whole and not the first.
+        let one_scale = |all: &HostQuantized, block: usize| {
+            let scales = &all.k.scale[block * KV_BLOCK..][..KV_BLOCK];
+            scales.iter().all(|scale| scale == &scales[0])
+        };
+        assert_eq!([0, 1, 2, 3].map(|block| one_scale(&before, block)), [false, shares, shares, false]);
+        assert!(!one_scale(&after, lost / KV_BLOCK));
         for n in (0..400).filter(|&n| n != lost) {
-            assert_eq!(of_k(&before, n), of_k(&after, n), "{dtype} {bad}: {lost} moves K {n}");
-            if n / KV_BLOCK != lost / KV_BLOCK {
+            let other = n / KV_BLOCK != lost / KV_BLOCK;
+            if other || !shares {
+                assert_eq!(of_k(&before, n), of_k(&after, n), "{dtype} {bad}: {lost} moves K {n}");
+            }
+            if other {
                 assert_eq!(of_v(&before, n), of_v(&after, n), "{dtype} {bad}: {lost} moves V {n}");
             }
         }
@@ -201,8 +225,9 @@ fn prefix(simulator: &Simulator, case: &Case, shorter: usize) -> Result<()> {
                 |all: &HostQuantized, at: usize| [all.k.block_scale[at], all.v.block_scale[at]].map(f32::to_bits);
             ensure!(block_scales(&part, here) == block_scales(&all, there), "block scales of {head}, {block}");
         }
-        // Of the one that is not, the tokens of K.
-        for n in shorter / KV_BLOCK * KV_BLOCK..shorter {
+        // Of the one that is not, the tokens of K that have their own scales.
+        let own = if simulator.shares_k(&problem) { shorter } else { shorter / KV_BLOCK * KV_BLOCK };
+        for n in own..shorter {
             let at = |i| int_flash_attention_kernels::layout::k_offset(n % KV_BLOCK, i);
             let of = |all: &HostQuantized, blocks| token(&all.k.data, &all.k.scale, head, n, blocks, at, d);
             ensure!(of(&part, blocks) == of(&all, all_blocks), "K of head {head}, token {n}");
@@ -221,6 +246,66 @@ fn a_prefix_has_the_prefixs_codes() {
     });
     check_cases(cases(40), &appended, |(case, shorter)| prefix(&simulator, case, *shorter))
         .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// The same of whole blocks, where K's tokens share scales.
+#[test]
+fn a_prefix_has_the_prefixs_blocks() {
+    let simulator = Simulator::of(Family::Sm90a, 1);
+    let appended = (any_case(60), 2 * KV_BLOCK..300, 1..200_usize, any::<bool>());
+    let appended = appended.prop_map(|(mut case, shorter, more, large)| {
+        let head_dim = if large { 128 } else { 64 };
+        case.problem =
+            AttentionProblem { seqlen_kv: shorter + more, ..AttentionProblem::new(1, 1, 1, 20, 1, head_dim) };
+        (case, shorter)
+    });
+    check_cases(cases(12), &appended, |(case, shorter)| {
+        ensure!(simulator.shares_k(&case.problem), "no shared scales");
+        prefix(&simulator, case, *shorter)
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// From where on tokens do not share a scale, and where they do: in blocks that are whole, not the head's first, and without what is no number;
+/// the first one of heads that go on is not the first.
+#[test]
+fn tokens_share_scales_up_to_a_ratio() {
+    let simulator = Simulator::of(Family::Sm90a, 1);
+    for (dtype, head_dim) in [(DType::F16, 64), (DType::BF16, 128), (DType::F32, 64)] {
+        let problem = AttentionProblem::new(1, 1, 1, 1, 1000, head_dim);
+        // A token along one dim has the same magnitude in all dims once it is rotated.
+        let k = HostTensor::from_fn(dtype, TensorLayout::bhnd(problem.kv_shape()), |_, _, n, d| match (n, d) {
+            (n, 0) if n % KV_BLOCK == 77 => [8.0, 4.0, 4.125, 0.25, 0.2421875, f32::NAN, 2.0, 1.0][n / KV_BLOCK],
+            (_, 0) => {
+                if n % 2 == 0 {
+                    1.0
+                } else {
+                    -1.0
+                }
+            }
+            _ => 0.0,
+        })
+        .unwrap();
+        let case = Case { dtype, out_dtype: dtype, ..Case::plain(problem, 1) };
+        let [q, _, v] = case.tensors().unwrap();
+        let got = as_reference(&simulator, &case, [&q, &k, &v]).unwrap();
+        let shared = |k: &[f32]| -> Vec<bool> {
+            k.chunks(KV_BLOCK).map(|scales| scales.iter().all(|scale| scale == &scales[0])).collect()
+        };
+        assert_eq!(shared(&got.k.scale), [false, true, false, true, false, false, true, false], "{dtype}");
+
+        let part = |x: &HostTensor, from: usize| {
+            let shape = Shape { seqlen: x.shape().seqlen - from, ..x.shape() };
+            HostTensor::from_fn(dtype, TensorLayout::bhnd(shape), |b, h, n, d| x.get(b, h, from + n, d)).unwrap()
+        };
+        let rest = AttentionProblem { seqlen_kv: 1000 - KV_BLOCK, ..problem };
+        let (k, v) = (part(&k, KV_BLOCK), part(&v, KV_BLOCK));
+        let scored = Scored::from(&rest).with_narrow(true);
+        let (later, _) = simulator.quantize_later(scored, [&k, &v], &got.k.offset, &got.v.unit).unwrap();
+        assert_eq!(later.data, got.k.data[block_bytes(head_dim)..], "{dtype}");
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&later.scale), bits(&got.k.scale[KV_BLOCK..]), "{dtype}");
+    }
 }
 
 /// So many tiles that a CTA converts several, some of them a head's last.

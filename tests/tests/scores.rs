@@ -120,8 +120,7 @@ fn forms_of_a_tensor_are_the_same() {
     let run = |score_mod: ScoreMod, tensors_of_scores: ScoreTensors<'_>| {
         let problem = problem.with_score_mod(score_mod);
         let [q, k, v] = &tensors;
-        let (o, lse) =
-            simulator.job(Scored { problem: &problem, tensors: tensors_of_scores }, [q, k, v], true).unwrap();
+        let (o, lse) = simulator.job(Scored::new(&problem, tensors_of_scores), [q, k, v], true).unwrap();
         (o.bytes().to_vec(), lse.unwrap())
     };
     let keeps = |n: usize, j: usize| !(n * 7 + j * 13).is_multiple_of(5) && n != 4;
@@ -173,7 +172,7 @@ fn what_is_hidden_reaches_nothing() {
         ] {
             let problem = problem.with_score_mod(score_mod);
             let run = |k: &HostTensor, v: &HostTensor| {
-                simulator.job(Scored { problem: &problem, tensors }, [&q, k, v], true).unwrap()
+                simulator.job(Scored::new(&problem, tensors), [&q, k, v], true).unwrap()
             };
             let other = |tensor: &HostTensor, value: f32| {
                 let x = |b, h, n, d| if hidden(n) { value } else { tensor.get(b, h, n, d) };
@@ -192,7 +191,7 @@ fn what_is_hidden_reaches_nothing() {
         let poisoned = problem.with_score_mod(ScoreMod { bias: Some(layout), ..ScoreMod::NONE });
         let bias = HostData::F32((0..20 * 300).map(|at| if at == 7 * 300 + 140 { f32::NAN } else { 0.0 }).collect());
         let tensors = ScoreTensors { bias: Some(bias.as_slice()), ..Default::default() };
-        let (o, lse) = simulator.job(Scored { problem: &poisoned, tensors }, [&q, &k, &v], true).unwrap();
+        let (o, lse) = simulator.job(Scored::new(&poisoned, tensors), [&q, &k, &v], true).unwrap();
         assert!(o.dense_f64().iter().enumerate().all(|(i, o)| o.is_nan() == (i / head_dim == 7)));
         assert!(lse.unwrap().iter().enumerate().all(|(i, lse)| lse.is_nan() == (i == 7)));
     }

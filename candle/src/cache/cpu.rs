@@ -85,7 +85,7 @@ fn prefill(
     let q = host::tensor("q", q, TensorLayout::bnhd(problem.q_shape()))?;
     let q = cache.quantize_q(&q).map_err(refused)?;
     let (k, v) = cache.gather(tables, keys).map_err(refused)?;
-    let scored = Scored { problem: &problem, tensors };
+    let scored = Scored::new(&problem, tensors);
     Ok(reference::int8(scored, &Quantized { q, k, v }).map_err(refused)?.o)
 }
 

@@ -87,7 +87,7 @@ impl Two {
         let q = on_host.quantize_q(&host(q, layout)?).expect("queries");
         let (k, v) = on_host.gather(&self.tables, keys).expect("operands");
         let tensors = ScoreTensors { alibi_slopes: per_head, sinks: per_head, ..ScoreTensors::default() };
-        let scored = Scored { problem: &problem, tensors };
+        let scored = Scored::new(&problem, tensors);
         let lengths = SeqLens::KeyLengths { seqlens_kv: self.tables.seqlens_kv.as_slice() };
         let bounds = sequences::gpu_bounds(scored, &lengths, &Quantized { q, k, v }, o.dtype(), false);
         let (want, bounds) = bounds.expect("a reference");

@@ -1,6 +1,6 @@
 //! Sequences of equal lengths, and what changes scores.
 
-use crate::{check, gpu, host, tensor};
+use crate::{check, gpu, host, on_gpu, tensor};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_int_flash_attention::{FlashAttn, flash_attn_windowed};
 use int_flash_attention::reference::{compare, gpu_bounds, quantize};
@@ -10,11 +10,12 @@ use int_flash_attention::{
 
 /// Against the reference on the CPU.
 fn check_scored(scored: Scored<'_>, [q, k, v]: [&Tensor; 3], o: &Tensor) -> Result<()> {
+    let scored = on_gpu(scored);
     let problem = scored.problem;
     let layouts = [problem.q_shape(), problem.kv_shape(), problem.kv_shape()].map(TensorLayout::bnhd);
     let (q, k, v) = (host(q, layouts[0])?, host(k, layouts[1])?, host(v, layouts[2])?);
     let o = host(o, layouts[0])?;
-    let operands = quantize(problem, &q, &k, &v).expect("operands");
+    let operands = quantize(scored, &q, &k, &v).expect("operands");
     let (want, bounds) = gpu_bounds(scored, &operands, o.dtype()).expect("a reference");
     check(&format!("{problem:?}"), &o, &want.o, &bounds);
     Ok(())
@@ -99,7 +100,7 @@ fn scores() -> Result<()> {
             .with_sinks(of_gpu(has(2), all.narrow(0, 7, 6)?)?)
             .with_mask(of_gpu(has(3), Tensor::from_vec(mask.clone(), (2, 1, 1, 200), &Device::Cpu)?)?);
         let o = attention.forward(&q.to_device(&gpu)?, &k.to_device(&gpu)?, &v.to_device(&gpu)?)?;
-        check_scored(Scored { problem: &problem, tensors }, [&q, &k, &v], &o)?;
+        check_scored(Scored::new(&problem, tensors), [&q, &k, &v], &o)?;
     }
     Ok(())
 }

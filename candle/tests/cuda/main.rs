@@ -9,7 +9,7 @@ mod varlen;
 use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
 use int_flash_attention::reference::{Bounds, compare, first_excess};
-use int_flash_attention::{HostTensor, TensorLayout};
+use int_flash_attention::{Gpu, HostTensor, Scored, TensorLayout};
 
 /// The GPU, or why there is none.
 fn gpu() -> Option<Device> {
@@ -39,6 +39,11 @@ fn host(tensor: &Tensor, layout: TensorLayout) -> Result<HostTensor> {
         _ => HostTensor::new(tensor.to_vec1::<f32>()?, layout),
     }
     .expect("a tensor"))
+}
+
+/// For the reference of what this GPU's kernels and quantizer make of it.
+fn on_gpu(scored: Scored<'_>) -> Scored<'_> {
+    scored.with_narrow(Gpu::new(0).expect("a GPU").takes_narrow(scored.problem))
 }
 
 /// Whether a GPU's output is as near to the reference as it has to be.

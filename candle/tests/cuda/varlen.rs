@@ -1,6 +1,6 @@
 //! Sequences of unlike lengths, read on the GPU.
 
-use crate::{check, gpu, host, tensor};
+use crate::{check, gpu, host, on_gpu, tensor};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_int_flash_attention::{FlashAttn, VarLen};
 use int_flash_attention::reference::sequences;
@@ -9,10 +9,11 @@ use int_flash_attention::{
 };
 
 fn check_lengths(scored: Scored<'_>, lengths: &HostSeqLens<'_>, [q, k, v]: [&Tensor; 3], o: &Tensor) -> Result<()> {
+    let scored = on_gpu(scored);
     let problem = scored.problem;
     let (of_q, of_kv) = (TensorLayout::bnhd(problem.q_shape()), TensorLayout::bnhd(problem.kv_shape()));
     let (q, k, v, o) = (host(q, of_q)?, host(k, of_kv)?, host(v, of_kv)?, host(o, of_q)?);
-    let operands = sequences::quantize(problem, lengths, &q, &k, &v).expect("operands");
+    let operands = sequences::quantize(scored, lengths, &q, &k, &v).expect("operands");
     let bounds = sequences::gpu_bounds(scored, lengths, &operands, o.dtype(), false);
     let (want, bounds) = bounds.expect("a reference");
     check(&format!("{problem:?}"), &o, &want.o, &bounds);
@@ -29,7 +30,7 @@ fn with_scores(gpu: &Device, attention: FlashAttn) -> Result<(FlashAttn, ScoreMo
 
 fn scored<'a>(problem: &'a AttentionProblem, per_head: &'a [f32]) -> Scored<'a> {
     let tensors = ScoreTensors { alibi_slopes: Some(per_head), sinks: Some(per_head), ..ScoreTensors::default() };
-    Scored { problem, tensors }
+    Scored::new(problem, tensors)
 }
 
 #[test]

@@ -145,14 +145,7 @@ impl Gpu {
         output.layout.check_disjoint()?;
         let multiprocessors = self.multiprocessors()? as u32;
         let params = problem.params(&output.layout, output.dtype);
-        let pays = |v: &AttentionVariant| {
-            let grid = v.grid(&params, multiprocessors);
-            choice != Choice::Fastest
-                || v.family == Family::Sm80
-                || (problem.seqlen_kv >= v.from_keys && grid.is_some())
-        };
-        let kind = if choice == Choice::General { Kind::General } else { problem.score_mod.kind() };
-        let variant = self.variant(families, problem, kind, shared_bytes, pays)?;
+        let variant = self.variant(families, problem, &params, choice, shared_bytes)?;
         let grid = variant.grid(&params, multiprocessors);
         let too_many = || Error::Tiles { kernel: variant.name, shape: problem.q_shape().to_string() };
         let grid = grid.ok_or_else(too_many)?;
@@ -172,15 +165,35 @@ impl Gpu {
         })
     }
 
-    /// The variant of the first of these families that pays and is for GPUs with so much shared memory.
+    /// Whether the kernel that [`plan_attention`](Self::plan_attention) takes for a problem is one that takes narrow blocks
+    /// (docs/kernel-abi.md). Then the quantization plans of the problem give the tokens of a block of K one scale where they are about as large.
+    /// Operands are right in every kernel, with shared scales or without. No kernel attends a wrong problem.
+    #[must_use]
+    pub fn takes_narrow(&self, problem: &AttentionProblem) -> bool {
+        if problem.check().is_err() {
+            return false;
+        }
+        // Any output: the kernel does not depend on it.
+        let params = problem.params(&TensorLayout::bhnd(problem.o_shape()), DType::F16);
+        let variant = self.variant(&self.families(), problem, &params, Choice::Fastest, self.0.shared_bytes);
+        variant.is_ok_and(AttentionVariant::takes_narrow)
+    }
+
+    /// The variant of the first of these families that is of this choice and for GPUs with so much shared memory.
     fn variant(
         &self,
         families: &[Family],
         p: &AttentionProblem,
-        kind: Kind,
+        params: &AttentionParams,
+        choice: Choice,
         shared_bytes: usize,
-        pays: impl Fn(&AttentionVariant) -> bool,
     ) -> Result<&'static AttentionVariant> {
+        let multiprocessors = self.multiprocessors()? as u32;
+        let pays = |v: &AttentionVariant| {
+            let grid = v.grid(params, multiprocessors);
+            choice != Choice::Fastest || v.family == Family::Sm80 || (p.seqlen_kv >= v.from_keys && grid.is_some())
+        };
+        let kind = if choice == Choice::General { Kind::General } else { p.score_mod.kind() };
         let serves = |v: &&AttentionVariant| {
             v.has([p.head_dim, p.value_dim()]) && (v.scheme, v.kind) == (p.scheme, kind) && pays(v)
         };

@@ -12,7 +12,8 @@ use crate::quantized::Lengths;
 use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short};
 use int_flash_attention_kernels::params::{AttentionParams, Global, QuantizeParams, ShortParams, Strided};
 
-/// How a [`JobPlan`] does its job; the output is the same but for the order of float32 sums.
+/// How a [`JobPlan`] does its job; the output is the same but for the order of float32 sums, and for narrow blocks
+/// ([`Gpu::takes_narrow`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobPath {
     /// One kernel, which quantizes K and V of a head to its shared memory and attends all of the head's queries.
@@ -166,6 +167,7 @@ impl Gpu {
         output: &AttentionOutput,
     ) -> Result<Way> {
         let pass = Pass::new(self, problem, layouts.dtype, Some(layouts.q), Some((layouts.k, layouts.v)))?;
+        let pass = pass.with_shared_k(self.takes_narrow(problem));
         let attention = self.plan_attention_anyway(problem, output)?;
         let (arrays, workspace_bytes) = Arrays::of(problem, pass.workspace_len())?;
         Ok(Way::Quantized(Box::new(Quantized { pass, attention, arrays, workspace_bytes })))

@@ -29,17 +29,17 @@ pub struct QuantizeLayouts {
 }
 
 impl Gpu {
-    /// Quantization of all three operands of a problem.
+    /// Quantization of all three operands of a problem, as suits the kernel that attends ([`takes_narrow`](Self::takes_narrow)).
     ///
     /// # Errors
     /// A wrong problem, layouts of other shapes, or more blocks than a grid has.
     pub fn plan_quantize(&self, problem: &AttentionProblem, layouts: &QuantizeLayouts) -> Result<QuantizePlan> {
         let pass = Pass::new(self, problem, layouts.dtype, Some(layouts.q), Some((layouts.k, layouts.v)))?;
-        Ok(QuantizePlan { gpu: self.clone(), pass })
+        Ok(QuantizePlan { gpu: self.clone(), pass: pass.with_shared_k(self.takes_narrow(problem)) })
     }
 
     /// Quantization of K and V alone, for instance of a cache that several queries will use. Only `batch`, `heads_kv`,
-    /// `seqlen_kv`, `head_dim` and `scheme` of the problem matter.
+    /// `seqlen_kv`, `head_dim` and `scheme` of the problem matter, and what decides which kernel attends ([`takes_narrow`](Self::takes_narrow)).
     ///
     /// # Errors
     /// As [`plan_quantize`](Self::plan_quantize).
@@ -51,12 +51,13 @@ impl Gpu {
         dtype: DType,
     ) -> Result<QuantizeKvPlan> {
         let pass = Pass::new(self, problem, dtype, None, Some((k, v)))?;
-        Ok(QuantizeKvPlan { gpu: self.clone(), pass })
+        Ok(QuantizeKvPlan { gpu: self.clone(), pass: pass.with_shared_k(self.takes_narrow(problem)) })
     }
 
     /// [`plan_quantize_kv`](Self::plan_quantize_kv) of later tokens, from a multiple of 128 on, of heads whose first tokens were quantized
     /// elsewhere, in the default scheme. A launch reads `offset` of the keys that it writes and leaves `unit` of the values: with those of the
-    /// first tokens the bytes are those of one quantization of the whole.
+    /// first tokens the bytes are those of one quantization of the whole, as far as tokens share scales in all of them or in none
+    /// ([`with_shared_k`](QuantizeKvPlan::with_shared_k)).
     ///
     /// # Errors
     /// As there; the paper's scheme; packed sequences.
@@ -92,6 +93,12 @@ pub struct QuantizePlan {
 }
 
 impl QuantizePlan {
+    /// Whether the tokens of a block of K get one scale where they are about as large ([`Gpu::takes_narrow`]).
+    #[must_use]
+    pub fn shares_k(&self) -> bool {
+        self.pass.params.share_k != 0
+    }
+
     /// Elements of the workspace: none in the default scheme, a few in the paper's. It may be used for something else as soon as the
     /// launch is done.
     #[must_use]
@@ -145,6 +152,19 @@ pub struct QuantizeKvPlan {
 }
 
 impl QuantizeKvPlan {
+    /// As of [`QuantizePlan::shares_k`].
+    #[must_use]
+    pub fn shares_k(&self) -> bool {
+        self.pass.params.share_k != 0
+    }
+
+    /// The same where the tokens of a block of K share a scale if they are about as large, or where each has its own, whatever kernel would attend
+    /// to the plan's problem: for tokens that are a part of another problem's. In the paper's scheme each has its own.
+    #[must_use]
+    pub fn with_shared_k(self, shared: bool) -> Self {
+        Self { pass: self.pass.with_shared_k(shared), ..self }
+    }
+
     /// As of [`QuantizePlan::workspace_len`].
     #[must_use]
     pub fn workspace_len(&self) -> usize {
@@ -292,6 +312,12 @@ impl Pass {
             spans: [span(q.as_ref()), span(kv_spans.0), span(kv_spans.1)],
             params,
         })
+    }
+
+    /// With one scale for the tokens of a block of K that are about as large, or with one for each.
+    pub(super) fn with_shared_k(mut self, shared: bool) -> Self {
+        self.params.share_k = u32::from(shared && self.params.quantize_kv != 0 && self.problem.scheme.rotates());
+        self
     }
 
     /// Elements of the workspace: a number for each head of V, in the paper's scheme.

@@ -117,7 +117,8 @@ impl Gpu {
                 (0, 0) => self.plan_quantize_kv(&problem, k, v, layouts.dtype),
                 _ => self.plan_quantize_kv_on(&problem, k, v, layouts.dtype),
             };
-            Ok((tokens.start, plan?))
+            // Kernels attend to chunks of any length, and their states are one result: scales are those of the CPU's.
+            Ok((tokens.start, plan?.with_shared_k(false)))
         };
         let steps = ring.steps(rank);
         let all = steps.iter().flat_map(|step| &step.pairs);

@@ -61,7 +61,8 @@ impl Gpu {
             quantize_kv: match rank {
                 0 => self.plan_quantize_kv(&local, k, v, dtype)?,
                 _ => self.plan_quantize_kv_on(&local, k, v, dtype)?,
-            },
+            }
+            .with_shared_k(self.takes_narrow(&own)),
             quantize_q: self.plan_quantize_q(&local, q, dtype)?,
             attention: self.plan_attention(&own, &AttentionOutput { layout: of_heads, lse: false, ..*output })?,
             local: DeviceOperands::alloc(self, &local)?,

@@ -3,7 +3,9 @@
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::HostQuantized;
 use crate::scores::Scored;
-use int_flash_attention_kernels::layout::{KV_BLOCK, SCORE_UNIT, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
+use int_flash_attention_kernels::layout::{
+    KV_BLOCK, NARROW_STEP, SCORE_UNIT, block_bytes, k_offset, kv_blocks, v_byte, v_offset,
+};
 
 /// K and V of a head, unpacked once for all query heads that share them.
 pub(super) struct Unpacked {
@@ -62,6 +64,8 @@ pub(super) struct Head<'a> {
     pub(super) key_factor: Vec<f32>,
     /// The largest scale of each block's keys.
     pub(super) k_block_scale: &'a [f32],
+    /// The units of the scores of blocks in 16 bits, without the row's scale; NaN where keys do not share a scale.
+    pub(super) narrow_unit: Vec<f32>,
     /// Factor of the codes' scores, with `log2(e)`.
     pub(super) c: f32,
     /// The scale of each value, and that which those of a block share, or NaN.
@@ -106,6 +110,7 @@ impl<'a> Head<'a> {
             q_bias: x.q.bias.as_ref().map(|bias| &bias[head * n..][..n]),
             key_factor,
             k_block_scale: &x.k.block_scale[kv * blocks..][..blocks],
+            narrow_unit: narrow_units(&scored, k_scale, &x.k.block_scale[kv * blocks..][..blocks], c),
             c,
             v_scale: &x.v.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK],
             v_block_scale: &x.v.block_scale[kv * blocks..][..blocks],
@@ -124,6 +129,15 @@ impl<'a> Head<'a> {
         let sink = self.scored.sink(self.index % self.scored.problem.heads_q)?;
         Some(f64::from(sink) - bias)
     }
+}
+
+/// [`Head::narrow_unit`].
+fn narrow_units(scored: &Scored<'_>, k_scale: &[f32], block_scale: &[f32], c: f32) -> Vec<f32> {
+    let of = |(scales, block): (&[f32], &f32)| {
+        let shared = scored.narrow && scales.iter().all(|scale| scale == block);
+        if shared { block * (c * NARROW_STEP) } else { f32::NAN }
+    };
+    k_scale.chunks_exact(KV_BLOCK).zip(block_scale).map(of).collect()
 }
 
 fn largest(scales: &[f32]) -> f64 {

@@ -23,6 +23,7 @@ mod gpu_bounds;
 mod head;
 mod int8;
 mod merge;
+mod narrow;
 mod packed;
 mod quantize;
 mod rows;

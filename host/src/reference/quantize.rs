@@ -9,11 +9,12 @@ use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::{
     HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, check_len,
 };
+use crate::scores::Scored;
 use crate::shape::Shape;
 use crate::view::HostView;
 use int_flash_attention_kernels::layout::{
-    self, KV_BLOCK, MIN_SCALE, V_FIRST_RATIO, V_SCALE_RATIO, V_UNIT_SCALES, block_bytes, kv_blocks, packed_dim, v_byte,
-    v_offset,
+    self, K_SCALE_RATIO, KV_BLOCK, MIN_SCALE, V_FIRST_RATIO, V_SCALE_RATIO, V_UNIT_SCALES, block_bytes, kv_blocks,
+    packed_dim, v_byte, v_offset,
 };
 use rayon::prelude::*;
 
@@ -71,7 +72,7 @@ pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Opti
 /// # Errors
 /// A head dim without kernels.
 pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<HostK> {
-    keys(scheme, k.into(), None)
+    keys(scheme, k.into(), None, false)
 }
 
 /// Quantizes later tokens of K in the default scheme, from a multiple of 128 on, of heads whose first tokens gave this offset,
@@ -80,10 +81,11 @@ pub fn quantize_k<'a>(scheme: Scheme, k: impl Into<HostView<'a>>) -> Result<Host
 /// # Errors
 /// As [`quantize_k`]; an offset of another length.
 pub fn quantize_k_on<'a>(k: impl Into<HostView<'a>>, offset: &[f32]) -> Result<HostK> {
-    keys(Scheme::Default, k.into(), Some(offset))
+    keys(Scheme::Default, k.into(), Some(offset), false)
 }
 
-fn keys(scheme: Scheme, k: HostView<'_>, of_first: Option<&[f32]>) -> Result<HostK> {
+/// The tokens of a block share a scale, where they are about as large, if `shares` and the scheme rotates.
+pub(super) fn keys(scheme: Scheme, k: HostView<'_>, of_first: Option<&[f32]>, shares: bool) -> Result<HostK> {
     let shape = k.shape();
     let lengths = Lengths::of(shape)?;
     let d = shape.head_dim;
@@ -110,8 +112,9 @@ fn keys(scheme: Scheme, k: HostView<'_>, of_first: Option<&[f32]>) -> Result<Hos
         }
         let mut rows = resized(rows, shape.head_dim, d);
         let blocks = data.par_chunks_mut(block_bytes(d)).zip(scales.par_chunks_mut(KV_BLOCK)).zip(block_scales);
-        blocks.zip(rows.par_chunks_mut(KV_BLOCK * d)).for_each(|(((data, scales), block_scale), rows)| {
-            for ((key, row), key_scale) in rows.chunks_exact_mut(d).enumerate().zip(&mut *scales) {
+        let blocks = blocks.zip(rows.par_chunks_mut(KV_BLOCK * d)).enumerate();
+        blocks.for_each(|(block, (((data, scales), block_scale), rows))| {
+            for (row, key_scale) in rows.chunks_exact_mut(d).zip(&mut *scales) {
                 if scheme.rotates() {
                     for (x, &offset) in row.iter_mut().zip(&*offset) {
                         *x -= offset;
@@ -119,7 +122,12 @@ fn keys(scheme: Scheme, k: HostView<'_>, of_first: Option<&[f32]>) -> Result<Hos
                     rotate(row);
                 }
                 *key_scale = token_scale(amax(row));
-                let inverse = 1.0 / *key_scale;
+            }
+            if shares && scheme.rotates() && (block > 0 || of_first.is_some()) {
+                share_of_keys(scales);
+            }
+            for ((key, row), key_scale) in rows.chunks_exact(d).enumerate().zip(&*scales) {
+                let inverse = 1.0 / key_scale;
                 for (dim, &x) in row.iter().enumerate() {
                     data[layout::k_offset(key, dim)] = code(x, inverse);
                 }
@@ -202,6 +210,15 @@ fn v_unit(largest: f32) -> f32 {
     if far { f32::from_bits(largest.to_bits() & 0x7f80_0000) } else { 1.0 }
 }
 
+/// Gives all tokens of a block of K the largest of their scales, where these are near each other.
+fn share_of_keys(scales: &mut [f32]) {
+    let largest = scales.iter().copied().fold(0.0, f32::max);
+    let near = |scale: &f32| largest <= K_SCALE_RATIO * scale;
+    if scales.iter().all(near) {
+        scales.fill(largest);
+    }
+}
+
 /// The scale that all tokens of a block of V share, given their own; or NaN, with their own rounded up to a power of `2^(1/16)`.
 pub(super) fn share(scales: &mut [f32], first_block: bool) -> f32 {
     // `max` and `min` pass over what is no number.
@@ -216,21 +233,23 @@ pub(super) fn share(scales: &mut [f32], first_block: bool) -> f32 {
     if shared { largest } else { f32::NAN }
 }
 
-/// Quantizes all three operands of a problem, in its scheme.
+/// Quantizes all three operands of a problem, in its scheme; for kernels that take narrow blocks ([`Scored::narrow`]), the tokens of a block of K
+/// with one scale where they are about as large.
 ///
 /// # Errors
 /// A wrong problem, or tensors of other shapes than it says.
-pub fn quantize<'a>(
-    problem: &AttentionProblem,
+pub fn quantize<'p, 'a>(
+    problem: impl Into<Scored<'p>>,
     q: impl Into<HostView<'a>>,
     k: impl Into<HostView<'a>>,
     v: impl Into<HostView<'a>>,
 ) -> Result<HostQuantized> {
+    let Scored { problem, narrow, .. } = problem.into();
     problem.check()?;
     problem.check_equal()?;
     let (q, k, v) = (q.into(), k.into(), v.into());
     check_shapes(problem, [q, k, v].map(|tensor| tensor.shape()))?;
-    let k = quantize_k(problem.scheme, k)?;
+    let k = keys(problem.scheme, k, None, narrow)?;
     let offset = problem.scheme.rotates().then_some(k.offset.as_slice());
     let q = quantize_q(problem.scheme, q, offset)?;
     Ok(HostQuantized { q, k, v: quantize_v(problem.scheme, v)? })

@@ -75,14 +75,15 @@ pub fn exact_bounds<'a>(
 ///
 /// # Errors
 /// As there, and of [`AttentionProblem::spans`].
-pub fn quantize<'a>(
-    problem: &AttentionProblem,
+pub fn quantize<'p, 'a>(
+    problem: impl Into<Scored<'p>>,
     lengths: &HostSeqLens<'_>,
     q: impl Into<HostView<'a>>,
     k: impl Into<HostView<'a>>,
     v: impl Into<HostView<'a>>,
 ) -> Result<HostQuantized> {
     let (q, k, v) = (q.into(), k.into(), v.into());
+    let Scored { problem, narrow, .. } = problem.into();
     problem.check()?;
     super::quantize::check_shapes(problem, [q, k, v].map(|tensor| tensor.shape()))?;
     let mut all = empty(problem)?;
@@ -97,7 +98,8 @@ pub fn quantize<'a>(
             }
             continue;
         }
-        let k = super::quantize_k(problem.scheme, &k.tokens(span.batch, span.kv.clone())?)?;
+        let tokens = k.tokens(span.batch, span.kv.clone())?;
+        let k = super::quantize::keys(problem.scheme, (&tokens).into(), None, narrow)?;
         let v = super::quantize_v(problem.scheme, &v.tokens(span.batch, span.kv.clone())?)?;
         if !span.q.is_empty() {
             let offset = problem.scheme.rotates().then_some(k.offset.as_slice());

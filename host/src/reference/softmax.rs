@@ -2,6 +2,7 @@
 
 use super::codes::log2_of_step;
 use super::head::Head;
+use super::narrow::NarrowRow;
 use super::score::RowScore;
 use crate::round::{
     f16_bits_rn, f16_bits_rp, f16_from_f64, f16_magnitude_bits_coarse, f32_from_f16_bits, round_ties_even,
@@ -66,6 +67,7 @@ pub(super) struct BlockMax {
     scale: f32,
     qs: f32,
     reach: f32,
+    narrow: NarrowRow,
     tables: &'static Tables,
 }
 
@@ -152,6 +154,7 @@ impl Softmax for BlockMax {
             scale,
             qs: f32_from_f16_bits(f16_bits_rn(scale)),
             reach: row_reach(head.d, head.c, head.q_scale[row]),
+            narrow: NarrowRow::new(head, row),
             tables: tables(),
         }
     }
@@ -176,6 +179,9 @@ impl Softmax for BlockMax {
             codes.slack.fill(0);
             return BlockSums::NAN;
         }
+        if let Some(unit) = self.narrow.unit(head, block) {
+            return self.narrow.block::<BOUNDS>(unit, head, block, scores, keys, codes);
+        }
         let mut x = [0.0; KV_BLOCK];
         let (exponent, exponentials, value) = if special {
             let (exponent, sum, value) = self.special(head, block, scores, keys, &mut x);
@@ -188,27 +194,9 @@ impl Softmax for BlockMax {
         for (index, &x) in index.iter_mut().zip(&x) {
             *index = f16_magnitude_bits_coarse(x).min(Tables::LAST);
         }
-        let (mut sum, mut low, mut high) = (0, 0, 0);
-        for (j, &index) in index.iter().enumerate() {
-            let [p, p_low, p_high] = self.tables.codes[index as usize];
-            codes.p[j] = i16::from(p);
-            sum += i32::from(p);
-            if BOUNDS {
-                codes.slack[j] = i16::from((p - p_low).max(p_high - p));
-                low += i32::from(p_low);
-                high += i32::from(p_high);
-            }
-        }
+        let sums = codes.fill::<BOUNDS>(|j| self.tables.codes[index[j] as usize]);
         match exponentials {
-            None => BlockSums {
-                exponent,
-                sum: sum.into(),
-                low: low.into(),
-                high: high.into(),
-                value,
-                of_codes: true,
-                error: 0.0,
-            },
+            None => BlockSums::of_codes(exponent, sums, value),
             Some(sum) => BlockSums {
                 exponent,
                 sum: 255.0 * sum,
@@ -222,7 +210,32 @@ impl Softmax for BlockMax {
     }
 }
 
+impl Codes {
+    /// With the code of each key, and the least and the most that it may be; their sums.
+    #[inline(always)]
+    pub(super) fn fill<const BOUNDS: bool>(&mut self, code: impl Fn(usize) -> [u8; 3]) -> [i32; 3] {
+        let mut sums = [0; 3];
+        for j in 0..KV_BLOCK {
+            let [p, low, high] = code(j);
+            self.p[j] = i16::from(p);
+            sums[0] += i32::from(p);
+            if BOUNDS {
+                self.slack[j] = i16::from((p - low).max(high - p));
+                sums[1] += i32::from(low);
+                sums[2] += i32::from(high);
+            }
+        }
+        sums
+    }
+}
+
 impl BlockSums {
+    /// Of codes whose sum is the row's, with these sums, and the least and the most of them.
+    pub(super) fn of_codes(exponent: f64, sums: [i32; 3], value: f64) -> Self {
+        let [sum, low, high] = sums.map(f64::from);
+        Self { exponent, sum, low, high, value, of_codes: true, error: 0.0 }
+    }
+
     /// Of a row that sees what is no number.
     const NAN: Self = Self { exponent: f64::NAN, ..Self::all(f64::NAN) };
     /// Of a block whose keys are all hidden.
@@ -351,14 +364,14 @@ impl Softmax for FloatMax {
 }
 
 /// P for every float16 exponent argument `x <= 0`, by the bits of `-x`.
-struct Tables {
+pub(super) struct Tables {
     /// The code; the least and the most that a GPU's `ex2.approx.f16` may make of it.
-    codes: Vec<[u8; 3]>,
+    pub(super) codes: Vec<[u8; 3]>,
 }
 
 impl Tables {
     /// The bits of 16: from there on P is 0.
-    const LAST: u16 = 0x4c00;
+    pub(super) const LAST: u16 = 0x4c00;
 }
 
 /// The float16 in `[low, high]` that is nearest to its ends.
@@ -374,7 +387,7 @@ fn f16_range(low: f64, high: f64) -> (f64, f64) {
     (up(low).into(), down(high).into())
 }
 
-fn tables() -> &'static Tables {
+pub(super) fn tables() -> &'static Tables {
     static TABLES: OnceLock<Tables> = OnceLock::new();
     TABLES.get_or_init(|| {
         // fma_f16(e, 255, 1024): steps of 1 above 1024, so the low byte is 255 e rounded to nearest even.

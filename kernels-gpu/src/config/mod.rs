@@ -186,6 +186,12 @@ impl AttentionVariant {
         self.head_dim == packed_dim(head_dim) && self.head_dim_v == packed_dim(head_dim_v)
     }
 
+    /// Whether it takes narrow blocks as such (docs/kernel-abi.md, "narrow").
+    #[must_use]
+    pub const fn takes_narrow(&self) -> bool {
+        matches!((self.family, self.scheme), (Family::Sm90a, Scheme::Default))
+    }
+
     /// The KiB of shared memory a CTA that the smallest GPUs have that it is for.
     #[must_use]
     pub const fn from_kib(&self) -> usize {

@@ -59,7 +59,9 @@ pub const fn factor_offset(head_dim: usize, warpgroups: usize, slots: usize) -> 
 }
 
 /// Bytes of the scales of a block.
-pub const BLOCK_SCALES_BYTES: usize = 8;
+pub const BLOCK_SCALES_BYTES: usize = 16;
+/// Bytes of what a warp keeps of its warpgroup's rows.
+pub const REACH_BYTES: usize = 16;
 
 /// Where the scales of blocks begin, twice as many as there are slots: a block's are needed for longer than its slot of K.
 #[must_use]
@@ -67,7 +69,7 @@ pub const fn block_scales_offset(head_dim: usize, warpgroups: usize, slots: usiz
     factor_offset(head_dim, warpgroups, slots) + slots * 4 * KV_BLOCK
 }
 
-/// Where the reach of the rows of each warpgroup is (`layout::row_reach`).
+/// Where each warp has the reach of its warpgroup's rows (`layout::row_reach`), and their least and largest scale.
 #[must_use]
 pub const fn reach_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
     block_scales_offset(head_dim, warpgroups, slots) + 2 * slots * BLOCK_SCALES_BYTES
@@ -76,7 +78,7 @@ pub const fn reach_offset(head_dim: usize, warpgroups: usize, slots: usize) -> u
 /// Where the warps' notes of special blocks begin.
 #[must_use]
 pub const fn notes_offset(head_dim: usize, warpgroups: usize, slots: usize) -> usize {
-    reach_offset(head_dim, warpgroups, slots) + 16 * warpgroups
+    reach_offset(head_dim, warpgroups, slots) + 4 * warpgroups * REACH_BYTES
 }
 
 /// Where the warps' words for special blocks begin.
@@ -169,8 +171,8 @@ mod tests {
             for slot in 0..slots {
                 part(factor_offset(d, wgs, slots) + slot * 4 * KV_BLOCK, 4 * KV_BLOCK, 16);
             }
-            part(block_scales_offset(d, wgs, slots), 2 * slots * BLOCK_SCALES_BYTES, 8);
-            part(reach_offset(d, wgs, slots), 16 * wgs, 4);
+            part(block_scales_offset(d, wgs, slots), 2 * slots * BLOCK_SCALES_BYTES, 16);
+            part(reach_offset(d, wgs, slots), 4 * wgs * REACH_BYTES, 16);
             part(notes_offset(d, wgs, slots), wgs * WARPGROUP_ROWS * NOTE_BYTES, 16);
             part(scratch_offset(d, wgs, slots), 4 * wgs * SCRATCH_BYTES, 4);
             part(sums_offset(d, wgs, slots), 128 * wgs * 16, 16);

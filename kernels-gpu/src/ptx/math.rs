@@ -80,6 +80,10 @@ binary! {
     max_bf16x2(u32, u32) -> u32 = "max.bf16x2";
     /// The smaller of each of two bfloat16.
     min_bf16x2(u32, u32) -> u32 = "min.bf16x2";
+    /// The sums of two pairs of 16-bit integers, modulo 2^16. (PTX ISA 8.0, sm_90; with [`max_s16x2`] of the result one instruction.)
+    add_s16x2(u32, u32) -> u32 = "add.s16x2";
+    /// The larger of each of two signed 16-bit integers. (PTX ISA 8.0, sm_90; of three as fast as of two.)
+    max_s16x2(u32, u32) -> u32 = "max.s16x2";
     /// Addition rounded to nearest, never contracted.
     add_rn_f32(f32, f32) -> f32 = "add.rn.f32";
     /// Product rounded to nearest, never contracted.
@@ -101,6 +105,10 @@ ternary! {
     fma_rn_f32(f32, f32, f32) -> f32 = "fma.rn.f32";
     /// a*b + c of two float16, one rounding each.
     fma_rn_f16x2(u32, u32, u32) -> u32 = "fma.rn.f16x2";
+    /// a*b + c of two float16, one rounding each, and zero where that is negative.
+    fma_rn_relu_f16x2(u32, u32, u32) -> u32 = "fma.rn.relu.f16x2";
+    /// a*b + c modulo 2^32.
+    mad_lo_u32(u32, u32, u32) -> u32 = "mad.lo.u32";
     /// Byte permutation: byte i of the result is byte `c >> 4i & 7` of the pair (a low, b high).
     prmt(u32, u32, u32) -> u32 = "prmt.b32";
 }

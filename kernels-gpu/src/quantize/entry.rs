@@ -116,6 +116,8 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
             scale: at(p.k_scale, block * KV_BLOCK),
             bias: null_mut(),
             block_scale: at(p.k_block_scale, block),
+            // Not of the head's first block.
+            shares: (p.share_k != 0) & ((tile.index != 0) | (p.goes_on != 0)),
         }
     };
     let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
@@ -170,6 +172,7 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
             scale: at(p.q_scale, token),
             bias: at(p.q_bias, token),
             block_scale: null_mut(),
+            shares: false,
         }
     };
     let rows = Rows::new::<E>(&p.q, run.q.batch, head).skip(first);

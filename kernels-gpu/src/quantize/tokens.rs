@@ -1,4 +1,5 @@
-//! Q and K: rotated, one scale a token (arXiv 2409.16997, section 3.2: token-level quantization of Q and K).
+//! Q and K: rotated, one scale a token (arXiv 2409.16997, section 3.2: token-level quantization of Q and K), or of K, where it is asked for, one a
+//! block whose tokens are about as large.
 //!
 //! A token is shared by as many lanes as it has 32 dims (`crate::rotation`). Its codes leave through shared memory, in the order of the output,
 //! so that all stores are 16 bytes a lane and neighbours.
@@ -10,7 +11,7 @@ use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
 use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
 use crate::element::{Element, Rows};
-use crate::layout::{MAX_SCALE, ROW_BYTES, k_offset};
+use crate::layout::{K_SCALE_RATIO, MAX_SCALE, ROW_BYTES, k_offset};
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
 use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
@@ -31,6 +32,8 @@ pub(crate) struct Output {
     pub bias: *mut f32,
     /// The block's `k_block_scale`.
     pub block_scale: *mut f32,
+    /// Whether the tokens of the block share a scale where they are about as large.
+    pub shares: bool,
 }
 
 /// Tokens that a lane converts of a tile, one after the other.
@@ -41,7 +44,8 @@ const fn steps<E: Element>() -> u32 {
 /// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `dims` of the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says
 /// where the tile does, as often as it is asked, so that its addresses take no registers meanwhile.
 ///
-/// Each warp goes its own way, a step ahead with its loads: its tokens' codes are its own, and no barrier holds it but that of a block of K.
+/// Each warp goes its own way, a step ahead with its loads: its tokens' codes are its own, and no barrier holds it but that of a block of K. Where a
+/// scale is shared, all tokens' are made before the first code. Of several steps they are rotated once for each: to keep them would take their registers.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
@@ -70,6 +74,16 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
         let mut tile = tile;
         loop {
             let to = out(tile);
+            if KEYS && to.shares && steps::<E>() > 1 {
+                wait::<E, 0>();
+                let mut step = 0;
+                while step < steps::<E>() {
+                    let anew = Lane::new::<E, KEYS>(opaque(head_dim), dims);
+                    own_scale::<E>(if in_shared::<E>() { &lane } else { &anew }, rotates, &rows, tile, step);
+                    step = opaque(step + 1);
+                }
+                bar_sync();
+            }
             let mut step = 0;
             // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
             while step < steps::<E>() {
@@ -79,8 +93,12 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
                 one::<E, KEYS>(lane, rotates, &rows, tile, step, end, &to);
                 step = opaque(step + 1);
             }
-            if KEYS {
-                block_scale::<E>(tile, to.block_scale);
+            if KEYS && !to.shares {
+                bar_sync();
+                // All lanes say the same; the vote lets the compiler know.
+                if vote_any(tid_x_again() < 32) {
+                    block_scale::<E>(tile, to.block_scale);
+                }
             }
             tile.index += 1;
             if tile.index >= end {
@@ -146,17 +164,14 @@ fn raw_of<E: Element>(step: u32) -> u32 {
     of_warp() + step * (STEP * vectors::<E>() as u32) + tid_x_again() % 32 * 16
 }
 
-/// A step of the warp: a token of each few lanes.
+/// The lane's part of a token before the rotation's transforms, K without its offset; and of Q the sums of its product with K's offset.
 #[inline(always)]
-unsafe fn one<E: Element, const KEYS: bool>(
+unsafe fn signed<E: Element, const KEYS: bool>(
     lane: &Lane,
-    rotates: bool,
     rows: &Rows,
     tile: Tile,
     step: u32,
-    end: u32,
-    out: &Output,
-) {
+) -> ([f32; DIMS], [f32; 4]) {
     unsafe {
         let place = &lane.place;
         let mut raw = Vectors::none();
@@ -188,6 +203,48 @@ unsafe fn one<E: Element, const KEYS: bool>(
                 });
             });
         });
+        (x, bias)
+    }
+}
+
+/// The scale that each token of K of the warp's step would have alone, to shared memory.
+#[inline(always)]
+unsafe fn own_scale<E: Element>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
+    unsafe {
+        let (mut x, _) = signed::<E, true>(lane, rows, tile, step);
+        if rotates {
+            lane.place.butterflies::<E>(&mut x);
+        }
+        let amax = amax_of(&lane.place, &x);
+        store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
+    }
+}
+
+/// A token's own scale to shared memory: NaN of one that is not finite, zero of padding.
+#[inline(always)]
+unsafe fn store_own<E: Element>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
+    unsafe {
+        let row = lane.row + step * lane.place.tokens();
+        let scale = selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits());
+        let scale = selp_b32(row < tile.count(), scale, 0);
+        st_shared_u32(lane.place.lane == 0, Tables::new::<E>().scales::<E>(tile.index) + 4 * row, scale);
+    }
+}
+
+/// A step of the warp: a token of each few lanes.
+#[inline(always)]
+unsafe fn one<E: Element, const KEYS: bool>(
+    lane: &Lane,
+    rotates: bool,
+    rows: &Rows,
+    tile: Tile,
+    step: u32,
+    end: u32,
+    out: &Output,
+) {
+    unsafe {
+        let place = &lane.place;
+        let (mut x, bias) = signed::<E, KEYS>(lane, rows, tile, step);
         let row = lane.row + step * place.tokens();
         let inside = row < tile.count();
         if !KEYS && !out.bias.is_null() {
@@ -199,7 +256,18 @@ unsafe fn one<E: Element, const KEYS: bool>(
         }
 
         let beyond = if !KEYS && rotates { BEYOND_10_BITS } else { 0 };
-        let of = |amax| round_up(token_scale(amax, fma_rn_f32), beyond);
+        let of = |amax| {
+            let own = round_up(token_scale(amax, fma_rn_f32), beyond);
+            if !KEYS || !out.shares {
+                return own;
+            }
+            if steps::<E>() == 1 {
+                store_own::<E>(lane, tile, step, amax, own);
+                bar_sync();
+            }
+            let shared = block_scale::<E>(tile, out.block_scale);
+            f32::from_bits(selp_b32(shared > 0.0, shared.to_bits(), own.to_bits()))
+        };
         let (scale, number) = quotients::<E>(place, &mut x, of, MAX_SCALE);
         let mut words = [0; DIMS / 4];
         unroll!(0..DIMS / 4, |i| {
@@ -231,7 +299,8 @@ unsafe fn one<E: Element, const KEYS: bool>(
         let scale = f32::from_bits(selp_b32(inside, scale.to_bits(), 0));
         st_global_f32((place.lane == 0) & (KEYS | inside), out.scale.wrapping_add(row as usize), [scale]);
         if KEYS {
-            st_shared_u32(place.lane == 0, tables.scales::<E>(tile.index) + 4 * row, scale.to_bits());
+            let to = Tables::new::<E>().scales::<E>(tile.index) + 4 * row;
+            st_shared_u32((place.lane == 0) & !out.shares, to, scale.to_bits());
         }
         warp_sync();
         // A step of four rows has another half of the packed block's rows of eight each time.
@@ -251,7 +320,7 @@ unsafe fn one<E: Element, const KEYS: bool>(
         if in_shared::<E>() {
             let next = Tile { index: tile.index + 1, ..tile };
             if next.index < end {
-                lane.request::<E>(&mut raw, rows, next, step);
+                lane.request::<E>(&mut Vectors::none(), rows, next, step);
             } else {
                 request_none::<E>();
             }
@@ -272,13 +341,7 @@ pub(crate) unsafe fn quotients<E: Element>(
     largest: f32,
 ) -> (f32, bool) {
     unsafe {
-        // As a tree: the tokens of other warps do not hide 32 steps.
-        let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
-        unroll!(4..DIMS, |i| {
-            amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
-        });
-        let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
-        let amax = place.over_lanes(amax, max_nan_f32);
+        let amax = amax_of(place, x);
         let scale = scale(amax);
         let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
         unroll!(0..DIMS, |i| {
@@ -293,20 +356,39 @@ pub(crate) unsafe fn quotients<E: Element>(
     }
 }
 
-/// The largest scale of a block of K, of which all warps have written theirs.
+/// The largest magnitude of a token, not finite where one of its elements is not.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
 #[inline(always)]
-unsafe fn block_scale<E: Element>(tile: Tile, to: *mut f32) {
+unsafe fn amax_of(place: &Place, x: &[f32; DIMS]) -> f32 {
+    // As a tree: the tokens of other warps do not hide 32 steps.
+    let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
+    unroll!(4..DIMS, |i| {
+        amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
+    });
+    let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
+    unsafe { place.over_lanes(amax, max_nan_f32) }
+}
+
+/// Stores the largest of the scales of a block of K, of which all warps have written theirs. Where all are numbers and near it, tokens may share
+/// it: then that, else zero. Padding is not near.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it, the first warp's among others.
+#[inline(always)]
+unsafe fn block_scale<E: Element>(tile: Tile, to: *mut f32) -> f32 {
     unsafe {
-        bar_sync();
         let thread = tid_x_again();
-        // All lanes say the same; the vote lets the compiler know.
-        if vote_any(thread < 32) {
-            let four = ld_shared_v4_u32(Tables::new::<E>().scales::<E>(tile.index) + 16 * thread).map(f32::from_bits);
-            // Of those that are numbers.
-            let largest = max_f32(max_f32(four[0], four[1]), max_f32(four[2], four[3]));
-            let largest = over_warp(max_f32(largest, 0.0), max_f32);
-            st_global_f32(thread == 0, to, [largest]);
-        }
+        let scales = Tables::new::<E>().scales::<E>(tile.index) + 16 * (thread % 32);
+        let four = ld_shared_v4_u32(scales).map(f32::from_bits);
+        // Of those that are numbers.
+        let largest = max_f32(max_f32(four[0], four[1]), max_f32(four[2], four[3]));
+        let largest = over_warp(max_f32(largest, 0.0), max_f32);
+        st_global_f32(thread == 0, to, [largest]);
+        let near = |scale: f32| largest <= mul_rn_f32(K_SCALE_RATIO, scale);
+        let apart = vote_any(!(near(four[0]) & near(four[1]) & near(four[2]) & near(four[3])));
+        f32::from_bits(selp_b32(apart, 0, largest.to_bits()))
     }
 }
 

@@ -168,7 +168,7 @@ fn hide(u: &mut Unstructured<'_>, problem: &AttentionProblem, [bias, mask]: &[Pl
     let zeros = |shape| HostTensor::from_fn(DType::F32, TensorLayout::bhnd(shape), |_, _, _, _| 0.0).expect("dense");
     let (q, kv) = (zeros(problem.q_shape()), zeros(problem.kv_shape()));
     let operands = reference::quantize(problem, &q, &kv, &kv).expect("a problem that was taken");
-    let got = reference::int8(Scored { problem, tensors }, &operands).expect("tensors of its layouts").lse;
+    let got = reference::int8(Scored::new(problem, tensors), &operands).expect("tensors of its layouts").lse;
     let rows = (0..batch).flat_map(|b| (0..heads_q).flat_map(move |h| (0..seqlen_q).map(move |n| [b, h, n])));
     for (row, (at, got)) in rows.zip(got).enumerate() {
         let seen = |key: usize| {

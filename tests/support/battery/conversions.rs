@@ -58,6 +58,10 @@ fn checks(what: What, dtype: DType) -> Vec<Check> {
 fn unlike_lengths(what: What, dtype: DType, which: usize) -> TensorCheck {
     let scheme = [Scheme::Default, Scheme::Paper][which / 2 % 2];
     let head_dim = config::head_dims(&Family::ALL, scheme).nth(which / 2).unwrap_or(32);
+    unlike_heads(what, dtype, which, scheme, head_dim)
+}
+
+fn unlike_heads(what: What, dtype: DType, which: usize, scheme: Scheme, head_dim: usize) -> TensorCheck {
     let problem = AttentionProblem::new(1, 4, 2, 1, 1, head_dim).with_scheme(scheme);
     let placement = [padded(0, 0, 0), padded(1, 0, 0), padded(8, 16, 0)][which % 3];
     let values = [[Values::Normal; 3], [Values::LoudTokens; 3]][which / 4];
@@ -76,6 +80,16 @@ pub(super) fn quantization(dtype: DType) -> Vec<Check> {
         let problem = AttentionProblem::new(2, 4, 2, 35, 140, 64).with_scheme(lengths.case.problem.scheme);
         let equal = Case { problem, ..lengths.case.clone() };
         all.extend([lengths, TensorCheck::new(what, equal)].map(|check| Check::Tensors(Box::new(check))));
+    }
+    // For kernels that take narrow blocks: blocks of K whose tokens share a scale, and others.
+    let kinds = [Values::Normal, Values::LoudTokens, Values::Zeros, Values::OutlierChannels];
+    for (i, values) in kinds.into_iter().enumerate() {
+        let head_dim = [64, 128, 112][i % 3];
+        let plain = Case::plain(AttentionProblem::new(1, 2, 2, 35, 520 + i, head_dim), i as u64);
+        let case = Case { dtype, out_dtype: dtype, values: [values; 3], placement: padded(i % 2, 0, 0), ..plain };
+        let lengths = unlike_heads(What::Quantization, dtype, i, Scheme::Default, [64, 128][i % 2]);
+        let shared = |check| Check::Tensors(Box::new(TensorCheck { family: Family::Sm90a, ..check }));
+        all.extend([TensorCheck::new(What::QuantizationOf(Part::Kv), case), lengths].map(shared));
     }
     all
 }

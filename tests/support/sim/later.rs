@@ -2,7 +2,7 @@
 
 use super::{Grid, Simulator, global, structure};
 use anyhow::{Context, Result};
-use int_flash_attention::{AttentionProblem, HostK, HostTensor, HostV, PackedFormat, QuantizedK, QuantizedV};
+use int_flash_attention::{HostK, HostTensor, HostV, PackedFormat, QuantizedK, QuantizedV, Scored};
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, packed_dim};
 use int_flash_attention_kernels::params::{QuantizeParams, Strided};
 use int_flash_attention_kernels::quantize::launch;
@@ -14,13 +14,14 @@ impl Simulator {
     /// # Errors
     ///
     /// When the launch fails.
-    pub fn quantize_later(
+    pub fn quantize_later<'a>(
         &self,
-        problem: &AttentionProblem,
+        problem: impl Into<Scored<'a>>,
         [k, v]: [&HostTensor; 2],
         offset: &[f32],
         unit: &[f32],
     ) -> Result<(HostK, HostV)> {
+        let Scored { problem, narrow, .. } = problem.into();
         let [d, dv] = [problem.head_dim, problem.value_dim()].map(packed_dim);
         let blocks = problem.batch * problem.heads_kv * kv_blocks(problem.seqlen_kv);
         let mut memory = Memory::new();
@@ -43,6 +44,7 @@ impl Simulator {
             v_block_scale: global(v_block_scale),
             v_unit: global(v_unit),
             goes_on: 1,
+            share_k: u32::from(narrow),
             ..params
         };
         let entry = format!("quantize_{}", k.dtype());

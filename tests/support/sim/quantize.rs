@@ -4,8 +4,7 @@ use super::parts::Parts;
 use super::{Grid, Simulator, global, structure};
 use anyhow::{Context, Result};
 use int_flash_attention::{
-    AttentionProblem, HostK, HostQ, HostQuantized, HostTensor, HostV, PackedFormat, QuantizedK, QuantizedQ, QuantizedV,
-    Sequences,
+    HostK, HostQ, HostQuantized, HostTensor, HostV, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, Scored, Sequences,
 };
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, packed_dim, v_byte};
 use int_flash_attention_kernels::params::{QuantizeParams, Strided};
@@ -22,17 +21,19 @@ pub enum Part {
 }
 
 impl Simulator {
-    /// Quantization of all three operands, or of a part, with those that stand in for the others.
+    /// Quantization of all three operands, or of a part, with those that stand in for the others; K for kernels that take narrow blocks where the
+    /// problem comes with that ([`Scored::narrow`]).
     ///
     /// # Errors
     ///
     /// When the machine finds fault with a kernel.
-    pub fn quantize_part(
+    pub fn quantize_part<'a>(
         &self,
-        problem: &AttentionProblem,
+        problem: impl Into<Scored<'a>>,
         [q, k, v]: [&HostTensor; 3],
         part: Option<(Part, &HostQuantized)>,
     ) -> Result<HostQuantized> {
+        let Scored { problem, narrow, .. } = problem.into();
         let is_made = |of| part.is_none_or(|(part, _)| part == of);
         let [makes_q, makes_kv] = [Part::Q, Part::Kv].map(is_made);
         let (d, packed, dtype) = (problem.head_dim, packed_dim(problem.head_dim), q.dtype());
@@ -81,6 +82,7 @@ impl Simulator {
             v_unit: global(v_unit),
             v_amax: global(v_amax),
             seqlens: self.seqlens(&mut memory, params.seqlens),
+            share_k: u32::from(makes_kv && narrow),
             ..params
         };
         let overflow = || format!("the grid overflows for {problem:?}");

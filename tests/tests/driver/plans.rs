@@ -5,7 +5,7 @@ use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut};
 use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, DeviceOperands, DeviceSlice, DeviceSliceMut, Error, Family, Gpu, Operand,
-    QuantizeLayouts, Scheme, Shape, TensorLayout,
+    QuantizeLayouts, Scheme, ScoreMod, Shape, TensorLayout,
 };
 use int_flash_attention_kernels::config::{ATTENTION, Kind};
 use pretended_driver::{PretendedGpu, begin};
@@ -88,6 +88,47 @@ fn plans_refuse_what_the_gpu_does_not_have() {
         let out = TensorLayout::bhnd(many.q_shape());
         let tiles = hopper.plan_attention_of(Family::Sm90a, &many, &output(out));
         assert!(matches!(tiles, Err(Error::Tiles { .. })), "{tiles:?}");
+    }
+    nothing_is_left(&session);
+}
+
+/// K's tokens share scales where the kernel that attends takes narrow blocks, and nowhere else but where that is asked for.
+#[test]
+fn plans_share_scales_of_k_for_narrow_blocks() {
+    let session = begin(&[PretendedGpu::H200, PretendedGpu::A10]);
+    {
+        let of = |head_dim, keys| AttentionProblem::new(1, 2, 2, 20, keys, head_dim);
+        let softcap = ScoreMod { softcap: Some(30.0), ..ScoreMod::NONE };
+        for (p, narrow) in [
+            (of(64, 384), true),
+            (of(64, 383), false),
+            (of(128, 256), true),
+            (of(128, 255), false),
+            (of(112, 4096).with_causal(true), true),
+            (of(96, 4096), false),
+            (of(256, 4096), false),
+            (of(128, 4096).with_head_dim_v(64), false),
+            (of(128, 4096).with_scheme(Scheme::Paper), false),
+            (of(64, 4096).with_score_mod(softcap), false),
+            (of(64, 4096).with_score_mod(ScoreMod { sinks: true, ..ScoreMod::NONE }), true),
+            (AttentionProblem { heads_kv: 0, ..of(64, 4096) }, false),
+        ] {
+            for (gpu, narrow) in [(Gpu::new(0).unwrap(), narrow), (Gpu::new(1).unwrap(), false)] {
+                assert_eq!(gpu.takes_narrow(&p), narrow, "{p:?}");
+                if p.check().is_err() {
+                    continue;
+                }
+                let [q, k, v, o] = [p.q_shape(), p.kv_shape(), p.v_shape(), p.o_shape()].map(TensorLayout::bhnd);
+                let attends = gpu.plan_attention(&p, &output(o)).unwrap().kernel();
+                assert_eq!(ATTENTION.iter().any(|kernel| kernel.name == attends && kernel.takes_narrow()), narrow);
+                let plan = gpu.plan_quantize(&p, &QuantizeLayouts { q, k, v, dtype: DType::F16 }).unwrap();
+                assert_eq!(plan.shares_k(), narrow, "{p:?}");
+                let plan = gpu.plan_quantize_kv(&p, k, v, DType::F16).unwrap();
+                assert_eq!(plan.shares_k(), narrow, "{p:?}");
+                let asked = p.scheme == Scheme::Default;
+                assert_eq!([false, true].map(|shared| plan.clone().with_shared_k(shared).shares_k()), [false, asked]);
+            }
+        }
     }
     nothing_is_left(&session);
 }

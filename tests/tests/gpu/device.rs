@@ -8,6 +8,7 @@ use int_flash_attention::{
     HostQuantized, HostTensor, JobPlan, Operand, QuantizeLayouts, ScoreViews, Scored, SeqLens, Shape, Span,
     TensorLayout,
 };
+use int_flash_attention_kernels::config::AttentionVariant;
 use int_flash_attention_kernels::layout::v_byte;
 use int_flash_attention_tests::case::{Case, variant_of};
 use int_flash_attention_tests::properties::{GUARD, Kernels, POISON, untouched};
@@ -194,6 +195,14 @@ pub fn quantized(
 impl Kernels for OnGpu {
     const EXACT_EXPONENTIALS: bool = false;
 
+    fn narrow(&self, problem: &AttentionProblem) -> bool {
+        variant_of(self.family, problem).is_some_and(AttentionVariant::takes_narrow)
+    }
+
+    fn shares_k(&self, problem: &AttentionProblem) -> bool {
+        self.gpu.takes_narrow(problem)
+    }
+
     fn quantize(
         &self,
         problem: &AttentionProblem,
@@ -223,7 +232,7 @@ impl Kernels for OnGpu {
         dtype: DType,
         lse: bool,
     ) -> Result<(HostTensor, Option<Vec<f32>>)> {
-        let (gpu, Scored { problem, tensors }) = (&self.gpu, *scored);
+        let (gpu, Scored { problem, tensors, .. }) = (&self.gpu, *scored);
         let plan = self.plan_attention(problem, &AttentionOutput { layout: *out, dtype, lse })?;
         let operands = operands.to_device(gpu)?;
         let mut o = self.output(out, dtype)?;

@@ -83,6 +83,7 @@ const INSTRUCTIONS: &[Instruction] = &[
     ("{ .reg .b16 h; cvt.rp.f16.f32 h, %a0; mov.b32 %d0, {h, h}; }", 1, 1, Words, Nothing),
     ("{ .reg .b16 l, h; mov.b32 {l, h}, %a0; cvt.f32.f16 %d0, l; cvt.f32.f16 %d1, h; }", 1, 2, Words, Nothing),
     ("fma.rn.f16x2 %d0, %a0, %a1, %a2;", 3, 1, Words, Nothing),
+    ("fma.rn.relu.f16x2 %d0, %a0, %a1, %a2;", 3, 1, Words, Nothing),
     ("add.rn.f16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
     ("sub.f16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),
     ("mul.rn.f16x2 %d0, %a0, %a1;", 2, 1, Words, Nothing),

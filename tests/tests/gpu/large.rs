@@ -6,10 +6,10 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut};
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, HostTensor, QuantizeLayouts, SeqLens, TensorLayout,
-    reference,
+    AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, HostTensor, QuantizeLayouts, Scored, SeqLens,
+    TensorLayout, reference,
 };
-use int_flash_attention_tests::case::Case;
+use int_flash_attention_tests::case::{Case, takes_narrow};
 use int_flash_attention_tests::properties;
 
 /// Few elements, far apart: offsets of inputs and output beyond 2^31 elements.
@@ -38,14 +38,16 @@ pub fn far_strides(on: &OnGpu) -> Result<()> {
     let layouts = QuantizeLayouts { q: q_far, k: kv_far, v: kv_far, dtype: DType::F16 };
     let operands = quantized(gpu, &problem, &layouts, [&q_in, &k_in, &v_in].map(f16_slice), &SeqLens::Equal)?;
     let got = operands.to_host()?;
-    properties::same_operands(&problem, &got, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
+    let shared = Scored::from(&problem).with_narrow(gpu.takes_narrow(&problem));
+    properties::same_operands(&problem, &got, &reference::quantize(shared, &q, &k, &v)?, &q)?;
     drop((k_in, v_in));
     let attention = on.plan_attention(&problem, &AttentionOutput { layout: q_far, dtype: DType::F16, lse: false })?;
     let mut o = q_in;
     let stream = gpu.stream()?;
     attention.launch(&stream, &operands.view(), AnySliceMut::from_bytes(o.slice_mut(), DType::F16), None)?;
     stream.synchronize()?;
-    let (want, bounds) = reference::gpu_bounds(&problem, &got, DType::F16)?;
+    let (want, bounds) =
+        reference::gpu_bounds(Scored::from(&problem).with_narrow(takes_narrow(attention.kernel())), &got, DType::F16)?;
     let values = 64 * 130;
     for b in 0..2 {
         let bytes = copy_out(&o, 2 * q_far.offset(b, 0, 0), 2 * values)?;
@@ -92,8 +94,10 @@ pub fn many_elements(on: &OnGpu) -> Result<()> {
         ensure!(first == last, "the last batch differs from the first, seqlen {seqlen_q}/{seqlen_kv}");
         let o = HostTensor::from_bytes(DType::F16, &first, TensorLayout::bhnd(one.q_shape()))?;
         let rows: Vec<usize> = (0..seqlen_q).step_by(seqlen_q.div_ceil(32)).collect();
-        let want = reference::quantize(&one, &q, &k, &v)?;
-        let (want, bounds) = reference::gpu_bounds_rows(&one, &want, DType::F16, &rows)?;
+        let one = Scored::from(&one);
+        let want = reference::quantize(one.with_narrow(gpu.takes_narrow(&problem)), &q, &k, &v)?;
+        let one = one.with_narrow(takes_narrow(attention.kernel()));
+        let (want, bounds) = reference::gpu_bounds_rows(one, &want, DType::F16, &rows)?;
         properties::within("o", &values_at(&o, &rows), &want.o, &bounds.o, head_dim)?;
     }
     Ok(())

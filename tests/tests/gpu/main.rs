@@ -21,12 +21,14 @@ mod scores;
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order, Scheme,
-    SeqLens, TensorLayout, Window, reference,
+    AttentionOutput, AttentionProblem, DType, Device, DeviceOperands, Family, Gpu, HostTensor, Options, Order,
+    QuantizeLayouts, Scheme, Scored, SeqLens, TensorLayout, Window, reference,
 };
 use int_flash_attention_kernels::config::{self, shared_memory::CLASSES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_tests::case::{AWKWARD, Case, PADDED_DIMS, Placement, VALUE_DIMS, WINDOWS, any_case, variant};
+use int_flash_attention_tests::case::{
+    AWKWARD, Case, PADDED_DIMS, Placement, VALUE_DIMS, WINDOWS, any_case, takes_narrow, variant,
+};
 use int_flash_attention_tests::properties::{self, Kernels};
 use int_flash_attention_tests::unseen::{self, any_unseen};
 use int_flash_attention_tests::values::Values;
@@ -291,10 +293,12 @@ fn long_sequences(gpu: &OnGpu) -> Result<()> {
             let case = Case::plain(problem, 11);
             let [q, k, v] = case.tensors()?;
             let operands = gpu.quantize(&problem, &q, &k, &v)?;
-            properties::same_operands(&problem, &operands, &reference::quantize(&problem, &q, &k, &v)?, &q)?;
+            let shared = Scored::from(&problem).with_narrow(gpu.shares_k(&problem));
+            properties::same_operands(&problem, &operands, &reference::quantize(shared, &q, &k, &v)?, &q)?;
             let (o, lse) = gpu.attention(&(&problem).into(), &operands, &case.output()?, DType::F16, true)?;
             let rows: Vec<usize> = (0..problem.seqlen_q).step_by(97).collect();
-            let (want, bounds) = reference::gpu_bounds_rows(&problem, &operands, DType::F16, &rows)?;
+            let scored = Scored::from(&problem).with_narrow(gpu.narrow(&problem));
+            let (want, bounds) = reference::gpu_bounds_rows(scored, &operands, DType::F16, &rows)?;
             properties::within("o", &values_at(&o, &rows), &want.o, &bounds.o, head_dim)
                 .with_context(|| format!("{problem:?}"))?;
             let lse = lse_at(&problem, &lse.context("no log-sum-exp")?, &rows);
@@ -381,7 +385,7 @@ fn minilm(gpu: &OnGpu) -> Result<()> {
 }
 
 /// `attention` on host tensors, GPU against CPU; it takes no `Gpu`, so the PTX is always the embedded.
-fn whole_job(_: &OnGpu) -> Result<()> {
+fn whole_job(gpu: &OnGpu) -> Result<()> {
     let generated = any_case(200);
     check_cases(cases(30), &generated, |case| {
         let [q, k, v] = case.tensors()?;
@@ -396,8 +400,14 @@ fn whole_job(_: &OnGpu) -> Result<()> {
             ..Options::default()
         };
         let got = int_flash_attention::attention(Device::Cuda(0), &q, &k, &v, &options)?;
-        let operands = reference::quantize(&problem, &q, &k, &v)?;
-        let (want, bounds) = reference::gpu_bounds(scores.scored(&problem), &operands, DType::F32)?;
+        // The kernel that such a job takes.
+        let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
+        let output =
+            AttentionOutput { layout: TensorLayout::bhnd(problem.o_shape()), dtype: DType::F32, lse: case.lse };
+        let narrow = takes_narrow(gpu.gpu.plan_job(&problem, &layouts, &output)?.kernel());
+        let scored = scores.scored(&problem).with_narrow(narrow);
+        let operands = reference::quantize(scored, &q, &k, &v)?;
+        let (want, bounds) = reference::gpu_bounds(scored, &operands, DType::F32)?;
         properties::within("o", &got.o.dense_f64(), &want.o, &bounds.o, problem.head_dim)?;
         ensure!(got.lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
         if let Some(lse) = got.lse {
@@ -451,8 +461,8 @@ fn repeatable(gpu: &OnGpu) -> Result<()> {
 /// K and V first, Q later (a cache), gives what all three at once give.
 fn quantize_parts(on: &OnGpu) -> Result<()> {
     let gpu = &on.gpu;
-    for scheme in [Scheme::Default, Scheme::Paper] {
-        let problem = AttentionProblem::new(2, 6, 3, 77, 333, 96).with_scheme(scheme);
+    for (scheme, head_dim) in [(Scheme::Default, 96), (Scheme::Paper, 96), (Scheme::Default, 128)] {
+        let problem = AttentionProblem::new(2, 6, 3, 77, 333, head_dim).with_scheme(scheme);
         let mut whole = OnDevice::new(on, problem, 8)?;
         let stream = gpu.stream()?;
         whole.launch(&stream)?;
@@ -467,7 +477,7 @@ fn quantize_parts(on: &OnGpu) -> Result<()> {
         kv_plan.launch(&stream, k.into(), v.into(), workspace.slice_mut(), k_out, v_out)?;
         q_plan.launch(&stream, q.into(), parts.k.offset.slice(), &mut parts.q.view_mut())?;
         stream.synchronize()?;
-        ensure!(parts.to_host()? == whole.operands.to_host()?, "the parts differ from the whole, {scheme}");
+        ensure!(parts.to_host()? == whole.operands.to_host()?, "the parts differ from the whole, {scheme} {head_dim}");
     }
     Ok(())
 }

@@ -131,7 +131,7 @@ fn elements_of_no_query_or_key_are_not_read() {
         let mask: Vec<u8> = places.map(|at| u8::from(own(at) && at % 5 != 0)).collect();
         let tensors = ScoreTensors { bias: Some(bias.as_slice()), mask: Some(&mask), ..ScoreTensors::default() };
         let operands = simulator.quantize(&problem, &q, &k, &v).unwrap();
-        let scored = Scored { problem: &problem, tensors };
+        let scored = Scored::new(&problem, tensors);
         let (o, lse) = simulator.attention(&scored, &operands, &case.output().unwrap(), DType::F32, true).unwrap();
         (o.bytes().to_vec(), lse.unwrap())
     };

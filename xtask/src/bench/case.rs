@@ -7,11 +7,12 @@ use int_flash_attention::driver::Driver;
 use int_flash_attention::gpu::{BaselineLayouts, BaselinePlan};
 use int_flash_attention::{
     AttentionOutput, AttentionPlan, AttentionProblem, DType, DequantizePlan, DeviceBuffer, DeviceOperands, Family, Gpu,
-    HostQuantized, Operand, QuantizeLayouts, QuantizePlan, QuantizedK, QuantizedQ, QuantizedV, Scheme, StreamRef,
-    TensorLayout, reference,
+    HostQuantized, Operand, QuantizeLayouts, QuantizePlan, QuantizedK, QuantizedQ, QuantizedV, Scheme, Scored,
+    StreamRef, TensorLayout, reference,
 };
 use int_flash_attention_kernels::config;
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, packed_dim};
+use int_flash_attention_tests::case::takes_narrow;
 use int_flash_attention_tests::{baseline, properties};
 
 /// Query positions of a head that are compared with the reference.
@@ -33,6 +34,8 @@ pub struct Case {
     quantize: QuantizePlan,
     /// One for each family.
     attention: Vec<AttentionPlan>,
+    /// Whether K's tokens share scales.
+    shares_k: bool,
     dequantize: DequantizePlan,
     /// Where it has the head dim.
     float16: Option<BaselinePlan>,
@@ -73,6 +76,7 @@ impl Case {
                 o: gpu.alloc(q.span())?,
             })
         };
+        let shares_k = gpu.takes_narrow(&problem);
         let mut case = Self {
             copies: (0..copies).map(copy).collect::<Result<_>>()?,
             workspace: gpu.alloc(quantize.workspace_len())?,
@@ -81,6 +85,7 @@ impl Case {
             attention,
             dequantize,
             float16,
+            shares_k,
         };
         for copy in 0..copies {
             case.quantize(copy)?;
@@ -100,6 +105,11 @@ impl Case {
         let (q, k, v) = ((&*q).into(), (&*k).into(), (&*v).into());
         self.quantize.launch(StreamRef::DEFAULT, q, k, v, self.workspace.slice_mut(), &mut operands.view_mut())?;
         Ok(())
+    }
+
+    /// What is timed of the kernel of family number `plan`.
+    pub fn timed(&self, plan: usize) -> Timed {
+        Timed::Attention { narrow: takes_narrow(self.attention[plan].kernel()) }
     }
 
     /// INT8 attention on the operands of a copy, with the kernel of family number `plan`.
@@ -175,7 +185,8 @@ impl Case {
             let want = baseline::expected(&one, &q, &k, &v, &rows);
             return share(&at(&rows), &want.o, &want.bound);
         }
-        let want = reference::quantize(&one, &q, &k, &v)?;
+        let shared = Scored::from(&one).with_narrow(self.shares_k);
+        let want = reference::quantize(shared, &q, &k, &v)?;
         properties::same_operands(&one, &head_operands(operands, &one, head)?, &want, &q)?;
         match what {
             Timed::Quantize => Ok(0.0),
@@ -185,8 +196,9 @@ impl Case {
                 ensure!(same, "the dequantized Q differs from the reference");
                 Ok(0.0)
             }
-            Timed::Attention | Timed::Float16 => {
-                let (want, bounds) = reference::gpu_bounds_rows(&one, &want, DType::F16, &rows)?;
+            Timed::Attention { .. } | Timed::Float16 => {
+                let one = Scored::from(&one).with_narrow(what == Timed::Attention { narrow: true });
+                let (want, bounds) = reference::gpu_bounds_rows(one, &want, DType::F16, &rows)?;
                 share(&at(&rows), &want.o, &bounds.o)
             }
         }
@@ -196,7 +208,10 @@ impl Case {
 /// What was launched last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timed {
-    Attention,
+    /// By a kernel that takes narrow blocks as such, or none.
+    Attention {
+        narrow: bool,
+    },
     Float16,
     Quantize,
     Dequantize,

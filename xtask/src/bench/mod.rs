@@ -262,10 +262,11 @@ impl Bench {
             }
             for (plan, &family) in families.iter().enumerate() {
                 let suffix = if Some(family) == chosen { String::new() } else { format!("-{family}") };
-                let int8 = self.time(&mut case, Timed::Attention, |case, copy| case.attention(plan, copy))?;
+                let timed = case.timed(plan);
+                let int8 = self.time(&mut case, timed, |case, copy| case.attention(plan, copy))?;
                 let row = speed(&format!("int8-{scheme}{suffix}"), &problem, int8);
                 rows.push(Row { family: Some(family.to_string()), ..row });
-                let job = self.time(&mut case, Timed::Attention, |case, copy| {
+                let job = self.time(&mut case, timed, |case, copy| {
                     case.quantize(copy)?;
                     case.attention(plan, copy)
                 })?;

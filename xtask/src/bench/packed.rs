@@ -10,7 +10,8 @@ use int_flash_attention::{
     QuantizeLayouts, QuantizePlan, ScoreMod, ScoreTensors, ScoreViews, Scored, SeqLens, Sequences, Shape, StreamRef,
     TensorLayout, reference,
 };
-use int_flash_attention_tests::{case::variant_of, properties, sequences};
+use int_flash_attention_tests::case::{takes_narrow, variant_of};
+use int_flash_attention_tests::{properties, sequences};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -144,11 +145,12 @@ fn measure(bench: &Bench, pack: &Pack) -> Result<Vec<Row>> {
     let n = copies.len();
     let times = timing::launch_ms(gpu, |number| Ok(quantized(&mut copies[number % n], &quantize)?))?;
     let mut rows = vec![row("quantize".into(), times.median)];
+    let shares_k = gpu.takes_narrow(&problem);
     let has = |family: &Family| variant_of(*family, &problem).is_some();
     for family in bench.families.iter().copied().filter(has) {
         let plan = gpu.plan_attention_of(family, &problem, &output)?;
         let times = timing::launch_ms(gpu, |number| Ok(attend(&mut copies[number % n], &plan)?))?;
-        check(&problem, pack, &offsets, &values, &copies[0])
+        check(&problem, pack, &offsets, &values, &copies[0], [shares_k, takes_narrow(plan.kernel())])
             .with_context(|| format!("{} with the kernel for {family}", pack.name))?;
         rows.push(row(format!("int8-{family}"), times.median));
         let times = timing::launch_ms(gpu, |number| {
@@ -176,14 +178,23 @@ fn measure(bench: &Bench, pack: &Pack) -> Result<Vec<Row>> {
             let Copy { operands, o, .. } = &mut copies[number % n];
             Ok(plan.launch_scored(StreamRef::DEFAULT, &operands.view(), &views, &lengths, o.into(), None)?)
         })?;
-        check(&problem, pack, &offsets, &values, &copies[0]).with_context(|| format!("{} with {what}", pack.name))?;
+        check(&problem, pack, &offsets, &values, &copies[0], [shares_k, false])
+            .with_context(|| format!("{} with {what}", pack.name))?;
         rows.push(row(format!("int8-{}-{what}", Family::Sm80), times.median));
     }
     Ok(rows)
 }
 
-/// Rows of the first, of the longest and of the last sequence, of the first and of the last head, against the reference.
-fn check(problem: &AttentionProblem, pack: &Pack, offsets: &[u32], values: &[Vec<f16>], copy: &Copy) -> Result<()> {
+/// Rows of the first, of the longest and of the last sequence, of the first and of the last head, against the reference: K's tokens share scales
+/// or not, and the kernel takes narrow blocks or not.
+fn check(
+    problem: &AttentionProblem,
+    pack: &Pack,
+    offsets: &[u32],
+    values: &[Vec<f16>],
+    copy: &Copy,
+    [shares_k, narrow]: [bool; 2],
+) -> Result<()> {
     let o = copy.o.to_vec()?;
     let last = pack.lengths.len() - 1;
     let longest = (0..=last).max_by_key(|&s| pack.lengths[s]).unwrap_or(0);
@@ -196,10 +207,12 @@ fn check(problem: &AttentionProblem, pack: &Pack, offsets: &[u32], values: &[Vec
             let own: Vec<f16> = (0..n).flat_map(|row| values[at(row)..][..d].iter().copied()).collect();
             Ok(HostTensor::new(own, TensorLayout::bhnd(Shape::new(1, 1, n, d)?))?)
         };
-        let operands = reference::quantize(&one, &tensor(&values[0])?, &tensor(&values[1])?, &tensor(&values[2])?)?;
+        let [q, k, v] = [tensor(&values[0])?, tensor(&values[1])?, tensor(&values[2])?];
+        let operands = reference::quantize(Scored::from(&one).with_narrow(shares_k), &q, &k, &v)?;
         let rows: Vec<usize> = (0..n.min(6)).map(|i| i * n / n.min(6)).collect();
         let alibi_slopes = one.score_mod.alibi.map(|_| &[SLOPE][..]);
-        let scored = Scored { problem: &one, tensors: ScoreTensors { alibi_slopes, ..ScoreTensors::default() } };
+        let tensors = ScoreTensors { alibi_slopes, ..ScoreTensors::default() };
+        let scored = Scored { problem: &one, tensors, narrow };
         let (want, bounds) = reference::gpu_bounds_rows(scored, &operands, DType::F16, &rows)?;
         let got: Vec<f64> = rows.iter().flat_map(|&row| &o[at(row)..][..d]).map(|x| x.to_f64()).collect();
         ensure!(got.len() == want.o.len(), "rows are missing");

@@ -7,9 +7,10 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::driver::{DeviceAttribute, Driver};
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, JobPath, JobPlan, QuantizeLayouts, StreamRef,
+    AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, JobPath, JobPlan, QuantizeLayouts, Scored, StreamRef,
     TensorLayout, reference,
 };
+use int_flash_attention_tests::case::takes_narrow;
 use int_flash_attention_tests::properties;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -147,7 +148,7 @@ impl Shape {
             last = number % copies;
             jobs.launch(plan, last)
         })?;
-        let error = jobs.check(last).with_context(|| format!("{}, {what}", self.name))?;
+        let error = jobs.check(last, takes_narrow(plan.kernel())).with_context(|| format!("{}, {what}", self.name))?;
         let host_us = timing::median_call_us(gpu, || jobs.launch(plan, 0))?;
         let operations =
             4.0 * (self.batch * self.heads[0] * self.head_dim) as f64 * jobs.problem.visible_pairs() as f64;
@@ -210,15 +211,16 @@ impl Jobs {
     }
 
     /// The largest error of a copy's output as a share of its bound, over sampled rows of the first, a middle and the last head.
-    fn check(&self, copy: usize) -> Result<f64> {
+    fn check(&self, copy: usize, narrow: bool) -> Result<f64> {
         let heads = self.problem.batch * self.problem.heads_q;
         let mut sample = vec![0, heads / 2 + usize::from(heads > 2), heads - 1];
         sample.dedup();
-        let mut shares = sample.into_iter().filter(|&head| head < heads).map(|head| self.check_head(copy, head));
+        let mut shares =
+            sample.into_iter().filter(|&head| head < heads).map(|head| self.check_head(copy, head, narrow));
         shares.try_fold(0.0, |worst: f64, share| Ok(worst.max(share?)))
     }
 
-    fn check_head(&self, copy: usize, head: usize) -> Result<f64> {
+    fn check_head(&self, copy: usize, head: usize, narrow: bool) -> Result<f64> {
         let Copy { seeds, o, .. } = &self.copies[copy];
         let (one, [q, k, v]) = data::one_head(&self.problem, *seeds, head)?;
         let (n, d) = (one.seqlen_q, one.head_dim);
@@ -227,8 +229,9 @@ impl Jobs {
         rows.dedup();
         let o: Vec<f16> = super::case::read(o, head * n * d, n * d)?;
         let got: Vec<f64> = rows.iter().flat_map(|&row| &o[row * d..(row + 1) * d]).map(|x| x.to_f64()).collect();
-        let operands = reference::quantize(&one, &q, &k, &v)?;
-        let (want, bounds) = reference::gpu_bounds_rows(&one, &operands, DType::F16, &rows)?;
+        let scored = Scored::from(&one).with_narrow(narrow);
+        let operands = reference::quantize(scored, &q, &k, &v)?;
+        let (want, bounds) = reference::gpu_bounds_rows(scored, &operands, DType::F16, &rows)?;
         properties::within("o", &got, &want.o, &bounds.o, d)?;
         ensure!(!got.is_empty(), "no rows");
         let shares = got.iter().zip(&want.o).zip(&bounds.o).filter(|((got, want), _)| got != want);

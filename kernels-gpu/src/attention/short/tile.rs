@@ -154,6 +154,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize, const WHOLE: bool>(
             }
         });
         let tiles = K::HEAD_DIM / 8;
+        let exponents = Scheme::<MT>::of_rows(&exponents);
         let row = softmax.add_block::<Alone>(exponents, &p, acc, tiles, special, || scales, || tile.notes());
         update::<K, MT>(tile, block, has, &p, &row, acc);
     }

@@ -246,7 +246,15 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         let notes = || notes::<K, MT>(opaque(tid_x()));
         let tiles = K::HEAD_DIM_V / 8 / K::TEAM;
         let scales = || if K::AHEAD { vars.scales(block) } else { scales };
-        let row = softmax.add_block::<SharingTeam<K, MT>>(exponents, &p, acc, tiles, special, scales, notes);
+        let row = softmax.add_block::<SharingTeam<K, MT>>(
+            K::Softmax::of_rows(&exponents),
+            &p,
+            acc,
+            tiles,
+            special,
+            scales,
+            notes,
+        );
         output::update::<K, MT>(acc, &p, v, place.member, &row);
         next_special
     }

@@ -1,23 +1,26 @@
 //! The consumers: the loop of the paper on what the producers have brought.
 
+use super::front::{Block, Either, Front, Narrow, Wide};
 use super::producers::brought;
 use super::ring::{RingState, Rings};
 use super::scheduler_barrier::SchedulerBarrier;
 use super::tile_order::{QueryTile, TileOrder};
 use super::{Kernel, epilogue, output, scores};
+use crate::attention::KEY_STEPS;
 use crate::attention::lane::Lane;
 use crate::attention::output::{Accumulator, Probabilities};
-use crate::attention::softmax::{Alone, BlockScales, Notes, Softmax, SpecialBlock, warp_reach};
+use crate::attention::softmax::{Alone, BlockScales, Notes, Softmax, SpecialBlock, warp_reach, warp_scales};
 use crate::attention::window::Blocks;
-use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
+use crate::layout::{NARROW_LEAST, NARROW_MOST};
 use crate::params::AttentionParams;
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::global::ld_global_nc_f32;
+use crate::ptx::math::mul_rn_f32;
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, st_shared_f32};
-use crate::ptx::shuffle::first_lane;
+use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_f32, st_shared_v4_u32};
+use crate::ptx::shuffle::{first_lane, vote_any};
 use crate::ptx::special::tid_x;
 use crate::ptx::wgmma::{self, Products};
 use output::parts;
@@ -31,9 +34,9 @@ struct RingStates {
 }
 
 /// A warpgroup's rows of a query tile.
-struct Rows<'a, K> {
+pub(crate) struct Rows<'a, K> {
     params: &'a AttentionParams,
-    rings: &'a Rings<K>,
+    pub(super) rings: &'a Rings<K>,
     barrier: SchedulerBarrier<K>,
     /// Shared addresses of the tile's buffer and of the warpgroup's rows of Q in it.
     buffer: u32,
@@ -104,8 +107,9 @@ unsafe fn tile<K: Kernel>(
         if K::Softmax::SPECIAL {
             // Of all rows of the warpgroup: its warps issue `wgmma` together, and so take a block's branches together. In shared memory:
             // registers are what the loop is short of.
-            let reach = warp_reach(params, K::HEAD_DIM, rows.q_scales_of_two_rows(tid_x() % 32));
-            st_shared_f32(rings.reach(tid_x() / 32), reach);
+            let of_two_rows = rows.q_scales_of_two_rows(tid_x() % 32);
+            let (reach, [least, most]) = (warp_reach(params, K::HEAD_DIM, of_two_rows), warp_scales(of_two_rows));
+            st_shared_v4_u32(true, rings.reach(tid_x() / 32), [reach, least, most, 0.0].map(f32::to_bits));
             warp_sync();
         }
         let mut softmax = K::Softmax::new(params, q_scales, || [[0.0; 2]], || rows.notes());
@@ -163,64 +167,65 @@ impl<K: Kernel> Rows<'_, K> {
     ) {
         unsafe {
             // The scales came with K.
-            let special = K::Softmax::SPECIAL && K::Softmax::is_special(&self.scales(states.kv));
-            if K::HEAD_DIM < 128 && special {
-                self.add::<MORE>(softmax, acc, sums, states, index, true);
+            let narrow = K::Softmax::NARROW && self.is_narrow(states.kv);
+            if K::HEAD_DIM < 128 && narrow {
+                // Bodies of their own, where the registers do for more than one: branches within would keep its loads and exponentials
+                // from overlapping, which costs a fifth of the speed.
+                let block = Block { now: states.kv, index, narrow: true, special: false };
+                self.add::<Narrow, MORE>(softmax, acc, sums, states, block);
+                return;
+            }
+            let special = K::Softmax::SPECIAL && !narrow && K::Softmax::is_special(&self.scales(states.kv));
+            let block = |special| Block { now: states.kv, index, narrow, special };
+            if K::HEAD_DIM >= 128 && K::Softmax::NARROW {
+                self.add::<Either, MORE>(softmax, acc, sums, states, block(special));
+            } else if special {
+                self.add::<Wide, MORE>(softmax, acc, sums, states, block(true));
             } else {
-                // A body of its own, where the registers do for two: branches within would keep its loads and exponentials from
-                // overlapping, which costs a fifth of the speed.
-                self.add::<MORE>(softmax, acc, sums, states, index, K::HEAD_DIM >= 128 && special);
+                self.add::<Wide, MORE>(softmax, acc, sums, states, block(false));
             }
         }
     }
 
-    /// [`Self::block`], which is `special` for some row of the warp or for none.
+    /// Whether a block is narrow for the warpgroup's rows.
     #[inline(always)]
-    unsafe fn add<const MORE: bool>(
+    unsafe fn is_narrow(&self, state: RingState) -> bool {
+        unsafe {
+            let [_, v, unit, _] = ld_shared_v4_f32(self.rings.block_scales(state));
+            let [_, least, most, _] = ld_shared_v4_f32(self.rings.reach(opaque(tid_x()) / 32));
+            let within = mul_rn_f32(unit, least) >= NARROW_LEAST && mul_rn_f32(unit, most) <= NARROW_MOST;
+            vote_any(within && !v.is_nan())
+        }
+    }
+
+    /// [`Self::block`], which is as `block` says.
+    #[inline(always)]
+    unsafe fn add<F: Front<K>, const MORE: bool>(
         &self,
         softmax: &mut K::Softmax,
         acc: &mut Accumulator<1>,
         sums: &mut scores::Sums,
         states: &mut RingStates,
-        index: u32,
-        special: bool,
+        block: Block,
     ) {
         let (ring_k, ring_v) = (self.rings.k(), self.rings.v());
         unsafe {
-            let now = states.kv;
+            let now = block.now;
             // Early, so that the test's latency is hidden; d = 128 has no register in which to keep the answer until it is used.
             let v_there = K::HEAD_DIM < 128 && ring_v.test_full(now);
-            // Opaque: computed anew here, where the wait hides it, instead of kept in a register across the loop.
-            let factors = self.rings.factors(now) + 16 * (opaque(tid_x()) % 4);
-            sums.wait::<0>();
-            let mut scores = scores::take(softmax, sums, factors);
-            // Before the branches, which no load crosses.
-            let mut row_scales = K::Softmax::row_scales(|| self.notes());
-            if index >= self.blocks.full_to {
-                self.mask::<false>(&mut scores, index);
-            }
-            if index < self.blocks.full_from {
-                self.mask::<true>(&mut scores, index);
-            }
-            if special {
-                K::Softmax::special(&mut scores, &mut row_scales, &Alone, &Special { rows: self, now, block: index });
-            }
-            let exponents = softmax.exponents(&scores, row_scales, &Alone);
-            if special {
-                K::Softmax::note_exponents(&exponents, || self.notes());
-            }
+            let exponents = F::exponents(self, softmax, sums, block);
             ring_k.release(now, self.elected);
             let next = ring_k.next(now);
             let k_there = MORE && ring_k.test_full(next);
             self.barrier.await_turn();
             ring_v.wait_full_unless(v_there, now);
-            let (p, mut o) = self.products(softmax, &scores, &exponents, ring_v.address(now));
+            let (p, mut o) = self.products::<F>(softmax, &exponents, ring_v.address(now));
             let row = softmax.add_block::<Alone>(
-                exponents,
+                F::of_rows(&exponents),
                 &p,
                 acc,
                 K::HEAD_DIM / 8,
-                special,
+                block.special,
                 || self.scales(now),
                 || self.notes(),
             );
@@ -241,36 +246,35 @@ impl<K: Kernel> Rows<'_, K> {
         }
     }
 
-    /// Hides the scores of a block that lie before (`LEFT`) or behind the window of their row.
+    /// Calls `hide` for each row with where its window begins (`LEFT`) or ends in a block, counted from the lane's first key, if it does there
+    /// for some row.
     #[inline(always)]
-    fn mask<const LEFT: bool>(&self, scores: &mut <K::Softmax as Softmax<1>>::Scores, block: u32) {
+    pub(super) fn mask<const LEFT: bool>(&self, block: u32, mut hide: impl FnMut(usize, i32)) {
+        if if LEFT { block >= self.blocks.full_from } else { block < self.blocks.full_to } {
+            return;
+        }
         let (lane, window) = (self.find_lane(), self.read_tile().sequence.window(self.params));
         unroll!(0..2, |half| {
             // Opaque: where each row's window ends would be in registers across the loop.
             let row = Lane { row: opaque(lane.row), ..lane }.query(0, half);
-            let first = 2 * lane.quad as i32;
-            if LEFT {
-                K::Softmax::hide_before(scores, 0, half, window.first_in_block(row, block) - first, KEY_TILES);
-            } else {
-                K::Softmax::hide_from(scores, 0, half, window.end_in_block(row, block) - first, KEY_TILES);
-            }
+            let key = if LEFT { window.first_in_block(row, block) } else { window.end_in_block(row, block) };
+            hide(half, key - 2 * lane.quad as i32);
         });
     }
 
     /// P of a block, and its products with the V block at shared address `v`. The first part's start as P comes.
     #[inline(always)]
-    unsafe fn products(
+    unsafe fn products<F: Front<K>>(
         &self,
         softmax: &mut K::Softmax,
-        scores: &<K::Softmax as Softmax<1>>::Scores,
-        exponents: &<K::Softmax as Softmax<1>>::Exponents,
+        exponents: &F::Exponents,
         v: u32,
     ) -> (Probabilities<1>, [output::Sums; 2]) {
         let mut p = [[[0; 4]; KEY_STEPS]; 1];
         let mut o = [output::NONE; 2];
         unsafe {
             unroll!(0..KEY_STEPS, |step| {
-                p[0][step] = softmax.step(scores, exponents, step)[0];
+                p[0][step] = F::step(softmax, exponents, step);
                 output::step::<K>(&mut o[0], &mut p, step, v, 0);
                 if step == K::HANDOVER {
                     self.barrier.end_turn();
@@ -289,7 +293,7 @@ impl<K: Kernel> Rows<'_, K> {
 
     /// The scales of a block whose K has landed, and the reach of the warpgroup's rows.
     #[inline(always)]
-    unsafe fn scales(&self, state: RingState) -> BlockScales {
+    pub(super) unsafe fn scales(&self, state: RingState) -> BlockScales {
         if !K::Softmax::SPECIAL {
             return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
         }
@@ -304,6 +308,21 @@ impl<K: Kernel> Rows<'_, K> {
         unsafe { [[ld_shared_f32(at), ld_shared_f32(at + 32)]] }
     }
 
+    /// The unit of the scores of a narrow block, without the row's scale.
+    #[inline(always)]
+    pub(super) unsafe fn narrow_unit(&self, state: RingState) -> f32 {
+        unsafe { ld_shared_f32(self.rings.block_scales(state) + 8) }
+    }
+
+    /// The scales of the lane's two rows.
+    #[inline(always)]
+    pub(super) unsafe fn own_q_scales(&self) -> [f32; 2] {
+        let thread = opaque(tid_x());
+        let row = self.group * WARPGROUP_ROWS as u32 + 16 * (thread / 32 % 4) + thread % 32 / 4;
+        let at = self.buffer + sm90a::q_scale_offset(K::HEAD_DIM, K::WGS) as u32 + 4 * row;
+        unsafe { [ld_shared_f32(at), ld_shared_f32(at + 32)] }
+    }
+
     /// The scales of the warpgroup's rows `row` and `row + 32`.
     #[inline(always)]
     unsafe fn q_scales_of_two_rows(&self, row: u32) -> [f32; 2] {
@@ -314,7 +333,7 @@ impl<K: Kernel> Rows<'_, K> {
 
     /// Where the warp keeps its notes: from the row of the lane's quad on.
     #[inline(always)]
-    fn notes(&self) -> Notes {
+    pub(super) fn notes(&self) -> Notes {
         let thread = opaque(tid_x());
         let row = 16 * (thread / 32) + thread % 32 / 4;
         let own = self.rings.notes() + row * NOTE_BYTES as u32;
@@ -337,10 +356,10 @@ impl<K: Kernel> Rows<'_, K> {
 }
 
 /// What a special block needs, worked out anew where it is rare.
-struct Special<'a, K> {
-    rows: &'a Rows<'a, K>,
-    now: RingState,
-    block: u32,
+pub(super) struct Special<'a, K> {
+    pub rows: &'a Rows<'a, K>,
+    pub now: RingState,
+    pub block: u32,
 }
 
 impl<K: Kernel> SpecialBlock for Special<'_, K> {

@@ -5,10 +5,10 @@
 //! into rings in shared memory (`producers`, `ring`); the consumers run the loop of the paper on what has landed (`consumers`):
 //!
 //! ```text
-//! scores::take             S                 of the products started a block ago, both operands in shared memory
-//! mask                     S = -inf          where the window ends in the block
-//! softmax.exponents        m                 as on sm_80: a warp of a warpgroup has 16 rows in the fragments of mma.sync
-//! softmax.step             P                 32 keys at a time, when it is the warp's turn (`scheduler_barrier`)
+//! Front::exponents         S, m              of the products started a block ago, both operands in shared memory; hidden where the window
+//!                                            says so. In float16 as on sm_80, or in 16 bits (`front`): a warp of a warpgroup has 16 rows in
+//!                                            the fragments of mma.sync
+//! Front::step              P                 32 keys at a time, when it is the warp's turn (`scheduler_barrier`)
 //! output::step             P V               wgmma, P from registers, as soon as a step of P is there
 //! softmax.add_block        w, l              while that is under way
 //! output::add              O += w * (P V)
@@ -18,6 +18,7 @@
 mod consumers;
 mod entry;
 mod epilogue;
+mod front;
 mod output;
 mod producers;
 mod ring;

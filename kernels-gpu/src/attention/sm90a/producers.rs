@@ -15,6 +15,7 @@ use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::mbarrier;
 use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{st_shared_v2_u32, st_shared_v4_u32};
+use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x;
 
 /// The blocks of keys that are brought for a tile: those that any of its rows sees.
@@ -79,11 +80,18 @@ pub(crate) unsafe fn factors<K: Kernel>(params: &AttentionParams, rings: &Rings<
         while left > 0 {
             unsafe {
                 let scales = [0, 1, 8, 9].map(|key| ld_global_nc_f32(source.add(key)));
-                let shrink = K::Softmax::shrink(params, K::HEAD_DIM, ld_global_nc_f32(k_block));
+                let k_scale = ld_global_nc_f32(k_block);
+                let shrink = K::Softmax::shrink(params, K::HEAD_DIM, k_scale);
                 rings.k().wait_empty(k);
+                // NaN where they do not share a scale.
+                let other = vote_any(scales.iter().any(|&scale| scale != k_scale));
+                let unit = if other { f32::NAN } else { K::Softmax::narrow_unit(params, K::HEAD_DIM, k_scale) };
                 let common_factor = common_factor * shrink;
                 let factors = scales.map(|scale| K::Softmax::key_factor(common_factor, scale).to_bits());
                 st_shared_v4_u32(true, rings.factors(k) + 16 * lane, factors);
+                if K::Softmax::NARROW {
+                    st_shared_v2_u32(lane == 0, rings.block_scales(k) + 8, [unit.to_bits(), 0]);
+                }
                 mbarrier::arrive(rings.k().full(k));
                 k = rings.k().next(k);
                 source = source.add(KV_BLOCK);

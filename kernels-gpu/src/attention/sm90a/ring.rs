@@ -180,10 +180,10 @@ impl<K: Kernel> Rings<K> {
         first + (2 * k.slot + k.parity) * sm90a::BLOCK_SCALES_BYTES as u32
     }
 
-    /// Shared address of the reach of the rows of a warp.
+    /// Shared address of what a warp keeps of its warpgroup's rows: their reach, their least and their largest scale.
     #[inline(always)]
     pub(crate) fn reach(&self, warp: u32) -> u32 {
-        self.base + sm90a::reach_offset(K::HEAD_DIM, K::WGS, K::SLOTS) as u32 + 4 * warp
+        self.base + sm90a::reach_offset(K::HEAD_DIM, K::WGS, K::SLOTS) as u32 + sm90a::REACH_BYTES as u32 * warp
     }
 
     /// Shared address of the warps' words for special blocks.

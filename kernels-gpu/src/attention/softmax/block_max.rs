@@ -1,7 +1,9 @@
 //! The default scheme: P in u8, scaled by the row's maximum inside the block; float16 exponentials; integer row sums.
 //!
-//! Blocks whose scores are beyond float16, or whose values have scales of their own, are in `special`.
+//! Blocks whose scores are beyond float16, or whose values have scales of their own, are in `special`; those whose keys share a scale, on
+//! GPUs that have the instructions, in `narrow`.
 
+pub(crate) mod narrow;
 mod special;
 
 use super::{
@@ -11,7 +13,7 @@ use crate::attention::epilogue::Finished;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::sequence::Sequence;
 use crate::attention::{KEY_STEPS, KEY_TILES};
-use crate::layout::{KV_BLOCK, SCORE_RANGE, SCORE_UNIT, V_OFFSET, V_ROTATION, rotation, row_reach};
+use crate::layout::{KV_BLOCK, NARROW_STEP, SCORE_RANGE, SCORE_UNIT, V_OFFSET, V_ROTATION, rotation, row_reach};
 use crate::params::AttentionParams;
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::global::ld_global_nc_f32;
@@ -155,18 +157,36 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
     }
 }
 
-/// Selectors of `prmt` that take these halves of a pair of scores, and the other ones from minus infinity.
+/// Makes the scores of a row against the keys from `keys` on `hidden`, counted from the lane's first.
+#[inline(always)]
+fn hide_from(scores: &mut [u32; KEY_TILES], tiles: usize, hidden: u32, keys: i32) {
+    hide(scores, tiles, hidden, |tile| {
+        let keys = keys - (8 * tile) as i32;
+        selp_b32(keys > 1, BOTH, selp_b32(keys > 0, LOW, NEITHER))
+    });
+}
+
+/// The same of the keys before `keys`.
+#[inline(always)]
+fn hide_before(scores: &mut [u32; KEY_TILES], tiles: usize, hidden: u32, keys: i32) {
+    hide(scores, tiles, hidden, |tile| {
+        let keys = keys - (8 * tile) as i32;
+        selp_b32(keys < 1, BOTH, selp_b32(keys < 2, HIGH, NEITHER))
+    });
+}
+
+/// Selectors of `prmt` that take these halves of a pair of scores, and the other ones from what hides.
 const BOTH: u32 = 0x3210;
 const LOW: u32 = 0x7610;
 const HIGH: u32 = 0x3254;
 const NEITHER: u32 = 0x7654;
 
-/// Makes the scores of a row minus infinity but for the halves that `visible` selects in each of its `tiles` tiles.
+/// Makes the scores of a row `hidden`, a pair, but for the halves that `visible` selects in each of its `tiles` tiles.
 #[inline(always)]
-fn hide(scores: &mut [u32; KEY_TILES], tiles: usize, visible: impl Fn(usize) -> u32) {
+fn hide(scores: &mut [u32; KEY_TILES], tiles: usize, hidden: u32, visible: impl Fn(usize) -> u32) {
     unroll!(0..KEY_TILES, |tile| {
         if tile < tiles {
-            scores[tile] = prmt(scores[tile], NEG_INFINITY, visible(tile));
+            scores[tile] = prmt(scores[tile], hidden, visible(tile));
         }
     });
 }
@@ -193,10 +213,13 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
     /// The rows' scales over [`SCORE_UNIT`], as pairs of equal float16; 1 where a block is special for the row.
     type RowScales = [[u32; 2]; MT];
     type Exponents = Exponents<MT>;
+    /// The block's exponents.
+    type OfRows = [[f32; 2]; MT];
     /// The block's weight against the reference exponent.
     type Row = [[f32; 2]; MT];
 
     const SPECIAL: bool = true;
+    const NARROW: bool = LANE_SUMS;
 
     #[inline(always)]
     unsafe fn new(
@@ -264,18 +287,12 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
 
     #[inline(always)]
     fn hide_from(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32, tiles: usize) {
-        hide(&mut scores[mt][half], tiles, |tile| {
-            let keys = keys - (8 * tile) as i32;
-            selp_b32(keys > 1, BOTH, selp_b32(keys > 0, LOW, NEITHER))
-        });
+        hide_from(&mut scores[mt][half], tiles, NEG_INFINITY, keys);
     }
 
     #[inline(always)]
     fn hide_before(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32, tiles: usize) {
-        hide(&mut scores[mt][half], tiles, |tile| {
-            let keys = keys - (8 * tile) as i32;
-            selp_b32(keys < 1, BOTH, selp_b32(keys < 2, HIGH, NEITHER))
-        });
+        hide_before(&mut scores[mt][half], tiles, NEG_INFINITY, keys);
     }
 
     #[inline(always)]
@@ -292,6 +309,34 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
     #[inline(always)]
     unsafe fn note_exponents(exponents: &Self::Exponents, notes: impl Fn() -> Notes) {
         unsafe { Self::note_exponents(&exponents.minus_m, notes()) };
+    }
+
+    #[inline(always)]
+    fn of_narrow(exponents: narrow::Exponents) -> (Self::Scores, Self::Exponents) {
+        let mut scores = Self::empty();
+        unroll!(0..2, |half| {
+            unroll!(0..KEY_TILES, |tile| {
+                scores[0][half][tile] = exponents.score(half, tile);
+            });
+        });
+        let (unit, offset) = exponents.factors();
+        (scores, Exponents { minus_m: [offset; MT], row_scales: [unit; MT] })
+    }
+
+    #[inline(always)]
+    fn of_narrow_rows(exponents: [f32; 2]) -> Self::OfRows {
+        [exponents; MT]
+    }
+
+    #[inline(always)]
+    fn of_rows(exponents: &Self::Exponents) -> Self::OfRows {
+        let mut rows = [[0.0; 2]; MT];
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
+                rows[mt][half] = -cvt_f32_f16_low(exponents.minus_m[mt][half]);
+            });
+        });
+        rows
     }
 
     #[inline(always)]
@@ -312,6 +357,11 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
         let largest = row_reach(head_dim, score_factor(params, head_dim), SCORE_UNIT) * k_block_scale;
         let exponent = (largest.to_bits() >> 23) as i32 - 127;
         if largest > SCORE_RANGE { f32::from_bits(((14 - exponent + 127) as u32) << 23) } else { 1.0 }
+    }
+
+    #[inline(always)]
+    fn narrow_unit(params: &AttentionParams, head_dim: usize, k_scale: f32) -> f32 {
+        mul_rn_f32(k_scale, mul_rn_f32(score_factor(params, head_dim), NARROW_STEP))
     }
 
     #[inline(always)]
@@ -345,7 +395,7 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
     #[inline(always)]
     unsafe fn add_block<T: Team<MT>>(
         &mut self,
-        exponents: Self::Exponents,
+        of_rows: Self::OfRows,
         p: &Probabilities<MT>,
         acc: &mut Accumulator<MT>,
         tiles: usize,
@@ -360,12 +410,7 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
                 codes[mt] = lane_sums(&p[mt]);
             });
         }
-        let mut max = [[0.0; 2]; MT];
-        unroll!(0..MT, |mt| {
-            unroll!(0..2, |half| {
-                max[mt][half] = -cvt_f32_f16_low(exponents.minus_m[mt][half]);
-            });
-        });
+        let mut max = of_rows;
         if !LANE_SUMS {
             unroll!(0..MT, |mt| {
                 codes[mt] = unsafe { quad_sums(&p[mt]) };

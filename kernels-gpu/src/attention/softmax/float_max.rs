@@ -49,6 +49,7 @@ pub(crate) struct Mixed<const MT: usize> {
 }
 
 /// What P of a block is made with.
+#[derive(Clone, Copy)]
 pub(crate) struct Exponents<const MT: usize> {
     /// The largest score of each row, of a mixed block with the logarithm of its value's scale and less the block's exponent; 0 where
     /// the row sees no key.
@@ -88,6 +89,7 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
     type Scores = FloatScores<MT>;
     type RowScales = Mixed<MT>;
     type Exponents = Exponents<MT>;
+    type OfRows = Exponents<MT>;
     /// The block's weight against the reference exponent.
     type Row = [[f32; 2]; MT];
 
@@ -270,9 +272,14 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
     }
 
     #[inline(always)]
+    fn of_rows(exponents: &Self::Exponents) -> Self::OfRows {
+        *exponents
+    }
+
+    #[inline(always)]
     unsafe fn add_block<T: Team<MT>>(
         &mut self,
-        exponents: Self::Exponents,
+        exponents: Self::OfRows,
         p: &Probabilities<MT>,
         acc: &mut Accumulator<MT>,
         tiles: usize,

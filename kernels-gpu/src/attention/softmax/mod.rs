@@ -5,7 +5,7 @@ mod block_max;
 mod float_max;
 mod paper;
 
-pub(crate) use block_max::{BlockMax, NEG_INFINITY, score_factor};
+pub(crate) use block_max::{BlockMax, NEG_INFINITY, narrow, score_factor};
 #[cfg(kernels = "sm80")]
 pub(crate) use float_max::FloatMax;
 pub(crate) use paper::Paper;
@@ -14,10 +14,10 @@ use super::epilogue::{self, Finished};
 use super::output::{Accumulator, Probabilities};
 use super::sequence::Sequence;
 use super::{KEY_STEPS, KEY_TILES};
-use crate::layout::row_reach;
+use crate::layout::{narrow_scale, row_reach};
 use crate::params::AttentionParams;
 use crate::ptx::barrier::warp_sync;
-use crate::ptx::math::{cvt_rn_f32_s32, dp4a_u32_u32, ex2_approx_ftz_f32, fma_rn_f32, max_f32, mul_rn_f32};
+use crate::ptx::math::{cvt_rn_f32_s32, dp4a_u32_u32, ex2_approx_ftz_f32, fma_rn_f32, max_f32, min_f32, mul_rn_f32};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::shfl_bfly;
 
@@ -106,9 +106,11 @@ pub(crate) trait Softmax<const MT: usize>: Sized {
     /// The scores of one block in registers.
     type Scores;
     /// The rows' factors of scores.
-    type RowScales;
-    /// What [`Self::add_block`] needs of each row.
+    type RowScales: Copy;
+    /// What P of a block is made with.
     type Exponents;
+    /// And what of it [`Self::add_block`] needs.
+    type OfRows: Copy;
     /// What the output update needs of each row.
     type Row;
 
@@ -116,6 +118,8 @@ pub(crate) trait Softmax<const MT: usize>: Sized {
     const SPECIAL: bool;
     /// Whether a block is special by its scores, which may be beyond their type.
     const LOUD: bool = Self::SPECIAL;
+    /// Whether it has narrow blocks.
+    const NARROW: bool = false;
     /// Whether its scores have the share of K's offset.
     const BIASED: bool = false;
 
@@ -172,6 +176,11 @@ pub(crate) trait Softmax<const MT: usize>: Sized {
     /// its scores in their type.
     fn shrink(params: &AttentionParams, head_dim: usize, k_block_scale: f32) -> f32;
 
+    /// The unit of a narrow block's scores, without the row's scale.
+    fn narrow_unit(_: &AttentionParams, _head_dim: usize, _k_scale: f32) -> f32 {
+        f32::NAN
+    }
+
     /// Whether a block is special for any row of the warp.
     ///
     /// # Safety
@@ -212,7 +221,7 @@ pub(crate) trait Softmax<const MT: usize>: Sized {
     /// Adds a block to the row sums, a special one with its notes. Rescales the `tiles` tiles of the output where a row's reference exponent moves.
     unsafe fn add_block<T: Team<MT>>(
         &mut self,
-        exponents: Self::Exponents,
+        of_rows: Self::OfRows,
         p: &Probabilities<MT>,
         acc: &mut Accumulator<MT>,
         tiles: usize,
@@ -220,6 +229,19 @@ pub(crate) trait Softmax<const MT: usize>: Sized {
         scales: impl Fn() -> BlockScales,
         notes: impl Fn() -> Notes,
     ) -> Self::Row;
+
+    /// Scores and exponents of a narrow block as those of any other.
+    fn of_narrow(_: narrow::Exponents) -> (Self::Scores, Self::Exponents) {
+        unreachable!("a scheme without narrow blocks")
+    }
+
+    /// What [`Self::add_block`] needs to know of a block's rows.
+    fn of_rows(exponents: &Self::Exponents) -> Self::OfRows;
+
+    /// The same of a narrow block, whose rows have these exponents.
+    fn of_narrow_rows(_: [f32; 2]) -> Self::OfRows {
+        unreachable!("a scheme without narrow blocks")
+    }
 
     /// The output element after a block, of which `sum` is P times the bytes of V.
     fn accumulate(o: f32, sum: i32, row: &Self::Row, mt: usize, half: usize) -> f32;
@@ -311,6 +333,32 @@ pub(crate) fn value_weight(v_block_scale: f32, v_unit: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn reciprocal_of_power(power: f32) -> f32 {
     f32::from_bits((254 << 23) - power.to_bits())
+}
+
+/// The least [`narrow_scale`] of rows with these scales, a few in each lane of the warp, and the largest scale.
+///
+/// # Safety
+/// In whole warps.
+#[inline(always)]
+pub(crate) unsafe fn warp_scales<const N: usize>(q_scale: [f32; N]) -> [f32; 2] {
+    let (mut least, mut most) = (f32::INFINITY, 0.0);
+    unroll!(0..N, |i| {
+        least = min_f32(least, narrow_scale(q_scale[i]));
+        most = max_f32(most, q_scale[i]);
+    });
+    // SAFETY: the caller's.
+    let both = |least: f32, most: f32, other: [u32; 2]| {
+        let [least_there, most_there] = other.map(f32::from_bits);
+        (min_f32(least, least_there), max_f32(most, most_there))
+    };
+    unsafe {
+        (least, most) = both(least, most, [shfl_bfly::<1>(least.to_bits()), shfl_bfly::<1>(most.to_bits())]);
+        (least, most) = both(least, most, [shfl_bfly::<2>(least.to_bits()), shfl_bfly::<2>(most.to_bits())]);
+        (least, most) = both(least, most, [shfl_bfly::<4>(least.to_bits()), shfl_bfly::<4>(most.to_bits())]);
+        (least, most) = both(least, most, [shfl_bfly::<8>(least.to_bits()), shfl_bfly::<8>(most.to_bits())]);
+        (least, most) = both(least, most, [shfl_bfly::<16>(least.to_bits()), shfl_bfly::<16>(most.to_bits())]);
+    }
+    [least, most]
 }
 
 /// The largest [`row_reach`] of rows with these scales, a few in each lane of the warp.

@@ -37,6 +37,7 @@ impl<const MT: usize> Softmax<MT> for Paper<MT> {
     type RowScales = ();
     /// `2^(old maximum - new maximum)`.
     type Exponents = [[f32; 2]; MT];
+    type OfRows = [[f32; 2]; MT];
     type Row = [[f32; 2]; MT];
 
     const SPECIAL: bool = false;
@@ -178,9 +179,14 @@ impl<const MT: usize> Softmax<MT> for Paper<MT> {
     }
 
     #[inline(always)]
+    fn of_rows(exponents: &Self::Exponents) -> Self::OfRows {
+        *exponents
+    }
+
+    #[inline(always)]
     unsafe fn add_block<T: Team<MT>>(
         &mut self,
-        exponents: Self::Exponents,
+        exponents: Self::OfRows,
         p: &Probabilities<MT>,
         _: &mut Accumulator<MT>,
         _: usize,

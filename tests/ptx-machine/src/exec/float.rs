@@ -130,8 +130,9 @@ fn single(op: &Float, registers: &mut Registers, mask: u32) {
     }
 }
 
+/// -0 becomes 0 as well (seen on an H200).
 fn relu(x: f64) -> f64 {
-    if x < 0.0 { 0.0 } else { x }
+    if x <= 0.0 { 0.0 } else { x }
 }
 
 fn double(op: &Float, registers: &mut Registers, mask: u32) {
