@@ -31,9 +31,6 @@ pub(crate) trait Element {
     /// A vector of the first [`LANES`](Self::LANES) of `values`, rounded to nearest even.
     fn pack(values: &[f32; 8]) -> Vector;
 
-    /// Whether the type holds powers of two far beyond float16's.
-    const WIDE: bool;
-
     /// [`pack`](Self::pack), with the largest finite magnitude for what is beyond it.
     fn pack_finite(values: &[f32; 8]) -> Vector;
 
@@ -69,8 +66,6 @@ impl Element for F16 {
             cvt_rn_f16x2_f32(x[7], x[6]),
         ]
     }
-
-    const WIDE: bool = false;
 
     #[inline(always)]
     fn pack_finite(x: &[f32; 8]) -> Vector {
@@ -112,8 +107,6 @@ impl Element for Bf16 {
         ]
     }
 
-    const WIDE: bool = true;
-
     #[inline(always)]
     fn pack_finite(x: &[f32; 8]) -> Vector {
         [
@@ -148,8 +141,6 @@ impl Element for F32 {
     fn pack(x: &[f32; 8]) -> Vector {
         [x[0].to_bits(), x[1].to_bits(), x[2].to_bits(), x[3].to_bits()]
     }
-
-    const WIDE: bool = true;
 
     #[inline(always)]
     fn pack_finite(x: &[f32; 8]) -> Vector {

@@ -82,7 +82,7 @@ pub const fn narrow_polynomials(head_dim: usize) -> u32 {
     if head_dim == 64 { NARROW_POLYNOMIALS } else { 0 }
 }
 
-const NARROW_POLYNOMIALS: u32 = 0;
+const NARROW_POLYNOMIALS: u32 = 0b1000_1000;
 /// The polynomial `(c2 f + c1) f + c0`, near `2^(f - 10)` for f within half of 0: bits of float16.
 pub const NARROW_POLYNOMIAL: [u16; 3] = [0x1400, 0x11a0, 0x0bb1];
 

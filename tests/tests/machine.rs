@@ -1,6 +1,6 @@
 //! Every shipped kernel on the PTX machine, against the CPU reference.
 
-use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme};
+use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, Scored, TensorLayout, Window, reference};
 use int_flash_attention_kernels::config::{self, Family, MODULES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{
@@ -177,6 +177,29 @@ fn awkward_lengths_on_hopper_match_the_reference() {
                     .unwrap_or_else(|error| panic!("{} {seqlen_q}/{seqlen_kv}: {error:#}", variant.name));
             }
         }
+    }
+}
+
+/// A head whose unit is beyond what float16 holds, and rows that see none of its loud values.
+#[test]
+fn quiet_rows_of_a_head_with_loud_values_are_what_they_are() {
+    let simulator = Simulator::new();
+    for dtype in [DType::F16, DType::BF16, DType::F32] {
+        let window = Window { left: Some(0), right: Some(0) };
+        let problem = AttentionProblem::new(1, 1, 1, 7, 7, 32).with_window(window);
+        let tensor = |of: fn(usize, usize) -> f32| {
+            let layout = TensorLayout::bhnd(problem.q_shape());
+            HostTensor::from_fn(DType::F32, layout, |_, _, n, d| of(n, d)).unwrap()
+        };
+        let q = tensor(|n, d| (n + d) as f32 / 32.0);
+        let v = tensor(|n, d| if n == 0 { 1e12 } else { d as f32 - n as f32 });
+        let operands = reference::quantize(&problem, &q, &q, &v).unwrap();
+        let (want, bounds) = reference::ideal_bounds(&problem, &operands, dtype).unwrap();
+        let out = TensorLayout::bhnd(problem.o_shape());
+        let (o, _) = simulator.attention(&Scored::from(&problem), &operands, &out, dtype, false).unwrap();
+        let rest = problem.head_dim..;
+        properties::within("o", &o.dense_f64()[rest.clone()], &want.o[rest.clone()], &bounds.o[rest], problem.head_dim)
+            .unwrap_or_else(|error| panic!("{dtype}: {error:#}"));
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct Finished {
     /// [`V_OFFSET`](crate::layout::V_OFFSET) times the sum of the row's weights: what V's bytes, which are so much larger than its
     /// codes, have added to the row.
     pub offset: f32,
-    /// A power of two that types with float32's exponents have beyond what `factor` holds; 1 but for values that float16 has not.
+    /// A power of two beyond what `factor` holds; 1 but for values that float16 has not.
     pub rest: f32,
     /// Whether four neighbouring dims are to be rotated back.
     pub rotated: bool,
@@ -35,7 +35,7 @@ impl Finished {
 
     /// A lane's neighbouring elements of the output, given their sums.
     #[inline(always)]
-    pub(crate) fn output<E: Element>(&self, sums: [f32; NEIGHBOURS]) -> [f32; NEIGHBOURS] {
+    pub(crate) fn output(&self, sums: [f32; NEIGHBOURS]) -> [f32; NEIGHBOURS] {
         let mut o = sums.map(|sum| fma_rn_f32(sum, self.factor, -self.offset));
         if self.rotated {
             unroll!(0..NEIGHBOURS / V_ROTATION, |i| {
@@ -46,7 +46,8 @@ impl Finished {
                 });
             });
         }
-        if E::WIDE { o.map(|o| o * self.rest) } else { o }
+        // Float16 too: what a sink, or a quiet key, has left of a loud head's values may be any of its numbers.
+        o.map(|o| o * self.rest)
     }
 }
 

@@ -7,7 +7,9 @@ use super::sequence::Sequence;
 use super::softmax::FloatScores;
 use crate::layout::BIAS_HIDES;
 use crate::params::{AttentionParams, ScoreParams, dtype, mask_kind};
-use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u8_if, ld_global_nc_u16_if, ld_global_nc_u32_if};
+use crate::ptx::global::{
+    ld_global_nc_f32, ld_global_nc_u8_if, ld_global_nc_u16, ld_global_nc_u16_if, ld_global_nc_u32, ld_global_nc_u32_if,
+};
 use crate::ptx::math::{
     add_rn_f32, cvt_f32_f16_low, cvt_rn_f32_s32, ex2_approx_ftz_f32, fma_rn_f32, mul_rn_f32, rcp_approx_ftz_f32,
 };
@@ -57,16 +59,39 @@ impl<const MT: usize> ScoreMod<FloatScores<MT>> for General {
                 scored.alibi(scores);
             }
             if !score.bias.is_null() {
-                match score.bias_dtype {
-                    dtype::F16 => scored.bias(scores, 2, |is, at| cvt_f32_f16_low(ld_global_nc_u16_if(is, at))),
-                    dtype::BF16 => scored.bias(scores, 2, |is, at| f32::from_bits(ld_global_nc_u16_if(is, at) << 16)),
-                    _ => scored.bias(scores, 4, |is, at| f32::from_bits(ld_global_nc_u32_if(is, at))),
+                let whole = scored.whole() && is_aligned(score.bias.address(), &score.bias_strides, 4, 2);
+                let bf16 = |bits: u32| f32::from_bits(bits << 16);
+                match (score.bias_dtype, whole) {
+                    (dtype::F16, true) => scored.bias(scores, 2, |at, _| {
+                        let both = ld_global_nc_u32(at);
+                        [cvt_f32_f16_low(both), cvt_f32_f16_low(both >> 16)]
+                    }),
+                    (dtype::BF16, true) => scored.bias(scores, 2, |at, _| {
+                        let both = ld_global_nc_u32(at);
+                        [bf16(both), f32::from_bits(both & 0xffff_0000)]
+                    }),
+                    (dtype::F16, false) => scored.bias(scores, 2, |at, is| {
+                        [0, 1].map(|i| cvt_f32_f16_low(ld_global_nc_u16_if(is[i], at.wrapping_add(2 * i))))
+                    }),
+                    (dtype::BF16, false) => scored.bias(scores, 2, |at, is| {
+                        [0, 1].map(|i| bf16(ld_global_nc_u16_if(is[i], at.wrapping_add(2 * i))))
+                    }),
+                    _ => scored.bias(scores, 4, |at, is| {
+                        [0, 1].map(|i| f32::from_bits(ld_global_nc_u32_if(is[i], at.wrapping_add(4 * i))))
+                    }),
                 }
             }
             if !score.mask.is_null() {
+                let aligned = |bytes: u64| is_aligned(score.mask.address(), &score.mask_strides, bytes, bytes as i64);
                 match score.mask_kind {
+                    mask_kind::BITS if scored.whole() && aligned(4) => scored.mask_of_words(scores),
                     mask_kind::BITS => scored.mask_of_bits(scores),
-                    _ => scored.mask_of_bytes(scores),
+                    _ if scored.whole() && aligned(2) => scored.mask_of_bytes(scores, |at, _| {
+                        let both = ld_global_nc_u16(at);
+                        [both & 0xff, both >> 8]
+                    }),
+                    _ => scored
+                        .mask_of_bytes(scores, |at, is| [0, 1].map(|i| ld_global_nc_u8_if(is[i], at.wrapping_add(i)))),
                 }
             }
         }
@@ -100,6 +125,12 @@ fn hidden_unless(seen: bool, y: f32) -> f32 {
     f32::from_bits(selp_b32(seen, y.to_bits(), f32::NEG_INFINITY.to_bits()))
 }
 
+/// Whether all rows of a tensor begin at multiples of so many bytes, which are so many elements.
+#[inline(always)]
+fn is_aligned(address: u64, strides: &[i64; 3], bytes: u64, elements: i64) -> bool {
+    address % bytes == 0 && (strides[0] | strides[1] | strides[2]) % elements == 0
+}
+
 #[inline(always)]
 const fn least(a: u32, b: u32) -> u32 {
     if a < b { a } else { b }
@@ -110,6 +141,12 @@ impl Scored<'_> {
     #[inline(always)]
     fn has(&self, tile: usize) -> bool {
         tile < self.tiles
+    }
+
+    /// Whether all keys of the warp's tiles are there: the same for the whole warp.
+    #[inline(always)]
+    fn whole(&self) -> bool {
+        self.first_key / 8 * 8 + 8 * self.tiles as u32 <= self.sequence.seqlen_kv
     }
 
     /// Keys from the lane's first one to the last that there is; none where that is before it.
@@ -150,13 +187,13 @@ impl Scored<'_> {
         });
     }
 
-    /// The bias, of elements of `bytes` bytes that `read` reads.
+    /// The bias, of elements of `bytes` bytes: `read` reads two neighbours, given the first one's address and which of them are there.
     #[inline(always)]
     unsafe fn bias<const MT: usize>(
         &self,
         scores: &mut FloatScores<MT>,
         bytes: i64,
-        read: impl Fn(bool, *const u8) -> f32,
+        read: impl Fn(*const u8, [bool; 2]) -> [f32; 2],
     ) {
         let ScoreParams { bias, bias_strides, .. } = &self.params.score;
         let (first, keys) = (self.first_key as usize * bytes as usize, self.keys());
@@ -166,9 +203,10 @@ impl Scored<'_> {
                 let own = row.wrapping_add(first);
                 unroll!(0..KEY_TILES, |tile| {
                     if self.has(tile) {
+                        let at = own.wrapping_add(8 * tile * bytes as usize);
+                        let both = read(at, [0, 1].map(|i| 8 * tile as i32 + i < keys));
                         unroll!(0..2, |i| {
-                            let key = 8 * tile + i;
-                            let bias = read((key as i32) < keys, own.wrapping_add(key * bytes as usize));
+                            let bias = both[i];
                             let y = &mut scores[mt][half][tile][i];
                             let biased = fma_rn_f32(bias, core::f32::consts::LOG2_E, *y);
                             // Not `bias >= BIAS_HIDES`: one that is no number makes the score none.
@@ -181,7 +219,11 @@ impl Scored<'_> {
     }
 
     #[inline(always)]
-    unsafe fn mask_of_bytes<const MT: usize>(&self, scores: &mut FloatScores<MT>) {
+    unsafe fn mask_of_bytes<const MT: usize>(
+        &self,
+        scores: &mut FloatScores<MT>,
+        read: impl Fn(*const u8, [bool; 2]) -> [u32; 2],
+    ) {
         let ScoreParams { mask, mask_strides, .. } = &self.params.score;
         let (first, keys) = (self.first_key as usize, self.keys());
         unroll!(0..MT, |mt| {
@@ -190,11 +232,33 @@ impl Scored<'_> {
                 let own = row.wrapping_add(first);
                 unroll!(0..KEY_TILES, |tile| {
                     if self.has(tile) {
+                        let keep = read(own.wrapping_add(8 * tile), [0, 1].map(|i| 8 * tile as i32 + i < keys));
                         unroll!(0..2, |i| {
-                            let key = 8 * tile + i;
-                            let keep = unsafe { ld_global_nc_u8_if((key as i32) < keys, own.wrapping_add(key)) };
                             let y = &mut scores[mt][half][tile][i];
-                            *y = hidden_unless(keep != 0, *y);
+                            *y = hidden_unless(keep[i] != 0, *y);
+                        });
+                    }
+                });
+            });
+        });
+    }
+
+    /// Packed bits, four n8 tiles a word.
+    #[inline(always)]
+    unsafe fn mask_of_words<const MT: usize>(&self, scores: &mut FloatScores<MT>) {
+        let ScoreParams { mask, mask_strides, .. } = &self.params.score;
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
+                let row = mask.ptr().wrapping_offset(self.row(mask_strides, mt, half) as isize);
+                let own = row.wrapping_add(self.first_key as usize / 8);
+                unroll!(0..KEY_TILES / 4, |word| {
+                    if self.has(4 * word) {
+                        let bits = unsafe { ld_global_nc_u32(own.wrapping_add(4 * word)) } >> (self.first_key % 8);
+                        unroll!(0..4, |tile| {
+                            unroll!(0..2, |i| {
+                                let y = &mut scores[mt][half][4 * word + tile][i];
+                                *y = hidden_unless(bits & (1 << (8 * tile + i)) != 0, *y);
+                            });
                         });
                     }
                 });

@@ -88,7 +88,9 @@ impl Places {
                 return Ok(array);
             }
             let before = offset(strides, [batches, heads, 0]);
-            let array = memory.alloc(before + bytes.len() as u64, size);
+            // As an allocator gives it, or not aligned to more than an element: kernels may read several at a time.
+            let align = if (bytes.len() as u64 / size).is_multiple_of(3) { size } else { 256 };
+            let array = memory.alloc(before + bytes.len() as u64, align);
             memory.write(array.offset(before), bytes)?;
             Ok(array)
         };

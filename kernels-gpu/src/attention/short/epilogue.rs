@@ -53,7 +53,7 @@ impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
                     unroll!(0..NEIGHBOURS, |i| {
                         sums[i] = self.acc.o[mt][TILES * group + i / 2][2 * half + i % 2];
                     });
-                    let o = finished.output::<E>(sums);
+                    let o = finished.output(sums);
                     let address = first.wrapping_add(V_GROUP * group * E::BYTES);
                     unsafe { store_neighbours::<E, WHOLE>(row < params.seqlen_q, address, &o, finished.seen) };
                 });

@@ -61,7 +61,7 @@ impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
                     unroll!(0..NEIGHBOURS, |i| {
                         sums[i] = self.acc.o[mt][TILES * group + i / 2][2 * half + i % 2];
                     });
-                    let o = finished.output::<E>(sums);
+                    let o = finished.output(sums);
                     let address = first.wrapping_add(V_GROUP * group * E::BYTES);
                     let inside =
                         row < self.place.sequence.seqlen_q && has_dim(self.params, first_dim + V_GROUP * group);

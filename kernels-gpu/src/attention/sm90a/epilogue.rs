@@ -62,7 +62,7 @@ impl<K: Kernel> OutputRows for Warp<'_, K> {
                 unroll!(0..NEIGHBOURS, |i| {
                     sums[i] = self.acc.o[0][TILES * group + i / 2][2 * half + i % 2];
                 });
-                let o = self.finished[half].output::<E>(sums);
+                let o = self.finished[half].output(sums);
                 let inside = rows[half] < self.sequence.seqlen_q && has_dim(self.params, column + V_GROUP * group);
                 let address = first[half].wrapping_add(V_GROUP * group * E::BYTES);
                 unsafe { store_neighbours::<E, WHOLE>(inside, address, &o, self.finished[half].seen) };
