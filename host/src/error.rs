@@ -144,6 +144,28 @@ pub enum Error {
         allowed: Vec<usize>,
     },
 
+    /// A head dimension that pages with V in 4 bits do not have.
+    #[error(
+        "pages with V in 4 bits were asked for with head_dim {given}; they have head dims {allowed:?}: keep V in 8 bits (v4_pages 0)"
+    )]
+    V4HeadDim {
+        /// The head dimension given.
+        given: usize,
+        /// Those that there are.
+        allowed: Vec<usize>,
+    },
+
+    /// A cache with other pages in 4 bits than a decode was planned for.
+    #[error(
+        "{given} pages of the cache have V in 4 bits; the problem was made for {planned}: set v4_pages to the cache's"
+    )]
+    V4Pages {
+        /// Those of the cache.
+        given: usize,
+        /// Those of the problem.
+        planned: usize,
+    },
+
     /// A job that was asked of a kernel for short K and V, which has other problems.
     #[error(
         "the kernels for short K and V have head dims {allowed:?}, the default scheme, V's head dim that of K, sequences of equal \
@@ -241,7 +263,8 @@ pub enum Error {
 
     /// A pool of a paged cache that is not of whole pages, or of too many.
     #[error(
-        "a pool of {given} bytes was given; it has to be a whole number of pages of {page} bytes, at most {max} of them"
+        "a pool of {given} bytes was given; besides its pages with V in 4 bits it has to be a whole number of pages of {page} bytes, at most {max} of \
+         all"
     )]
     Pool {
         /// Bytes given.

@@ -55,6 +55,8 @@ mod shape;
 mod tensor;
 mod view;
 
+#[doc(hidden)]
+pub use cache::PageCopy;
 pub use cache::{AppendProblem, CacheFormat, CacheShape, GatherProblem, HostCache, HostTables, KvCache, PageTables};
 #[cfg(feature = "cudarc")]
 pub use cudarc_interop::{CudarcSlice, CudarcSliceMut};

@@ -55,7 +55,13 @@ fn pages_of_attentions_blocks_give_what_attention_gives() {
         let (pages, block_table) = pages(&problem, &operands);
         let table_stride = kv_blocks(seqlen_kv);
         let seqlens_kv = [seqlen_kv as u32; 2];
-        let cache = HostPagedKv { pages: &*pages, block_table: &*block_table, table_stride, seqlens_kv: &seqlens_kv };
+        let cache = HostPagedKv {
+            pages: &*pages,
+            v4_pages: 0,
+            block_table: &*block_table,
+            table_stride,
+            seqlens_kv: &seqlens_kv,
+        };
         let decode =
             DecodeProblem { seqlen_q, window, ..DecodeProblem::new(2, heads_q, heads_kv, seqlen_kv, head_dim) };
         let got = decode.on_cpu(&operands.q, &cache, &DecodeHeads::default()).unwrap();
@@ -83,7 +89,13 @@ fn softcap_and_alibi_are_as_defined() {
     let (q, k, v) = (tensor(problem.q_shape(), 0), tensor(problem.kv_shape(), 1), tensor(problem.kv_shape(), 2));
     let operands = quantize(&problem, &q, &k, &v).unwrap();
     let (pages, block_table) = pages(&problem, &operands);
-    let cache = HostPagedKv { pages: &*pages, block_table: &*block_table, table_stride: 2, seqlens_kv: &[n as u32] };
+    let cache = HostPagedKv {
+        pages: &*pages,
+        v4_pages: 0,
+        block_table: &*block_table,
+        table_stride: 2,
+        seqlens_kv: &[n as u32],
+    };
     // K's offset meets Q as it was before it was quantized (`q_bias`); what is left of K meets the codes.
     let (queries, offset) = (q.dense_f64(), &operands.k.offset);
     let (q, k, v) = (

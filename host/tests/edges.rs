@@ -38,7 +38,8 @@ fn arrays_of_a_decode_have_their_lengths() {
     let q = cache.quantize_q(&tensor(DType::F32, [2, 2, 1, 32])).unwrap();
     let (table, lengths, of_heads) = ([0, 1, 9, 2, 0], [200, 130], [0.5_f32, 0.25]);
     let run = |table: &[u32], table_stride, lengths: &[u32], heads: [Option<&[f32]>; 2]| {
-        let cache = HostPagedKv { pages: &*cache.pool, block_table: table, table_stride, seqlens_kv: lengths };
+        let cache =
+            HostPagedKv { pages: &*cache.pool, v4_pages: 0, block_table: table, table_stride, seqlens_kv: lengths };
         problem.on_cpu(&q, &cache, &DecodeHeads { alibi_slopes: heads[0], sinks: heads[1] }).map(|_| ())
     };
     let both = [Some(&of_heads[..]); 2];

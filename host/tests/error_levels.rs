@@ -1,7 +1,10 @@
 //! The error of both schemes against float64 on real and synthetic data, pinned.
 
 use int_flash_attention::reference::{Figures, compare, exact_rows, int8_rows, quantize};
-use int_flash_attention::{AttentionProblem, DType, HostTensor, Order, Scheme, Scored, Shape, TensorLayout};
+use int_flash_attention::{
+    AttentionProblem, CacheShape, DType, DecodeHeads, DecodeProblem, HostCache, HostPagedKv, HostTensor, Order, Scheme,
+    Scored, Shape, TensorLayout, Window,
+};
 
 /// The INT8 result against float64, on `rows` of every head.
 fn error(problem: &AttentionProblem, q: &HostTensor, k: &HostTensor, v: &HostTensor, rows: &[usize]) -> Figures {
@@ -43,6 +46,92 @@ fn decoder(layer: usize, scheme: Scheme) -> (f64, f64, f64) {
         got.o.chunks(head).zip(want.o.chunks(head)).map(|(got, want)| compare(got, want).relative_l2).collect();
     let square = errors.iter().map(|error| error * error).sum::<f64>() / errors.len() as f64;
     (square.sqrt(), errors.into_iter().fold(0.0, f64::max), compare(&got.lse, &want.lse).max_abs)
+}
+
+/// Which blocks of a sequence are in pages with V in 8 bits.
+#[derive(Clone, Copy)]
+enum In8Bits {
+    All,
+    /// The first block and the last two.
+    FirstAndLast,
+    None,
+}
+
+/// The errors of heads (root mean square, and the worst) of queries that a cache answers one at a time, on what there is up to their tokens or on all.
+fn cached([q, k, v]: &[HostTensor; 3], rows: &[usize], causal: bool, in_8_bits: In8Bits) -> (f64, f64) {
+    let Shape { heads: heads_q, head_dim, .. } = q.shape();
+    let Shape { heads: heads_kv, seqlen, .. } = k.shape();
+    let blocks = seqlen.div_ceil(CacheShape::PAGE_TOKENS);
+    // Each block in both kinds: page i and page blocks + i.
+    let shape = CacheShape::new(2 * blocks, heads_kv, head_dim).unwrap().with_v4_pages(blocks).unwrap();
+    let mut cache = HostCache::alloc(shape).unwrap();
+    cache.append(k, v, &(0..seqlen as i64).collect::<Vec<_>>()).unwrap();
+    cache.copy_pages(&(0..blocks as u32).map(|page| (page, page + blocks as u32)).collect::<Vec<_>>()).unwrap();
+    // A query is a sequence that shares the pages.
+    let lengths: Vec<u32> = rows.iter().map(|row| if causal { row + 1 } else { seqlen } as u32).collect();
+    let page_of = |length: u32, block: usize| {
+        let last = (length as usize).div_ceil(CacheShape::PAGE_TOKENS);
+        let in_8_bits = match in_8_bits {
+            In8Bits::All => true,
+            In8Bits::FirstAndLast => block == 0 || block + 2 >= last,
+            In8Bits::None => false,
+        };
+        (if in_8_bits { block } else { blocks + block }) as u32
+    };
+    let table: Vec<u32> =
+        lengths.iter().flat_map(|&length| (0..blocks).map(move |block| page_of(length, block))).collect();
+    let one = TensorLayout::bhnd(Shape::new(rows.len(), heads_q, 1, head_dim).unwrap());
+    let queries = HostTensor::from_fn(q.dtype(), one, |row, h, _, d| q.get(0, h, rows[row], d)).unwrap();
+    let problem = DecodeProblem {
+        v4_pages: blocks,
+        ..DecodeProblem::new(rows.len(), heads_q, heads_kv, blocks * CacheShape::PAGE_TOKENS, head_dim)
+    };
+    let pages = HostPagedKv {
+        pages: &*cache.pool,
+        v4_pages: blocks,
+        block_table: &*table,
+        table_stride: blocks,
+        seqlens_kv: &*lengths,
+    };
+    let got = problem.on_cpu(&cache.quantize_q(&queries).unwrap(), &pages, &DecodeHeads::default()).unwrap();
+    let exact = AttentionProblem::of(q.shape(), k.shape(), v.shape()).unwrap();
+    let window = if causal { Window::CAUSAL } else { Window::FULL };
+    let want = exact_rows(&exact.with_window(window), q, k, v, rows).unwrap();
+    let of_head = |head: usize| {
+        let got = (0..rows.len()).flat_map(|row| &got.o[(row * heads_q + head) * head_dim..][..head_dim]);
+        let want = &want.o[head * rows.len() * head_dim..][..rows.len() * head_dim];
+        compare(&got.copied().collect::<Vec<_>>(), want).relative_l2
+    };
+    let errors: Vec<f64> = (0..heads_q).map(of_head).collect();
+    let square = errors.iter().map(|error| error * error).sum::<f64>() / errors.len() as f64;
+    (square.sqrt(), errors.into_iter().fold(0.0, f64::max))
+}
+
+/// V in 4 bits: on a decoder's layers with what it looks at most in 8 bits, and all of it.
+#[test]
+fn v_in_4_bits() {
+    for layer in [7, 17] {
+        let tensors = activations(&format!("smollm2-layer{layer}"));
+        let rows: Vec<usize> = (0..tensors[0].shape().seqlen).step_by(13).collect();
+        for (which, in_8_bits, low, high) in [
+            ("8 bits", In8Bits::All, 0.0, 1.8e-2),
+            ("4 bits but for the first page and the last two", In8Bits::FirstAndLast, 0.0, 3.0e-2),
+            ("4 bits", In8Bits::None, 3.0e-2, 7.5e-2),
+        ] {
+            let (rms, worst) = cached(&tensors, &rows, true, in_8_bits);
+            println!("SmolLM2 layer {layer}, V in {which}, worst head: {worst:.3e}");
+            assert_within(&format!("SmolLM2 layer {layer}, V in {which}, heads"), rms, low, high);
+        }
+    }
+    for d in [64, 128] {
+        let mut noise = Noise(1);
+        let layout = TensorLayout::bhnd(Shape::new(1, 1, 4096, d).unwrap());
+        let tensors =
+            [0, 1, 2].map(|_| HostTensor::from_fn(DType::F16, layout, |_, _, _, _| noise.normal() as f32).unwrap());
+        let rows: Vec<usize> = (0..4096).step_by(64).collect();
+        let (error, _) = cached(&tensors, &rows, false, In8Bits::None);
+        assert_within(&format!("normal N4096 d{d}, V in 4 bits"), error, 6.0e-2, 9.0e-2);
+    }
 }
 
 /// Deterministic noise: splitmix64, and normal values from it by Box-Muller.

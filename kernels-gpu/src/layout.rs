@@ -19,6 +19,7 @@
 //! (PTX ISA, "Shared Memory Matrix Layout"). K's bytes are its codes, V's are its codes and [`V_OFFSET`].
 
 pub mod page;
+pub mod v4;
 
 /// Keys in one K or V block; the unit of P's scale (the block maximum) and of the attention loop.
 pub const KV_BLOCK: usize = 128;

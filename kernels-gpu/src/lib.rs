@@ -41,6 +41,8 @@ mod baseline;
 mod division;
 #[cfg(target_arch = "nvptx64")]
 mod element;
+#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "decode")))]
+mod nibbles;
 #[cfg(target_arch = "nvptx64")]
 mod ptx;
 #[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "dequantize", kernels = "short")))]

@@ -4,10 +4,12 @@
 //! (docs/kernel-abi.md has the shapes). An optional array or output that is not there has address zero.
 
 mod append;
+mod convert;
 mod decode;
 mod gather;
 
 pub use append::AppendParams;
+pub use convert::{ConvertParams, PAIRS};
 pub use decode::{DecodeParams, MergeSplitsParams, MergeStatesParams, MergedParams, SplitParams};
 pub use gather::GatherParams;
 

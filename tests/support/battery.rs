@@ -15,13 +15,14 @@ use int_flash_attention::reference::{self, Bounds, Int8};
 use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, Scored, SeqLens, Window};
 use int_flash_attention_kernels::config::short::SHORT;
 use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
-use int_flash_attention_kernels::quantize::launch::GATHER;
+use int_flash_attention_kernels::quantize::launch::{CONVERT, GATHER};
 use ptx_machine::Module;
 use std::sync::{Arc, OnceLock};
 
 mod append;
 mod attention;
 mod conversions;
+mod convert;
 mod decode;
 mod float16;
 mod gather;
@@ -37,6 +38,8 @@ pub enum Check {
     Append(Box<append::AppendCheck>),
     /// Of pages as operands.
     Gather(Box<gather::GatherCheck>),
+    /// Of pages from one kind to the other.
+    Convert(Box<convert::ConvertCheck>),
 }
 
 impl Check {
@@ -51,6 +54,7 @@ impl Check {
             Self::Decode(check) => check.run(name, modules),
             Self::Append(check) => check.run(name, modules),
             Self::Gather(check) => check.run(name, modules),
+            Self::Convert(check) => check.run(name, modules),
         }
     }
 }
@@ -231,6 +235,9 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
     }
     if kernel == GATHER.entry {
         return gather::of();
+    }
+    if kernel == CONVERT.entry {
+        return convert::of();
     }
     for dtype in [DType::F16, DType::BF16, DType::F32] {
         if kernel == format!("quantize_{dtype}") {

@@ -3,11 +3,14 @@
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::reference::{self, Bounds, HostState, Int8};
 use int_flash_attention::{
-    DType, DecodeHeads, DecodeProblem, HostPagedKv, HostQ, HostTensor, QuantizedQ, Scheme, Shape, Split, Window,
+    CacheShape, DType, DecodeHeads, DecodeProblem, HostPagedKv, HostQ, HostTensor, QuantizedQ, Scheme, Shape, Split,
+    Window,
 };
+use int_flash_attention_kernels::config::decode::DecodeVariant;
 use int_flash_attention_kernels::layout::page::{
-    page_bytes, page_head_bytes, page_head_offset, page_k_scale_offset, page_v_scale_offset,
+    page_bytes, page_head, page_head_bytes, page_head_offset, page_k_scale_offset, page_v_scale_offset,
 };
+use int_flash_attention_kernels::layout::v4::{V4_LARGEST, V4_LARGEST_STEP, v4_steps_offset};
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, v_byte};
 
 /// Something that runs the kernels of decode and merge, as [`Kernels`](crate::properties::Kernels) of attention.
@@ -160,6 +163,7 @@ impl DecodeCase {
     pub fn cache(&self) -> HostPagedKv<'_> {
         HostPagedKv {
             pages: &self.pages,
+            v4_pages: self.problem.v4_pages,
             block_table: &self.table,
             table_stride: self.stride,
             seqlens_kv: &self.lengths,
@@ -184,11 +188,66 @@ impl DecodeCase {
         Ok(reference::decode_bounds(&self.problem, &self.q, &self.cache(), &self.heads(), dtype)?)
     }
 
+    /// The sizes of the pool.
+    #[must_use]
+    pub fn shape(&self) -> CacheShape {
+        let DecodeProblem { heads_kv, head_dim, v4_pages, .. } = self.problem;
+        let shape = CacheShape { pages: v4_pages, v4_pages, heads_kv, head_dim };
+        CacheShape { pages: v4_pages + (self.pages.len() - shape.bytes()) / shape.page_bytes(), ..shape }
+    }
+
     /// The pages of the pool.
     #[must_use]
     pub fn page_count(&self) -> usize {
-        self.pages.len() / page_bytes(self.problem.heads_kv, self.problem.head_dim)
+        self.shape().pages
     }
+
+    /// The same for a kernel: with V in 4 bits where it is for such pools, and with the merge that it overlaps with.
+    #[must_use]
+    pub fn of(self, variant: &DecodeVariant) -> Self {
+        let case = if variant.v4 { self.with_v4(variant.head_dim as u64) } else { self };
+        Self { overlaps: variant.overlaps, ..case }
+    }
+
+    /// The same with V in 4 bits, any nibbles, in half of the pages.
+    #[must_use]
+    pub fn with_v4(mut self, seed: u64) -> Self {
+        let (old, d) = (self.shape(), self.problem.head_dim);
+        let shape = CacheShape { v4_pages: old.pages.div_ceil(2), ..old };
+        let pages = std::mem::replace(&mut self.pages, vec![0; shape.bytes()]);
+        let mut numbers = Numbers::new(seed);
+        for (page, head) in (0..old.pages).flat_map(|page| (0..old.heads_kv).map(move |head| (page, head))) {
+            let from = &pages[page_head_offset(page, head, old.heads_kv, d)..][..page_head_bytes(d)];
+            let at = page_head(page, head, old.heads_kv, d, shape.v8_pages());
+            let to = &mut self.pages[at.offset..][..at.scales + from.len() - page_k_scale_offset(d)];
+            to[at.scales..].copy_from_slice(&from[page_k_scale_offset(d)..]);
+            if at.v4 {
+                to[..block_bytes(d)].copy_from_slice(&from[..block_bytes(d)]);
+                let (nibbles, steps) = to[block_bytes(d)..at.scales].split_at_mut(v4_steps_offset(d));
+                nibbles.fill_with(|| numbers.draw() as u8);
+                for range in steps.as_chunks_mut::<2>().0 {
+                    *range = any_range(numbers.draw());
+                }
+            } else {
+                to[..at.scales].copy_from_slice(&from[..at.scales]);
+            }
+        }
+        self.problem.v4_pages = shape.v4_pages;
+        self
+    }
+}
+
+/// A first byte and a step of V in 4 bits, whose nibbles are all bytes of codes; among them the largest step and the outermost bytes.
+#[must_use]
+pub fn any_range(number: u64) -> [u8; 2] {
+    let step = 1 + (number % u64::from(V4_LARGEST_STEP)) as u32;
+    let room = 255 - V4_LARGEST * step;
+    let first = match number >> 8 & 3 {
+        0 => 1,
+        1 => room,
+        _ => 1 + (number >> 16) as u32 % room,
+    };
+    [first as u8, step as u8]
 }
 
 /// A merge with everything that a launch is given.
@@ -327,6 +386,12 @@ pub fn cases_of(head_dim: usize) -> Vec<(DecodeCase, DType)> {
         cases.push((case, dtypes[i % 3]));
     }
     cases
+}
+
+/// [`cases_of`] a kernel: where it is for pools with V in 4 bits, half of the pages have it.
+#[must_use]
+pub fn cases_for(variant: &DecodeVariant) -> Vec<(DecodeCase, DType)> {
+    cases_of(variant.head_dim).into_iter().map(|(case, dtype)| (case.of(variant), dtype)).collect()
 }
 
 /// Sequences that share pages, table entries outside the pool in the middle, at the end and everywhere, a length beyond the table.

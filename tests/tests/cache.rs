@@ -3,7 +3,7 @@
 use int_flash_attention::{CacheShape, DType, HostCache, HostTables, HostTensor, Shape, TensorLayout};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::cache::{
-    Cache, New, any_cache, any_slots, append_as_reference, behaves_as_a_model, gather_as_reference,
+    Cache, New, any_cache, any_slots, append_as_reference, behaves_as_a_model, copy_as_reference, gather_as_reference,
 };
 use int_flash_attention_tests::case::Placement;
 use int_flash_attention_tests::sim::{SimulatedCache, Simulator};
@@ -136,10 +136,40 @@ fn tokens_that_are_no_numbers() {
 #[test]
 fn the_kernels_cache_behaves_as_a_model() {
     let simulator = Simulator::new();
-    for (seed, d) in [(0, 32), (1, 64)] {
-        let cache = any_cache(CacheShape::new(9, 2, d).unwrap(), seed == 1, seed);
+    for (seed, d, v4_pages) in [(0, 32, 0), (1, 64, 0), (2, 64, 5)] {
+        let shape = CacheShape::new(9, 2, d).unwrap().with_v4_pages(v4_pages).unwrap();
+        let cache = any_cache(shape, seed == 1, seed);
         behaves_as_a_model(&mut SimulatedCache::new(&simulator, cache), seed, 24)
             .unwrap_or_else(|error| panic!("{error:#}"));
+    }
+}
+
+/// Appends to pages with V in 4 bits beside others, gathers of both, and copies from one kind to the other, bit for bit.
+#[test]
+fn pages_with_v_in_4_bits_are_the_references() {
+    let simulator = Simulator::new();
+    for (seed, (d, dtype)) in [64, 128].into_iter().flat_map(|d| DTYPES.map(|dtype| (d, dtype))).enumerate() {
+        let shape = CacheShape::new(6, 2, d).unwrap().with_v4_pages([3, 6][seed % 2]).unwrap();
+        let mut noise = Noise::new(seed as u64, [10; 4]);
+        for tokens in [1, 70, 300] {
+            let values = [Values::Normal, Values::Normal, [Values::LoudTokens, Values::Huge][seed % 2]];
+            let [_, k, v] = tensors(values, [2, 2], tokens, d, dtype, Placement::Bnhd, seed as u64);
+            let mut slots = any_slots(&shape, tokens, &mut noise);
+            if tokens == 300 {
+                // Two whole pages, of each kind.
+                slots.iter_mut().for_each(|slot| *slot = if (256..512).contains(slot) { -1 } else { *slot });
+                slots[20..276].iter_mut().zip(256..).for_each(|(slot, page)| *slot = page);
+            }
+            let mut cache = SimulatedCache::new(&simulator, any_cache(shape, seed % 2 == 0, seed as u64));
+            let new = New { q: None, k: &k, v: &v, slots: &slots, wide: false };
+            append_as_reference(&mut cache, &new).unwrap_or_else(|error| panic!("{d} {dtype} {tokens}: {error:#}"));
+            let mut tables = HostTables::contiguous(2, 3);
+            tables.seqlens_kv = vec![384, 140];
+            gather_as_reference(&cache, &tables, 384).unwrap_or_else(|error| panic!("{d} {dtype}: {error:#}"));
+            // Both ways, with one page in several pairs.
+            let pairs = [(0, 5), (1, 4), (5, 2), (4, 0), (3, 1), (2, 3), (2, 4)];
+            copy_as_reference(&mut cache, &pairs).unwrap_or_else(|error| panic!("{d} {dtype}: {error:#}"));
+        }
     }
 }
 
@@ -149,6 +179,10 @@ fn the_cpus_cache_behaves_as_a_model() {
         let shape = CacheShape::new(9 + seed as usize, 2, [32, 64, 128][seed as usize % 3]).unwrap();
         let mut cache: HostCache = any_cache(shape, seed % 2 == 1, seed);
         behaves_as_a_model(&mut cache, seed, 60).unwrap_or_else(|error| panic!("{error:#}"));
+        if seed % 3 > 0 {
+            let mut cache = any_cache(shape.with_v4_pages(5).unwrap(), seed % 2 == 0, seed);
+            behaves_as_a_model(&mut cache, seed, 40).unwrap_or_else(|error| panic!("{error:#}"));
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use int_flash_attention::{DType, DecodeProblem, Shape, Split, Window};
 use int_flash_attention_kernels::config::decode::DECODE;
 use int_flash_attention_tests::continuation::decode_is_prefill;
 use int_flash_attention_tests::decode::{
-    DecodeCase, DecodeKernels, MergeCase, bits, cases_of, hostile_case, many_sequences, matches_the_reference,
+    DecodeCase, DecodeKernels, MergeCase, bits, cases_for, hostile_case, many_sequences, matches_the_reference,
     merges_as_the_reference, tails,
 };
 use int_flash_attention_tests::sequences::Lengths;
@@ -15,8 +15,7 @@ use int_flash_attention_tests::sim::Simulator;
 fn each_kernel_matches_the_reference() {
     let simulator = Simulator::new();
     for variant in DECODE {
-        for (case, dtype) in cases_of(variant.head_dim) {
-            let case = DecodeCase { overlaps: variant.overlaps, ..case };
+        for (case, dtype) in cases_for(variant) {
             matches_the_reference(&simulator, &case, dtype)
                 .unwrap_or_else(|error| panic!("{}: {error:#}", variant.name));
         }
@@ -41,6 +40,7 @@ fn hostile_tables_stay_in_the_pool_and_hide_keys() {
     for workers in [1, 3, 9, 30] {
         matches_the_reference(&simulator, &hostile_case(64, workers), DType::F32).unwrap();
     }
+    matches_the_reference(&simulator, &hostile_case(64, 5).with_v4(1), DType::F32).unwrap();
     let case = hostile_case(64, 7);
     // A sequence without any page sees nothing.
     let (o, lse) = simulator.decode(&case, DType::F32).unwrap();

@@ -110,7 +110,7 @@ impl KvCache {
     /// The sizes.
     #[must_use]
     pub const fn config(&self) -> CacheConfig {
-        let CacheShape { pages, heads_kv, head_dim } = self.shape;
+        let CacheShape { pages, heads_kv, head_dim, .. } = self.shape;
         CacheConfig { num_pages: pages, num_kv_heads: heads_kv, head_dim }
     }
 

@@ -75,7 +75,8 @@ impl AppendProblem {
         [k, v]: [&TensorLayout; 2],
         slot_bytes: usize,
     ) -> Result<AppendParams> {
-        let CacheShape { pages, heads_kv, head_dim } = self.cache;
+        let CacheShape { pages, heads_kv, head_dim, .. } = self.cache;
+        let v8_pages = self.cache.v8_pages() as u32;
         let tokens = k.shape().seqlen;
         if tokens > self.max_tokens {
             let way = "that many were said when the plan was made";
@@ -90,6 +91,7 @@ impl AppendProblem {
             heads_kv: heads_kv as u32,
             head_dim: head_dim as u32,
             pages: pages as u32,
+            v8_pages,
             slot_bytes: slot_bytes as u32,
             ..AppendParams::NONE
         };

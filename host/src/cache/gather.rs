@@ -1,13 +1,10 @@
 //! Pages as the operands that attention reads.
 
-use super::{CacheShape, HostCache, HostTables};
+use super::{CacheShape, HeadPlace, HostCache, HostTables};
 use crate::error::{Error, Result};
 use crate::problem::Scheme;
 use crate::quantized::{HostK, HostV, Lengths, PackedFormat, QuantizedK, QuantizedV};
 use crate::shape::Shape;
-use int_flash_attention_kernels::layout::page::{
-    page_head_bytes, page_head_offset, page_k_scale_offset, page_v_offset, page_v_scale_offset,
-};
 use int_flash_attention_kernels::layout::{KV_BLOCK, MIN_SCALE, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
 use int_flash_attention_kernels::params::GatherParams;
 use int_flash_attention_kernels::quantize::launch::gather_ctas;
@@ -53,6 +50,7 @@ impl GatherProblem {
         }
         Ok(GatherParams {
             pages: self.cache.pages as u32,
+            v8_pages: self.cache.v8_pages() as u32,
             table_stride: max_blocks as u32,
             seqlen_kv: self.seqlen_kv as u32,
             heads_kv: self.cache.heads_kv as u32,
@@ -107,18 +105,15 @@ impl HostCache {
                 continue;
             }
             let page = tables.block_table[sequence * tables.max_blocks + block] as usize;
-            let page = &self.pool[page_head_offset(page, head, heads_kv, d)..][..page_head_bytes(d)];
-            let scale = |from: usize, key: usize| {
-                f32::from_le_bytes(std::array::from_fn(|i| page[from + size_of::<f32>() * key + i]))
-            };
+            let place = HeadPlace::new(&self.shape, page, head);
+            let page = &self.pool[place.range()];
             for key in 0..count {
                 for dim in 0..d {
-                    let [of_k, of_v] = [k_offset(key, dim), v_offset(key, dim, d)];
-                    k.data[to * block_bytes(d) + of_k] = page[of_k] as i8;
-                    v.data[to * block_bytes(d) + of_v] = page[page_v_offset(d) + of_v] as i8;
+                    k.data[to * block_bytes(d) + k_offset(key, dim)] = place.k(page, key, dim);
+                    v.data[to * block_bytes(d) + v_offset(key, dim, d)] = v_byte(place.v(page, key, dim));
                 }
-                k.scale[to * KV_BLOCK + key] = scale(page_k_scale_offset(d), key);
-                v.scale[to * KV_BLOCK + key] = scale(page_v_scale_offset(d), key);
+                k.scale[to * KV_BLOCK + key] = place.k_scale(page, key);
+                v.scale[to * KV_BLOCK + key] = place.v_scale(page, key);
             }
             let [of_k, of_v] = [&k.scale, &v.scale].map(|scales| &scales[to * KV_BLOCK..][..count]);
             // Of those that are numbers.

@@ -21,17 +21,26 @@ use crate::quantized::HostQ;
 use crate::reference;
 use crate::shape::Shape;
 use crate::tensor::HostTensor;
-use int_flash_attention_kernels::layout::page::{CACHE_FORMAT, MAX_PAGES, PAGE_TOKENS, page_bytes};
+use int_flash_attention_kernels::layout::page::{
+    CACHE_FORMAT, MAX_PAGES, OLDEST_CACHE_FORMAT, PAGE_TOKENS, V4_HEAD_DIMS, page_bytes, page_head_bytes_v4,
+};
+use std::ops::Range;
 
 mod append;
+mod copies;
 mod gather;
+mod page;
 mod tables;
 
+pub(crate) use page::HeadPlace;
+
 pub use append::AppendProblem;
+#[doc(hidden)]
+pub use copies::PageCopy;
 pub use gather::GatherProblem;
 pub use tables::{HostTables, PageTables};
 
-/// How the bytes of a pool's pages lie, and what they mean. Version 1.
+/// How the bytes of a pool's pages lie, and what they mean. Version 2; version 1, which had no pages with V in 4 bits, is read as well.
 ///
 /// As of [`PackedFormat`](crate::PackedFormat): who keeps pages beyond a process stores [`version`](Self::version) with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,15 +61,22 @@ impl CacheFormat {
     /// # Errors
     /// A version that this library does not read.
     pub const fn from_version(version: u32) -> Result<Self> {
-        if version == CACHE_FORMAT { Ok(Self::CURRENT) } else { Err(Error::CacheFormat { given: version }) }
+        let known = OLDEST_CACHE_FORMAT <= version && version <= CACHE_FORMAT;
+        if known { Ok(Self::CURRENT) } else { Err(Error::CacheFormat { given: version }) }
     }
 }
 
 /// The sizes of a cache of one layer.
+///
+/// Pages have K and V in 8 bits, or K in 8 and V in 4, which is a fifth less memory and a coarser V. Which it is follows from a page's number, so a block
+/// table may mix them, and [`copy_pages`](KvCache::copy_pages) from one kind to the other converts. What a model looks at most, a sequence's first page and its
+/// last ones, is worth 8 bits; README.md has the errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CacheShape {
-    /// Pages of 128 tokens.
+    /// Pages of 128 tokens, all of them.
     pub pages: usize,
+    /// How many of them, the last ones, have V in 4 bits.
+    pub v4_pages: usize,
     /// Heads of K and V.
     pub heads_kv: usize,
     /// Channels of a head.
@@ -76,7 +92,17 @@ impl CacheShape {
     /// # Errors
     /// A size of zero, more than 2^25 - 1 pages, more bytes than 63 bits hold, or a head dim without kernels.
     pub fn new(pages: usize, heads_kv: usize, head_dim: usize) -> Result<Self> {
-        let shape = Self { pages, heads_kv, head_dim };
+        let shape = Self { pages, v4_pages: 0, heads_kv, head_dim };
+        shape.check()?;
+        Ok(shape)
+    }
+
+    /// The same with V in 4 bits in the last `v4_pages` of the pages.
+    ///
+    /// # Errors
+    /// More than there are pages, or a head dim that such pages do not have.
+    pub fn with_v4_pages(self, v4_pages: usize) -> Result<Self> {
+        let shape = Self { v4_pages, ..self };
         shape.check()?;
         Ok(shape)
     }
@@ -98,22 +124,59 @@ impl CacheShape {
         if self.heads_kv > max {
             return Err(Error::TooLarge { name: "heads_kv", given: self.heads_kv, max, way });
         }
+        check_v4_pages(self.v4_pages, self.pages, self.head_dim)?;
         match page_bytes(self.heads_kv, self.head_dim).checked_mul(self.pages) {
             Some(bytes) if i64::try_from(bytes).is_ok() => Ok(()),
             _ => Err(Error::Overflow { what: "the bytes", shape: format!("{self:?}") }),
         }
     }
 
-    /// Bytes of a page.
+    /// Bytes of a page with V in 8 bits.
     #[must_use]
     pub const fn page_bytes(&self) -> usize {
         page_bytes(self.heads_kv, self.head_dim)
     }
 
+    /// Bytes of a page with V in 4 bits.
+    #[must_use]
+    pub const fn v4_page_bytes(&self) -> usize {
+        self.heads_kv * page_head_bytes_v4(self.head_dim)
+    }
+
+    /// Pages with V in 8 bits, the first ones.
+    #[must_use]
+    pub const fn v8_pages(&self) -> usize {
+        self.pages - self.v4_pages
+    }
+
+    /// Whether a page has V in 4 bits.
+    #[must_use]
+    pub const fn is_v4(&self, page: u32) -> bool {
+        page as usize >= self.v8_pages()
+    }
+
+    /// Where in the pool a page's bytes are.
+    #[must_use]
+    pub const fn page_range(&self, page: u32) -> Range<usize> {
+        let v8 = self.v8_pages();
+        let (page, bytes) = (page as usize, self.page_bytes());
+        if page < v8 {
+            return page * bytes..(page + 1) * bytes;
+        }
+        let (first, bytes) = (v8 * bytes + (page - v8) * self.v4_page_bytes(), self.v4_page_bytes());
+        first..first + bytes
+    }
+
+    /// Bytes of these pages, one behind the other.
+    #[must_use]
+    pub fn bytes_of(&self, pages: &[u32]) -> usize {
+        pages.iter().fold(0_usize, |bytes, &page| bytes.saturating_add(self.page_range(page).len()))
+    }
+
     /// Bytes of the pool.
     #[must_use]
     pub const fn bytes(&self) -> usize {
-        self.pages * self.page_bytes()
+        self.v8_pages() * self.page_bytes() + self.v4_pages * self.v4_page_bytes()
     }
 
     /// Tokens that the pool holds.
@@ -154,6 +217,18 @@ impl CacheShape {
             None => Ok(()),
         }
     }
+}
+
+/// Whether the last `v4_pages` of so many pages can have V in 4 bits.
+pub(crate) fn check_v4_pages(v4_pages: usize, pages: usize, head_dim: usize) -> Result<()> {
+    if v4_pages > pages {
+        let way = "they are the last of the cache's pages, all of them at most";
+        return Err(Error::TooLarge { name: "the number of pages with V in 4 bits", given: v4_pages, max: pages, way });
+    }
+    if v4_pages > 0 && !V4_HEAD_DIMS.contains(&head_dim) {
+        return Err(Error::V4HeadDim { given: head_dim, allowed: V4_HEAD_DIMS.to_vec() });
+    }
+    Ok(())
 }
 
 /// A cache of one layer: `P` is an array of bytes, `F` one of `f32`.
@@ -232,17 +307,23 @@ impl HostCache {
         reference::quantize_q(Scheme::Default, q, Some(&offset.repeat(batch)))
     }
 
-    /// Copies pages, the pairs `(from, to)` one after the other.
+    /// Copies pages, the pairs `(from, to)` one after the other. From a page with V in 8 bits to one with 4, V is rounded; back to one with 8, nothing is
+    /// lost any more.
     ///
     /// # Errors
     /// A page that is not of the pool; nothing is copied then.
     pub fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {
         self.check()?;
         self.shape.check_pages("a copy of pages", pairs.iter().flat_map(|&(from, to)| [from, to]))?;
-        let bytes = self.shape.page_bytes();
         for &(from, to) in pairs {
-            let from = from as usize * bytes;
-            self.pool.copy_within(from..from + bytes, to as usize * bytes);
+            if self.shape.is_v4(from) == self.shape.is_v4(to) {
+                self.pool.copy_within(self.shape.page_range(from), self.shape.page_range(to).start);
+                continue;
+            }
+            for head in 0..self.shape.heads_kv {
+                let places = [from, to].map(|page| HeadPlace::new(&self.shape, page as usize, head));
+                page::convert(&self.shape, &mut self.pool, places);
+            }
         }
         Ok(())
     }
@@ -254,7 +335,7 @@ impl HostCache {
     pub fn page(&self, page: u32) -> Result<&[u8]> {
         self.check()?;
         self.shape.check_pages("a read of a page", [page])?;
-        Ok(&self.pool[page as usize * self.shape.page_bytes()..][..self.shape.page_bytes()])
+        Ok(&self.pool[self.shape.page_range(page)])
     }
 
     /// The bytes of a page, to be brought back.
@@ -264,8 +345,7 @@ impl HostCache {
     pub fn page_mut(&mut self, page: u32) -> Result<&mut [u8]> {
         self.check()?;
         self.shape.check_pages("a write of a page", [page])?;
-        let bytes = self.shape.page_bytes();
-        Ok(&mut self.pool[page as usize * bytes..][..bytes])
+        Ok(&mut self.pool[self.shape.page_range(page)])
     }
 
     /// The sequences that tables make of it, for [`DecodeProblem::on_cpu`](crate::DecodeProblem::on_cpu).
@@ -277,6 +357,7 @@ impl HostCache {
         tables.check(&self.shape)?;
         Ok(PagedKv {
             pages: &self.pool,
+            v4_pages: self.shape.v4_pages,
             block_table: &tables.block_table,
             table_stride: tables.max_blocks,
             seqlens_kv: &tables.seqlens_kv,

@@ -69,8 +69,12 @@ fn tables_name_the_sequence() {
 #[test]
 fn a_cache_format_is_what_this_version_reads() {
     let stored = CacheFormat::CURRENT.version();
-    assert_eq!(CacheFormat::from_version(stored), Ok(CacheFormat::CURRENT));
-    assert!(CacheFormat::from_version(stored + 1).unwrap_err().to_string().contains("version 2"));
+    // Version 1 had the same pages, but for those with V in 4 bits.
+    assert!([1, stored].into_iter().all(|version| CacheFormat::from_version(version).is_ok()));
+    for version in [0, stored + 1] {
+        let error = CacheFormat::from_version(version).unwrap_err().to_string();
+        assert!(error.contains(&format!("version {version}")), "{error}");
+    }
 }
 
 /// Page bytes are those of the prefill's blocks where those have the same scales.
@@ -92,4 +96,53 @@ fn a_whole_page_is_a_block_of_the_prefill() {
         assert_eq!(part[..128 * d], block);
     }
     assert!(cache.page(0).unwrap().iter().chain(cache.page(2).unwrap()).all(|&byte| byte == 0));
+}
+
+#[test]
+fn pages_with_v_in_4_bits_are_checked() {
+    let shape = CacheShape::new(5, 2, 64).unwrap();
+    let mixed = shape.with_v4_pages(2).unwrap();
+    assert_eq!(mixed.bytes(), shape.bytes() - 2 * (shape.page_bytes() - mixed.v4_page_bytes()));
+    assert_eq!([0, 2, 3, 4].map(|page| mixed.is_v4(page)), [false, false, true, true]);
+    assert_eq!((mixed.page_range(2).end, mixed.page_range(4).end), (mixed.page_range(3).start, mixed.bytes()));
+    assert_eq!(shape.with_v4_pages(5).unwrap().page_range(0), 0..mixed.v4_page_bytes());
+    assert!(matches!(shape.with_v4_pages(6), Err(Error::TooLarge { given: 6, max: 5, .. })));
+    let error = CacheShape::new(5, 2, 96).unwrap().with_v4_pages(1).unwrap_err().to_string();
+    assert!(error.starts_with("pages with V in 4 bits were asked for with head_dim 96; they have head dims [64, 128]"));
+}
+
+/// Whether tokens were in 8 bits first, or alone, or others have been written beside them, makes no difference to their bytes; K is as in 8 bits.
+#[test]
+fn tokens_in_4_bits_are_made_of_their_codes_alone() {
+    let (heads, d) = (2, 64);
+    let shape = CacheShape::new(4, heads, d).unwrap().with_v4_pages(3).unwrap();
+    let x = tokens(heads, 100, d);
+    let mut cache = HostCache::alloc(shape).unwrap();
+    for (page, filler) in [(0, 0), (1, 0), (2, 0xff)] {
+        cache.page_mut(page).unwrap().fill(filler);
+        // The last tokens first.
+        let slot = |token: usize| 128 * i64::from(page) + if token < 50 { -1 } else { token as i64 };
+        let late: Vec<i64> = (0..100).map(|token| if token < 50 { -1 } else { slot(token) }).collect();
+        cache.append(&x, &x, &late).unwrap();
+        let early: Vec<i64> = (0..100).map(|n| if n < 50 { 128 * i64::from(page) + n } else { -1 }).collect();
+        cache.append(&x, &x, &early).unwrap();
+    }
+    cache.copy_pages(&[(0, 3)]).unwrap();
+    let mut tables = HostTables { batch: 4, max_blocks: 1, block_table: vec![0, 1, 2, 3], seqlens_kv: vec![100; 4] };
+    let (k, v) = cache.gather(&tables, 100).unwrap();
+    let of = |sequence: usize| &v.data[sequence * heads * 128 * d..][..heads * 128 * d];
+    assert!(of(1) == of(2) && of(1) == of(3) && of(0) != of(1));
+    let off = of(0).iter().zip(of(1)).map(|(&a, &b)| (a as u8).abs_diff(b as u8)).max();
+    assert!(off.is_some_and(|off| off <= 8), "{off:?}");
+    let scales = |of: &[f32], sequence: usize| of[sequence * heads * 128..][..heads * 128].to_vec();
+    for sequence in 1..4 {
+        let of_k = |sequence: usize| &k.data[sequence * heads * 128 * d..][..heads * 128 * d];
+        assert!(of_k(0) == of_k(sequence) && scales(&k.scale, 0) == scales(&k.scale, sequence));
+        assert_eq!(scales(&v.scale, 0), scales(&v.scale, sequence));
+    }
+    // Back in 8 bits they are what they were in 4.
+    cache.copy_pages(&[(3, 0)]).unwrap();
+    tables.batch = 4;
+    let (_, back) = cache.gather(&tables, 100).unwrap();
+    assert_eq!(back.data[..heads * 128 * d], v.data[3 * heads * 128 * d..]);
 }

@@ -1,5 +1,6 @@
 //! A few new tokens of each sequence against a paged cache of K and V.
 
+use crate::cache::{CacheShape, check_v4_pages};
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceSlice, DeviceSliceMut};
 use crate::problem::{AttentionProblem, Window, check_cache_head_dim};
@@ -8,7 +9,7 @@ use crate::reference;
 use crate::shape::Shape;
 use int_flash_attention_kernels::config::decode::{MAX_NEW_TOKENS, TILE_ROWS};
 use int_flash_attention_kernels::layout::KV_BLOCK;
-use int_flash_attention_kernels::layout::page::{MAX_PAGES, page_bytes};
+use int_flash_attention_kernels::layout::page::{MAX_PAGES, page_bytes, page_head_bytes_v4};
 use std::hash::{Hash, Hasher};
 
 mod params;
@@ -58,6 +59,8 @@ pub struct DecodeProblem {
     pub sinks: bool,
     /// How keys are split over the GPU.
     pub split: Split,
+    /// How many of the pool's pages, the last ones, have V in 4 bits ([`CacheShape::v4_pages`]).
+    pub v4_pages: usize,
 }
 
 impl PartialEq for DecodeProblem {
@@ -79,6 +82,8 @@ impl Hash for DecodeProblem {
 pub struct PagedKv<P, T> {
     /// The pool (`int_flash_attention_kernels::layout::page`), whole pages.
     pub pages: P,
+    /// How many of them, the last ones, have V in 4 bits.
+    pub v4_pages: usize,
     /// Page numbers, `[batch][table_stride]`; a number that is no page hides its keys.
     pub block_table: T,
     /// From one sequence to the next in the block table, at least `ceil(max_seqlen_kv / 128)`.
@@ -126,8 +131,8 @@ impl DecodeProblem {
     /// All fields, comparable.
     fn key(&self) -> impl Eq + Hash {
         let Self { batch, heads_q, heads_kv, seqlen_q, max_seqlen_kv, head_dim, .. } = *self;
-        let Self { window, softmax_scale, softcap, alibi, sinks, split, .. } = *self;
-        let sizes = [batch, heads_q, heads_kv, seqlen_q, max_seqlen_kv, head_dim];
+        let Self { window, softmax_scale, softcap, alibi, sinks, split, v4_pages, .. } = *self;
+        let sizes = [batch, heads_q, heads_kv, seqlen_q, max_seqlen_kv, head_dim, v4_pages];
         (sizes, window, [softmax_scale, softcap].map(|factor| factor.map(f32::to_bits)), alibi, sinks, split)
     }
 
@@ -147,6 +152,7 @@ impl DecodeProblem {
             alibi: false,
             sinks: false,
             split: Split::Even,
+            v4_pages: 0,
         }
     }
 
@@ -197,6 +203,7 @@ impl DecodeProblem {
             return Err(Error::TooLarge { name: "seqlen_q", given: self.seqlen_q, max: MAX_NEW_TOKENS, way });
         }
         check_cache_head_dim(self.head_dim)?;
+        check_v4_pages(self.v4_pages, MAX_PAGES, self.head_dim)?;
         match self.softcap {
             Some(given) if !(given > 0.0 && given.is_finite()) => return Err(Error::DecodeSoftcap { given }),
             _ => {}
@@ -231,12 +238,26 @@ impl DecodeProblem {
         Ok(())
     }
 
-    /// The pages of a pool of so many bytes, and whether the table has room for the longest sequence.
-    pub(crate) fn check_pages(&self, pool_bytes: usize, table_stride: usize) -> Result<usize> {
-        let page = page_bytes(self.heads_kv, self.head_dim);
-        if !pool_bytes.is_multiple_of(page) || pool_bytes / page > MAX_PAGES {
-            return Err(Error::Pool { given: pool_bytes, page, max: MAX_PAGES });
+    /// The cache that a pool of so many bytes is of, which has been checked.
+    pub(crate) const fn cache_shape(&self, pool_bytes: usize) -> CacheShape {
+        let Self { heads_kv, head_dim, v4_pages, .. } = *self;
+        let shape = CacheShape { pages: v4_pages, v4_pages, heads_kv, head_dim };
+        CacheShape { pages: v4_pages + (pool_bytes - shape.bytes()) / shape.page_bytes(), ..shape }
+    }
+
+    /// The pages of a pool of so many bytes, and whether it is of the problem's pages and the table has room for the longest sequence.
+    pub(crate) fn check_pages(&self, pool_bytes: usize, v4_pages: usize, table_stride: usize) -> Result<usize> {
+        if v4_pages != self.v4_pages {
+            return Err(Error::V4Pages { given: v4_pages, planned: self.v4_pages });
         }
+        let Self { heads_kv, head_dim, .. } = *self;
+        let page = page_bytes(heads_kv, head_dim);
+        let v4_bytes = v4_pages.checked_mul(heads_kv * page_head_bytes_v4(head_dim));
+        let v8_bytes = v4_bytes.and_then(|v4_bytes| pool_bytes.checked_sub(v4_bytes));
+        let pages = v8_bytes.filter(|bytes| bytes.is_multiple_of(page)).map(|bytes| bytes / page + v4_pages);
+        let Some(pages) = pages.filter(|&pages| pages <= MAX_PAGES) else {
+            return Err(Error::Pool { given: pool_bytes, page, max: MAX_PAGES });
+        };
         if table_stride < self.max_blocks() {
             return Err(Error::Length {
                 name: "a row of block_table",
@@ -244,7 +265,7 @@ impl DecodeProblem {
                 expected: self.max_blocks(),
             });
         }
-        Ok(pool_bytes / page)
+        Ok(pages)
     }
 
     /// Entries that a block table of this stride has to have.
@@ -266,7 +287,7 @@ impl DecodeProblem {
         self.check_heads(heads)?;
         q.check()?;
         AttentionProblem::check_shape("q", q.shape, self.q_shape())?;
-        self.check_pages(cache.pages.len(), cache.table_stride)?;
+        self.check_pages(cache.pages.len(), cache.v4_pages, cache.table_stride)?;
         let at_least = |name, given, expected| {
             if given < expected { Err(Error::Length { name, given, expected }) } else { Ok(()) }
         };

@@ -44,6 +44,7 @@ impl DecodeProblem {
         DecodeParams {
             split,
             page_count: pages as u32,
+            v8_pages: (pages - self.v4_pages) as u32,
             table_stride: table_stride as u32,
             softmax_scale: self.scale(),
             softcap: self.softcap.unwrap_or(0.0),

@@ -10,6 +10,7 @@ fn problems_without_kernels_are_refused_in_sentences() {
         (DecodeProblem { seqlen_q: 0, ..GOOD }, "seqlen_q is 0"),
         (DecodeProblem { head_dim: 80, ..GOOD }, "head_dim is 80"),
         (DecodeProblem { heads_q: 7, ..GOOD }, "7 query heads"),
+        (DecodeProblem { v4_pages: 1, head_dim: 96, ..GOOD }, "V in 4 bits were asked for with head_dim 96"),
         (DecodeProblem { softcap: Some(0.0), ..GOOD }, "softcap is 0"),
         (DecodeProblem { softcap: Some(f32::NAN), ..GOOD }, "softcap is NaN"),
         (DecodeProblem { softmax_scale: Some(f32::INFINITY), ..GOOD }, "softmax_scale is inf"),
@@ -25,11 +26,23 @@ fn problems_without_kernels_are_refused_in_sentences() {
 #[test]
 fn pools_and_tables_are_checked() {
     let page = page_bytes(2, 128);
-    assert_eq!(GOOD.check_pages(3 * page, 8), Ok(3));
-    assert_eq!(GOOD.check_pages(0, 8), Ok(0));
-    assert!(GOOD.check_pages(3 * page + 1, 8).unwrap_err().to_string().contains("whole number of pages"));
-    assert!(GOOD.check_pages(3 * page, 7).unwrap_err().to_string().contains("a row of block_table"));
+    assert_eq!(GOOD.check_pages(3 * page, 0, 8), Ok(3));
+    assert_eq!(GOOD.check_pages(0, 0, 8), Ok(0));
+    assert!(GOOD.check_pages(3 * page + 1, 0, 8).unwrap_err().to_string().contains("whole number of pages"));
+    assert!(GOOD.check_pages(3 * page, 0, 7).unwrap_err().to_string().contains("a row of block_table"));
     assert_eq!(GOOD.table_len(10), 18);
+
+    let mixed = DecodeProblem { v4_pages: 2, ..GOOD };
+    let v4 = mixed.cache_shape(page + 2 * 2 * page_head_bytes_v4(128)).v4_page_bytes();
+    assert_eq!(mixed.check_pages(3 * page + 2 * v4, 2, 8), Ok(5));
+    assert_eq!(mixed.check_pages(2 * v4, 2, 8), Ok(2));
+    assert_eq!(mixed.cache_shape(3 * page + 2 * v4).v8_pages(), 3);
+    assert!(matches!(mixed.check_pages(v4, 2, 8), Err(Error::Pool { .. })));
+    assert!(matches!(mixed.check_pages(3 * page, 2, 8), Err(Error::Pool { .. })));
+    for (problem, given) in [(mixed, 0), (mixed, 3), (GOOD, 2)] {
+        let planned = problem.v4_pages;
+        assert_eq!(problem.check_pages(3 * page + 2 * v4, given, 8), Err(Error::V4Pages { given, planned }));
+    }
 }
 
 #[test]
@@ -50,6 +63,7 @@ fn problems_are_keys() {
         DecodeProblem { alibi: true, ..GOOD },
         DecodeProblem { sinks: true, ..GOOD },
         DecodeProblem { split: Split::Fixed(128), ..GOOD },
+        DecodeProblem { v4_pages: 1, ..GOOD },
     ] {
         assert!(keys.insert(other), "{other:?}");
     }

@@ -82,6 +82,10 @@ impl Gpu {
     pub fn plan_append(&self, problem: &AppendProblem) -> Result<AppendPlan> {
         problem.check()?;
         let bounds = &APPEND[problem.dtype.code() as usize];
+        if problem.cache.v4_pages > 0 {
+            // Copies of its pages have no plan to load it, and may be recorded.
+            self.convert_kernel(1)?;
+        }
         let kernel = |tokens: usize| {
             let grid = problem.grid(tokens)?;
             self.kernel(bounds.module, bounds.entry, [grid.ctas, 1, 1], grid.threads, grid.shared_bytes)

@@ -1,11 +1,14 @@
 //! A paged cache in a GPU's memory.
 
+use super::kernel::Kernel;
 use super::memory::Checked;
 use super::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
-use crate::cache::{CacheFormat, CacheShape, HostCache, HostTables, KvCache, PageTables};
+use crate::cache::{CacheFormat, CacheShape, HostCache, HostTables, KvCache, PageCopy, PageTables};
 use crate::decode::{PagedKv, ViewPagedKv};
 use crate::error::{Error, Result};
 use int_flash_attention_driver::{DevicePtr, Driver, StreamHandle};
+use int_flash_attention_kernels::params::{ConvertParams, Global};
+use int_flash_attention_kernels::quantize::launch::{CONVERT, CONVERT_THREADS};
 
 /// A cache that owns its memory.
 pub type DeviceCache = KvCache<DeviceBuffer<u8>, DeviceBuffer<f32>>;
@@ -95,6 +98,7 @@ impl<'a> ViewCache<'a> {
     pub fn sequences(&self, tables: &ViewTables<'a>) -> ViewPagedKv<'a> {
         PagedKv {
             pages: self.pool,
+            v4_pages: self.shape.v4_pages,
             block_table: tables.block_table,
             table_stride: tables.max_blocks,
             seqlens_kv: tables.seqlens_kv,
@@ -132,10 +136,11 @@ impl HostTables {
 }
 
 impl Gpu {
-    /// Copies pages, the pairs `(from, to)` one after the other, in the stream's order: no waiting, capturable.
+    /// Copies pages, the pairs `(from, to)` one after the other, in the stream's order: no waiting, capturable. From a page with V in 8 bits to one with
+    /// 4, V is rounded; back to one with 8, nothing is lost any more. (The kernel that does so has been loaded by the plan of an append to such a cache.)
     ///
     /// # Errors
-    /// A page that is not of the pool, and nothing is copied then; a wrong pool; the driver's.
+    /// A page that is not of the pool, and nothing is copied then; a wrong pool; no kernel that fits this GPU; the driver's.
     pub fn copy_pages<'s>(
         &self,
         stream: impl Into<StreamRef<'s>>,
@@ -145,13 +150,27 @@ impl Gpu {
         let launch = self.launching(stream.into())?;
         cache.shape.check_pages("a copy of pages", pairs.iter().flat_map(|&(from, to)| [from, to]))?;
         let pool = cache.pool.checked(&launch, "the pool", cache.shape.bytes())?;
-        let (driver, bytes) = (self.bind()?, cache.shape.page_bytes());
-        let at = |page: u32| pool + u64::from(page) * bytes as u64;
-        for &(from, to) in pairs.iter().filter(|(from, to)| from != to) {
-            // SAFETY: both are pages of the pool, which has been checked.
-            unsafe { driver.copy_on_device_async(at(to), at(from), bytes, launch.stream()) }?;
+        let driver = self.bind()?;
+        for step in cache.shape.page_copies(pairs) {
+            match step {
+                PageCopy::Bytes(from, to) => {
+                    let at = |byte: usize| pool + byte as u64;
+                    // SAFETY: both are pages of the pool, which has been checked.
+                    unsafe { driver.copy_on_device_async(at(to), at(from.start), from.len(), launch.stream()) }?;
+                }
+                PageCopy::Converted(params, count) => {
+                    let kernel = self.convert_kernel((count * cache.shape.heads_kv) as u32)?;
+                    // SAFETY: the parameter of `convert_pages`, of pages of the pool, and its grid.
+                    unsafe { launch.kernel_with(&kernel, &ConvertParams { pool: Global::new(pool), ..params }) }?;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// What converts pages between those with V in 8 bits and in 4.
+    pub(super) fn convert_kernel(&self, ctas: u32) -> Result<Kernel> {
+        self.kernel(CONVERT.module, CONVERT.entry, [ctas, 1, 1], CONVERT_THREADS, 0)
     }
 
     /// Copies pages to the host, one behind the other into `bytes`, in the stream's order, and waits for the stream.
@@ -166,9 +185,9 @@ impl Gpu {
         bytes: &mut [u8],
     ) -> Result<()> {
         let to = bytes.as_mut_ptr();
-        let copy = |driver: Driver, stream, i: usize, page: DevicePtr, len: usize| {
+        let copy = |driver: Driver, stream, first: usize, page: DevicePtr, len: usize| {
             // SAFETY: a page of the pool, and its part of the host's slice, which is borrowed until the stream has been waited for.
-            unsafe { driver.copy_to_host_async(to.wrapping_add(i * len).cast(), page, len, stream) }
+            unsafe { driver.copy_to_host_async(to.wrapping_add(first).cast(), page, len, stream) }
         };
         self.swap(stream.into(), cache, pages, bytes.len(), copy)
     }
@@ -185,14 +204,14 @@ impl Gpu {
         bytes: &[u8],
     ) -> Result<()> {
         let from = bytes.as_ptr();
-        let copy = |driver: Driver, stream, i: usize, page: DevicePtr, len: usize| {
+        let copy = |driver: Driver, stream, first: usize, page: DevicePtr, len: usize| {
             // SAFETY: a page of the pool, and its part of the host's slice, which is borrowed until the stream has been waited for.
-            unsafe { driver.copy_to_device_async(page, from.wrapping_add(i * len).cast(), len, stream) }
+            unsafe { driver.copy_to_device_async(page, from.wrapping_add(first).cast(), len, stream) }
         };
         self.swap(stream.into(), &cache.as_view(), pages, bytes.len(), copy)
     }
 
-    /// Calls `copy` for each page, with its number among them, address and length.
+    /// Calls `copy` for each page, with the bytes of those before it, its address and its length.
     fn swap(
         &self,
         stream: StreamRef<'_>,
@@ -205,16 +224,18 @@ impl Gpu {
         let stream = launch.not_recorded("a copy of pages from or to the host")?;
         cache.shape.check_pages("a copy of pages", pages.iter().copied())?;
         let pool = cache.pool.checked(&launch, "the pool", cache.shape.bytes())?;
-        let bytes = cache.shape.page_bytes();
-        let expected = bytes.saturating_mul(pages.len());
+        let expected = cache.shape.bytes_of(pages);
         if given != expected {
             return Err(Error::Length { name: "the pages in the host's memory", given, expected });
         }
         self.0.context.on_stream(stream, |driver, stream| {
-            pages
-                .iter()
-                .enumerate()
-                .try_for_each(|(i, &page)| copy(driver, stream, i, pool + u64::from(page) * bytes as u64, bytes))
+            let mut at = 0;
+            pages.iter().try_for_each(|&page| {
+                let from = cache.shape.page_range(page);
+                let first = at;
+                at += from.len();
+                copy(driver, stream, first, pool + from.start as u64, from.len())
+            })
         })
     }
 }

@@ -82,7 +82,7 @@ impl Gpu {
         AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
         output.layout.check_disjoint()?;
         let overlaps = config::overlaps_on(self.0.capability, self.0.cuda);
-        let variant = config::decode(problem.head_dim, overlaps)
+        let variant = config::decode(problem.head_dim, problem.v4_pages > 0, overlaps)
             .ok_or_else(|| Error::CacheHeadDim { given: problem.head_dim, allowed: HEAD_DIMS.to_vec() })?;
         let shared = self.attribute(DeviceAttribute::MaxSharedMemoryPerMultiprocessor)? as usize;
         let all = self.multiprocessors()? * variant.ctas(shared);
@@ -156,7 +156,7 @@ impl DecodePlan {
         check_q(Scheme::Default, q)?;
         p.check_heads(heads)?;
         let [q, q_scale, q_bias] = q.addresses(launch, p.q_shape(), &self.lengths)?;
-        let pages = p.check_pages(cache.pages.len(), cache.table_stride)?;
+        let pages = p.check_pages(cache.pages.len(), cache.v4_pages, cache.table_stride)?;
         let pool = cache.pages.checked(launch, "pages", cache.pages.len())?;
         let block_table = cache.block_table.checked_elements(launch, "block_table", p.table_len(cache.table_stride))?;
         let seqlens_kv = cache.seqlens_kv.checked_elements(launch, "seqlens_kv", p.batch)?;

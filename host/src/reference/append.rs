@@ -2,18 +2,18 @@
 
 use super::codes::{amax, code, rotate, rotate_token_of_v, round_up_to_step, token_scale, v_scale};
 use super::quantize::share;
-use crate::cache::HostCache;
+use crate::cache::{HeadPlace, HostCache};
 use crate::tensor::HostTensor;
-use int_flash_attention_kernels::layout::page::{
-    PAGE_TOKENS, page_head_bytes, page_head_offset, page_k_scale_offset, page_v_offset, page_v_scale_offset,
-};
-use int_flash_attention_kernels::layout::{k_offset, v_byte, v_offset};
+use int_flash_attention_kernels::layout::page::PAGE_TOKENS;
 use rayon::prelude::*;
 
 /// Quantizes tokens to their slots. Shapes and slots have been checked.
 pub(crate) fn append(cache: &mut HostCache, k: &HostTensor, v: &HostTensor, slots: &[i64]) {
     let (d, heads) = (cache.shape.head_dim, cache.shape.heads_kv);
-    let pages = whole_pages(slots);
+    // In 4 bits each token of V has its own scale.
+    let v8_slots = (cache.shape.v8_pages() * PAGE_TOKENS) as i64;
+    let mut pages = whole_pages(slots);
+    pages.retain(|&token| slots[token] < v8_slots);
     let offset = cache.k_offset.as_deref();
     let of_heads: Vec<_> = (0..heads)
         .into_par_iter()
@@ -25,15 +25,9 @@ pub(crate) fn append(cache: &mut HostCache, k: &HostTensor, v: &HostTensor, slot
     for (head, [k, v]) in of_heads.iter().enumerate() {
         for (token, &slot) in slots.iter().enumerate().filter(|&(_, &slot)| slot >= 0) {
             let (page, key) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
-            let page = &mut cache.pool[page_head_offset(page, head, heads, d)..][..page_head_bytes(d)];
-            for dim in 0..d {
-                page[k_offset(key, dim)] = k.codes[token * d + dim] as u8;
-                page[page_v_offset(d) + v_offset(key, dim, d)] = v_byte(v.codes[token * d + dim]) as u8;
-            }
-            for (from, scale) in [(page_k_scale_offset(d), k.scales[token]), (page_v_scale_offset(d), v.scales[token])]
-            {
-                page[from + size_of::<f32>() * key..][..size_of::<f32>()].copy_from_slice(&scale.to_le_bytes());
-            }
+            let place = HeadPlace::new(&cache.shape, page, head);
+            let codes = [k, v].map(|of| &of.codes[token * d..][..d]);
+            place.write(&mut cache.pool[place.range()], key, codes, [k.scales[token], v.scales[token]]);
         }
     }
 }

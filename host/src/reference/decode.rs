@@ -18,15 +18,13 @@
 use super::Bounds;
 use super::int8::{Int8, rotate_back};
 use super::simd::{Kernel, Vectors, dispatch, dot};
+use crate::cache::{CacheShape, HeadPlace};
 use crate::decode::{DecodeHeads, DecodeProblem, HostPagedKv};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::quantized::HostQ;
 use crate::round::round_ties_even;
-use int_flash_attention_kernels::layout::page::{
-    page_head_bytes, page_head_offset, page_k_scale_offset, page_v_offset, page_v_scale_offset,
-};
-use int_flash_attention_kernels::layout::{KV_BLOCK, V_ROTATION, block_bytes, k_offset, rotation, v_byte, v_offset};
+use int_flash_attention_kernels::layout::{KV_BLOCK, V_ROTATION, block_bytes, rotation};
 use rayon::prelude::*;
 use std::f64::consts::{LN_2, LOG2_E};
 use std::ops::Range;
@@ -103,7 +101,7 @@ struct Head<'a> {
     q: &'a HostQ,
     heads: &'a DecodeHeads<&'a [f32]>,
     pages: &'a [u8],
-    page_count: usize,
+    shape: CacheShape,
     table: &'a [u32],
     seqlen_kv: usize,
     batch: usize,
@@ -133,31 +131,26 @@ impl<'a> Head<'a> {
         batch: usize,
         head_kv: usize,
     ) -> Self {
-        let d = problem.head_dim;
         let table = &cache.block_table[batch * cache.table_stride..][..problem.max_blocks()];
         let seqlen_kv = (cache.seqlens_kv[batch] as usize).min(problem.max_blocks() * KV_BLOCK);
-        let page_count = cache.pages.len() / (problem.heads_kv * page_head_bytes(d));
-        let c = problem.scale() * std::f32::consts::LOG2_E * (1.0 / rotation(d) as f32);
-        Self { problem, q, heads, pages: cache.pages, page_count, table, seqlen_kv, batch, head_kv, c }
+        let shape = problem.cache_shape(cache.pages.len());
+        let c = problem.scale() * std::f32::consts::LOG2_E * (1.0 / rotation(problem.head_dim) as f32);
+        Self { problem, q, heads, pages: cache.pages, shape, table, seqlen_kv, batch, head_kv, c }
     }
 
     /// A block, where the table has a page for it.
     fn block(&self, block: usize) -> Option<Block> {
         let d = self.problem.head_dim;
-        let page = Some(self.table[block] as usize).filter(|&page| page < self.page_count)?;
-        let at = page_head_offset(page, self.head_kv, self.problem.heads_kv, d);
-        let bytes = &self.pages[at..][..page_head_bytes(d)];
-        let code = |byte: usize| bytes[byte] as i8;
-        let scales = |at: usize| {
-            let scales = bytes[at..][..4 * KV_BLOCK].as_chunks::<4>().0;
-            scales.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
-        };
+        let page = Some(self.table[block] as usize).filter(|&page| page < self.shape.pages)?;
+        let place = HeadPlace::new(&self.shape, page, self.head_kv);
+        let bytes = &self.pages[place.range()];
         let (mut k, mut v) = (vec![0; block_bytes(d)], vec![0; block_bytes(d)]);
         for (i, (k, v)) in k.iter_mut().zip(&mut v).enumerate() {
-            *k = code(k_offset(i / d, i % d));
-            *v = v_byte(code(page_v_offset(d) + v_offset(i % KV_BLOCK, i / KV_BLOCK, d)));
+            *k = place.k(bytes, i / d, i % d);
+            *v = place.v(bytes, i % KV_BLOCK, i / KV_BLOCK);
         }
-        let (k_scale, v_scale) = (scales(page_k_scale_offset(d)), scales(page_v_scale_offset(d)));
+        let k_scale = (0..KV_BLOCK).map(|key| place.k_scale(bytes, key)).collect();
+        let v_scale = (0..KV_BLOCK).map(|key| place.v_scale(bytes, key)).collect();
         Some(Block { first: block * KV_BLOCK, k, v, k_scale, v_scale })
     }
 }

@@ -40,14 +40,16 @@ pub struct DecodeVariant {
     pub shared_bytes: usize,
     /// CTAs an SM should hold; written into the PTX as `.minnctapersm`.
     pub min_ctas: usize,
+    /// Whether pages may have V in 4 bits.
+    pub v4: bool,
     /// Whether the merge behind it may start before it ends.
     pub overlaps: bool,
 }
 
 macro_rules! decode_variants {
-    ($($name:ident { head_dim: $d:literal, team: $team:literal, min_ctas: $ctas:literal, overlaps: $overlaps:literal })*) => {
+    ($($name:ident { head_dim: $d:literal, team: $team:literal, min_ctas: $ctas:literal, v4: $v4:literal, overlaps: $overlaps:literal })*) => {
         &[$(DecodeVariant {
-            name: stringify!($name), head_dim: $d, threads: 32 * $team, shared_bytes: shared_bytes($d), min_ctas: $ctas, overlaps: $overlaps,
+            name: stringify!($name), head_dim: $d, threads: 32 * $team, shared_bytes: shared_bytes($d), min_ctas: $ctas, v4: $v4, overlaps: $overlaps,
         }),*]
     };
 }
@@ -55,10 +57,10 @@ macro_rules! decode_variants {
 /// All decode kernels.
 pub const DECODE: &[DecodeVariant] = decode_rows!(decode_variants);
 
-/// The decode kernel for a head dim; where launches may overlap the one that does, if there is one.
+/// The decode kernel for a head dim, of pools without or with pages whose V has 4 bits; where launches may overlap the one that does, if there is one.
 #[must_use]
-pub fn decode(head_dim: usize, overlaps: bool) -> Option<&'static DecodeVariant> {
-    let of = |overlaps| DECODE.iter().find(move |variant| (variant.head_dim, variant.overlaps) == (head_dim, overlaps));
+pub fn decode(head_dim: usize, v4: bool, overlaps: bool) -> Option<&'static DecodeVariant> {
+    let of = |overlaps| DECODE.iter().find(move |of| (of.head_dim, of.v4, of.overlaps) == (head_dim, v4, overlaps));
     of(overlaps).or_else(|| of(false))
 }
 

@@ -40,8 +40,8 @@ pub struct AppendParams {
     pub pages: u32,
     /// 4, or 8 where slots are signed words of that many bytes.
     pub slot_bytes: u32,
-    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
-    pub reserved: u32,
+    /// From which of them on V has 4 bits: all of them, where none has.
+    pub v8_pages: u32,
 }
 
 impl AppendParams {
@@ -63,7 +63,7 @@ impl AppendParams {
         seqlen_q: 1,
         pages: 0,
         slot_bytes: 4,
-        reserved: 0,
+        v8_pages: 0,
     };
 }
 

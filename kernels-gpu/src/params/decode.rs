@@ -69,6 +69,10 @@ pub struct DecodeParams {
     pub softmax_scale: f32,
     /// Scores stay within it, by a hyperbolic tangent; 0 where they do not.
     pub softcap: f32,
+    /// From which page on V has 4 bits; read by the kernels for such pools alone.
+    pub v8_pages: u32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
 }
 
 /// The parameter of `merge_splits`: what the decode kernel left to the output.
@@ -178,12 +182,14 @@ impl DecodeParams {
         table_stride: 0,
         softmax_scale: 0.0,
         softcap: 0.0,
+        v8_pages: 0,
+        reserved: 0,
     };
 }
 
 const _: () = assert!(size_of::<SplitParams>() == 8 + 12 * 4);
 const _: () = assert!(size_of::<MergedParams>() == size_of::<Strided>() + 2 * 8 + 6 * 4);
-const _: () = assert!(size_of::<DecodeParams>() == size_of::<SplitParams>() + 9 * 8 + 4 * 4);
+const _: () = assert!(size_of::<DecodeParams>() == size_of::<SplitParams>() + 9 * 8 + 6 * 4);
 const _: () = assert!(size_of::<MergeSplitsParams>() == size_of::<SplitParams>() + 3 * 8 + size_of::<MergedParams>());
 const _: () = assert!(size_of::<MergeStatesParams>() == 4 * 8 + size_of::<MergedParams>());
 

@@ -40,8 +40,8 @@ pub struct GatherParams {
     pub heads_kv: u32,
     /// Channels of a head.
     pub head_dim: u32,
-    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
-    pub reserved: u32,
+    /// From which of them on V has 4 bits: all of them, where none has.
+    pub v8_pages: u32,
 }
 
 impl GatherParams {
@@ -64,7 +64,7 @@ impl GatherParams {
         seqlen_kv: 0,
         heads_kv: 0,
         head_dim: 0,
-        reserved: 0,
+        v8_pages: 0,
     };
 }
 

@@ -1,9 +1,10 @@
 //! `gather_pages`: pages to the operands that attention reads (docs/kernel-abi.md, "Paged cache"). A CTA has a block of a head, a thread a key's scales.
 
 use super::launch::GATHER_THREADS;
+use super::pages::bytes_of_nibbles;
 use super::reduce::over_warp;
 use crate::division::div_rem;
-use crate::layout::page::{page_head_offset, page_k_scale_offset, page_v_offset, page_v_scale_offset};
+use crate::layout::page::{PAGE_TOKENS, page_head, page_v_offset};
 use crate::layout::{KV_BLOCK, MIN_SCALE, ROW_BYTES, V_OFFSETS, block_bytes, slot_key};
 use crate::params::GatherParams;
 use crate::ptx::barrier::bar_sync;
@@ -38,19 +39,17 @@ pub unsafe extern "ptx-kernel" fn gather_pages(params: GatherParams) {
         let count = len.saturating_sub(block * KV_BLOCK as u32).min(KV_BLOCK as u32);
         // What is no page has no keys.
         let count = selp_b32(page < p.pages, count, 0);
-        let from = p.pool.ptr().wrapping_add(page_head_offset(
-            if count > 0 { page as usize } else { 0 },
-            head_kv as usize,
-            p.heads_kv as usize,
-            d,
-        ));
+        let page = if count > 0 { page as usize } else { 0 };
+        let at = page_head(page, head_kv as usize, p.heads_kv as usize, d, p.v8_pages as usize);
+        let from = p.pool.ptr().wrapping_add(at.offset);
         let to = head as usize * blocks as usize + block as usize;
         let k_out = p.k_out.ptr().cast_mut().wrapping_add(to * block_bytes(d));
         let v_out = p.v_out.ptr().cast_mut().wrapping_add(to * block_bytes(d));
         let mut byte = VECTOR * thread as usize;
         while byte < block_bytes(d) {
-            let [mut k, mut v] =
-                [byte, page_v_offset(d) + byte].map(|byte| ld_global_nc_v4_u32(from.wrapping_add(byte)));
+            let mut k = ld_global_nc_v4_u32(from.wrapping_add(byte));
+            // In 4 bits it is fewer bytes than these, and is made below; the page has scales behind it.
+            let mut v = ld_global_nc_v4_u32(from.wrapping_add(page_v_offset(d) + byte * usize::from(!at.v4)));
             if count < KV_BLOCK as u32 {
                 let key = (byte % (KV_BLOCK * ROW_BYTES) / ROW_BYTES) as u32;
                 let row = (byte / ROW_BYTES) as u32;
@@ -68,10 +67,13 @@ pub unsafe extern "ptx-kernel" fn gather_pages(params: GatherParams) {
                 });
             }
             st_global_v4_u32(true, k_out.wrapping_add(byte), k);
-            st_global_v4_u32(true, v_out.wrapping_add(byte), v);
+            st_global_v4_u32(!at.v4, v_out.wrapping_add(byte), v);
             byte += VECTOR * GATHER_THREADS;
         }
-        scales(p, from, to, thread, count);
+        if at.v4 {
+            bytes_of_nibbles(from.wrapping_add(page_v_offset(d)), v_out, d, thread, count);
+        }
+        scales(p, from.wrapping_add(at.scales), to, thread, count);
         // What there is for a head.
         if block == 0 {
             let mut dim = thread as usize;
@@ -93,8 +95,8 @@ pub unsafe extern "ptx-kernel" fn gather_pages(params: GatherParams) {
 #[inline(always)]
 unsafe fn scales(p: &GatherParams, from: *const u8, to: usize, key: u32, count: u32) {
     unsafe {
-        let d = p.head_dim as usize;
-        let [k, v] = [page_k_scale_offset(d), page_v_scale_offset(d)].map(|at| from.wrapping_add(at).cast::<f32>());
+        let k = from.cast::<f32>();
+        let v = k.wrapping_add(PAGE_TOKENS);
         let inside = key < count;
         let [k_own, v_own] = [k, v].map(|scales| {
             let scale = ld_global_nc_f32(scales.wrapping_add(key as usize));

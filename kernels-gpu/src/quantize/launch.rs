@@ -56,9 +56,15 @@ pub const fn gather_ctas(batch: usize, heads_kv: usize, seqlen_kv: usize) -> Opt
     grid(batch, heads_kv, kv_blocks(seqlen_kv))
 }
 
+/// Threads of a CTA of `convert_pages`, those of `gather_pages`: they share the code for V in 4 bits.
+pub const CONVERT_THREADS: usize = GATHER_THREADS;
+/// `convert_pages`.
+pub const CONVERT: Bounds =
+    Bounds { module: "convert_pages", entry: "convert_pages", threads: CONVERT_THREADS, min_ctas: 8 };
+
 /// All entry points of quantization and of caches.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
-    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER])
+    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER, &CONVERT])
 }
 
 /// 16-byte vectors of a tile that a thread has.

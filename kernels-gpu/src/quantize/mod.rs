@@ -8,6 +8,7 @@
 //!             V by token or by block, rotated four dims at a time: packed, transposed  values.rs
 //! append      new tokens to the pages of a cache, whole pages of V by block              append/
 //! gather      pages of a cache to the operands of attention                            gather.rs
+//! convert     pages of a cache with V in 8 bits to pages with 4, and back               pages.rs
 //! v_amax      the paper's one scale a head of V needs all of it first                  values.rs
 //! ```
 //!
@@ -49,6 +50,8 @@ pub(crate) mod middle;
 mod offset;
 #[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short")))]
 pub(crate) mod pack;
+#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+mod pages;
 #[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short")))]
 pub(crate) mod reduce;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]

@@ -65,12 +65,12 @@ const STORES: [(DType, Places); 9] = [
 /// The checks of a kernel of these.
 pub(super) fn of(kernel: &str) -> Option<Result<Vec<Check>>> {
     if let Some(variant) = DECODE.iter().find(|variant| variant.name == kernel) {
-        let (head_dim, overlaps) = (variant.head_dim, variant.overlaps);
+        let head_dim = variant.head_dim;
         let hostile = [1, 5].map(|workers| (hostile_case(head_dim, workers), DType::F32));
         let far = DecodeCase { far: true, ..cases_of(head_dim).swap_remove(1).0 };
         let all =
             cases_of(head_dim).into_iter().chain(hostile).chain([(far, DType::F16), (tails(head_dim), DType::F32)]);
-        return Some(Ok(all.map(|(case, dtype)| decode(DecodeCase { overlaps, ..case }, dtype)).collect()));
+        return Some(Ok(all.map(|(case, dtype)| decode(case.of(variant), dtype)).collect()));
     }
     if kernel == MERGE_BOUNDS[1].entry {
         let cases = cases_of(32).into_iter().chain(cases_of(96)).map(|(case, _)| case);

@@ -6,6 +6,7 @@ use crate::sim::{SimulatedCache, Simulator};
 use anyhow::{Context, Result};
 use int_flash_attention::{CacheShape, HostCache, HostTables};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::V4_HEAD_DIMS;
 use ptx_machine::Module;
 use std::sync::Arc;
 
@@ -29,8 +30,9 @@ impl GatherCheck {
 /// Lengths about every edge of a block, pages that sequences share, of caches with something taken out of K and without.
 pub(super) fn of() -> Result<Vec<Check>> {
     let mut checks = Vec::new();
-    for (seed, head_dim) in HEAD_DIMS.into_iter().enumerate() {
-        let shape = CacheShape::new(6, 2, head_dim)?;
+    let v4 = V4_HEAD_DIMS.map(|head_dim| (head_dim, 4));
+    for (seed, (head_dim, v4_pages)) in HEAD_DIMS.map(|head_dim| (head_dim, 0)).into_iter().chain(v4).enumerate() {
+        let shape = CacheShape::new(6, 2, head_dim)?.with_v4_pages(v4_pages)?;
         for (i, (lengths, seqlen_kv, ahead)) in [
             ([500, 256, 116], 500, 0),
             ([1, 0, 33], 40, 1 << 19),

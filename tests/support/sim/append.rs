@@ -5,12 +5,14 @@ use super::{Grid, Simulator, global, structure};
 use crate::cache::{Cache, New};
 use anyhow::{Context, Result};
 use int_flash_attention::{
-    AppendProblem, CacheShape, GatherProblem, HostCache, HostK, HostQ, HostTables, HostV, PackedFormat, QuantizedK,
-    QuantizedQ, QuantizedV, Scheme, Shape,
+    AppendProblem, CacheShape, GatherProblem, HostCache, HostK, HostQ, HostTables, HostV, PackedFormat, PageCopy,
+    QuantizedK, QuantizedQ, QuantizedV, Scheme, Shape,
 };
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
-use int_flash_attention_kernels::params::{AppendParams, GatherParams, Strided};
-use int_flash_attention_kernels::quantize::launch::{GATHER, GATHER_SHARED_BYTES, GATHER_THREADS, gather_ctas};
+use int_flash_attention_kernels::params::{AppendParams, ConvertParams, GatherParams, Strided};
+use int_flash_attention_kernels::quantize::launch::{
+    CONVERT, CONVERT_THREADS, GATHER, GATHER_SHARED_BYTES, GATHER_THREADS, gather_ctas,
+};
 use ptx_machine::{DevPtr, Memory};
 
 /// A cache that the machine's kernels append to.
@@ -159,7 +161,29 @@ impl Cache for SimulatedCache<'_> {
     }
 
     fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {
-        Cache::copy_pages(&mut self.cache, pairs)
+        let whole = CacheShape { pages: self.cache.shape.pages + self.ahead, ..self.cache.shape };
+        let mut memory = Memory::new();
+        let pool = memory.alloc(whole.bytes() as u64, 256);
+        let own = last(pool, self.cache.pool.len() as u64, whole.bytes() as u64);
+        memory.write(own, &self.cache.pool)?;
+        let page = |page: u32| page + self.ahead as u32;
+        let pairs: Vec<_> = pairs.iter().map(|&(from, to)| (page(from), page(to))).collect();
+        for step in whole.page_copies(&pairs) {
+            match step {
+                PageCopy::Bytes(from, to) => {
+                    let bytes: Vec<u8> = memory.read(pool.offset(from.start as u64), from.len())?;
+                    memory.write(pool.offset(to as u64), &bytes)?;
+                }
+                PageCopy::Converted(params, count) => {
+                    let params = ConvertParams { pool: global(pool), ..params };
+                    let grid = [(count * whole.heads_kv) as u32, 1, 1];
+                    let at = Grid { kernel: CONVERT.entry, grid, threads: CONVERT_THREADS, shared: 0 };
+                    self.simulator.launch(CONVERT.module, &at, &[structure(&params)], &memory)?;
+                }
+            }
+        }
+        self.cache.pool = memory.read(own, self.cache.pool.len()).context("the pool")?;
+        Ok(())
     }
 
     fn swap_out(&self, pages: &[u32]) -> Result<Vec<u8>> {

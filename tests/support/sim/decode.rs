@@ -17,7 +17,7 @@ impl DecodeKernels for Simulator {
         let (problem, heads) = (&case.problem, case.heads());
         problem.check()?;
         let mut memory = Memory::new();
-        let variant = decode::decode(problem.head_dim, case.overlaps).context("no kernel")?;
+        let variant = decode::decode(problem.head_dim, problem.v4_pages > 0, case.overlaps).context("no kernel")?;
         let (workers, min_blocks) = case.workers.unwrap_or((self.multiprocessors as usize, 1));
         let split = problem.split_params(workers, min_blocks);
         let split = SplitParams { seqlens_kv: global(memory.alloc_from(&case.lengths)), ..split };
@@ -101,13 +101,18 @@ impl DecodeKernels for Simulator {
 /// So many pages are in front of the case's own, and entries between rows of its table, where it is far.
 const FAR: usize = (1 << 30) + 64;
 
+/// Bytes of a page with V in 8 bits, and how many are in front of a case's own where it is far.
+fn ahead(case: &DecodeCase) -> (usize, usize) {
+    let page = case.shape().page_bytes();
+    (page, FAR.div_ceil(page) * 5)
+}
+
 /// The pool, and how many pages it has.
 fn pool(memory: &mut Memory, case: &DecodeCase) -> (DevPtr, usize) {
     if !case.far {
         return (memory.alloc_from(&case.pages), case.page_count());
     }
-    let page = case.pages.len() / case.page_count();
-    let ahead = FAR.div_ceil(page) * 5;
+    let (page, ahead) = ahead(case);
     let pool = memory.alloc((ahead * page + case.pages.len()) as u64, 256);
     memory.write(pool.offset((ahead * page) as u64), &case.pages).expect("the end of the pool is inside");
     (pool, ahead + case.page_count())
@@ -118,8 +123,7 @@ fn table(memory: &mut Memory, case: &DecodeCase) -> (DevPtr, usize) {
     if !case.far {
         return (memory.alloc_from(&case.table), case.stride);
     }
-    let page = case.pages.len() / case.page_count();
-    let (ahead, stride) = (FAR.div_ceil(page) * 5, case.stride + FAR);
+    let (ahead, stride) = (ahead(case).1, case.stride + FAR);
     let table = memory.alloc((4 * stride * case.lengths.len()) as u64, 256);
     for (sequence, row) in case.table.chunks_exact(case.stride).enumerate() {
         let known = |&entry: &u32| if entry < case.page_count() as u32 { entry + ahead as u32 } else { u32::MAX };

@@ -4,7 +4,7 @@ use crate::nothing_is_left;
 use half::f16;
 use int_flash_attention::{
     AppendProblem, Appended, AttentionProblem, CacheShape, DType, DeviceBuffer, DeviceCache, DeviceQ, DeviceSliceMut,
-    Error, Gpu, NewTokens, Shape, Slots, TensorLayout, ViewMutCache,
+    Error, Gpu, NewTokens, PageCopy, Shape, Slots, TensorLayout, ViewMutCache,
 };
 use pretended_driver::{PretendedGpu, begin};
 
@@ -83,6 +83,40 @@ fn appends_refuse_what_does_not_fit() {
         gpu.pages_from_host(&stream, &mut view, &[1], &bytes).unwrap();
         let recorded = gpu.capture(&stream, || gpu.pages_from_host(&stream, &mut view, &[1], &bytes));
         assert!(matches!(recorded, Err(Error::Recording { .. })));
+    }
+    nothing_is_left(&session);
+}
+
+/// Pages of both kinds have their own bytes, and copies between them are launches, of as many pairs as do not wait for one another.
+#[test]
+fn pages_of_two_kinds() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let stream = gpu.stream().unwrap();
+        let shape = CacheShape::new(6, 2, 64).unwrap().with_v4_pages(3).unwrap();
+        let problem = AppendProblem { cache: shape, heads_q: 0, max_tokens: 8, dtype: DType::F16 };
+        // Loads what copies need.
+        gpu.plan_append(&problem).unwrap();
+        let mut cache = DeviceCache::alloc(&gpu, shape).unwrap();
+        assert_eq!(cache.pool.len(), shape.bytes());
+        let mut view = cache.view_mut();
+        let mut bytes = vec![0; shape.page_bytes() + shape.v4_page_bytes()];
+        gpu.pages_to_host(&stream, &view.as_view(), &[4, 2], &mut bytes).unwrap();
+        gpu.pages_from_host(&stream, &mut view, &[1, 5], &bytes).unwrap();
+        let refused = gpu.pages_from_host(&stream, &mut view, &[1, 2], &bytes);
+        assert!(matches!(refused, Err(Error::Length { .. })), "{refused:?}");
+        let pairs = [(0, 3), (1, 4), (4, 2), (2, 1), (5, 0), (5, 3)];
+        gpu.capture(&stream, || gpu.copy_pages(&stream, &mut view, &pairs)).unwrap();
+        let steps = shape.page_copies(&pairs).into_iter().map(|step| match step {
+            PageCopy::Bytes(from, to) => (from.len(), to),
+            PageCopy::Converted(params, count) => {
+                assert_eq!((params.v8_pages, params.heads_kv, params.head_dim), (3, 2, 64));
+                (0, count)
+            }
+        });
+        let of = |page: u32| (shape.page_range(page).len(), shape.page_range(page).start);
+        assert_eq!(steps.collect::<Vec<_>>(), [(0, 2), (0, 1), of(1), (0, 1), of(3)]);
     }
     nothing_is_left(&session);
 }

@@ -14,6 +14,7 @@ const PROBLEM: DecodeProblem = DecodeProblem::new(2, 4, 2, 300, 64);
 /// A decode with everything that it needs, each as large as it has to be.
 struct Job {
     pages: DeviceBuffer<u8>,
+    v4_pages: usize,
     table: DeviceBuffer<u32>,
     stride: usize,
     lengths: DeviceBuffer<u32>,
@@ -31,6 +32,7 @@ impl Job {
         let plan = gpu.plan_decode(&PROBLEM, &output(shape, false))?;
         Ok(Self {
             pages: gpu.alloc(5 * page_bytes(2, 64))?,
+            v4_pages: 0,
             table: gpu.alloc(3 + PROBLEM.max_blocks())?,
             stride: 3,
             lengths: gpu.alloc(2)?,
@@ -52,6 +54,7 @@ impl Job {
     fn launch(&mut self, stream: &Stream) -> Result<()> {
         let cache = ViewPagedKv {
             pages: self.pages.slice(),
+            v4_pages: self.v4_pages,
             block_table: self.table.slice(),
             table_stride: self.stride,
             seqlens_kv: self.lengths.slice(),
@@ -91,6 +94,8 @@ fn a_decode_refuses_what_does_not_fit() {
         shorter("q_scale", &|job| job.q.scale = gpu.alloc(job.q.scale.len() - 1).unwrap());
         let pool = sentence(refused(&|job| job.pages = gpu.alloc(job.pages.len() - 1).unwrap()));
         assert!(pool.contains("whole number of pages of 34816 bytes"), "{pool}");
+        let v4 = sentence(refused(&|job| job.v4_pages = 1));
+        assert!(v4.starts_with("1 pages of the cache have V in 4 bits; the problem was made for 0"), "{v4}");
         let sinks = sentence(refused(&|job| job.sinks = Some(gpu.alloc(4).unwrap())));
         assert!(sinks.contains("sinks was given"), "{sinks}");
         let lse = sentence(refused(&|job| job.lse = Some(gpu.alloc(8).unwrap())));

@@ -214,6 +214,7 @@ fn ulysses_and_decode_launch_on_every_gpu() {
             (gpu.alloc::<u8>(4 * page_bytes(2, 64))?, gpu.upload(&[0_u32, 1, 2, 3])?, gpu.upload(&[300_u32])?);
         let cache = ViewPagedKv {
             pages: pages.slice(),
+            v4_pages: 0,
             block_table: table.slice(),
             table_stride: 4,
             seqlens_kv: lengths.slice(),

@@ -86,7 +86,7 @@ impl Cache for OnDevice {
     }
 
     fn swap_out(&self, pages: &[u32]) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; pages.len() * self.cache.shape.page_bytes()];
+        let mut bytes = vec![0; self.cache.shape.bytes_of(pages)];
         self.gpu.pages_to_host(&self.gpu.stream()?, &self.cache.view(), pages, &mut bytes)?;
         Ok(bytes)
     }
@@ -114,6 +114,7 @@ pub fn appends(on: &OnGpu) -> Result<()> {
         };
         let (q, k, v) = (tensor(heads_kv * group, 0)?, tensor(heads_kv, 1)?, tensor(heads_kv, 2)?);
         let shape = CacheShape::new(1 + any(20), heads_kv, d)?;
+        let shape = shape.with_v4_pages(if [64, 128].contains(&d) { any(shape.pages + 1) } else { 0 })?;
         let (offset, wide, with_q) = (any(2) == 0, any(2) == 0, any(3) > 0);
         let mut slots = any_slots(&shape, tokens, &mut noise);
         for (i, slot) in slots.iter_mut().enumerate().filter(|(i, _)| i % 37 == 5) {
@@ -132,6 +133,10 @@ pub fn model(on: &OnGpu) -> Result<()> {
     for (seed, d) in [(0, 64), (1, 128), (2, 32)] {
         let cache = any_cache(CacheShape::new(24, 2, d)?, seed == 1, seed);
         behaves_as_a_model(&mut OnDevice::new(&on.gpu, &cache)?, seed, 10 * cases(100) as usize)?;
+        if d != 32 {
+            let cache = any_cache(cache.shape.with_v4_pages(14)?, seed == 0, seed);
+            behaves_as_a_model(&mut OnDevice::new(&on.gpu, &cache)?, seed, 10 * cases(100) as usize)?;
+        }
     }
     Ok(())
 }

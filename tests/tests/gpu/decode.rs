@@ -11,7 +11,7 @@ use int_flash_attention_kernels::config::decode::DECODE;
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::continuation::decode_is_prefill;
 use int_flash_attention_tests::decode::{
-    DecodeCase, DecodeKernels, MergeCase, Numbers, bits, cases_of, matches_the_reference, merges_as_the_reference,
+    DecodeCase, DecodeKernels, MergeCase, Numbers, bits, cases_for, matches_the_reference, merges_as_the_reference,
 };
 use int_flash_attention_tests::properties::{GUARD, POISON};
 
@@ -56,6 +56,7 @@ impl OnDevice {
         let problem = &self.case.problem;
         let cache = ViewPagedKv {
             pages: self.pages.slice(),
+            v4_pages: problem.v4_pages,
             block_table: self.table.slice(),
             table_stride: self.case.stride,
             seqlens_kv: self.lengths.slice(),
@@ -122,7 +123,7 @@ impl DecodeKernels for OnGpu {
 /// The cases of the PTX machine, and larger ones with the plan's own workers.
 pub fn matches(on: &OnGpu) -> Result<()> {
     for variant in DECODE {
-        for (case, dtype) in cases_of(variant.head_dim) {
+        for (case, dtype) in cases_for(variant) {
             matches_the_reference(on, &case, dtype)?;
             matches_the_reference(on, &DecodeCase { workers: None, ..case }, dtype)?;
         }
@@ -141,7 +142,7 @@ pub fn matches(on: &OnGpu) -> Result<()> {
                 ..DecodeProblem::new(batch, heads_q, heads_kv, keys, variant.head_dim)
             };
             let lengths: Vec<u32> = (0..batch).map(|_| numbers.below(keys + 1) as u32).collect();
-            matches_the_reference(on, &DecodeCase::new(problem, &lengths, seed as u64), DType::F16)?;
+            matches_the_reference(on, &DecodeCase::new(problem, &lengths, seed as u64).of(variant), DType::F16)?;
         }
     }
     Ok(())

@@ -257,6 +257,7 @@ pub fn decode(on: &OnGpu) -> Result<()> {
             let lengths = gpu.upload(&tables.seqlens_kv)?;
             let view = ViewPagedKv {
                 pages: pages.slice(),
+                v4_pages: 0,
                 block_table: table.slice(),
                 table_stride: tables.max_blocks,
                 seqlens_kv: lengths.slice(),

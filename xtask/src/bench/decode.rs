@@ -10,7 +10,9 @@ use int_flash_attention::{
     AttentionOutput, DType, DecodeHeads, DecodePlan, DecodeProblem, DecodeResult, DeviceBuffer, DeviceQ, Gpu,
     HostPagedKv, HostQ, QuantizedQ, Scheme, StreamRef, TensorLayout, ViewPagedKv,
 };
-use int_flash_attention_kernels::layout::page::{page_bytes, page_head_bytes, page_k_scale_offset};
+use int_flash_attention_kernels::config::decode::SCALE_BYTES;
+use int_flash_attention_kernels::layout::page::{page_head_bytes, page_head_bytes_v4};
+use int_flash_attention_kernels::layout::v4::{V4_LARGEST, V4_LARGEST_STEP, v4_steps_offset};
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, v_byte};
 use serde::Serialize;
 use std::path::Path;
@@ -19,6 +21,8 @@ use std::path::Path;
 struct Case {
     name: &'static str,
     problem: DecodeProblem,
+    /// Whether V has 4 bits.
+    v4: bool,
 }
 
 const fn case(
@@ -29,10 +33,15 @@ const fn case(
     new: usize,
     d: usize,
 ) -> Case {
-    Case { name, problem: DecodeProblem { seqlen_q: new, ..DecodeProblem::new(batch, heads_q, heads_kv, keys, d) } }
+    let problem = DecodeProblem { seqlen_q: new, ..DecodeProblem::new(batch, heads_q, heads_kv, keys, d) };
+    Case { name, problem, v4: false }
 }
 
-const CASES: [Case; 8] = [
+const fn v4(case: Case) -> Case {
+    Case { v4: true, ..case }
+}
+
+const CASES: [Case; 13] = [
     case("decode-b1-4k", 1, [32, 8], 4096, 1, 128),
     case("decode-b1-8k", 1, [32, 8], 8192, 1, 128),
     case("decode-b1-128k", 1, [32, 8], 131_072, 1, 128),
@@ -41,6 +50,11 @@ const CASES: [Case; 8] = [
     case("decode-b64-8k-4new", 64, [32, 8], 8192, 4, 128),
     case("decode-b64-2k-mha-d64", 64, [16, 16], 2048, 1, 64),
     case("decode-b4-2k-d96", 4, [32, 8], 2048, 1, 96),
+    v4(case("decode-b1-8k-v4", 1, [32, 8], 8192, 1, 128)),
+    v4(case("decode-b1-128k-v4", 1, [32, 8], 131_072, 1, 128)),
+    v4(case("decode-b16-8k-v4", 16, [32, 8], 8192, 1, 128)),
+    v4(case("decode-b64-8k-v4", 64, [32, 8], 8192, 1, 128)),
+    v4(case("decode-b64-2k-mha-d64-v4", 64, [16, 16], 2048, 1, 64)),
 ];
 
 /// Bytes of caches that take turns: several times L2.
@@ -98,14 +112,15 @@ struct Caches {
 }
 
 impl Caches {
-    fn new(gpu: &Gpu, problem: DecodeProblem, workers: Option<(usize, usize)>) -> Result<Self> {
+    fn new(gpu: &Gpu, Case { problem, v4, .. }: &Case, workers: Option<(usize, usize)>) -> Result<Self> {
         let output = AttentionOutput { layout: TensorLayout::bhnd(problem.q_shape()), dtype: DType::F16, lse: false };
-        let plan = gpu.plan_decode_with(&problem, &output, workers)?;
-        let (page, blocks) = (page_bytes(problem.heads_kv, problem.head_dim), problem.batch * problem.max_blocks());
+        let (page, blocks) = (bytes_of_page(problem, *v4), problem.batch * problem.max_blocks());
         let copies = ROTATED_BYTES.div_ceil(page * blocks).min(STEPS);
+        let count = copies * blocks;
+        let problem = DecodeProblem { v4_pages: if *v4 { count } else { 0 }, ..*problem };
+        let plan = gpu.plan_decode_with(&problem, &output, workers)?;
         let (pattern, q) = (pattern(&problem), queries(&problem));
         // The same few pages over and over: neither the kernel nor DRAM looks at what they hold.
-        let count = copies * blocks;
         let pages: Vec<u8> = pattern.iter().copied().cycle().take(pattern.len().min(count * page)).collect();
         let pages = pages.repeat((count * page).div_ceil(pages.len()))[..count * page].to_vec();
         // In no order, as after long use.
@@ -136,6 +151,7 @@ impl Caches {
     fn step(&mut self, copy: usize, stream: StreamRef<'_>) -> int_flash_attention::Result<()> {
         let cache = ViewPagedKv {
             pages: self.pages.slice(),
+            v4_pages: self.problem.v4_pages,
             block_table: self.tables[copy % self.copies].slice(),
             table_stride: self.problem.max_blocks(),
             seqlens_kv: self.lengths.slice(),
@@ -158,6 +174,7 @@ impl Caches {
         };
         let cache = HostPagedKv {
             pages,
+            v4_pages: one.v4_pages,
             block_table: table,
             table_stride: one.max_blocks(),
             seqlens_kv: &[one.max_seqlen_kv as u32],
@@ -172,7 +189,7 @@ impl Caches {
 }
 
 fn measure(gpu: &Gpu, case: &Case, workers: Option<(usize, usize)>) -> Result<Row> {
-    let mut caches = Caches::new(gpu, case.problem, workers)?;
+    let mut caches = Caches::new(gpu, case, workers)?;
     let stream = gpu.stream()?;
     caches.step(0, (&stream).into())?;
     stream.synchronize()?;
@@ -191,7 +208,7 @@ fn measure(gpu: &Gpu, case: &Case, workers: Option<(usize, usize)>) -> Result<Ro
     }
     let spread = spread(times);
     let p = &case.problem;
-    let bytes = p.batch * p.max_blocks() * page_bytes(p.heads_kv, p.head_dim);
+    let bytes = p.batch * p.max_blocks() * bytes_of_page(p, case.v4);
     Ok(Row {
         name: case.name,
         us: spread.median,
@@ -201,21 +218,33 @@ fn measure(gpu: &Gpu, case: &Case, workers: Option<(usize, usize)>) -> Result<Ro
     })
 }
 
-/// Pages of some MB with codes and scales as a model's.
+fn bytes_of_page(problem: &DecodeProblem, v4: bool) -> usize {
+    let head = if v4 { page_head_bytes_v4(problem.head_dim) } else { page_head_bytes(problem.head_dim) };
+    problem.heads_kv * head
+}
+
+/// Pages of some MB with codes and scales as a model's, all with V in 4 bits where some are.
 pub(super) fn pattern(problem: &DecodeProblem) -> Vec<u8> {
-    let d = problem.head_dim;
-    let page = page_bytes(problem.heads_kv, d);
+    let (d, v4) = (problem.head_dim, problem.v4_pages > 0);
+    let page = bytes_of_page(problem, v4);
+    let head_bytes = page / problem.heads_kv;
     let mut state = 1_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state >> 8
     };
     let mut bytes = vec![0; (16_usize << 20).div_ceil(page) * page];
-    for head in bytes.chunks_exact_mut(page_head_bytes(d)) {
-        let (codes, scales) = head.split_at_mut(page_k_scale_offset(d));
+    for head in bytes.chunks_exact_mut(head_bytes) {
+        let (codes, scales) = head.split_at_mut(head_bytes - SCALE_BYTES);
         for (i, byte) in codes.iter_mut().enumerate() {
             let code = (next() % 255) as i32 - 127;
             *byte = if i < block_bytes(d) { code as i8 } else { v_byte(code as i8) } as u8;
+        }
+        if v4 {
+            for range in codes[block_bytes(d) + v4_steps_offset(d)..].as_chunks_mut::<2>().0 {
+                let step = 1 + next() % V4_LARGEST_STEP;
+                *range = [1 + next() % (255 - V4_LARGEST * step), step].map(|byte| byte as u8);
+            }
         }
         for (i, scale) in scales.as_chunks_mut::<4>().0.iter_mut().enumerate() {
             let spread = 0.5 + (next() % 1024) as f32 / 1024.0;

@@ -239,6 +239,7 @@ impl Cache {
     fn view(&self) -> ViewPagedKv<'_> {
         ViewPagedKv {
             pages: self.pages.slice(),
+            v4_pages: 0,
             block_table: self.table.slice(),
             table_stride: self.problem.max_blocks(),
             seqlens_kv: self.lengths.slice(),

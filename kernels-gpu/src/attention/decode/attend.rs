@@ -16,6 +16,8 @@ pub(crate) trait Kernel {
     const HEAD_DIM: usize;
     /// Warps of a CTA: each makes all scores and P of a block, and the output of its part of the dims.
     const TEAM: usize;
+    /// Whether pages may have V in 4 bits.
+    const V4: bool;
     /// Whether the merge may start before all CTAs have ended.
     const OVERLAPS: bool;
 }
@@ -48,7 +50,11 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
             }
             let values = ring.next(params, &next, Half::Values);
             if let Some(weights) = &weights {
-                output.add(weights, values);
+                if K::V4 && current.is_v4(params) {
+                    output.add_v4(weights, values);
+                } else {
+                    output.add(weights, values);
+                }
             }
             if !current.exists || current.ends_piece() {
                 if current.exists {

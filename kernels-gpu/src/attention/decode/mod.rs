@@ -10,7 +10,7 @@
 //! scores         softcap, ALiBi, mask    where there are any
 //! softmax        A, e, l, G, P           exponentials, times V's scales, to bytes in registers
 //! ring.next      V lands, that of the next block is requested
-//! output         O += w G/255 (P V)      int8 tensor cores, float32 sums
+//! output         O += w G/255 (P V)      int8 tensor cores, float32 sums; V in 4 bits becomes bytes in registers
 //! ```
 //!
 //! Where the warp's part of a tile ends it leaves a normalised row of O and its log-sum-exp in the workspace, which `attention/merge` makes

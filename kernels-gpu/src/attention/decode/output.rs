@@ -2,18 +2,21 @@
 
 use super::Kernel;
 use super::rows::{bias, row};
-use super::scores::{MAGIC, MAGIC_BITS, natural};
+use super::scores::{MAGIC, natural};
 use super::softmax::{Softmax, Weights};
 use super::walk::Block;
 use crate::attention::KEY_STEPS;
 use crate::attention::lane::panel_row;
 use crate::config::decode::{TILE_ROWS, rows_of_piece};
-use crate::layout::{ROW_BYTES, V_GROUP, V_ROTATION, rotate_v_back};
+use crate::layout::v4::{V4_PANEL_BYTES, V4_PANEL_STEP_BYTES, v4_steps_offset};
+use crate::layout::{ROW_BYTES, V_GROUP, V_PANELS, V_ROTATION, rotate_v_back};
+use crate::nibbles::unpack;
 use crate::params::DecodeParams;
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::fma_rn_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_u8_u8;
+use crate::ptx::shared::ld_shared_v4_u32;
 use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::{ctaid_x, tid_x};
 use core::marker::PhantomData;
@@ -48,7 +51,56 @@ impl<K: Kernel> Output<K> {
     /// By a whole warp.
     #[inline(always)]
     pub(crate) unsafe fn add(&mut self, weights: &Weights, values: u32) {
-        let Weights { p, offset, factor, rescale } = weights;
+        unsafe { self.rescale(weights) };
+        let panel = panel_row(values) + Self::first_dim() * ROW_BYTES as u32;
+        unroll!(0..Self::DIMS / 16, |pair| {
+            let mut sums = [weights.first_sums(); 2];
+            unroll!(0..KEY_STEPS, |step| {
+                let at = step * K::HEAD_DIM * ROW_BYTES + pair * 16 * ROW_BYTES;
+                let b = unsafe { ldmatrix_x4(panel + at as u32) };
+                sums[0] = unsafe { mma_m16n8k32_s32_u8_u8(weights.p[step], [b[0], b[1]], sums[0]) };
+                sums[1] = unsafe { mma_m16n8k32_s32_u8_u8(weights.p[step], [b[2], b[3]], sums[1]) };
+            });
+            unroll!(0..2, |n| {
+                self.add_sums(weights, 2 * pair + n, sums[n]);
+            });
+        });
+    }
+
+    /// [`add`](Self::add) of V in 4 bits (`layout::v4`): a lane makes the bytes of its operands itself, of a group of dims and a panel of keys at a time.
+    ///
+    /// # Safety
+    /// By a whole warp.
+    #[inline(always)]
+    pub(crate) unsafe fn add_v4(&mut self, weights: &Weights, values: u32) {
+        unsafe { self.rescale(weights) };
+        let first = Self::first_dim() / V_GROUP as u32 * V_PANELS as u32;
+        let nibbles = values + first * V4_PANEL_BYTES as u32 + 16 * (tid_x() % 32);
+        let steps =
+            values + v4_steps_offset(K::HEAD_DIM) as u32 + first * V4_PANEL_STEP_BYTES as u32 + 16 * (tid_x() % 4);
+        unroll!(0..Self::DIMS / V_GROUP, |group| {
+            let mut sums = [weights.first_sums(); 4];
+            unroll!(0..KEY_STEPS, |step| {
+                let at = group * V_PANELS + step;
+                let b = unsafe {
+                    unpack(
+                        ld_shared_v4_u32(nibbles + (at * V4_PANEL_BYTES) as u32),
+                        ld_shared_v4_u32(steps + (at * V4_PANEL_STEP_BYTES) as u32),
+                    )
+                };
+                unroll!(0..4, |tile| {
+                    sums[tile] = unsafe { mma_m16n8k32_s32_u8_u8(weights.p[step], b[tile], sums[tile]) };
+                });
+            });
+            unroll!(0..4, |tile| {
+                self.add_sums(weights, 4 * group + tile, sums[tile]);
+            });
+        });
+    }
+
+    /// Multiplies what there is with the weights' `rescale`.
+    #[inline(always)]
+    unsafe fn rescale(&mut self, Weights { rescale, .. }: &Weights) {
         // Seldom: the largest score moves less and less.
         if unsafe { vote_any(rescale[0] != 1.0 || rescale[1] != 1.0) } {
             unroll!(0..Self::DIMS / 8, |tile| {
@@ -57,23 +109,15 @@ impl<K: Kernel> Output<K> {
                 });
             });
         }
-        let panel = panel_row(values) + Self::first_dim() * ROW_BYTES as u32;
-        let first = [MAGIC_BITS + offset[0], MAGIC_BITS + offset[0], MAGIC_BITS + offset[1], MAGIC_BITS + offset[1]];
-        unroll!(0..Self::DIMS / 16, |pair| {
-            let mut sums = [first; 2];
-            unroll!(0..KEY_STEPS, |step| {
-                let at = step * K::HEAD_DIM * ROW_BYTES + pair * 16 * ROW_BYTES;
-                let b = unsafe { ldmatrix_x4(panel + at as u32) };
-                sums[0] = unsafe { mma_m16n8k32_s32_u8_u8(p[step], [b[0], b[1]], sums[0]) };
-                sums[1] = unsafe { mma_m16n8k32_s32_u8_u8(p[step], [b[2], b[3]], sums[1]) };
-            });
-            unroll!(0..2, |n| {
-                unroll!(0..4, |i| {
-                    let o = &mut self.o[2 * pair + n][i];
-                    // At most 255 * 127 * 128 < 2^22 in magnitude.
-                    *o = fma_rn_f32(f32::from_bits(sums[n][i] as u32) - MAGIC, factor[i / 2], *o);
-                });
-            });
+    }
+
+    /// Adds the products of an n8 tile, which began as [`Weights::first_sums`].
+    #[inline(always)]
+    fn add_sums(&mut self, Weights { factor, .. }: &Weights, tile: usize, sums: [i32; 4]) {
+        unroll!(0..4, |i| {
+            let o = &mut self.o[tile][i];
+            // At most 255 * 127 * 128 < 2^22 in magnitude.
+            *o = fma_rn_f32(f32::from_bits(sums[i] as u32) - MAGIC, factor[i / 2], *o);
         });
     }
 

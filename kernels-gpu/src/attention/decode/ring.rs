@@ -5,7 +5,8 @@ use super::walk::Block;
 use crate::config::decode::{SCALE_BYTES, SLOTS, scales_offset};
 use crate::division::div_rem_or_one;
 use crate::layout::block_bytes;
-use crate::layout::page::{page_head_offset, page_k_scale_offset, page_v_offset};
+use crate::layout::page::{PageHead, page_head, page_head_offset, page_k_scale_offset, page_v_offset};
+use crate::layout::v4::v4_block_bytes;
 use crate::params::DecodeParams;
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::cp_async::{commit_group, cp_async_16, wait_group};
@@ -49,16 +50,28 @@ impl<K: Kernel> Ring<K> {
                 // SAFETY: the host's plan has tiles.
                 let (head, _) = div_rem_or_one(block.tile, params.split.row_tiles);
                 let heads = params.split.heads_kv as usize;
-                let page = page_head_offset(block.page as usize, head as usize, heads, K::HEAD_DIM);
-                let page = params.pages.ptr().wrapping_add(page + lane as usize);
+                let at = if K::V4 {
+                    page_head(block.page as usize, head as usize, heads, K::HEAD_DIM, params.v8_pages as usize)
+                } else {
+                    let offset = page_head_offset(block.page as usize, head as usize, heads, K::HEAD_DIM);
+                    PageHead { offset, v4: false, scales: page_k_scale_offset(K::HEAD_DIM) }
+                };
+                let page = params.pages.ptr().wrapping_add(at.offset + lane as usize);
                 let (codes, scales) = match half {
-                    Half::Keys => (page, page.wrapping_add(page_k_scale_offset(K::HEAD_DIM))),
+                    Half::Keys => (page, page.wrapping_add(at.scales)),
                     Half::Values => (page.wrapping_add(page_v_offset(K::HEAD_DIM)), page),
                 };
                 let slot = smem::base() + self.write + lane;
-                unroll!(0..block_bytes(K::HEAD_DIM) / Self::STRIDE, |i| {
-                    cp_async_16(slot + (i * Self::STRIDE) as u32, codes.wrapping_add(i * Self::STRIDE));
-                });
+                if at.v4 && half == Half::Values {
+                    const { assert!(!K::V4 || v4_block_bytes(K::HEAD_DIM).is_multiple_of(Self::STRIDE)) };
+                    unroll!(0..v4_block_bytes(K::HEAD_DIM) / Self::STRIDE, |i| {
+                        cp_async_16(slot + (i * Self::STRIDE) as u32, codes.wrapping_add(i * Self::STRIDE));
+                    });
+                } else {
+                    unroll!(0..block_bytes(K::HEAD_DIM) / Self::STRIDE, |i| {
+                        cp_async_16(slot + (i * Self::STRIDE) as u32, codes.wrapping_add(i * Self::STRIDE));
+                    });
+                }
                 if half == Half::Keys {
                     let slot = self.scales(block) + lane;
                     unroll!(0..SCALE_BYTES / Self::STRIDE, |i| {

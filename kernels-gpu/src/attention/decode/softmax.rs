@@ -1,6 +1,6 @@
 //! Scores to P, in float32 (docs/kernel-abi.md, "Decode").
 
-use super::scores::{MAGIC, Mask, Scores, first_key};
+use super::scores::{MAGIC, MAGIC_BITS, Mask, Scores, first_key};
 use super::walk::Block;
 use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::config::decode::SCALE_BYTES;
@@ -34,6 +34,15 @@ pub(crate) struct Weights {
     pub factor: [f32; 2],
     /// What the rows so far are multiplied with.
     pub rescale: [f32; 2],
+}
+
+impl Weights {
+    /// What sums of products of P and V's bytes begin as: the offset, and what makes them floats.
+    #[inline(always)]
+    pub(crate) fn first_sums(&self) -> [i32; 4] {
+        let [a, b] = self.offset;
+        [MAGIC_BITS + a, MAGIC_BITS + a, MAGIC_BITS + b, MAGIC_BITS + b]
+    }
 }
 
 /// The larger of a value's in the four lanes of a quad, NaN where one is.

@@ -42,6 +42,12 @@ impl Block {
         self.page < params.page_count
     }
 
+    /// Whether its page has V in 4 bits, of a pool that has such.
+    #[inline(always)]
+    pub(crate) fn is_v4(&self, params: &DecodeParams) -> bool {
+        self.page >= params.v8_pages
+    }
+
     /// The place of the piece's results.
     #[inline(always)]
     pub(crate) fn place(&self, params: &DecodeParams, worker: u32) -> u32 {

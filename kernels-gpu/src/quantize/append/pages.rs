@@ -65,7 +65,9 @@ pub(super) unsafe fn window(p: &AppendParams, first: u32) -> Window {
             before = slots[word];
             breaks[word] = ballot((slots[word] == NO_SLOT) | (slots[word] != last.wrapping_add(1)));
             if word < 2 * WORDS {
-                starts[word] = ballot((slots[word] != NO_SLOT) & (slots[word] % KV_BLOCK as u32 == 0));
+                // In 4 bits each token of V has its own scale.
+                let in_8_bits = slots[word] < p.v8_pages * KV_BLOCK as u32;
+                starts[word] = ballot(in_8_bits & (slots[word] % KV_BLOCK as u32 == 0));
             }
         });
         // Each lane for its bit of a word: whether 127 tokens follow without a break.

@@ -1,19 +1,22 @@
 //! Tokens with scales of their own, each in the registers of a few lanes (`crate::rotation`).
 
 use super::pages::slot;
-use super::work::FEW_PARTS;
+use super::work::{FEW_PARTS, has_no_page};
 use crate::division::div_rem;
 use crate::element::{Element, Rows, Vector, load};
-use crate::layout::page::{
-    NO_SLOT, PAGE_TOKENS, page_head_offset, page_k_scale_offset, page_v_offset, page_v_scale_offset,
-};
-use crate::layout::{MAX_SCALE, MIN_SCALE, ROW_BYTES, V_OFFSETS, V_ROTATION, k_offset, rotate_v, v_offset};
+use crate::layout::page::{NO_SLOT, PAGE_TOKENS, page_head, page_head_offset, page_v_offset};
+use crate::layout::v4::{v4_nibble_by, v4_offset, v4_range, v4_reciprocal, v4_step_offset};
+use crate::layout::{MAX_SCALE, MIN_SCALE, ROW_BYTES, V_GROUP, V_OFFSETS, V_ROTATION, k_offset, rotate_v, v_offset};
 use crate::params::AppendParams;
-use crate::ptx::global::{ld_global_nc_v4_f32, st_global_f32, st_global_u8, st_global_u32, st_global_v2_u32};
+use crate::ptx::barrier::warp_sync;
+use crate::ptx::global::{
+    ld_global_nc_v4_f32, st_global_f32, st_global_u8, st_global_u16, st_global_u32, st_global_v2_u32,
+};
 use crate::ptx::math::{add_rn_f32, fma_rn_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32};
+use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::{ntid_x, tid_x_again};
 use crate::quantize::pack::codes4;
 use crate::quantize::scale::{BEYOND_10_BITS, round_up, round_up_to_step, scale, token_scale};
@@ -77,49 +80,67 @@ unsafe fn of_one_warp<E: Element, const OF: u8>(
         let slot = if OF != QUERIES && late { slot(p, opaque(token)) } else { early_slot };
         let d = p.head_dim as usize;
         let write = inside & (slot != NO_SLOT);
-        let (page, key) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
-        let of_page = page_head_offset(page, opaque(head) as usize, p.heads_kv as usize, d);
-        let pool = p.pool.ptr().cast_mut().wrapping_add(of_page);
-        let (codes, scales) = match OF {
-            QUERIES => {
-                let row = query_row(p, head, opaque(token));
-                (p.q_out.ptr().cast_mut().wrapping_add(row * d), p.q_scale.ptr().cast_mut().wrapping_add(row))
+        let key = slot as usize % PAGE_TOKENS;
+        // Made anew where it is needed: it takes no registers meanwhile.
+        let of_slot = |slot: u32| {
+            let (page, head) = (slot as usize / PAGE_TOKENS, opaque(head) as usize);
+            let at = page_head(page, head, p.heads_kv as usize, d, p.v8_pages as usize);
+            (p.pool.ptr().cast_mut().wrapping_add(at.offset), at.scales)
+        };
+        let scales = match OF {
+            QUERIES => p.q_scale.ptr().cast_mut().wrapping_add(query_row(p, head, opaque(token))),
+            _ => {
+                let (pool, scales) = of_slot(slot);
+                let behind = if OF == KEYS { 0 } else { PAGE_TOKENS };
+                pool.wrapping_add(scales).cast::<f32>().wrapping_add(behind + key)
             }
-            KEYS => (pool, pool.wrapping_add(page_k_scale_offset(d)).cast::<f32>().wrapping_add(key)),
-            _ => (
-                pool.wrapping_add(page_v_offset(d)),
-                pool.wrapping_add(page_v_scale_offset(d)).cast::<f32>().wrapping_add(key),
-            ),
         };
         st_global_f32(write & (place.lane == 0) & (part == 0), scales, [scale]);
-        unroll!(0..vectors::<E>(), |i| {
-            let (write, dim) = (write & place.has::<E>(i), place.vector(i) as usize * E::LANES);
-            if OF == STAGED_VALUES {
-                let to = staged(p.head_dim, token - first) + dim as u32;
+        // Of V in 4 bits, whose nibbles are of all of a group's dims, codes wait in shared memory too.
+        let v4 = write & (slot >= p.v8_pages * PAGE_TOKENS as u32);
+        let any_v4 = (OF == VALUES || OF == STAGED_VALUES) && vote_any(v4);
+        if OF == STAGED_VALUES || any_v4 {
+            unroll!(0..vectors::<E>(), |i| {
+                let to = staged(p.head_dim, token - first) + place.vector(i) * E::LANES as u32;
                 unroll!(0..E::LANES / 4, |four| {
                     let bytes = quad(i * E::LANES + 4 * four) ^ V_OFFSETS;
                     st_shared_u32(inside & place.has::<E>(i), to + 4 * four as u32, bytes);
                 });
-            } else if OF == VALUES {
-                let write = write & (i as u32 % FEW_PARTS == part);
-                // Of eight neighbouring dims the rows are as far apart as `FURTHER` says, and swizzled alike.
-                let to = codes.wrapping_add(v_offset(key, dim, d));
-                unroll!(0..E::LANES / 4, |four| {
-                    let bytes = quad(i * E::LANES + 4 * four) ^ V_OFFSETS;
-                    unroll!(0..4, |j| {
-                        let to = to.wrapping_add(FURTHER[4 * four + j] * ROW_BYTES);
-                        st_global_u8(write, to, [bytes >> (8 * j)]);
+            });
+        }
+        if OF != STAGED_VALUES {
+            let codes = match OF {
+                QUERIES => p.q_out.ptr().cast_mut().wrapping_add(query_row(p, head, opaque(token)) * d),
+                KEYS => of_slot(opaque(slot)).0,
+                _ => of_slot(opaque(slot)).0.wrapping_add(page_v_offset(d)),
+            };
+            unroll!(0..vectors::<E>(), |i| {
+                let (write, dim) = (write & place.has::<E>(i), place.vector(i) as usize * E::LANES);
+                if OF == VALUES {
+                    let write = write & !v4 & (i as u32 % FEW_PARTS == part);
+                    // Of eight neighbouring dims the rows are as far apart as `FURTHER` says, and swizzled alike.
+                    let to = codes.wrapping_add(v_offset(key, dim, d));
+                    unroll!(0..E::LANES / 4, |four| {
+                        let bytes = quad(i * E::LANES + 4 * four) ^ V_OFFSETS;
+                        unroll!(0..4, |j| {
+                            let to = to.wrapping_add(FURTHER[4 * four + j] * ROW_BYTES);
+                            st_global_u8(write, to, [bytes >> (8 * j)]);
+                        });
                     });
-                });
-            } else {
-                let to = codes.wrapping_add(if OF == KEYS { k_offset(key, dim) } else { dim });
-                if E::LANES == 8 {
-                    st_global_v2_u32(write, to, [quad(8 * i), quad(8 * i + 4)]);
                 } else {
-                    st_global_u32(write, to, [quad(4 * i)]);
+                    let to = codes.wrapping_add(if OF == KEYS { k_offset(key, dim) } else { dim });
+                    if E::LANES == 8 {
+                        st_global_v2_u32(write, to, [quad(8 * i), quad(8 * i + 4)]);
+                    } else {
+                        st_global_u32(write, to, [quad(4 * i)]);
+                    }
                 }
-            }
-        });
+            });
+        }
+        if any_v4 {
+            warp_sync();
+            store_nibbles(p, opaque(head), opaque(first), opaque(end), part);
+        }
     }
 }
 
@@ -127,6 +148,51 @@ unsafe fn of_one_warp<E: Element, const OF: u8>(
 #[inline(always)]
 fn staged(head_dim: u32, token: u32) -> u32 {
     smem::base() + token * (head_dim + 4)
+}
+
+/// Stores those of the calling warp's tokens whose pages have V in 4 bits, from their bytes in shared memory: a lane has a group of dims of a token.
+/// Of a launch without whole pages these are the groups of part number `part`.
+///
+/// # Safety
+/// A converged warp calls it.
+#[inline(always)]
+unsafe fn store_nibbles(p: &AppendParams, head: u32, first: u32, end: u32, part: u32) {
+    unsafe {
+        let (d, lane) = (p.head_dim as usize, tid_x_again() % 32);
+        let place = Place::new(p.head_dim, p.head_dim);
+        let of_warp = first + tid_x_again() / 32 * place.tokens();
+        // 32 of a token's dims a lane: as many groups as lanes.
+        let tokens = place.tokens();
+        let (token, group) = (of_warp + (lane & (tokens - 1)), lane >> tokens.trailing_zeros());
+        let slot = if token < end { slot(p, token) } else { NO_SLOT };
+        let (page, key) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
+        let at = page_head(page, head as usize, p.heads_kv as usize, d, p.v8_pages as usize);
+        let own = !has_no_page(p.tokens) | (group % FEW_PARTS == part);
+        let write = (slot != NO_SLOT) & at.v4 & own;
+        let to = p.pool.ptr().cast_mut().wrapping_add(at.offset + page_v_offset(d));
+        let from = staged(p.head_dim, token.min(end - 1) - first) + group * V_GROUP as u32;
+        let (mut bytes, mut low, mut high) = ([0; V_GROUP / 4], 255, 0);
+        unroll!(0..V_GROUP / 4, |word| {
+            bytes[word] = ld_shared_u32(from + 4 * word as u32);
+            unroll!(0..4, |i| {
+                let byte = bytes[word] >> (8 * i) & 0xff;
+                (low, high) = (byte.min(low), byte.max(high));
+            });
+        });
+        let range = v4_range(low, high);
+        // SAFETY: a step is not zero.
+        let reciprocal = div_rem(v4_reciprocal(1) - 1, range.1).0 + 1;
+        let nibble = |dim: usize| v4_nibble_by(reciprocal, bytes[dim / 4] >> (8 * (dim % 4)) & 0xff, range);
+        let step = to.wrapping_add(v4_step_offset(key, group as usize, d));
+        st_global_u16(write, step, [(range.0 | range.1 << 8) as u16]);
+        let to = to.wrapping_add(v4_offset(key, V_GROUP * group as usize).0);
+        unroll!(0..V_GROUP / 4, |lane| {
+            // The four dims that are a lane's in `layout::v4`, two bytes.
+            let dim = lane / 2 * 8 + lane % 2;
+            let nibbles = nibble(dim) | nibble(dim + 2) << 4 | nibble(dim + 4) << 8 | nibble(dim + 6) << 12;
+            st_global_u16(write, to.wrapping_add(v4_offset(0, dim).0), [nibbles as u16]);
+        });
+    }
 }
 
 /// Stores what [`STAGED_VALUES`] left of a head's tokens from `first` to before `end`, a lane each: those whose slots follow one another fill sectors, of which
@@ -142,7 +208,7 @@ pub(super) unsafe fn store_staged(p: &AppendParams, head: u32, first: u32, end: 
         let mut of_group = first;
         while of_group < end {
             let slot = if token < end { slot(p, token) } else { NO_SLOT };
-            let write = slot != NO_SLOT;
+            let write = slot < p.v8_pages * PAGE_TOKENS as u32;
             let (page, key) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
             let to = page_head_offset(page, head as usize, p.heads_kv as usize, d) + page_v_offset(d);
             let to = p.pool.ptr().cast_mut().wrapping_add(to);

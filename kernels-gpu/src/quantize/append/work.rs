@@ -36,7 +36,9 @@ impl Shape {
         let work = Work::new(tokens, heads_q, heads_kv, padded(head_dim) as u32, threads as u32);
         let ctas = u64::from(tokens.div_ceil(work.window)).checked_mul(work.each())?;
         let ctas = if ctas <= MAX_GRID as u64 { ctas as u32 } else { return None };
-        Some(Self { ctas, threads, shared_bytes: if few { 0 } else { shared_bytes(head_dim, element_bytes) } })
+        // Of few tokens, those of V in 4 bits alone wait there (`rows::staged`).
+        let few_bytes = work.row_tokens as usize * (head_dim + 4);
+        Some(Self { ctas, threads, shared_bytes: if few { few_bytes } else { shared_bytes(head_dim, element_bytes) } })
     }
 }
 
@@ -160,9 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn few_tokens_are_spread_and_need_no_shared_memory() {
+    fn few_tokens_are_spread_and_need_little_shared_memory() {
         let shape = Shape::new(64, 32, 8, 128, 2).unwrap();
-        assert_eq!(shape, Shape { ctas: (32 + 8 + 4 * 8) * 4, threads: 64, shared_bytes: 0 });
+        assert_eq!(shape, Shape { ctas: (32 + 8 + 4 * 8) * 4, threads: 64, shared_bytes: 16 * 132 });
         for (d, bytes) in HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
             let shape = Shape::new(128, 32, 8, d, bytes).unwrap();
             let row_tokens = Work::new(128, 32, 8, padded(d) as u32, shape.threads as u32).row_tokens;
