@@ -153,7 +153,7 @@ impl AttendCall {
             .with_softmax_scale(attention.softmax_scale);
         let score_mod = attention.score_mod(&problem)?;
         let attended = if seqlen <= DecodeProblem::MAX_NEW_TOKENS {
-            Self::decode(problem, score_mod)?
+            Self::decode(problem, score_mod, cache.v4_pages)?
         } else {
             let problem = problem.with_score_mod(score_mod).with_sequences(Sequences::KeyLengths);
             problem.check().map_err(refused)?;
@@ -163,7 +163,7 @@ impl AttendCall {
         Ok(Self { attended, q: place.layout()?, new_q, dtype, table_stride })
     }
 
-    fn decode(problem: AttentionProblem, score_mod: ScoreMod) -> Result<Attended> {
+    fn decode(problem: AttentionProblem, score_mod: ScoreMod, v4_pages: usize) -> Result<Attended> {
         let AttentionProblem { batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim, .. } = problem;
         if score_mod.alibi == Some(Alibi::PerSequence) {
             bail!(
@@ -179,6 +179,7 @@ impl AttendCall {
             softcap: score_mod.softcap,
             alibi: score_mod.alibi.is_some(),
             sinks: score_mod.sinks,
+            v4_pages,
             ..DecodeProblem::new(batch, heads_q, heads_kv, seqlen_kv, head_dim)
         };
         problem.check().map_err(refused)?;

@@ -113,7 +113,7 @@ fn of_one(tables: &HostTables, sequence: usize) -> HostTables {
 }
 
 pub fn read_pages(cache: &HostCache, pages: &[u32]) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(pages.len() * cache.shape.page_bytes());
+    let mut bytes = Vec::with_capacity(cache.shape.bytes_of(pages));
     for &page in pages {
         bytes.extend_from_slice(cache.page(page).map_err(refused)?);
     }
@@ -125,8 +125,11 @@ pub fn write_pages(cache: &mut HostCache, pages: &[u32], bytes: &[u8]) -> Result
     for &page in pages {
         cache.page(page).map_err(refused)?;
     }
-    for (&page, bytes) in pages.iter().zip(bytes.chunks_exact(cache.shape.page_bytes())) {
-        cache.page_mut(page).map_err(refused)?.copy_from_slice(bytes);
+    let mut rest = bytes;
+    for &page in pages {
+        let (own, behind) = rest.split_at(cache.shape.page_range(page).len());
+        cache.page_mut(page).map_err(refused)?.copy_from_slice(own);
+        rest = behind;
     }
     Ok(())
 }

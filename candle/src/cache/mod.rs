@@ -90,8 +90,24 @@ impl KvCache {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn layers(layers: usize, config: CacheConfig, device: &Device) -> Result<Vec<Self>> {
+        Self::layers_with_v4_pages(layers, config, 0, device)
+    }
+
+    /// [`layers`](Self::layers) with V in 4 bits in the last `num_v4_pages` of a cache's pages: a fifth less memory each, and a coarser V. A block table may mix them with
+    /// the others, and [`copy_pages`](Self::copy_pages) from one kind to the other converts. What a model looks at most, a sequence's first page and its last two, is worth
+    /// 8 bits.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); more than there are pages, or a head dim other than 64 and 128.
+    pub fn layers_with_v4_pages(
+        layers: usize,
+        config: CacheConfig,
+        num_v4_pages: usize,
+        device: &Device,
+    ) -> Result<Vec<Self>> {
         let CacheConfig { num_pages, num_kv_heads, head_dim } = config;
         let shape = CacheShape::new(num_pages, num_kv_heads, head_dim).map_err(refused)?;
+        let shape = shape.with_v4_pages(num_v4_pages).map_err(refused)?;
         let memories: Result<Vec<Memory>> = match device {
             Device::Cpu => (0..layers).map(|_| Ok(Memory::Cpu(HostCache::alloc(shape).map_err(refused)?))).collect(),
             #[cfg(feature = "cuda")]
@@ -114,10 +130,22 @@ impl KvCache {
         CacheConfig { num_pages: pages, num_kv_heads: heads_kv, head_dim }
     }
 
-    /// Bytes of a page of this layer.
+    /// How many of the pages, the last ones, have V in 4 bits.
+    #[must_use]
+    pub const fn num_v4_pages(&self) -> usize {
+        self.shape.v4_pages
+    }
+
+    /// Bytes of a page of this layer with V in 8 bits.
     #[must_use]
     pub const fn page_bytes(&self) -> usize {
         self.shape.page_bytes()
+    }
+
+    /// Bytes of a page of this layer with V in 4 bits.
+    #[must_use]
+    pub const fn v4_page_bytes(&self) -> usize {
+        self.shape.v4_page_bytes()
     }
 
     /// Takes a constant out of every token of K: f32, `(heads_kv, head_dim)`, on the cache's device. Attention gives the same without it, but for the
@@ -216,7 +244,7 @@ impl KvCache {
     }
 
     /// Copies pages, the pairs `(from, to)` one after the other, in the order of the device's stream: for sequences that share a prefix and go on
-    /// with tokens of their own on its last page.
+    /// with tokens of their own on its last page, and from pages with V in 8 bits to pages with 4, or back.
     ///
     /// # Errors
     /// A page that the cache does not have, and nothing is copied then; what the GPU says.
@@ -240,12 +268,12 @@ impl KvCache {
         }
     }
 
-    /// Brings pages back, to any pages of a cache of the same sizes and the same offset of K. On a GPU this waits for the stream.
+    /// Brings pages back, to any pages of a cache of the same sizes and the same offset of K, with V in as many bits. On a GPU this waits for the stream.
     ///
     /// # Errors
-    /// A page that the cache does not have; other than [`page_bytes`](Self::page_bytes) for each; what the GPU says.
+    /// A page that the cache does not have; other than [`page_bytes`](Self::page_bytes) or [`v4_page_bytes`](Self::v4_page_bytes) for each; what the GPU says.
     pub fn write_pages(&mut self, pages: &[u32], bytes: &[u8]) -> Result<()> {
-        let expected = pages.len().saturating_mul(self.page_bytes());
+        let expected = self.shape.bytes_of(pages);
         if bytes.len() != expected {
             bail!("{NAME}: {} bytes were given for {} pages, which have {expected}", bytes.len(), pages.len())
         }

@@ -322,7 +322,7 @@ pub fn copy_pages(pool: &mut Pool, pairs: &[(u32, u32)]) -> Result<()> {
 
 pub fn read_pages(pool: &Pool, pages: &[u32]) -> Result<Vec<u8>> {
     let (stream, engine) = (&*pool.device.cuda_stream(), pool.engine()?);
-    let mut bytes = vec![0; pages.len() * pool.shape.page_bytes()];
+    let mut bytes = vec![0; pool.shape.bytes_of(pages)];
     let from = Read::of_slice(&pool.pages, stream);
     let from = cache(pool.shape, from.bytes(), None);
     engine.gpu().pages_to_host(stream_ref(stream), &from, pages, &mut bytes).map_err(refused)?;

@@ -245,6 +245,42 @@ fn pages_are_copied_and_swapped() -> Result<()> {
     Ok(())
 }
 
+/// Pages whose V has 4 bits, beside others: by a copy, and swapped.
+#[test]
+fn pages_with_v_in_4_bits() -> Result<()> {
+    let mut model = Model::new(DType::F16)?;
+    model.append([150, 150])?;
+    let attend = |cache: &KvCache, queries: usize, rows: [[u32; 2]; 2]| {
+        let tables = PagedTables {
+            block_tables: Tensor::new(&rows, &Device::Cpu)?,
+            context_lens: Tensor::new(&[150_u32, 150], &Device::Cpu)?,
+        };
+        values(&cache.attend(&tensor((2, queries, HEADS, DIM), 0.1, DType::F16)?, &tables, &causal().attention()?)?)
+    };
+    let mut cache = KvCache::layers_with_v4_pages(1, CONFIG, 3, &Device::Cpu)?.remove(0);
+    assert_eq!((cache.num_v4_pages(), cache.config()), (3, CONFIG));
+    cache.write_pages(&[0, 1, 2, 3], &model.cache.read_pages(&[5, 0, 1, 7])?)?;
+    cache.copy_pages(&[(0, 5), (2, 6)])?;
+    let kept = cache.read_pages(&[5, 1])?;
+    assert_eq!(kept.len(), cache.v4_page_bytes() + cache.page_bytes());
+    cache.write_pages(&[7, 4], &kept)?;
+    // By a decode, and by a prefill.
+    for queries in [1, 40] {
+        let want = attend(&model.cache, queries, [[5, 0], [1, 7]])?;
+        let got = attend(&cache, queries, [[7, 4], [6, 3]])?;
+        let square = |of: &mut dyn Iterator<Item = f64>| of.map(|x| x * x).sum::<f64>().sqrt();
+        let off = square(&mut got.iter().zip(&want).map(|(a, b)| a - b));
+        let error = off / square(&mut want.iter().copied());
+        assert!(error > 0.0 && error < 1e-1, "{queries}: {error:e}");
+    }
+    let v4_page_bytes = cache.v4_page_bytes();
+    let wrong = cache.write_pages(&[0], &kept[..v4_page_bytes]).unwrap_err().to_string();
+    assert!(wrong.contains("bytes were given for 1 pages"), "{wrong}");
+    let wrong = KvCache::layers_with_v4_pages(1, CacheConfig { head_dim: 96, ..CONFIG }, 1, &Device::Cpu);
+    assert!(wrong.unwrap_err().to_string().contains("V in 4 bits"));
+    Ok(())
+}
+
 /// Keys with channels far from zero, as a bias in their projection makes them.
 #[test]
 fn an_offset_of_k_changes_nothing_but_the_error() -> Result<()> {

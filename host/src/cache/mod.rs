@@ -155,7 +155,7 @@ impl CacheShape {
         page as usize >= self.v8_pages()
     }
 
-    /// Where in the pool a page's bytes are.
+    /// Where in the pool the bytes of one of its pages are.
     #[must_use]
     pub const fn page_range(&self, page: u32) -> Range<usize> {
         let v8 = self.v8_pages();
@@ -170,7 +170,8 @@ impl CacheShape {
     /// Bytes of these pages, one behind the other.
     #[must_use]
     pub fn bytes_of(&self, pages: &[u32]) -> usize {
-        pages.iter().fold(0_usize, |bytes, &page| bytes.saturating_add(self.page_range(page).len()))
+        let of_page = |&page: &u32| if self.is_v4(page) { self.v4_page_bytes() } else { self.page_bytes() };
+        pages.iter().map(of_page).fold(0, usize::saturating_add)
     }
 
     /// Bytes of the pool.
