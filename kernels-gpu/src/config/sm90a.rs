@@ -27,15 +27,19 @@ pub const fn grid(params: &AttentionParams, tiles: u64, multiprocessors: u32) ->
     }
     let tiles = tiles as u32;
     let ctas = if tiles < multiprocessors { tiles } else { multiprocessors };
-    let rounds = if ctas == 0 { 0 } else { tiles / ctas };
-    Some([ctas, if tiles_are_alike(params) || rounds < 2 { 1 } else { 1 + own_rounds(rounds) }, 1])
+    let rows = match tiles.checked_div(ctas) {
+        Some(rounds) if !tiles_are_alike(params) => 1 + own_rounds(rounds),
+        _ => 1,
+    };
+    Some([ctas, rows, 1])
 }
 
-/// How many of so many rounds of tiles, two at least, are given to CTAs of their own: enough to make up for what the others have unevenly, and no more, as a
+/// How many of so many rounds of tiles are given to CTAs of their own: enough to make up for what the others have unevenly, and no more, as a
 /// CTA that starts waits for its first tile, which one that stays has long brought.
 const fn own_rounds(rounds: u32) -> u32 {
     match rounds {
-        0..=2 => 1,
+        0..2 => 0,
+        2 => 1,
         3..=17 => 2,
         18..=383 => rounds / 6,
         _ => 64,
