@@ -86,7 +86,7 @@ impl Gpu {
             .ok_or_else(|| Error::CacheHeadDim { given: problem.head_dim, allowed: HEAD_DIMS.to_vec() })?;
         let shared = self.attribute(DeviceAttribute::MaxSharedMemoryPerMultiprocessor)? as usize;
         let all = self.multiprocessors()? * variant.ctas(shared);
-        let (workers, min_blocks) = workers.unwrap_or((all, MIN_BLOCKS));
+        let (workers, min_blocks) = workers.unwrap_or((problem.workers(all), MIN_BLOCKS));
         let split = problem.split_params(workers, min_blocks);
         let lengths = problem.q_lengths()?;
         let attend =
