@@ -90,8 +90,8 @@ pub const fn v4_nibble(byte: u32, range: (u32, u32)) -> u32 {
 pub const fn v4_nibble_by(reciprocal: u32, byte: u32, (from, step): (u32, u32)) -> u32 {
     let twice = (2 * byte + step).saturating_sub(2 * from + 1);
     // Exact for what is less than 2^16 over twice the largest step.
-    let lower = twice * reciprocal >> 16;
-    let nearest = (twice + lower % 2) * reciprocal >> 16;
+    let lower = (twice * reciprocal) >> 16;
+    let nearest = ((twice + lower % 2) * reciprocal) >> 16;
     if nearest < V4_LARGEST { nearest } else { V4_LARGEST }
 }
 
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn reciprocals_divide() {
         for (step, x) in (1..=V4_LARGEST_STEP).flat_map(|step| (0..=2 * 255 + step).map(move |x| (step, x))) {
-            assert_eq!(x * v4_reciprocal(step) >> 16, x / (2 * step));
+            assert_eq!((x * v4_reciprocal(step)) >> 16, x / (2 * step));
         }
     }
 
