@@ -30,7 +30,7 @@ pub(super) fn of() -> Result<Vec<Check>> {
     for (seed, head_dim) in V4_HEAD_DIMS.into_iter().enumerate() {
         let shape = CacheShape::new(36, 1 + seed, head_dim)?.with_v4_pages(18)?;
         let to_4_bits = |i: u32| (i, 35 - i);
-        let both = |i: u32| if i % 2 == 0 { to_4_bits(i) } else { (35 - i, i) };
+        let both = |i: u32| if i.is_multiple_of(2) { to_4_bits(i) } else { (35 - i, i) };
         for (pairs, ahead) in [
             (vec![to_4_bits(3)], 0),
             (vec![both(5)], 1 << 19),
