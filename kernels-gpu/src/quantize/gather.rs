@@ -71,7 +71,7 @@ pub unsafe extern "ptx-kernel" fn gather_pages(params: GatherParams) {
             byte += VECTOR * GATHER_THREADS;
         }
         if at.v4 {
-            bytes_of_nibbles(from.wrapping_add(page_v_offset(d)), v_out, d, thread, count);
+            bytes_of_nibbles(from.wrapping_add(page_v_offset(d)), v_out, p.head_dim, thread, count);
         }
         scales(p, from.wrapping_add(at.scales), to, thread, count);
         // What there is for a head.

@@ -42,9 +42,9 @@ pub unsafe extern "ptx-kernel" fn convert_pages(params: ConvertParams) {
         copy(read.wrapping_add(from.scales), write.wrapping_add(to.scales), scales, thread);
         let (read, write) = (read.wrapping_add(page_v_offset(d)), write.wrapping_add(page_v_offset(d)));
         if to.v4 {
-            nibbles_of_bytes(read, write, d, thread);
+            nibbles_of_bytes(read, write, p.head_dim, thread);
         } else {
-            bytes_of_nibbles(read, write, d, thread, PAGE_TOKENS as u32);
+            bytes_of_nibbles(read, write, p.head_dim, thread, PAGE_TOKENS as u32);
         }
     }
 }
@@ -62,10 +62,17 @@ unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize, thread: u32) {
 /// The first of a lane's bytes in the first of four rows of a packed block of V, which it has for the n8 tiles of group and panel number `at`; the next tile's are
 /// eight rows on.
 #[inline(always)]
-fn first_byte(at: usize, lane: u32, half: usize, d: usize) -> usize {
-    let (group, panel) = (at / V_PANELS, at % V_PANELS);
-    let (row, quad) = (V_GROUP * group + lane as usize / 4, lane as usize % 4);
-    panel * d * ROW_BYTES + swizzle(row, 16 * half + 4 * quad)
+fn first_byte(at: u32, lane: u32, half: usize, d: u32) -> usize {
+    let (group, panel) = (at / V_PANELS as u32, at % V_PANELS as u32);
+    let row = V_GROUP as u32 * group + lane / 4;
+    (panel * d * ROW_BYTES as u32) as usize + swizzle(row as usize, 16 * half + 4 * (lane % 4) as usize)
+}
+
+/// Where the nibbles of a lane begin, and the steps of its keys.
+#[inline(always)]
+fn nibbles_and_steps(at: u32, lane: u32, d: u32) -> [usize; 2] {
+    let steps = v4_steps_offset(d as usize) as u32 + at * V4_PANEL_STEP_BYTES as u32 + VECTOR as u32 * (lane % 4);
+    [at * V4_PANEL_BYTES as u32 + VECTOR as u32 * lane, steps].map(|byte| byte as usize)
 }
 
 /// V of a head of a page in 4 bits as a packed block, with padding behind the first `count` keys. 128 threads.
@@ -73,21 +80,17 @@ fn first_byte(at: usize, lane: u32, half: usize, d: usize) -> usize {
 /// # Safety
 /// There are as many bytes.
 #[inline(always)]
-pub(super) unsafe fn bytes_of_nibbles(from: *const u8, to: *mut u8, d: usize, thread: u32, count: u32) {
-    let (lane, mut at) = (thread % 32, thread as usize / 32);
-    while at < d / V_GROUP * V_PANELS {
-        let steps = v4_steps_offset(d) + at * V4_PANEL_STEP_BYTES + VECTOR * (lane as usize % 4);
-        let bytes = unsafe {
-            unpack(
-                ld_global_nc_v4_u32(from.wrapping_add(at * V4_PANEL_BYTES + VECTOR * lane as usize)),
-                ld_global_nc_v4_u32(from.wrapping_add(steps)),
-            )
-        };
+pub(super) unsafe fn bytes_of_nibbles(from: *const u8, to: *mut u8, d: u32, thread: u32, count: u32) {
+    let (lane, mut at) = (thread % 32, thread / 32);
+    while at < d / V_GROUP as u32 * V_PANELS as u32 {
+        let [nibbles, steps] = nibbles_and_steps(at, lane, d).map(|byte| from.wrapping_add(byte));
+        let bytes = unsafe { unpack(ld_global_nc_v4_u32(nibbles), ld_global_nc_v4_u32(steps)) };
         unroll!(0..2, |half| {
             let mut mask = 0;
             unroll!(0..4, |i| {
-                let key = at % V_PANELS * ROW_BYTES + slot_key(16 * half + 4 * (lane as usize % 4) + i);
-                mask |= selp_b32((key as u32) < count, 0xff << (8 * i), 0);
+                let key = slot_key(16 * half + 4 * (lane as usize % 4) + i) as u32;
+                let key = at % V_PANELS as u32 * ROW_BYTES as u32 + key;
+                mask |= selp_b32(key < count, 0xff << (8 * i), 0);
             });
             unroll!(0..4, |tile| {
                 // A byte of zero and what all bytes have more.
@@ -96,16 +99,16 @@ pub(super) unsafe fn bytes_of_nibbles(from: *const u8, to: *mut u8, d: usize, th
                 unsafe { st_global_u32(true, to, [word]) };
             });
         });
-        at += CONVERT_THREADS / 32;
+        at += CONVERT_THREADS as u32 / 32;
     }
 }
 
 /// A packed block of V in 4 bits. 128 threads.
 #[inline(always)]
-unsafe fn nibbles_of_bytes(from: *const u8, to: *mut u8, d: usize, thread: u32) {
-    let (lane, mut at) = (thread % 32, thread as usize / 32);
+unsafe fn nibbles_of_bytes(from: *const u8, to: *mut u8, d: u32, thread: u32) {
+    let (lane, mut at) = (thread % 32, thread / 32);
     // The same for a whole warp.
-    while at < d / V_GROUP * V_PANELS {
+    while at < d / V_GROUP as u32 * V_PANELS as u32 {
         let mut bytes: Bytes = [[0; 2]; 4];
         unroll!(0..2, |half| {
             unroll!(0..4, |tile| {
@@ -115,11 +118,11 @@ unsafe fn nibbles_of_bytes(from: *const u8, to: *mut u8, d: usize, thread: u32) 
         });
         unsafe {
             let (nibbles, steps) = pack(&bytes);
-            st_global_v4_u32(true, to.wrapping_add(at * V4_PANEL_BYTES + VECTOR * lane as usize), nibbles);
+            let [to_nibbles, to_steps] = nibbles_and_steps(at, lane, d).map(|byte| to.wrapping_add(byte));
+            st_global_v4_u32(true, to_nibbles, nibbles);
             // The lanes that have the same keys have the same steps.
-            let to = to.wrapping_add(v4_steps_offset(d) + at * V4_PANEL_STEP_BYTES + VECTOR * (lane as usize % 4));
-            st_global_v4_u32(lane < 4, to, steps);
+            st_global_v4_u32(lane < 4, to_steps, steps);
         }
-        at += CONVERT_THREADS / 32;
+        at += CONVERT_THREADS as u32 / 32;
     }
 }
