@@ -19,7 +19,7 @@ pub struct Bounds {
 
 /// What ptxas is told of the threads of a CTA that converts halves. They are 512 at most; so many leave 80 registers to each, of which 64 would
 /// spill on every architecture.
-const HALVES: usize = 768;
+const HALVES: usize = 512;
 
 /// `quantize_*`, in the order of `params::dtype`.
 pub const QUANTIZE: &[Bounds] = &[

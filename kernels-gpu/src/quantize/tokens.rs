@@ -10,17 +10,18 @@ use super::pack::{clamp, codes4};
 use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
 use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
-use crate::element::{Element, Rows};
+use crate::element::{Element, Rows, Vector, load_elements};
 use crate::layout::{K_SCALE_RATIO, MAX_SCALE, ROW_BYTES, k_offset};
 use crate::ptx::barrier::{bar_sync, warp_sync};
+use crate::ptx::cp_async::{commit_group, cp_async_16, cp_async_16_zfill};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
 use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
-use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
+use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
-use crate::rotation::{DIMS, Place, vectors};
+use crate::rotation::{DIMS, Place};
 
 /// Where a tile goes.
 pub(crate) struct Output {
@@ -37,8 +38,8 @@ pub(crate) struct Output {
 }
 
 /// Tokens that a lane converts of a tile, one after the other.
-const fn steps<E: Element>() -> u32 {
-    (THREAD_VECTORS / vectors::<E>()) as u32
+const fn steps<E: Element, const N: usize>() -> u32 {
+    (THREAD_VECTORS * E::LANES / N) as u32
 }
 
 /// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `dims` of the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says
@@ -50,7 +51,7 @@ const fn steps<E: Element>() -> u32 {
 /// # Safety
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
 #[inline(always)]
-pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
+pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
     head_dim: u32,
     dims: u32,
     rotates: bool,
@@ -62,35 +63,35 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        let lane = Lane::new::<E, KEYS>(head_dim, dims);
+        let lane = Lane::new::<E, KEYS, N>(head_dim, dims);
         if in_shared::<E>() {
             let mut step = 0;
-            while step < steps::<E>() {
-                lane.request::<E>(&mut Vectors::none(), &rows, tile, step);
+            while step < steps::<E, N>() {
+                lane.request::<E, N>(&rows, tile, step);
                 step = opaque(step + 1);
             }
         }
-        prepare::<E>(dims, source, offset);
+        prepare::<E, N>(dims, source, offset);
         let mut tile = tile;
         loop {
             let to = out(tile);
-            if KEYS && to.shares && steps::<E>() > 1 {
+            if KEYS && to.shares && steps::<E, N>() > 1 {
                 wait::<E, 0>();
                 let mut step = 0;
-                while step < steps::<E>() {
-                    let anew = Lane::new::<E, KEYS>(opaque(head_dim), dims);
-                    own_scale::<E>(if in_shared::<E>() { &lane } else { &anew }, rotates, &rows, tile, step);
+                while step < steps::<E, N>() {
+                    let anew = Lane::new::<E, KEYS, N>(opaque(head_dim), dims);
+                    own_scale::<E, N>(if in_shared::<E>() { &lane } else { &anew }, rotates, &rows, tile, step);
                     step = opaque(step + 1);
                 }
                 bar_sync();
             }
             let mut step = 0;
             // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
-            while step < steps::<E>() {
+            while step < steps::<E, N>() {
                 // Floats are in registers, so that there are none for this.
-                let anew = Lane::new::<E, KEYS>(opaque(head_dim), dims);
+                let anew = Lane::new::<E, KEYS, N>(opaque(head_dim), dims);
                 let lane = if in_shared::<E>() { &lane } else { &anew };
-                one::<E, KEYS>(lane, rotates, &rows, tile, step, end, &to);
+                one::<E, KEYS, N>(lane, rotates, &rows, tile, step, end, &to);
                 step = opaque(step + 1);
             }
             if KEYS && !to.shares {
@@ -115,82 +116,125 @@ struct Lane {
     dims: u32,
     /// Its first row of a tile.
     row: u32,
-    /// Where the 16 codes that it copies go, in units of a tile's 16 bytes: the first ones in the lower half, the second ones in the upper.
-    /// [`NOWHERE`] where there are none.
-    to: u32,
+    /// Where the first 16 codes that it copies go, from the start of a tile's bytes; and how much further the second ones, and the third ones.
+    to: [u32; 3],
+    /// Of how many 16 codes the head has dims.
+    units: u32,
     /// Bytes from a step's place in a tile's to the next one's.
     step_bytes: u32,
 }
 
-const NOWHERE: u32 = 0xffff;
-
 impl Lane {
     #[inline(always)]
-    fn new<E: Element, const KEYS: bool>(head_dim: u32, dims: u32) -> Self {
-        let place = Place::new(head_dim, padded::<E>());
+    fn new<E: Element, const KEYS: bool, const N: usize>(head_dim: u32, dims: u32) -> Self {
+        let place = Place::of_lanes_with::<N>(head_dim, padded::<E>());
         let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
-        let first = warp * steps::<E>() * place.tokens();
-        let mut to = 0;
-        unroll!(0..2, |i| {
-            let (token, dim) = place.staged_unit(lane + 32 * i as u32, E::LANES);
+        let first = warp * steps::<E, N>() * place.tokens();
+        let at = |i: u32| {
+            let (token, dim) = place.staged_unit(lane + 32 * i, E::LANES);
             let row = (first + token) as usize;
             let at = if KEYS { k_offset(row, dim as usize) as u32 } else { row as u32 * head_dim + dim };
-            to |= selp_b32(dim < head_dim, at / 16, NOWHERE) << (16 * i);
+            (at, dim)
+        };
+        let to = [at(0).0, at(1).0.wrapping_sub(at(0).0), at(2).0.wrapping_sub(at(0).0)];
+        let mut units = 0;
+        unroll!(0..N / 16, |i| {
+            units += u32::from(at(i as u32).1 < head_dim);
         });
         let step_bytes = place.tokens() * if KEYS { ROW_BYTES as u32 } else { head_dim };
-        Self { place, dims, row: first + place.token, to, step_bytes }
+        Self { place, dims, row: first + place.token, to, units, step_bytes }
     }
 
-    /// Starts loading the lane's token of step `step` of a tile.
+    /// The lane's token of step `step` of a tile, where the tile has as many: else its last.
     #[inline(always)]
-    unsafe fn request<E: Element>(&self, raw: &mut Vectors, rows: &Rows, tile: Tile, step: u32) {
+    fn token(&self, tile: Tile, step: u32) -> u32 {
+        (self.row + step * self.place.tokens()).min(tile.count() - 1)
+    }
+
+    /// Starts loading the lane's token of step `step` of a tile to shared memory.
+    #[inline(always)]
+    unsafe fn request<E: Element, const N: usize>(&self, rows: &Rows, tile: Tile, step: u32) {
         unsafe {
-            let row = (self.row + step * self.place.tokens()).min(tile.count() - 1);
-            let to = raw_of::<E>(step);
-            let vector = |i: usize| (row, self.place.vector_of::<E>(i, self.dims));
-            let has = |i: usize| self.place.is_of::<E>(i, self.dims);
-            if E::LANES == 8 {
-                raw.request::<E, { DIMS / 8 }>(to, &rows.skip(tile.first()), has, vector);
+            let (row, rows, to) = (self.token(tile, step), rows.skip(tile.first()), raw_of::<E, N>(step));
+            if rows.aligned & self.place.is_whole(self.dims) {
+                let mut at = rows.at((row, self.place.lane));
+                unroll!(0..N / E::LANES, |i| {
+                    cp_async_16(to + i as u32 * STEP, at);
+                    at = at.wrapping_add((16 * self.place.lanes()) as usize);
+                });
             } else {
-                raw.request::<E, { DIMS / 4 }>(to, &rows.skip(tile.first()), has, vector);
+                // A compiler that knew how many there are would unroll this, and have them all in registers that the token has.
+                let count = (padded::<E>() >> self.place.log_lanes) / E::LANES as u32;
+                let (mut i, last) = (0, self.dims / E::LANES as u32 - 1);
+                while i < count {
+                    let vector = self.place.lane + i * self.place.lanes();
+                    let (at, to) = (rows.at((row, vector.min(last))), to + i * STEP);
+                    if rows.aligned {
+                        cp_async_16_zfill(to, at, if vector <= last { 16 } else { 0 });
+                    } else {
+                        let loaded = load_elements::<E>(at);
+                        st_shared_v4_u32(true, to, loaded.map(|word| selp_b32(vector <= last, word, 0)));
+                    }
+                    i += 1;
+                }
             }
+            commit_group();
         }
+    }
+
+    /// The lane's token of a tile, in registers.
+    #[inline(always)]
+    unsafe fn load<E: Element>(&self, rows: &Rows, tile: Tile, step: u32) -> Vectors {
+        let (mut raw, row) = (Vectors::none(), self.token(tile, step));
+        let vector = |i: usize| (row, self.place.vector_of::<E>(i, self.dims));
+        let has = |i: usize| self.place.is_of::<E>(i, self.dims);
+        unsafe { raw.request::<E, THREAD_VECTORS>(0, &rows.skip(tile.first()), has, vector) };
+        raw
     }
 }
 
 /// Shared address of the lane's first vector of a step, which it brings itself.
 #[inline(always)]
-fn raw_of<E: Element>(step: u32) -> u32 {
-    of_warp() + step * (STEP * vectors::<E>() as u32) + tid_x_again() % 32 * 16
+fn raw_of<E: Element, const N: usize>(step: u32) -> u32 {
+    of_warp() + step * (STEP * (N / E::LANES) as u32) + tid_x_again() % 32 * 16
+}
+
+/// The lane's vectors of a step.
+#[inline(always)]
+unsafe fn vectors<E: Element, const N: usize>(lane: &Lane, rows: &Rows, tile: Tile, step: u32) -> [Vector; THREAD_VECTORS] {
+    unsafe {
+        let raw = if in_shared::<E>() { Vectors::none() } else { lane.load::<E>(rows, tile, step) };
+        if steps::<E, N>() == 2 {
+            wait::<E, 1>();
+        } else {
+            wait::<E, 0>();
+        }
+        let (from, mut vectors) = (raw_of::<E, N>(step), [[0; 4]; THREAD_VECTORS]);
+        unroll!(0..N / E::LANES, |i| {
+            vectors[i] = raw.get::<E>(i, from + i as u32 * STEP);
+        });
+        vectors
+    }
 }
 
 /// The lane's part of a token before the rotation's transforms, K without its offset; and of Q the sums of its product with K's offset.
 #[inline(always)]
-unsafe fn signed<E: Element, const KEYS: bool>(
-    lane: &Lane,
-    rows: &Rows,
-    tile: Tile,
-    step: u32,
-) -> ([f32; DIMS], [f32; 4]) {
+unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
+    place: &Place,
+    raw: &[Vector; THREAD_VECTORS],
+) -> ([f32; N], [f32; 4]) {
     unsafe {
-        let place = &lane.place;
-        let mut raw = Vectors::none();
-        if !in_shared::<E>() {
-            lane.request::<E>(&mut raw, rows, tile, step);
-        }
-        wait::<E, 1>();
-        let from = raw_of::<E>(step);
         let tables = Tables::new::<E>();
-        let mut x = [0.0; DIMS];
+        let mut x = [0.0; N];
         let mut bias = [0.0; 4];
-        unroll!(0..vectors::<E>(), |i| {
-            let mut vector = raw.get::<E>(i, from + i as u32 * STEP);
-            let signs = ld_shared_v4_u32(tables.signs::<E>(place.lane, i as u32));
+        unroll!(0..N / E::LANES, |i| {
+            let mut vector = raw[i];
+            let signs = ld_shared_v4_u32(tables.signs::<E, N>(place.lane, i as u32));
             unroll!(0..4, |word| {
                 vector[word] ^= signs[word];
             });
             unroll!(0..E::LANES / 4, |quad| {
-                let at = tables.offsets::<E>(place.lane, i as u32) + 16 * quad as u32;
+                let at = tables.offsets::<E, N>(place.lane, i as u32) + 16 * quad as u32;
                 let offset = ld_shared_v4_u32(at).map(f32::from_bits);
                 unroll!(0..4, |j| {
                     let value = E::get(&vector, 4 * quad + j);
@@ -209,11 +253,11 @@ unsafe fn signed<E: Element, const KEYS: bool>(
 
 /// The scale that each token of K of the warp's step would have alone, to shared memory.
 #[inline(always)]
-unsafe fn own_scale<E: Element>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
+unsafe fn own_scale<E: Element, const N: usize>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
     unsafe {
-        let (mut x, _) = signed::<E, true>(lane, rows, tile, step);
+        let (mut x, _) = signed::<E, true, N>(&lane.place, &vectors::<E, N>(lane, rows, tile, step));
         if rotates {
-            lane.place.butterflies::<E>(&mut x);
+            lane.place.butterflies_of::<E, N>(&mut x);
         }
         let amax = amax_of(&lane.place, &x);
         store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
@@ -233,7 +277,7 @@ unsafe fn store_own<E: Element>(lane: &Lane, tile: Tile, step: u32, amax: f32, s
 
 /// A step of the warp: a token of each few lanes.
 #[inline(always)]
-unsafe fn one<E: Element, const KEYS: bool>(
+unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
     lane: &Lane,
     rotates: bool,
     rows: &Rows,
@@ -244,7 +288,17 @@ unsafe fn one<E: Element, const KEYS: bool>(
 ) {
     unsafe {
         let place = &lane.place;
-        let (mut x, bias) = signed::<E, KEYS>(lane, rows, tile, step);
+        let raw = vectors::<E, N>(lane, rows, tile, step);
+        // The lane has read what it had brought.
+        let next = Tile { index: tile.index + 1, ..tile };
+        if in_shared::<E>() {
+            if next.index < end {
+                lane.request::<E, N>(rows, next, step);
+            } else {
+                request_none::<E>();
+            }
+        }
+        let (mut x, bias) = signed::<E, KEYS, N>(place, &raw);
         let row = lane.row + step * place.tokens();
         let inside = row < tile.count();
         if !KEYS && !out.bias.is_null() {
@@ -252,7 +306,7 @@ unsafe fn one<E: Element, const KEYS: bool>(
             st_global_f32((place.lane == 0) & inside, out.bias.wrapping_add(row as usize), [bias]);
         }
         if rotates {
-            place.butterflies::<E>(&mut x);
+            place.butterflies_of::<E, N>(&mut x);
         }
 
         let beyond = if !KEYS && rotates { BEYOND_10_BITS } else { 0 };
@@ -261,33 +315,31 @@ unsafe fn one<E: Element, const KEYS: bool>(
             if !KEYS || !out.shares {
                 return own;
             }
-            if steps::<E>() == 1 {
+            if steps::<E, N>() == 1 {
                 store_own::<E>(lane, tile, step, amax, own);
                 bar_sync();
             }
             let shared = block_scale::<E>(tile, out.block_scale);
             f32::from_bits(selp_b32(shared > 0.0, shared.to_bits(), own.to_bits()))
         };
-        let (scale, number) = quotients::<E>(place, &mut x, of, MAX_SCALE);
-        let mut words = [0; DIMS / 4];
-        unroll!(0..DIMS / 4, |i| {
+        let (scale, number) = quotients_of::<E, N>(place, &mut x, of, MAX_SCALE);
+        let mut words = [0; MOST / 4];
+        unroll!(0..N / 4, |i| {
             words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
         });
         let coded = number & (!KEYS | inside);
         if vote_any(!coded) {
             // Opaque: else the mask would be put on always.
             let mask = opaque(selp_b32(coded, u32::MAX, 0));
-            unroll!(0..DIMS / 4, |i| {
+            unroll!(0..N / 4, |i| {
                 words[i] &= mask;
             });
         }
         // The warp has copied what was there.
         warp_sync();
-        let codes = behind_raw::<E>() + tid_x_again() / 32 * WARP_CODES;
-        unroll!(0..vectors::<E>(), |i| {
-            // In steps of 512 bytes, which are constants.
-            let halves = vectors::<E>() / 2;
-            let to = codes + place.staged(i % halves, E::LANES) + (i / halves * 512) as u32;
+        let codes = behind_raw::<E>() + tid_x_again() / 32 * (32 * N as u32);
+        unroll!(0..N / E::LANES, |i| {
+            let to = codes + place.staged(i, E::LANES);
             if E::LANES == 8 {
                 st_shared_v2_u32(true, to, [words[2 * i], words[2 * i + 1]]);
             } else {
@@ -303,28 +355,14 @@ unsafe fn one<E: Element, const KEYS: bool>(
             st_shared_u32((place.lane == 0) & !out.shares, to, scale.to_bits());
         }
         warp_sync();
-        // A step of four rows has another half of the packed block's rows of eight each time.
-        let flip = if KEYS { (step * place.tokens() & 4) << 2 } else { 0 };
-        let (wanted, bytes) =
-            (tile.count() * place.head_dim(), out.bytes.wrapping_add((step * lane.step_bytes) as usize));
-        unroll!(0..2, |i| {
-            let thread = tid_x_again();
-            let codes = codes + 16 * (thread % 32) + i as u32 * (WARP_CODES / 2);
-            let codes = ld_shared_v4_u32(codes);
-            let to = lane.to >> (16 * i) & 0xffff;
-            let is = (to != NOWHERE) & (KEYS | (16 * to + step * lane.step_bytes < wanted));
-            st_global_v4_u32(is, bytes.wrapping_add((16 * to ^ flip) as usize), codes);
+        let (wanted, bytes) = (tile.count() * place.head_dim(), step * lane.step_bytes);
+        unroll!(0..N / 16, |i| {
+            let codes = ld_shared_v4_u32(codes + 16 * (tid_x_again() % 32) + i as u32 * 512);
+            let further = |bit: usize| if i >> bit & 1 == 1 { lane.to[1 + bit] } else { 0 };
+            let to = lane.to[0].wrapping_add(further(0)).wrapping_add(further(1)).wrapping_add(bytes);
+            let is = ((i as u32) < lane.units) & (KEYS | (to < wanted));
+            st_global_v4_u32(is, out.bytes.wrapping_add(to as usize), codes);
         });
-
-        // Only now, when the token takes no registers any more: the next step's vectors have been on their way since the step before.
-        if in_shared::<E>() {
-            let next = Tile { index: tile.index + 1, ..tile };
-            if next.index < end {
-                lane.request::<E>(&mut Vectors::none(), rows, next, step);
-            } else {
-                request_none::<E>();
-            }
-        }
     }
 }
 
@@ -340,15 +378,29 @@ pub(crate) unsafe fn quotients<E: Element>(
     scale: impl Fn(f32) -> f32,
     largest: f32,
 ) -> (f32, bool) {
+    unsafe { quotients_of::<E, DIMS>(place, x, scale, largest) }
+}
+
+/// The same of `N` dims a lane.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn quotients_of<E: Element, const N: usize>(
+    place: &Place,
+    x: &mut [f32; N],
+    scale: impl Fn(f32) -> f32,
+    largest: f32,
+) -> (f32, bool) {
     unsafe {
         let amax = amax_of(place, x);
         let scale = scale(amax);
         let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
-        unroll!(0..DIMS, |i| {
+        unroll!(0..N, |i| {
             x[i] = mul_rn_f32(x[i], inverse);
         });
         if E::CLAMPS && vote_any(scale >= largest) {
-            unroll!(0..DIMS, |i| {
+            unroll!(0..N, |i| {
                 x[i] = clamp::<E>(x[i]);
             });
         }
@@ -361,10 +413,10 @@ pub(crate) unsafe fn quotients<E: Element>(
 /// # Safety
 /// All 32 lanes of a converged warp call it.
 #[inline(always)]
-unsafe fn amax_of(place: &Place, x: &[f32; DIMS]) -> f32 {
+unsafe fn amax_of<const N: usize>(place: &Place, x: &[f32; N]) -> f32 {
     // As a tree: the tokens of other warps do not hide 32 steps.
     let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
-    unroll!(4..DIMS, |i| {
+    unroll!(4..N, |i| {
         amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
     });
     let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
@@ -392,5 +444,5 @@ unsafe fn block_scale<E: Element>(tile: Tile, to: *mut f32) -> f32 {
     }
 }
 
-/// Bytes of the codes of a warp's step: 32 of each lane.
-const WARP_CODES: u32 = 32 * DIMS as u32;
+/// Dims of a token that a lane has, at most.
+const MOST: usize = 2 * DIMS;
