@@ -11,7 +11,7 @@ use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
 use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
 use crate::element::{Element, Rows, Vector, load_elements};
-use crate::layout::{K_SCALE_RATIO, MAX_SCALE, ROW_BYTES, k_offset};
+use crate::layout::{K_SCALE_RATIO, KV_BLOCK, MAX_SCALE, ROW_BYTES, k_offset};
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::cp_async::{commit_group, cp_async_16, cp_async_16_zfill};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
@@ -63,7 +63,8 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        let lane = Lane::new::<E, KEYS, N>(head_dim, dims);
+        let lane = Lane::new::<E, N>(head_dim, dims);
+        let copied = Copied::new::<E, KEYS, N>(&lane.place);
         if in_shared::<E>() {
             let mut step = 0;
             while step < steps::<E, N>() {
@@ -79,7 +80,7 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
                 wait::<E, 0>();
                 let mut step = 0;
                 while step < steps::<E, N>() {
-                    let anew = Lane::new::<E, KEYS, N>(opaque(head_dim), dims);
+                    let anew = Lane::new::<E, N>(opaque(head_dim), dims);
                     own_scale::<E, N>(if in_shared::<E>() { &lane } else { &anew }, rotates, &rows, tile, step);
                     step = opaque(step + 1);
                 }
@@ -89,9 +90,9 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
             // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
             while step < steps::<E, N>() {
                 // Floats are in registers, so that there are none for this.
-                let anew = Lane::new::<E, KEYS, N>(opaque(head_dim), dims);
+                let anew = Lane::new::<E, N>(opaque(head_dim), dims);
                 let lane = if in_shared::<E>() { &lane } else { &anew };
-                one::<E, KEYS, N>(lane, rotates, &rows, tile, step, end, &to);
+                one::<E, KEYS, N>(lane, &copied, rotates, &rows, tile, step, end, &to);
                 step = opaque(step + 1);
             }
             if KEYS && !to.shares {
@@ -116,19 +117,22 @@ struct Lane {
     dims: u32,
     /// Its first row of a tile.
     row: u32,
-    /// Where the first 16 codes that it copies go, from the start of a tile's bytes; and how much further the second ones, and the third ones.
+}
+
+/// What a lane copies of its warp's codes: 16 of them at a time.
+struct Copied {
+    /// Where the first ones go, from the start of a tile's bytes; and how much further the second ones, and the third ones.
     to: [u32; 3],
-    /// Of how many 16 codes the head has dims.
+    /// How many there are: of a head of 96 dims that is worked on as of 128, not all.
     units: u32,
     /// Bytes from a step's place in a tile's to the next one's.
     step_bytes: u32,
 }
 
-impl Lane {
+impl Copied {
     #[inline(always)]
-    fn new<E: Element, const KEYS: bool, const N: usize>(head_dim: u32, dims: u32) -> Self {
-        let place = Place::of_lanes_with::<N>(head_dim, padded::<E>());
-        let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
+    fn new<E: Element, const KEYS: bool, const N: usize>(place: &Place) -> Self {
+        let (warp, lane, head_dim) = (tid_x_again() / 32, tid_x_again() % 32, place.head_dim());
         let first = warp * steps::<E, N>() * place.tokens();
         let at = |i: u32| {
             let (token, dim) = place.staged_unit(lane + 32 * i, E::LANES);
@@ -142,7 +146,15 @@ impl Lane {
             units += u32::from(at(i as u32).1 < head_dim);
         });
         let step_bytes = place.tokens() * if KEYS { ROW_BYTES as u32 } else { head_dim };
-        Self { place, dims, row: first + place.token, to, units, step_bytes }
+        Self { to, units, step_bytes }
+    }
+}
+
+impl Lane {
+    #[inline(always)]
+    fn new<E: Element, const N: usize>(head_dim: u32, dims: u32) -> Self {
+        let place = Place::of_lanes_with::<N>(head_dim, padded::<E>());
+        Self { place, dims, row: tid_x_again() / 32 * steps::<E, N>() * place.tokens() + place.token }
     }
 
     /// The lane's token of step `step` of a tile, where the tile has as many: else its last.
@@ -151,29 +163,30 @@ impl Lane {
         (self.row + step * self.place.tokens()).min(tile.count() - 1)
     }
 
-    /// Starts loading the lane's token of step `step` of a tile to shared memory.
+    /// Starts loading the warp's tokens of step `step` of a tile to shared memory.
     #[inline(always)]
     unsafe fn request<E: Element, const N: usize>(&self, rows: &Rows, tile: Tile, step: u32) {
         unsafe {
-            let (row, rows, to) = (self.token(tile, step), rows.skip(tile.first()), raw_of::<E, N>(step));
-            if rows.aligned & self.place.is_whole(self.dims) {
-                let mut at = rows.at((row, self.place.lane));
+            let (brought, rows) = (Brought::new::<E, N>(&self.place, step), rows.skip(tile.first()));
+            if rows.aligned & self.place.is_whole(self.dims) & (tile.count() == KV_BLOCK as u32) {
+                let mut at = rows.at((brought.row, brought.vector));
                 unroll!(0..N / E::LANES, |i| {
-                    cp_async_16(to + i as u32 * STEP, at);
-                    at = at.wrapping_add((16 * self.place.lanes()) as usize);
+                    cp_async_16(brought.to(i as u32), at);
+                    at = at.wrapping_offset(rows.stride.wrapping_mul(i64::from(brought.further)) as isize);
                 });
             } else {
                 // A compiler that knew how many there are would unroll this, and have them all in registers that the token has.
                 let count = (padded::<E>() >> self.place.log_lanes) / E::LANES as u32;
                 let (mut i, last) = (0, self.dims / E::LANES as u32 - 1);
                 while i < count {
-                    let vector = self.place.lane + i * self.place.lanes();
-                    let (at, to) = (rows.at((row, vector.min(last))), to + i * STEP);
+                    let row = (brought.row + i * brought.further).min(tile.count() - 1);
+                    let (at, to) = (rows.at((row, brought.vector.min(last))), brought.to(i));
+                    let is = brought.vector <= last;
                     if rows.aligned {
-                        cp_async_16_zfill(to, at, if vector <= last { 16 } else { 0 });
+                        cp_async_16_zfill(to, at, if is { 16 } else { 0 });
                     } else {
                         let loaded = load_elements::<E>(at);
-                        st_shared_v4_u32(true, to, loaded.map(|word| selp_b32(vector <= last, word, 0)));
+                        st_shared_v4_u32(true, to, loaded.map(|word| selp_b32(is, word, 0)));
                     }
                     i += 1;
                 }
@@ -193,10 +206,51 @@ impl Lane {
     }
 }
 
-/// Shared address of the lane's first vector of a step, which it brings itself.
+/// What a lane brings of a warp's tokens: of 32 vectors that are neighbours in memory, each, so that a copy is of whole rows. Which lane brings a
+/// vector is not which works on it ([`Place`]): those lie one behind the other, but for the three lowest bits of a vector's number, which are exchanged so
+/// that eight lanes that read at a time have other banks each.
+struct Brought {
+    /// Its first row of the tile; the next ones are `further` rows behind.
+    row: u32,
+    further: u32,
+    /// Vector of the row.
+    vector: u32,
+    /// Where the first one goes.
+    first: u32,
+    /// What is exchanged of every second one's address.
+    odd: u32,
+}
+
+impl Brought {
+    #[inline(always)]
+    fn new<E: Element, const N: usize>(place: &Place, step: u32) -> Self {
+        let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
+        let log = (N / E::LANES).trailing_zeros() + place.log_lanes;
+        let first = (warp * steps::<E, N>() + step) * place.tokens();
+        let exchanged = lane ^ (lane >> 3 & !(place.lanes() - 1));
+        Self {
+            row: first + (lane >> log),
+            further: 32 >> log,
+            vector: lane & ((1 << log) - 1),
+            first: of_warp() + step * (STEP * (N / E::LANES) as u32) + 16 * exchanged,
+            odd: if N / E::LANES == 8 { 64 } else { 0 },
+        }
+    }
+
+    /// Shared address of vector number `i`.
+    #[inline(always)]
+    fn to(&self, i: u32) -> u32 {
+        (self.first ^ (i & 1) * self.odd) + STEP * i
+    }
+}
+
+/// Shared address of the lane's vector number `i` of a step.
 #[inline(always)]
-fn raw_of<E: Element, const N: usize>(step: u32) -> u32 {
-    of_warp() + step * (STEP * (N / E::LANES) as u32) + tid_x_again() % 32 * 16
+fn raw_of<E: Element, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
+    let lane = tid_x_again() % 32;
+    let token = (lane & !(place.lanes() - 1)) * (16 * (N / E::LANES) as u32);
+    let exchanged = if N / E::LANES == 8 { lane % 8 ^ i << place.log_lanes } else { lane / 2 % 4 ^ i };
+    of_warp() + step * (STEP * (N / E::LANES) as u32) + token + 16 * exchanged
 }
 
 /// The lane's vectors of a step.
@@ -209,9 +263,9 @@ unsafe fn vectors<E: Element, const N: usize>(lane: &Lane, rows: &Rows, tile: Ti
         } else {
             wait::<E, 0>();
         }
-        let (from, mut vectors) = (raw_of::<E, N>(step), [[0; 4]; THREAD_VECTORS]);
+        let mut vectors = [[0; 4]; THREAD_VECTORS];
         unroll!(0..N / E::LANES, |i| {
-            vectors[i] = raw.get::<E>(i, from + i as u32 * STEP);
+            vectors[i] = raw.get::<E>(i, raw_of::<E, N>(&lane.place, step, i as u32));
         });
         vectors
     }
@@ -277,8 +331,10 @@ unsafe fn store_own<E: Element>(lane: &Lane, tile: Tile, step: u32, amax: f32, s
 
 /// A step of the warp: a token of each few lanes.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
     lane: &Lane,
+    copied: &Copied,
     rotates: bool,
     rows: &Rows,
     tile: Tile,
@@ -289,7 +345,8 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
     unsafe {
         let place = &lane.place;
         let raw = vectors::<E, N>(lane, rows, tile, step);
-        // The lane has read what it had brought.
+        // The warp has read what was there.
+        warp_sync();
         let next = Tile { index: tile.index + 1, ..tile };
         if in_shared::<E>() {
             if next.index < end {
@@ -355,12 +412,15 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
             st_shared_u32((place.lane == 0) & !out.shares, to, scale.to_bits());
         }
         warp_sync();
-        let (wanted, bytes) = (tile.count() * place.head_dim(), step * lane.step_bytes);
+        // Floats leave no registers for it before.
+        let anew = Copied::new::<E, KEYS, N>(place);
+        let copied = if in_shared::<E>() { copied } else { &anew };
+        let (wanted, bytes) = (tile.count() * place.head_dim(), step * copied.step_bytes);
         unroll!(0..N / 16, |i| {
             let codes = ld_shared_v4_u32(codes + 16 * (tid_x_again() % 32) + i as u32 * 512);
-            let further = |bit: usize| if i >> bit & 1 == 1 { lane.to[1 + bit] } else { 0 };
-            let to = lane.to[0].wrapping_add(further(0)).wrapping_add(further(1)).wrapping_add(bytes);
-            let is = ((i as u32) < lane.units) & (KEYS | (to < wanted));
+            let further = |bit: usize| if i >> bit & 1 == 1 { copied.to[1 + bit] } else { 0 };
+            let to = copied.to[0].wrapping_add(further(0)).wrapping_add(further(1)).wrapping_add(bytes);
+            let is = ((i as u32) < copied.units) & (KEYS | (to < wanted));
             st_global_v4_u32(is, out.bytes.wrapping_add(to as usize), codes);
         });
     }
