@@ -49,6 +49,9 @@ impl Operands {
     }
 }
 
+/// Elements after which the inputs come again: several times what L2 has.
+const DIFFERENT: usize = (1 << 26) + 77;
+
 #[derive(Serialize)]
 struct Row {
     dtype: String,
@@ -81,7 +84,9 @@ pub fn run(
     for (&head_dim, &seqlen) in head_dims.iter().flat_map(|d| seqlens.iter().map(move |n| (d, n))) {
         let problem = AttentionProblem::new(batch, heads, heads, seqlen, seqlen, head_dim);
         problem.check()?;
-        let normal = super::data::values(bench.run, 0, 3 * problem.q_shape().elements());
+        let (all, some) = (3 * problem.q_shape().elements(), super::data::values(bench.run, 0, DIFFERENT));
+        let mut normal = some.repeat(all.div_ceil(DIFFERENT));
+        normal.truncate(all);
         for &dtype in dtypes {
             let wide = || normal.iter().map(|x| x.to_f32());
             figures.rows.extend(match dtype {
