@@ -176,9 +176,8 @@ impl Lane {
                 return vectors;
             }
             let row = self.row.min(tile.count() - 1);
-            let vectors = load::<E, THREAD_VECTORS>(&rows.skip(tile.first()), |i| {
-                (row, self.place.vector_of::<E>(i, self.dims))
-            });
+            let vectors =
+                load::<E, THREAD_VECTORS>(&rows.skip(tile.first()), |i| (row, self.place.vector_of::<E>(i, self.dims)));
             let mut i = 0;
             vectors.map(|vector| {
                 let is = self.place.is_of::<E>(i, self.dims);

@@ -91,7 +91,9 @@ pub fn run(
             let wide = || normal.iter().map(|x| x.to_f32());
             figures.rows.extend(match dtype {
                 DType::F16 => rows(&bench.gpu, &problem, dtype, &normal, copy)?,
-                DType::BF16 => rows(&bench.gpu, &problem, dtype, &wide().map(bf16::from_f32).collect::<Vec<_>>(), copy)?,
+                DType::BF16 => {
+                    rows(&bench.gpu, &problem, dtype, &wide().map(bf16::from_f32).collect::<Vec<_>>(), copy)?
+                }
                 DType::F32 => rows(&bench.gpu, &problem, dtype, &wide().collect::<Vec<_>>(), copy)?,
             });
         }
@@ -190,7 +192,8 @@ where
     let (head, elements) = (problem.batch * problem.heads_q - 1, problem.q_shape().elements());
     let one = AttentionProblem { batch: 1, heads_q: 1, heads_kv: 1, ..*problem };
     let span = one.q_shape().elements();
-    let tensor = |i: usize| HostTensor::of(&values[i * elements + head * span..][..span], TensorLayout::bhnd(one.q_shape()));
+    let tensor =
+        |i: usize| HostTensor::of(&values[i * elements + head * span..][..span], TensorLayout::bhnd(one.q_shape()));
     let [q, k, v] = [tensor(0)?, tensor(1)?, tensor(2)?];
     let want = reference::quantize(Scored::from(&one).with_narrow(shares), &q, &k, &v)?;
     properties::same_operands(&one, &head_operands(out, &one, head)?, &want, &q)
