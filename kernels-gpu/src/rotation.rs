@@ -29,13 +29,11 @@ pub(crate) struct Place {
     head_dim: u32,
     /// Whether that is a power of two.
     whole: bool,
-    /// Whether the lane has two tokens, one in either half of its dims: of 32 dims where it has 64.
-    pub pairs: bool,
     /// Logarithm of the lanes that share a token: 0 to 3.
     pub log_lanes: u32,
     /// The lane's number among them.
     pub lane: u32,
-    /// The lane's token among those that the warp holds, or the first of two.
+    /// The lane's token among those that the warp holds.
     pub token: u32,
 }
 
@@ -49,11 +47,10 @@ impl Place {
     /// The same where a lane holds `N` dims of a token, [`DIMS`] or twice as many.
     #[inline(always)]
     pub fn of_lanes_with<const N: usize>(head_dim: u32, padded: u32) -> Self {
-        let pairs = padded < N as u32;
-        let log_lanes = if pairs { 0 } else { (padded / N as u32).trailing_zeros() };
+        let log_lanes = (padded / N as u32).trailing_zeros();
         let lane = tid_x_again() % 32;
-        let (whole, token) = (head_dim == padded, lane >> log_lanes << u32::from(pairs));
-        Self { head_dim, whole, pairs, log_lanes, lane: lane & ((1 << log_lanes) - 1), token }
+        let whole = head_dim == padded;
+        Self { head_dim, whole, log_lanes, lane: lane & ((1 << log_lanes) - 1), token: lane >> log_lanes }
     }
 
     /// Dims of a token.
@@ -77,7 +74,7 @@ impl Place {
     /// Tokens that a warp holds.
     #[inline(always)]
     pub fn tokens(&self) -> u32 {
-        32 >> self.log_lanes << u32::from(self.pairs)
+        32 >> self.log_lanes
     }
 
     /// The number in the token of the lane's vector number `i`.
@@ -123,8 +120,7 @@ impl Place {
     pub fn staged_unit(&self, n: u32, vector_dims: usize) -> (u32, u32) {
         let unit = vector_dims as u32;
         if self.halves_alone(vector_dims) {
-            let (lane, dim) = ((n >> 5 & 1) * 16 + (n & 15), (n >> 6) * 32 + (n >> 4 & 1) * 16);
-            return if self.pairs { (2 * lane + dim / 32, dim % 32) } else { (lane, dim) };
+            return ((n >> 5 & 1) * 16 + (n & 15), (n >> 6) * 32 + (n >> 4 & 1) * 16);
         }
         let log = self.log_lanes.min(4 - unit.trailing_zeros());
         let own = 4 - unit.trailing_zeros() - log;
@@ -219,7 +215,7 @@ impl Place {
                 butterflies_here::<8, N>(x);
             }
             butterflies_here::<16, N>(x);
-            if N > DIMS && !self.pairs {
+            if N > DIMS {
                 butterflies_here::<32, N>(x);
             }
         }

@@ -124,7 +124,7 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
     let source = run.source(p, rows);
     unsafe {
         let (rotates, end) = (p.rotate != 0, run.end(&tile));
-        if E::BYTES == 2 {
+        if E::BYTES == 2 && p.head_dim > 32 {
             tokens::quantize::<E, true, 64>(p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
         } else {
             tokens::quantize::<E, true, 32>(p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
@@ -184,7 +184,7 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
     let source = run.source(p, run.rows_of_k::<E>(p));
     unsafe {
         let (rotates, end) = (p.rotate != 0, run.end(&tile));
-        if E::BYTES == 2 {
+        if E::BYTES == 2 && p.head_dim > 32 {
             tokens::quantize::<E, false, 64>(p.head_dim, p.dims, rotates, rows, tile, end, source, null_mut(), out);
         } else {
             tokens::quantize::<E, false, 32>(p.head_dim, p.dims, rotates, rows, tile, end, source, null_mut(), out);

@@ -14,7 +14,7 @@ use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32, st_shared_v4_u32};
 use crate::ptx::special::tid_x_again;
-use crate::rotation::{DIMS, Place, signs_from};
+use crate::rotation::{Place, signs_from};
 
 /// Rows that the CTA loads at a time: it has eight vectors a thread of 128 rows.
 const ROWS: u32 = (KV_BLOCK / THREAD_VECTORS) as u32;
@@ -134,28 +134,19 @@ pub(crate) unsafe fn prepare<E: Element, const N: usize>(dims: u32, source: Sour
             }
             let inside = dim < dims;
             let (vector, element) = (dim / E::LANES as u32, dim % E::LANES as u32);
-            let of_lanes = Place::of_lanes_with::<N>(padded::<E>(), padded::<E>());
-            let (lane, place) = of_lanes.lane_of(vector);
+            let (lane, place) = Place::of_lanes_with::<N>(padded::<E>(), padded::<E>()).lane_of(vector);
             let rotates = !matches!(source, Source::None);
             let signs = selp_b32(rotates, signs_from(dim), 0);
             let mut mask = 0;
             unroll!(0..E::IN_WORD, |j| {
                 let sign = (signs >> j) << 31;
                 mask |= sign >> (32 - 8 * E::BYTES * (j + 1));
-                let value = selp_b32(inside, offset[j].to_bits(), 0);
-                offset[j] = f32::from_bits(value ^ sign);
+                let offset = selp_b32(inside, offset[j].to_bits(), 0);
+                st_shared_u32(true, tables.offsets::<E, N>(lane, place) + 4 * (element + j as u32), offset ^ sign);
                 let to = out.wrapping_add(dim as usize + j);
-                st_global_f32(inside & !out.is_null(), to, [f32::from_bits(value)]);
+                st_global_f32(inside & !out.is_null(), to, [f32::from_bits(offset)]);
             });
-            // The vectors of a lane's second token are behind those of its first.
-            unroll!(0..2, |token| {
-                let (place, is) = (place + token as u32 * (DIMS / E::LANES) as u32, token == 0 || of_lanes.pairs);
-                unroll!(0..E::IN_WORD, |j| {
-                    let to = tables.offsets::<E, N>(lane, place) + 4 * (element + j as u32);
-                    st_shared_u32(is, to, offset[j].to_bits());
-                });
-                st_shared_u32(is, tables.signs::<E, N>(lane, place) + 4 * (element / E::IN_WORD as u32), mask);
-            });
+            st_shared_u32(true, tables.signs::<E, N>(lane, place) + 4 * (element / E::IN_WORD as u32), mask);
         }
         bar_sync();
     }

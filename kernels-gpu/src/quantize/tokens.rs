@@ -1,17 +1,19 @@
 //! Q and K: rotated, one scale a token (arXiv 2409.16997, section 3.2: token-level quantization of Q and K), or of K, where it is asked for, one a
 //! block whose tokens are about as large.
 //!
-//! A token is shared by as many lanes as it has 32 dims (`crate::rotation`). Its codes leave through shared memory, in the order of the output,
-//! so that all stores are 16 bytes a lane and neighbours.
+//! A token is shared by as many lanes as it has 32 dims (`crate::rotation`); of halves, where heads are longer than that, 64: a stage of the rotation
+//! less goes between lanes, a tile is one step of a warp, and where K shares a scale its tokens wait for it in registers and are rotated once. Such heads
+//! and those of 32 dims have code of their own: one for both, with two short tokens a lane, was 3 % slower on an H200 (docs/kernel-log/quantizer.md).
+//! Codes leave through shared memory, in the order of the output, so that all stores are 16 bytes a lane and neighbours.
 
 use super::launch::THREAD_VECTORS;
 use super::offset::{Source, Tables, prepare};
 use super::pack::{clamp, codes4};
 use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
-use super::tile::{STEP, Tile, behind_raw, in_shared, of_warp, padded, wait};
-use crate::element::{Element, Rows, Vector, load, load_elements};
-use crate::layout::{K_SCALE_RATIO, KV_BLOCK, MAX_SCALE, k_offset};
+use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
+use crate::element::{Element, Rows, Vector, load_elements};
+use crate::layout::{K_SCALE_RATIO, KV_BLOCK, MAX_SCALE, ROW_BYTES, k_offset};
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::cp_async::{commit_group, cp_async_16, cp_async_16_zfill};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
@@ -37,12 +39,16 @@ pub(crate) struct Output {
     pub shares: bool,
 }
 
+/// Tokens that a lane converts of a tile, one after the other.
+const fn steps<E: Element, const N: usize>() -> u32 {
+    (THREAD_VECTORS * E::LANES / N) as u32
+}
+
 /// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `dims` of the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says
 /// where the tile does, as often as it is asked, so that its addresses take no registers meanwhile.
 ///
-/// Each warp goes its own way, a tile ahead with its loads: its tokens' codes are its own, and no barrier holds it but that of a block of K. Where a
-/// scale is shared, tokens wait for it in registers. A lane has `N` dims of a token: of halves twice as many as of floats, which leaves a stage of the
-/// rotation less between lanes and does once what is done for each token, at half as many warps.
+/// Each warp goes its own way, a step ahead with its loads: its tokens' codes are its own, and no barrier holds it but that of a block of K. Where a
+/// scale is shared, all tokens' are made before the first code. Of several steps they are rotated once for each: to keep them would take their registers.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
@@ -62,15 +68,35 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
         let lane = Lane::new::<E, N>(head_dim, dims);
         let copied = Copied::new::<E, KEYS, N>(&lane.place);
         if in_shared::<E>() {
-            lane.request::<E, N>(&rows, tile);
+            let mut step = 0;
+            while step < steps::<E, N>() {
+                lane.request::<E, N>(&rows, tile, step);
+                step = opaque(step + 1);
+            }
         }
         prepare::<E, N>(dims, source, offset);
         let mut tile = tile;
         loop {
             let to = out(tile);
-            // Floats are in registers, so that there are none for this.
-            let anew = Lane::new::<E, N>(opaque(head_dim), dims);
-            one::<E, KEYS, N>(if in_shared::<E>() { &lane } else { &anew }, &copied, rotates, &rows, tile, end, &to);
+            if KEYS && to.shares && steps::<E, N>() > 1 {
+                wait::<E, 0>();
+                let mut step = 0;
+                while step < steps::<E, N>() {
+                    let anew = Lane::new::<E, N>(opaque(head_dim), dims);
+                    own_scale::<E, N>(if in_shared::<E>() { &lane } else { &anew }, rotates, &rows, tile, step);
+                    step = opaque(step + 1);
+                }
+                bar_sync();
+            }
+            let mut step = 0;
+            // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
+            while step < steps::<E, N>() {
+                // Floats are in registers, so that there are none for this.
+                let anew = Lane::new::<E, N>(opaque(head_dim), dims);
+                let lane = if in_shared::<E>() { &lane } else { &anew };
+                one::<E, KEYS, N>(lane, &copied, rotates, &rows, tile, step, end, &to);
+                step = opaque(step + 1);
+            }
             if KEYS && !to.shares {
                 bar_sync();
                 // All lanes say the same; the vote lets the compiler know.
@@ -86,12 +112,12 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
     }
 }
 
-/// What a lane needs in every tile, worked out once.
+/// What a lane needs in every step, worked out once.
 struct Lane {
     place: Place,
     /// Dims of a token in the tensor.
     dims: u32,
-    /// Its row of a tile, the first of two where it has two tokens.
+    /// Its first row of a tile.
     row: u32,
 }
 
@@ -101,26 +127,28 @@ struct Copied {
     to: [u32; 3],
     /// How many there are: of a head of 96 dims that is worked on as of 128, not all.
     units: u32,
+    /// Bytes from a step's place in a tile's to the next one's.
+    step_bytes: u32,
 }
 
 impl Copied {
     #[inline(always)]
     fn new<E: Element, const KEYS: bool, const N: usize>(place: &Place) -> Self {
         let (warp, lane, head_dim) = (tid_x_again() / 32, tid_x_again() % 32, place.head_dim());
-        let at = |n: u32| {
-            let (token, dim) = place.staged_unit(n, E::LANES);
-            let row = (warp * place.tokens() + token) as usize;
+        let first = warp * steps::<E, N>() * place.tokens();
+        let at = |i: u32| {
+            let (token, dim) = place.staged_unit(lane + 32 * i, E::LANES);
+            let row = (first + token) as usize;
             let at = if KEYS { k_offset(row, dim as usize) as u32 } else { row as u32 * head_dim + dim };
             (at, dim)
         };
-        // Of halves all lanes' are as far: these are no lane's registers.
-        let any = if in_shared::<E>() { 0 } else { lane };
-        let further = |i: u32| at(any + 32 * i).0.wrapping_sub(at(any).0);
+        let to = [at(0).0, at(1).0.wrapping_sub(at(0).0), at(2).0.wrapping_sub(at(0).0)];
         let mut units = 0;
         unroll!(0..N / 16, |i| {
-            units += u32::from(at(any + 32 * i as u32).1 < head_dim);
+            units += u32::from(at(i as u32).1 < head_dim);
         });
-        Self { to: [at(lane).0, further(1), further(2)], units }
+        let step_bytes = place.tokens() * if KEYS { ROW_BYTES as u32 } else { head_dim };
+        Self { to, units, step_bytes }
     }
 }
 
@@ -128,14 +156,20 @@ impl Lane {
     #[inline(always)]
     fn new<E: Element, const N: usize>(head_dim: u32, dims: u32) -> Self {
         let place = Place::of_lanes_with::<N>(head_dim, padded::<E>());
-        Self { place, dims, row: tid_x_again() / 32 * place.tokens() + place.token }
+        Self { place, dims, row: tid_x_again() / 32 * steps::<E, N>() * place.tokens() + place.token }
     }
 
-    /// Starts loading the warp's tokens of a tile to shared memory.
+    /// The lane's token of step `step` of a tile, where the tile has as many: else its last.
     #[inline(always)]
-    unsafe fn request<E: Element, const N: usize>(&self, rows: &Rows, tile: Tile) {
+    fn token(&self, tile: Tile, step: u32) -> u32 {
+        (self.row + step * self.place.tokens()).min(tile.count() - 1)
+    }
+
+    /// Starts loading the warp's tokens of step `step` of a tile to shared memory.
+    #[inline(always)]
+    unsafe fn request<E: Element, const N: usize>(&self, rows: &Rows, tile: Tile, step: u32) {
         unsafe {
-            let (brought, rows) = (Brought::new(&self.place), rows.skip(tile.first()));
+            let (brought, rows) = (Brought::new::<E, N>(&self.place, step), rows.skip(tile.first()));
             if rows.aligned & self.place.is_whole(self.dims) & (tile.count() == KV_BLOCK as u32) {
                 let mut at = rows.at((brought.row, brought.vector));
                 unroll!(0..N / E::LANES, |i| {
@@ -144,7 +178,7 @@ impl Lane {
                 });
             } else {
                 // A compiler that knew how many there are would unroll this, and have them all in registers that the token has.
-                let count = padded::<E>() * self.place.tokens() / (32 * E::LANES as u32);
+                let count = (padded::<E>() >> self.place.log_lanes) / E::LANES as u32;
                 let (mut i, last) = (0, self.dims / E::LANES as u32 - 1);
                 while i < count {
                     let row = (brought.row + i * brought.further).min(tile.count() - 1);
@@ -163,34 +197,20 @@ impl Lane {
         }
     }
 
-    /// The lane's vectors of a tile: those that it was asked for before, or, of floats, that are loaded now.
+    /// The lane's token of a tile, in registers.
     #[inline(always)]
-    unsafe fn vectors<E: Element, const N: usize>(&self, rows: &Rows, tile: Tile) -> [Vector; THREAD_VECTORS] {
-        unsafe {
-            if in_shared::<E>() {
-                wait::<E, 0>();
-                let mut vectors = [[0; 4]; THREAD_VECTORS];
-                unroll!(0..N / E::LANES, |i| {
-                    vectors[i] = ld_shared_v4_u32(raw_of(&self.place, i as u32));
-                });
-                return vectors;
-            }
-            let row = self.row.min(tile.count() - 1);
-            let vectors =
-                load::<E, THREAD_VECTORS>(&rows.skip(tile.first()), |i| (row, self.place.vector_of::<E>(i, self.dims)));
-            let mut i = 0;
-            vectors.map(|vector| {
-                let is = self.place.is_of::<E>(i, self.dims);
-                i += 1;
-                vector.map(|word| selp_b32(is, word, 0))
-            })
-        }
+    unsafe fn load<E: Element>(&self, rows: &Rows, tile: Tile, step: u32) -> Vectors {
+        let (mut raw, row) = (Vectors::none(), self.token(tile, step));
+        let vector = |i: usize| (row, self.place.vector_of::<E>(i, self.dims));
+        let has = |i: usize| self.place.is_of::<E>(i, self.dims);
+        unsafe { raw.request::<E, THREAD_VECTORS>(0, &rows.skip(tile.first()), has, vector) };
+        raw
     }
 }
 
-/// What a lane brings of a warp's tokens of halves: each time one of 32 vectors that are neighbours in memory, so that a copy is of whole rows.
-/// Which lane brings a vector is not which works on it ([`Place`]): those lie one behind the other, but for the three lowest bits of a vector's number,
-/// which are exchanged so that eight lanes that read at a time have other banks each.
+/// What a lane brings of a warp's tokens: of 32 vectors that are neighbours in memory, each, so that a copy is of whole rows. Which lane brings a
+/// vector is not which works on it ([`Place`]): those lie one behind the other, but for the three lowest bits of a vector's number, which are exchanged so
+/// that eight lanes that read at a time have other banks each.
 struct Brought {
     /// Its first row of the tile; the next ones are `further` rows behind.
     row: u32,
@@ -199,48 +219,75 @@ struct Brought {
     vector: u32,
     /// Where the first one goes.
     first: u32,
+    /// What is exchanged of every second one's address.
+    odd: u32,
 }
 
 impl Brought {
     #[inline(always)]
-    fn new(place: &Place) -> Self {
+    fn new<E: Element, const N: usize>(place: &Place, step: u32) -> Self {
         let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
-        // Logarithm of the vectors of a row, of which the warp has 256.
-        let log = 8 - place.tokens().trailing_zeros();
+        let log = (N / E::LANES).trailing_zeros() + place.log_lanes;
+        let first = (warp * steps::<E, N>() + step) * place.tokens();
         let exchanged = lane ^ (lane >> 3 & !(place.lanes() - 1));
         Self {
-            row: warp * place.tokens() + (lane >> log),
+            row: first + (lane >> log),
             further: 32 >> log,
             vector: lane & ((1 << log) - 1),
-            first: of_warp() + 16 * exchanged,
+            first: of_warp() + step * (STEP * (N / E::LANES) as u32) + 16 * exchanged,
+            odd: if N / E::LANES == 8 { 64 } else { 0 },
         }
     }
 
     /// Shared address of vector number `i`.
     #[inline(always)]
     fn to(&self, i: u32) -> u32 {
-        (self.first ^ (i & 1) << 6) + STEP * i
+        (self.first ^ (i & 1) * self.odd) + STEP * i
     }
 }
 
-/// Shared address of the lane's vector number `i` of halves.
+/// Shared address of the lane's vector number `i` of a step.
 #[inline(always)]
-fn raw_of(place: &Place, i: u32) -> u32 {
+fn raw_of<E: Element, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
     let lane = tid_x_again() % 32;
-    of_warp() + 128 * (lane & !(place.lanes() - 1)) + 16 * (lane % 8 ^ i << place.log_lanes)
+    let token = (lane & !(place.lanes() - 1)) * (16 * (N / E::LANES) as u32);
+    let exchanged = if N / E::LANES == 8 { lane % 8 ^ i << place.log_lanes } else { lane / 2 % 4 ^ i };
+    of_warp() + step * (STEP * (N / E::LANES) as u32) + token + 16 * exchanged
 }
 
-/// The lane's dims before the rotation's transforms, K without its offset; and of Q the sums of the products with K's offset, of either half of
-/// the dims: a lane may have two tokens.
+/// The lane's vectors of a step.
+#[inline(always)]
+unsafe fn vectors<E: Element, const N: usize>(
+    lane: &Lane,
+    rows: &Rows,
+    tile: Tile,
+    step: u32,
+) -> [Vector; THREAD_VECTORS] {
+    unsafe {
+        let raw = if in_shared::<E>() { Vectors::none() } else { lane.load::<E>(rows, tile, step) };
+        if steps::<E, N>() == 2 {
+            wait::<E, 1>();
+        } else {
+            wait::<E, 0>();
+        }
+        let mut vectors = [[0; 4]; THREAD_VECTORS];
+        unroll!(0..N / E::LANES, |i| {
+            vectors[i] = raw.get::<E>(i, raw_of::<E, N>(&lane.place, step, i as u32));
+        });
+        vectors
+    }
+}
+
+/// The lane's part of a token before the rotation's transforms, K without its offset; and of Q the sums of its product with K's offset.
 #[inline(always)]
 unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
     place: &Place,
     raw: &[Vector; THREAD_VECTORS],
-) -> ([f32; N], [f32; 2]) {
+) -> ([f32; N], [f32; 4]) {
     unsafe {
         let tables = Tables::new::<E>();
         let mut x = [0.0; N];
-        let mut bias = [[0.0; 4]; 2];
+        let mut bias = [0.0; 4];
         unroll!(0..N / E::LANES, |i| {
             let mut vector = raw[i];
             let signs = ld_shared_v4_u32(tables.signs::<E, N>(place.lane, i as u32));
@@ -251,94 +298,105 @@ unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
                 let at = tables.offsets::<E, N>(place.lane, i as u32) + 16 * quad as u32;
                 let offset = ld_shared_v4_u32(at).map(f32::from_bits);
                 unroll!(0..4, |j| {
-                    let (value, dim) = (E::get(&vector, 4 * quad + j), i * E::LANES + 4 * quad + j);
+                    let value = E::get(&vector, 4 * quad + j);
                     if KEYS {
-                        x[dim] = value - offset[j];
+                        x[i * E::LANES + 4 * quad + j] = value - offset[j];
                     } else {
-                        x[dim] = value;
-                        let sum = &mut bias[dim / DIMS][j];
-                        *sum = fma_rn_f32(value, offset[j], *sum);
+                        x[i * E::LANES + 4 * quad + j] = value;
+                        bias[j] = fma_rn_f32(value, offset[j], bias[j]);
                     }
                 });
             });
         });
-        (x, bias.map(|sums| (sums[0] + sums[1]) + (sums[2] + sums[3])))
+        (x, bias)
     }
 }
 
-/// A tile of the warp: a token of each few lanes, or two of each lane.
+/// The scale that each token of K of the warp's step would have alone, to shared memory.
 #[inline(always)]
+unsafe fn own_scale<E: Element, const N: usize>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
+    unsafe {
+        let (mut x, _) = signed::<E, true, N>(&lane.place, &vectors::<E, N>(lane, rows, tile, step));
+        if rotates {
+            lane.place.butterflies_of::<E, N>(&mut x);
+        }
+        let amax = amax_of(&lane.place, &x);
+        store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
+    }
+}
+
+/// A token's own scale to shared memory: NaN of one that is not finite, zero of padding.
+#[inline(always)]
+unsafe fn store_own<E: Element>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
+    unsafe {
+        let row = lane.row + step * lane.place.tokens();
+        let scale = selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits());
+        let scale = selp_b32(row < tile.count(), scale, 0);
+        st_shared_u32(lane.place.lane == 0, Tables::new::<E>().scales::<E>(tile.index) + 4 * row, scale);
+    }
+}
+
+/// A step of the warp: a token of each few lanes.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
     lane: &Lane,
     copied: &Copied,
     rotates: bool,
     rows: &Rows,
     tile: Tile,
+    step: u32,
     end: u32,
     out: &Output,
 ) {
     unsafe {
         let place = &lane.place;
-        let raw = lane.vectors::<E, N>(rows, tile);
+        let raw = vectors::<E, N>(lane, rows, tile, step);
+        // The warp has read what was there.
+        warp_sync();
         let next = Tile { index: tile.index + 1, ..tile };
-        if in_shared::<E>() && next.index < end {
-            // The warp has read what was there.
-            warp_sync();
-            lane.request::<E, N>(rows, next);
+        if in_shared::<E>() {
+            if next.index < end {
+                lane.request::<E, N>(rows, next, step);
+            } else {
+                request_none::<E>();
+            }
         }
         let (mut x, bias) = signed::<E, KEYS, N>(place, &raw);
-        let token = Token { row: lane.row, count: tile.count(), first_lane: place.lane == 0 };
-        let second = Token { row: lane.row + u32::from(place.pairs), ..token };
+        let row = lane.row + step * place.tokens();
+        let inside = row < tile.count();
         if !KEYS && !out.bias.is_null() {
-            if place.pairs {
-                token.store(out.bias, bias[0], token.inside());
-                second.store(out.bias, bias[1], second.inside());
-            } else {
-                token.store(out.bias, place.over_lanes(bias[0] + bias[1], add_rn_f32), token.inside());
-            }
+            let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
+            st_global_f32((place.lane == 0) & inside, out.bias.wrapping_add(row as usize), [bias]);
         }
         if rotates {
             place.butterflies_of::<E, N>(&mut x);
         }
 
         let beyond = if !KEYS && rotates { BEYOND_10_BITS } else { 0 };
-        let own = |amax| round_up(token_scale(amax, fma_rn_f32), beyond);
-        let halves = [largest(&x, 0), if N > DIMS { largest(&x, DIMS) } else { 0.0 }];
-        let (amax, mut scale) = if place.pairs {
-            (halves, halves.map(own))
-        } else {
-            let amax = place.over_lanes(max_nan_f32(halves[0], halves[1]), max_nan_f32);
-            ([amax; 2], [own(amax); 2])
-        };
-        if KEYS && out.shares {
-            token.store_own::<E>(tile, amax[0], scale[0]);
-            if place.pairs {
-                second.store_own::<E>(tile, amax[1], scale[1]);
+        let of = |amax| {
+            let own = round_up(token_scale(amax, fma_rn_f32), beyond);
+            if !KEYS || !out.shares {
+                return own;
             }
-            bar_sync();
+            if steps::<E, N>() == 1 {
+                store_own::<E>(lane, tile, step, amax, own);
+                bar_sync();
+            }
             let shared = block_scale::<E>(tile, out.block_scale);
-            scale = scale.map(|own| f32::from_bits(selp_b32(shared > 0.0, shared.to_bits(), own.to_bits())));
-        }
-        let number = amax.map(|amax| amax < f32::INFINITY);
-        let inverse = scale.map(|scale| reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32));
-        unroll!(0..N, |i| {
-            x[i] = mul_rn_f32(x[i], inverse[i / DIMS]);
-        });
-        if E::CLAMPS && vote_any((scale[0] >= MAX_SCALE) | (scale[1] >= MAX_SCALE)) {
-            unroll!(0..N, |i| {
-                x[i] = clamp::<E>(x[i]);
-            });
-        }
+            f32::from_bits(selp_b32(shared > 0.0, shared.to_bits(), own.to_bits()))
+        };
+        let (scale, number) = quotients_of::<E, N>(place, &mut x, of, MAX_SCALE);
         let mut words = [0; MOST / 4];
         unroll!(0..N / 4, |i| {
             words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
         });
-        let coded = [number[0] & (!KEYS | token.inside()), number[1] & (!KEYS | second.inside())];
-        if vote_any(!(coded[0] & coded[1])) {
-            // Opaque: else the masks would be put on always.
-            let masks = coded.map(|coded| opaque(selp_b32(coded, u32::MAX, 0)));
+        let coded = number & (!KEYS | inside);
+        if vote_any(!coded) {
+            // Opaque: else the mask would be put on always.
+            let mask = opaque(selp_b32(coded, u32::MAX, 0));
             unroll!(0..N / 4, |i| {
-                words[i] &= masks[4 * i / DIMS];
+                words[i] &= mask;
             });
         }
         // The warp has copied what was there.
@@ -352,74 +410,31 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
                 st_shared_u32(true, to, words[i]);
             }
         });
-        token.store_scale::<E, KEYS>(tile, out, number[0], scale[0]);
-        if place.pairs {
-            second.store_scale::<E, KEYS>(tile, out, number[1], scale[1]);
+        let scale = f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits()));
+        // Padding has scales of zero; a tile of Q ends with its last token.
+        let scale = f32::from_bits(selp_b32(inside, scale.to_bits(), 0));
+        st_global_f32((place.lane == 0) & (KEYS | inside), out.scale.wrapping_add(row as usize), [scale]);
+        if KEYS {
+            let to = Tables::new::<E>().scales::<E>(tile.index) + 4 * row;
+            st_shared_u32((place.lane == 0) & !out.shares, to, scale.to_bits());
         }
         warp_sync();
         // Floats leave no registers for it before.
         let anew = Copied::new::<E, KEYS, N>(place);
         let copied = if in_shared::<E>() { copied } else { &anew };
-        let wanted = tile.count() * place.head_dim();
+        let (wanted, bytes) = (tile.count() * place.head_dim(), step * copied.step_bytes);
         unroll!(0..N / 16, |i| {
             let codes = ld_shared_v4_u32(codes + 16 * (tid_x_again() % 32) + i as u32 * 512);
             let further = |bit: usize| if i >> bit & 1 == 1 { copied.to[1 + bit] } else { 0 };
-            let to = copied.to[0].wrapping_add(further(0)).wrapping_add(further(1));
+            let to = copied.to[0].wrapping_add(further(0)).wrapping_add(further(1)).wrapping_add(bytes);
             let is = ((i as u32) < copied.units) & (KEYS | (to < wanted));
             st_global_v4_u32(is, out.bytes.wrapping_add(to as usize), codes);
         });
     }
 }
 
-/// A token of a lane.
-#[derive(Clone, Copy)]
-struct Token {
-    /// Its row of the tile.
-    row: u32,
-    /// Rows of the tile.
-    count: u32,
-    /// Whether the lane is the first of those that share it.
-    first_lane: bool,
-}
-
-impl Token {
-    /// Whether the tile has it.
-    #[inline(always)]
-    fn inside(&self) -> bool {
-        self.row < self.count
-    }
-
-    /// A number of it to an array of the tile's, where `is`.
-    #[inline(always)]
-    unsafe fn store(&self, to: *mut f32, number: f32, is: bool) {
-        unsafe { st_global_f32(self.first_lane & is, to.wrapping_add(self.row as usize), [number]) }
-    }
-
-    /// Its own scale to shared memory: NaN of one that is not finite, zero of padding.
-    #[inline(always)]
-    unsafe fn store_own<E: Element>(&self, tile: Tile, amax: f32, scale: f32) {
-        let scale = selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits());
-        let scale = selp_b32(self.inside(), scale, 0);
-        unsafe { st_shared_u32(self.first_lane, Tables::new::<E>().scales::<E>(tile.index) + 4 * self.row, scale) }
-    }
-
-    /// The scale of its codes to where it goes. Padding has scales of zero; a tile of Q ends with its last token.
-    #[inline(always)]
-    unsafe fn store_scale<E: Element, const KEYS: bool>(&self, tile: Tile, out: &Output, number: bool, scale: f32) {
-        unsafe {
-            let scale = selp_b32(number, scale.to_bits(), f32::NAN.to_bits());
-            let scale = selp_b32(self.inside(), scale, 0);
-            self.store(out.scale, f32::from_bits(scale), KEYS | self.inside());
-            if KEYS {
-                let to = Tables::new::<E>().scales::<E>(tile.index) + 4 * self.row;
-                st_shared_u32(self.first_lane & !out.shares, to, scale);
-            }
-        }
-    }
-}
-
 /// The scale that `scale` gives to the token's largest magnitude, and whether all its elements are numbers; `x` over the scale. Codes may be
-/// beyond their range, and are brought back, where the scale is `most`, the largest there is.
+/// beyond their range, and are brought back, where the scale is `largest`, the largest there is.
 ///
 /// # Safety
 /// All 32 lanes of a converged warp call it.
@@ -428,17 +443,31 @@ pub(crate) unsafe fn quotients<E: Element>(
     place: &Place,
     x: &mut [f32; DIMS],
     scale: impl Fn(f32) -> f32,
-    most: f32,
+    largest: f32,
+) -> (f32, bool) {
+    unsafe { quotients_of::<E, DIMS>(place, x, scale, largest) }
+}
+
+/// The same of `N` dims a lane.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn quotients_of<E: Element, const N: usize>(
+    place: &Place,
+    x: &mut [f32; N],
+    scale: impl Fn(f32) -> f32,
+    largest: f32,
 ) -> (f32, bool) {
     unsafe {
-        let amax = place.over_lanes(largest(x, 0), max_nan_f32);
+        let amax = amax_of(place, x);
         let scale = scale(amax);
         let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
-        unroll!(0..DIMS, |i| {
+        unroll!(0..N, |i| {
             x[i] = mul_rn_f32(x[i], inverse);
         });
-        if E::CLAMPS && vote_any(scale >= most) {
-            unroll!(0..DIMS, |i| {
+        if E::CLAMPS && vote_any(scale >= largest) {
+            unroll!(0..N, |i| {
                 x[i] = clamp::<E>(x[i]);
             });
         }
@@ -446,15 +475,19 @@ pub(crate) unsafe fn quotients<E: Element>(
     }
 }
 
-/// The largest magnitude of [`DIMS`] floats from `from` on, not finite where one is not.
+/// The largest magnitude of a token, not finite where one of its elements is not.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
 #[inline(always)]
-fn largest<const N: usize>(x: &[f32; N], from: usize) -> f32 {
+unsafe fn amax_of<const N: usize>(place: &Place, x: &[f32; N]) -> f32 {
     // As a tree: the tokens of other warps do not hide 32 steps.
-    let mut amax = [x[from].abs(), x[from + 1].abs(), x[from + 2].abs(), x[from + 3].abs()];
-    unroll!(4..DIMS, |i| {
-        amax[i % 4] = max_nan_f32(amax[i % 4], x[from + i].abs());
+    let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
+    unroll!(4..N, |i| {
+        amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
     });
-    max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]))
+    let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
+    unsafe { place.over_lanes(amax, max_nan_f32) }
 }
 
 /// Stores the largest of the scales of a block of K, of which all warps have written theirs. Where all are numbers and near it, tokens may share
