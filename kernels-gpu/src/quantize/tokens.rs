@@ -44,6 +44,13 @@ const fn steps<E: Element, const N: usize>() -> u32 {
     (THREAD_VECTORS * E::LANES / N) as u32
 }
 
+/// The number of the step after `step`. The compiler learns it of a single step alone, which then is no loop, whose counter and addresses took the registers
+/// that spilled on sm_80 to sm_89; of two it would unroll them.
+#[inline(always)]
+fn after<E: Element, const N: usize>(step: u32) -> u32 {
+    if steps::<E, N>() > 1 { opaque(step + 1) } else { step + 1 }
+}
+
 /// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `dims` of the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says
 /// where the tile does, as often as it is asked, so that its addresses take no registers meanwhile.
 ///
@@ -71,7 +78,7 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
             let mut step = 0;
             while step < steps::<E, N>() {
                 lane.request::<E, N>(&rows, tile, step);
-                step = opaque(step + 1);
+                step = after::<E, N>(step);
             }
         }
         prepare::<E, N>(dims, source, offset);
@@ -84,7 +91,7 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
                 while step < steps::<E, N>() {
                     let anew = Lane::new::<E, N>(opaque(head_dim), dims);
                     own_scale::<E, N>(if in_shared::<E>() { &lane } else { &anew }, rotates, &rows, tile, step);
-                    step = opaque(step + 1);
+                    step = after::<E, N>(step);
                 }
                 bar_sync();
             }
@@ -95,7 +102,7 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
                 let anew = Lane::new::<E, N>(opaque(head_dim), dims);
                 let lane = if in_shared::<E>() { &lane } else { &anew };
                 one::<E, KEYS, N>(lane, &copied, rotates, &rows, tile, step, end, &to);
-                step = opaque(step + 1);
+                step = after::<E, N>(step);
             }
             if KEYS && !to.shares {
                 bar_sync();

@@ -6,13 +6,7 @@ use super::rows::{Plan, Row};
 /// the stack frame. They are known losses of format 3, whose local scales and special blocks take registers that these kernels do not
 /// have left. Each byte is listed, so that none is added unseen: a kernel that stands here and has other numbers, more or fewer, is an
 /// error, and so is a line here of which there is no kernel. What is gone leaves the table.
-const SPILLS: [(&str, &str, u32, u32, u32); 73] = [
-    ("quantize_f16", "sm_80", 48, 52, 48),
-    ("quantize_f16", "sm_86", 44, 48, 48),
-    ("quantize_f16", "sm_89", 44, 48, 48),
-    ("quantize_bf16", "sm_80", 12, 12, 8),
-    ("quantize_bf16", "sm_86", 4, 4, 8),
-    ("quantize_bf16", "sm_89", 4, 4, 8),
+const SPILLS: [(&str, &str, u32, u32, u32); 67] = [
     ("append_f32", "sm_90", 12, 12, 8),
     ("append_f32", "sm_100", 12, 12, 8),
     ("append_f32", "sm_120", 16, 8, 8),
