@@ -41,6 +41,18 @@ pub trait PrefillKernels {
 }
 
 impl PrefillCase {
+    /// Of problems without tensors of the scores.
+    #[must_use]
+    pub const fn new(
+        problem: PrefillProblem,
+        q: HostQ,
+        cu_seqlens_q: Option<Vec<u32>>,
+        cache: HostCache,
+        tables: HostTables,
+    ) -> Self {
+        Self { problem, q, cu_seqlens_q, cache, tables, ahead: 0, slopes: Vec::new(), sinks: Vec::new() }
+    }
+
     /// What a launch may read of the block table.
     #[must_use]
     pub fn table(&self) -> &[u32] {
@@ -175,14 +187,9 @@ pub fn case(
     let q = Values::Normal.tensor(DType::F16, TensorLayout::bhnd(problem.q_shape()), 10 * seed + 9)?;
     let noise = |what, head| Noise::new(seed, [what, head, 3, 4]).normal();
     Ok(PrefillCase {
-        problem,
-        q: cache.quantize_q(&q)?,
-        cu_seqlens_q,
-        cache,
-        tables,
-        ahead: 0,
         slopes: (0..heads_q).map(|head| 0.25 * noise(1, head)).collect(),
         sinks: (0..heads_q).map(|head| noise(2, head)).collect(),
+        ..PrefillCase::new(problem, cache.quantize_q(&q)?, cu_seqlens_q, cache, tables)
     })
 }
 

@@ -1,7 +1,8 @@
 //! Attention of new tokens on the pages of a cache: bit for bit what the same kernels make of operands.
 
 use int_flash_attention::{
-    CacheShape, DType, Error, HostQuantized, HostTensor, PagedKv, PrefillProblem, ScoreTensors, Scored, reference,
+    CacheShape, DType, Error, HostCache, HostQuantized, HostTables, HostTensor, PagedKv, PrefillProblem, ScoreTensors,
+    Scored, Shape, TensorLayout, reference,
 };
 use int_flash_attention_kernels::config::Family;
 use int_flash_attention_kernels::layout::HEAD_DIMS;
@@ -9,6 +10,7 @@ use int_flash_attention_tests::prefill::{
     CHANGES, LONG, PrefillCase, PrefillKernels, SHORT, as_contiguous, case, runs_as_contiguous,
 };
 use int_flash_attention_tests::sim::Simulator;
+use int_flash_attention_tests::values::Values;
 
 fn holds(case: &PrefillCase, simulator: &Simulator, but: &[usize]) {
     let of = &case.problem.attention;
@@ -38,6 +40,29 @@ fn pages_may_be_far() {
     for (head_dim, family) in [(32, Family::Sm80), (128, Family::Sm90a)] {
         let case = case(&SHORT, head_dim, true, CHANGES[0], 3).unwrap();
         holds(&PrefillCase { ahead: 1 << 19, ..case }, &Simulator::of(family, 3), &[]);
+    }
+}
+
+/// Scales behind the last key of a page, which are no token's any more, have no say in whether a block is narrow.
+#[test]
+fn what_a_page_had_before_does_not_matter() {
+    let [sm80, sm90a] = [Family::Sm80, Family::Sm90a].map(|family| Simulator::of(family, 1));
+    let problem = PrefillProblem::new(1, 2, 1, 64, 256, 64);
+    let mut cache = HostCache::alloc(CacheShape::new(2, 1, 64).unwrap()).unwrap();
+    let mut tables = HostTables::contiguous(1, 2);
+    let slots = tables.extend(&[256]).unwrap();
+    // One channel each, so that all scales are the same.
+    let layout = TensorLayout::bnhd(Shape::new(1, 1, 256, 64).unwrap());
+    let k = HostTensor::from_fn(DType::F32, layout, |_, _, n, d| if d == 5 * n % 64 { 40.0 } else { 0.0 }).unwrap();
+    let v = Values::Normal.tensor(DType::F32, layout, 1).unwrap();
+    cache.append(&k, &v, &slots).unwrap();
+    let q = Values::Normal.tensor(DType::F32, TensorLayout::bhnd(problem.q_shape()), 2).unwrap();
+    let mut case = PrefillCase::new(problem, cache.quantize_q(&q).unwrap(), None, cache, tables);
+    let [wide, narrow] = [&sm80, &sm90a].map(|simulator| simulator.prefill(&case, DType::F32).unwrap().0);
+    assert_ne!(wide.bytes(), narrow.bytes(), "the blocks are not narrow");
+    for keys in [256, 255, 200, 129] {
+        case.tables.seqlens_kv[0] = keys;
+        holds(&case, &sm90a, &[]);
     }
 }
 
