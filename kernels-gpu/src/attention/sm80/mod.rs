@@ -421,9 +421,13 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
     }
 
     #[inline(always)]
-    unsafe fn k_block_scale(&self) -> f32 {
-        let sequence = unsafe { self.vars.sequence_of_blocks() };
-        unsafe { ld_global_nc_f32(sequence.k_block_scale(self.params, opaque(self.block))) }
+    unsafe fn has_keys(&self) -> bool {
+        let mut k = unsafe { self.scales() }.k;
+        if !K::Softmax::LOUD {
+            let sequence = unsafe { self.vars.sequence_of_blocks() };
+            k = unsafe { ld_global_nc_f32(sequence.k_block_scale(self.params, opaque(self.block))) };
+        }
+        k >= 0.0
     }
 
     #[inline(always)]

@@ -386,8 +386,8 @@ impl<K: Kernel> SpecialBlock for Special<'_, K> {
     }
 
     #[inline(always)]
-    unsafe fn k_block_scale(&self) -> f32 {
-        unsafe { self.scales() }.k
+    unsafe fn has_keys(&self) -> bool {
+        unsafe { self.scales() }.k >= 0.0
     }
 
     #[inline(always)]

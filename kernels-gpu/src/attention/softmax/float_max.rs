@@ -197,7 +197,7 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
         block: &impl SpecialBlock,
     ) {
         unsafe {
-            if block.k_block_scale() < 0.0 {
+            if !block.has_keys() {
                 unroll!(0..MT, |mt| {
                     unroll!(0..2, |half| { Self::hide_from(scores, mt, half, 0, KEY_TILES / T::WARPS) })
                 });

@@ -76,8 +76,8 @@ pub(crate) trait SpecialBlock {
     unsafe fn scales(&self) -> BlockScales;
     /// The scale of the lane's query in half `half` of m16 tile `mt`; any if it is not there.
     unsafe fn q_scale(&self, mt: usize, half: usize) -> f32;
-    /// Its scales with that of K, which is negative where it has no keys, also where the scheme takes no blocks for loud.
-    unsafe fn k_block_scale(&self) -> f32;
+    /// Whether it has keys: of a paged cache, where the block table has no page for it, it has none, and is mixed.
+    unsafe fn has_keys(&self) -> bool;
     /// The first and behind the last key that it sees, counted from the lane's first key of the block, if the block has keys.
     fn keys(&self, mt: usize, half: usize) -> [i32; 2];
     /// The first key of which the lane has a score, counted so.

@@ -45,7 +45,7 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
             let maxima = [cvt_f32_f16_low(maxima[mt]), cvt_f32_f16_high(maxima[mt])];
             unroll!(0..2, |half| {
                 let (params, head_dim, scales) = (block.params(), block.head_dim(), unsafe { block.scales() });
-                let has_keys = scales.k >= 0.0;
+                let has_keys = unsafe { block.has_keys() };
                 let [first, end] = block.keys(mt, half);
                 let keys = [first, selp_b32(has_keys, end as u32, i32::MIN as u32) as i32];
                 let (q_scale, largest) = (unsafe { block.q_scale(mt, half) }, hidden_unless(has_keys, maxima[half]));
