@@ -303,8 +303,8 @@ impl Softmax for FloatMax {
         // An argument is off by what its score and the largest are.
         let mut errors = [0.0; KV_BLOCK];
         if BOUNDS {
-            for (j, off) in errors.iter_mut().enumerate() {
-                *off = error + self.score.gpu_error(&head.scored, (first + j).min(head.scored.problem.seqlen_kv - 1));
+            for (j, _) in y.iter().enumerate().filter(|(_, y)| **y != f32::NEG_INFINITY) {
+                errors[j] = error + self.score.gpu_error(&head.scored, first + j);
             }
         }
         let both = errors.iter().copied().fold(0.0, f64::max);

@@ -30,8 +30,8 @@ macro_rules! sm80_rows {
             attention_sm80_d256_default { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [0, 2, 2], team: 2 }
             attention_sm80_d32_default_general { head_dim: 32, head_dim_v: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1, kind: General }
             attention_sm80_d32_paper_general { head_dim: 32, head_dim_v: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1, kind: General }
-            attention_sm80_d64_default_general { head_dim: 64, head_dim_v: 64, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [3, 3, 3], team: 1, kind: General }
-            attention_sm80_d64_paper_general { head_dim: 64, head_dim_v: 64, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [3, 3, 3], team: 1, kind: General }
+            attention_sm80_d64_default_general { head_dim: 64, head_dim_v: 64, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 3, 3], team: 1, kind: General }
+            attention_sm80_d64_paper_general { head_dim: 64, head_dim_v: 64, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 3, 3], team: 1, kind: General }
             attention_sm80_d96_default_general { head_dim: 96, head_dim_v: 96, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 3, 3], team: 1, kind: General }
             attention_sm80_d96_paper_general { head_dim: 96, head_dim_v: 96, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 3, 3], team: 1, kind: General }
             attention_sm80_d128_default_general { head_dim: 128, head_dim_v: 128, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [2, 2, 2], team: 1, kind: General }
