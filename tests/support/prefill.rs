@@ -156,7 +156,7 @@ pub fn case(
         *page = if used { (7 * i as u32 + 5) % 31 } else { u32::MAX - i as u32 };
     }
     let mut cache = any_cache(CacheShape::new(31, heads_kv, head_dim)?, true, seed);
-    let loud = if seed % 2 == 0 { Values::Normal } else { Values::LoudTokens };
+    let loud = if seed.is_multiple_of(2) { Values::Normal } else { Values::LoudTokens };
     let tensor = |heads: usize, tokens: usize, seed: u64| {
         loud.tensor(DType::F16, TensorLayout::bnhd(Shape::new(1, heads, tokens, head_dim)?), seed)
     };
