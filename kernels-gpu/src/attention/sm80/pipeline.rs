@@ -46,26 +46,28 @@ impl<K: Kernel<MT>, const MT: usize> Pipeline<K, MT> {
                 let block = if block < last { block } else { last };
                 unsafe {
                     let number = Cursor::new(params, &place.sequence, block, true).number(params, || place.sequence);
-                    pipeline.request(params, number, item % 2 == 0);
+                    pipeline.request(Self::source(params, number, item % 2 == 0), item % 2 == 0);
                 }
             });
         }
         pipeline
     }
 
-    /// Requests a block, by its number, as one group of copies. Past the last block that is copied again, to a slot nobody reads: a
-    /// condition on every copy would cost more than the bytes.
+    /// Where this thread's part of a block lies in global memory.
     #[inline(always)]
-    unsafe fn request(&mut self, params: &AttentionParams, number: u32, is_k: bool) {
+    fn source(params: &AttentionParams, number: u32, is_k: bool) -> *const u8 {
+        let blocks = &params.blocks;
+        let (first, each) = if is_k { (params.k, blocks.k_bytes) } else { (params.v, blocks.v_bytes) };
+        // Opaque: where its parts of K and V begin would be in registers across the loop.
+        at(first, number, each).wrapping_add(16 * opaque(tid_x()) as usize)
+    }
+
+    /// Requests a block, given its [`source`](Self::source), as one group of copies. Past the last block that is copied again, to a slot
+    /// nobody reads: a condition on every copy would cost more than the bytes.
+    #[inline(always)]
+    unsafe fn request(&mut self, source: *const u8, is_k: bool) {
         unsafe {
-            let (first, each, bytes) = if is_k {
-                (params.k, params.blocks.k_bytes, Self::BLOCK)
-            } else {
-                (params.v, params.blocks.v_bytes, Self::V_BLOCK)
-            };
-            // This thread's part. Opaque: where its parts of K and V begin would be in registers across the loop.
-            let own = 16 * opaque(tid_x());
-            let source = at(first, number, each).wrapping_add(own as usize);
+            let (bytes, own) = (if is_k { Self::BLOCK } else { Self::V_BLOCK }, self.shared - self.base);
             unroll!(0..Self::BLOCK.div_ceil(Self::STRIDE) as usize, |i| {
                 let offset = i as u32 * Self::STRIDE;
                 if offset + Self::STRIDE <= bytes || offset + own < bytes {
@@ -94,8 +96,8 @@ impl<K: Kernel<MT>, const MT: usize> Pipeline<K, MT> {
     unsafe fn next(&mut self, params: &AttentionParams, vars: &SharedVars, block: u32, item: usize) -> u32 {
         let ahead = item + K::SLOTS - 1;
         unsafe {
-            // The wait hides the load.
-            let number = vars.number(block + ahead as u32 / 2);
+            // In front of the barrier, behind which all warps stand together and would wait for it.
+            let source = Self::source(params, vars.number(block + ahead as u32 / 2), ahead.is_multiple_of(2));
             match K::SLOTS {
                 2 => wait_group::<0>(),
                 3 => wait_group::<1>(),
@@ -103,7 +105,7 @@ impl<K: Kernel<MT>, const MT: usize> Pipeline<K, MT> {
                 _ => wait_group::<3>(),
             }
             bar_sync();
-            self.request(params, number, ahead % 2 == 0);
+            self.request(source, ahead.is_multiple_of(2));
         }
         let slot = self.base + self.read;
         self.read = Self::advance(self.read);
