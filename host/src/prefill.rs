@@ -223,7 +223,8 @@ mod tests {
             (PrefillProblem::new(3, 8, 2, 100, 1000, 80), "head_dim is 80"),
             (PrefillProblem::new(60000, 8, 2, 1, 1 << 30, 128), "the blocks"),
             (of(GOOD.attention.with_scheme(Scheme::Paper)), "the cache"),
-            (of(GOOD.attention.with_head_dim_v(96)), "V of 96"),
+            (of(GOOD.attention.with_head_dim_v(96)), "V's head_dim is 96"),
+            (of(PrefillProblem::new(3, 8, 2, 100, 1000, 256).attention.with_head_dim_v(128)), "v has the shape"),
             (of(GOOD.attention.with_sequences(Sequences::KeyLengths)), "seqlens_kv"),
         ] {
             let error = problem.check().unwrap_err().to_string();
