@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     let text = example_models::text(arguments.text.as_deref())?;
     let (decoder, vocabulary) = gemma3::load(DType::F32, &arguments.device)?;
     let tokens = vocabulary.tokens(&text, arguments.tokens)?;
-    let bar = report::progress("predicting", 2 * decoder.layers());
+    let bar = report::progress("predicting", figures::steps(&decoder));
     let figures = figures::measure(&decoder, &tokens, || bar.inc(1))?;
     bar.finish_and_clear();
     println!("Gemma 3 270M, {} tokens\n{figures}", figures.tokens);

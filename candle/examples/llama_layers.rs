@@ -13,9 +13,9 @@ struct Arguments {
     /// Layers, of the 32 that the model has; each is 0.87 GB in float32
     #[arg(long, default_value_t = 2)]
     layers: usize,
-    /// Tokens of the prompt
-    #[arg(long, default_value_t = 512)]
-    prompt: usize,
+    /// Tokens of the prompt; of several, one run each
+    #[arg(long, value_delimiter = ',', default_value = "512")]
+    prompt: Vec<usize>,
     /// Tokens to generate
     #[arg(long, default_value_t = 16)]
     generate: usize,
@@ -30,11 +30,13 @@ fn main() -> Result<()> {
     let dtype = if device.is_cpu() { DType::F32 } else { DType::F16 };
     let sizes = Sizes { layers, heads: 32, heads_kv: 8, head_dim: 128, width: 4096, ffn: 14336, vocabulary: 1024 };
     let decoder = Decoder::random(sizes, dtype, &device)?;
-    let tokens: Vec<u32> = (0..prompt).map(|at| (at * 617 % sizes.vocabulary) as u32).collect();
-    let bar = report::progress("generating", 2 * generate);
-    let both = generate::both(&decoder, &tokens, generate, &|| bar.inc(1))?;
-    bar.finish_and_clear();
-    println!("{layers} layers of 32/8 heads, d=128; {generate} tokens after {prompt}");
-    print!("{}", generate::speeds(&decoder, prompt, &both));
+    for prompt in prompt {
+        let tokens: Vec<u32> = (0..prompt).map(|at| (at * 617 % sizes.vocabulary) as u32).collect();
+        let bar = report::progress("generating", generate::steps(&decoder, generate));
+        let both = generate::both(&decoder, &tokens, generate, &|| bar.inc(1))?;
+        bar.finish_and_clear();
+        println!("{layers} layers of 32/8 heads, d=128; {generate} tokens after {prompt}");
+        println!("{}", generate::speeds(&decoder, prompt, &both));
+    }
     Ok(())
 }

@@ -5,7 +5,7 @@
 use candle_core::{Device, Result};
 use clap::Parser;
 use example_models::bert::Attention;
-use example_models::minilm::{cosines, load, runs, sentences, tokens};
+use example_models::minilm::{self, cosines, load, runs, sentences, tokens};
 use example_models::report;
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ fn main() -> Result<()> {
     let (bert, tokenizer) = load(&arguments.device)?;
     let sentences = tokens(&tokenizer, &sentences(&text, arguments.sentences))?;
     let lengths = || sentences.iter().map(Vec::len);
-    let bar = report::progress("embedding", 4 * bert.layers());
+    let bar = report::progress("embedding", minilm::steps(&bert));
     let runs = runs(&bert, &sentences, || bar.inc(1))?;
     bar.finish_and_clear();
     println!(

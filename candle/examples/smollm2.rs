@@ -21,6 +21,9 @@ struct Arguments {
     /// Tokens to generate; 0 for none
     #[arg(long, default_value_t = 64)]
     generate: usize,
+    /// The type of weights and results: f32, f16 or bf16
+    #[arg(long, default_value = "f32")]
+    dtype: DType,
     /// cpu or cuda
     #[arg(long, default_value = "cpu", value_parser = example_models::device)]
     device: Device,
@@ -29,17 +32,17 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let text = example_models::text(arguments.text.as_deref())?;
-    let (decoder, tokenizer) = smollm2::load(DType::F32, &arguments.device)?;
+    let (decoder, tokenizer) = smollm2::load(arguments.dtype, &arguments.device)?;
     let tokens = smollm2::tokens(&tokenizer, &text, arguments.tokens)?;
-    let bar = report::progress("predicting", 2 * decoder.layers());
+    let bar = report::progress("predicting", figures::steps(&decoder));
     let figures = figures::measure(&decoder, &tokens, || bar.inc(1))?;
     bar.finish_and_clear();
-    println!("SmolLM2-135M-Instruct, {} tokens\n{figures}", figures.tokens);
+    println!("SmolLM2-135M-Instruct in {}, {} tokens\n{figures}", arguments.dtype.as_str(), figures.tokens);
     if arguments.generate == 0 {
         return Ok(());
     }
     let prompt = &tokens[..tokens.len().min(arguments.prompt)];
-    let bar = report::progress("generating", 2 * arguments.generate);
+    let bar = report::progress("generating", generate::steps(&decoder, arguments.generate));
     let both = generate::both(&decoder, prompt, arguments.generate, &|| bar.inc(1))?;
     bar.finish_and_clear();
     println!(

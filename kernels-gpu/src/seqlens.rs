@@ -3,6 +3,8 @@
 //! Nothing here trusts the offsets, which are a device's memory: whatever they say, tokens, tiles and blocks stay inside of what the
 //! launch was planned for.
 
+#[cfg(target_arch = "nvptx64")]
+use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
 #[cfg(target_arch = "nvptx64")]
 use crate::params::Global;
@@ -104,6 +106,25 @@ impl SeqLens {
         if self.packed_q == 0 { self.total_q.div_ceil(unit) } else { packed_tiles(self.total_q, sequences, unit) }
     }
 
+    /// Tiles of queries of attention on a head of the tensors: where they are packed by [`first_tile`], or as many of each sequence as
+    /// the longest may have, whichever is less.
+    #[inline(always)]
+    #[must_use]
+    pub const fn query_tiles(&self, sequences: u32, longest: u32, unit: u32) -> u32 {
+        match self.tiles_of_each(sequences, longest, unit) {
+            0 => self.q_tiles(sequences, unit),
+            each => each * sequences,
+        }
+    }
+
+    /// How many of these each packed sequence has, where all have as many; else 0.
+    #[inline(always)]
+    const fn tiles_of_each(&self, sequences: u32, longest: u32, unit: u32) -> u32 {
+        let each = longest.div_ceil(unit);
+        let fewer = each as u64 * sequences as u64 <= packed_tiles(self.total_q, sequences, unit) as u64;
+        if self.packed_q != 0 && fewer { each } else { 0 }
+    }
+
     /// The first block of a sequence of K and V in a head of the tensors.
     #[cfg(target_arch = "nvptx64")]
     #[inline(always)]
@@ -114,6 +135,21 @@ impl SeqLens {
 
 #[cfg(target_arch = "nvptx64")]
 impl SeqLens {
+    /// The sequence of tile `tile` of [`query_tiles`](Self::query_tiles), packed ones, and the tile's number in it, which may be past the
+    /// sequence's end.
+    ///
+    /// # Safety
+    /// As of [`q`](Self::q).
+    #[inline(always)]
+    pub(crate) unsafe fn of_query_tile(&self, sequences: u32, longest: u32, unit: u32, tile: u32) -> (u32, u32) {
+        match self.tiles_of_each(sequences, longest, unit) {
+            // SAFETY: the caller's promise.
+            0 => unsafe { sequence_of_tile(self.cu_seqlens_q, self.total_q, sequences, unit, tile) },
+            // SAFETY: not zero.
+            each => unsafe { div_rem(tile, each) },
+        }
+    }
+
     /// The queries of a sequence, of which there are at most `longest`.
     ///
     /// # Safety
@@ -207,6 +243,18 @@ mod tests {
                 assert!(found.into_iter().eq(all), "{unit} {rotated}");
             }
         }
+    }
+
+    #[test]
+    fn tiles_of_attention_are_the_fewer_ones() {
+        let tiles = |total_q, sequences, longest, packed_q| {
+            SeqLens { total_q, packed_q, ..SeqLens::NONE }.query_tiles(sequences, longest, 64)
+        };
+        // As many as have rows, in place of half as many again.
+        assert_eq!(tiles(9216, 256, 64, 1), 256);
+        assert_eq!(tiles(9216, 256, 65, 1), 400);
+        assert_eq!(tiles(300, 1, 300, 0), 5);
+        assert_eq!(tiles(u32::MAX - 255, 200, u32::MAX, 1), u32::MAX / 64 - 3 + 200);
     }
 
     #[test]

@@ -39,13 +39,21 @@ pub fn plain(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Option<&Tenso
 /// # Errors
 /// Candle's.
 pub fn causal_mask(seqlen_q: usize, seqlen_k: usize, window: Option<usize>, device: &Device) -> Result<Tensor> {
-    let window = window.unwrap_or(usize::MAX);
-    let mask = |at: usize| {
-        let (beside, key) = (at / seqlen_k + seqlen_k - seqlen_q, at % seqlen_k);
-        if key <= beside && beside - key < window { 0.0 } else { f32::NEG_INFINITY }
+    // Compared where the scores are: a mask of a long prompt is too large to be brought there.
+    let key = Tensor::arange(0, seqlen_k as i64, device)?.unsqueeze(0)?;
+    let beside = Tensor::arange((seqlen_k - seqlen_q) as i64, seqlen_k as i64, device)?.unsqueeze(1)?;
+    let seen = key.broadcast_le(&beside)?;
+    let seen = match window {
+        Some(window) => {
+            let before =
+                Tensor::arange((seqlen_k - seqlen_q) as i64 - window as i64, seqlen_k as i64 - window as i64, device)?;
+            (seen * key.broadcast_gt(&before.unsqueeze(1)?)?)?
+        }
+        None => seen,
     };
-    let mask: Vec<f32> = (0..seqlen_q * seqlen_k).map(mask).collect();
-    Tensor::from_vec(mask, (1, 1, seqlen_q, seqlen_k), device)
+    let (zero, hidden) = (Tensor::new(0_f32, device)?, Tensor::new(f32::NEG_INFINITY, device)?);
+    let dims = (seqlen_q, seqlen_k);
+    seen.where_cond(&zero.broadcast_as(dims)?, &hidden.broadcast_as(dims)?)?.reshape((1, 1, seqlen_q, seqlen_k))
 }
 
 /// INT8 attention of tokens that are all of their sequence: nothing is kept.

@@ -66,6 +66,7 @@ pub struct Bert {
     layers: usize,
     heads: usize,
     eps: f32,
+    device: Device,
 }
 
 impl Bert {
@@ -77,7 +78,7 @@ impl Bert {
         let tensors = candle_core::safetensors::load(path, device)?;
         let has = |layer: usize| tensors.contains_key(&format!("encoder.layer.{layer}.output.dense.weight"));
         let layers = (0..).take_while(|&layer| has(layer)).count();
-        Ok(Self { tensors, layers, heads, eps })
+        Ok(Self { tensors, layers, heads, eps, device: device.clone() })
     }
 
     /// The embedding of each sentence, `(sentences, width)`, of length one: the mean of its tokens. `done` is called after each layer.
@@ -113,6 +114,12 @@ impl Bert {
     #[must_use]
     pub const fn layers(&self) -> usize {
         self.layers
+    }
+
+    /// Where the weights are.
+    #[must_use]
+    pub const fn device(&self) -> &Device {
+        &self.device
     }
 
     fn tensor(&self, name: &str) -> Result<&Tensor> {

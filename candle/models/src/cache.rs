@@ -1,7 +1,7 @@
 //! Attention that keeps K and V for the tokens to come.
 
 use crate::attention::{Attend, causal_mask, plain};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_int_flash_attention::{self as int8, CacheConfig, FlashAttn, PagedTables};
 use candle_nn::kv_cache::KvCache;
 use std::collections::HashMap;
@@ -57,6 +57,15 @@ pub struct Int8Cache {
     block_tables: Tensor,
     /// Of the sequence so far.
     tokens: usize,
+    /// Of the step that the first layer began.
+    step: Option<Step>,
+}
+
+/// What all layers of a step are given.
+#[derive(Debug)]
+struct Step {
+    slots: Tensor,
+    tables: PagedTables,
 }
 
 impl Int8Cache {
@@ -68,7 +77,7 @@ impl Int8Cache {
         let num_pages = most.div_ceil(int8::KvCache::PAGE_TOKENS);
         let config = CacheConfig { num_pages, num_kv_heads: heads_kv, head_dim };
         let block_tables = Tensor::arange(0, num_pages as u32, device)?.unsqueeze(0)?;
-        Ok(Self { layers: int8::KvCache::layers(layers, config, device)?, block_tables, tokens: 0 })
+        Ok(Self { layers: int8::KvCache::layers(layers, config, device)?, block_tables, tokens: 0, step: None })
     }
 
     /// Bytes for K and V of all layers.
@@ -86,9 +95,13 @@ impl Attend for Int8Cache {
         let tokens = q.dim(2)?;
         if layer == 0 {
             self.tokens += tokens;
+            let slots = Tensor::arange((self.tokens - tokens) as i64, self.tokens as i64, q.device())?;
+            let context_lens = Tensor::new(&[self.tokens as u32], q.device())?;
+            let tables = PagedTables { block_tables: self.block_tables.clone(), context_lens };
+            self.step = Some(Step { slots, tables });
         }
+        let Some(Step { slots, tables }) = &self.step else { bail!("a step begins with layer 0") };
         let before = self.tokens - tokens;
-        let slots = Tensor::arange(before as i64, self.tokens as i64, q.device())?;
         let attention = FlashAttn::new(scale).with_window(window.map(|window| window - 1), Some(0));
         let cache = &mut self.layers[layer];
         if before == 0 {
@@ -98,12 +111,10 @@ impl Attend for Int8Cache {
         // Views: nothing is copied.
         let [q, k, v] = [q.transpose(1, 2)?, k.transpose(1, 2)?, v.transpose(1, 2)?];
         let o = if before == 0 {
-            cache.append(&k, &v, &slots)?;
+            cache.append(&k, &v, slots)?;
             attention.forward(&q, &k, &v)?
         } else {
-            let context_lens = Tensor::new(&[self.tokens as u32], q.device())?;
-            let tables = PagedTables { block_tables: self.block_tables.clone(), context_lens };
-            cache.append_and_attend([&q, &k, &v], &slots, &tables, &attention)?
+            cache.append_and_attend([&q, &k, &v], slots, tables, &attention)?
         };
         o.transpose(1, 2)
     }

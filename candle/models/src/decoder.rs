@@ -176,6 +176,7 @@ impl Decoder {
         let count = tokens.dim(0)?;
         let mut x = (self.embeddings.embedding(&tokens)? * self.embedding_scale)?;
         let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let mut turns = Turns { decoder: self, past, tokens: count, of_base: Vec::new() };
         for (at, layer) in self.layers.iter().enumerate() {
             let normed = norm(&x, &layer.attn_norm)?;
             // (batch 1, heads, tokens, head_dim)
@@ -187,7 +188,7 @@ impl Decoder {
             if let Some([of_q, of_k]) = &layer.head_norms {
                 (q, k) = (norm(&q, of_q)?, norm(&k, of_k)?);
             }
-            let [q, k] = self.rotated([q, k], past, layer.rope_base)?;
+            let [q, k] = turns.rotated([q, k], layer.rope_base)?;
             let o = attend.attend(at, [&q, &k, &v], scale, layer.window)?;
             let o = o.transpose(1, 2)?.reshape((count, ()))?.matmul(&layer.output.t()?)?;
             let post = |x: Tensor, which: usize| match &layer.post_norms {
@@ -202,17 +203,6 @@ impl Decoder {
             done();
         }
         norm(&x, &self.norm)
-    }
-
-    /// Q and K with the angles of positions from `past` on.
-    fn rotated(&self, qk: [Tensor; 2], past: usize, base: f32) -> Result<[Tensor; 2]> {
-        let (half, tokens) = (self.head_dim / 2, qk[0].dim(2)?);
-        let angle = |at: usize| (past + at / half) as f32 / base.powf((at % half) as f32 / half as f32);
-        let angles = Tensor::from_vec((0..tokens * half).map(angle).collect(), (tokens, half), qk[0].device())?;
-        let [cos, sin] = [angles.cos()?.to_dtype(self.dtype())?, angles.sin()?.to_dtype(self.dtype())?];
-        let turned = if self.neighbours { rope_i } else { rope };
-        let [q, k] = qk;
-        Ok([turned(&q, &cos, &sin)?, turned(&k, &cos, &sin)?])
     }
 
     /// Scores of the next token, `(rows, vocabulary)`, for these rows of [`hidden`](Self::hidden).
@@ -259,6 +249,40 @@ impl Decoder {
     #[must_use]
     pub fn dtype(&self) -> DType {
         self.embeddings.dtype()
+    }
+}
+
+/// Positions of new tokens, as angles that Q and K are turned by.
+struct Turns<'a> {
+    decoder: &'a Decoder,
+    past: usize,
+    tokens: usize,
+    /// Cosines and sines, made when the first layer with a base asks.
+    of_base: Vec<(f32, [Tensor; 2])>,
+}
+
+impl Turns<'_> {
+    /// Q and K with the angles of the positions.
+    fn rotated(&mut self, [q, k]: [Tensor; 2], base: f32) -> Result<[Tensor; 2]> {
+        let at = match self.of_base.iter().position(|(other, _)| *other == base) {
+            Some(at) => at,
+            None => {
+                self.of_base.push((base, self.made(base)?));
+                self.of_base.len() - 1
+            }
+        };
+        let [cos, sin] = &self.of_base[at].1;
+        let turned = if self.decoder.neighbours { rope_i } else { rope };
+        Ok([turned(&q, cos, sin)?, turned(&k, cos, sin)?])
+    }
+
+    fn made(&self, base: f32) -> Result<[Tensor; 2]> {
+        let half = self.decoder.head_dim / 2;
+        let angle = |at: usize| (self.past + at / half) as f32 / base.powf((at % half) as f32 / half as f32);
+        let angles: Vec<f32> = (0..self.tokens * half).map(angle).collect();
+        let angles = Tensor::from_vec(angles, (self.tokens, half), self.decoder.device())?;
+        let dtype = self.decoder.dtype();
+        Ok([angles.cos()?.to_dtype(dtype)?, angles.sin()?.to_dtype(dtype)?])
     }
 }
 

@@ -3,8 +3,9 @@
 use crate::attention::Int8;
 use crate::cache::PlainCache;
 use crate::decoder::Decoder;
+use crate::{rounds, timed};
 use candle_core::{Result, Tensor, bail};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// INT8 attention beside plain attention on the same tokens.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +41,13 @@ pub fn divergence(a: &Tensor, b: &Tensor) -> Result<f64> {
     total(&(a.exp()? * (a - b)?)?)
 }
 
-/// Measures on these tokens; `done` is called after each layer of each of the two runs.
+/// How often [`measure`] calls `done`.
+#[must_use]
+pub fn steps(decoder: &Decoder) -> usize {
+    2 * rounds(decoder.device()) * decoder.layers()
+}
+
+/// Measures on these tokens; `done` is called after each layer.
 ///
 /// # Errors
 /// Fewer than two tokens, and candle's.
@@ -48,12 +55,10 @@ pub fn measure(decoder: &Decoder, tokens: &[u32], done: impl Fn()) -> Result<Fig
     if tokens.len() < 2 {
         bail!("a text of two tokens at least is needed")
     }
-    let start = Instant::now();
-    let plain = decoder.hidden(tokens, 0, &mut PlainCache::new(decoder.layers(), tokens.len()), &done)?;
-    let time_plain = start.elapsed();
-    let start = Instant::now();
-    let int8 = decoder.hidden(tokens, 0, &mut Int8, &done)?;
-    let time_int8 = start.elapsed();
+    let (plain, time_plain) = timed(decoder.device(), || {
+        decoder.hidden(tokens, 0, &mut PlainCache::new(decoder.layers(), tokens.len()), &done)
+    })?;
+    let (int8, time_int8) = timed(decoder.device(), || decoder.hidden(tokens, 0, &mut Int8, &done))?;
     let predicted = tokens.len() - 1;
     let [mut nll_plain, mut nll_int8, mut kl, mut same] = [0.0; 4];
     for start in (0..predicted).step_by(ROWS) {

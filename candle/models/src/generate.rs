@@ -4,6 +4,7 @@ use crate::attention::Attend;
 use crate::cache::{Int8Cache, PlainCache};
 use crate::decoder::Decoder;
 use crate::report::table;
+use crate::{rounds, timed};
 use candle_core::{Result, bail};
 use std::time::{Duration, Instant};
 
@@ -48,18 +49,31 @@ fn greedy(
     Ok(Generated { tokens, prefill, decode: start.elapsed(), cache_bytes: 0 })
 }
 
-/// Through candle's attention and cache, and through INT8.
+/// How often [`both`] calls `done` for so many new tokens.
+#[must_use]
+pub fn steps(decoder: &Decoder, count: usize) -> usize {
+    2 * rounds(decoder.device()) * count
+}
+
+/// Through candle's attention and cache, and through INT8. On a GPU each runs twice and the second time counts: the first one compiles and loads
+/// kernels.
 ///
 /// # Errors
 /// An empty prompt, nothing to generate, and candle's.
 pub fn both(decoder: &Decoder, prompt: &[u32], count: usize, done: &dyn Fn()) -> Result<[Generated; 2]> {
     let most = prompt.len() + count;
-    let mut cache = PlainCache::new(decoder.layers(), most);
-    let plain = greedy(decoder, prompt, count, &mut cache, done)?;
-    let plain = Generated { cache_bytes: cache.bytes(), ..plain };
-    let mut cache = Int8Cache::new(decoder.layers(), most, decoder.heads_kv(), decoder.head_dim(), decoder.device())?;
-    let int8 = greedy(decoder, prompt, count, &mut cache, done)?;
-    Ok([plain, Generated { cache_bytes: cache.bytes(), ..int8 }])
+    let plain = || {
+        let mut cache = PlainCache::new(decoder.layers(), most);
+        let plain = greedy(decoder, prompt, count, &mut cache, done)?;
+        Ok(Generated { cache_bytes: cache.bytes(), ..plain })
+    };
+    let int8 = || {
+        let (heads_kv, head_dim) = (decoder.heads_kv(), decoder.head_dim());
+        let mut cache = Int8Cache::new(decoder.layers(), most, heads_kv, head_dim, decoder.device())?;
+        let int8 = greedy(decoder, prompt, count, &mut cache, done)?;
+        Ok(Generated { cache_bytes: cache.bytes(), ..int8 })
+    };
+    Ok([timed(decoder.device(), plain)?.0, timed(decoder.device(), int8)?.0])
 }
 
 /// The speeds and sizes of [`both`].

@@ -1,6 +1,8 @@
 //! Models with a choice of attentions, for the examples and tests of `candle-int-flash-attention`: the same weights and the same code with
 //! candle's operations or with INT8, so that what differs is the attention's.
 
+use std::time::{Duration, Instant};
+
 pub mod attention;
 pub mod bert;
 pub mod cache;
@@ -22,6 +24,30 @@ pub const TEXT: &str = include_str!("text.txt");
 /// A file that cannot be read.
 pub fn text(file: Option<&std::path::Path>) -> std::io::Result<String> {
     file.map_or_else(|| Ok(TEXT.to_owned()), std::fs::read_to_string)
+}
+
+/// What `run` gives with the time it took. On a GPU it runs twice and the second time counts: the first one compiles and loads kernels.
+///
+/// # Errors
+/// Those of `run`, and the GPU's.
+pub fn timed<T>(
+    device: &candle_core::Device,
+    mut run: impl FnMut() -> candle_core::Result<T>,
+) -> candle_core::Result<(T, Duration)> {
+    if !device.is_cpu() {
+        run()?;
+    }
+    device.synchronize()?;
+    let start = Instant::now();
+    let result = run()?;
+    device.synchronize()?;
+    Ok((result, start.elapsed()))
+}
+
+/// How often [`timed`] runs what it is given.
+#[must_use]
+pub fn rounds(device: &candle_core::Device) -> usize {
+    if device.is_cpu() { 1 } else { 2 }
 }
 
 /// A device by its name on a command line.

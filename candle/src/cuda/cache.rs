@@ -8,12 +8,13 @@ use crate::{FlashAttn, PagedTables};
 use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, DType as Type, Device, Result, Storage, Tensor, bail};
+use candle_core::{CudaDevice, DType as Type, Device, Error, Result, Storage, Tensor, bail};
 use int_flash_attention::{
     AnySliceMut, AppendProblem, Appended, CacheFormat, CacheShape, DecodeHeads, DeviceSlice, KvCache, NewTokens,
     PageTables, ScoreViews, Slots, ViewCache, ViewMutCache, ViewTables,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 /// A layer's pages, in candle's memory.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ struct Offset {
 /// What a decode has for itself. It grows to what the largest one needed, and then nothing is allocated any more.
 #[derive(Debug, Default)]
 struct Scratch {
+    /// Whose launches use it: a stream, and a thread, since candle's streams are a thread's own.
+    user: Option<(usize, ThreadId)>,
     /// Quantized queries, and what the kernels leave to each other.
     memory: Grown<u8>,
     /// What is taken out of the keys of a cache without an offset.
@@ -72,6 +75,18 @@ impl<T: DeviceRepr + ValidAsZeroBits> Grown<T> {
             Some(last) => Ok(last),
             None => bail!("{NAME}: a decode that needs no memory"),
         }
+    }
+}
+
+impl Scratch {
+    /// For the launches of this thread on a stream. Another user's have to end first: nothing else orders the two.
+    fn lock<'a>(shared: &'a Mutex<Self>, stream: &CudaStream) -> Result<MutexGuard<'a, Self>> {
+        let (mut scratch, user) = (lock(shared), (stream.cu_stream() as usize, thread::current().id()));
+        if scratch.user.is_some_and(|last| last != user) {
+            stream.context().synchronize().map_err(Error::wrap)?;
+        }
+        scratch.user = Some(user);
+        Ok(scratch)
     }
 }
 
@@ -234,15 +249,15 @@ pub fn attend(
         Attended::Decode(problem) => {
             let key = DecodeKey { problem, q: call.q, dtype: call.dtype };
             let plans = engine.decode(&key).map_err(refused)?;
-            let Scratch { memory, zeros } = &mut *lock(&pool.scratch);
+            let Scratch { memory, zeros, .. } = &mut *Scratch::lock(&pool.scratch, stream)?;
             let (mut repeated, len) =
                 (pool.k_offset.as_ref().map(|offset| lock(&offset.repeated)), plans.offsets_len());
             let offsets = match (&pool.k_offset, &mut repeated) {
-                (Some(offset), Some(all)) => all.at_least(&pool.device, len, |new| offset.repeat(&pool.device, new))?,
-                _ => zeros.at_least(&pool.device, len, |_| Ok(()))?,
+                (Some(offset), Some(all)) => all.at_least(device, len, |new| offset.repeat(device, new))?,
+                _ => zeros.at_least(device, len, |_| Ok(()))?,
             };
             let offsets = Read::of_slice(offsets, stream);
-            let mut memory = Write::of(memory.at_least(&pool.device, decode_bytes(&plans), |_| Ok(()))?, stream);
+            let mut memory = Write::of(memory.at_least(device, decode_bytes(&plans), |_| Ok(()))?, stream);
             let (of_q, workspace) = memory.parts(plans.q_bytes());
             let q = plans.quantize(at, read.floats()?, offsets.f32s(), of_q).map_err(refused)?;
             let pages = (cache, &tables.views());
@@ -291,9 +306,10 @@ pub fn append_and_attend(
         v: NewTokens { data: of_v.floats()?, layout: new.layouts[1] },
         slots: slots(&of_slots, slot_mapping.dtype()),
     };
-    let Pool { device: of_cache, shape, pages, k_offset, scratch } = pool;
-    let (mut pages, offset, mut scratch) = (Write::of(pages, stream), read_offset(k_offset, stream), lock(scratch));
-    let mut memory = Write::of(scratch.memory.at_least(of_cache, decode_bytes(&plans), |_| Ok(()))?, stream);
+    let Pool { shape, pages, k_offset, scratch, .. } = pool;
+    let mut scratch = Scratch::lock(scratch, stream)?;
+    let (mut pages, offset) = (Write::of(pages, stream), read_offset(k_offset, stream));
+    let mut memory = Write::of(scratch.memory.at_least(device, decode_bytes(&plans), |_| Ok(()))?, stream);
     let mut cache: ViewMutCache<'_> = cache(*shape, pages.bytes(), offset.as_ref());
     output(q, device, stream, |o| {
         let (of_q, workspace) = memory.parts(plans.q_bytes());

@@ -4,6 +4,7 @@
 mod cache;
 mod dense;
 mod graph;
+mod threads;
 mod varlen;
 
 use candle_core::{DType, Device, Result, Tensor};

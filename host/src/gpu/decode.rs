@@ -86,7 +86,7 @@ impl Gpu {
             .ok_or_else(|| Error::CacheHeadDim { given: problem.head_dim, allowed: HEAD_DIMS.to_vec() })?;
         let shared = self.attribute(DeviceAttribute::MaxSharedMemoryPerMultiprocessor)? as usize;
         let all = self.multiprocessors()? * variant.ctas(shared);
-        let (workers, min_blocks) = workers.unwrap_or((all, MIN_BLOCKS));
+        let (workers, min_blocks) = workers.unwrap_or((problem.workers(all), MIN_BLOCKS));
         let split = problem.split_params(workers, min_blocks);
         let lengths = problem.q_lengths()?;
         let attend =
@@ -99,7 +99,11 @@ impl Gpu {
         let ctas = i32::try_from(lengths.q_scale * (d / cta_dims))
             .map_err(|_| Error::Grid { kernel: entry, shape: problem.q_shape().to_string() })?;
         let of = |module| self.kernel(module, entry, [ctas as u32, 1, 1], cta_dims, merge_shared_bytes(cta_dims));
-        let merge = if variant.overlaps { of(OVERLAPPING_MERGE)?.overlapping() } else { of(MERGE)? };
+        let (attend, merge) = if variant.overlaps {
+            (attend.overlapping(), of(OVERLAPPING_MERGE)?.overlapping())
+        } else {
+            (attend, of(MERGE)?)
+        };
         let overflow = || Error::Overflow { what: "the workspace", shape: problem.q_shape().to_string() };
         let workspace = workspace(&split, d).ok_or_else(overflow)?;
         Ok(DecodePlan {

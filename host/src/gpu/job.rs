@@ -73,7 +73,9 @@ impl Gpu {
         layouts: &QuantizeLayouts,
         output: &AttentionOutput,
     ) -> Result<JobPlan> {
-        let pays = self.fused(problem).is_ok_and(|variant| problem.seqlen_kv <= variant.to_keys);
+        let pays = self
+            .fused(problem)
+            .is_ok_and(|variant| variant.pays(problem.seqlen_kv, problem.group() * problem.seqlen_q));
         self.plan_job_of(if pays { JobPath::Fused } else { JobPath::Quantized }, problem, layouts, output)
     }
 

@@ -206,19 +206,11 @@ impl AttentionVariant {
     #[must_use]
     pub const fn grid(&self, params: &AttentionParams, multiprocessors: u32) -> Option<[u32; 3]> {
         let AttentionParams { batch, heads_q, seqlens, .. } = *params;
-        let tiles = seqlens.q_tiles(batch, self.tile_m as u32);
+        let tiles = seqlens.query_tiles(batch, params.seqlen_q, self.tile_m as u32);
         let batches = if seqlens.packed_q == 0 { batch } else { 1 };
         match self.family {
             Family::Sm80 => Some([tiles, heads_q, batches]),
-            Family::Sm90a => {
-                let all = tiles as u64 * heads_q as u64 * batches as u64;
-                // A CTA's place in the list goes less than two rounds past the end.
-                if all + 2 * multiprocessors as u64 > u32::MAX as u64 {
-                    return None;
-                }
-                let ctas = if all < multiprocessors as u64 { all as u32 } else { multiprocessors };
-                Some([ctas, 1, 1])
-            }
+            Family::Sm90a => sm90a::grid(params, tiles as u64 * heads_q as u64 * batches as u64, multiprocessors),
         }
     }
 }

@@ -16,16 +16,18 @@ pub struct ShortVariant {
     pub most_warps: usize,
     /// CTAs of so many warps that an SM should hold; written into the PTX as `.minnctapersm`.
     pub min_ctas: usize,
-    /// The most keys up to which it was measured to be faster than quantization and attention by two kernels; with more the library takes
-    /// these.
+    /// The most keys up to which it was measured to be faster than quantization and attention by two kernels, however many queries there are.
+    pub any_queries: usize,
+    /// The same where a head of K and V has no more queries than keys: with more, attention is what counts, and its own kernels are faster.
     pub to_keys: usize,
 }
 
 macro_rules! short_variants {
     ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, most_warps: $warps:literal, min_ctas: $ctas:literal,
-        to_keys: $to:literal })*) => {
+        any_queries: $any:literal, to_keys: $to:literal })*) => {
         &[$(ShortVariant {
-            name: stringify!($name), head_dim: $d, m16_tiles: $mt, most_warps: $warps, min_ctas: $ctas, to_keys: $to,
+            name: stringify!($name), head_dim: $d, m16_tiles: $mt, most_warps: $warps, min_ctas: $ctas,
+            any_queries: $any, to_keys: $to,
         }),*]
     };
 }
@@ -51,6 +53,12 @@ pub struct ShortLaunch {
 }
 
 impl ShortVariant {
+    /// Whether it is faster than two kernels, for so many keys and queries of a head of K and V.
+    #[must_use]
+    pub const fn pays(&self, keys: usize, queries: usize) -> bool {
+        keys <= self.any_queries || keys <= self.to_keys && queries <= keys
+    }
+
     /// Query rows that a warp has at a time.
     #[must_use]
     pub const fn tile_m(&self) -> usize {
@@ -186,7 +194,7 @@ mod tests {
     use super::*;
 
     const V: ShortVariant =
-        ShortVariant { name: "", head_dim: 64, m16_tiles: 1, most_warps: 8, min_ctas: 2, to_keys: 0 };
+        ShortVariant { name: "", head_dim: 64, m16_tiles: 1, most_warps: 8, min_ctas: 2, any_queries: 0, to_keys: 0 };
     /// Of an H200.
     const SHARED: usize = 227 << 10;
 

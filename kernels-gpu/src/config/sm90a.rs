@@ -2,11 +2,48 @@
 
 use super::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::{KV_BLOCK, block_bytes};
+use crate::params::{AttentionParams, UNLIMITED};
 
 /// Query rows of a CTA's tile.
 #[must_use]
 pub const fn tile_m(warpgroups: usize) -> usize {
     WARPGROUP_ROWS * warpgroups
+}
+
+/// Whether all tiles but the last of each head are equally long: every row sees every key, and the sequences are of one length.
+#[inline(always)]
+#[must_use]
+pub const fn tiles_are_alike(params: &AttentionParams) -> bool {
+    params.window_left & params.window_right == UNLIMITED && params.seqlens.packed_q == 0
+}
+
+/// CTAs of a launch on a GPU of so many multiprocessors: those of the first row share the beginning of the list of tiles, all others have a tile
+/// each. `None` where the list is longer than a kernel counts.
+#[must_use]
+pub const fn grid(params: &AttentionParams, tiles: u64, multiprocessors: u32) -> Option<[u32; 3]> {
+    // A CTA's place in the list goes less than two rounds past the end.
+    if tiles + 2 * multiprocessors as u64 > u32::MAX as u64 {
+        return None;
+    }
+    let tiles = tiles as u32;
+    let ctas = if tiles < multiprocessors { tiles } else { multiprocessors };
+    let rows = match tiles.checked_div(ctas) {
+        Some(rounds) if !tiles_are_alike(params) => 1 + own_rounds(rounds),
+        _ => 1,
+    };
+    Some([ctas, rows, 1])
+}
+
+/// How many of so many rounds of tiles are given to CTAs of their own: enough to make up for what the others have unevenly, and no more, as a
+/// CTA that starts waits for its first tile, which one that stays has long brought.
+const fn own_rounds(rounds: u32) -> u32 {
+    match rounds {
+        0..2 => 0,
+        2 => 1,
+        3..=17 => 2,
+        18..=383 => rounds / 6,
+        _ => 64,
+    }
 }
 
 /// Threads of the producers' warpgroup.
@@ -132,6 +169,7 @@ pub const fn producer_registers(warpgroups: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::params::SeqLens;
 
     /// Head dim, warpgroups and ring slots of each row of the table.
     macro_rules! shapes {
@@ -179,6 +217,20 @@ mod tests {
             part(barrier_offset(d, wgs, slots), 8 * 2 * (Q_BUFFERS + 2 * slots), 8);
             assert!(end <= shared_bytes(d, wgs, slots) && end <= MOST_SHARED, "d{d}: {end}");
         }
+    }
+
+    #[test]
+    fn all_ctas_have_tiles() {
+        let packed = SeqLens { packed_q: 1, ..SeqLens::NONE };
+        let of = |seqlens| AttentionParams { seqlens, ..AttentionParams::NONE };
+        for (tiles, ctas) in [(0, 132), (1, 132), (263, 132), (264, 132), (396, 132), (5280, 132), (1 << 31, 2), (7, 3)]
+        {
+            let [x, y, z] = grid(&of(packed), tiles, ctas).unwrap();
+            assert!(z == 1 && u64::from(x * (y - 1)) < tiles.max(1) && y < 1 << 16, "{tiles} {ctas}: {x} {y}");
+            assert_eq!(grid(&of(SeqLens::NONE), tiles, ctas), Some([x, 1, 1]));
+        }
+        assert_eq!(grid(&of(packed), 5280, 132), Some([132, 7, 1]));
+        assert_eq!(grid(&of(packed), u64::from(u32::MAX), 132), None);
     }
 
     #[test]

@@ -43,6 +43,26 @@ pub fn tid_x_again() -> u32 {
     value
 }
 
+/// [`ctaid_y`], read anew.
+#[inline(always)]
+#[must_use]
+pub fn ctaid_y_again() -> u32 {
+    let value;
+    // SAFETY: reads a special register that every target has.
+    unsafe { asm!("mov.u32 {}, %ctaid.y;", out(reg32) value, options(nomem, nostack)) }
+    value
+}
+
+/// CTAs in the grid, y, read anew.
+#[inline(always)]
+#[must_use]
+pub fn nctaid_y() -> u32 {
+    let value;
+    // SAFETY: reads a special register that every target has.
+    unsafe { asm!("mov.u32 {}, %nctaid.y;", out(reg32) value, options(nomem, nostack)) }
+    value
+}
+
 /// Threads of the CTA, read anew.
 #[inline(always)]
 #[must_use]

@@ -55,11 +55,19 @@ fn the_way_is_that_of_the_table() {
             gpu.plan_job(&problem, &inputs, &output).unwrap().path()
         };
         for head_dim in [32, 64, 128] {
-            let to = short(head_dim).unwrap().to_keys;
-            let of = |seqlen_kv| AttentionProblem::new(2, 4, 2, 100, seqlen_kv, head_dim);
-            assert!((1..=to).all(|n| path(of(n)) == JobPath::Fused));
-            assert_eq!(path(of(to + 1)), JobPath::Quantized);
-            assert_eq!(path(of(1).with_scheme(Scheme::Paper)), JobPath::Quantized);
+            let variant = short(head_dim).unwrap();
+            // Of as many heads of Q as of K and V, or twice as many.
+            let of = |heads_q, queries, keys| AttentionProblem::new(2, heads_q, 2, queries, keys, head_dim);
+            assert!((1..=variant.any_queries).all(|n| path(of(4, 1000, n)) == JobPath::Fused));
+            assert_eq!(path(of(4, 1000, variant.any_queries + 1)), JobPath::Quantized);
+            for n in variant.any_queries + 1..=variant.to_keys {
+                assert_eq!(path(of(2, n, n)), JobPath::Fused);
+                assert_eq!(path(of(2, n + 1, n)), JobPath::Quantized);
+                assert_eq!(path(of(4, n, n)), JobPath::Quantized);
+            }
+            let more = variant.to_keys + 1;
+            assert_eq!(path(of(2, more, more)), JobPath::Quantized);
+            assert_eq!(path(of(2, 1, 1).with_scheme(Scheme::Paper)), JobPath::Quantized);
         }
         assert_eq!(path(AttentionProblem::new(1, 1, 1, 10, 10, 96)), JobPath::Quantized);
     }

@@ -76,7 +76,8 @@ pub struct Args {
     /// Measure nothing: compare two files that --json wrote, the one before and the one after
     #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"])]
     compare: Option<Vec<PathBuf>>,
-    /// Measure whole jobs on shapes of real work: all, or those whose names contain one of these words
+    /// Measure whole jobs on shapes of real work: all, or those whose names contain one of these words; a word BATCHxHEADSxQUERIESxKEYSxDIM is a
+    /// shape itself
     #[arg(long, value_name = "WORD", num_args = 0.., value_delimiter = ',', conflicts_with_all = ["sdpa", "plot", "compare"])]
     shapes: Option<Vec<String>>,
     /// With --shapes: put the figures for the same names that another program wrote beside these

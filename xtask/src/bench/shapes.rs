@@ -13,12 +13,14 @@ use int_flash_attention::{
 use int_flash_attention_tests::case::takes_narrow;
 use int_flash_attention_tests::properties;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A shape by its name.
+#[derive(Clone)]
 struct Shape {
-    name: &'static str,
+    name: Cow<'static, str>,
     batch: usize,
     /// Of Q, and of K and V.
     heads: [usize; 2],
@@ -28,28 +30,39 @@ struct Shape {
     causal: bool,
 }
 
+const fn shape(
+    name: &'static str,
+    batch: usize,
+    heads: [usize; 2],
+    tokens: [usize; 2],
+    head_dim: usize,
+    causal: bool,
+) -> Shape {
+    Shape { name: Cow::Borrowed(name), batch, heads, tokens, head_dim, causal }
+}
+
 /// The names are those that the script has which measures PyTorch on the same shapes.
 #[rustfmt::skip]
 const SHAPES: &[Shape] = &[
-    Shape { name: "llama8b-prefill-8k", batch: 1, heads: [32, 8], tokens: [8192, 8192], head_dim: 128, causal: true },
-    Shape { name: "llama8b-prefill-2k", batch: 1, heads: [32, 8], tokens: [2048, 2048], head_dim: 128, causal: true },
-    Shape { name: "llama8b-chunk-512-on-32k", batch: 1, heads: [32, 8], tokens: [512, 32768], head_dim: 128, causal: true },
-    Shape { name: "qwen0.5b-prefill-4k", batch: 1, heads: [14, 2], tokens: [4096, 4096], head_dim: 64, causal: true },
-    Shape { name: "video-32760", batch: 1, heads: [12, 12], tokens: [32760, 32760], head_dim: 128, causal: false },
-    Shape { name: "image-4608", batch: 1, heads: [24, 24], tokens: [4608, 4608], head_dim: 128, causal: false },
-    Shape { name: "cross-4096x77", batch: 2, heads: [10, 10], tokens: [4096, 77], head_dim: 64, causal: false },
-    Shape { name: "sentences-32x128", batch: 32, heads: [12, 12], tokens: [128, 128], head_dim: 32, causal: false },
-    Shape { name: "sentences-256x32", batch: 256, heads: [12, 12], tokens: [32, 32], head_dim: 32, causal: false },
-    Shape { name: "bert-32x512", batch: 32, heads: [12, 12], tokens: [512, 512], head_dim: 64, causal: false },
-    Shape { name: "bert-32x256", batch: 32, heads: [12, 12], tokens: [256, 256], head_dim: 64, causal: false },
-    Shape { name: "vit-64x257", batch: 64, heads: [16, 16], tokens: [257, 257], head_dim: 64, causal: false },
-    Shape { name: "llama8b-prefill-8x128", batch: 8, heads: [32, 8], tokens: [128, 128], head_dim: 128, causal: true },
-    Shape { name: "b4-h32-512-d64", batch: 4, heads: [32, 32], tokens: [512, 512], head_dim: 64, causal: false },
-    Shape { name: "b4-h32-1k-d64", batch: 4, heads: [32, 32], tokens: [1024, 1024], head_dim: 64, causal: false },
-    Shape { name: "b4-h32-4k-d64", batch: 4, heads: [32, 32], tokens: [4096, 4096], head_dim: 64, causal: false },
-    Shape { name: "b4-h32-512-d128", batch: 4, heads: [32, 32], tokens: [512, 512], head_dim: 128, causal: false },
-    Shape { name: "b4-h32-1k-d128", batch: 4, heads: [32, 32], tokens: [1024, 1024], head_dim: 128, causal: false },
-    Shape { name: "b4-h32-4k-d128", batch: 4, heads: [32, 32], tokens: [4096, 4096], head_dim: 128, causal: false },
+    shape("llama8b-prefill-8k", 1, [32, 8], [8192, 8192], 128, true),
+    shape("llama8b-prefill-2k", 1, [32, 8], [2048, 2048], 128, true),
+    shape("llama8b-chunk-512-on-32k", 1, [32, 8], [512, 32768], 128, true),
+    shape("qwen0.5b-prefill-4k", 1, [14, 2], [4096, 4096], 64, true),
+    shape("video-32760", 1, [12, 12], [32760, 32760], 128, false),
+    shape("image-4608", 1, [24, 24], [4608, 4608], 128, false),
+    shape("cross-4096x77", 2, [10, 10], [4096, 77], 64, false),
+    shape("sentences-32x128", 32, [12, 12], [128, 128], 32, false),
+    shape("sentences-256x32", 256, [12, 12], [32, 32], 32, false),
+    shape("bert-32x512", 32, [12, 12], [512, 512], 64, false),
+    shape("bert-32x256", 32, [12, 12], [256, 256], 64, false),
+    shape("vit-64x257", 64, [16, 16], [257, 257], 64, false),
+    shape("llama8b-prefill-8x128", 8, [32, 8], [128, 128], 128, true),
+    shape("b4-h32-512-d64", 4, [32, 32], [512, 512], 64, false),
+    shape("b4-h32-1k-d64", 4, [32, 32], [1024, 1024], 64, false),
+    shape("b4-h32-4k-d64", 4, [32, 32], [4096, 4096], 64, false),
+    shape("b4-h32-512-d128", 4, [32, 32], [512, 512], 128, false),
+    shape("b4-h32-1k-d128", 4, [32, 32], [1024, 1024], 128, false),
+    shape("b4-h32-4k-d128", 4, [32, 32], [4096, 4096], 128, false),
 ];
 
 /// One figure.
@@ -88,16 +101,17 @@ fn read(path: &Path) -> Result<Vec<Row>> {
     Ok(report.rows)
 }
 
-/// Measures the shapes whose names contain one of these words, or all.
+/// Measures the shapes whose names contain one of these words, and those that words are themselves; or all that have names.
 pub fn run(gpu: &Gpu, words: &[String], peers: Option<&Path>, json: Option<&Path>) -> Result<()> {
     let peers = peers.map(read).transpose()?.unwrap_or_default();
     let cache = 2 * gpu.attribute(DeviceAttribute::L2CacheSize)? as usize;
     // Other values every time, so that no run is tuned to one input.
     let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
     let wanted = |shape: &&Shape| words.is_empty() || words.iter().any(|word| shape.name.contains(word.as_str()));
+    let own = words.iter().filter_map(|word| Shape::of_numbers(word));
     println!("{}\n{:26} {:14} {:>9} {:>8}   speed over others", gpu.name(), "", "", "us", "T");
     let mut rows = Vec::new();
-    for shape in SHAPES.iter().filter(wanted) {
+    for shape in SHAPES.iter().filter(wanted).cloned().chain(own) {
         let others: Vec<&Row> = peers.iter().filter(|row| row.name == shape.name).collect();
         for row in shape.measure(gpu, cache, run)? {
             let over = others.iter().map(|other| format!("  {} {:.2}", other.what, other.us / row.us));
@@ -117,6 +131,14 @@ pub fn run(gpu: &Gpu, words: &[String], peers: Option<&Path>, json: Option<&Path
 }
 
 impl Shape {
+    /// `BATCHxHEADSxQUERIESxKEYSxDIM`: heads of Q and of K and V, no mask.
+    fn of_numbers(word: &str) -> Option<Self> {
+        let numbers: Vec<usize> = word.split('x').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [batch, heads, queries, keys, head_dim] = numbers.try_into().ok()?;
+        let name = Cow::Owned(word.to_owned());
+        Some(Self { name, batch, heads: [heads; 2], tokens: [queries, keys], head_dim, causal: false })
+    }
+
     fn problem(&self) -> AttentionProblem {
         let ([heads_q, heads_kv], [seqlen_q, seqlen_kv]) = (self.heads, self.tokens);
         AttentionProblem::new(self.batch, heads_q, heads_kv, seqlen_q, seqlen_kv, self.head_dim)
@@ -153,7 +175,7 @@ impl Shape {
         let operations =
             4.0 * (self.batch * self.heads[0] * self.head_dim) as f64 * jobs.problem.visible_pairs() as f64;
         Ok(Row {
-            name: self.name.into(),
+            name: self.name.to_string(),
             what: what.into(),
             us: 1e3 * times.median,
             t: operations / times.median * 1e-9,
@@ -249,6 +271,9 @@ mod tests {
             assert!(SHAPES[..i].iter().all(|other| other.name != shape.name), "{}", shape.name);
             shape.problem().check().unwrap();
         }
+        let own = Shape::of_numbers("32x12x128x77x64").unwrap();
+        assert_eq!((own.batch, own.heads, own.tokens, own.head_dim), (32, [12, 12], [128, 77], 64));
+        assert!(Shape::of_numbers("cross-4096x77").is_none() && Shape::of_numbers("1x2x3x4").is_none());
     }
 
     #[test]

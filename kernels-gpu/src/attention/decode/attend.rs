@@ -8,7 +8,7 @@ use super::scores;
 use super::softmax::Softmax;
 use super::walk::Walk;
 use crate::params::DecodeParams;
-use crate::ptx::grid_dependency::launch_dependents;
+use crate::ptx::grid_dependency::{launch_dependents, wait};
 use crate::ptx::special::ctaid_x;
 
 /// A row of the table `decode_rows`.
@@ -16,7 +16,7 @@ pub(crate) trait Kernel {
     const HEAD_DIM: usize;
     /// Warps of a CTA: each makes all scores and P of a block, and the output of its part of the dims.
     const TEAM: usize;
-    /// Whether the merge may start before all CTAs have ended.
+    /// Whether it may start before the launch in front of it has ended, and the merge before this one has.
     const OVERLAPS: bool;
 }
 
@@ -25,7 +25,8 @@ pub(crate) trait Kernel {
 pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
     unsafe {
         if K::OVERLAPS {
-            // The merge waits for the end of this launch, but is there by then.
+            // This launch is there before its inputs are, and the merge behind it, which reads lengths ahead of its own wait, after that.
+            wait();
             launch_dependents();
         }
         let Some(mut walk) = Walk::start(params, ctaid_x()) else { return };

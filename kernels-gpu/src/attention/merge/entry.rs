@@ -7,7 +7,7 @@ use crate::config::decode::{TILE_ROWS, rows_of_piece};
 use crate::division::div_rem;
 use crate::params::{MergeSplitsParams, MergeStatesParams};
 use crate::ptx::global::ld_global_v2_u32;
-use crate::ptx::grid_dependency::wait;
+use crate::ptx::grid_dependency::{launch_dependents, wait};
 use crate::ptx::special::ctaid_x;
 
 /// States that the caller has, each `[batch][heads_q][seqlen_q]` of rows.
@@ -91,6 +91,10 @@ pub unsafe extern "ptx-kernel" fn merge_splits(params: MergeSplitsParams) {
     let split = &params.split;
     let place = Place::of(&params.out, ctaid_x());
     unsafe {
+        if cfg!(merge_sm90) {
+            // The next step's decode.
+            launch_dependents();
+        }
         // SAFETY: the host's plan has a group.
         let (head, of_group) = div_rem(place.head, split.group);
         let row = of_group * split.seqlen_q + place.token;

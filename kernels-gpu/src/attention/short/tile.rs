@@ -99,21 +99,17 @@ pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, M
         let mut block = tile.blocks.first;
         while block < tile.blocks.end {
             let panels = (shared.keys / ROW_BYTES as u32 - block * KEY_STEPS as u32).min(KEY_STEPS as u32);
-            if panels == KEY_STEPS as u32 {
-                step::<K, MT, true>(&tile, block, panels, &query, &mut softmax, &mut acc, &request);
-            } else {
-                step::<K, MT, false>(&tile, block, panels, &query, &mut softmax, &mut acc, &request);
-            }
+            step::<K, MT>(&tile, block, panels, &query, &mut softmax, &mut acc, &request);
             block += 1;
         }
         epilogue::store::<K, MT>(&tile, &softmax, &acc);
     }
 }
 
-/// One block of keys: `WHOLE`, or its first `panels` panels of 32.
+/// The first `panels` panels of 32 of a block of keys. One body for whole and partial blocks: a second one would be fetched from L2 as well, which
+/// costs more than the branches do.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn step<K: Kernel<MT>, const MT: usize, const WHOLE: bool>(
+unsafe fn step<K: Kernel<MT>, const MT: usize>(
     tile: &Tile<K, MT>,
     block: u32,
     panels: u32,
@@ -123,14 +119,14 @@ unsafe fn step<K: Kernel<MT>, const MT: usize, const WHOLE: bool>(
     request: &impl Fn(),
 ) {
     unsafe {
-        let has = |panel: usize| WHOLE || (panel as u32) < panels;
+        let has = |panel: usize| (panel as u32) < panels;
         let scales = block_scales(tile, block);
         let mut s = scores::<K, MT>(tile, block, has, query, softmax);
         if block >= tile.blocks.full_to {
-            mask::<K, MT, false>(tile, block, &mut s, if WHOLE { KEY_STEPS as u32 } else { panels });
+            mask::<K, MT, false>(tile, block, &mut s, panels);
         }
         if block < tile.blocks.full_from {
-            mask::<K, MT, true>(tile, block, &mut s, if WHOLE { KEY_STEPS as u32 } else { panels });
+            mask::<K, MT, true>(tile, block, &mut s, panels);
         }
         let mut row_scales = Scheme::<MT>::row_scales(|| tile.notes());
         let special = Scheme::<MT>::is_special(&scales);

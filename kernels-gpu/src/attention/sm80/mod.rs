@@ -43,7 +43,6 @@ use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::math::max_f32;
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
-use crate::seqlens::sequence_of_tile;
 use crate::smem;
 use core::marker::PhantomData;
 use numbers::Numbers;
@@ -103,9 +102,8 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         // The longest rows first, so that the last CTAs of the grid are the short ones.
         let index = if Window::of(params).grows() { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
         let (mut batch, mut m_block) = (ctaid_z(), index);
-        let SeqLens { cu_seqlens_q, total_q, packed_q, .. } = params.seqlens;
-        if packed_q != 0 {
-            (batch, m_block) = sequence_of_tile(cu_seqlens_q, total_q, params.batch, K::TILE_M, index);
+        if params.seqlens.packed_q != 0 {
+            (batch, m_block) = params.seqlens.of_query_tile(params.batch, params.seqlen_q, K::TILE_M, index);
         }
         let tile = Tile { row: m_block * K::TILE_M, head_q: ctaid_y(), batch };
         let place = place::<K, MT>(params, &tile, tid_x());

@@ -43,6 +43,8 @@ pub(crate) struct Rows<'a, K> {
     buffer: u32,
     q: u32,
     group: u32,
+    /// Shared address of the warp's [`Rings::reach`]; uniform, so that it is ready before a block's scales are.
+    reach: u32,
     /// The blocks that these rows see.
     blocks: Blocks,
     /// Whether this lane speaks for its warp at the barriers of the rings.
@@ -91,11 +93,14 @@ unsafe fn tile<K: Kernel>(
         // Rows past the end: all that is brought is for others.
         Blocks { first: first_brought, full_from: 0, full_to: 0, end: first_brought }
     };
+    // SAFETY: all consumers come here, in whole warps.
+    let reach = rings.reach(unsafe { first_lane(tid_x() / 32) });
     let rows = Rows {
         params,
         rings,
         barrier,
         buffer,
+        reach,
         q: buffer + group * q_bytes(K::HEAD_DIM) as u32,
         group,
         blocks,
@@ -110,7 +115,7 @@ unsafe fn tile<K: Kernel>(
             // registers are what the loop is short of.
             let of_two_rows = rows.q_scales_of_two_rows(tid_x() % 32);
             let (reach, [least, most]) = (warp_reach(params, K::HEAD_DIM, of_two_rows), warp_scales(of_two_rows));
-            st_shared_v4_u32(true, rings.reach(tid_x() / 32), [reach, least, most, 0.0].map(f32::to_bits));
+            st_shared_v4_u32(true, rows.reach, [reach, least, most, 0.0].map(f32::to_bits));
             warp_sync();
         }
         let mut softmax = K::Softmax::new(params, q_scales, || [[0.0; 2]], || rows.notes());
@@ -193,7 +198,7 @@ impl<K: Kernel> Rows<'_, K> {
     unsafe fn is_narrow(&self, state: RingState) -> bool {
         unsafe {
             let [_, v, unit, _] = ld_shared_v4_f32(self.rings.block_scales(state));
-            let [_, least, most, _] = ld_shared_v4_f32(self.rings.reach(opaque(tid_x()) / 32));
+            let [_, least, most, _] = ld_shared_v4_f32(self.reach);
             let within = mul_rn_f32(unit, least) >= NARROW_LEAST && mul_rn_f32(unit, most) <= NARROW_MOST;
             vote_any(within && !v.is_nan())
         }
@@ -299,7 +304,7 @@ impl<K: Kernel> Rows<'_, K> {
             return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
         }
         let [k, v] = unsafe { ld_shared_v2_u32(self.rings.block_scales(state)) }.map(f32::from_bits);
-        BlockScales { k, v, reach: unsafe { ld_shared_f32(self.rings.reach(opaque(tid_x()) / 32)) } }
+        BlockScales { k, v, reach: unsafe { ld_shared_f32(self.reach) } }
     }
 
     /// The scales of the lane's rows, in the tile whose first row is `first`.

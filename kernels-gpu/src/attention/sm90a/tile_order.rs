@@ -4,16 +4,19 @@
 //! Where every row sees every key those are the tiles with fewer rows, one at the end of each head. Under a window a tile is the
 //! longer the later its rows are, or the earlier where only the left side has an end; the list then goes through a few heads at a
 //! time, whose K and V stay in the L2 cache. Packed sequences are one: the tiles of all, of which some have no rows.
+//!
+//! Tiles of unlike lengths are dealt out unevenly however they are ordered, so that the end of such a list is for the GPU to hand out: the
+//! grid's further rows are CTAs of a tile each, which start as the first row's end (`AttentionVariant::grid`).
 
 use super::Kernel;
 use crate::attention::sequence::Sequence;
 use crate::attention::window::Window;
+use crate::config::sm90a;
 use crate::division::div_rem;
-use crate::params::{AttentionParams, SeqLens};
+use crate::params::AttentionParams;
 use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_v4_u32};
-use crate::ptx::special::{ctaid_x, nctaid_x};
-use crate::seqlens::{packed_tiles, sequence_of_tile};
+use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_y_again, nctaid_x, nctaid_y};
 use core::marker::PhantomData;
 
 /// Bytes of K and V that CTAs should use at a time: the L2 cache of a Hopper GPU has 50 MB.
@@ -23,6 +26,7 @@ const L2_BYTES: u32 = 16 << 20;
 /// tiles while others have short ones; with one, that would give the same CTAs the longest tiles of each few heads. What a tile is,
 /// is worked out when asked for: registers are short where it is not.
 pub(crate) struct TileOrder<K> {
+    /// As many tiles before the end of the list as the current one is before the end of the CTA's part of it.
     index: u32,
     /// From this tile to the CTA's next.
     step: u32,
@@ -72,9 +76,9 @@ impl QueryTile {
 impl<K: Kernel> TileOrder<K> {
     #[inline(always)]
     pub(crate) fn first(params: &AttentionParams) -> Self {
-        let index = ctaid_x();
-        let step = if Self::forth_and_back(params) { 2 * (nctaid_x() - index) - 1 } else { nctaid_x() };
-        Self { index, step, kernel: PhantomData }
+        let step = if Self::forth_and_back(params) { 2 * (nctaid_x() - ctaid_x()) - 1 } else { nctaid_x() };
+        let rows = if ctaid_y() == 0 { (nctaid_y() - 1) * nctaid_x() } else { Self::all(params) - nctaid_x() };
+        Self { index: rows + ctaid_x(), step, kernel: PhantomData }
     }
 
     #[inline(always)]
@@ -83,10 +87,9 @@ impl<K: Kernel> TileOrder<K> {
         self.step = 2 * nctaid_x() - self.step;
     }
 
-    /// Whether all tiles but the last of each head are equally long.
     #[inline(always)]
     fn forth_and_back(params: &AttentionParams) -> bool {
-        Window::of(params).hides_nothing() && params.seqlens.packed_q == 0
+        sm90a::tiles_are_alike(params)
     }
 
     /// Query tiles of a head of the tensors.
@@ -95,7 +98,7 @@ impl<K: Kernel> TileOrder<K> {
         if params.seqlens.packed_q == 0 {
             opaque(params.seqlen_q).div_ceil(K::TILE_M)
         } else {
-            packed_tiles(opaque(params.seqlens.total_q), params.batch, K::TILE_M)
+            params.seqlens.query_tiles(params.batch, opaque(params.seqlen_q), K::TILE_M)
         }
     }
 
@@ -105,10 +108,16 @@ impl<K: Kernel> TileOrder<K> {
         if params.seqlens.packed_q == 0 { params.heads_q * params.batch } else { params.heads_q }
     }
 
-    /// Whether the list goes on.
+    /// Tiles of the list.
+    #[inline(always)]
+    fn all(params: &AttentionParams) -> u32 {
+        Self::heads(params) * Self::m_blocks(params)
+    }
+
+    /// Whether the CTA's part of the list goes on.
     #[inline(always)]
     pub(crate) fn left(&self, params: &AttentionParams) -> bool {
-        self.index < Self::heads(params) * Self::m_blocks(params)
+        self.index < Self::all(params)
     }
 
     /// The current tile, where there is one left.
@@ -117,7 +126,7 @@ impl<K: Kernel> TileOrder<K> {
     /// The arrays of the sequences' lengths are there.
     #[inline(always)]
     pub(crate) unsafe fn tile(&self, params: &AttentionParams) -> QueryTile {
-        let index = opaque(self.index);
+        let index = opaque(self.index) - (nctaid_y() - 1 - ctaid_y_again()) * nctaid_x();
         let (m_blocks, all) = (Self::m_blocks(params), Self::heads(params));
         // SAFETY: where there are tiles, no length is zero, and a band that has tiles has heads.
         let (head, m_block) = unsafe {
@@ -141,13 +150,13 @@ impl<K: Kernel> TileOrder<K> {
                 (first + head, if Window::of(params).grows() { m_blocks - 1 - rank } else { rank })
             }
         };
-        let SeqLens { cu_seqlens_q, total_q, packed_q, .. } = params.seqlens;
+        let seqlens = &params.seqlens;
         // SAFETY: there are heads; the arrays are the caller's promise, and the tile is of one of the launch's sequences.
         unsafe {
-            let ((batch, head_q), m_block) = if packed_q == 0 {
+            let ((batch, head_q), m_block) = if seqlens.packed_q == 0 {
                 (div_rem(head, params.heads_q), m_block)
             } else {
-                let (batch, m_block) = sequence_of_tile(cu_seqlens_q, total_q, params.batch, K::TILE_M, m_block);
+                let (batch, m_block) = seqlens.of_query_tile(params.batch, params.seqlen_q, K::TILE_M, m_block);
                 ((batch, head), m_block)
             };
             QueryTile { m_block, sequence: Sequence::new(params, batch, head_q) }
