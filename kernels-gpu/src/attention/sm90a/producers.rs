@@ -47,15 +47,15 @@ pub(crate) unsafe fn blocks<K: Kernel>(params: &AttentionParams, rings: &Rings<K
         while left > 0 {
             unsafe {
                 let number = cursor.number(params, || sequence);
-                let k = at(params.k, number, params.blocks.k_bytes);
-                let v = at(params.v, number, params.blocks.v_bytes);
                 cursor.advance(params, || (sequence, end - left + 1), left > 1);
                 rings.k().wait_empty(at_k);
                 mbarrier::arrive_expect(rings.k().full(at_k), bytes);
+                let k = at(params.k, number, params.blocks.k_bytes);
                 bulk::copy(rings.k().address(at_k), k, bytes, rings.k().full(at_k));
                 at_k = rings.k().next(at_k);
                 rings.v().wait_empty(at_v);
                 mbarrier::arrive_expect(rings.v().full(at_v), bytes);
+                let v = at(params.v, number, params.blocks.v_bytes);
                 bulk::copy(rings.v().address(at_v), v, bytes, rings.v().full(at_v));
                 at_v = rings.v().next(at_v);
             }
@@ -78,7 +78,6 @@ pub(crate) unsafe fn factors<K: Kernel>(params: &AttentionParams, rings: &Rings<
         let Blocks { first, end, .. } = brought::<K>(params, &tile);
         let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
         let sequence = tile.sequence;
-        let mut k_block = sequence.k_block_scale(params, first);
         let mut cursor = unsafe { Cursor::new(params, &sequence, first, first < end) };
         // What a page has behind the last key may be anything.
         let ragged = is_paged(params) && end * KV_BLOCK as u32 > sequence.seqlen_kv;
@@ -89,7 +88,7 @@ pub(crate) unsafe fn factors<K: Kernel>(params: &AttentionParams, rings: &Rings<
                 let source = at(params.k_scale, number, params.blocks.scale_bytes).wrapping_add(key as usize);
                 cursor.advance(params, || (sequence, end - left + 1), left > 1);
                 let scales = [0, 1, 8, 9].map(|key| ld_global_nc_f32(source.add(key)));
-                let k_scale = ld_global_nc_f32(k_block);
+                let k_scale = ld_global_nc_f32(sequence.k_block_scale(params, end - left));
                 let shrink = K::Softmax::shrink(params, K::HEAD_DIM, k_scale);
                 rings.k().wait_empty(k);
                 // NaN where they do not share a scale.
@@ -103,7 +102,6 @@ pub(crate) unsafe fn factors<K: Kernel>(params: &AttentionParams, rings: &Rings<
                 }
                 mbarrier::arrive(rings.k().full(k));
                 k = rings.k().next(k);
-                k_block = k_block.add(1);
             }
             left -= 1;
         }
