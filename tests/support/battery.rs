@@ -15,7 +15,7 @@ use int_flash_attention::reference::{self, Bounds, Int8};
 use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, Scored, SeqLens, Window};
 use int_flash_attention_kernels::config::short::SHORT;
 use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
-use int_flash_attention_kernels::quantize::launch::GATHER;
+use int_flash_attention_kernels::quantize::launch::{GATHER, PAGE_SCALES};
 use ptx_machine::Module;
 use std::sync::{Arc, OnceLock};
 
@@ -25,6 +25,7 @@ mod conversions;
 mod decode;
 mod float16;
 mod gather;
+mod prefill;
 mod short;
 
 /// One run of a kernel, and what must come out.
@@ -37,6 +38,8 @@ pub enum Check {
     Append(Box<append::AppendCheck>),
     /// Of pages as operands.
     Gather(Box<gather::GatherCheck>),
+    /// A prefill, by the kernels as they ship but for this.
+    Prefill(Box<prefill::PrefillCheck>),
 }
 
 impl Check {
@@ -51,6 +54,7 @@ impl Check {
             Self::Decode(check) => check.run(name, modules),
             Self::Append(check) => check.run(name, modules),
             Self::Gather(check) => check.run(name, modules),
+            Self::Prefill(check) => check.run(name, modules),
         }
     }
 }
@@ -218,7 +222,7 @@ fn doubles(values: &[f32]) -> Vec<f64> {
 /// A kernel that no cases are known for.
 pub fn of(kernel: &str) -> Result<Vec<Check>> {
     if let Some(variant) = config::ATTENTION.iter().find(|variant| variant.name == kernel) {
-        return Ok(attention::of(variant));
+        return attention::of(variant).into_iter().map(Ok).chain(prefill::of_attention(variant)).collect();
     }
     if let Some(variant) = config::BASELINE.iter().find(|variant| variant.name == kernel) {
         return Ok(float16::of(variant.head_dim));
@@ -231,6 +235,9 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
     }
     if kernel == GATHER.entry {
         return gather::of();
+    }
+    if kernel == PAGE_SCALES.entry {
+        return prefill::of();
     }
     for dtype in [DType::F16, DType::BF16, DType::F32] {
         if kernel == format!("quantize_{dtype}") {

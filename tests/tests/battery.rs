@@ -61,7 +61,7 @@ fn quantization() {
 
 #[test]
 fn append_and_gather() {
-    every(|kernel| kernel.starts_with("append") || kernel.starts_with("gather"));
+    every(|kernel| ["append", "gather", "page_scales"].iter().any(|start| kernel.starts_with(start)));
 }
 
 #[test]
@@ -87,6 +87,7 @@ fn all_kernels_have_a_battery() {
             "v_amax",
             "append",
             "gather",
+            "page_scales",
             "dequantize",
             "decode",
             "merge",

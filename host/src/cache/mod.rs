@@ -29,6 +29,7 @@ mod tables;
 
 pub use append::AppendProblem;
 pub use gather::GatherProblem;
+pub(crate) use gather::gather_sequence;
 pub use tables::{HostTables, PageTables};
 
 /// How the bytes of a pool's pages lie, and what they mean. Version 1.

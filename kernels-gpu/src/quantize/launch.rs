@@ -56,9 +56,29 @@ pub const fn gather_ctas(batch: usize, heads_kv: usize, seqlen_kv: usize) -> Opt
     grid(batch, heads_kv, kv_blocks(seqlen_kv))
 }
 
+/// Threads of a CTA of `page_scales`: a block for each warp at a time.
+pub const PAGE_SCALES_THREADS: usize = 128;
+/// `page_scales`, which is launched beside attention as `gather_pages` is.
+pub const PAGE_SCALES: Bounds =
+    Bounds { module: GATHER.module, entry: "page_scales", threads: PAGE_SCALES_THREADS, min_ctas: 8 };
+/// The most CTAs of `page_scales` for a head. With more blocks than their warps take at once, warps go round: most sequences are shorter than
+/// the longest that is planned for, and CTAs that find nothing to do take time.
+const PAGE_SCALES_CTAS: usize = 16;
+
+/// Grid of `page_scales`. `None` where there are more heads or sequences than a grid has.
+#[must_use]
+pub const fn page_scales_grid(batch: usize, heads_kv: usize, seqlen_kv: usize) -> Option<[u32; 3]> {
+    let ctas = kv_blocks(seqlen_kv).div_ceil(PAGE_SCALES_THREADS / 32);
+    let ctas = if ctas < PAGE_SCALES_CTAS { ctas } else { PAGE_SCALES_CTAS };
+    if batch > MAX_GRID_YZ || heads_kv > MAX_GRID_YZ {
+        return None;
+    }
+    Some([ctas as u32, heads_kv as u32, batch as u32])
+}
+
 /// All entry points of quantization and of caches.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
-    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER])
+    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER, &PAGE_SCALES])
 }
 
 /// 16-byte vectors of a tile that a thread has.
@@ -126,6 +146,8 @@ pub const fn v_amax_ctas(params: &QuantizeParams) -> Option<u32> {
 
 /// Largest x of a grid (CUDA programming guide, technical specifications per compute capability).
 pub(crate) const MAX_GRID: usize = i32::MAX as usize;
+/// Largest y and z of one.
+const MAX_GRID_YZ: usize = 65535;
 
 pub(crate) const fn grid(batch: usize, heads: usize, each: usize) -> Option<u32> {
     match batch.checked_mul(heads) {

@@ -8,6 +8,7 @@
 //!             V by token or by block, rotated four dims at a time: packed, transposed  values.rs
 //! append      new tokens to the pages of a cache, whole pages of V by block              append/
 //! gather      pages of a cache to the operands of attention                            gather.rs
+//! page_scales what attention on a cache needs of whole blocks                         page_scales.rs
 //! v_amax      the paper's one scale a head of V needs all of it first                  values.rs
 //! ```
 //!
@@ -49,6 +50,8 @@ pub(crate) mod middle;
 mod offset;
 #[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short")))]
 pub(crate) mod pack;
+#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+mod page_scales;
 #[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short")))]
 pub(crate) mod reduce;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]

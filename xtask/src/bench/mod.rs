@@ -8,6 +8,7 @@ mod decode;
 mod first_job;
 mod packed;
 mod plot;
+mod prefill;
 mod quantize;
 mod ranks;
 mod report;
@@ -95,6 +96,9 @@ pub struct Args {
     /// Measure appends to a paged cache: the rows whose name has this in it, or all
     #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode"])]
     append: Option<String>,
+    /// Measure chunks of new tokens on a paged cache, beside operands: the rows whose name has this in it, or all
+    #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode", "append"])]
+    prefill: Option<String>,
     /// Measure what changed scores cost: softcap, ALiBi, masks, biases and sinks
     #[arg(long, conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode", "append", "json"])]
     scores: bool,
@@ -141,6 +145,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if let Some(only) = &args.append {
         return append::run(&gpu, only, args.json.as_deref());
+    }
+    if let Some(only) = &args.prefill {
+        return prefill::run(&gpu, only, args.json.as_deref());
     }
     if args.scores {
         return scores::run(&gpu);
