@@ -155,6 +155,16 @@ pub enum Error {
         allowed: Vec<usize>,
     },
 
+    /// A prefill on the pages of a cache some of which have V in 4 bits.
+    #[error(
+        "{given} pages of the cache have V in 4 bits, which a prefill does not read: gather the sequences (`Gpu::plan_gather`, `HostCache::gather`) and attend \
+         on the operands"
+    )]
+    PrefillV4 {
+        /// Those of the cache.
+        given: usize,
+    },
+
     /// A cache with other pages in 4 bits than a decode was planned for.
     #[error(
         "{given} pages of the cache have V in 4 bits; the problem was made for {planned}: set v4_pages to the cache's"

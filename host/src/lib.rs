@@ -43,6 +43,7 @@ mod device;
 mod dtype;
 mod error;
 pub mod gpu;
+mod prefill;
 mod problem;
 mod progress;
 mod quantized;
@@ -68,11 +69,12 @@ pub use gpu::{
     AnySlice, AnySliceMut, AppendPlan, Appended, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan,
     DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceSeqLens, DeviceSlice, DeviceSliceMut,
     DeviceTables, DeviceV, Event, Family, GatherPlan, Gpu, Graph, JobPath, JobPlan, MergePlan, NewTokens, Operand,
-    QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan, ScoreViews, Slots, States, Stream, StreamRef,
-    ViewCache, ViewK, ViewMutCache, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands, ViewQ, ViewTables,
-    ViewV,
+    PrefillPlan, PrefillQueries, QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan, ScoreViews, Slots,
+    States, Stream, StreamRef, ViewCache, ViewK, ViewMutCache, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV,
+    ViewOperands, ViewQ, ViewTables, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
+pub use prefill::PrefillProblem;
 pub use problem::{
     Alibi, AttentionProblem, BiasLayout, HostSeqLens, MaskKind, MaskLayout, Scheme, ScoreMod, SeqLens, Sequences, Span,
     Window,

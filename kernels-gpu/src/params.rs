@@ -182,6 +182,29 @@ pub struct AttentionParams {
     pub seqlens: SeqLens,
     /// What changes a score, beside the window.
     pub score: ScoreParams,
+    /// Where blocks of K and V are.
+    pub blocks: BlockParams,
+}
+
+/// Where the blocks of K and V of a sequence are: one behind the other in the operands, or pages of a cache (docs/kernel-abi.md, "Attention on a
+/// paged cache"), of which `k`, `v`, `k_scale` and `v_scale` are those of the first head of the first page.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct BlockParams {
+    /// The page of each block of a sequence; anything may stand there. Null where blocks are no pages.
+    pub block_table: Global<u32>,
+    /// From one sequence to the next in the block table, and no less than the longest one has blocks.
+    pub table_stride: u32,
+    /// Pages of the pool, which has `pages * heads_kv` heads, fewer than `2^32`; 0 where blocks are no pages.
+    pub pages: u32,
+    /// Bytes from a block of K to the next, or from a head of a page to the next.
+    pub k_bytes: u32,
+    /// The same of V.
+    pub v_bytes: u32,
+    /// The same of the keys' scales and of the values'.
+    pub scale_bytes: u32,
+    /// Not read; makes the size a multiple of the alignment without bytes that are undefined.
+    pub reserved: u32,
 }
 
 /// `mask_kind`: how a mask has the keys of a row.
@@ -431,6 +454,20 @@ impl AttentionParams {
         reserved: 0,
         seqlens: SeqLens::NONE,
         score: ScoreParams::NONE,
+        blocks: BlockParams::NONE,
+    };
+}
+
+impl BlockParams {
+    /// No blocks.
+    pub const NONE: Self = Self {
+        block_table: Global::NULL,
+        table_stride: 0,
+        pages: 0,
+        k_bytes: 0,
+        v_bytes: 0,
+        scale_bytes: 0,
+        reserved: 0,
     };
 }
 
@@ -511,8 +548,14 @@ const _: () = assert!(size_of::<Strided>() == 4 * 8);
 const _: () = assert!(size_of::<ScoreParams>() == 4 * 8 + 6 * 8 + 6 * 4);
 const _: () = assert!(
     size_of::<AttentionParams>()
-        == 11 * 8 + size_of::<Strided>() + 12 * 4 + size_of::<SeqLens>() + size_of::<ScoreParams>()
+        == 11 * 8
+            + size_of::<Strided>()
+            + 12 * 4
+            + size_of::<SeqLens>()
+            + size_of::<ScoreParams>()
+            + size_of::<BlockParams>()
 );
+const _: () = assert!(size_of::<BlockParams>() == 8 + 6 * 4);
 const _: () = assert!(size_of::<SeqLens>() == 3 * 8 + 4 * 4);
 const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 14 * 4 + size_of::<SeqLens>());
 const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 8 * 4 + size_of::<SeqLens>());

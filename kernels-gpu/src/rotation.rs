@@ -30,7 +30,7 @@ pub(crate) struct Place {
     /// Whether that is a power of two.
     whole: bool,
     /// Logarithm of the lanes that share a token: 0 to 3.
-    log_lanes: u32,
+    pub log_lanes: u32,
     /// The lane's number among them.
     pub lane: u32,
     /// The lane's token among those that the warp holds.
@@ -41,7 +41,13 @@ impl Place {
     /// The place of the calling lane; `padded` is the head dim or the next power of two.
     #[inline(always)]
     pub fn new(head_dim: u32, padded: u32) -> Self {
-        let log_lanes = (padded / DIMS as u32).trailing_zeros();
+        Self::of_lanes_with::<DIMS>(head_dim, padded)
+    }
+
+    /// The same where a lane holds `N` dims of a token, [`DIMS`] or twice as many.
+    #[inline(always)]
+    pub fn of_lanes_with<const N: usize>(head_dim: u32, padded: u32) -> Self {
+        let log_lanes = (padded / N as u32).trailing_zeros();
         let lane = tid_x_again() % 32;
         let whole = head_dim == padded;
         Self { head_dim, whole, log_lanes, lane: lane & ((1 << log_lanes) - 1), token: lane >> log_lanes }
@@ -51,6 +57,12 @@ impl Place {
     #[inline(always)]
     pub fn head_dim(&self) -> u32 {
         self.head_dim
+    }
+
+    /// Whether a token of a tensor with `dims` has all the lanes' vectors.
+    #[inline(always)]
+    pub fn is_whole(&self, dims: u32) -> bool {
+        self.whole & (dims == self.head_dim)
     }
 
     /// Lanes that share a token.
@@ -88,6 +100,12 @@ impl Place {
     #[inline(always)]
     pub fn staged(&self, i: usize, vector_dims: usize) -> u32 {
         let (lane, i, unit) = (tid_x_again() % 32, i as u32, vector_dims as u32);
+        if unit == 8 {
+            let alone = self.log_lanes == 0;
+            let first = selp_b32(alone, (lane >> 4) * 512 + (lane & 15) * 16, (lane >> 1) * 16 + (lane & 1) * 8);
+            let (low, high) = (selp_b32(alone, 8, 256), selp_b32(alone, 256, 512));
+            return first + (i & 1) * low + (i >> 1 & 1) * high + (i >> 2) * 1024;
+        }
         // 16 codes of a token are together: of two lanes with halves and four with floats, or of that many vectors of fewer lanes.
         let log = self.log_lanes.min(4 - unit.trailing_zeros());
         let own = 4 - unit.trailing_zeros() - log;
@@ -101,10 +119,19 @@ impl Place {
     #[inline(always)]
     pub fn staged_unit(&self, n: u32, vector_dims: usize) -> (u32, u32) {
         let unit = vector_dims as u32;
+        if self.halves_alone(vector_dims) {
+            return ((n >> 5 & 1) * 16 + (n & 15), (n >> 6) * 32 + (n >> 4 & 1) * 16);
+        }
         let log = self.log_lanes.min(4 - unit.trailing_zeros());
         let own = 4 - unit.trailing_zeros() - log;
         let (i, lane) = ((n >> (5 - log)) << own, (n << log) & 31);
         (lane >> self.log_lanes, ((lane & (self.lanes() - 1)) + (i << self.log_lanes)) * unit)
+    }
+
+    /// Whether a lane has tokens of halves to itself: 512 codes that wait together are then 32 dims of 16 tokens, of which a store fills whole sectors.
+    #[inline(always)]
+    fn halves_alone(&self, vector_dims: usize) -> bool {
+        vector_dims == 8 && self.log_lanes == 0
     }
 
     /// [`vector`](Self::vector), or the first of the lane where the token has no such.
@@ -151,10 +178,19 @@ impl Place {
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
     pub unsafe fn butterflies<E: Element>(&self, x: &mut [f32; DIMS]) {
-        butterflies_here::<1>(x);
-        butterflies_here::<2>(x);
+        unsafe { self.butterflies_of::<E, DIMS>(x) }
+    }
+
+    /// The same of `N` dims a lane.
+    ///
+    /// # Safety
+    /// All 32 lanes of a converged warp call it.
+    #[inline(always)]
+    pub unsafe fn butterflies_of<E: Element, const N: usize>(&self, x: &mut [f32; N]) {
+        butterflies_here::<1, N>(x);
+        butterflies_here::<2, N>(x);
         if E::LANES == 8 {
-            butterflies_here::<4>(x);
+            butterflies_here::<4, N>(x);
         }
         if self.log_lanes > 0 {
             unsafe { self.butterflies_between(x, 1) };
@@ -168,19 +204,28 @@ impl Place {
         // Between the lane's vectors: all of them, but for the 32 dims of 96 that go together, which are no more than two vectors of floats or one of
         // halves of each lane.
         if E::LANES == 4 {
-            butterflies_here::<4>(x);
+            butterflies_here::<4, N>(x);
+        }
+        // Of halves, two of the four lanes with half as many dims are vectors of the same lane.
+        if N > DIMS {
+            butterflies_here::<8, N>(x);
         }
         if self.whole {
-            butterflies_here::<8>(x);
-            butterflies_here::<16>(x);
+            if N == DIMS {
+                butterflies_here::<8, N>(x);
+            }
+            butterflies_here::<16, N>(x);
+            if N > DIMS {
+                butterflies_here::<32, N>(x);
+            }
         }
     }
 
     /// The butterflies whose other half is in lane `lane ^ mask`: the sum where this lane's is the first half, else the other's less this.
     #[inline(always)]
-    unsafe fn butterflies_between(&self, x: &mut [f32; DIMS], mask: u32) {
+    unsafe fn butterflies_between<const N: usize>(&self, x: &mut [f32; N], mask: u32) {
         let sign = f32::from_bits(1.0_f32.to_bits() | (self.lane & mask) << (31 - mask.trailing_zeros()));
-        unroll!(0..DIMS, |i| {
+        unroll!(0..N, |i| {
             let other = f32::from_bits(unsafe { shfl_sync_bfly_b32(x[i].to_bits(), mask) });
             // One rounding of a sum: the product is exact.
             x[i] = fma_rn_f32(x[i], sign, other);
@@ -190,8 +235,8 @@ impl Place {
 
 /// The butterflies whose halves are `H` registers apart.
 #[inline(always)]
-fn butterflies_here<const H: usize>(x: &mut [f32; DIMS]) {
-    unroll!(0..DIMS / 2, |pair| {
+fn butterflies_here<const H: usize, const N: usize>(x: &mut [f32; N]) {
+    unroll!(0..N / 2, |pair| {
         let i = pair / H * 2 * H + pair % H;
         let (a, b) = (x[i], x[i + H]);
         (x[i], x[i + H]) = (a + b, a - b);

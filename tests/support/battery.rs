@@ -15,7 +15,7 @@ use int_flash_attention::reference::{self, Bounds, Int8};
 use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, Scored, SeqLens, Window};
 use int_flash_attention_kernels::config::short::SHORT;
 use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
-use int_flash_attention_kernels::quantize::launch::{CONVERT, GATHER};
+use int_flash_attention_kernels::quantize::launch::{CONVERT, GATHER, PAGE_SCALES};
 use ptx_machine::Module;
 use std::sync::{Arc, OnceLock};
 
@@ -26,6 +26,7 @@ mod convert;
 mod decode;
 mod float16;
 mod gather;
+mod prefill;
 mod short;
 
 /// One run of a kernel, and what must come out.
@@ -40,6 +41,8 @@ pub enum Check {
     Gather(Box<gather::GatherCheck>),
     /// Of pages from one kind to the other.
     Convert(Box<convert::ConvertCheck>),
+    /// A prefill, by the kernels as they ship but for this.
+    Prefill(Box<prefill::PrefillCheck>),
 }
 
 impl Check {
@@ -55,6 +58,7 @@ impl Check {
             Self::Append(check) => check.run(name, modules),
             Self::Gather(check) => check.run(name, modules),
             Self::Convert(check) => check.run(name, modules),
+            Self::Prefill(check) => check.run(name, modules),
         }
     }
 }
@@ -222,7 +226,7 @@ fn doubles(values: &[f32]) -> Vec<f64> {
 /// A kernel that no cases are known for.
 pub fn of(kernel: &str) -> Result<Vec<Check>> {
     if let Some(variant) = config::ATTENTION.iter().find(|variant| variant.name == kernel) {
-        return Ok(attention::of(variant));
+        return attention::of(variant).into_iter().map(Ok).chain(prefill::of_attention(variant)).collect();
     }
     if let Some(variant) = config::BASELINE.iter().find(|variant| variant.name == kernel) {
         return Ok(float16::of(variant.head_dim));
@@ -238,6 +242,9 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
     }
     if kernel == CONVERT.entry {
         return convert::of();
+    }
+    if kernel == PAGE_SCALES.entry {
+        return prefill::of();
     }
     for dtype in [DType::F16, DType::BF16, DType::F32] {
         if kernel == format!("quantize_{dtype}") {

@@ -1,12 +1,13 @@
 //! A paged cache, whatever its kernels run on, against the reference bit for bit, and against a plain model of what sequences hold.
 
 use crate::decode::any_range;
+use crate::prefill::PrefillCase;
 use crate::properties::bias_within_rounding;
 use crate::values::{Noise, Values};
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::{
     AttentionProblem, CacheShape, DType, DecodeHeads, DecodeProblem, HostCache, HostK, HostQ, HostQuantized,
-    HostTables, HostTensor, HostV, Shape, TensorLayout, Window, reference,
+    HostTables, HostTensor, HostV, PrefillProblem, Shape, TensorLayout, Window, reference,
 };
 use int_flash_attention_kernels::layout::page::{page_head, page_v_offset};
 use int_flash_attention_kernels::layout::v4::v4_steps_offset;
@@ -49,6 +50,13 @@ pub trait Cache {
     /// When a launch fails.
     fn gather(&self, tables: &HostTables, seqlen_kv: usize) -> Result<(HostK, HostV)>;
 
+    /// The output of a prefill on the cache, which is the case's, `[batch][head][token][dim]`.
+    ///
+    /// # Errors
+    ///
+    /// When a launch fails.
+    fn prefill(&self, case: &PrefillCase) -> Result<Vec<f64>>;
+
     /// Copies pages.
     ///
     /// # Errors
@@ -85,6 +93,11 @@ impl Cache for HostCache {
 
     fn gather(&self, tables: &HostTables, seqlen_kv: usize) -> Result<(HostK, HostV)> {
         Ok(Self::gather(self, tables, seqlen_kv)?)
+    }
+
+    fn prefill(&self, case: &PrefillCase) -> Result<Vec<f64>> {
+        let (cache, offsets) = (self.sequences(&case.tables)?, case.cu_seqlens_q.as_deref());
+        Ok(case.problem.on_cpu(&case.q, offsets, &cache, &case.tensors())?.o)
     }
 
     fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {
@@ -420,6 +433,46 @@ impl Model {
         if self.shape.v4_pages > 0 { 1.2e-1 } else { 3e-2 }
     }
 
+    /// Attention of the last tokens of all sequences, any number of each, on the pages, against float64 on the model.
+    fn prefill_pages(&mut self, cache: &impl Cache) -> Result<()> {
+        if self.shape.v4_pages > 0 {
+            // Refused.
+            return Ok(());
+        }
+        let (heads_kv, d) = (self.shape.heads_kv, self.shape.head_dim);
+        let lengths: Vec<usize> = (0..self.sequences.len()).map(|sequence| self.len(sequence)).collect();
+        let new: Vec<usize> = lengths.iter().map(|&len| self.any(24).min(len)).collect();
+        let mut offsets = vec![0];
+        offsets.extend(new.iter().scan(0, |sum, &new| {
+            *sum += new as u32;
+            Some(*sum)
+        }));
+        let total = new.iter().sum::<usize>().max(1);
+        let tables = self.tables();
+        let longest = tables.max_blocks * CacheShape::PAGE_TOKENS;
+        let problem = PrefillProblem::new(new.len(), 2 * heads_kv, heads_kv, 24, longest, d).with_packed_queries(total);
+        let q = Values::Normal.tensor(DType::F32, TensorLayout::bhnd(problem.q_shape()), self.tokens as u64)?;
+        let host = cache.host()?;
+        let got =
+            cache.prefill(&PrefillCase::new(problem, host.quantize_q(&q)?, Some(offsets.clone()), host, tables))?;
+        for (i, (&len, &new)) in lengths.iter().zip(&new).enumerate().filter(|(_, (_, new))| **new > 0) {
+            let first = offsets[i] as usize;
+            let problem = AttentionProblem::new(1, 2 * heads_kv, heads_kv, new, len, d).with_window(Window::CAUSAL);
+            let of = |values: &[f32]| {
+                let layout = TensorLayout::bnhd(problem.kv_shape());
+                HostTensor::new(values.to_vec(), layout)
+            };
+            let own = TensorLayout::bhnd(problem.q_shape());
+            let q = HostTensor::from_fn(DType::F32, own, |_, h, n, d| q.get(0, h, first + n, d))?;
+            let want = reference::exact(&problem, &q, &of(&self.sequences[i].k)?, &of(&self.sequences[i].v)?)?;
+            let rows = (0..2 * heads_kv).flat_map(|head| (0..new).map(move |row| head * total + first + row));
+            let got: Vec<f64> = rows.flat_map(|row| got[row * d..][..d].iter().copied()).collect();
+            let error = reference::compare(&got, &want.o).relative_l2;
+            ensure!(error < 3e-2, "the last {new} tokens of sequence {i} of {len} are off by {error:e}");
+        }
+        Ok(())
+    }
+
     /// Attention of the last queries of a sequence on what a gather gives, against float64 on the model.
     fn prefill(&mut self, cache: &impl Cache) -> Result<()> {
         let sequence = self.any(self.sequences.len());
@@ -507,6 +560,7 @@ pub fn behaves_as_a_model(cache: &mut impl Cache, seed: u64, steps: usize) -> Re
     for step in 0..steps {
         let done = model.step(cache).and_then(|()| match step % 4 {
             1 => model.prefill(cache),
+            2 => model.prefill_pages(cache),
             3 => model.attend(&cache.host()?),
             _ => Ok(()),
         });

@@ -8,6 +8,7 @@ pub mod case;
 pub mod continuation;
 pub mod decode;
 pub mod definition;
+pub mod prefill;
 pub mod properties;
 pub mod ranks;
 pub mod scores;

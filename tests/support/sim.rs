@@ -26,6 +26,7 @@ mod append;
 mod decode;
 mod later;
 mod parts;
+mod prefill;
 mod quantize;
 mod short;
 mod tensors;

@@ -61,7 +61,7 @@ fn quantization() {
 
 #[test]
 fn append_and_gather() {
-    every(|kernel| ["append", "gather", "convert"].iter().any(|start| kernel.starts_with(start)));
+    every(|kernel| ["append", "gather", "convert", "page_scales"].iter().any(|start| kernel.starts_with(start)));
 }
 
 #[test]
@@ -88,6 +88,7 @@ fn all_kernels_have_a_battery() {
             "append",
             "gather",
             "convert",
+            "page_scales",
             "dequantize",
             "decode",
             "merge",

@@ -2,9 +2,10 @@
 
 use super::{CacheShape, HeadPlace, HostCache, HostTables};
 use crate::error::{Error, Result};
-use crate::problem::Scheme;
+use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::{HostK, HostV, Lengths, PackedFormat, QuantizedK, QuantizedV};
 use crate::shape::Shape;
+use int_flash_attention_kernels::layout::page::page_bytes;
 use int_flash_attention_kernels::layout::{KV_BLOCK, MIN_SCALE, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
 use int_flash_attention_kernels::params::GatherParams;
 use int_flash_attention_kernels::quantize::launch::gather_ctas;
@@ -69,57 +70,84 @@ impl HostCache {
     pub fn gather(&self, tables: &HostTables, seqlen_kv: usize) -> Result<(HostK, HostV)> {
         self.check()?;
         tables.check(&self.shape)?;
-        let CacheShape { heads_kv, head_dim: d, .. } = self.shape;
         let problem = GatherProblem { cache: self.shape, batch: tables.batch, seqlen_kv };
-        let (_, lengths) = problem.check()?;
         problem.params(tables.batch, tables.max_blocks)?;
-        let offset = self.k_offset.clone().unwrap_or_else(|| vec![0.0; heads_kv * d]);
-        let (shape, scheme, format) = (problem.shape(), Scheme::Default, PackedFormat::CURRENT);
-        let mut k = QuantizedK {
-            packed: None,
-            shape,
-            scheme,
-            format,
-            data: vec![0; lengths.kv_data],
-            scale: vec![0.0; lengths.kv_scale],
-            block_scale: vec![0.0; lengths.blocks],
-            offset: offset.repeat(tables.batch),
-        };
-        let mut v = QuantizedV {
-            packed: None,
-            shape,
-            scheme,
-            format,
-            data: vec![v_byte(0); lengths.kv_data],
-            scale: vec![0.0; lengths.kv_scale],
-            block_scale: vec![MIN_SCALE; lengths.blocks],
-            unit: vec![1.0; lengths.heads],
-        };
-        let blocks = kv_blocks(seqlen_kv);
-        for to in 0..lengths.blocks {
-            let (head, block) = (to / blocks, to % blocks);
-            let (sequence, head) = (head / heads_kv, head % heads_kv);
-            let len = (tables.seqlens_kv[sequence] as usize).min(seqlen_kv);
-            let count = len.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
-            if count == 0 {
-                continue;
-            }
-            let page = tables.block_table[sequence * tables.max_blocks + block] as usize;
-            let place = HeadPlace::new(&self.shape, page, head);
-            let page = &self.pool[place.range()];
-            for key in 0..count {
-                for dim in 0..d {
-                    k.data[to * block_bytes(d) + k_offset(key, dim)] = place.k(page, key, dim);
-                    v.data[to * block_bytes(d) + v_offset(key, dim, d)] = v_byte(place.v(page, key, dim));
-                }
-                k.scale[to * KV_BLOCK + key] = place.k_scale(page, key);
-                v.scale[to * KV_BLOCK + key] = place.v_scale(page, key);
-            }
-            let [of_k, of_v] = [&k.scale, &v.scale].map(|scales| &scales[to * KV_BLOCK..][..count]);
-            // Of those that are numbers.
-            k.block_scale[to] = of_k.iter().copied().fold(0.0, f32::max);
-            v.block_scale[to] = if of_v.iter().all(|&scale| scale == of_v[0]) { of_v[0] } else { f32::NAN };
+        let (mut k, v) = gather(&self.pool, &problem, (&tables.block_table, tables.max_blocks), &tables.seqlens_kv)?;
+        if let Some(offset) = &self.k_offset {
+            k.offset = offset.repeat(tables.batch);
         }
         Ok((k, v))
     }
+}
+
+/// The first `len` tokens of the sequence of `problem` whose row of the block table this is, which has pages of the pool, as operands of a cache that takes nothing
+/// out of K.
+pub(crate) fn gather_sequence(
+    pool: &[u8],
+    problem: &AttentionProblem,
+    row: &[u32],
+    len: usize,
+) -> Result<(HostK, HostV)> {
+    let AttentionProblem { heads_kv, head_dim, .. } = *problem;
+    let cache = CacheShape { pages: pool.len() / page_bytes(heads_kv, head_dim), v4_pages: 0, heads_kv, head_dim };
+    gather(pool, &GatherProblem { cache, batch: 1, seqlen_kv: len }, (row, row.len()), &[len as u32])
+}
+
+/// What a problem says of a pool and its block table, of which the stride is given, all pages in use being of the pool.
+fn gather(
+    pool: &[u8],
+    problem: &GatherProblem,
+    (block_table, stride): (&[u32], usize),
+    seqlens_kv: &[u32],
+) -> Result<(HostK, HostV)> {
+    let CacheShape { heads_kv, head_dim: d, .. } = problem.cache;
+    let (_, lengths) = problem.check()?;
+    let seqlen_kv = problem.seqlen_kv;
+    let (shape, scheme, format) = (problem.shape(), Scheme::Default, PackedFormat::CURRENT);
+    let mut k = QuantizedK {
+        packed: None,
+        shape,
+        scheme,
+        format,
+        data: vec![0; lengths.kv_data],
+        scale: vec![0.0; lengths.kv_scale],
+        block_scale: vec![0.0; lengths.blocks],
+        offset: vec![0.0; lengths.channels],
+    };
+    let mut v = QuantizedV {
+        packed: None,
+        shape,
+        scheme,
+        format,
+        data: vec![v_byte(0); lengths.kv_data],
+        scale: vec![0.0; lengths.kv_scale],
+        block_scale: vec![MIN_SCALE; lengths.blocks],
+        unit: vec![1.0; lengths.heads],
+    };
+    let blocks = kv_blocks(seqlen_kv);
+    for to in 0..lengths.blocks {
+        let (head, block) = (to / blocks, to % blocks);
+        let (sequence, head) = (head / heads_kv, head % heads_kv);
+        let len = (seqlens_kv[sequence] as usize).min(seqlen_kv);
+        let count = len.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
+        if count == 0 {
+            continue;
+        }
+        let page = block_table[sequence * stride + block] as usize;
+        let place = HeadPlace::new(&problem.cache, page, head);
+        let page = &pool[place.range()];
+        for key in 0..count {
+            for dim in 0..d {
+                k.data[to * block_bytes(d) + k_offset(key, dim)] = place.k(page, key, dim);
+                v.data[to * block_bytes(d) + v_offset(key, dim, d)] = v_byte(place.v(page, key, dim));
+            }
+            k.scale[to * KV_BLOCK + key] = place.k_scale(page, key);
+            v.scale[to * KV_BLOCK + key] = place.v_scale(page, key);
+        }
+        let [of_k, of_v] = [&k.scale, &v.scale].map(|scales| &scales[to * KV_BLOCK..][..count]);
+        // Of those that are numbers.
+        k.block_scale[to] = of_k.iter().copied().fold(0.0, f32::max);
+        v.block_scale[to] = if of_v.iter().all(|&scale| scale == of_v[0]) { of_v[0] } else { f32::NAN };
+    }
+    Ok((k, v))
 }

@@ -38,6 +38,7 @@ pub use append::AppendProblem;
 #[doc(hidden)]
 pub use copies::PageCopy;
 pub use gather::GatherProblem;
+pub(crate) use gather::gather_sequence;
 pub use tables::{HostTables, PageTables};
 
 /// How the bytes of a pool's pages lie, and what they mean. Version 2; version 1, which had no pages with V in 4 bits, is read as well.

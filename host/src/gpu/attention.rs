@@ -316,6 +316,12 @@ impl AttentionPlan {
         unsafe { self.launch_params(launch, &params) }
     }
 
+    /// What it writes.
+    #[inline]
+    pub(super) const fn output(&self) -> &AttentionOutput {
+        &self.output
+    }
+
     /// The parameter, all but the addresses.
     #[inline]
     pub(super) fn params(&self) -> &AttentionParams {

@@ -51,6 +51,7 @@ mod memory;
 mod merge;
 mod one_buffer;
 mod operands;
+mod prefill;
 mod quantize;
 mod scores;
 mod seqlens;
@@ -77,6 +78,7 @@ pub use operands::{
     DeviceK, DeviceOperands, DeviceQ, DeviceV, ViewK, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, ViewOperands,
     ViewQ, ViewV,
 };
+pub use prefill::{PrefillPlan, PrefillQueries};
 pub use quantize::{QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan};
 pub use scores::ScoreViews;
 pub use seqlens::DeviceSeqLens;

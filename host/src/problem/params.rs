@@ -3,10 +3,10 @@
 use super::{AttentionProblem, Sequences, Window};
 use crate::dtype::DType;
 use crate::shape::{Shape, TensorLayout};
-use int_flash_attention_kernels::layout::packed_dim;
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, packed_dim};
 use int_flash_attention_kernels::params::{
-    AttentionParams, BaselineParams, DequantizeParams, Global, QuantizeParams, SeqLens, ShortParams, Strided,
-    UNLIMITED, operand,
+    AttentionParams, BaselineParams, BlockParams, DequantizeParams, Global, QuantizeParams, SeqLens, ShortParams,
+    Strided, UNLIMITED, operand,
 };
 
 impl AttentionProblem {
@@ -31,6 +31,12 @@ impl AttentionProblem {
             score: self.score_mod.params(self),
             seqlens: self.seqlens_params(),
             o_dims: self.value_dim() as u32,
+            blocks: BlockParams {
+                k_bytes: block_bytes(packed_dim(self.head_dim)) as u32,
+                v_bytes: block_bytes(packed_dim(self.value_dim())) as u32,
+                scale_bytes: (size_of::<f32>() * KV_BLOCK) as u32,
+                ..BlockParams::NONE
+            },
             ..AttentionParams::NONE
         }
     }

@@ -25,6 +25,7 @@ mod int8;
 mod merge;
 mod narrow;
 mod packed;
+mod prefill;
 mod quantize;
 mod rows;
 mod score;
@@ -43,6 +44,7 @@ pub use gpu_bounds::{gpu_bounds, gpu_bounds_rows, ideal_bounds};
 pub(crate) use int8::int8_with_progress;
 pub use int8::{Int8, int8, int8_rows};
 pub use merge::{HostState, merge, merge_bounds};
+pub use prefill::prefill;
 pub use quantize::{quantize, quantize_k, quantize_k_on, quantize_q, quantize_v, quantize_v_on};
 
 /// How far each element may be from a reference, absolutely.

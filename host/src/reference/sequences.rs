@@ -193,16 +193,7 @@ pub fn gpu_bounds<'a>(
 /// A wrong problem.
 pub fn part(problem: &AttentionProblem, span: &Span, x: &HostQuantized) -> Result<HostQuantized> {
     let one = problem.of_one(span.q.len(), span.kv.len());
-    let mut out = empty(&one)?;
-    for head in 0..problem.heads_q {
-        let (from, d) = (span.rows(problem, head), packed_dim(problem.head_dim));
-        let to = head * span.q.len()..(head + 1) * span.q.len();
-        out.q.data[to.start * d..to.end * d].copy_from_slice(&x.q.data[from.start * d..from.end * d]);
-        out.q.scale[to.clone()].copy_from_slice(&x.q.scale[from.clone()]);
-        if let (Some(to_bias), Some(bias)) = (&mut out.q.bias, &x.q.bias) {
-            to_bias[to].copy_from_slice(&bias[from]);
-        }
-    }
+    let mut out = HostQuantized { q: part_of_q(problem, span, &x.q)?, ..empty(&one)? };
     for head in 0..problem.heads_kv {
         let (from, of_all) = (span.blocks(problem, head), span.head(problem, head));
         let to = of_one(&from, head);
@@ -217,6 +208,22 @@ pub fn part(problem: &AttentionProblem, span: &Span, x: &HostQuantized) -> Resul
         out.v.scale[keys(&to)].copy_from_slice(&x.v.scale[keys(&from)]);
         out.v.block_scale[to].copy_from_slice(&x.v.block_scale[from]);
         out.v.unit[head] = x.v.unit[of_all];
+    }
+    Ok(out)
+}
+
+/// The queries of one sequence, as those of a dense problem.
+pub(super) fn part_of_q(problem: &AttentionProblem, span: &Span, q: &HostQ) -> Result<HostQ> {
+    // Of K there is something in any problem.
+    let HostQuantized { q: mut out, .. } = empty(&problem.of_one(span.q.len(), 1))?;
+    for head in 0..problem.heads_q {
+        let (from, d) = (span.rows(problem, head), packed_dim(problem.head_dim));
+        let to = head * span.q.len()..(head + 1) * span.q.len();
+        out.data[to.start * d..to.end * d].copy_from_slice(&q.data[from.start * d..from.end * d]);
+        out.scale[to.clone()].copy_from_slice(&q.scale[from.clone()]);
+        if let (Some(to_bias), Some(bias)) = (&mut out.bias, &q.bias) {
+            to_bias[to].copy_from_slice(&bias[from]);
+        }
     }
     Ok(out)
 }
@@ -294,7 +301,7 @@ fn tensors(span: &Span, q: &HostTensor, k: &HostTensor, v: &HostTensor) -> Resul
 }
 
 /// The rows of all sequences, in the order of the problem's tensors.
-struct Whole<'a> {
+pub(super) struct Whole<'a> {
     problem: &'a AttentionProblem,
     o: Vec<f64>,
     lse: Vec<f64>,
@@ -302,7 +309,7 @@ struct Whole<'a> {
 
 impl<'a> Whole<'a> {
     /// Of rows that see no key, with the sinks of those that sequences have.
-    fn new(scored: &Scored<'a>, spans: &[Span]) -> Self {
+    pub(super) fn new(scored: &Scored<'a>, spans: &[Span]) -> Self {
         let problem = scored.problem;
         let mut all = Self { lse: vec![f64::NEG_INFINITY; problem.q_shape().rows()], ..Self::zero(problem) };
         for (span, head) in spans.iter().flat_map(|span| (0..problem.heads_q).map(move |head| (span, head))) {
@@ -313,19 +320,23 @@ impl<'a> Whole<'a> {
         all
     }
 
+    pub(super) fn results(self) -> Int8 {
+        Int8 { o: self.o, lse: self.lse }
+    }
+
     fn zero(problem: &'a AttentionProblem) -> Self {
         let shape = problem.o_shape();
         Self { problem, o: vec![0.0; shape.elements()], lse: vec![0.0; shape.rows()] }
     }
 
     /// The sequence as a dense problem, where it has queries and keys.
-    fn dense(&self, span: &Span) -> Option<AttentionProblem> {
+    pub(super) fn dense(&self, span: &Span) -> Option<AttentionProblem> {
         let is = !span.q.is_empty() && !span.kv.is_empty();
         is.then(|| self.problem.of_one(span.q.len(), span.kv.len()))
     }
 
     /// A sequence's results, `[heads_q][rows]`.
-    fn put(&mut self, span: &Span, o: &[f64], lse: &[f64]) {
+    pub(super) fn put(&mut self, span: &Span, o: &[f64], lse: &[f64]) {
         let (n, d) = (span.q.len(), self.problem.value_dim());
         for head in 0..self.problem.heads_q {
             let to = span.rows(self.problem, head);

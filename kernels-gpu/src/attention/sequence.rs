@@ -3,8 +3,10 @@
 use super::window::Window;
 use crate::division::div_rem;
 use crate::element::Element;
-use crate::layout::{KV_BLOCK, block_bytes};
-use crate::params::{AttentionParams, Strided};
+use crate::layout::KV_BLOCK;
+use crate::params::{AttentionParams, Global, Strided};
+use crate::ptx::global::ld_global_nc_u32;
+use crate::ptx::opaque::opaque;
 
 /// A query head of a sequence, and the head of K and V that serves it: the only thing that knows how long the sequence is and where its
 /// rows and blocks begin. Another source of blocks is another `first_block` or another [`block`](Self::block).
@@ -90,46 +92,26 @@ impl Sequence {
         params.lse.ptr().cast_mut().wrapping_add(self.row(params, row) as usize)
     }
 
-    /// The place of a block of keys among all blocks.
-    #[inline(always)]
-    fn block(&self, block: u32) -> u64 {
-        u64::from(self.first_block + block)
-    }
-
-    /// A packed block of K.
-    #[inline(always)]
-    pub(crate) fn k(&self, params: &AttentionParams, head_dim: usize, block: u32) -> *const u8 {
-        params.k.ptr().wrapping_add((self.block(block) * block_bytes(head_dim) as u64) as usize)
-    }
-
-    /// A packed block of V.
-    #[inline(always)]
-    pub(crate) fn v(&self, params: &AttentionParams, head_dim: usize, block: u32) -> *const u8 {
-        params.v.ptr().wrapping_add((self.block(block) * block_bytes(head_dim) as u64) as usize)
-    }
-
-    /// The scales of a block of keys.
-    #[inline(always)]
-    pub(crate) fn k_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
-        params.k_scale.ptr().wrapping_add((self.block(block) * KV_BLOCK as u64) as usize)
-    }
-
     /// The largest scale of a block's keys, and behind it those of the blocks after it.
     #[inline(always)]
     pub(crate) fn k_block_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
-        params.k_block_scale.ptr().wrapping_add(self.block(block) as usize)
-    }
-
-    /// The scales of a block of values.
-    #[inline(always)]
-    pub(crate) fn v_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
-        params.v_scale.ptr().wrapping_add((self.block(block) * KV_BLOCK as u64) as usize)
+        params.k_block_scale.ptr().wrapping_add((self.first_block + block) as usize)
     }
 
     /// The scale that a block's values share, or NaN, and behind it those of the blocks after it.
     #[inline(always)]
     pub(crate) fn v_block_scale(&self, params: &AttentionParams, block: u32) -> *const f32 {
-        params.v_block_scale.ptr().wrapping_add(self.block(block) as usize)
+        params.v_block_scale.ptr().wrapping_add((self.first_block + block) as usize)
+    }
+
+    /// What the block table of a paged cache says of a block: a page, or anything.
+    ///
+    /// # Safety
+    /// One of the sequence's.
+    #[inline(always)]
+    unsafe fn page(&self, params: &AttentionParams, block: u32) -> u32 {
+        let entry = u64::from(self.batch) * u64::from(params.blocks.table_stride) + u64::from(block);
+        unsafe { ld_global_nc_u32(params.blocks.block_table.ptr().wrapping_add(entry as usize).cast()) }
     }
 
     /// The unit in which the head's values are added up.
@@ -143,6 +125,72 @@ impl Sequence {
     pub(crate) fn o<E: Element>(&self, params: &AttentionParams, row: u32, dim: usize) -> *mut u8 {
         token(&params.o, E::BYTES, [self.batch_q(params), self.head_q, self.first_q + row], dim).cast_mut()
     }
+}
+
+/// The next of a sequence's blocks to be read: its number, or of a paged cache what the block table says. The number of a page's head is made when
+/// that is read: the table was looked at a block earlier, and nobody waits for that.
+#[derive(Clone, Copy)]
+pub(crate) struct Cursor {
+    next: u32,
+}
+
+impl Cursor {
+    /// In front of block `block`, if there is such a block.
+    ///
+    /// # Safety
+    /// Then it is one of the sequence's.
+    #[inline(always)]
+    pub(crate) unsafe fn new(params: &AttentionParams, sequence: &Sequence, block: u32, is: bool) -> Self {
+        let mut next = sequence.first_block + block;
+        if is_paged(params) {
+            next = 0;
+            if is {
+                next = unsafe { sequence.page(params, block) };
+            }
+        }
+        Self { next }
+    }
+
+    /// The number of the block among those of all heads, or among the heads of all pages: of the first page for what is no page.
+    #[inline(always)]
+    pub(crate) fn number(&self, params: &AttentionParams, sequence: impl Fn() -> Sequence) -> u32 {
+        let mut number = self.next;
+        if is_paged(params) {
+            let Sequence { index_kv, batch, .. } = sequence();
+            let page = if number < params.blocks.pages { number } else { 0 };
+            number = page * params.heads_kv + (index_kv - batch * params.heads_kv);
+        }
+        number
+    }
+
+    /// On to the next block, which is `next` of the sequence, if there is `more`.
+    ///
+    /// # Safety
+    /// Then it is one of the sequence's.
+    #[inline(always)]
+    pub(crate) unsafe fn advance(&mut self, params: &AttentionParams, of: impl Fn() -> (Sequence, u32), more: bool) {
+        if is_paged(params) {
+            if more {
+                let (sequence, next) = of();
+                self.next = unsafe { sequence.page(params, next) };
+            }
+        } else {
+            self.next += u32::from(more);
+        }
+    }
+}
+
+/// Block `number` of what begins at `first`, `bytes` from one to the next.
+#[inline(always)]
+pub(crate) fn at<T>(first: Global<T>, number: u32, bytes: u32) -> *const T {
+    first.ptr().wrapping_byte_add((u64::from(number) * u64::from(bytes)) as usize)
+}
+
+/// Whether blocks of K and V are pages.
+#[inline(always)]
+pub(crate) fn is_paged(params: &AttentionParams) -> bool {
+    // Opaque: from one of these branches to the next the compiler would have all code twice, once for pages.
+    opaque(params.blocks.pages) != 0
 }
 
 /// Dim `dim` of a token, given by batch, head and position, of a tensor of elements of `bytes` bytes.

@@ -1,8 +1,9 @@
-//! The parameter of `gather_pages`.
+//! The parameter of `gather_pages` and `page_scales`.
 
 use super::{Global, Params};
 
-/// The parameter of `gather_pages`: what a paged cache has of some sequences, as the operands that attention reads.
+/// The parameter of `gather_pages`: what a paged cache has of some sequences, as the operands that attention reads; and of `page_scales`, which writes
+/// of these `k_block_scale`, `v_block_scale` and `v_unit` alone.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct GatherParams {

@@ -123,7 +123,12 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
     let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
     let source = run.source(p, rows);
     unsafe {
-        tokens::quantize::<E, true>(p.head_dim, p.dims, p.rotate != 0, rows, tile, run.end(&tile), source, offset, out)
+        let (rotates, end) = (p.rotate != 0, run.end(&tile));
+        if E::BYTES == 2 && p.head_dim > 32 {
+            tokens::quantize::<E, true, 64>(p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
+        } else {
+            tokens::quantize::<E, true, 32>(p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
+        }
     }
 }
 
@@ -178,17 +183,12 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
     let rows = Rows::new::<E>(&p.q, run.q.batch, head).skip(first);
     let source = run.source(p, run.rows_of_k::<E>(p));
     unsafe {
-        tokens::quantize::<E, false>(
-            p.head_dim,
-            p.dims,
-            p.rotate != 0,
-            rows,
-            tile,
-            run.end(&tile),
-            source,
-            null_mut(),
-            out,
-        )
+        let (rotates, end) = (p.rotate != 0, run.end(&tile));
+        if E::BYTES == 2 && p.head_dim > 32 {
+            tokens::quantize::<E, false, 64>(p.head_dim, p.dims, rotates, rows, tile, end, source, null_mut(), out);
+        } else {
+            tokens::quantize::<E, false, 32>(p.head_dim, p.dims, rotates, rows, tile, end, source, null_mut(), out);
+        }
     }
 }
 

@@ -17,9 +17,9 @@ pub struct Bounds {
     pub min_ctas: usize,
 }
 
-/// What ptxas is told of the threads of a CTA that converts halves. They are 512 at most; so many leave 80 registers to each, of which 64 would
-/// spill on every architecture.
-const HALVES: usize = 768;
+/// Threads of a CTA that converts halves, at most. So many leave 128 registers to each, and a lane's 64 dims of a token take them: of 96, with which
+/// more CTAs would fit a multiprocessor, hundreds of bytes go to local memory, at half the bandwidth.
+const HALVES: usize = 512;
 
 /// `quantize_*`, in the order of `params::dtype`.
 pub const QUANTIZE: &[Bounds] = &[
@@ -62,9 +62,29 @@ pub const CONVERT_THREADS: usize = GATHER_THREADS;
 pub const CONVERT: Bounds =
     Bounds { module: "convert_pages", entry: "convert_pages", threads: CONVERT_THREADS, min_ctas: 8 };
 
+/// Threads of a CTA of `page_scales`: a block for each warp at a time.
+pub const PAGE_SCALES_THREADS: usize = 128;
+/// `page_scales`, which is launched beside attention as `gather_pages` is.
+pub const PAGE_SCALES: Bounds =
+    Bounds { module: GATHER.module, entry: "page_scales", threads: PAGE_SCALES_THREADS, min_ctas: 8 };
+/// The most CTAs of `page_scales` for a head. With more blocks than their warps take at once, warps go round: most sequences are shorter than
+/// the longest that is planned for, and CTAs that find nothing to do take time.
+const PAGE_SCALES_CTAS: usize = 16;
+
+/// Grid of `page_scales`. `None` where there are more heads or sequences than a grid has.
+#[must_use]
+pub const fn page_scales_grid(batch: usize, heads_kv: usize, seqlen_kv: usize) -> Option<[u32; 3]> {
+    let ctas = kv_blocks(seqlen_kv).div_ceil(PAGE_SCALES_THREADS / 32);
+    let ctas = if ctas < PAGE_SCALES_CTAS { ctas } else { PAGE_SCALES_CTAS };
+    if batch > MAX_GRID_YZ || heads_kv > MAX_GRID_YZ {
+        return None;
+    }
+    Some([ctas as u32, heads_kv as u32, batch as u32])
+}
+
 /// All entry points of quantization and of caches.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
-    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER, &CONVERT])
+    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER, &CONVERT, &PAGE_SCALES])
 }
 
 /// 16-byte vectors of a tile that a thread has.
@@ -132,6 +152,8 @@ pub const fn v_amax_ctas(params: &QuantizeParams) -> Option<u32> {
 
 /// Largest x of a grid (CUDA programming guide, technical specifications per compute capability).
 pub(crate) const MAX_GRID: usize = i32::MAX as usize;
+/// Largest y and z of one.
+const MAX_GRID_YZ: usize = 65535;
 
 pub(crate) const fn grid(batch: usize, heads: usize, each: usize) -> Option<u32> {
     match batch.checked_mul(heads) {

@@ -9,6 +9,7 @@
 //! append      new tokens to the pages of a cache, whole pages of V by block              append/
 //! gather      pages of a cache to the operands of attention                            gather.rs
 //! convert     pages of a cache with V in 8 bits to pages with 4, and back               pages.rs
+//! page_scales what attention on a cache needs of whole blocks                         page_scales.rs
 //! v_amax      the paper's one scale a head of V needs all of it first                  values.rs
 //! ```
 //!
@@ -50,6 +51,8 @@ pub(crate) mod middle;
 mod offset;
 #[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short")))]
 pub(crate) mod pack;
+#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+mod page_scales;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod pages;
 #[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short")))]

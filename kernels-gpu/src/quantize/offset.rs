@@ -21,8 +21,10 @@ const ROWS: u32 = (KV_BLOCK / THREAD_VECTORS) as u32;
 /// Vectors of the first tokens that a thread loads.
 const LOADS: usize = OFFSET_TOKENS / ROWS as usize;
 
-/// Lanes that share a token, at most.
-const MAX_LANES: u32 = 8;
+/// Lanes that share a token, at most, where each has `N` dims of it.
+const fn max_lanes<const N: usize>() -> u32 {
+    256 / N as u32
+}
 
 /// Where the offset comes from.
 #[derive(Clone, Copy)]
@@ -38,7 +40,7 @@ pub(crate) enum Source {
 }
 
 /// What there is for each dim in shared memory, behind the tile's codes: of a lane's vectors (`crate::rotation`), each behind those of the
-/// [`MAX_LANES`] that a token has at most, so that they are at constant distances.
+/// [`max_lanes`] that a token has at most, so that they are at constant distances.
 #[derive(Clone, Copy)]
 pub(crate) struct Tables {
     base: u32,
@@ -52,14 +54,14 @@ impl Tables {
 
     /// Shared address of the sign masks of vector `i` of lane `lane`: of each element, its sign bit where its dim changes sign.
     #[inline(always)]
-    pub fn signs<E: Element>(&self, lane: u32, i: u32) -> u32 {
-        self.base + (16 + 4 * E::LANES as u32) * (lane + MAX_LANES * i)
+    pub fn signs<E: Element, const N: usize>(&self, lane: u32, i: u32) -> u32 {
+        self.base + (16 + 4 * E::LANES as u32) * (lane + max_lanes::<N>() * i)
     }
 
     /// Shared address of the offsets of the vector, negative where its dim changes sign: they are taken out after.
     #[inline(always)]
-    pub fn offsets<E: Element>(&self, lane: u32, i: u32) -> u32 {
-        self.signs::<E>(lane, i) + 16
+    pub fn offsets<E: Element, const N: usize>(&self, lane: u32, i: u32) -> u32 {
+        self.signs::<E, N>(lane, i) + 16
     }
 
     /// Shared address of the scales of the tokens of tile `tile`: two have places, so that one's are read while the next one's come.
@@ -74,7 +76,7 @@ impl Tables {
 /// # Safety
 /// Every thread of the CTA calls it; the source is in its tensor or array.
 #[inline(always)]
-pub(crate) unsafe fn prepare<E: Element>(dims: u32, source: Source, out: *mut f32) {
+pub(crate) unsafe fn prepare<E: Element, const N: usize>(dims: u32, source: Source, out: *mut f32) {
     unsafe {
         let row_bytes = padded::<E>() * E::BYTES as u32;
         if let Source::Rows(rows, count) = source {
@@ -132,7 +134,7 @@ pub(crate) unsafe fn prepare<E: Element>(dims: u32, source: Source, out: *mut f3
             }
             let inside = dim < dims;
             let (vector, element) = (dim / E::LANES as u32, dim % E::LANES as u32);
-            let (lane, place) = Place::new(padded::<E>(), padded::<E>()).lane_of(vector);
+            let (lane, place) = Place::of_lanes_with::<N>(padded::<E>(), padded::<E>()).lane_of(vector);
             let rotates = !matches!(source, Source::None);
             let signs = selp_b32(rotates, signs_from(dim), 0);
             let mut mask = 0;
@@ -140,11 +142,11 @@ pub(crate) unsafe fn prepare<E: Element>(dims: u32, source: Source, out: *mut f3
                 let sign = (signs >> j) << 31;
                 mask |= sign >> (32 - 8 * E::BYTES * (j + 1));
                 let offset = selp_b32(inside, offset[j].to_bits(), 0);
-                st_shared_u32(true, tables.offsets::<E>(lane, place) + 4 * (element + j as u32), offset ^ sign);
+                st_shared_u32(true, tables.offsets::<E, N>(lane, place) + 4 * (element + j as u32), offset ^ sign);
                 let to = out.wrapping_add(dim as usize + j);
                 st_global_f32(inside & !out.is_null(), to, [f32::from_bits(offset)]);
             });
-            st_shared_u32(true, tables.signs::<E>(lane, place) + 4 * (element / E::IN_WORD as u32), mask);
+            st_shared_u32(true, tables.signs::<E, N>(lane, place) + 4 * (element / E::IN_WORD as u32), mask);
         }
         bar_sync();
     }

@@ -112,10 +112,19 @@ impl Vectors {
         }
     }
 
-    /// Those in registers as others, so that nothing that has been computed of them takes registers any more.
+    /// Brings vector number `i` to its registers, from shared address `at` unless it came there.
+    ///
+    /// # Safety
+    /// As of [`get`](Self::get).
     #[inline(always)]
-    pub fn again<E: Element>(&self) -> Self {
-        if in_shared::<E>() { *self } else { Self { registers: self.registers.map(|vector| vector.map(opaque)) } }
+    pub unsafe fn in_registers<E: Element>(&mut self, i: usize, at: u32) {
+        self.registers[i] = unsafe { self.get::<E>(i, at) };
+    }
+
+    /// Vector number `i`, which is in registers.
+    #[inline(always)]
+    pub fn vector(&self, i: usize) -> Vector {
+        self.registers[i]
     }
 
     /// Vector number `i`, which is at shared address `at` unless it is in registers.

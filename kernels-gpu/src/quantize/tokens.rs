@@ -1,8 +1,10 @@
 //! Q and K: rotated, one scale a token (arXiv 2409.16997, section 3.2: token-level quantization of Q and K), or of K, where it is asked for, one a
 //! block whose tokens are about as large.
 //!
-//! A token is shared by as many lanes as it has 32 dims (`crate::rotation`). Its codes leave through shared memory, in the order of the output,
-//! so that all stores are 16 bytes a lane and neighbours.
+//! A token is shared by as many lanes as it has 32 dims (`crate::rotation`); of halves, where heads are longer than that, 64: a stage of the rotation
+//! less goes between lanes, a tile is one step of a warp, and where K shares a scale its tokens wait for it in registers and are rotated once. Such heads
+//! and those of 32 dims have code of their own: one for both, with two short tokens a lane, was 3 % slower on an H200 (docs/kernel-log/quantizer.md).
+//! Codes leave through shared memory, in the order of the output, so that all stores are 16 bytes a lane and neighbours.
 
 use super::launch::THREAD_VECTORS;
 use super::offset::{Source, Tables, prepare};
@@ -10,17 +12,18 @@ use super::pack::{clamp, codes4};
 use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
 use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
-use crate::element::{Element, Rows};
-use crate::layout::{K_SCALE_RATIO, MAX_SCALE, ROW_BYTES, k_offset};
+use crate::element::{Element, Rows, Vector, load_elements};
+use crate::layout::{K_SCALE_RATIO, KV_BLOCK, MAX_SCALE, ROW_BYTES, k_offset};
 use crate::ptx::barrier::{bar_sync, warp_sync};
+use crate::ptx::cp_async::{commit_group, cp_async_16, cp_async_16_zfill};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
 use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
-use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
+use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
-use crate::rotation::{DIMS, Place, vectors};
+use crate::rotation::{DIMS, Place};
 
 /// Where a tile goes.
 pub(crate) struct Output {
@@ -37,8 +40,15 @@ pub(crate) struct Output {
 }
 
 /// Tokens that a lane converts of a tile, one after the other.
-const fn steps<E: Element>() -> u32 {
-    (THREAD_VECTORS / vectors::<E>()) as u32
+const fn steps<E: Element, const N: usize>() -> u32 {
+    (THREAD_VECTORS * E::LANES / N) as u32
+}
+
+/// The number of the step after `step`. The compiler learns it of a single step alone, which then is no loop, whose counter and addresses took the registers
+/// that spilled on sm_80 to sm_89; of two it would unroll them.
+#[inline(always)]
+fn after<E: Element, const N: usize>(step: u32) -> u32 {
+    if steps::<E, N>() > 1 { opaque(step + 1) } else { step + 1 }
 }
 
 /// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `dims` of the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says
@@ -50,7 +60,7 @@ const fn steps<E: Element>() -> u32 {
 /// # Safety
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
 #[inline(always)]
-pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
+pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
     head_dim: u32,
     dims: u32,
     rotates: bool,
@@ -62,36 +72,37 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        let lane = Lane::new::<E, KEYS>(head_dim, dims);
+        let lane = Lane::new::<E, N>(head_dim, dims);
+        let copied = Copied::new::<E, KEYS, N>(&lane.place);
         if in_shared::<E>() {
             let mut step = 0;
-            while step < steps::<E>() {
-                lane.request::<E>(&mut Vectors::none(), &rows, tile, step);
-                step = opaque(step + 1);
+            while step < steps::<E, N>() {
+                lane.request::<E, N>(&rows, tile, step);
+                step = after::<E, N>(step);
             }
         }
-        prepare::<E>(dims, source, offset);
+        prepare::<E, N>(dims, source, offset);
         let mut tile = tile;
         loop {
             let to = out(tile);
-            if KEYS && to.shares && steps::<E>() > 1 {
+            if KEYS && to.shares && steps::<E, N>() > 1 {
                 wait::<E, 0>();
                 let mut step = 0;
-                while step < steps::<E>() {
-                    let anew = Lane::new::<E, KEYS>(opaque(head_dim), dims);
-                    own_scale::<E>(if in_shared::<E>() { &lane } else { &anew }, rotates, &rows, tile, step);
-                    step = opaque(step + 1);
+                while step < steps::<E, N>() {
+                    let anew = Lane::new::<E, N>(opaque(head_dim), dims);
+                    own_scale::<E, N>(if in_shared::<E>() { &lane } else { &anew }, rotates, &rows, tile, step);
+                    step = after::<E, N>(step);
                 }
                 bar_sync();
             }
             let mut step = 0;
             // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
-            while step < steps::<E>() {
+            while step < steps::<E, N>() {
                 // Floats are in registers, so that there are none for this.
-                let anew = Lane::new::<E, KEYS>(opaque(head_dim), dims);
+                let anew = Lane::new::<E, N>(opaque(head_dim), dims);
                 let lane = if in_shared::<E>() { &lane } else { &anew };
-                one::<E, KEYS>(lane, rotates, &rows, tile, step, end, &to);
-                step = opaque(step + 1);
+                one::<E, KEYS, N>(lane, &copied, rotates, &rows, tile, step, end, &to);
+                step = after::<E, N>(step);
             }
             if KEYS && !to.shares {
                 bar_sync();
@@ -115,82 +126,183 @@ struct Lane {
     dims: u32,
     /// Its first row of a tile.
     row: u32,
-    /// Where the 16 codes that it copies go, in units of a tile's 16 bytes: the first ones in the lower half, the second ones in the upper.
-    /// [`NOWHERE`] where there are none.
-    to: u32,
+}
+
+/// What a lane copies of its warp's codes: 16 of them at a time.
+struct Copied {
+    /// Where the first ones go, from the start of a tile's bytes; and how much further the second ones, and the third ones.
+    to: [u32; 3],
+    /// How many there are: of a head of 96 dims that is worked on as of 128, not all.
+    units: u32,
     /// Bytes from a step's place in a tile's to the next one's.
     step_bytes: u32,
 }
 
-const NOWHERE: u32 = 0xffff;
+impl Copied {
+    #[inline(always)]
+    fn new<E: Element, const KEYS: bool, const N: usize>(place: &Place) -> Self {
+        let (warp, lane, head_dim) = (tid_x_again() / 32, tid_x_again() % 32, place.head_dim());
+        let first = warp * steps::<E, N>() * place.tokens();
+        let at = |i: u32| {
+            let (token, dim) = place.staged_unit(lane + 32 * i, E::LANES);
+            let row = (first + token) as usize;
+            let at = if KEYS { k_offset(row, dim as usize) as u32 } else { row as u32 * head_dim + dim };
+            (at, dim)
+        };
+        let to = [at(0).0, at(1).0.wrapping_sub(at(0).0), at(2).0.wrapping_sub(at(0).0)];
+        let mut units = 0;
+        unroll!(0..N / 16, |i| {
+            units += u32::from(at(i as u32).1 < head_dim);
+        });
+        let step_bytes = place.tokens() * if KEYS { ROW_BYTES as u32 } else { head_dim };
+        Self { to, units, step_bytes }
+    }
+}
 
 impl Lane {
     #[inline(always)]
-    fn new<E: Element, const KEYS: bool>(head_dim: u32, dims: u32) -> Self {
-        let place = Place::new(head_dim, padded::<E>());
-        let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
-        let first = warp * steps::<E>() * place.tokens();
-        let mut to = 0;
-        unroll!(0..2, |i| {
-            let (token, dim) = place.staged_unit(lane + 32 * i as u32, E::LANES);
-            let row = (first + token) as usize;
-            let at = if KEYS { k_offset(row, dim as usize) as u32 } else { row as u32 * head_dim + dim };
-            to |= selp_b32(dim < head_dim, at / 16, NOWHERE) << (16 * i);
-        });
-        let step_bytes = place.tokens() * if KEYS { ROW_BYTES as u32 } else { head_dim };
-        Self { place, dims, row: first + place.token, to, step_bytes }
+    fn new<E: Element, const N: usize>(head_dim: u32, dims: u32) -> Self {
+        let place = Place::of_lanes_with::<N>(head_dim, padded::<E>());
+        Self { place, dims, row: tid_x_again() / 32 * steps::<E, N>() * place.tokens() + place.token }
     }
 
-    /// Starts loading the lane's token of step `step` of a tile.
+    /// The lane's token of step `step` of a tile, where the tile has as many: else its last.
     #[inline(always)]
-    unsafe fn request<E: Element>(&self, raw: &mut Vectors, rows: &Rows, tile: Tile, step: u32) {
+    fn token(&self, tile: Tile, step: u32) -> u32 {
+        (self.row + step * self.place.tokens()).min(tile.count() - 1)
+    }
+
+    /// Starts loading the warp's tokens of step `step` of a tile to shared memory.
+    #[inline(always)]
+    unsafe fn request<E: Element, const N: usize>(&self, rows: &Rows, tile: Tile, step: u32) {
         unsafe {
-            let row = (self.row + step * self.place.tokens()).min(tile.count() - 1);
-            let to = raw_of::<E>(step);
-            let vector = |i: usize| (row, self.place.vector_of::<E>(i, self.dims));
-            let has = |i: usize| self.place.is_of::<E>(i, self.dims);
-            if E::LANES == 8 {
-                raw.request::<E, { DIMS / 8 }>(to, &rows.skip(tile.first()), has, vector);
+            let (brought, rows) = (Brought::new::<E, N>(&self.place, step), rows.skip(tile.first()));
+            if rows.aligned & self.place.is_whole(self.dims) & (tile.count() == KV_BLOCK as u32) {
+                let mut at = rows.at((brought.row, brought.vector));
+                unroll!(0..N / E::LANES, |i| {
+                    cp_async_16(brought.to(i as u32), at);
+                    at = at.wrapping_offset(rows.stride.wrapping_mul(i64::from(brought.further)) as isize);
+                });
             } else {
-                raw.request::<E, { DIMS / 4 }>(to, &rows.skip(tile.first()), has, vector);
+                // A compiler that knew how many there are would unroll this, and have them all in registers that the token has.
+                let count = (padded::<E>() >> self.place.log_lanes) / E::LANES as u32;
+                let (mut i, last) = (0, self.dims / E::LANES as u32 - 1);
+                while i < count {
+                    let row = (brought.row + i * brought.further).min(tile.count() - 1);
+                    let (at, to) = (rows.at((row, brought.vector.min(last))), brought.to(i));
+                    let is = brought.vector <= last;
+                    if rows.aligned {
+                        cp_async_16_zfill(to, at, if is { 16 } else { 0 });
+                    } else {
+                        let loaded = load_elements::<E>(at);
+                        st_shared_v4_u32(true, to, loaded.map(|word| selp_b32(is, word, 0)));
+                    }
+                    i += 1;
+                }
             }
+            commit_group();
         }
     }
+
+    /// The lane's token of a tile, in registers.
+    #[inline(always)]
+    unsafe fn load<E: Element>(&self, rows: &Rows, tile: Tile, step: u32) -> Vectors {
+        let (mut raw, row) = (Vectors::none(), self.token(tile, step));
+        let vector = |i: usize| (row, self.place.vector_of::<E>(i, self.dims));
+        let has = |i: usize| self.place.is_of::<E>(i, self.dims);
+        unsafe { raw.request::<E, THREAD_VECTORS>(0, &rows.skip(tile.first()), has, vector) };
+        raw
+    }
 }
 
-/// Shared address of the lane's first vector of a step, which it brings itself.
-#[inline(always)]
-fn raw_of<E: Element>(step: u32) -> u32 {
-    of_warp() + step * (STEP * vectors::<E>() as u32) + tid_x_again() % 32 * 16
+/// What a lane brings of a warp's tokens: of 32 vectors that are neighbours in memory, each, so that a copy is of whole rows. Which lane brings a
+/// vector is not which works on it ([`Place`]): those lie one behind the other, but for the three lowest bits of a vector's number, which are exchanged so
+/// that eight lanes that read at a time have other banks each.
+struct Brought {
+    /// Its first row of the tile; the next ones are `further` rows behind.
+    row: u32,
+    further: u32,
+    /// Vector of the row.
+    vector: u32,
+    /// Where the first one goes.
+    first: u32,
+    /// What is exchanged of every second one's address.
+    odd: u32,
 }
 
-/// The lane's part of a token before the rotation's transforms, K without its offset; and of Q the sums of its product with K's offset.
+impl Brought {
+    #[inline(always)]
+    fn new<E: Element, const N: usize>(place: &Place, step: u32) -> Self {
+        let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
+        let log = (N / E::LANES).trailing_zeros() + place.log_lanes;
+        let first = (warp * steps::<E, N>() + step) * place.tokens();
+        let exchanged = lane ^ (lane >> 3 & !(place.lanes() - 1));
+        Self {
+            row: first + (lane >> log),
+            further: 32 >> log,
+            vector: lane & ((1 << log) - 1),
+            first: of_warp() + step * (STEP * (N / E::LANES) as u32) + 16 * exchanged,
+            odd: if N / E::LANES == 8 { 64 } else { 0 },
+        }
+    }
+
+    /// Shared address of vector number `i`.
+    #[inline(always)]
+    fn to(&self, i: u32) -> u32 {
+        (self.first ^ (i & 1) * self.odd) + STEP * i
+    }
+}
+
+/// Shared address of the lane's vector number `i` of a step.
 #[inline(always)]
-unsafe fn signed<E: Element, const KEYS: bool>(
+fn raw_of<E: Element, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
+    let lane = tid_x_again() % 32;
+    let token = (lane & !(place.lanes() - 1)) * (16 * (N / E::LANES) as u32);
+    let exchanged = if N / E::LANES == 8 { lane % 8 ^ i << place.log_lanes } else { lane / 2 % 4 ^ i };
+    of_warp() + step * (STEP * (N / E::LANES) as u32) + token + 16 * exchanged
+}
+
+/// The lane's vectors of a step.
+#[inline(always)]
+unsafe fn vectors<E: Element, const N: usize>(
     lane: &Lane,
     rows: &Rows,
     tile: Tile,
     step: u32,
-) -> ([f32; DIMS], [f32; 4]) {
+) -> [Vector; THREAD_VECTORS] {
     unsafe {
-        let place = &lane.place;
-        let mut raw = Vectors::none();
-        if !in_shared::<E>() {
-            lane.request::<E>(&mut raw, rows, tile, step);
+        let raw = if in_shared::<E>() { Vectors::none() } else { lane.load::<E>(rows, tile, step) };
+        if steps::<E, N>() == 2 {
+            wait::<E, 1>();
+        } else {
+            wait::<E, 0>();
         }
-        wait::<E, 1>();
-        let from = raw_of::<E>(step);
+        let mut vectors = [[0; 4]; THREAD_VECTORS];
+        unroll!(0..N / E::LANES, |i| {
+            vectors[i] = raw.get::<E>(i, raw_of::<E, N>(&lane.place, step, i as u32));
+        });
+        vectors
+    }
+}
+
+/// The lane's part of a token before the rotation's transforms, K without its offset; and of Q the sums of its product with K's offset.
+#[inline(always)]
+unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
+    place: &Place,
+    raw: &[Vector; THREAD_VECTORS],
+) -> ([f32; N], [f32; 4]) {
+    unsafe {
         let tables = Tables::new::<E>();
-        let mut x = [0.0; DIMS];
+        let mut x = [0.0; N];
         let mut bias = [0.0; 4];
-        unroll!(0..vectors::<E>(), |i| {
-            let mut vector = raw.get::<E>(i, from + i as u32 * STEP);
-            let signs = ld_shared_v4_u32(tables.signs::<E>(place.lane, i as u32));
+        unroll!(0..N / E::LANES, |i| {
+            let mut vector = raw[i];
+            let signs = ld_shared_v4_u32(tables.signs::<E, N>(place.lane, i as u32));
             unroll!(0..4, |word| {
                 vector[word] ^= signs[word];
             });
             unroll!(0..E::LANES / 4, |quad| {
-                let at = tables.offsets::<E>(place.lane, i as u32) + 16 * quad as u32;
+                let at = tables.offsets::<E, N>(place.lane, i as u32) + 16 * quad as u32;
                 let offset = ld_shared_v4_u32(at).map(f32::from_bits);
                 unroll!(0..4, |j| {
                     let value = E::get(&vector, 4 * quad + j);
@@ -209,11 +321,11 @@ unsafe fn signed<E: Element, const KEYS: bool>(
 
 /// The scale that each token of K of the warp's step would have alone, to shared memory.
 #[inline(always)]
-unsafe fn own_scale<E: Element>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
+unsafe fn own_scale<E: Element, const N: usize>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
     unsafe {
-        let (mut x, _) = signed::<E, true>(lane, rows, tile, step);
+        let (mut x, _) = signed::<E, true, N>(&lane.place, &vectors::<E, N>(lane, rows, tile, step));
         if rotates {
-            lane.place.butterflies::<E>(&mut x);
+            lane.place.butterflies_of::<E, N>(&mut x);
         }
         let amax = amax_of(&lane.place, &x);
         store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
@@ -233,8 +345,10 @@ unsafe fn store_own<E: Element>(lane: &Lane, tile: Tile, step: u32, amax: f32, s
 
 /// A step of the warp: a token of each few lanes.
 #[inline(always)]
-unsafe fn one<E: Element, const KEYS: bool>(
+#[allow(clippy::too_many_arguments)]
+unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
     lane: &Lane,
+    copied: &Copied,
     rotates: bool,
     rows: &Rows,
     tile: Tile,
@@ -244,7 +358,18 @@ unsafe fn one<E: Element, const KEYS: bool>(
 ) {
     unsafe {
         let place = &lane.place;
-        let (mut x, bias) = signed::<E, KEYS>(lane, rows, tile, step);
+        let raw = vectors::<E, N>(lane, rows, tile, step);
+        // The warp has read what was there.
+        warp_sync();
+        let next = Tile { index: tile.index + 1, ..tile };
+        if in_shared::<E>() {
+            if next.index < end {
+                lane.request::<E, N>(rows, next, step);
+            } else {
+                request_none::<E>();
+            }
+        }
+        let (mut x, bias) = signed::<E, KEYS, N>(place, &raw);
         let row = lane.row + step * place.tokens();
         let inside = row < tile.count();
         if !KEYS && !out.bias.is_null() {
@@ -252,7 +377,7 @@ unsafe fn one<E: Element, const KEYS: bool>(
             st_global_f32((place.lane == 0) & inside, out.bias.wrapping_add(row as usize), [bias]);
         }
         if rotates {
-            place.butterflies::<E>(&mut x);
+            place.butterflies_of::<E, N>(&mut x);
         }
 
         let beyond = if !KEYS && rotates { BEYOND_10_BITS } else { 0 };
@@ -261,33 +386,31 @@ unsafe fn one<E: Element, const KEYS: bool>(
             if !KEYS || !out.shares {
                 return own;
             }
-            if steps::<E>() == 1 {
+            if steps::<E, N>() == 1 {
                 store_own::<E>(lane, tile, step, amax, own);
                 bar_sync();
             }
             let shared = block_scale::<E>(tile, out.block_scale);
             f32::from_bits(selp_b32(shared > 0.0, shared.to_bits(), own.to_bits()))
         };
-        let (scale, number) = quotients::<E>(place, &mut x, of, MAX_SCALE);
-        let mut words = [0; DIMS / 4];
-        unroll!(0..DIMS / 4, |i| {
+        let (scale, number) = quotients_of::<E, N>(place, &mut x, of, MAX_SCALE);
+        let mut words = [0; MOST / 4];
+        unroll!(0..N / 4, |i| {
             words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
         });
         let coded = number & (!KEYS | inside);
         if vote_any(!coded) {
             // Opaque: else the mask would be put on always.
             let mask = opaque(selp_b32(coded, u32::MAX, 0));
-            unroll!(0..DIMS / 4, |i| {
+            unroll!(0..N / 4, |i| {
                 words[i] &= mask;
             });
         }
         // The warp has copied what was there.
         warp_sync();
-        let codes = behind_raw::<E>() + tid_x_again() / 32 * WARP_CODES;
-        unroll!(0..vectors::<E>(), |i| {
-            // In steps of 512 bytes, which are constants.
-            let halves = vectors::<E>() / 2;
-            let to = codes + place.staged(i % halves, E::LANES) + (i / halves * 512) as u32;
+        let codes = behind_raw::<E>() + tid_x_again() / 32 * (32 * N as u32);
+        unroll!(0..N / E::LANES, |i| {
+            let to = codes + place.staged(i, E::LANES);
             if E::LANES == 8 {
                 st_shared_v2_u32(true, to, [words[2 * i], words[2 * i + 1]]);
             } else {
@@ -303,28 +426,17 @@ unsafe fn one<E: Element, const KEYS: bool>(
             st_shared_u32((place.lane == 0) & !out.shares, to, scale.to_bits());
         }
         warp_sync();
-        // A step of four rows has another half of the packed block's rows of eight each time.
-        let flip = if KEYS { (step * place.tokens() & 4) << 2 } else { 0 };
-        let (wanted, bytes) =
-            (tile.count() * place.head_dim(), out.bytes.wrapping_add((step * lane.step_bytes) as usize));
-        unroll!(0..2, |i| {
-            let thread = tid_x_again();
-            let codes = codes + 16 * (thread % 32) + i as u32 * (WARP_CODES / 2);
-            let codes = ld_shared_v4_u32(codes);
-            let to = lane.to >> (16 * i) & 0xffff;
-            let is = (to != NOWHERE) & (KEYS | (16 * to + step * lane.step_bytes < wanted));
-            st_global_v4_u32(is, bytes.wrapping_add((16 * to ^ flip) as usize), codes);
+        // Floats leave no registers for it before.
+        let anew = Copied::new::<E, KEYS, N>(place);
+        let copied = if in_shared::<E>() { copied } else { &anew };
+        let (wanted, bytes) = (tile.count() * place.head_dim(), step * copied.step_bytes);
+        unroll!(0..N / 16, |i| {
+            let codes = ld_shared_v4_u32(codes + 16 * (tid_x_again() % 32) + i as u32 * 512);
+            let further = |bit: usize| if i >> bit & 1 == 1 { copied.to[1 + bit] } else { 0 };
+            let to = copied.to[0].wrapping_add(further(0)).wrapping_add(further(1)).wrapping_add(bytes);
+            let is = ((i as u32) < copied.units) & (KEYS | (to < wanted));
+            st_global_v4_u32(is, out.bytes.wrapping_add(to as usize), codes);
         });
-
-        // Only now, when the token takes no registers any more: the next step's vectors have been on their way since the step before.
-        if in_shared::<E>() {
-            let next = Tile { index: tile.index + 1, ..tile };
-            if next.index < end {
-                lane.request::<E>(&mut Vectors::none(), rows, next, step);
-            } else {
-                request_none::<E>();
-            }
-        }
     }
 }
 
@@ -340,15 +452,29 @@ pub(crate) unsafe fn quotients<E: Element>(
     scale: impl Fn(f32) -> f32,
     largest: f32,
 ) -> (f32, bool) {
+    unsafe { quotients_of::<E, DIMS>(place, x, scale, largest) }
+}
+
+/// The same of `N` dims a lane.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn quotients_of<E: Element, const N: usize>(
+    place: &Place,
+    x: &mut [f32; N],
+    scale: impl Fn(f32) -> f32,
+    largest: f32,
+) -> (f32, bool) {
     unsafe {
         let amax = amax_of(place, x);
         let scale = scale(amax);
         let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
-        unroll!(0..DIMS, |i| {
+        unroll!(0..N, |i| {
             x[i] = mul_rn_f32(x[i], inverse);
         });
         if E::CLAMPS && vote_any(scale >= largest) {
-            unroll!(0..DIMS, |i| {
+            unroll!(0..N, |i| {
                 x[i] = clamp::<E>(x[i]);
             });
         }
@@ -361,10 +487,10 @@ pub(crate) unsafe fn quotients<E: Element>(
 /// # Safety
 /// All 32 lanes of a converged warp call it.
 #[inline(always)]
-unsafe fn amax_of(place: &Place, x: &[f32; DIMS]) -> f32 {
+unsafe fn amax_of<const N: usize>(place: &Place, x: &[f32; N]) -> f32 {
     // As a tree: the tokens of other warps do not hide 32 steps.
     let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
-    unroll!(4..DIMS, |i| {
+    unroll!(4..N, |i| {
         amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
     });
     let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
@@ -392,5 +518,5 @@ unsafe fn block_scale<E: Element>(tile: Tile, to: *mut f32) -> f32 {
     }
 }
 
-/// Bytes of the codes of a warp's step: 32 of each lane.
-const WARP_CODES: u32 = 32 * DIMS as u32;
+/// Dims of a token that a lane has, at most.
+const MOST: usize = 2 * DIMS;

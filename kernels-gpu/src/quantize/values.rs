@@ -104,42 +104,36 @@ impl Place {
     }
 }
 
-/// The dims of a vector, rotated where V is.
+/// The dims of a vector.
 #[inline(always)]
-fn rotated<E: Element, const ROTATES: bool>(vector: &Vector) -> [f32; 8] {
+fn floats<E: Element>(vector: &Vector) -> [f32; 8] {
     let mut x = [0.0; 8];
     unroll!(0..E::LANES, |i| {
         x[i] = E::get(vector, i);
     });
-    if ROTATES {
-        unroll!(0..E::LANES / V_ROTATION, |i| {
-            let four = rotate_v([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
-            (x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]) = (four[0], four[1], four[2], four[3]);
-        });
-    }
     x
+}
+
+/// Rotates the dims of a vector; their largest magnitude, not finite where one's is not.
+#[inline(always)]
+fn rotate<E: Element>(x: &mut [f32; 8]) -> f32 {
+    let mut amax = [0.0; 2];
+    unroll!(0..E::LANES / V_ROTATION, |i| {
+        let four = [x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]];
+        let maxima = rotated_v_maxima(four);
+        amax[i] = max_nan_f32(maxima.0, maxima.1);
+        let four = rotate_v(four);
+        (x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]) = (four[0], four[1], four[2], four[3]);
+    });
+    if E::LANES == 8 { max_nan_f32(amax[0], amax[1]) } else { amax[0] }
 }
 
 /// The largest magnitude of a vector's dims, not finite where one's is not.
 #[inline(always)]
-fn amax<E: Element, const ROTATES: bool>(vector: &Vector) -> f32 {
-    let mut x = [0.0; 8];
-    unroll!(0..E::LANES, |i| {
-        x[i] = E::get(vector, i).abs();
-    });
-    if ROTATES {
-        // Of `a + b` and `a - b`, rounded, the larger in magnitude is `|a| + |b|`, rounded: the last sums need not be made.
-        unroll!(0..E::LANES / V_ROTATION, |i| {
-            let four = [0, 1, 2, 3].map(|j| E::get(vector, 4 * i + j));
-            (x[4 * i], x[4 * i + 1]) = rotated_v_maxima(four);
-            (x[4 * i + 2], x[4 * i + 3]) = (x[4 * i], x[4 * i + 1]);
-        });
-    }
-    let mut amax = x[0];
+fn amax<E: Element>(vector: &Vector) -> f32 {
+    let mut amax = E::get(vector, 0).abs();
     unroll!(1..E::LANES, |i| {
-        if !ROTATES || i % 4 < 2 {
-            amax = max_nan_f32(amax, x[i]);
-        }
+        amax = max_nan_f32(amax, E::get(vector, i).abs());
     });
     amax
 }
@@ -299,8 +293,24 @@ unsafe fn one<E: Element>(
     unsafe {
         let Scaling { rotates, steps, head_amax, first_block } = scaling;
         wait::<E, 0>();
+        let (mut x, mut eight, from) = ([[0.0; 8]; 8], [0.0; 8], own_raw());
+        unroll!(0..8, |key| {
+            raw.in_registers::<E>(key, from + key as u32 * STEP);
+        });
+        let next = Tile { index: tile.index + 1, ..tile };
+        if in_shared::<E>() && next.index < end {
+            // The warp has read what was there.
+            warp_sync();
+            request::<E>(&mut Vectors::none(), dims, places, &rows(), next);
+        }
+        unroll!(0..8, |key| {
+            x[key] = floats::<E>(&raw.vector(key));
+        });
         if rotates {
-            largest_of_parts::<E>(tile.index, &Place::of(places.own), &raw);
+            unroll!(0..8, |key| {
+                eight[key] = rotate::<E>(&mut x[key]);
+            });
+            largest_of_parts::<E>(tile.index, &Place::of(places.own), &eight);
         }
         bar_sync();
         let parts = if rotates { head_dim / (4 * E::LANES) as u32 } else { 0 };
@@ -315,9 +325,7 @@ unsafe fn one<E: Element>(
         }
         scales.write::<E>(whole, tile, rotates, &out(tile));
 
-        // Rotated a second time: to keep what `largest_of_parts` made would take as much shared memory again.
-        raw = raw.again::<E>();
-        let words = if rotates { codes::<E, true>(&raw, &inverse) } else { codes::<E, false>(&raw, &inverse) };
+        let words = codes::<E>(&x, &inverse);
         let place = Place::of(places.own);
         let dim = (place.vector * E::LANES as u32) as usize;
         let to = out(tile).bytes.wrapping_add((place.panel * head_dim) as usize * ROW_BYTES);
@@ -326,24 +334,13 @@ unsafe fn one<E: Element>(
             let codes = [words[dim][0] & masks[0] ^ V_OFFSETS, words[dim][1] & masks[1] ^ V_OFFSETS];
             st_global_cs_v2_u32(place.has, to.wrapping_add(FURTHER[dim] * ROW_BYTES), codes);
         });
-        let next = Tile { index: tile.index + 1, ..tile };
-        if in_shared::<E>() && next.index < end {
-            // The warp has read what was there.
-            warp_sync();
-            request::<E>(&mut raw, dims, places, &rows(), next);
-        }
     }
 }
 
 /// The largest magnitudes of the lanes' keys, each over four vectors, to shared memory.
 #[inline(always)]
-unsafe fn largest_of_parts<E: Element>(tile: u32, place: &Place, raw: &Vectors) {
+unsafe fn largest_of_parts<E: Element>(tile: u32, place: &Place, eight: &[f32; 8]) {
     unsafe {
-        let from = own_raw();
-        let mut eight = [0.0; 8];
-        unroll!(0..8, |i| {
-            eight[i] = amax::<E, true>(&raw.get::<E>(i, from + i as u32 * STEP));
-        });
         // A lane and its neighbour of another vector take four of the eight keys each, then two of the four.
         let choose = |upper: bool, a: f32, b: f32| f32::from_bits(selp_b32(upper, b.to_bits(), a.to_bits()));
         let upper = place.vector & 1 != 0;
@@ -459,12 +456,11 @@ impl Scales {
 
 /// The codes of the lane's keys, eight bytes for each of its dims.
 #[inline(always)]
-unsafe fn codes<E: Element, const ROTATES: bool>(raw: &Vectors, inverse: &[f32; 8]) -> [[u32; 2]; 8] {
-    let (mut words, from) = ([[0; 2]; 8], own_raw());
+fn codes<E: Element>(x: &[[f32; 8]; 8], inverse: &[f32; 8]) -> [[u32; 2]; 8] {
+    let mut words = [[0; 2]; 8];
     unroll!(0..8, |key| {
-        let x = rotated::<E, ROTATES>(&unsafe { raw.get::<E>(key, from + key as u32 * STEP) });
         unroll!(0..E::LANES, |dim| {
-            let code = code(clamp::<E>(mul_rn_f32(x[dim], inverse[key])));
+            let code = code(clamp::<E>(mul_rn_f32(x[key][dim], inverse[key])));
             words[dim][key / 4] = with_byte(words[dim][key / 4], key % 4, code);
         });
     });
@@ -481,9 +477,9 @@ pub(crate) unsafe fn add_amax<E: Element>(head_dim: u32, dims: u32, rows: &Rows,
         let place = Place::new::<E>(head_dim);
         let (first, count) = (tile.first(), tile.count());
         let raw = load::<E, THREAD_VECTORS>(rows, |i| place.at::<E>(first, count, dims, i));
-        let mut largest = amax::<E, false>(&raw[0]);
+        let mut largest = amax::<E>(&raw[0]);
         unroll!(1..THREAD_VECTORS, |i| {
-            largest = max_nan_f32(largest, amax::<E, false>(&raw[i]));
+            largest = max_nan_f32(largest, amax::<E>(&raw[i]));
         });
         let largest = over_warp(largest, max_nan_f32);
         // Magnitudes compare as their bits do, and a NaN is above them.

@@ -55,8 +55,10 @@ pub struct Item {
     pub tiles: u32,
 }
 
-/// Runs that are enough for all multiprocessors, in the dims that each has of a token: a CTA's threads go by them.
-const ENOUGH: u32 = 1 << 18;
+/// Runs that are enough for all multiprocessors, in the dims that each has of a token: a CTA's threads go by them. These are 1024 runs of 128 dims,
+/// four for each CTA that an H200 holds at a time. Twice as many are twice as many starts of CTAs, each of which costs as many instructions as three
+/// quarters of a tile: 3 % less bandwidth there at 4096 tokens (docs/kernel-log/quantizer.md).
+const ENOUGH: u32 = 1 << 17;
 /// Tiles of the longest run.
 const LONGEST: u32 = 16;
 
@@ -172,7 +174,7 @@ mod tests {
     #[test]
     fn runs_are_long_where_there_are_tiles_enough() {
         assert_eq!(
-            [1, 2047, 2048, 4095, 8191, 8192, 1 << 20, u32::MAX / 256].map(|tiles| Work::of_tokens(
+            [1, 1023, 1024, 2047, 4095, 4096, 1 << 20, u32::MAX / 256].map(|tiles| Work::of_tokens(
                 1,
                 0,
                 1,

@@ -3,10 +3,11 @@
 use super::tensors::last;
 use super::{Grid, Simulator, global, structure};
 use crate::cache::{Cache, New};
+use crate::prefill::{PrefillCase, PrefillKernels};
 use anyhow::{Context, Result};
 use int_flash_attention::{
-    AppendProblem, CacheShape, GatherProblem, HostCache, HostK, HostQ, HostTables, HostV, PackedFormat, PageCopy,
-    QuantizedK, QuantizedQ, QuantizedV, Scheme, Shape,
+    AppendProblem, CacheShape, DType, GatherProblem, HostCache, HostK, HostQ, HostTables, HostV, PackedFormat,
+    PageCopy, QuantizedK, QuantizedQ, QuantizedV, Scheme, Shape,
 };
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
 use int_flash_attention_kernels::params::{AppendParams, ConvertParams, GatherParams, Strided};
@@ -158,6 +159,10 @@ impl Cache for SimulatedCache<'_> {
             unit: memory.read(v_unit, heads).context("v_unit")?,
         };
         Ok((k, v))
+    }
+
+    fn prefill(&self, case: &PrefillCase) -> Result<Vec<f64>> {
+        Ok(self.simulator.prefill(case, DType::F32)?.0.dense_f64())
     }
 
     fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {

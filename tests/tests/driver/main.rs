@@ -9,6 +9,7 @@ mod foreign;
 mod jobs;
 mod one_buffer;
 mod plans;
+mod prefill;
 mod ranks;
 mod recordings;
 mod scores;

@@ -5,13 +5,14 @@ use anyhow::{Context, Result, ensure};
 use int_flash_attention::gpu::AnySlice;
 use int_flash_attention::{
     AppendProblem, Appended, AttentionProblem, CacheShape, DType, DeviceCache, DeviceK, DeviceQ, DeviceV,
-    GatherProblem, Gpu, HostCache, HostK, HostQ, HostTables, HostTensor, HostV, NewTokens, QuantizedQ, Scheme, Shape,
-    Slots, TensorLayout,
+    GatherProblem, Gpu, HostCache, HostK, HostQ, HostTables, HostTensor, HostV, NewTokens, QuantizedQ, Scheme, SeqLens,
+    Shape, Slots, TensorLayout,
 };
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::cache::{Cache, New, any_cache, any_slots, append_as_reference, behaves_as_a_model};
 use int_flash_attention_tests::case::Placement;
 use int_flash_attention_tests::cases;
+use int_flash_attention_tests::prefill::{PrefillCase, PrefillKernels};
 use int_flash_attention_tests::values::{Noise, Values};
 
 /// A cache in the GPU's memory.
@@ -77,6 +78,12 @@ impl Cache for OnDevice {
         plan.launch(&stream, &self.cache.view(), &tables.view(), &mut k.view_mut(), &mut v.view_mut())?;
         stream.synchronize()?;
         Ok((k.to_host()?, v.to_host()?))
+    }
+
+    fn prefill(&self, case: &PrefillCase) -> Result<Vec<f64>> {
+        let family = self.gpu.families()[0];
+        let on = OnGpu { gpu: self.gpu.clone(), family, shared_bytes: None, ahead: 0, lengths: SeqLens::Equal };
+        Ok(on.prefill(case, DType::F32)?.0.dense_f64())
     }
 
     fn copy_pages(&mut self, pairs: &[(u32, u32)]) -> Result<()> {

@@ -14,6 +14,7 @@ mod jobs;
 mod large;
 mod machine;
 mod packed;
+mod prefill;
 mod ranks;
 mod recordings;
 mod scores;
@@ -46,7 +47,7 @@ const MINILM: [(u32, &[u8], f64); 2] = [
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 23] = [
+const OF_FAMILIES: [(&str, Test); 25] = [
     ("padded_head_dims_match_the_reference", padded_head_dims),
     ("generated_cases_match_the_reference", generated_cases),
     ("awkward_lengths_match_the_reference", awkward_lengths),
@@ -67,6 +68,8 @@ const OF_FAMILIES: [(&str, Test); 23] = [
     ("hidden_keys_may_be_anything", packed::hidden_keys),
     ("offsets_that_are_none_stay_inside", packed::bad_offsets),
     ("one_plan_and_one_graph_for_lengths_that_change", packed::lengths_change),
+    ("pages_are_read_as_operands", prefill::as_operands),
+    ("a_prefill_graph_replays_on_other_tables", prefill::graph),
     ("the_ptx_machine_agrees_on_kernels", machine::kernels),
     ("changed_scores_match_the_reference", scores::reference),
     ("the_ptx_machine_agrees_on_changed_scores", scores::machine),

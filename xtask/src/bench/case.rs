@@ -236,7 +236,7 @@ pub fn read<T: bytemuck::Pod>(buffer: &DeviceBuffer<T>, start: usize, len: usize
 }
 
 /// The operands of one head, as those of a problem of one head.
-fn head_operands(all: &DeviceOperands, one: &AttentionProblem, head: usize) -> Result<HostQuantized> {
+pub fn head_operands(all: &DeviceOperands, one: &AttentionProblem, head: usize) -> Result<HostQuantized> {
     let (n, d, blocks) = (one.seqlen_q, one.head_dim, kv_blocks(one.seqlen_kv));
     let (wide, keys) = (packed_dim(d), blocks * KV_BLOCK);
     let packed = blocks * block_bytes(wide);

@@ -8,6 +8,8 @@ mod decode;
 mod first_job;
 mod packed;
 mod plot;
+mod prefill;
+mod quantize;
 mod ranks;
 mod report;
 mod scores;
@@ -18,7 +20,7 @@ use crate::workspace;
 use anyhow::{Result, bail};
 use case::{Case, Timed};
 use int_flash_attention::driver::{DeviceAttribute, Driver, StreamHandle};
-use int_flash_attention::{AttentionProblem, Family, Gpu, Scheme, Window};
+use int_flash_attention::{AttentionProblem, DType, Family, Gpu, Scheme, Window};
 use int_flash_attention_tests::case::variant_of;
 use report::{Report, Row};
 use std::path::PathBuf;
@@ -94,9 +96,15 @@ pub struct Args {
     /// Measure appends to a paged cache: the rows whose name has this in it, or all
     #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode"])]
     append: Option<String>,
+    /// Measure chunks of new tokens on a paged cache, beside operands: the rows whose name has this in it, or all
+    #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode", "append"])]
+    prefill: Option<String>,
     /// Measure what changed scores cost: softcap, ALiBi, masks, biases and sinks
     #[arg(long, conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode", "append", "json"])]
     scores: bool,
+    /// Measure quantization alone, of these element types or of all: f16, bf16, f32
+    #[arg(long, value_name = "DTYPE", num_args = 0.., value_delimiter = ',', conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode", "append", "scores"])]
+    quantize: Option<Vec<DType>>,
     /// Measure attention over so many GPUs, beside one
     #[arg(long, value_name = "N", conflicts_with_all = ["sdpa", "plot", "compare", "first_job", "decode", "append", "scores", "ptx"])]
     ranks: Option<usize>,
@@ -138,6 +146,9 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(only) = &args.append {
         return append::run(&gpu, only, args.json.as_deref());
     }
+    if let Some(only) = &args.prefill {
+        return prefill::run(&gpu, only, args.json.as_deref());
+    }
     if args.scores {
         return scores::run(&gpu);
     }
@@ -146,6 +157,11 @@ pub fn run(args: &Args) -> Result<()> {
     bench.shared_bytes = args.shared_memory.map(|kib| kib << 10);
     if args.packed {
         return packed::run(&bench, args.json.as_deref(), args.sdpa.as_deref());
+    }
+    if let Some(dtypes) = &args.quantize {
+        let dtypes = if dtypes.is_empty() { &[DType::F16, DType::BF16, DType::F32] } else { &dtypes[..] };
+        let shapes = ([args.batch, args.heads], &args.head_dim[..], &args.seqlen[..]);
+        return quantize::run(&bench, shapes, dtypes, args.json.as_deref());
     }
     let version = bench.gpu.driver_version()?;
     let mut report = Report {

@@ -306,6 +306,11 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
     }
 
     #[inline(always)]
+    unsafe fn has_keys(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
     fn keys(&self, mt: usize, half: usize) -> [i32; 2] {
         let (lane, window, block) = (self.tile.lane(), Window::of(self.tile.params).anew(), opaque(self.block));
         let (row, first) = (lane.query(mt, half), 2 * lane.quad as i32);

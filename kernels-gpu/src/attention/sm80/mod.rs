@@ -18,6 +18,7 @@
 #[cfg(kernels = "sm80")]
 mod entry;
 mod epilogue;
+mod numbers;
 mod output;
 mod pipeline;
 mod scores;
@@ -27,7 +28,7 @@ mod team;
 use super::lane::Lane;
 use super::output::{Accumulator, Probabilities};
 use super::score_mod::{ScoreMod, Scored};
-use super::sequence::Sequence;
+use super::sequence::{Cursor, Sequence, at};
 use super::softmax::{BlockScales, Notes, Softmax, SpecialBlock, value_weight, warp_reach};
 use super::window::Window;
 use super::{KEY_STEPS, KEY_TILES};
@@ -44,6 +45,7 @@ use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
 use crate::smem;
 use core::marker::PhantomData;
+use numbers::Numbers;
 use pipeline::Pipeline;
 use scores::{KeyFactors, Query};
 use shared_vars::{SharedVars, Tile};
@@ -122,7 +124,8 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         }
         let q_biases = || scores::query_biases(params, &place);
         let mut softmax = K::Softmax::new(params, q_scales, q_biases, || notes::<K, MT>(place.thread));
-        let mut factors = KeyFactors::<K, MT>::new(params, &place, blocks.first);
+        let (mut block, mut more) = (blocks.first, blocks.first != blocks.end);
+        let factors = KeyFactors::<K, MT>::new(&place);
         let team = SharingTeam::<K, MT>::new(team_offset(K::HEAD_DIM, K::SLOTS), &place);
         let query = Query::<MT>::load(params, K::HEAD_DIM, &place);
         let mut pipeline = Pipeline::<K, MT>::new(params, &place, &blocks);
@@ -130,8 +133,9 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
 
         vars.store(place.thread == 0, &tile, &place.sequence, common_factor, &blocks);
         vars.store_reach(place.thread / 32, reach);
-        let (mut block, mut more) = (blocks.first, blocks.first != blocks.end);
-        let first = factors.fetch(more);
+        let mut numbers = Numbers::new(params, &place, &vars, &blocks);
+        let first_number = || Cursor::new(params, &place.sequence, block, true).number(params, || place.sequence);
+        let first = factors.fetch(params, first_number, more);
         let mut scales = [0.0; 2];
         if K::AHEAD {
             scales = fetch_scales(params, &place.sequence, block, more);
@@ -147,8 +151,13 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
             // Opaque: else the end of the blocks and the one before it would be in registers across the loop.
             let next = opaque(block + 1);
             more = next != blocks.end;
-            let mut state =
-                State { factors: &mut factors, pipeline: &mut pipeline, softmax: &mut softmax, acc: &mut acc };
+            let mut state = State {
+                numbers: &mut numbers,
+                factors: &factors,
+                pipeline: &mut pipeline,
+                softmax: &mut softmax,
+                acc: &mut acc,
+            };
             special = if K::AHEAD && special {
                 step::<K, MT>(params, block, more, &place, &vars, &query, &team, &mut state, true)
             } else {
@@ -166,7 +175,8 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
 
 /// What a block moves on.
 struct State<'a, K: Kernel<MT>, const MT: usize> {
-    factors: &'a mut KeyFactors<K, MT>,
+    numbers: &'a mut Numbers,
+    factors: &'a KeyFactors<K, MT>,
     pipeline: &'a mut Pipeline<K, MT>,
     softmax: &'a mut K::Softmax,
     acc: &'a mut Accumulator<MT>,
@@ -187,10 +197,11 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
     state: &mut State<K, MT>,
     special: bool,
 ) -> bool {
-    let State { factors, pipeline, softmax, acc } = state;
+    let State { numbers, factors, pipeline, softmax, acc } = state;
     unsafe {
         // Long before they are needed: the products hide the loads.
-        let next_scale = factors.fetch(more);
+        let next_scale = factors.fetch(params, || vars.number(block + 1), more);
+        numbers.advance(params, vars, block);
         let sequence = blocks_of(place, vars);
         let (mut next_scales, mut scales) = ([0.0; 2], BlockScales { k: 0.0, v: 1.0, reach: 0.0 });
         if K::AHEAD {
@@ -198,7 +209,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         } else {
             scales = block_scales::<K, MT>(params, &sequence, vars, block);
         }
-        let k = pipeline.next_k();
+        let k = pipeline.next_k(params, vars, block);
         let mut s = scores::block(query, k, factors, softmax, block, place);
         K::ScoreMod::apply(&mut s, || scored::<K, MT>(params, block, vars));
         let [full_from, full_to] = vars.full();
@@ -232,7 +243,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         });
         // Before the wait, which hides the load.
         let common_factor = vars.common_factor();
-        let v = pipeline.next_v();
+        let v = pipeline.next_v(params, vars, block);
         let shrink = shrink::<K, MT>(params, || blocks_of(place, vars), block + 1, more, next_scales);
         factors.publish(block + 1, next_scale, common_factor * shrink);
         let mut next_special = false;
@@ -408,6 +419,16 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
     }
 
     #[inline(always)]
+    unsafe fn has_keys(&self) -> bool {
+        let mut k = unsafe { self.scales() }.k;
+        if !K::Softmax::LOUD {
+            let sequence = unsafe { self.vars.sequence_of_blocks() };
+            k = unsafe { ld_global_nc_f32(sequence.k_block_scale(self.params, opaque(self.block))) };
+        }
+        k >= 0.0
+    }
+
+    #[inline(always)]
     fn keys(&self, mt: usize, half: usize) -> [i32; 2] {
         // SAFETY: in the loop.
         let window = Window::of_lengths(self.params, unsafe { self.vars.lengths() }).anew();
@@ -424,9 +445,10 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
 
     #[inline(always)]
     fn v_scale(&self) -> impl Fn(i32) -> f32 {
-        let place = self.place();
-        let first = place.sequence.v_scale(self.params, self.block).wrapping_add(2 * place.lane.quad as usize);
-        // SAFETY: one of the block's keys.
+        // SAFETY: in the loop; and one of the block's keys.
+        let number = unsafe { self.vars.number(self.block) };
+        let first = at(self.params.v_scale, number, self.params.blocks.scale_bytes);
+        let first = first.wrapping_add(2 * self.place().lane.quad as usize);
         move |key| unsafe { ld_global_nc_f32(first.wrapping_add(key as usize)) }
     }
 

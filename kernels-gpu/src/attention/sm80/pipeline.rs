@@ -1,18 +1,19 @@
 //! The ring of K and V blocks in shared memory, filled by `cp.async` while earlier blocks are in use.
 
+use super::shared_vars::SharedVars;
 use super::{Kernel, Place};
+use crate::attention::sequence::{Cursor, at};
 use crate::attention::window::Blocks;
 use crate::layout::block_bytes;
 use crate::params::AttentionParams;
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::cp_async::{commit_group, cp_async_16, wait_group};
+use crate::ptx::opaque::opaque;
+use crate::ptx::special::tid_x;
 use core::marker::PhantomData;
 
 /// Blocks arrive in the order K0, V0, K1, V1, ...; `SLOTS - 1` of them are under way while one is in use.
 pub(crate) struct Pipeline<K, const MT: usize> {
-    /// Where this thread's part of the next K and V block lies in global memory.
-    k: *const u8,
-    v: *const u8,
     /// This thread's part of slot 0.
     shared: u32,
     /// Slot 0.
@@ -20,8 +21,6 @@ pub(crate) struct Pipeline<K, const MT: usize> {
     /// Slot that is read next, and slot that is filled next, in bytes.
     read: u32,
     write: u32,
-    /// Blocks still to advance by, of V, and of K when its next block is requested: they take turns.
-    left: u32,
     kernel: PhantomData<K>,
 }
 
@@ -34,64 +33,71 @@ impl<K: Kernel<MT>, const MT: usize> Pipeline<K, MT> {
     /// Requests the first blocks.
     #[inline(always)]
     pub(crate) unsafe fn new(params: &AttentionParams, place: &Place, blocks: &Blocks) -> Self {
-        let (sequence, first, thread) = (&place.sequence, blocks.first, 16 * place.thread as usize);
-        let left = (blocks.end - first).saturating_sub(1);
-        let mut pipeline = unsafe {
-            Self {
-                k: sequence.k(params, K::HEAD_DIM, first).add(thread),
-                v: sequence.v(params, K::HEAD_DIM_V, first).add(thread),
-                shared: place.shared + 16 * place.thread,
-                base: place.shared,
-                read: 0,
-                write: 0,
-                left,
-                kernel: PhantomData,
-            }
+        let mut pipeline = Self {
+            shared: place.shared + 16 * place.thread,
+            base: place.shared,
+            read: 0,
+            write: 0,
+            kernel: PhantomData,
         };
-        if first < blocks.end {
-            unroll!(0..K::SLOTS - 1, |ahead| {
-                unsafe { pipeline.request(ahead % 2 == 0) };
+        if blocks.first < blocks.end {
+            unroll!(0..K::SLOTS - 1, |item| {
+                let (block, last) = (blocks.first + item as u32 / 2, blocks.end - 1);
+                let block = if block < last { block } else { last };
+                unsafe {
+                    let number = Cursor::new(params, &place.sequence, block, true).number(params, || place.sequence);
+                    pipeline.request(Self::source(params, number, item % 2 == 0), item % 2 == 0);
+                }
             });
         }
         pipeline
     }
 
-    /// Requests the next block as one group of copies. Past the last block it copies that again, to a slot nobody reads: a
-    /// condition on every copy would cost more than the bytes.
+    /// Where this thread's part of a block lies in global memory.
     #[inline(always)]
-    unsafe fn request(&mut self, is_k: bool) {
+    fn source(params: &AttentionParams, number: u32, is_k: bool) -> *const u8 {
+        let blocks = &params.blocks;
+        let (first, each) = if is_k { (params.k, blocks.k_bytes) } else { (params.v, blocks.v_bytes) };
+        // Opaque: where its parts of K and V begin would be in registers across the loop.
+        at(first, number, each).wrapping_add(16 * opaque(tid_x()) as usize)
+    }
+
+    /// Requests a block, given its [`source`](Self::source), as one group of copies. Past the last block that is copied again, to a slot
+    /// nobody reads: a condition on every copy would cost more than the bytes.
+    #[inline(always)]
+    unsafe fn request(&mut self, source: *const u8, is_k: bool) {
         unsafe {
-            let (source, bytes) = if is_k { (&mut self.k, Self::BLOCK) } else { (&mut self.v, Self::V_BLOCK) };
+            let (bytes, own) = (if is_k { Self::BLOCK } else { Self::V_BLOCK }, self.shared - self.base);
             unroll!(0..Self::BLOCK.div_ceil(Self::STRIDE) as usize, |i| {
                 let offset = i as u32 * Self::STRIDE;
-                if offset + Self::STRIDE <= bytes || offset + (self.shared - self.base) < bytes {
-                    cp_async_16(self.shared + self.write + offset, source.add(offset as usize));
+                if offset + Self::STRIDE <= bytes || offset + own < bytes {
+                    cp_async_16(self.shared + self.write + offset, source.wrapping_add(offset as usize));
                 }
             });
             commit_group();
-            let more = u32::from(self.left > 0);
-            *source = source.add((more * bytes) as usize);
-            self.left -= if is_k { 0 } else { more };
             self.write = Self::advance(self.write);
         }
     }
 
-    /// The next K block: its shared address, see [`Self::next`].
+    /// K of block `block`, which is the next one: its shared address, see [`Self::next`].
     #[inline(always)]
-    pub(crate) unsafe fn next_k(&mut self) -> u32 {
-        unsafe { self.next(K::SLOTS % 2 == 1) }
+    pub(crate) unsafe fn next_k(&mut self, params: &AttentionParams, vars: &SharedVars, block: u32) -> u32 {
+        unsafe { self.next(params, vars, block, 0) }
     }
 
-    /// The next V block: its shared address, see [`Self::next`].
+    /// V of block `block`, which is the next one: its shared address, see [`Self::next`].
     #[inline(always)]
-    pub(crate) unsafe fn next_v(&mut self) -> u32 {
-        unsafe { self.next(K::SLOTS.is_multiple_of(2)) }
+    pub(crate) unsafe fn next_v(&mut self, params: &AttentionParams, vars: &SharedVars, block: u32) -> u32 {
+        unsafe { self.next(params, vars, block, 1) }
     }
 
-    /// The shared address of the next block, landed and visible to the CTA; the slot of the block before it is refilled.
+    /// The shared address of the next block, `item` 0 of K or 1 of V, landed and visible to the CTA; the slot of the block before it is refilled.
     #[inline(always)]
-    unsafe fn next(&mut self, request_k: bool) -> u32 {
+    unsafe fn next(&mut self, params: &AttentionParams, vars: &SharedVars, block: u32, item: usize) -> u32 {
+        let ahead = item + K::SLOTS - 1;
         unsafe {
+            // In front of the barrier, behind which all warps stand together and would wait for it.
+            let source = Self::source(params, vars.number(block + ahead as u32 / 2), ahead.is_multiple_of(2));
             match K::SLOTS {
                 2 => wait_group::<0>(),
                 3 => wait_group::<1>(),
@@ -99,7 +105,7 @@ impl<K: Kernel<MT>, const MT: usize> Pipeline<K, MT> {
                 _ => wait_group::<3>(),
             }
             bar_sync();
-            self.request(request_k);
+            self.request(source, ahead.is_multiple_of(2));
         }
         let slot = self.base + self.read;
         self.read = Self::advance(self.read);

@@ -2,6 +2,7 @@
 
 use super::{Kernel, MAX_PAIRS, Place, pairs};
 use crate::attention::lane::panel_row;
+use crate::attention::sequence::at;
 use crate::attention::softmax::{MAGIC, MAGIC_BITS, Softmax};
 use crate::layout::{KV_BLOCK, ROW_BYTES, slot_key};
 use crate::params::AttentionParams;
@@ -9,7 +10,9 @@ use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
+use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{ld_shared_v4_f32, st_shared_f32};
+use crate::ptx::special::tid_x;
 use core::marker::PhantomData;
 
 /// k steps of the widest head.
@@ -76,28 +79,28 @@ pub(crate) unsafe fn query_biases<const MT: usize>(params: &AttentionParams, pla
 /// The key factors of two blocks in shared memory, the keys of 32 in the order of `key_slot`: a lane's four of two n8 tiles are
 /// one load. The bias -MAGIC * factor is cheaper to multiply again than to load.
 pub(crate) struct KeyFactors<K, const MT: usize> {
-    /// This thread's key of the next block to fetch.
-    global: *const f32,
     shared: u32,
     thread: u32,
     kernel: PhantomData<K>,
 }
 
 impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
-    /// Those from block `first` on.
     #[inline(always)]
-    pub(crate) fn new(params: &AttentionParams, place: &Place, first: u32) -> Self {
-        let key = place.thread / 32 * 32 + slot_key((place.thread % 32) as usize) as u32;
-        let global = place.sequence.k_scale(params, first).wrapping_add(key as usize);
+    pub(crate) fn new(place: &Place) -> Self {
         let shared = place.shared + (K::SLOTS * KV_BLOCK * K::HEAD_DIM) as u32;
-        Self { global, shared, thread: place.thread, kernel: PhantomData }
+        Self { shared, thread: place.thread, kernel: PhantomData }
     }
 
-    /// The scale of this thread's key of the next block, read early, if there is `more`; else any value will do.
+    /// The scale of this thread's key of block `number`, read early, if there is such a block; else any value will do.
     #[inline(always)]
-    pub(crate) unsafe fn fetch(&mut self, more: bool) -> f32 {
-        let scale = if more & self.has_key() { unsafe { ld_global_nc_f32(self.global) } } else { 0.0 };
-        self.global = self.global.wrapping_add(KV_BLOCK);
+    pub(crate) unsafe fn fetch(&self, params: &AttentionParams, number: impl Fn() -> u32, is: bool) -> f32 {
+        let mut scale = 0.0;
+        if is & self.has_key() {
+            let thread = opaque(tid_x());
+            let key = thread / 32 * 32 + slot_key((thread % 32) as usize) as u32;
+            let block = at(params.k_scale, number(), params.blocks.scale_bytes);
+            scale = unsafe { ld_global_nc_f32(block.wrapping_add(key as usize)) };
+        }
         scale
     }
 

@@ -3,13 +3,15 @@
 //! ptxas keeps what it can compute once, special registers included, in registers from there to the last use, and the loop has none to
 //! spare: what would be spilled to local memory stands here.
 
+use super::numbers::BLOCKS_AHEAD;
 use crate::attention::sequence::Sequence;
 use crate::attention::softmax::{BlockScales, value_weight};
 use crate::attention::window::Blocks;
 use crate::config::sm80::{MAX_WARPS, VARS_BYTES};
 use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{
-    ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_u32, st_shared_v2_u32, st_shared_v4_u32,
+    ld_shared_f32, ld_shared_u32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_u32, st_shared_v2_u32,
+    st_shared_v4_u32,
 };
 use crate::ptx::special::tid_x;
 
@@ -28,11 +30,17 @@ const REACH: u32 = 32;
 const FIRST_BLOCK: u32 = REACH + 4 * MAX_WARPS as u32;
 /// Where the unit of the head's values is.
 const UNIT: u32 = FIRST_BLOCK + 8;
+/// Where the number of the last block is.
+const LAST_BLOCK: u32 = UNIT + 4;
 /// Where the scales of two blocks of K and of V are, each pair loaded at once.
 const SCALES: u32 = UNIT + 8;
+/// Where the numbers of [`NUMBERS`] blocks are.
+const NUMBER: u32 = SCALES + 2 * 8;
+/// A power of two.
+const NUMBERS: u32 = 4;
 
-const _: () =
-    assert!(SCALES as usize + 2 * 8 <= VARS_BYTES && SCALES.is_multiple_of(8) && VARS_BYTES.is_multiple_of(16));
+const _: () = assert!((NUMBER + 4 * NUMBERS) as usize <= VARS_BYTES && SCALES.is_multiple_of(8));
+const _: () = assert!(VARS_BYTES.is_multiple_of(16) && BLOCKS_AHEAD < NUMBERS);
 
 /// [`VARS_BYTES`](crate::config::sm80::VARS_BYTES) of shared memory.
 pub(crate) struct SharedVars {
@@ -65,6 +73,7 @@ impl SharedVars {
             st_shared_v4_u32(predicate, self.address, [row, head_q, batch, common_factor.to_bits()]);
             st_shared_v4_u32(predicate, self.address + 16, of_blocks);
             st_shared_v2_u32(predicate, self.address + FIRST_BLOCK, [sequence.first_block, sequence.index_kv]);
+            st_shared_u32(predicate, self.address + LAST_BLOCK, blocks.end.wrapping_sub(1));
         }
     }
 
@@ -94,6 +103,22 @@ impl SharedVars {
         unsafe { ld_shared_v2_u32(self.address + FIRST_BLOCK) }
     }
 
+    /// The last of the tile's blocks, if there is one, see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn last_block(&self) -> u32 {
+        unsafe { ld_shared_u32(self.address + LAST_BLOCK) }
+    }
+
+    /// The tile's sequence as far as that its blocks have addresses, see [`Self::tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn sequence_of_blocks(&self) -> Sequence {
+        unsafe {
+            let (Tile { head_q, batch, .. }, [first_block, index_kv]) = (self.tile(), self.first_block());
+            let [seqlen_q, seqlen_kv] = self.lengths();
+            Sequence { batch, head_q, seqlen_q, seqlen_kv, first_q: 0, index_kv, first_block }
+        }
+    }
+
     /// The common factor of the keys, see [`Self::tile`].
     #[inline(always)]
     pub(crate) unsafe fn common_factor(&self) -> f32 {
@@ -110,6 +135,23 @@ impl SharedVars {
     #[inline(always)]
     pub(crate) unsafe fn store_scales(&self, predicate: bool, block: u32, scales: [f32; 2]) {
         unsafe { st_shared_v2_u32(predicate, self.scales_of(block), scales.map(f32::to_bits)) }
+    }
+
+    /// Stores the number of a block, beside those of the three before; visible after the next barrier.
+    #[inline(always)]
+    pub(crate) unsafe fn store_number(&self, predicate: bool, block: u32, number: u32) {
+        unsafe { st_shared_u32(predicate, self.number_of(block), number) }
+    }
+
+    /// The number of a block ([`Numbers`](super::numbers::Numbers)).
+    #[inline(always)]
+    pub(crate) unsafe fn number(&self, block: u32) -> u32 {
+        unsafe { ld_shared_u32(self.number_of(block)) }
+    }
+
+    #[inline(always)]
+    fn number_of(&self, block: u32) -> u32 {
+        self.address + NUMBER + block % NUMBERS * 4
     }
 
     #[inline(always)]

@@ -9,6 +9,7 @@ use super::{Kernel, epilogue, output, scores};
 use crate::attention::KEY_STEPS;
 use crate::attention::lane::Lane;
 use crate::attention::output::{Accumulator, Probabilities};
+use crate::attention::sequence::at;
 use crate::attention::softmax::{Alone, BlockScales, Notes, Softmax, SpecialBlock, warp_reach, warp_scales};
 use crate::attention::window::Blocks;
 use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
@@ -19,7 +20,7 @@ use crate::ptx::barrier::warp_sync;
 use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_f32, st_shared_v4_u32};
+use crate::ptx::shared::{ld_shared_f32, ld_shared_u32, ld_shared_v2_u32, ld_shared_v4_f32, st_shared_v4_u32};
 use crate::ptx::shuffle::{first_lane, vote_any};
 use crate::ptx::special::tid_x;
 use crate::ptx::wgmma::{self, Products};
@@ -390,6 +391,11 @@ impl<K: Kernel> SpecialBlock for Special<'_, K> {
     }
 
     #[inline(always)]
+    unsafe fn has_keys(&self) -> bool {
+        unsafe { self.scales() }.k >= 0.0
+    }
+
+    #[inline(always)]
     fn keys(&self, mt: usize, half: usize) -> [i32; 2] {
         let window = self.rows.read_tile().sequence.window(self.rows.params).anew();
         let (lane, block) = (self.rows.find_lane(), opaque(self.block));
@@ -405,9 +411,10 @@ impl<K: Kernel> SpecialBlock for Special<'_, K> {
 
     #[inline(always)]
     fn v_scale(&self) -> impl Fn(i32) -> f32 {
-        let (tile, lane) = (self.rows.read_tile(), self.rows.find_lane());
-        let first = tile.sequence.v_scale(self.rows.params, opaque(self.block)).wrapping_add(2 * lane.quad as usize);
-        // SAFETY: one of the block's keys.
+        // SAFETY: K has landed, and with it the block's scales; and one of the block's keys.
+        let number = unsafe { ld_shared_u32(self.rows.rings.block_scales(self.now) + 12) };
+        let first = at(self.rows.params.v_scale, number, self.rows.params.blocks.scale_bytes);
+        let first = first.wrapping_add(2 * self.rows.find_lane().quad as usize);
         move |key| unsafe { ld_global_nc_f32(first.wrapping_add(key as usize)) }
     }
 

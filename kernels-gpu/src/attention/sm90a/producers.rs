@@ -4,6 +4,7 @@
 use super::Kernel;
 use super::ring::{RingState, Rings};
 use super::tile_order::{QueryTile, TileOrder};
+use crate::attention::sequence::{Cursor, at, is_paged};
 use crate::attention::softmax::{Softmax, value_weight};
 use crate::attention::window::Blocks;
 use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
@@ -40,21 +41,23 @@ pub(crate) unsafe fn blocks<K: Kernel>(params: &AttentionParams, rings: &Rings<K
     while order.left(params) {
         let tile = unsafe { order.tile(params) };
         let Blocks { first, end, .. } = brought::<K>(params, &tile);
-        let mut k = tile.sequence.k(params, K::HEAD_DIM, first);
-        let mut v = tile.sequence.v(params, K::HEAD_DIM, first);
+        let sequence = tile.sequence;
+        let mut cursor = unsafe { Cursor::new(params, &sequence, first, first < end) };
         let mut left = end - first;
         while left > 0 {
             unsafe {
+                let number = cursor.number(params, || sequence);
+                cursor.advance(params, || (sequence, end - left + 1), left > 1);
                 rings.k().wait_empty(at_k);
                 mbarrier::arrive_expect(rings.k().full(at_k), bytes);
+                let k = at(params.k, number, params.blocks.k_bytes);
                 bulk::copy(rings.k().address(at_k), k, bytes, rings.k().full(at_k));
                 at_k = rings.k().next(at_k);
                 rings.v().wait_empty(at_v);
                 mbarrier::arrive_expect(rings.v().full(at_v), bytes);
+                let v = at(params.v, number, params.blocks.v_bytes);
                 bulk::copy(rings.v().address(at_v), v, bytes, rings.v().full(at_v));
                 at_v = rings.v().next(at_v);
-                k = k.add(bytes as usize);
-                v = v.add(bytes as usize);
             }
             left -= 1;
         }
@@ -74,28 +77,31 @@ pub(crate) unsafe fn factors<K: Kernel>(params: &AttentionParams, rings: &Rings<
         let tile = unsafe { order.tile(params) };
         let Blocks { first, end, .. } = brought::<K>(params, &tile);
         let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
-        let mut source = tile.sequence.k_scale(params, first).wrapping_add(key as usize);
-        let mut k_block = tile.sequence.k_block_scale(params, first);
+        let sequence = tile.sequence;
+        let mut cursor = unsafe { Cursor::new(params, &sequence, first, first < end) };
+        // What a page has behind the last key may be anything.
+        let ragged = is_paged(params) && end * KV_BLOCK as u32 > sequence.seqlen_kv;
         let mut left = end - first;
         while left > 0 {
             unsafe {
+                let number = cursor.number(params, || sequence);
+                let source = at(params.k_scale, number, params.blocks.scale_bytes).wrapping_add(key as usize);
+                cursor.advance(params, || (sequence, end - left + 1), left > 1);
                 let scales = [0, 1, 8, 9].map(|key| ld_global_nc_f32(source.add(key)));
-                let k_scale = ld_global_nc_f32(k_block);
+                let k_scale = ld_global_nc_f32(sequence.k_block_scale(params, end - left));
                 let shrink = K::Softmax::shrink(params, K::HEAD_DIM, k_scale);
                 rings.k().wait_empty(k);
                 // NaN where they do not share a scale.
-                let other = vote_any(scales.iter().any(|&scale| scale != k_scale));
+                let other = vote_any(scales.iter().any(|&scale| scale != k_scale) || (ragged && left == 1));
                 let unit = if other { f32::NAN } else { K::Softmax::narrow_unit(params, K::HEAD_DIM, k_scale) };
                 let common_factor = common_factor * shrink;
                 let factors = scales.map(|scale| K::Softmax::key_factor(common_factor, scale).to_bits());
                 st_shared_v4_u32(true, rings.factors(k) + 16 * lane, factors);
                 if K::Softmax::NARROW {
-                    st_shared_v2_u32(lane == 0, rings.block_scales(k) + 8, [unit.to_bits(), 0]);
+                    st_shared_v2_u32(lane == 0, rings.block_scales(k) + 8, [unit.to_bits(), number]);
                 }
                 mbarrier::arrive(rings.k().full(k));
                 k = rings.k().next(k);
-                source = source.add(KV_BLOCK);
-                k_block = k_block.add(1);
             }
             left -= 1;
         }

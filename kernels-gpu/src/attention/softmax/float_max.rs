@@ -197,6 +197,11 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
         block: &impl SpecialBlock,
     ) {
         unsafe {
+            if !block.has_keys() {
+                unroll!(0..MT, |mt| {
+                    unroll!(0..2, |half| { Self::hide_from(scores, mt, half, 0, KEY_TILES / T::WARPS) })
+                });
+            }
             mixed.exponent = maxima(scores, team);
             let (v_scale, first, unit) = (block.v_scale(), block.first_own(), log2(block.v_unit()));
             unroll!(0..MT, |mt| {

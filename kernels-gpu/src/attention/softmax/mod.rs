@@ -60,7 +60,7 @@ impl<const MT: usize> Team<MT> for Alone {
     }
 }
 
-/// The scales of a block: the largest of its keys', and that of its values as [`value_weight`], NaN where they do not share one.
+/// The scales of a block: the largest of its keys', negative where it has none, and that of its values as [`value_weight`], NaN where they do not share one.
 #[derive(Clone, Copy)]
 pub(crate) struct BlockScales {
     pub k: f32,
@@ -76,7 +76,9 @@ pub(crate) trait SpecialBlock {
     unsafe fn scales(&self) -> BlockScales;
     /// The scale of the lane's query in half `half` of m16 tile `mt`; any if it is not there.
     unsafe fn q_scale(&self, mt: usize, half: usize) -> f32;
-    /// The first and behind the last key that it sees, counted from the lane's first key of the block.
+    /// Whether it has keys: of a paged cache, where the block table has no page for it, it has none, and is mixed.
+    unsafe fn has_keys(&self) -> bool;
+    /// The first and behind the last key that it sees, counted from the lane's first key of the block, if the block has keys.
     fn keys(&self, mt: usize, half: usize) -> [i32; 2];
     /// The first key of which the lane has a score, counted so.
     fn first_own(&self) -> i32;

@@ -3,7 +3,7 @@
 //! The rows' scores become exponent arguments of P in their place, and from there on the block goes the way of all others, but for what
 //! is noted of each row until it is added. Rows of the warp for which the block is plain keep their scores.
 
-use super::{BlockMax, score_factor};
+use super::{BlockMax, NEG_INFINITY, score_factor};
 use crate::attention::KEY_TILES;
 use crate::attention::softmax::{Notes, Softmax, SpecialBlock, Team, quad_sum, reciprocal_of_power, value_weight};
 use crate::config::NOTE_BYTES;
@@ -45,7 +45,10 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
             let maxima = [cvt_f32_f16_low(maxima[mt]), cvt_f32_f16_high(maxima[mt])];
             unroll!(0..2, |half| {
                 let (params, head_dim, scales) = (block.params(), block.head_dim(), unsafe { block.scales() });
-                let (q_scale, largest) = (unsafe { block.q_scale(mt, half) }, maxima[half]);
+                let has_keys = unsafe { block.has_keys() };
+                let [first, end] = block.keys(mt, half);
+                let keys = [first, selp_b32(has_keys, end as u32, i32::MIN as u32) as i32];
+                let (q_scale, largest) = (unsafe { block.q_scale(mt, half) }, hidden_unless(has_keys, maxima[half]));
                 let reach = row_reach(head_dim, score_factor(params, head_dim), q_scale);
                 // All lanes say the same, and the compiler is to know.
                 let mixed = unsafe { vote_any(scales.v.is_nan()) };
@@ -56,7 +59,7 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
                 let kept = !special || largest == f32::NEG_INFINITY;
                 let base = f32::from_bits(selp_b32(kept, 0, largest.to_bits()));
                 let factor = f32::from_bits(selp_b32(special, scale.to_bits(), 1.0_f32.to_bits()));
-                let row = Row { block, keys: block.keys(mt, half), mixed, base, factor };
+                let row = Row { block, has_keys, keys, mixed, base, factor };
                 let (sum, loudest) = unsafe { row.arguments(&mut scores_of_rows[mt][half], tiles) };
                 let value =
                     if mixed { value_weight(ex2_approx_ftz_f32(loudest), unsafe { block.v_unit() }) } else { scales.v };
@@ -134,6 +137,8 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
 /// A row of a special block.
 struct Row<'a, B> {
     block: &'a B,
+    /// Whether the block has keys; else its scores are of whatever was read in their place.
+    has_keys: bool,
     /// The first and behind the last key that it sees.
     keys: [i32; 2],
     /// Whether the block's values have scales of their own.
@@ -156,7 +161,8 @@ impl<B: SpecialBlock> Row<'_, B> {
         unsafe {
             unroll!(0..KEY_TILES, |tile| {
                 if tile < tiles {
-                    st_shared_u32(true, scratch + (128 * tile) as u32, scores[tile]);
+                    let scores = selp_b32(self.has_keys, scores[tile], NEG_INFINITY);
+                    st_shared_u32(true, scratch + (128 * tile) as u32, scores);
                 }
             });
             // Opaque: a number that the compiler sees would unroll the loops.
