@@ -285,16 +285,17 @@ unsafe fn vectors<E: Element, const N: usize>(
     }
 }
 
-/// The lane's part of a token before the rotation's transforms, K without its offset; and of Q the sums of its product with K's offset.
+/// The lane's part of a token before the rotation's transforms, K without its offset; and of Q the sums of its product with K's offset: apart for the vectors
+/// that two lanes of [`DIMS`] would have, so that the rounded sum is the same in the kernels for short K and V.
 #[inline(always)]
 unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
     place: &Place,
     raw: &[Vector; THREAD_VECTORS],
-) -> ([f32; N], [f32; 4]) {
+) -> ([f32; N], [[f32; 4]; 2]) {
     unsafe {
         let tables = Tables::new::<E>();
         let mut x = [0.0; N];
-        let mut bias = [0.0; 4];
+        let mut bias = [[0.0; 4]; 2];
         unroll!(0..N / E::LANES, |i| {
             let mut vector = raw[i];
             let signs = ld_shared_v4_u32(tables.signs::<E, N>(place.lane, i as u32));
@@ -310,7 +311,8 @@ unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
                         x[i * E::LANES + 4 * quad + j] = value - offset[j];
                     } else {
                         x[i * E::LANES + 4 * quad + j] = value;
-                        bias[j] = fma_rn_f32(value, offset[j], bias[j]);
+                        let sum = &mut bias[i % (N / DIMS)][j];
+                        *sum = fma_rn_f32(value, offset[j], *sum);
                     }
                 });
             });
@@ -373,7 +375,8 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
         let row = lane.row + step * place.tokens();
         let inside = row < tile.count();
         if !KEYS && !out.bias.is_null() {
-            let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
+            let sum = |bias: [f32; 4]| place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
+            let bias = if N > DIMS { sum(bias[0]) + sum(bias[1]) } else { sum(bias[0]) };
             st_global_f32((place.lane == 0) & inside, out.bias.wrapping_add(row as usize), [bias]);
         }
         if rotates {
