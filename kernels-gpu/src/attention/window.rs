@@ -120,12 +120,6 @@ impl<const KEYS: usize> Window<KEYS> {
     pub(crate) fn grows(&self) -> bool {
         self.right != UNLIMITED
     }
-
-    /// Whether every row sees every key.
-    #[inline(always)]
-    pub(crate) fn hides_nothing(&self) -> bool {
-        self.left & self.right == UNLIMITED
-    }
 }
 
 #[cfg(test)]
@@ -212,9 +206,9 @@ mod tests {
     fn orders_of_tiles() {
         let kinds = [(UNLIMITED, UNLIMITED), (UNLIMITED, 0), (5, UNLIMITED), (5, 5)].map(|(left, right)| {
             let w = window(9, 9, left, right);
-            (w.hides_nothing(), w.grows())
+            w.grows()
         });
-        assert_eq!(kinds, [(true, false), (false, true), (false, false), (false, true)]);
+        assert_eq!(kinds, [false, true, false, true]);
         let params =
             AttentionParams { window_left: 3, window_right: 4, seqlen_q: 5, seqlen_kv: 6, ..AttentionParams::NONE };
         let Window { seqlen_q, seqlen_kv, left, right } = Window::of(&params);

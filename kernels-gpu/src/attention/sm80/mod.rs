@@ -37,7 +37,7 @@ use crate::config::sm80::{
 };
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
 use crate::layout::KV_BLOCK;
-use crate::params::{AttentionParams, SeqLens};
+use crate::params::AttentionParams;
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::ld_global_nc_f32;
 use crate::ptx::math::max_f32;
