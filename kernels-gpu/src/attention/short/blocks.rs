@@ -111,7 +111,8 @@ unsafe fn of_values<K: Kernel<MT>, const MT: usize>(block: u32, keys: u32, place
             scales[i] = or(inside[i], of_key, 0.0).to_bits();
             inverses[i] = or(number[i] & inside[i], inverse, f32::NAN).to_bits();
         });
-        // Each lane writes where it has read, or where nothing is.
+        // Lanes behind the last key have read what the last one before it writes over.
+        warp_sync();
         st_shared_v4_u32(true, numbers + 16 * lane, inverses);
         st_shared_v4_u32(true, shared.v_scales(block) + 16 * lane, scales);
         st_shared_u32(lane == 0, shared.block(block) + 4, or(share, largest, f32::NAN).to_bits());
