@@ -57,12 +57,15 @@ const ENDLESS: u64 = 10_000_000;
 
 /// Survivors that change nothing for a reason that ptxas does not see (docs/testing.md): kind, kernel, what stands there, and what
 /// stands in its line, the one before and the one that its last operand, `$`, is from; `*` for anything.
-const NO_CHANGE: [(Kind, &str, &str, &str); 9] = [
+const NO_CHANGE: [(Kind, &str, &str, &str); 11] = [
     // Plus or minus zero.
     (Kind::Arithmetic, "attention", ", 0f00000000", ""),
     // Whether a window has no end on the right, which decides whether the longest tiles are first.
     (Kind::Constant, "attention", "setp.ne.b64*, 4294967295", ""),
     (Kind::Predicate, "attention", "bra", "setp.ne.b64*, 4294967295"),
+    (Kind::Compare, "", "setp.ne.b64*, 4294967295", ""),
+    // What a sink is short of by K's offset, which the paper's scheme has not: zero of either sign.
+    (Kind::Swizzle, "_paper", "xor.b32*, -2147483648", "ld.global.nc.f32"),
     // After the last block the newest group is empty, so that a wait for all but one is a wait for all.
     (Kind::Wait, "attention", "cp.async.wait_group 0", ""),
     // A warpgroup that skips a block arrives too early, and the slot waits for one that does not.
