@@ -15,7 +15,7 @@ const SPILLS: [(&str, &str, u32, u32, u32); 47] = [
     ("append_f32", "sm_120", 20, 28, 16),
     ("dequantize_f32", "sm_90", 4, 4, 8),
     ("dequantize_f32", "sm_120", 8, 8, 8),
-    ("quantize_bf16", "sm_80", 4, 4, 0),
+    ("quantize_bf16", "sm_80", 4, 4, 8),
     ("attention_sm80_d64_default", "sm_120", 16, 16, 16),
     ("attention_sm80_d96_default", "sm_90", 4, 4, 8),
     ("attention_sm80_d96_default", "sm_100", 4, 4, 8),
