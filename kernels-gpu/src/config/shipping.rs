@@ -80,7 +80,7 @@ impl Module {
         let attention = ATTENTION.iter().find(|variant| variant.name == self.name);
         let usual = attention.is_some_and(|v| v.scheme == Scheme::Default && v.kind == Kind::Plain);
         let there = usual || ["quantize", "decode", "merge"].contains(&self.part);
-        let seldom = self.name.ends_with("_f32") || self.name.contains("_v4");
+        let seldom = self.name.ends_with("_f32") || self.name.contains("_v4") || self.name == "convert_pages";
         self.architectures().filter(move |architecture| there && !seldom && architecture.name != "sm_89")
     }
 
@@ -170,10 +170,11 @@ mod tests {
                 "attention_sm80_d64_default_general",
                 "baseline_f16_d64",
                 "quantize_f32",
-                "decode_v4_d64"
+                "decode_v4_d64",
+                "convert_pages"
             ]
             .map(of),
-            [0; 5]
+            [0; 6]
         );
     }
 
