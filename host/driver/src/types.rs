@@ -174,3 +174,35 @@ pub(crate) struct LaunchConfig {
 }
 
 const _: () = assert!(size_of::<LaunchAttribute>() == 72 && size_of::<LaunchConfig>() == 56);
+
+/// `CUDA_MEMCPY2D`: rows of bytes from a place on a GPU to another one.
+#[repr(C)]
+pub(crate) struct Memcpy2d {
+    pub(crate) from: Memcpy2dSide,
+    pub(crate) to: Memcpy2dSide,
+    pub(crate) bytes: usize,
+    pub(crate) rows: usize,
+}
+
+/// Either side of it.
+#[repr(C)]
+pub(crate) struct Memcpy2dSide {
+    x: usize,
+    y: usize,
+    memory_type: u32,
+    host: *const c_void,
+    device: DevicePtr,
+    array: *const c_void,
+    pitch: usize,
+}
+
+impl Memcpy2dSide {
+    pub(crate) const fn device(device: DevicePtr, pitch: usize) -> Self {
+        /// `CU_MEMORYTYPE_DEVICE`
+        const DEVICE: u32 = 2;
+        Self { x: 0, y: 0, memory_type: DEVICE, host: std::ptr::null(), device, array: std::ptr::null(), pitch }
+    }
+}
+
+// cuda.h: seven words a side, the third a 32-bit number, and two more.
+const _: () = assert!(size_of::<Memcpy2d>() == 16 * 8);

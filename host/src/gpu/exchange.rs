@@ -55,6 +55,28 @@ impl Gpu {
         })
     }
 
+    /// Copies rows of bytes between arrays of this GPU, in the order of a stream of it. Beside an array, the bytes from a row to the next.
+    pub(crate) fn copy_rows(
+        &self,
+        stream: StreamRef<'_>,
+        (from, from_pitch): (DeviceSlice<'_, u8>, usize),
+        (to, to_pitch): (DeviceSliceMut<'_, u8>, usize),
+        (rows, bytes): (usize, usize),
+    ) -> Result<()> {
+        if rows * bytes == 0 {
+            return Ok(());
+        }
+        let launch = self.launching(stream)?;
+        let handle = launch.not_recorded("an exchange between ranks")?;
+        let span = |pitch: usize| (rows - 1) * pitch + bytes;
+        let (from, to) = (
+            from.checked_bytes(&launch, "rows to be copied", span(from_pitch))?,
+            to.as_slice().checked_bytes(&launch, "room for rows", span(to_pitch))?,
+        );
+        // SAFETY: both arrays are of this GPU and long enough; the borrows and the stream's order keep them until then.
+        Ok(unsafe { self.bind()?.copy_rows_async((to, to_pitch), (from, from_pitch), (rows, bytes), handle) }?)
+    }
+
     /// Whether copies between this GPU and the other go straight, from now on.
     pub(crate) fn reach(&self, other: &Self) -> Result<bool> {
         let (own, of) = (&self.0.context, &other.0.context);

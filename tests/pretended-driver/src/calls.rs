@@ -230,6 +230,18 @@ calls! {
     cuMemcpyDtoDAsync_v2(to: Word, from: Word, bytes: usize, stream: Word) |world| {
         if on_stream(world, stream, Vec::new())? { copy(world, &[to, from], to, from, bytes) } else { Ok(()) }
     }
+    cuMemcpy2DAsync_v2(copy: *const [Word; 16], stream: Word) |world| {
+        // SAFETY: the caller's structure.
+        let [_, _, _, _, from, _, from_pitch, _, _, _, _, to, _, to_pitch, bytes, rows] = unsafe { *copy };
+        if !on_stream(world, stream, Vec::new())? {
+            return Ok(());
+        }
+        for row in 0..rows {
+            let (to, from) = (to + row * to_pitch, from + row * from_pitch);
+            crate::work::copy(world, &[to, from], to, from, bytes as usize)?;
+        }
+        Ok(())
+    }
     cuMemcpyPeerAsync(to: Word, to_context: Word, from: Word, from_context: Word, bytes: usize, stream: Word) |world| {
         world.inside(to_context, to, bytes)?;
         world.inside(from_context, from, bytes)?;

@@ -154,7 +154,8 @@ fn a_ring_does_what_its_steps_say() {
         let travels = all.iter().filter(|step| step.receives).count();
         assert_eq!(launches(&session, "attention"), 2 * pairs);
         assert_eq!(launches(&session, "merge_states"), 2 * (pairs - parts));
-        assert_eq!(launches(&session, "quantize"), 2 * (chunks + parts));
+        // Once more the first block, which the others wait for.
+        assert_eq!(launches(&session, "quantize"), 2 * (chunks + parts + 1));
         // The constants of the first chunk to the others, two messages each, and the keys.
         assert_eq!(session.calls("cuMemcpyPeerAsync"), 2 * (2 * (chunks - 1) + travels));
         drop(gpus);
@@ -189,7 +190,7 @@ fn a_ring_refuses_memory_of_another_gpu() {
 fn ulysses_and_decode_launch_on_every_gpu() {
     let session = begin(&[PretendedGpu::H200; 2]);
     let gpus = gpus(2);
-    let ulysses = UlyssesProblem { attention: AttentionProblem::new(1, 4, 1, 300, 300, 64), ranks: 2 };
+    let ulysses = UlyssesProblem { attention: AttentionProblem::new(2, 8, 4, 300, 300, 64), ranks: 2 };
     let decode = RanksDecode { decode: DecodeProblem::new(1, 4, 2, 512, 64), ranks: 2 };
     let results = on_ranks(&gpus, |rank| {
         let (gpu, number) = (rank.gpu(), rank.rank());
@@ -225,8 +226,12 @@ fn ulysses_and_decode_launch_on_every_gpu() {
         stream.synchronize()
     });
     assert_eq!(results, [Ok(()), Ok(())]);
-    assert_eq!((launches(&session, "attention"), launches(&session, "decode")), (2, 2));
+    // Two groups of heads on each.
+    assert_eq!((launches(&session, "attention"), launches(&session, "decode")), (4, 2));
     assert_eq!((launches(&session, "merge_splits"), launches(&session, "merge_states")), (2, 2));
+    // Constants, ten arrays of two sequences and two groups (the units from the first rank alone), outputs likewise; decode's states.
+    let (constants, operands, outputs, states) = (2, 2 * 2 * 2 * 9 + 2 * 2, 2 * 2 * 2, 2);
+    assert_eq!(session.calls("cuMemcpyPeerAsync"), constants + operands + outputs + states);
     drop(gpus);
     nothing_is_left(&session);
 }
