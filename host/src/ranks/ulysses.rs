@@ -154,16 +154,19 @@ impl UlyssesProblem {
         Spread { of_q: true, unit: Unit::Token, bytes: element * self.attention.value_dim() }
     }
 
-    /// A rank's heads in up to two groups, as many on every rank: the second's operands travel while the first's are attended to, and the first's
+    /// A rank's heads in a few groups, as many on every rank: the second's operands travel while the first's are attended to, and the first's
     /// outputs while the second's are.
     pub(crate) fn groups(&self, rank: usize) -> Vec<Heads> {
+        /// More do not hide more than three quarters of what travels, and an exchange costs some 50 us whatever its size.
+        const GROUPS: usize = 4;
         let (q, kv) = (self.heads_q(rank), self.heads_kv(rank));
-        if kv.len() < 2 {
+        let count = kv.len().min(GROUPS);
+        if count < 2 {
             return vec![Heads { q, kv }];
         }
-        let (middle, group) = (kv.start + kv.len().div_ceil(2), self.attention.group());
+        let (start, group) = (|number| kv.start + kv.len() * number / count, self.attention.group());
         let of = |kv: Range<usize>| Heads { q: kv.start * group..kv.end * group, kv };
-        vec![of(kv.start..middle), of(middle..kv.end)]
+        (0..count).map(|number| of(start(number)..start(number + 1))).collect()
     }
 
     /// The attention of some heads, on all tokens.

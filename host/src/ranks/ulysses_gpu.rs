@@ -1,9 +1,9 @@
 //! Ulysses on a rank's GPU.
 //!
 //! ```text
-//! stream   quantize | constants | quantize |            attend to group 0 |
+//! stream   quantize | constants | quantize |            attend to group 0 |    and 2 |
 //! beside                                                          attend to group 1 |
-//! travel                                     group 0 | group 1     outputs of 0       outputs of 1
+//! travel                                     group 0 | 1 | 2       outputs of 0       outputs of 1 | 2
 //! ```
 //!
 //! What travels are rows of many heads in one piece. Where the heads' tokens are whole they lie apart, so they are spread on arrival, and
@@ -38,7 +38,7 @@ pub struct UlyssesPlan {
     rows: DeviceBuffer<u8>,
     output: AttentionOutput,
     travel: Stream,
-    /// The second group's attention is beside the first's, so that the last tiles of the one and the first of the other fill the GPU.
+    /// A group's attention is beside the one before, so that the last tiles of the one and the first of the other fill the GPU.
     beside: Stream,
     /// The rank's tokens are quantized; all outputs have come.
     quantized: Event,
@@ -148,7 +148,7 @@ impl UlyssesPlan {
             group.arrived.record(&self.travel)?;
         }
         for (number, group) in self.groups.iter_mut().enumerate() {
-            let stream = if number == 0 { stream } else { &self.beside };
+            let stream = if number % 2 == 0 { stream } else { &self.beside };
             stream.wait(&group.arrived)?;
             let o = AnySliceMut::from_bytes(group.o.slice_mut(), self.output.dtype);
             group.attention.launch(stream, &group.operands.view(), o, None)?;
@@ -215,7 +215,7 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    /// The ranks in order, this one's number first: what stays here has no part in the exchange.
+    /// The other ranks.
     fn peers(&self) -> impl Iterator<Item = usize> {
         let rank = self.rank;
         (0..self.ulysses.ranks).filter(move |&peer| peer != rank)
@@ -231,6 +231,13 @@ impl Exchange<'_> {
     ) -> Result<()> {
         let (arrays, own) = (self.ulysses.operands(), &self.ulysses.groups(self.rank)[number]);
         let all = || arrays.iter().enumerate();
+        // What stays here has no part in the exchange, and is done while other ranks are not ready.
+        for (at, array) in all() {
+            for rows in self.ulysses.rows(array, self.rank, own) {
+                let from = of_tokens[at].as_slice().part(rows.of_tokens, rows.len());
+                self.spread((from, rows.bytes), (&of_heads[at], rows.of_heads, rows.pitch), &rows)?;
+            }
+        }
         let mut parts = Parts::of(rows);
         let (mut sends, mut receives, mut places) = (Vec::new(), Vec::new(), Vec::new());
         for peer in self.peers() {
@@ -249,12 +256,6 @@ impl Exchange<'_> {
         self.ranks.exchange(self.stream.into(), &sends, &mut receives)?;
         for (message, (at, rows)) in receives.iter().zip(places) {
             self.spread((message.bytes.as_slice(), rows.bytes), (&of_heads[at], rows.of_heads, rows.pitch), &rows)?;
-        }
-        for (at, array) in all() {
-            for rows in self.ulysses.rows(array, self.rank, own) {
-                let from = of_tokens[at].as_slice().part(rows.of_tokens, rows.len());
-                self.spread((from, rows.bytes), (&of_heads[at], rows.of_heads, rows.pitch), &rows)?;
-            }
         }
         Ok(())
     }
