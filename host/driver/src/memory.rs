@@ -1,6 +1,6 @@
 //! Memory of the current context.
 
-use crate::types::{Context, DeviceOrdinal, DevicePtr, Memcpy2d, Memcpy2dSide, StreamHandle, pointer_attribute};
+use crate::types::{Context, DeviceOrdinal, DevicePtr, MemcpyPeer, MemcpyPeerSide, StreamHandle, pointer_attribute};
 use crate::{Driver, Result};
 use std::ffi::c_void;
 
@@ -109,6 +109,28 @@ impl Driver {
         self.check("cuMemcpyPeerAsync", code)
     }
 
+    /// Copies rows of bytes from a GPU to another one, or on one, in the stream's order. Beside an address, its context and the bytes from a row
+    /// to the next.
+    ///
+    /// # Safety
+    /// As [`copy_to_peer_async`](Self::copy_to_peer_async), of so many rows.
+    ///
+    /// # Errors
+    /// What `cuMemcpy3DPeerAsync` says.
+    pub unsafe fn copy_rows_to_peer_async(
+        self,
+        (to, to_context, to_pitch): (DevicePtr, Context, usize),
+        (from, from_context, from_pitch): (DevicePtr, Context, usize),
+        (rows, bytes): (usize, usize),
+        stream: StreamHandle,
+    ) -> Result<()> {
+        let from = MemcpyPeerSide::new(from, from_context, from_pitch);
+        let to = MemcpyPeerSide::new(to, to_context, to_pitch);
+        let copy = MemcpyPeer { from, to, bytes, rows, depth: 1 };
+        // SAFETY: the caller's promise; the function reads the structure before it returns.
+        self.check("cuMemcpy3DPeerAsync", unsafe { (self.0.memcpy_3d_peer_async)(&raw const copy, stream) })
+    }
+
     /// Copies to the GPU in the stream's order.
     ///
     /// # Safety
@@ -161,26 +183,6 @@ impl Driver {
     ) -> Result<()> {
         // SAFETY: the caller's promise.
         self.check("cuMemcpyDtoDAsync", unsafe { (self.0.memcpy_dtod_async)(to, from, bytes, stream) })
-    }
-
-    /// Copies rows of bytes between places on the GPU in the stream's order; beside an address, the bytes from a row to the next.
-    ///
-    /// # Safety
-    /// Both have so many rows, which do not overlap, and nothing else uses them until the stream has come there.
-    ///
-    /// # Errors
-    /// What `cuMemcpy2DAsync` says.
-    pub unsafe fn copy_rows_async(
-        self,
-        (to, to_pitch): (DevicePtr, usize),
-        (from, from_pitch): (DevicePtr, usize),
-        (rows, bytes): (usize, usize),
-        stream: StreamHandle,
-    ) -> Result<()> {
-        let (from, to) = (Memcpy2dSide::device(from, from_pitch), Memcpy2dSide::device(to, to_pitch));
-        let copy = Memcpy2d { from, to, bytes, rows };
-        // SAFETY: the caller's promise; the function reads the structure before it returns.
-        self.check("cuMemcpy2DAsync", unsafe { (self.0.memcpy_2d_async)(&raw const copy, stream) })
     }
 
     /// Fills with a byte.

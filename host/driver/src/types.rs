@@ -175,34 +175,39 @@ pub(crate) struct LaunchConfig {
 
 const _: () = assert!(size_of::<LaunchAttribute>() == 72 && size_of::<LaunchConfig>() == 56);
 
-/// `CUDA_MEMCPY2D`: rows of bytes from a place on a GPU to another one.
+/// `CUDA_MEMCPY3D_PEER`: rows of bytes from a place on a GPU to one on another.
 #[repr(C)]
-pub(crate) struct Memcpy2d {
-    pub(crate) from: Memcpy2dSide,
-    pub(crate) to: Memcpy2dSide,
+pub(crate) struct MemcpyPeer {
+    pub(crate) from: MemcpyPeerSide,
+    pub(crate) to: MemcpyPeerSide,
     pub(crate) bytes: usize,
     pub(crate) rows: usize,
+    pub(crate) depth: usize,
 }
 
 /// Either side of it.
 #[repr(C)]
-pub(crate) struct Memcpy2dSide {
-    x: usize,
-    y: usize,
+pub(crate) struct MemcpyPeerSide {
+    /// `XInBytes`, `Y`, `Z`, `LOD`
+    start: [usize; 4],
     memory_type: u32,
     host: *const c_void,
     device: DevicePtr,
     array: *const c_void,
+    context: Context,
     pitch: usize,
+    height: usize,
 }
 
-impl Memcpy2dSide {
-    pub(crate) const fn device(device: DevicePtr, pitch: usize) -> Self {
+impl MemcpyPeerSide {
+    /// Memory of a context, with so many bytes from a row to the next.
+    pub(crate) const fn new(device: DevicePtr, context: Context, pitch: usize) -> Self {
         /// `CU_MEMORYTYPE_DEVICE`
         const DEVICE: u32 = 2;
-        Self { x: 0, y: 0, memory_type: DEVICE, host: std::ptr::null(), device, array: std::ptr::null(), pitch }
+        let (host, array) = (std::ptr::null(), std::ptr::null());
+        Self { start: [0; 4], memory_type: DEVICE, host, device, array, context, pitch, height: 0 }
     }
 }
 
-// cuda.h: seven words a side, the third a 32-bit number, and two more.
-const _: () = assert!(size_of::<Memcpy2d>() == 16 * 8);
+// cuda.h: eleven words a side, the fifth a 32-bit number, and three more.
+const _: () = assert!(size_of::<MemcpyPeer>() == 25 * 8);

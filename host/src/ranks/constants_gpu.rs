@@ -57,12 +57,13 @@ pub(super) fn share(
         [&k.offset, &v.unit].map(|x| x.part::<u8>(0, x.len() * size_of::<f32>()))
     }
     let others = &views[usize::from(first.is_some())..];
-    let mut receives: Vec<_> = others.iter().flat_map(bytes).map(|bytes| Message { peer: 0, bytes }).collect();
+    let mut receives: Vec<_> =
+        others.iter().flat_map(bytes).map(|bytes| Message { peer: 0, bytes: bytes.into() }).collect();
     let mut sends = Vec::new();
     let own = first.as_ref().map(bytes);
     for peer in (0..ranks.ranks()).filter(|_| own.is_some()) {
         let copies = (0..chunks(peer) - usize::from(peer == 0)).flat_map(|_| own.iter().flatten());
-        sends.extend(copies.map(|bytes| Message { peer, bytes: bytes.as_slice() }));
+        sends.extend(copies.map(|bytes| Message { peer, bytes: bytes.as_slice().into() }));
     }
     ranks.exchange(stream.into(), &sends, &mut receives)
 }

@@ -78,8 +78,8 @@ impl RanksDecodePlan {
         let bytes = |rank: usize| states.part::<u8>(start(rank), each * size_of::<f32>());
         let others = || (0..self.plan.ranks).filter(|&peer| peer != self.rank);
         let own = bytes(self.rank);
-        let sends: Vec<_> = others().map(|peer| Message { peer, bytes: own.as_slice() }).collect();
-        let mut receives: Vec<_> = others().map(|peer| Message { peer, bytes: bytes(peer) }).collect();
+        let sends: Vec<_> = others().map(|peer| Message { peer, bytes: own.as_slice().into() }).collect();
+        let mut receives: Vec<_> = others().map(|peer| Message { peer, bytes: bytes(peer).into() }).collect();
         ranks.exchange(stream.into(), &sends, &mut receives)?;
         self.merge.launch_together(stream, (states.as_slice(), each), sinks, result.o, result.lse)
     }

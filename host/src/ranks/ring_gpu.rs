@@ -270,11 +270,11 @@ impl RingPlan {
     /// A step's keys and values on their way.
     fn exchange(&mut self, ranks: &dyn Communicator<OnGpu>, at: usize) -> Result<()> {
         let Step { source, to, receives, .. } = self.steps[at].step;
-        let sends: Vec<_> = to.iter().map(|&peer| Message { peer, bytes: self.own.slice() }).collect();
+        let sends: Vec<_> = to.iter().map(|&peer| Message { peer, bytes: self.own.slice().into() }).collect();
         let mut arriving = Vec::new();
         if receives {
             let bytes = self.arriving[at % 2].slice_mut().range(0, kv_bytes(&self.ring, source)?)?;
-            arriving.push(Message { peer: source, bytes });
+            arriving.push(Message { peer: source, bytes: bytes.into() });
         }
         ranks.exchange((&self.travel).into(), &sends, &mut arriving)?;
         self.arrived[at % 2].record(&self.travel)

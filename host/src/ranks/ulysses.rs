@@ -70,6 +70,11 @@ impl Rows {
     pub(crate) const fn len(&self) -> usize {
         self.rows * self.bytes
     }
+
+    /// Bytes from the first row's first to the last row's last, where all tokens are.
+    pub(crate) const fn span(&self) -> usize {
+        (self.rows - 1) * self.pitch + self.bytes
+    }
 }
 
 /// A piece of an array on its way: bytes of the sender's array, and where they begin in the receiver's.
@@ -154,11 +159,11 @@ impl UlyssesProblem {
         Spread { of_q: true, unit: Unit::Token, bytes: element * self.attention.value_dim() }
     }
 
-    /// A rank's heads in a few groups, as many on every rank: the second's operands travel while the first's are attended to, and the first's
+    /// A rank's heads in up to two groups, as many on every rank: the second's operands travel while the first's are attended to, and the first's
     /// outputs while the second's are.
     pub(crate) fn groups(&self, rank: usize) -> Vec<Heads> {
-        /// More do not hide more than three quarters of what travels, and an exchange costs some 50 us whatever its size.
-        const GROUPS: usize = 4;
+        /// More hide little more, and their tiles fill the GPU less well.
+        const GROUPS: usize = 2;
         let (q, kv) = (self.heads_q(rank), self.heads_kv(rank));
         let count = kv.len().min(GROUPS);
         if count < 2 {

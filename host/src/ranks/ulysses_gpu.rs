@@ -1,13 +1,12 @@
 //! Ulysses on a rank's GPU.
 //!
 //! ```text
-//! stream   quantize | constants | quantize |            attend to group 0 |    and 2 |
+//! stream   quantize | constants | quantize |            attend to group 0 |
 //! beside                                                          attend to group 1 |
-//! travel                                     group 0 | 1 | 2       outputs of 0       outputs of 1 | 2
+//! travel                                     group 0 | group 1     outputs of 0       outputs of 1
 //! ```
 //!
-//! What travels are rows of many heads in one piece. Where the heads' tokens are whole they lie apart, so they are spread on arrival, and
-//! gathered before they leave, by copies on the GPU.
+//! What travels are rows, one a head: neighbours where a rank has its tokens of all heads, apart where it has all tokens of its heads.
 
 use super::communicator::{OnGpu, check_rank, check_ranks};
 use super::constants_gpu::{Constants, share};
@@ -15,8 +14,8 @@ use super::ulysses::{Heads, Rows, Spread};
 use super::{Communicator, Message, RanksError, UlyssesProblem};
 use crate::error::Result;
 use crate::gpu::{
-    AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DeviceBuffer, DeviceOperands, DeviceSlice, DeviceSliceMut,
-    Event, Gpu, QuantizeKvPlan, QuantizeLayouts, QuantizeQPlan, Stream, ViewMutOperands,
+    AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, DeviceBuffer, DeviceOperands, DeviceRows, DeviceSlice,
+    DeviceSliceMut, Event, Gpu, QuantizeKvPlan, QuantizeLayouts, QuantizeQPlan, Stream, ViewMutOperands,
 };
 use crate::problem::AttentionProblem;
 use crate::shape::{Order, TensorLayout};
@@ -34,14 +33,13 @@ pub struct UlyssesPlan {
     /// The rank's tokens of all heads.
     local: DeviceOperands,
     groups: Vec<Group>,
-    /// Rows without gaps between them, as they travel.
-    rows: DeviceBuffer<u8>,
     output: AttentionOutput,
     travel: Stream,
     /// A group's attention is beside the one before, so that the last tiles of the one and the first of the other fill the GPU.
     beside: Stream,
-    /// The rank's tokens are quantized; all outputs have come.
+    /// The rank's tokens are quantized; those of its own heads are in their place; all outputs have come.
     quantized: Event,
+    own_spread: Event,
     returned: Event,
 }
 
@@ -53,6 +51,8 @@ struct Group {
     o: DeviceBuffer<u8>,
     arrived: Event,
     attended: Event,
+    /// Outputs of the rank's own tokens are in their place.
+    kept: Event,
 }
 
 impl Gpu {
@@ -88,6 +88,7 @@ impl Gpu {
                 o: self.alloc(layout.span() * output.dtype.size())?,
                 arrived: self.event()?,
                 attended: self.event()?,
+                kept: self.event()?,
             })
         };
         let groups = ulysses.groups(rank);
@@ -105,11 +106,11 @@ impl Gpu {
             quantize_q: self.plan_quantize_q(&local, q, dtype)?,
             local: DeviceOperands::alloc(self, &local)?,
             groups: groups.iter().map(group).collect::<Result<_>>()?,
-            rows: self.alloc(travelling_bytes(ulysses, rank, output.dtype.size()))?,
             output: *output,
             travel: self.stream()?,
             beside: self.stream()?,
             quantized: self.event()?,
+            own_spread: self.event()?,
             returned: self.event()?,
         })
     }
@@ -140,24 +141,30 @@ impl UlyssesPlan {
         self.quantized.record(stream)?;
         self.travel.wait(&self.quantized)?;
         let of_tokens = arrays(&ViewMutOperands { q: local.q, k: k_out, v: v_out });
-        let exchange =
-            Exchange { gpu: &self.gpu, ulysses: &self.ulysses, rank: self.rank, ranks, stream: &self.travel };
-        let mut rows = self.rows.slice_mut();
+        let exchange = Exchange { gpu: &self.gpu, ulysses: &self.ulysses, rank: self.rank, ranks };
         for (number, group) in self.groups.iter_mut().enumerate() {
-            exchange.to_heads(number, &of_tokens, &arrays(&group.operands.view_mut()), &mut rows)?;
+            let of_heads = arrays(&group.operands.view_mut());
+            // Copies on a GPU may be work of its multiprocessors, which attention leaves nothing of: all are before it.
+            exchange.to_own_heads(number, stream, &of_tokens, &of_heads)?;
+            exchange.to_heads(number, &self.travel, &of_tokens, &of_heads)?;
             group.arrived.record(&self.travel)?;
         }
+        self.own_spread.record(stream)?;
+        self.beside.wait(&self.own_spread)?;
+        let output = self.ulysses.output(self.output.dtype.size());
         for (number, group) in self.groups.iter_mut().enumerate() {
             let stream = if number % 2 == 0 { stream } else { &self.beside };
             stream.wait(&group.arrived)?;
-            let o = AnySliceMut::from_bytes(group.o.slice_mut(), self.output.dtype);
-            group.attention.launch(stream, &group.operands.view(), o, None)?;
+            let to = AnySliceMut::from_bytes(group.o.slice_mut(), self.output.dtype);
+            group.attention.launch(stream, &group.operands.view(), to, None)?;
             group.attended.record(stream)?;
+            exchange.to_own_tokens(number, stream, &output, group.o.slice(), &o.bytes())?;
+            group.kept.record(stream)?;
         }
-        let output = self.ulysses.output(self.output.dtype.size());
         for (number, group) in self.groups.iter().enumerate() {
             self.travel.wait(&group.attended)?;
-            exchange.back(number, &output, group.o.slice(), &o.bytes(), &mut rows)?;
+            exchange.to_tokens(number, &self.travel, &output, group.o.slice(), &o.bytes())?;
+            self.travel.wait(&group.kept)?;
         }
         self.returned.record(&self.travel)?;
         stream.wait(&self.returned)
@@ -170,136 +177,116 @@ impl UlyssesPlan {
     }
 }
 
-/// Where parts of a buffer begin, as if each were an allocation of its own.
-const ALIGN: usize = 256;
-
-/// Parts of the buffer of travelling rows, one behind the other.
-struct Parts<'a> {
-    buffer: &'a DeviceSliceMut<'a, u8>,
-    end: usize,
-}
-
-impl<'a> Parts<'a> {
-    const fn of(buffer: &'a DeviceSliceMut<'a, u8>) -> Self {
-        Self { buffer, end: 0 }
-    }
-
-    fn next(&mut self, bytes: usize) -> DeviceSliceMut<'a, u8> {
-        let start = self.end;
-        self.end += bytes.next_multiple_of(ALIGN);
-        self.buffer.part(start, bytes)
-    }
-}
-
-/// The most bytes of rows that travel to or from a rank at a time.
-fn travelling_bytes(ulysses: &UlyssesProblem, rank: usize, element: usize) -> usize {
-    let others = || (0..ulysses.ranks).filter(|&peer| peer != rank);
-    let bytes = |array: &Spread, source: usize, heads: &Heads| -> usize {
-        ulysses.rows(array, source, heads).iter().map(|rows| rows.len().next_multiple_of(ALIGN)).sum()
-    };
-    let of_group = |heads: &Heads| {
-        let arrive = others().flat_map(|peer| ulysses.operands().map(|array| bytes(&array, peer, heads))).sum();
-        let leave: usize = others().map(|peer| bytes(&ulysses.output(element), peer, heads)).sum();
-        leave.max(arrive)
-    };
-    ulysses.groups(rank).iter().map(of_group).max().unwrap_or(0)
-}
-
-/// A rank's exchanges, in the order of a stream.
+/// A rank's exchanges, of a group of heads each.
 struct Exchange<'a> {
     gpu: &'a Gpu,
     ulysses: &'a UlyssesProblem,
     rank: usize,
     ranks: &'a dyn Communicator<OnGpu>,
-    stream: &'a Stream,
 }
 
 impl Exchange<'_> {
-    /// The other ranks.
-    fn peers(&self) -> impl Iterator<Item = usize> {
+    fn others(&self) -> impl Iterator<Item = usize> + use<> {
         let rank = self.rank;
         (0..self.ulysses.ranks).filter(move |&peer| peer != rank)
     }
 
-    /// Operands of the rank's tokens, of all heads, to the ranks of the heads: those of this rank's group `number` arrive.
+    fn heads(&self, rank: usize, number: usize) -> Heads {
+        self.ulysses.groups(rank).swap_remove(number)
+    }
+
+    /// Operands of the rank's tokens, of all heads, to the ranks of the heads; those of this rank's heads arrive.
     fn to_heads(
         &self,
         number: usize,
+        stream: &Stream,
         of_tokens: &[DeviceSliceMut<'_, u8>],
         of_heads: &[DeviceSliceMut<'_, u8>],
-        rows: &mut DeviceSliceMut<'_, u8>,
     ) -> Result<()> {
-        let (arrays, own) = (self.ulysses.operands(), &self.ulysses.groups(self.rank)[number]);
-        let all = || arrays.iter().enumerate();
-        // What stays here has no part in the exchange, and is done while other ranks are not ready.
-        for (at, array) in all() {
-            for rows in self.ulysses.rows(array, self.rank, own) {
-                let from = of_tokens[at].as_slice().part(rows.of_tokens, rows.len());
-                self.spread((from, rows.bytes), (&of_heads[at], rows.of_heads, rows.pitch), &rows)?;
+        let (arrays, own) = (self.ulysses.operands(), self.heads(self.rank, number));
+        let (mut sends, mut receives) = (Vec::new(), Vec::new());
+        for peer in self.others() {
+            let heads = self.heads(peer, number);
+            for (array, (from, to)) in arrays.iter().zip(of_tokens.iter().zip(of_heads)) {
+                let out = self.ulysses.rows(array, self.rank, &heads).into_iter();
+                sends.extend(out.map(|rows| Message { peer, bytes: rows.on_tokens(from.as_slice()) }));
+                let incoming = self.ulysses.rows(array, peer, &own).into_iter();
+                receives.extend(incoming.map(|rows| Message { peer, bytes: rows.on_heads_mut(to) }));
             }
         }
-        let mut parts = Parts::of(rows);
-        let (mut sends, mut receives, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        for peer in self.peers() {
-            let heads = &self.ulysses.groups(peer)[number];
-            for (at, array) in all() {
-                for rows in self.ulysses.rows(array, self.rank, heads) {
-                    let bytes = of_tokens[at].as_slice().part(rows.of_tokens, rows.len());
-                    sends.push(Message { peer, bytes });
-                }
-                for rows in self.ulysses.rows(array, peer, own) {
-                    receives.push(Message { peer, bytes: parts.next(rows.len()) });
-                    places.push((at, rows));
-                }
+        self.ranks.exchange(stream.into(), &sends, &mut receives)
+    }
+
+    /// Of the rank's own heads what stays here.
+    fn to_own_heads(
+        &self,
+        number: usize,
+        stream: &Stream,
+        of_tokens: &[DeviceSliceMut<'_, u8>],
+        of_heads: &[DeviceSliceMut<'_, u8>],
+    ) -> Result<()> {
+        let own = self.heads(self.rank, number);
+        for (array, (from, to)) in self.ulysses.operands().iter().zip(of_tokens.iter().zip(of_heads)) {
+            for rows in self.ulysses.rows(array, self.rank, &own) {
+                self.gpu.copy_rows(stream.into(), rows.on_tokens(from.as_slice()), rows.on_heads_mut(to))?;
             }
-        }
-        self.ranks.exchange(self.stream.into(), &sends, &mut receives)?;
-        for (message, (at, rows)) in receives.iter().zip(places) {
-            self.spread((message.bytes.as_slice(), rows.bytes), (&of_heads[at], rows.of_heads, rows.pitch), &rows)?;
         }
         Ok(())
     }
 
-    /// Outputs of all tokens of this rank's group `number`, to the ranks of the tokens; those of this rank's tokens arrive.
-    fn back(
+    /// Outputs of all tokens of this rank's heads, to the ranks of the tokens; those of this rank's tokens arrive.
+    fn to_tokens(
         &self,
         number: usize,
+        stream: &Stream,
         array: &Spread,
         of_heads: DeviceSlice<'_, u8>,
         of_tokens: &DeviceSliceMut<'_, u8>,
-        rows: &mut DeviceSliceMut<'_, u8>,
     ) -> Result<()> {
-        let own = &self.ulysses.groups(self.rank)[number];
-        let from = |rows: &Rows| (of_heads.part(rows.of_heads, of_heads.len() - rows.of_heads), rows.pitch);
-        let mut parts = Parts::of(rows);
+        let own = self.heads(self.rank, number);
         let (mut sends, mut receives) = (Vec::new(), Vec::new());
-        for peer in self.peers() {
-            for rows in self.ulysses.rows(array, peer, own) {
-                let part = parts.next(rows.len());
-                self.spread(from(&rows), (&part, 0, rows.bytes), &rows)?;
-                sends.push((peer, part));
-            }
-            for rows in self.ulysses.rows(array, self.rank, &self.ulysses.groups(peer)[number]) {
-                receives.push(Message { peer, bytes: of_tokens.part(rows.of_tokens, rows.len()) });
-            }
+        for peer in self.others() {
+            let out = self.ulysses.rows(array, peer, &own).into_iter();
+            sends.extend(out.map(|rows| Message { peer, bytes: rows.on_heads(of_heads) }));
+            let incoming = self.ulysses.rows(array, self.rank, &self.heads(peer, number)).into_iter();
+            receives.extend(incoming.map(|rows| Message { peer, bytes: rows.on_tokens_mut(of_tokens) }));
         }
-        let sends: Vec<_> = sends.iter().map(|(peer, part)| Message { peer: *peer, bytes: part.as_slice() }).collect();
-        self.ranks.exchange(self.stream.into(), &sends, &mut receives)?;
-        for rows in self.ulysses.rows(array, self.rank, own) {
-            self.spread(from(&rows), (of_tokens, rows.of_tokens, rows.bytes), &rows)?;
+        self.ranks.exchange(stream.into(), &sends, &mut receives)
+    }
+
+    /// Of these what stays here.
+    fn to_own_tokens(
+        &self,
+        number: usize,
+        stream: &Stream,
+        array: &Spread,
+        of_heads: DeviceSlice<'_, u8>,
+        of_tokens: &DeviceSliceMut<'_, u8>,
+    ) -> Result<()> {
+        for rows in self.ulysses.rows(array, self.rank, &self.heads(self.rank, number)) {
+            self.gpu.copy_rows(stream.into(), rows.on_heads(of_heads), rows.on_tokens_mut(of_tokens))?;
         }
         Ok(())
     }
+}
 
-    /// Copies rows; the distance from a row to the next is that of either side.
-    fn spread(
-        &self,
-        from: (DeviceSlice<'_, u8>, usize),
-        (to, start, pitch): (&DeviceSliceMut<'_, u8>, usize, usize),
-        rows: &Rows,
-    ) -> Result<()> {
-        let to = to.part(start, to.len() - start);
-        self.gpu.copy_rows(self.stream.into(), from, (to, pitch), (rows.rows, rows.bytes))
+impl Rows {
+    /// In the array of all heads of a rank's tokens.
+    fn on_tokens<'a>(&self, array: DeviceSlice<'a, u8>) -> DeviceRows<DeviceSlice<'a, u8>> {
+        DeviceRows::new(array.part(self.of_tokens, self.len()), self.rows, self.bytes, self.bytes)
+    }
+
+    fn on_tokens_mut<'a>(&self, array: &DeviceSliceMut<'a, u8>) -> DeviceRows<DeviceSliceMut<'a, u8>> {
+        DeviceRows::new(array.part(self.of_tokens, self.len()), self.rows, self.bytes, self.bytes)
+    }
+
+    /// In the array of all tokens of a rank's heads.
+    fn on_heads<'a>(&self, array: DeviceSlice<'a, u8>) -> DeviceRows<DeviceSlice<'a, u8>> {
+        DeviceRows::new(array.part(self.of_heads, self.span()), self.rows, self.bytes, self.pitch)
+    }
+
+    fn on_heads_mut<'a>(&self, array: &DeviceSliceMut<'a, u8>) -> DeviceRows<DeviceSliceMut<'a, u8>> {
+        DeviceRows::new(array.part(self.of_heads, self.span()), self.rows, self.bytes, self.pitch)
     }
 }
 

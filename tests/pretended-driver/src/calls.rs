@@ -230,15 +230,21 @@ calls! {
     cuMemcpyDtoDAsync_v2(to: Word, from: Word, bytes: usize, stream: Word) |world| {
         if on_stream(world, stream, Vec::new())? { copy(world, &[to, from], to, from, bytes) } else { Ok(()) }
     }
-    cuMemcpy2DAsync_v2(copy: *const [Word; 16], stream: Word) |world| {
-        // SAFETY: the caller's structure.
-        let [_, _, _, _, from, _, from_pitch, _, _, _, _, to, _, to_pitch, bytes, rows] = unsafe { *copy };
-        if !on_stream(world, stream, Vec::new())? {
-            return Ok(());
-        }
+    cuMemcpy3DPeerAsync(copy: *const [Word; 25], stream: Word) |world| {
+        // SAFETY: the caller's structure: eleven words a side, then bytes of a row, rows and depth.
+        let copy = unsafe { *copy };
+        let side = |words: &[Word]| (words[6], words[8], words[9]);
+        let ((from, from_context, from_pitch), (to, to_context, to_pitch)) = (side(&copy[..11]), side(&copy[11..22]));
+        let (bytes, rows) = (copy[22] as usize, copy[23]);
+        let runs = on_stream(world, stream, Vec::new())?;
         for row in 0..rows {
             let (to, from) = (to + row * to_pitch, from + row * from_pitch);
-            crate::work::copy(world, &[to, from], to, from, bytes as usize)?;
+            world.inside(to_context, to, bytes)?;
+            world.inside(from_context, from, bytes)?;
+            if runs {
+                // SAFETY: both are in allocations.
+                unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+            }
         }
         Ok(())
     }
