@@ -15,11 +15,17 @@ pub(super) fn chunk(tokens: usize, count: usize, chunk: usize) -> Range<usize> {
 pub(super) fn chunks(tokens: usize, ranks: usize, zigzag: bool, rank: usize) -> Vec<Range<usize>> {
     let of_two = |number| chunk(tokens, 2 * ranks, number);
     let all = match zigzag {
-        true if rank + 1 == ranks => vec![of_two(rank).start..of_two(rank + 1).end],
         true => vec![of_two(rank), of_two(2 * ranks - 1 - rank)],
         false => vec![chunk(tokens, ranks, rank)],
     };
-    all.into_iter().filter(|chunk| !chunk.is_empty()).collect()
+    let mut own: Vec<Range<usize>> = Vec::new();
+    for chunk in all.into_iter().filter(|chunk| !chunk.is_empty()) {
+        match own.last_mut() {
+            Some(before) if before.end == chunk.start => before.end = chunk.end,
+            _ => own.push(chunk),
+        }
+    }
+    own
 }
 
 #[cfg(test)]

@@ -158,12 +158,12 @@ impl UlyssesPlan {
             let to = AnySliceMut::from_bytes(group.o.slice_mut(), self.output.dtype);
             group.attention.launch(stream, &group.operands.view(), to, None)?;
             group.attended.record(stream)?;
-            exchange.to_own_tokens(number, stream, &output, group.o.slice(), &o.bytes())?;
+            exchange.to_own_tokens(number, stream, &output, group.o.slice(), o.bytes())?;
             group.kept.record(stream)?;
         }
         for (number, group) in self.groups.iter().enumerate() {
             self.travel.wait(&group.attended)?;
-            exchange.to_tokens(number, &self.travel, &output, group.o.slice(), &o.bytes())?;
+            exchange.to_tokens(number, &self.travel, &output, group.o.slice(), o.bytes())?;
             self.travel.wait(&group.kept)?;
         }
         self.returned.record(&self.travel)?;

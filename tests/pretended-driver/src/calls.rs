@@ -235,7 +235,7 @@ calls! {
         let copy = unsafe { *copy };
         let side = |words: &[Word]| (words[6], words[8], words[9]);
         let ((from, from_context, from_pitch), (to, to_context, to_pitch)) = (side(&copy[..11]), side(&copy[11..22]));
-        let (bytes, rows) = (copy[22] as usize, copy[23]);
+        let (bytes, rows) = (copy[22], copy[23]);
         let runs = on_stream(world, stream, Vec::new())?;
         for row in 0..rows {
             let (to, from) = (to + row * to_pitch, from + row * from_pitch);
