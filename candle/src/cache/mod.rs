@@ -102,8 +102,9 @@ impl KvCache {
         Ok(Self::layers(1, config, device)?.remove(0))
     }
 
-    /// An empty cache for each of so many layers. On a GPU they share what a decode keeps between its kernels, so that a model has it once: they
-    /// are for layers that run one after the other. A decode of another thread or on another stream than the one before waits for that to end.
+    /// An empty cache for each of so many layers. On a GPU they share the quantized queries and what kernels leave to each other, so that a model has
+    /// them once: they are for layers that run one after the other. Attention of another thread or on another stream than the one before waits for the
+    /// whole GPU, which ends recordings of CUDA graphs that are under way on any thread with an error: record while no other thread takes its turn.
     ///
     /// # Errors
     /// As [`new`](Self::new).
