@@ -29,7 +29,7 @@ fn main() -> Result<()> {
     let (decoder, vocabulary) = gemma3::load(DType::F32, &arguments.device)?;
     let tokens = vocabulary.tokens(&text, arguments.tokens * arguments.passages)?;
     let passages = figures::passages(&tokens, arguments.tokens, arguments.passages);
-    let bar = report::progress("predicting", 2 * passages.len() * figures::steps(&decoder));
+    let bar = report::progress("predicting", 3 * passages.len() * figures::steps(&decoder));
     let figures = figures::report(&decoder, None, &passages, &|| bar.inc(1))?;
     bar.finish_and_clear();
     println!("Gemma 3 270M in f32\n{figures}");

@@ -42,7 +42,7 @@ fn main() -> Result<()> {
         DType::F32 => None,
         _ => Some(smollm2::load(DType::F32, &arguments.device)?.0),
     };
-    let runs = if float32.is_some() { 3 } else { 2 };
+    let runs = if float32.is_some() { 4 } else { 3 };
     let bar = report::progress("predicting", runs * passages.len() * figures::steps(&decoder));
     let figures = figures::report(&decoder, float32.as_ref(), &passages, &|| bar.inc(1))?;
     bar.finish_and_clear();

@@ -1,7 +1,7 @@
 //! How far INT8 attention takes a decoder from plain attention.
 
 use crate::attention::{Attend, Int8};
-use crate::cache::PlainCache;
+use crate::cache::{Int8Cache, PlainCache};
 use crate::decoder::Decoder;
 use crate::report::table;
 use crate::{rounds, timed};
@@ -39,7 +39,7 @@ pub fn divergence(a: &Tensor, b: &Tensor) -> Result<f64> {
     (a.exp()? * (a - b)?)?.sum_all()?.to_scalar::<f32>().map(f64::from)
 }
 
-/// How often [`plain`] and [`int8`] call `done`.
+/// How often [`plain`], [`int8`] and [`int8_cache`] call `done`.
 #[must_use]
 pub fn steps(decoder: &Decoder) -> usize {
     rounds(decoder.device()) * decoder.layers()
@@ -50,7 +50,7 @@ pub fn steps(decoder: &Decoder) -> usize {
 /// # Errors
 /// Candle's.
 pub fn plain<'a>(decoder: &'a Decoder, tokens: &[u32], done: &dyn Fn()) -> Result<Run<'a>> {
-    run(decoder, tokens, done, || PlainCache::new(decoder.layers(), tokens.len()))
+    run(decoder, tokens, done, || Ok(PlainCache::new(decoder.layers(), tokens.len())))
 }
 
 /// With INT8 attention; `done` is called after each layer.
@@ -58,16 +58,25 @@ pub fn plain<'a>(decoder: &'a Decoder, tokens: &[u32], done: &dyn Fn()) -> Resul
 /// # Errors
 /// Candle's, and what the attention refuses.
 pub fn int8<'a>(decoder: &'a Decoder, tokens: &[u32], done: &dyn Fn()) -> Result<Run<'a>> {
-    run(decoder, tokens, done, || Int8)
+    run(decoder, tokens, done, || Ok(Int8))
+}
+
+/// With INT8 attention on a cache that the text goes to, as a decoder has it; `done` is called after each layer.
+///
+/// # Errors
+/// As [`int8`].
+pub fn int8_cache<'a>(decoder: &'a Decoder, tokens: &[u32], done: &dyn Fn()) -> Result<Run<'a>> {
+    let (heads_kv, head_dim) = (decoder.heads_kv(), decoder.head_dim());
+    run(decoder, tokens, done, || Int8Cache::new(decoder.layers(), tokens.len(), heads_kv, head_dim, decoder.device()))
 }
 
 fn run<'a, A: Attend>(
     decoder: &'a Decoder,
     tokens: &[u32],
     done: &dyn Fn(),
-    attend: impl Fn() -> A,
+    attend: impl Fn() -> Result<A>,
 ) -> Result<Run<'a>> {
-    let (hidden, time) = timed(decoder.device(), || decoder.hidden(tokens, 0, &mut attend(), done))?;
+    let (hidden, time) = timed(decoder.device(), || decoder.hidden(tokens, 0, &mut attend()?, done))?;
     Ok(Run { decoder, hidden, time })
 }
 
@@ -166,25 +175,26 @@ impl std::fmt::Display for Comparison {
     }
 }
 
-/// A decoder on passages of text, with plain attention and with INT8; where it is not in float32, `float32` is the same one that is, since plain
+/// A decoder on passages of text, with plain attention and with INT8, without a cache and with one; where it is not in float32, `float32` is the same one that is, since plain
 /// attention in 16 bits is off as well. `done` is called after each layer.
 ///
 /// # Errors
 /// Fewer than two tokens, and candle's.
 pub fn report(decoder: &Decoder, float32: Option<&Decoder>, passages: &[&[u32]], done: &dyn Fn()) -> Result<String> {
     let dtype = decoder.dtype().as_str();
-    let own = [format!("plain {dtype}, INT8")];
-    let to_float32 = [format!("plain f32, plain {dtype}"), "plain f32, INT8".to_owned()];
+    let own = [format!("plain {dtype}, INT8"), format!("plain {dtype}, INT8 cache")];
+    let to_float32 = [format!("plain f32, plain {dtype}"), "plain f32, INT8 cache".to_owned()];
     let names = own.iter().chain(to_float32.iter().filter(|_| float32.is_some()));
     let mut sums: Vec<(&String, Comparison)> = names.map(|name| (name, Comparison::default())).collect();
     let head = ["tokens", "of", "perplexity", "and", "off, %", "KL, nats", "top-1, %"].map(str::to_owned);
     let (mut rows, mut times) = (vec![head], [Duration::ZERO; 2]);
     for (at, tokens) in passages.iter().enumerate() {
         let (plain, int8) = (self::plain(decoder, tokens, done)?, int8(decoder, tokens, done)?);
-        let mut compared = vec![compare(tokens, &plain, &int8)?];
+        let cache = int8_cache(decoder, tokens, done)?;
+        let mut compared = vec![compare(tokens, &plain, &int8)?, compare(tokens, &plain, &cache)?];
         if let Some(float32) = float32 {
             let exact = self::plain(float32, tokens, done)?;
-            compared.extend([compare(tokens, &exact, &plain)?, compare(tokens, &exact, &int8)?]);
+            compared.extend([compare(tokens, &exact, &plain)?, compare(tokens, &exact, &cache)?]);
         }
         for ((name, sum), one) in sums.iter_mut().zip(&compared) {
             rows.push(one.row(&format!("{} to {}", at * tokens.len(), (at + 1) * tokens.len()), name));
