@@ -28,8 +28,8 @@ pub struct StepPlans {
 }
 
 enum Attend {
-    Decode(DecodePlan),
-    Prefill(PrefillPlan),
+    Decode(Box<DecodePlan>),
+    Prefill(Box<PrefillPlan>),
 }
 
 impl StepPlans {
@@ -40,12 +40,12 @@ impl StepPlans {
             OnPages::Decode(problem) => {
                 let shape = problem.q_shape();
                 let plan = gpu.plan_decode(&problem, &output(shape))?;
-                (shape, problem.heads_kv, problem.max_seqlen_kv, Attend::Decode(plan))
+                (shape, problem.heads_kv, problem.max_seqlen_kv, Attend::Decode(Box::new(plan)))
             }
             OnPages::Prefill(problem) => {
                 let (shape, AttentionProblem { heads_kv, seqlen_kv, .. }) = (problem.q_shape(), problem.attention);
                 let plan = gpu.plan_prefill(&problem, &output(shape))?;
-                (shape, heads_kv, seqlen_kv, Attend::Prefill(plan))
+                (shape, heads_kv, seqlen_kv, Attend::Prefill(Box::new(plan)))
             }
         };
         // Packed queries are those of one sequence: all sequences of a cache have one offset.
