@@ -27,6 +27,8 @@ enum Values {
 }
 use Values::{LostRow, LoudKey, LoudRow, LoudValue, Normal, UnlikeBlocks, ZeroRow};
 
+/// Those of the kernels that take narrow blocks.
+const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 const QUERIES: usize = 150;
 const KEYS: usize = 600;
 
@@ -87,7 +89,7 @@ fn problem(head_dim: usize) -> AttentionProblem {
 /// Where units leave their range, on either side, there is none; between, every row that sees whole blocks but the first has some.
 #[test]
 fn units_decide() {
-    for head_dim in [64, 128] {
+    for head_dim in HEAD_DIMS {
         let usual = problem(head_dim).scale();
         // Nearer to its ends, for some rows and blocks and not for others.
         let ends = [0.37, 0.42, 0.47, 0.52, 0.57, 11.0, 13.0, 16.0].map(|factor| (factor, None));
@@ -104,7 +106,7 @@ fn units_decide() {
 /// Every kernel is right on K with shared scales and without; 16 bits make a difference where the kernel and the scales are for them.
 #[test]
 fn kernels_take_both_kinds_of_scales() {
-    for head_dim in [64, 128] {
+    for head_dim in HEAD_DIMS {
         for (family, shared) in [(Family::Sm90a, true), (Family::Sm90a, false), (Family::Sm80, true)] {
             let rows = kernel_of(family, &problem(head_dim), Normal, shared)
                 .unwrap_or_else(|error| panic!("{family}, shared {shared}, d {head_dim}: {error:#}"));
@@ -138,7 +140,7 @@ fn all_values_under_all_masks() {
     ];
     for (i, window) in windows.into_iter().enumerate() {
         for values in [LoudKey, LoudValue, UnlikeBlocks, LostRow] {
-            let head_dim = [64, 128][(i + values as usize) % 2];
+            let head_dim = HEAD_DIMS[(i + values as usize) % 4];
             // As many keys as queries, so that causal rows see few.
             let square = AttentionProblem { seqlen_q: 400, seqlen_kv: 400, heads_q: 1, ..problem(head_dim) };
             let problem = if i % 2 == 0 { problem(head_dim) } else { square }.with_window(window);

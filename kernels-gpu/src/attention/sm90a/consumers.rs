@@ -24,7 +24,6 @@ use crate::ptx::shared::{ld_shared_f32, ld_shared_u32, ld_shared_v2_u32, ld_shar
 use crate::ptx::shuffle::{first_lane, vote_any};
 use crate::ptx::special::tid_x;
 use crate::ptx::wgmma::{self, Products};
-use output::parts;
 
 /// Where a consumer is in the rings.
 #[derive(Clone, Copy)]
@@ -174,16 +173,14 @@ impl<K: Kernel> Rows<'_, K> {
         unsafe {
             // The scales came with K.
             let narrow = K::Softmax::NARROW && self.is_narrow(states.kv);
-            if K::HEAD_DIM < 128 && narrow {
-                // Bodies of their own, where the registers do for more than one: branches within would keep its loads and exponentials
-                // from overlapping, which costs a fifth of the speed.
+            if K::APART && narrow {
                 let block = Block { now: states.kv, index, narrow: true, special: false };
                 self.add::<Narrow, MORE>(softmax, acc, sums, states, block);
                 return;
             }
             let special = K::Softmax::SPECIAL && !narrow && K::Softmax::is_special(&self.scales(states.kv));
             let block = |special| Block { now: states.kv, index, narrow, special };
-            if K::HEAD_DIM >= 128 && K::Softmax::NARROW {
+            if !K::APART && K::Softmax::NARROW {
                 self.add::<Either, MORE>(softmax, acc, sums, states, block(special));
             } else if special {
                 self.add::<Wide, MORE>(softmax, acc, sums, states, block(true));
@@ -217,15 +214,15 @@ impl<K: Kernel> Rows<'_, K> {
         let (ring_k, ring_v) = (self.rings.k(), self.rings.v());
         unsafe {
             let now = block.now;
-            // Early, so that the test's latency is hidden; d = 128 has no register in which to keep the answer until it is used.
-            let v_there = K::HEAD_DIM < 128 && ring_v.test_full(now);
+            // Early, so that the test's latency is hidden, where there is a register in which to keep the answer until it is used.
+            let v_there = K::APART && ring_v.test_full(now);
             let exponents = F::exponents(self, softmax, sums, block);
             ring_k.release(now, self.elected);
             let next = ring_k.next(now);
             let k_there = MORE && ring_k.test_full(next);
             self.barrier.await_turn();
             ring_v.wait_full_unless(v_there, now);
-            let (p, mut o) = self.products::<F>(softmax, &exponents, ring_v.address(now));
+            let (mut p, mut o) = self.products::<F>(softmax, &exponents, ring_v.address(now));
             let row = softmax.add_block::<Alone>(
                 F::of_rows(&exponents),
                 &p,
@@ -235,14 +232,18 @@ impl<K: Kernel> Rows<'_, K> {
                 || self.scales(now),
                 || self.notes(),
             );
-            unroll!(0..parts(K::HEAD_DIM), |part| {
-                if part + 1 == parts(K::HEAD_DIM) {
-                    o[part].wait::<0>();
+            unroll!(0..K::PARTS, |part| {
+                let sums = &mut o[part % 2];
+                if part + 1 == K::PARTS {
+                    sums.wait::<0>();
                     ring_v.release(now, self.elected);
                 } else {
-                    o[part].wait::<1>();
+                    sums.wait::<1>();
                 }
-                output::add::<K::Softmax>(acc, &o[part], part, &row);
+                output::add::<K>(acc, sums, part, &row);
+                if part + 2 < K::PARTS {
+                    output::start::<K>(sums, &mut p, ring_v.address(now), part + 2);
+                }
             });
             if MORE {
                 ring_k.wait_full_unless(k_there, next);
@@ -268,16 +269,16 @@ impl<K: Kernel> Rows<'_, K> {
         });
     }
 
-    /// P of a block, and its products with the V block at shared address `v`. The first part's start as P comes.
+    /// P of a block, and its products with the first two parts of the V block at shared address `v`. The first part's start as P comes.
     #[inline(always)]
     unsafe fn products<F: Front<K>>(
         &self,
         softmax: &mut K::Softmax,
         exponents: &F::Exponents,
         v: u32,
-    ) -> (Probabilities<1>, [output::Sums; 2]) {
+    ) -> (Probabilities<1>, [K::Part; 2]) {
         let mut p = [[[0; 4]; KEY_STEPS]; 1];
-        let mut o = [output::NONE; 2];
+        let mut o = [K::Part::ZERO; 2];
         unsafe {
             unroll!(0..KEY_STEPS, |step| {
                 p[0][step] = F::step(softmax, exponents, step);
@@ -287,11 +288,8 @@ impl<K: Kernel> Rows<'_, K> {
                 }
             });
             wgmma::commit_group();
-            if parts(K::HEAD_DIM) > 1 {
-                unroll!(0..KEY_STEPS, |step| {
-                    output::step::<K>(&mut o[1], &mut p, step, v, 1);
-                });
-                wgmma::commit_group();
+            if K::PARTS > 1 {
+                output::start::<K>(&mut o[1], &mut p, v, 1);
             }
         }
         (p, o)
