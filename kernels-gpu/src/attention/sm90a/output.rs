@@ -23,12 +23,14 @@ pub(crate) unsafe fn step<K: Kernel>(sums: &mut K::Part, p: &mut Probabilities<1
     }
 }
 
-/// All steps of a part, of a P that is there, as a group.
+/// The `steps` steps of a part, of a P that is there, as a group.
 #[inline(always)]
-pub(crate) unsafe fn start<K: Kernel>(sums: &mut K::Part, p: &mut Probabilities<1>, v: u32, part: usize) {
+pub(crate) unsafe fn start<K: Kernel>(sums: &mut K::Part, p: &mut Probabilities<1>, steps: usize, v: u32, part: usize) {
     unsafe {
         unroll!(0..KEY_STEPS, |s| {
-            step::<K>(sums, p, s, v, part);
+            if s < steps {
+                step::<K>(sums, p, s, v, part);
+            }
         });
         wgmma::commit_group();
     }
