@@ -10,9 +10,7 @@ use crate::attention::KEY_STEPS;
 use crate::attention::lane::Lane;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::sequence::at;
-use crate::attention::softmax::{
-    Alone, BlockScales, FewKeys, Notes, Softmax, SpecialBlock, Team, warp_reach, warp_scales,
-};
+use crate::attention::softmax::{Alone, BlockScales, Notes, Softmax, SpecialBlock, warp_reach, warp_scales};
 use crate::attention::window::Blocks;
 use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
 use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
@@ -177,22 +175,17 @@ impl<K: Kernel> Rows<'_, K> {
             let narrow = K::Softmax::NARROW && self.is_narrow(states.kv);
             if K::APART && narrow {
                 let block = Block { now: states.kv, index, narrow: true, special: false };
-                self.add::<Narrow, MORE, _>(softmax, acc, sums, states, block, &Alone);
+                self.add::<Narrow, MORE>(softmax, acc, sums, states, block);
                 return;
             }
             let special = K::Softmax::SPECIAL && !narrow && K::Softmax::is_special(&self.scales(states.kv));
             let block = |special| Block { now: states.kv, index, narrow, special };
-            // What a sequence has beyond a multiple of a block should not cost as much as one.
-            if !MORE && K::Softmax::NARROW && !narrow && !special && self.has_few_keys(index) {
-                self.add::<Wide, false, _>(softmax, acc, sums, states, block(false), &FewKeys);
-                return;
-            }
             if !K::APART && K::Softmax::NARROW {
-                self.add::<Either, MORE, _>(softmax, acc, sums, states, block(special), &Alone);
+                self.add::<Either, MORE>(softmax, acc, sums, states, block(special));
             } else if special {
-                self.add::<Wide, MORE, _>(softmax, acc, sums, states, block(true), &Alone);
+                self.add::<Wide, MORE>(softmax, acc, sums, states, block(true));
             } else {
-                self.add::<Wide, MORE, _>(softmax, acc, sums, states, block(false), &Alone);
+                self.add::<Wide, MORE>(softmax, acc, sums, states, block(false));
             }
         }
     }
@@ -208,42 +201,30 @@ impl<K: Kernel> Rows<'_, K> {
         }
     }
 
-    /// Whether the warpgroup's rows see none of a block's keys but those of [`FewKeys`].
+    /// [`Self::block`], which is as `block` says.
     #[inline(always)]
-    unsafe fn has_few_keys(&self, block: u32) -> bool {
-        let tile = self.read_tile();
-        let (end, seqlen_q) =
-            ((tile.first_row(K::TILE_M) + (self.group + 1) * WARPGROUP_ROWS as u32), tile.sequence.seqlen_q);
-        let last = if end < seqlen_q { end } else { seqlen_q } - 1;
-        // Later rows see no fewer keys on the right.
-        let keys = tile.sequence.window(self.params).end_in_block(last, block);
-        unsafe { vote_any(keys <= 8 * <FewKeys as Team<1>>::TILES as i32) }
-    }
-
-    /// [`Self::block`], which is as `block` says, of the keys that `team` has of it.
-    #[inline(always)]
-    unsafe fn add<F: Front<K>, const MORE: bool, T: Team<1>>(
+    unsafe fn add<F: Front<K>, const MORE: bool>(
         &self,
         softmax: &mut K::Softmax,
         acc: &mut Accumulator<1>,
         sums: &mut scores::Sums,
         states: &mut RingStates,
         block: Block,
-        team: &T,
     ) {
         let (ring_k, ring_v) = (self.rings.k(), self.rings.v());
         unsafe {
             let now = block.now;
             // Early, so that the test's latency is hidden, where there is a register in which to keep the answer until it is used.
             let v_there = K::APART && ring_v.test_full(now);
-            let exponents = F::exponents(self, softmax, sums, block, team);
+            let exponents = F::exponents(self, softmax, sums, block);
             ring_k.release(now, self.elected);
             let next = ring_k.next(now);
             let k_there = MORE && ring_k.test_full(next);
             self.barrier.await_turn();
             ring_v.wait_full_unless(v_there, now);
-            let (mut p, mut o) = self.products::<F, T>(softmax, &exponents, ring_v.address(now));
-            let row = softmax.add_block::<T>(
+            let steps = if MORE { KEY_STEPS as u32 } else { self.steps(block.index) };
+            let (mut p, mut o) = self.products::<F>(softmax, &exponents, ring_v.address(now), steps);
+            let row = softmax.add_block::<Alone>(
                 F::of_rows(&exponents),
                 &p,
                 acc,
@@ -262,7 +243,7 @@ impl<K: Kernel> Rows<'_, K> {
                 }
                 output::add::<K>(acc, sums, part, &row);
                 if part + 2 < K::PARTS {
-                    output::start::<K>(sums, &mut p, T::TILES / 4, ring_v.address(now), part + 2);
+                    output::start::<K>(sums, &mut p, steps, ring_v.address(now), part + 2);
                 }
             });
             if MORE {
@@ -289,27 +270,44 @@ impl<K: Kernel> Rows<'_, K> {
         });
     }
 
-    /// P of a block, and its products with the first two parts of the V block at shared address `v`. The first part's start as P comes.
+    /// The steps of a block, the rows' last one, that have keys which any of them sees: what is beyond a multiple of a block should not cost as much as
+    /// one.
     #[inline(always)]
-    unsafe fn products<F: Front<K>, T: Team<1>>(
+    unsafe fn steps(&self, block: u32) -> u32 {
+        let (tile, rows) = (self.read_tile(), WARPGROUP_ROWS as u32);
+        let (row, seqlen_q) = (tile.first_row(K::TILE_M) + self.group * rows, tile.sequence.seqlen_q);
+        let last = if row + rows < seqlen_q { row + rows } else { seqlen_q } - 1;
+        // Later rows see no fewer keys on the right.
+        let keys = tile.sequence.window(self.params).end_in_block(last, block) as u32;
+        // SAFETY: in whole warps.
+        unsafe { first_lane(keys.div_ceil(32)) }
+    }
+
+    /// P of the first `steps` steps of a block, zero behind, and its products with the first two parts of the V block at shared address `v`. The first
+    /// part's start as P comes.
+    #[inline(always)]
+    unsafe fn products<F: Front<K>>(
         &self,
         softmax: &mut K::Softmax,
         exponents: &F::Exponents,
         v: u32,
+        steps: u32,
     ) -> (Probabilities<1>, [K::Part; 2]) {
         let mut p = [[[0; 4]; KEY_STEPS]; 1];
         let mut o = [K::Part::ZERO; 2];
         unsafe {
-            unroll!(0..T::TILES / 4, |step| {
-                p[0][step] = F::step(softmax, exponents, step);
-                output::step::<K>(&mut o[0], &mut p, step, v, 0);
-                if step == K::HANDOVER || step < K::HANDOVER && step + 1 == T::TILES / 4 {
+            unroll!(0..KEY_STEPS, |step| {
+                if step == 0 || (step as u32) < steps {
+                    p[0][step] = F::step(softmax, exponents, step);
+                    output::step::<K>(&mut o[0], &mut p, step, v, 0);
+                }
+                if step == K::HANDOVER {
                     self.barrier.end_turn();
                 }
             });
             wgmma::commit_group();
             if K::PARTS > 1 {
-                output::start::<K>(&mut o[1], &mut p, T::TILES / 4, v, 1);
+                output::start::<K>(&mut o[1], &mut p, steps, v, 1);
             }
         }
         (p, o)

@@ -4,7 +4,7 @@ use super::consumers::{Rows, Special};
 use super::ring::RingState;
 use super::{Kernel, scores};
 use crate::attention::KEY_TILES;
-use crate::attention::softmax::{Softmax, Team, narrow};
+use crate::attention::softmax::{Alone, Softmax, narrow};
 use crate::layout::narrow_polynomials;
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::opaque::opaque;
@@ -27,12 +27,11 @@ pub(crate) trait Front<K: Kernel> {
     type Exponents;
 
     /// Waits for the sums.
-    unsafe fn exponents<T: Team<1>>(
+    unsafe fn exponents(
         rows: &Rows<K>,
         softmax: &mut K::Softmax,
         sums: &mut scores::Sums,
         block: Block,
-        team: &T,
     ) -> Self::Exponents;
 
     /// P of the keys of step `step`, as an A fragment.
@@ -49,31 +48,30 @@ impl<K: Kernel> Front<K> for Wide {
     type Exponents = (<K::Softmax as Softmax<1>>::Scores, <K::Softmax as Softmax<1>>::Exponents);
 
     #[inline(always)]
-    unsafe fn exponents<T: Team<1>>(
+    unsafe fn exponents(
         rows: &Rows<K>,
         softmax: &mut K::Softmax,
         sums: &mut scores::Sums,
         block: Block,
-        team: &T,
     ) -> Self::Exponents {
         unsafe {
             // Opaque: computed anew here, where the wait hides it, instead of kept in a register across the loop.
             let factors = rows.rings.factors(block.now) + 16 * (opaque(tid_x()) % 4);
             sums.wait::<0>();
-            let mut scores = scores::take::<_, T>(softmax, sums, factors);
+            let mut scores = scores::take(softmax, sums, factors);
             // Before the branches, which no load crosses.
             let mut row_scales = K::Softmax::row_scales(|| rows.notes());
             rows.mask::<false>(block.index, |half, keys| {
-                K::Softmax::hide_from(&mut scores, 0, half, keys, T::TILES);
+                K::Softmax::hide_from(&mut scores, 0, half, keys, KEY_TILES);
             });
             rows.mask::<true>(block.index, |half, keys| {
-                K::Softmax::hide_before(&mut scores, 0, half, keys, T::TILES);
+                K::Softmax::hide_before(&mut scores, 0, half, keys, KEY_TILES);
             });
             if block.special {
                 let special = Special { rows, now: block.now, block: block.index };
-                K::Softmax::special(&mut scores, &mut row_scales, team, &special);
+                K::Softmax::special(&mut scores, &mut row_scales, &Alone, &special);
             }
-            let exponents = softmax.exponents(&scores, row_scales, team);
+            let exponents = softmax.exponents(&scores, row_scales, &Alone);
             if block.special {
                 K::Softmax::note_exponents(&exponents, || rows.notes());
             }
@@ -99,14 +97,7 @@ impl<K: Kernel> Front<K> for Narrow {
     type Exponents = narrow::Exponents;
 
     #[inline(always)]
-    unsafe fn exponents<T: Team<1>>(
-        rows: &Rows<K>,
-        _: &mut K::Softmax,
-        sums: &mut scores::Sums,
-        block: Block,
-        _: &T,
-    ) -> Self::Exponents {
-        const { assert!(T::TILES == KEY_TILES, "narrow blocks are taken whole") }
+    unsafe fn exponents(rows: &Rows<K>, _: &mut K::Softmax, sums: &mut scores::Sums, block: Block) -> Self::Exponents {
         unsafe {
             let (q_scales, unit) = (rows.own_q_scales(), rows.narrow_unit(block.now));
             sums.wait::<0>();
@@ -135,20 +126,19 @@ impl<K: Kernel> Front<K> for Either {
     type Exponents = (<Wide as Front<K>>::Exponents, <K::Softmax as Softmax<1>>::OfRows);
 
     #[inline(always)]
-    unsafe fn exponents<T: Team<1>>(
+    unsafe fn exponents(
         rows: &Rows<K>,
         softmax: &mut K::Softmax,
         sums: &mut scores::Sums,
         block: Block,
-        team: &T,
     ) -> Self::Exponents {
         unsafe {
             if block.narrow {
-                let exponents = <Narrow as Front<K>>::exponents(rows, softmax, sums, block, team);
+                let exponents = <Narrow as Front<K>>::exponents(rows, softmax, sums, block);
                 let of_rows = <Narrow as Front<K>>::of_rows(&exponents);
                 (K::Softmax::of_narrow(exponents), of_rows)
             } else {
-                let exponents = <Wide as Front<K>>::exponents(rows, softmax, sums, block, team);
+                let exponents = <Wide as Front<K>>::exponents(rows, softmax, sums, block);
                 let of_rows = <Wide as Front<K>>::of_rows(&exponents);
                 (exponents, of_rows)
             }

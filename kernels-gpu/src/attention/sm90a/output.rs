@@ -23,12 +23,12 @@ pub(crate) unsafe fn step<K: Kernel>(sums: &mut K::Part, p: &mut Probabilities<1
     }
 }
 
-/// The `steps` steps of a part, of a P that is there, as a group.
+/// The first `steps` steps of a part, of a P that is there, as a group.
 #[inline(always)]
-pub(crate) unsafe fn start<K: Kernel>(sums: &mut K::Part, p: &mut Probabilities<1>, steps: usize, v: u32, part: usize) {
+pub(crate) unsafe fn start<K: Kernel>(sums: &mut K::Part, p: &mut Probabilities<1>, steps: u32, v: u32, part: usize) {
     unsafe {
         unroll!(0..KEY_STEPS, |s| {
-            if s < steps {
+            if s == 0 || (s as u32) < steps {
                 step::<K>(sums, p, s, v, part);
             }
         });

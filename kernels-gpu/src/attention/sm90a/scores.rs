@@ -2,7 +2,7 @@
 
 use super::Kernel;
 use crate::attention::KEY_TILES;
-use crate::attention::softmax::{Softmax, Team};
+use crate::attention::softmax::Softmax;
 use crate::config::sm90a::WARPGROUP_ROWS;
 use crate::layout::{KV_BLOCK, ROW_BYTES};
 use crate::ptx::math::cvt_rn_f32_s32;
@@ -29,11 +29,11 @@ pub(crate) unsafe fn start<K: Kernel>(q: u32, k: u32) -> Sums {
     }
 }
 
-/// The scores of the team's keys in the softmax's working unit, with the factors of the lane's first keys at shared address `factors`.
+/// The scores in the softmax's working unit, with the factors of the lane's first keys at shared address `factors`.
 #[inline(always)]
-pub(crate) unsafe fn take<S: Softmax<1>, T: Team<1>>(softmax: &S, sums: &Sums, factors: u32) -> S::Scores {
+pub(crate) unsafe fn take<S: Softmax<1>>(softmax: &S, sums: &Sums, factors: u32) -> S::Scores {
     let mut scores = S::empty();
-    unroll!(0..T::TILES / 2, |pair| {
+    unroll!(0..KEY_TILES / 2, |pair| {
         let factors = unsafe { ld_shared_v4_f32(factors + (64 * pair) as u32) };
         unroll!(0..2, |n| {
             let exact = sums[2 * pair + n].map(cvt_rn_f32_s32);

@@ -302,7 +302,7 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
         row_scales: Self::RowScales,
         team: &T,
     ) -> Self::Exponents {
-        let maxima = unsafe { team.largest(Self::maxima(scores, T::TILES)) };
+        let maxima = unsafe { team.largest(Self::maxima(scores, KEY_TILES / T::WARPS)) };
         Exponents { minus_m: Self::negated(&maxima, &row_scales), row_scales }
     }
 

@@ -68,7 +68,7 @@ unsafe fn maxima<T: Team<MT>, const MT: usize>(scores: &FloatScores<MT>, team: &
             // Four chains: one would be waited for.
             let mut four = [scores[mt][half][0], scores[mt][half][1]];
             unroll!(2..KEY_TILES, |tile| {
-                if tile < T::TILES {
+                if tile < KEY_TILES / T::WARPS {
                     unroll!(0..2, |i| {
                         four[tile % 2][i] = max_nan_f32(four[tile % 2][i], scores[mt][half][tile][i]);
                     });
@@ -198,7 +198,9 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
     ) {
         unsafe {
             if !block.has_keys() {
-                unroll!(0..MT, |mt| { unroll!(0..2, |half| { Self::hide_from(scores, mt, half, 0, T::TILES) }) });
+                unroll!(0..MT, |mt| {
+                    unroll!(0..2, |half| { Self::hide_from(scores, mt, half, 0, KEY_TILES / T::WARPS) })
+                });
             }
             mixed.exponent = maxima(scores, team);
             let (v_scale, first, unit) = (block.v_scale(), block.first_own(), log2(block.v_unit()));
@@ -206,7 +208,7 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
                 unroll!(0..2, |half| {
                     let base = or_zero(mixed.exponent[mt][half]);
                     unroll!(0..KEY_TILES, |tile| {
-                        if tile < T::TILES {
+                        if tile < KEY_TILES / T::WARPS {
                             unroll!(0..2, |i| {
                                 let x = add_rn_f32(scores[mt][half][tile][i], -base);
                                 mixed.sum[mt][half] += ex2_approx_ftz_f32(x);
@@ -218,7 +220,7 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
                 });
             });
             unroll!(0..KEY_TILES, |tile| {
-                if tile < T::TILES {
+                if tile < KEY_TILES / T::WARPS {
                     unroll!(0..2, |i| {
                         let log = add_rn_f32(log2(v_scale(first + (8 * tile + i) as i32)), -unit);
                         unroll!(0..MT, |mt| {

@@ -26,41 +26,38 @@ pub(crate) const MAGIC_BITS: i32 = 0x4b40_0000;
 /// The same as a float.
 pub(crate) const MAGIC: f32 = 12_582_912.0;
 
-/// Warps that share query rows, each with some of a block's keys; what is said here is of a warp that has its rows for itself.
+/// Warps that share query rows, each with some of a block's keys.
 pub(crate) trait Team<const MT: usize> {
     /// How many.
-    const WARPS: usize = 1;
-    /// The n8 tiles of a block that a member has scores of.
-    const TILES: usize = KEY_TILES / Self::WARPS;
+    const WARPS: usize;
     /// The largest of the members' maxima of each row (pairs of float16).
-    #[inline(always)]
-    unsafe fn largest(&self, own: [u32; MT]) -> [u32; MT] {
-        own
-    }
+    unsafe fn largest(&self, own: [u32; MT]) -> [u32; MT];
     /// All members have got what they asked for: what they have in common may be used again.
-    #[inline(always)]
-    unsafe fn settle(&self) {
-        unsafe { warp_sync() };
-    }
+    unsafe fn settle(&self);
     /// The members' numbers of each row put together by `join`, in which their order is the same for all or does not matter.
-    #[inline(always)]
-    unsafe fn combine(&self, own: [[f32; 2]; MT], _join: impl Fn(f32, f32) -> f32) -> [[f32; 2]; MT] {
-        own
-    }
+    unsafe fn combine(&self, own: [[f32; 2]; MT], join: impl Fn(f32, f32) -> f32) -> [[f32; 2]; MT];
 }
 
 /// A warp that has its rows for itself.
 pub(crate) struct Alone;
 
-impl<const MT: usize> Team<MT> for Alone {}
+impl<const MT: usize> Team<MT> for Alone {
+    const WARPS: usize = 1;
 
-/// [`Alone`], of a block of which its rows see no key behind the first half.
-#[cfg(kernels = "sm90a")]
-pub(crate) struct FewKeys;
+    #[inline(always)]
+    unsafe fn largest(&self, own: [u32; MT]) -> [u32; MT] {
+        own
+    }
 
-#[cfg(kernels = "sm90a")]
-impl<const MT: usize> Team<MT> for FewKeys {
-    const TILES: usize = KEY_TILES / 2;
+    #[inline(always)]
+    unsafe fn settle(&self) {
+        unsafe { warp_sync() };
+    }
+
+    #[inline(always)]
+    unsafe fn combine(&self, own: [[f32; 2]; MT], _: impl Fn(f32, f32) -> f32) -> [[f32; 2]; MT] {
+        own
+    }
 }
 
 /// The scales of a block: the largest of its keys', negative where it has none, and that of its values as [`value_weight`], NaN where they do not share one.

@@ -37,7 +37,7 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
         team: &T,
         block: &impl SpecialBlock,
     ) {
-        let tiles = T::TILES;
+        let tiles = KEY_TILES / T::WARPS;
         let maxima = unsafe { team.largest(Self::maxima(scores_of_rows, tiles)) };
         // The team's maxima are asked for once more, and the notes of a block before have been read.
         unsafe { team.settle() };
