@@ -24,8 +24,11 @@ enum Values {
     UnlikeBlocks,
     /// One row of Q is no number.
     LostRow,
+    /// Every code of every product as large as there is, all of one sign: keys behind the first 64 that are all queries, or the opposite of them.
+    Aligned,
+    Opposed,
 }
-use Values::{LostRow, LoudKey, LoudRow, LoudValue, Normal, UnlikeBlocks, ZeroRow};
+use Values::{Aligned, LostRow, LoudKey, LoudRow, LoudValue, Normal, Opposed, UnlikeBlocks, ZeroRow};
 
 /// Those of the kernels that take narrow blocks.
 const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
@@ -35,6 +38,13 @@ const KEYS: usize = 600;
 fn tensors(problem: &AttentionProblem, values: Values) -> Result<[HostTensor; 3]> {
     let tensor = |of: usize, shape| {
         let value = |_, head: usize, token: usize, dim: usize| {
+            // A single dim: rotated, all are alike.
+            match (values, of, token) {
+                (Aligned | Opposed, 0, _) | (Aligned, 1, 64..) if dim == 0 => return 95.0,
+                (Opposed, 1, 64..) if dim == 0 => return -95.0,
+                (Aligned | Opposed, 0 | 1, _) => return 0.0,
+                _ => {}
+            }
             let sum: i32 =
                 (0..4_usize).map(|i| Noise::new(3, [of, head * KEYS + token, dim, i]).word() as i32 >> 8).sum();
             let loud = match (values, of, token) {
@@ -94,11 +104,26 @@ fn units_decide() {
         // Nearer to its ends, for some rows and blocks and not for others.
         let ends = [0.37, 0.42, 0.47, 0.52, 0.57, 11.0, 13.0, 16.0].map(|factor| (factor, None));
         let far = [(0.2, false), (1.0, true), (4.0, true), (40.0, false), (-1.0, false)];
+        // The ends are the same arithmetic in every head dim.
+        let ends = ends.into_iter().filter(|_| [64, 128].contains(&head_dim));
         for (factor, narrow) in far.map(|(factor, narrow)| (factor, Some(narrow))).into_iter().chain(ends) {
             let problem = problem(head_dim).with_softmax_scale(factor * usual);
             let rows = check(&problem, Normal).unwrap_or_else(|error| panic!("{factor}, d {head_dim}: {error:#}"));
             let as_said = |&row: &bool| narrow.is_none_or(|narrow| row == narrow);
             assert!(rows.iter().all(as_said), "{factor}, d {head_dim}: {rows:?}");
+        }
+    }
+}
+
+/// The largest scores that codes have, and the smallest, beside hidden keys: 16 bits hold them, and tell them from no key.
+#[test]
+fn extreme_scores_are_told_from_hidden_ones() {
+    for head_dim in [128, 256] {
+        for values in [Aligned, Opposed] {
+            // From row 228 on, none sees the first block.
+            let square = AttentionProblem { seqlen_q: 400, seqlen_kv: 400, ..problem(head_dim) };
+            let problem = square.with_window(Window { left: Some(100), right: Some(0) });
+            check(&problem, values).unwrap_or_else(|error| panic!("{values:?}, d {head_dim}: {error:#}"));
         }
     }
 }
