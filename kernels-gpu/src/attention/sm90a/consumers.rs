@@ -171,15 +171,16 @@ impl<K: Kernel> Rows<'_, K> {
         index: u32,
     ) {
         unsafe {
+            let steps = if MORE { KEY_STEPS as u32 } else { self.steps(index) };
             // The scales came with K.
             let narrow = K::Softmax::NARROW && self.is_narrow(states.kv);
             if K::APART && narrow {
-                let block = Block { now: states.kv, index, narrow: true, special: false };
+                let block = Block { now: states.kv, index, narrow: true, special: false, steps };
                 self.add::<Narrow, MORE>(softmax, acc, sums, states, block);
                 return;
             }
             let special = K::Softmax::SPECIAL && !narrow && K::Softmax::is_special(&self.scales(states.kv));
-            let block = |special| Block { now: states.kv, index, narrow, special };
+            let block = |special| Block { now: states.kv, index, narrow, special, steps };
             if !K::APART && K::Softmax::NARROW {
                 self.add::<Either, MORE>(softmax, acc, sums, states, block(special));
             } else if special {
@@ -222,8 +223,7 @@ impl<K: Kernel> Rows<'_, K> {
             let k_there = MORE && ring_k.test_full(next);
             self.barrier.await_turn();
             ring_v.wait_full_unless(v_there, now);
-            let steps = if MORE { KEY_STEPS as u32 } else { self.steps(block.index) };
-            let (mut p, mut o) = self.products::<F>(softmax, &exponents, ring_v.address(now), steps);
+            let (mut p, mut o) = self.products::<F>(softmax, &exponents, ring_v.address(now), block.steps);
             let row = softmax.add_block::<Alone>(
                 F::of_rows(&exponents),
                 &p,
@@ -243,7 +243,7 @@ impl<K: Kernel> Rows<'_, K> {
                 }
                 output::add::<K>(acc, sums, part, &row);
                 if part + 2 < K::PARTS {
-                    output::start::<K>(sums, &mut p, steps, ring_v.address(now), part + 2);
+                    output::start::<K>(sums, &mut p, block.steps, ring_v.address(now), part + 2);
                 }
             });
             if MORE {
