@@ -86,11 +86,20 @@ unsafe fn tile<K: Kernel>(
     let first = tile.first_row(K::TILE_M);
     let row = first + group * WARPGROUP_ROWS as u32;
     let first_brought = brought::<K>(params, &tile).first;
-    let blocks = if row < tile.sequence.seqlen_q {
-        tile.sequence.window(params).blocks(row, WARPGROUP_ROWS as u32)
+    let (window, seqlen_q) = (tile.sequence.window(params), tile.sequence.seqlen_q);
+    let blocks = if row < seqlen_q {
+        window.blocks(row, WARPGROUP_ROWS as u32)
     } else {
         // Rows past the end: all that is brought is for others.
         Blocks { first: first_brought, full_from: 0, full_to: 0, end: first_brought }
+    };
+    let steps = if K::TRIMMED && blocks.first < blocks.end {
+        let end = row + WARPGROUP_ROWS as u32;
+        // Later rows see no fewer keys on the right.
+        let last = if end < seqlen_q { end } else { seqlen_q } - 1;
+        (window.end_in_block(last, blocks.end - 1) as u32).div_ceil(32)
+    } else {
+        KEY_STEPS as u32
     };
     // SAFETY: all consumers come here, in whole warps.
     let reach = rings.reach(unsafe { first_lane(tid_x() / 32) });
@@ -114,7 +123,8 @@ unsafe fn tile<K: Kernel>(
             // registers are what the loop is short of.
             let of_two_rows = rows.q_scales_of_two_rows(tid_x() % 32);
             let (reach, [least, most]) = (warp_reach(params, K::HEAD_DIM, of_two_rows), warp_scales(of_two_rows));
-            st_shared_v4_u32(true, rows.reach, [reach, least, most, 0.0].map(f32::to_bits));
+            let [reach, least, most] = [reach, least, most].map(f32::to_bits);
+            st_shared_v4_u32(true, rows.reach, [reach, least, most, steps]);
             warp_sync();
         }
         let mut softmax = K::Softmax::new(params, q_scales, || [[0.0; 2]], || rows.notes());
@@ -171,7 +181,7 @@ impl<K: Kernel> Rows<'_, K> {
         index: u32,
     ) {
         unsafe {
-            let steps = if MORE { KEY_STEPS as u32 } else { self.steps(index) };
+            let steps = if MORE || !K::TRIMMED { KEY_STEPS as u32 } else { self.last_steps() };
             // The scales came with K.
             let narrow = K::Softmax::NARROW && self.is_narrow(states.kv);
             if K::APART && narrow {
@@ -189,6 +199,15 @@ impl<K: Kernel> Rows<'_, K> {
                 self.add::<Wide, MORE>(softmax, acc, sums, states, block(false));
             }
         }
+    }
+
+    /// The steps of the last block that have keys which any of the warpgroup's rows sees.
+    ///
+    /// # Safety
+    /// In whole warps.
+    #[inline(always)]
+    unsafe fn last_steps(&self) -> u32 {
+        unsafe { first_lane(ld_shared_u32(self.reach + 12)) }
     }
 
     /// Whether a block is narrow for the warpgroup's rows.
@@ -268,19 +287,6 @@ impl<K: Kernel> Rows<'_, K> {
             let key = if LEFT { window.first_in_block(row, block) } else { window.end_in_block(row, block) };
             hide(half, key - 2 * lane.quad as i32);
         });
-    }
-
-    /// The steps of a block, the rows' last one, that have keys which any of them sees: what is beyond a multiple of a block should not cost as much as
-    /// one.
-    #[inline(always)]
-    unsafe fn steps(&self, block: u32) -> u32 {
-        let (tile, rows) = (self.read_tile(), WARPGROUP_ROWS as u32);
-        let (row, seqlen_q) = (tile.first_row(K::TILE_M) + self.group * rows, tile.sequence.seqlen_q);
-        let last = if row + rows < seqlen_q { row + rows } else { seqlen_q } - 1;
-        // Later rows see no fewer keys on the right.
-        let keys = tile.sequence.window(self.params).end_in_block(last, block) as u32;
-        // SAFETY: in whole warps.
-        unsafe { first_lane(keys.div_ceil(32)) }
     }
 
     /// P of the first `steps` steps of a block, zero behind, and its products with the first two parts of the V block at shared address `v`. The first

@@ -52,6 +52,8 @@ pub(crate) trait Kernel {
     /// Whether special and narrow blocks have loop bodies of their own, for which there are not always registers: branches within a body keep its
     /// loads and exponentials from overlapping, which costs a fifth of the speed.
     const APART: bool;
+    /// Whether the steps of a tile's last block that no row sees are left out. The branches cost those that are seen some of their overlap.
+    const TRIMMED: bool;
     /// Parts of P V.
     const PARTS: usize = Self::HEAD_DIM / (8 * Self::Part::TILES);
     /// Query rows of a tile.
