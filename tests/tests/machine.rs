@@ -1,7 +1,7 @@
 //! Every shipped kernel on the PTX machine, against the CPU reference.
 
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scheme, Scored, TensorLayout, Window, reference};
-use int_flash_attention_kernels::config::{self, Family, MODULES};
+use int_flash_attention_kernels::config::{self, AttentionVariant, Family, MODULES};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::{
     AWKWARD, Case, PADDED_DIMS, Placement, VALUE_DIMS, WINDOWS, any_case, long_keys, variant_of,
@@ -135,8 +135,10 @@ fn generated_long_key_sequences_match_the_reference() {
 
 /// Cases for which there is a kernel for Hopper.
 fn on_hopper(longest: usize) -> impl Strategy<Value = Case> {
-    (any_case(longest), prop::sample::select(vec![64, 128]))
-        .prop_map(|(case, head_dim)| Case { problem: AttentionProblem { head_dim, ..case.problem }, ..case })
+    let kernels = config::ATTENTION.iter().filter(|variant| variant.family == Family::Sm90a).collect::<Vec<_>>();
+    (any_case(longest), prop::sample::select(kernels)).prop_map(|(case, &AttentionVariant { head_dim, scheme, .. })| {
+        Case { problem: AttentionProblem { head_dim, scheme, ..case.problem }, ..case }
+    })
 }
 
 /// On a machine of one multiprocessor and on one of three: CTAs that work through several tiles, whose rings come round.
@@ -249,7 +251,7 @@ fn large_keys_meet_small_queries_and_the_reverse() {
 #[test]
 fn what_a_row_does_not_see_does_not_change_it() {
     let [sm80, sm90a] = [Family::Sm80, Family::Sm90a].map(|family| Simulator::of(family, 2));
-    for (simulator, head_dims) in [(sm80, &HEAD_DIMS[..]), (sm90a, &[64, 128])] {
+    for (simulator, head_dims) in [(sm80, &HEAD_DIMS[..]), (sm90a, &[64, 96, 128, 256])] {
         check_cases(cases(20), &any_unseen(head_dims, 420), |unseen| {
             unseen::changes_nothing(unseen, |problem, inputs| Ok(simulator.job(problem, inputs, false)?.0))
         })

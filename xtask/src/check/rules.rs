@@ -6,7 +6,7 @@ use super::rows::{Plan, Row};
 /// the stack frame. They are known losses of format 3, whose local scales and special blocks take registers that these kernels do not
 /// have left. Each byte is listed, so that none is added unseen: a kernel that stands here and has other numbers, more or fewer, is an
 /// error, and so is a line here of which there is no kernel. What is gone leaves the table.
-const SPILLS: [(&str, &str, u32, u32, u32); 47] = [
+const SPILLS: [(&str, &str, u32, u32, u32); 49] = [
     ("append_f32", "sm_80", 48, 56, 32),
     ("append_f32", "sm_86", 48, 52, 32),
     ("append_f32", "sm_89", 48, 52, 32),
@@ -49,7 +49,9 @@ const SPILLS: [(&str, &str, u32, u32, u32); 47] = [
     ("attention_sm80_d128_paper_general", "sm_100", 56, 32, 32),
     ("attention_sm80_d128_default_general", "sm_120", 8, 8, 8),
     ("attention_sm90a_d64_default", "sm_90a", 56, 76, 32),
+    ("attention_sm90a_d96_default", "sm_90a", 72, 84, 40),
     ("attention_sm90a_d128_default", "sm_90a", 136, 148, 40),
+    ("attention_sm90a_d256_default", "sm_90a", 264, 248, 104),
     ("attention_short_d32", "sm_90", 28, 36, 32),
     ("attention_short_d64", "sm_80", 16, 16, 16),
     ("attention_short_d64", "sm_86", 28, 24, 32),
