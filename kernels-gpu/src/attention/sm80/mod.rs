@@ -48,7 +48,7 @@ use core::marker::PhantomData;
 use numbers::Numbers;
 use pipeline::Pipeline;
 use scores::{KeyFactors, Query};
-use shared_vars::{SharedVars, Tile};
+use shared_vars::SharedVars;
 use team::SharingTeam;
 
 /// A row of the table `sm80_rows`; `MT` is its `m16_tiles`.
@@ -105,14 +105,14 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         if params.seqlens.packed_q != 0 {
             (batch, m_block) = params.seqlens.of_query_tile(params.batch, params.seqlen_q, K::TILE_M, index);
         }
-        let tile = Tile { row: m_block * K::TILE_M, head_q: ctaid_y(), batch };
-        let place = place::<K, MT>(params, &tile, tid_x());
-        if tile.row >= place.sequence.seqlen_q {
+        let row = m_block * K::TILE_M;
+        let place = place::<K, MT>(row, Sequence::new(params, batch, ctaid_y()), tid_x());
+        if row >= place.sequence.seqlen_q {
             return;
         }
         let window = place.sequence.window(params);
         let vars = SharedVars::new(place.shared + vars_offset(K::HEAD_DIM, K::SLOTS) as u32);
-        let blocks = window.blocks(tile.row, K::TILE_M);
+        let blocks = window.blocks(row, K::TILE_M);
 
         let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
         let q_scales = scores::query_scales(params, &place);
@@ -131,7 +131,7 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         let mut pipeline = Pipeline::<K, MT>::new(params, &place, &blocks);
         let mut acc = Accumulator::<MT>::zero();
 
-        vars.store(place.thread == 0, &tile, &place.sequence, common_factor, &blocks);
+        vars.store(place.thread == 0, row, &place.sequence, common_factor, &blocks);
         vars.store_reach(place.thread / 32, reach);
         let mut numbers = Numbers::new(params, &place, &vars, &blocks);
         let first_number = || Cursor::new(params, &place.sequence, block, true).number(params, || place.sequence);
@@ -168,7 +168,7 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
             block = next;
         }
         pipeline.drain();
-        let place = self::place::<K, MT>(params, &vars.tile(), opaque(tid_x()));
+        let place = self::place::<K, MT>(vars.row(), vars.sequence(), opaque(tid_x()));
         epilogue::store::<K, MT>(params, &place, &softmax, &acc);
     }
 }
@@ -277,8 +277,8 @@ fn scored<'a, K: Kernel<MT>, const MT: usize>(
     vars: &SharedVars,
 ) -> Scored<'a> {
     // SAFETY: in the loop.
-    let tile = unsafe { vars.tile() };
-    let Place { lane, member, sequence, .. } = place::<K, MT>(params, &tile, opaque(tid_x()));
+    let (row, sequence) = unsafe { (vars.row(), vars.sequence()) };
+    let (lane, member) = lane::<K, MT>(row, opaque(tid_x()));
     let first_key = opaque(block) * KV_BLOCK as u32 + member * (8 * K::KEY_TILES) as u32 + 2 * lane.quad;
     Scored { params, sequence, lane, first_key, tiles: K::KEY_TILES }
 }
@@ -291,8 +291,8 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
     block: u32,
     vars: &SharedVars,
 ) {
-    // Opaque, and the tile from shared memory: what only this needs would be in registers across the loop.
-    let (lane, member) = unsafe { lane::<K, MT>(vars.tile().row, opaque(tid_x())) };
+    // Opaque, and the row from shared memory: what only this needs would be in registers across the loop.
+    let (lane, member) = unsafe { lane::<K, MT>(vars.row(), opaque(tid_x())) };
     let window = Window::of_lengths(params, unsafe { vars.lengths() }).anew();
     let block = opaque(block);
     let first = (member * (8 * K::KEY_TILES) as u32 + 2 * lane.quad) as i32;
@@ -386,8 +386,8 @@ impl<K: Kernel<MT>, const MT: usize> Special<'_, K, MT> {
     #[inline(always)]
     fn place(&self) -> Place {
         // SAFETY: in the loop.
-        let tile = unsafe { self.vars.tile() };
-        place::<K, MT>(self.params, &tile, opaque(tid_x()))
+        let (row, sequence) = unsafe { (self.vars.row(), self.vars.sequence()) };
+        place::<K, MT>(row, sequence, opaque(tid_x()))
     }
 }
 
@@ -422,7 +422,7 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
     unsafe fn has_keys(&self) -> bool {
         let mut k = unsafe { self.scales() }.k;
         if !K::Softmax::LOUD {
-            let sequence = unsafe { self.vars.sequence_of_blocks() };
+            let sequence = unsafe { self.vars.sequence() };
             k = unsafe { ld_global_nc_f32(sequence.k_block_scale(self.params, opaque(self.block))) };
         }
         k >= 0.0
@@ -494,12 +494,10 @@ fn lane<K: Kernel<MT>, const MT: usize>(row: u32, thread: u32) -> (Lane, u32) {
     (Lane::new(thread, row + warp / team * team_rows), warp % team)
 }
 
-/// The place of thread `thread` of the CTA with this tile.
+/// The place of thread `thread` of the CTA with these rows of a sequence.
 #[inline(always)]
-fn place<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, tile: &Tile, thread: u32) -> Place {
+fn place<K: Kernel<MT>, const MT: usize>(row: u32, sequence: Sequence, thread: u32) -> Place {
     let thread = if K::TEAM > 1 { opaque(thread) } else { thread };
-    let (lane, member) = lane::<K, MT>(tile.row, thread);
-    // SAFETY: a tile is of one of the launch's sequences.
-    let sequence = unsafe { Sequence::new(params, tile.batch, tile.head_q) };
+    let (lane, member) = lane::<K, MT>(row, thread);
     Place { lane, thread, shared: smem::base(), member, sequence }
 }

@@ -38,9 +38,9 @@ impl Numbers {
     pub(crate) unsafe fn advance(&mut self, params: &AttentionParams, vars: &SharedVars, block: u32) {
         let ahead = opaque(block) + BLOCKS_AHEAD;
         unsafe {
-            let number = self.next.number(params, || vars.sequence_of_blocks());
+            let number = self.next.number(params, || vars.sequence());
             vars.store_number(opaque(tid_x()) == BLOCKS_AHEAD, ahead, number);
-            self.next.advance(params, || (vars.sequence_of_blocks(), ahead + 1), ahead < vars.last_block());
+            self.next.advance(params, || (vars.sequence(), ahead + 1), ahead < vars.last_block());
         }
     }
 }
