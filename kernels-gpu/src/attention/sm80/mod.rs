@@ -70,6 +70,8 @@ pub(crate) trait Kernel<const MT: usize> {
     /// Whether a block's scales are loaded a block ahead, so that a special block has a step of its own. Teams were measured to be slower with
     /// it; two steps of the general kind would be much code.
     const AHEAD: bool = Self::TEAM == 1 && <Self::Softmax as Softmax<MT>>::LOUD;
+    /// Whether Q is loaded anew for each block: else it would be in registers while scores change, and the output be spilled.
+    const Q_ANEW: bool = Self::ScoreMod::CHANGES;
 }
 
 /// Most pairs of n8 tiles in flight.
@@ -127,7 +129,7 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &Attentio
         let (mut block, mut more) = (blocks.first, blocks.first != blocks.end);
         let factors = KeyFactors::<K, MT>::new(&place);
         let team = SharingTeam::<K, MT>::new(team_offset(K::HEAD_DIM, K::SLOTS), &place);
-        let query = Query::<MT>::load(params, K::HEAD_DIM, &place);
+        let query = if K::Q_ANEW { Query::NONE } else { Query::<MT>::load(params, K::HEAD_DIM, &place) };
         let mut pipeline = Pipeline::<K, MT>::new(params, &place, &blocks);
         let mut acc = Accumulator::<MT>::zero();
 
@@ -209,8 +211,14 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         } else {
             scales = block_scales::<K, MT>(params, &sequence, vars, block);
         }
+        let mut query = *query;
+        if K::Q_ANEW {
+            // In front of the barrier, which hides the loads.
+            let place = self::place::<K, MT>(vars.row(), vars.sequence(), opaque(tid_x()));
+            query = Query::load(params, K::HEAD_DIM, &place);
+        }
         let k = pipeline.next_k(params, vars, block);
-        let mut s = scores::block(query, k, factors, softmax, block, place);
+        let mut s = scores::block(&query, k, factors, softmax, block, place);
         K::ScoreMod::apply(&mut s, || scored::<K, MT>(params, block, vars));
         let [full_from, full_to] = vars.full();
         if block >= full_to {
