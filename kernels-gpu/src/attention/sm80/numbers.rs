@@ -1,7 +1,7 @@
 //! The numbers of the blocks to come, by which they are requested: of a paged cache the block table is looked at once for each block, by one
 //! thread, long before anybody needs to know.
 
-use super::Place;
+use super::place::Place;
 use super::shared_vars::SharedVars;
 use crate::attention::sequence::Cursor;
 use crate::attention::window::Blocks;

@@ -1,6 +1,7 @@
 //! S = Q K^T on the int8 tensor cores.
 
-use super::{Kernel, MAX_PAIRS, Place, pairs};
+use super::place::Place;
+use super::{Kernel, MAX_PAIRS, pairs};
 use crate::attention::lane::panel_row;
 use crate::attention::sequence::at;
 use crate::attention::softmax::{MAGIC, MAGIC_BITS, Softmax};
