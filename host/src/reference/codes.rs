@@ -4,13 +4,12 @@ use int_flash_attention_kernels::layout::{
     MAX_SCALE, MIN_SCALE, OFFSET_TOKENS, V_ROTATION, V_SCALE_FRACTIONS, V_SCALE_STEPS, negative, rotate_v,
     rotate_v_back, rotation,
 };
-use std::ops::{Add, Neg, Sub};
 
 /// The largest INT8 code.
 pub(super) const R: f32 = 127.0;
 
 /// Rotates a token of Q or K: signs, then the butterflies of neighbours first.
-pub(super) fn rotate<T: Copy + Add<Output = T> + Sub<Output = T> + Neg<Output = T>>(x: &mut [T]) {
+pub(super) fn rotate(x: &mut [f32]) {
     for (dim, x) in x.iter_mut().enumerate() {
         if negative(dim) {
             *x = -*x;
@@ -28,7 +27,7 @@ pub(super) fn rotate_back(x: &mut [f32]) {
     }
 }
 
-fn butterflies<T: Copy + Add<Output = T> + Sub<Output = T>>(x: &mut [T]) {
+fn butterflies(x: &mut [f32]) {
     let size = rotation(x.len());
     let mut half = 1;
     while half < size {

@@ -1,11 +1,10 @@
 //! A query head in float64, and the steps of its quantization.
 
-use super::super::codes::rotate;
 use super::super::exact::{HeadF64, dot};
 use crate::problem::AttentionProblem;
 use crate::quantized::HostQuantized;
 use int_flash_attention_kernels::config::Kind;
-use int_flash_attention_kernels::layout::{KV_BLOCK, SCORE_RANGE, kv_blocks, row_reach};
+use int_flash_attention_kernels::layout::{KV_BLOCK, SCORE_RANGE, kv_blocks, negative, rotation, row_reach};
 
 /// Half a step, and the float32 roundings on the way to it: a rotation rounds each element at most 8 times by 2^-24 of a sum that is at
 /// most 16 times the largest element, which is 127 steps.
@@ -113,4 +112,24 @@ impl Head {
 
 fn kv_head(p: &AttentionProblem, head: usize) -> usize {
     head / p.heads_q * p.heads_kv + head % p.heads_q / p.group()
+}
+
+/// Rotates a token of Q or K, as the codes are.
+fn rotate(x: &mut [f64]) {
+    let size = rotation(x.len());
+    for (dim, x) in x.iter_mut().enumerate() {
+        if negative(dim) {
+            *x = -*x;
+        }
+    }
+    let mut half = 1;
+    while half < size {
+        for pair in x.chunks_exact_mut(2 * half) {
+            let (low, high) = pair.split_at_mut(half);
+            for (a, b) in low.iter_mut().zip(high) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
 }
