@@ -24,9 +24,9 @@ pub struct BaselineParams {
     pub seqlen_q: u32,
     /// Key and value tokens.
     pub seqlen_kv: u32,
-    /// As of [`AttentionParams`].
+    /// As of [`AttentionParams`](super::AttentionParams).
     pub window_left: u32,
-    /// As of [`AttentionParams`].
+    /// As of [`AttentionParams`](super::AttentionParams).
     pub window_right: u32,
     /// Factor of the scores before the softmax.
     pub softmax_scale: f32,

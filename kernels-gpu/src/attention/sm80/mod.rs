@@ -71,8 +71,9 @@ pub(crate) trait Kernel<const MT: usize> {
     /// Whether a block's scales are loaded a block ahead, so that a special block has a step of its own. Teams were measured to be slower with
     /// it; two steps of the general kind would be much code.
     const AHEAD: bool = Self::TEAM == 1 && <Self::Softmax as Softmax<MT>>::LOUD;
-    /// Whether Q is loaded anew for each block: else it would be in registers while scores change, and the output be spilled.
-    const Q_ANEW: bool = Self::ScoreMod::CHANGES;
+    /// Whether Q is loaded anew for each block: else it would be in registers while scores change, and the output be spilled. Of longer heads the
+    /// loads were measured to be slower than what is spilled (docs/kernel-log/sm80.md, S79).
+    const Q_ANEW: bool = Self::ScoreMod::CHANGES && Self::HEAD_DIM <= 64;
 }
 
 /// Most pairs of n8 tiles in flight.
