@@ -12,8 +12,8 @@
 /// smallest that it is for in its name. `kind`:
 /// [`Kind`](super::Kind), plain where it is left out.
 ///
-/// No row spills on any architecture: where two shapes of a kernel are as fast, or the faster one spills, the shape that fits
-/// stands here (docs/kernel-log.md). The paper's scheme has no 256: its float32 scores leave no registers for so wide a head.
+/// Where two shapes of a kernel are as fast, the one that does not spill stands here (docs/kernel-log/sm80.md); docs/testing.md lists what spills all
+/// the same. The paper's scheme has no 256: its float32 scores leave no registers for so wide a head.
 macro_rules! sm80_rows {
     ($emit:ident) => {
         $emit! {
