@@ -93,11 +93,11 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
     }
     // More blocks than are fetched ahead, wherever the unrolled loop stands, and far away.
     diagonal.push((sized(1, 1, 5, 1300), usual, 1));
-    diagonal.push((out(sized(1, 2, 5, 700), DType::F16, padded(0, 0, 0)), Places::Last, 1));
+    diagonal.push((out(sized(1, 2, 5, 1100), DType::F16, padded(0, 0, 0)), Places::Last, 1));
     // Tiles of two and of three blocks, of the last of which a warpgroup sees nothing: it lets go of slots of the ring wherever these end.
     if variant.family == Family::Sm90a {
         for seqlen_kv in [192, 320] {
-            let case = sized(1, 5, 128, seqlen_kv);
+            let case = sized(1, 4, 128, seqlen_kv);
             diagonal.push((Case { problem: case.problem.with_window(Window::CAUSAL), ..case }, usual, 1));
         }
     }
@@ -136,8 +136,8 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
 
 /// A pack whose sequences would have more tiles than 32 bits count if all were as long as the longest may be: there are as many as packed tokens have.
 fn more_tiles_than_32_bits(variant: &AttentionVariant, first: &Case) -> TensorCheck {
-    const SEQUENCES: usize = 300;
-    let lengths: Vec<(u32, u32)> = (0..SEQUENCES).map(|i| if i % 60 == 59 { (3, 2) } else { (0, 0) }).collect();
+    const SEQUENCES: usize = 400;
+    let lengths: Vec<(u32, u32)> = (0..SEQUENCES).map(|i| if i % 80 == 79 { (3, 2) } else { (0, 0) }).collect();
     let problem = AttentionProblem { heads_q: 1, heads_kv: 1, ..first.problem };
     let (mut case, lengths) = packed(Case { problem, seed: 3, ..first.clone() }, &lengths, 5);
     // A little more than 2^32, so that what is left of it is less than there are.

@@ -4,6 +4,7 @@ use super::global;
 use anyhow::{Result, ensure};
 use bytemuck::NoUninit;
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scored, Shape, TensorLayout};
+use int_flash_attention_kernels::layout::KV_BLOCK;
 use int_flash_attention_kernels::params::ScoreParams;
 use ptx_machine::{DevPtr, Memory};
 use std::ops::Range;
@@ -25,8 +26,11 @@ pub enum Places {
     AllFar,
 }
 
-/// So many sequences of so many heads have more than 2^32 rows.
-const MANY: usize = 12_000;
+/// So many sequences of so many heads of one block have more than 2^32 rows; and of more blocks more than 2^32 keys, in memory that the machine has.
+fn many(keys: usize) -> usize {
+    12_000 / if keys <= KV_BLOCK { 1 } else { 4 }
+}
+
 /// More elements than 32 bits count, and a multiple of 16 bytes.
 const FAR: i64 = (1 << 32) + 256;
 
@@ -36,7 +40,8 @@ impl Places {
         if self != Self::Last {
             return *problem;
         }
-        AttentionProblem { batch: MANY, heads_q: MANY, heads_kv: MANY / problem.group(), ..*problem }
+        let many = many(problem.seqlen_kv);
+        AttentionProblem { batch: many, heads_q: many, heads_kv: many / problem.group(), ..*problem }
     }
 
     /// An array of the operands, whose heads are the last of those of the whole.
