@@ -14,8 +14,6 @@ use crate::ptx::special::ctaid_x;
 /// A row of the table `decode_rows`.
 pub(crate) trait Kernel {
     const HEAD_DIM: usize;
-    /// Warps of a CTA: each makes all scores and P of a block, and the output of its part of the dims.
-    const TEAM: usize;
     /// Whether pages may have V in 4 bits.
     const V4: bool;
     /// Whether it may start before the launch in front of it has ended, and the merge before this one has.
@@ -44,10 +42,10 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
             let mut weights = None;
             if there {
                 let scales = ring.scales(&current);
-                let mut s = scores::block::<K>(&rows, keys, scales, params);
+                let mut s = scores::panel::<K>(&rows, keys, scales, params);
                 let edge = is_edge(&params.split, current.seqlen_kv, current.block);
                 let unit = scores::finish(&mut s, &rows, &current, params, edge);
-                weights = Some(softmax.block(&mut s, &current, params, unit, scales, edge));
+                weights = Some(softmax.panel(&mut s, &current, params, unit, scales, edge));
             }
             let values = ring.next(params, &next, Half::Values);
             if let Some(weights) = &weights {
@@ -59,7 +57,7 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
             }
             if !current.exists || current.ends_piece() {
                 if current.exists {
-                    output.store(params, &current, &softmax);
+                    output.store(params, &current, &softmax, &ring);
                 }
                 if !next.exists {
                     break;

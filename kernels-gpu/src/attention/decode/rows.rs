@@ -39,11 +39,17 @@ pub(crate) struct Row {
 /// The lane's row in half `half` of the block's tile.
 #[inline(always)]
 pub(crate) fn row(params: &DecodeParams, block: &Block, half: usize) -> Row {
+    row_of(params, block, Lane::new(tid_x(), 0).query(0, half))
+}
+
+/// Row `of_tile` of the block's tile.
+#[inline(always)]
+pub(crate) fn row_of(params: &DecodeParams, block: &Block, of_tile: u32) -> Row {
     let split = &params.split;
     // SAFETY: the host's plan has tiles, heads and tokens.
     unsafe {
         let (head, tile) = div_rem_or_one(block.tile, split.row_tiles);
-        let (index, rows) = (Lane::new(tid_x(), tile * TILE_ROWS as u32).query(0, half), split.group * split.seqlen_q);
+        let (index, rows) = (tile * TILE_ROWS as u32 + of_tile, split.group * split.seqlen_q);
         let exists = index < rows;
         let index = index.min(rows - 1);
         let (of_group, token) = div_rem_or_one(index, split.seqlen_q);
