@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::problem::check_cache_head_dim;
 use crate::quantized::Lengths;
 use crate::shape::Order;
-use int_flash_attention_kernels::config::decode::{MERGE, MERGE_BOUNDS, merge_shared_bytes};
+use int_flash_attention_kernels::config::decode::{MERGE, MERGE_BOUNDS, merge_shared_bytes, merge_states_cta};
 use int_flash_attention_kernels::params::{Global, MergeStatesParams, MergedParams, Strided};
 
 /// States to be merged: outputs in float32 `[batch][heads][seqlen][head_dim]`, and log-sum-exps (natural logarithms, minus infinity in rows that
@@ -51,9 +51,11 @@ impl Gpu {
         let entry = MERGE_BOUNDS[0].entry;
         let fits = i32::try_from(lengths.q_scale).ok().zip(u32::try_from(states).ok());
         let (rows, count) = fits.ok_or_else(|| Error::Grid { kernel: entry, shape: shape.to_string() })?;
-        // A CTA has all of a row: where the output is a state's memory, none reads what another has written.
+        // A CTA has whole rows: where the output is a state's memory, none reads what another has written.
         let d = shape.head_dim;
-        let kernel = self.kernel(MERGE, entry, [rows as u32, 1, 1], d, merge_shared_bytes(d))?;
+        let [of_cta, threads] = merge_states_cta(states, d);
+        let grid = [(rows as u32).div_ceil(of_cta as u32), 1, 1];
+        let kernel = self.kernel(MERGE, entry, grid, threads, merge_shared_bytes(d))?;
         let merged = merged_params(&output.layout, output.dtype, count as usize, d);
         Ok(MergePlan { gpu: self.clone(), kernel, output: *output, states: count as usize, lengths, sinks, merged })
     }

@@ -117,8 +117,7 @@ impl Gpu {
                 (0, 0) => self.plan_quantize_kv(&problem, k, v, layouts.dtype),
                 _ => self.plan_quantize_kv_on(&problem, k, v, layouts.dtype),
             };
-            // Kernels attend to chunks of any length, and their states are one result: scales are those of the CPU's.
-            Ok((tokens.start, plan?.with_shared_k(false)))
+            Ok((tokens.start, plan?.with_shared_k(ring.shares_k(self))))
         };
         let steps = ring.steps(rank);
         let all = steps.iter().flat_map(|step| &step.pairs);
@@ -186,6 +185,17 @@ impl Gpu {
         let cut = pair.problem.sequences == Sequences::KeyLengths;
         let lengths = cut.then(|| self.upload(&vec![pair.keys as u32; pair.problem.batch])).transpose()?;
         Ok(PlannedPair { attention: self.plan_attention(&pair.problem, to)?, seqlens_kv: lengths, then })
+    }
+}
+
+impl RingProblem {
+    /// Whether tokens of a block of K share scales, on GPUs like this one: where every kernel that attends takes narrow blocks, whichever rank's it is, so that
+    /// states which are merged are of the same operands.
+    #[must_use]
+    pub fn shares_k(&self, gpu: &Gpu) -> bool {
+        (0..self.ranks).all(|rank| {
+            self.steps(rank).iter().flat_map(|step| &step.pairs).all(|pair| gpu.takes_narrow(&pair.problem))
+        })
     }
 }
 
