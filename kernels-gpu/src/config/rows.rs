@@ -108,17 +108,17 @@ macro_rules! conversion_rows {
 macro_rules! decode_rows {
     ($emit:ident) => {
         $emit! {
-            decode_d32 { head_dim: 32, min_ctas: 7, v4: false, overlaps: false }
-            decode_d64 { head_dim: 64, min_ctas: 5, v4: false, overlaps: false }
-            decode_d96 { head_dim: 96, min_ctas: 4, v4: false, overlaps: false }
-            decode_d128 { head_dim: 128, min_ctas: 4, v4: false, overlaps: false }
+            decode_d32 { head_dim: 32, min_ctas: 6, v4: false, overlaps: false }
+            decode_d64 { head_dim: 64, min_ctas: 4, v4: false, overlaps: false }
+            decode_d96 { head_dim: 96, min_ctas: 3, v4: false, overlaps: false }
+            decode_d128 { head_dim: 128, min_ctas: 3, v4: false, overlaps: false }
             decode_d256 { head_dim: 256, min_ctas: 2, v4: false, overlaps: false }
-            decode_v4_d64 { head_dim: 64, min_ctas: 5, v4: true, overlaps: false }
-            decode_v4_d128 { head_dim: 128, min_ctas: 4, v4: true, overlaps: false }
-            decode_sm90_d64 { head_dim: 64, min_ctas: 5, v4: false, overlaps: true }
-            decode_sm90_d128 { head_dim: 128, min_ctas: 4, v4: false, overlaps: true }
-            decode_sm90_v4_d64 { head_dim: 64, min_ctas: 5, v4: true, overlaps: true }
-            decode_sm90_v4_d128 { head_dim: 128, min_ctas: 4, v4: true, overlaps: true }
+            decode_v4_d64 { head_dim: 64, min_ctas: 4, v4: true, overlaps: false }
+            decode_v4_d128 { head_dim: 128, min_ctas: 3, v4: true, overlaps: false }
+            decode_sm90_d64 { head_dim: 64, min_ctas: 4, v4: false, overlaps: true }
+            decode_sm90_d128 { head_dim: 128, min_ctas: 3, v4: false, overlaps: true }
+            decode_sm90_v4_d64 { head_dim: 64, min_ctas: 4, v4: true, overlaps: true }
+            decode_sm90_v4_d128 { head_dim: 128, min_ctas: 3, v4: true, overlaps: true }
         }
     };
 }

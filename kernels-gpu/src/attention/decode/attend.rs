@@ -5,10 +5,11 @@ use super::ring::{Half, Ring};
 use super::rows::Rows;
 use super::schedule::is_edge;
 use super::scores;
-use super::softmax::Softmax;
+use super::softmax::{Softmax, Weights};
 use super::walk::Walk;
 use crate::params::DecodeParams;
 use crate::ptx::grid_dependency::{launch_dependents, wait};
+use crate::ptx::opaque::opaque;
 use crate::ptx::special::ctaid_x;
 
 /// A row of the table `decode_rows`.
@@ -39,20 +40,21 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
             let next = walk.advance(params);
             let keys = ring.next(params, &next, Half::Keys);
             let there = current.exists && current.has_page(params);
-            let mut weights = None;
+            let mut weights = Weights::NONE;
             if there {
                 let scales = ring.scales(&current);
                 let mut s = scores::panel::<K>(&rows, keys, scales, params);
                 let edge = is_edge(&params.split, current.seqlen_kv, current.block);
                 let unit = scores::finish(&mut s, &rows, &current, params, edge);
-                weights = Some(softmax.panel(&mut s, &current, params, unit, scales, edge));
+                weights = softmax.panel(&mut s, &current, params, unit, scales, edge);
             }
             let values = ring.next(params, &next, Half::Values);
-            if let Some(weights) = &weights {
+            // Asked anew: else what is between would be there twice.
+            if opaque(u32::from(there)) != 0 {
                 if K::V4 && current.is_v4(params) {
-                    output.add_v4(weights, values);
+                    output.add_v4(&weights, values);
                 } else {
-                    output.add(weights, values);
+                    output.add(&weights, values);
                 }
             }
             if !current.exists || current.ends_piece() {

@@ -19,7 +19,7 @@ use crate::ptx::math::fma_rn_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_u8_u8;
 use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::vote_any;
-use crate::ptx::special::{ctaid_x, tid_x};
+use crate::ptx::special::{ctaid_x, tid_x, tid_x_again};
 use core::marker::PhantomData;
 
 /// The rows of a tile in accumulator fragments, rotated as V is: of the warp's keys.
@@ -112,7 +112,7 @@ impl<K: Kernel> Output<K> {
         const { assert!(size_of::<f32>() * HALF_ROWS == ROW_BYTES) };
         let vectors = K::HEAD_DIM as u32 / 4;
         let vector = |row: u32, at: u32| 16 * (row * vectors + (at ^ row));
-        let (lane, own) = (tid_x() % 32, Ring::<K>::of_warp(tid_x() / 32));
+        let (lane, own) = (tid_x_again() % 32, Ring::<K>::of_warp(tid_x_again() / 32));
         let (of_lane, quad) = (lane / 4, lane % 4);
         unroll!(0..2, |half| {
             let first = row_of(params, block, (HALF_ROWS * half) as u32);
@@ -134,7 +134,7 @@ impl<K: Kernel> Output<K> {
                     let states = own + Ring::<K>::scales_of(block);
                     st_shared_v2_u32(quad == 0, states + 8 * of_lane, softmax.state(half));
                     bar_sync();
-                    let mut index = tid_x();
+                    let mut index = tid_x_again();
                     while index < HALF_ROWS as u32 * vectors {
                         let (of_half, at) = (index / vectors, index % vectors);
                         let row = row_of(params, block, HALF_ROWS as u32 * half as u32 + of_half);

@@ -10,7 +10,7 @@ use crate::layout::{KV_BLOCK, ROW_BYTES, V_GROUP, V_PANELS};
 use crate::params::DecodeParams;
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::cp_async::{commit_group, cp_async_16, wait_group};
-use crate::ptx::special::tid_x;
+use crate::ptx::special::{tid_x, tid_x_again};
 use crate::smem;
 use core::marker::PhantomData;
 
@@ -58,7 +58,7 @@ impl<K: Kernel> Ring<K> {
     /// Requests the warp's part of half of a block: nothing of one that is not there or has no page.
     #[inline(always)]
     unsafe fn request(&mut self, params: &DecodeParams, block: &Block, half: Half) {
-        let (warp, lane) = (tid_x() / 32, tid_x() % 32);
+        let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
         unsafe {
             if block.exists && block.has_page(params) {
                 // SAFETY: the host's plan has tiles.
@@ -116,17 +116,18 @@ impl<K: Kernel> Ring<K> {
         self.write = Self::advance(self.write);
     }
 
-    /// The shared address of the warp's half that was requested first of those not used yet: it has landed. Requests the same half of the next
-    /// block, into the slot of the half before, which all lanes have done with.
+    /// Requests the same half of the next block, into the slot of the half before, which all lanes have done with. Then waits for the warp's half that was
+    /// requested first of those not used yet, and gives its shared address.
     ///
     /// # Safety
     /// By a whole warp.
     #[inline(always)]
     pub(crate) unsafe fn next(&mut self, params: &DecodeParams, next: &Block, half: Half) -> u32 {
         unsafe {
-            wait_group::<{ SLOTS - 2 }>();
             warp_sync();
             self.request(params, next, half);
+            wait_group::<{ SLOTS - 1 }>();
+            warp_sync();
         }
         let slot = Self::of_warp(tid_x() / 32) + self.read;
         self.read = Self::advance(self.read);

@@ -8,7 +8,7 @@ use crate::division::div_rem_or_one;
 use crate::layout::ROW_BYTES;
 use crate::params::DecodeParams;
 use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};
-use crate::ptx::special::tid_x;
+use crate::ptx::special::tid_x_again;
 use core::marker::PhantomData;
 
 /// k steps of the widest head.
@@ -39,7 +39,7 @@ pub(crate) struct Row {
 /// The lane's row in half `half` of the block's tile.
 #[inline(always)]
 pub(crate) fn row(params: &DecodeParams, block: &Block, half: usize) -> Row {
-    row_of(params, block, Lane::new(tid_x(), 0).query(0, half))
+    row_of(params, block, Lane::new(tid_x_again(), 0).query(0, half))
 }
 
 /// Row `of_tile` of the block's tile.
@@ -72,7 +72,7 @@ impl<K: Kernel> Rows<K> {
     #[inline(always)]
     pub(crate) unsafe fn load(params: &DecodeParams, block: &Block) -> Self {
         let mut rows = Self::none();
-        let quad = tid_x() % 4;
+        let quad = tid_x_again() % 4;
         unroll!(0..2, |half| {
             let row = row(params, block, half);
             if row.exists {

@@ -14,7 +14,7 @@ use crate::ptx::math::{ex2_approx_ftz_f32, fma_rn_f32, mul_rn_f32, rcp_approx_ft
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::ld_shared_v2_u32;
-use crate::ptx::special::tid_x;
+use crate::ptx::special::{tid_x, tid_x_again};
 use core::f32::consts::{LN_2, LOG2_E};
 
 /// 2^23 + 2^22 as bits: an int32 sum that starts here and moves by less than 2^22 is, read as a float, this number and the sum.
@@ -108,14 +108,22 @@ unsafe fn change(scores: &mut [[f32; 2]; WARP_TILES], unit: f32, half: usize, bl
     let beside = (row.token + block.seqlen_kv) as i32 - (params.split.seqlen_q + first_of_warp(block)) as i32;
     unroll!(0..WARP_TILES, |tile| {
         unroll!(0..2, |i| {
-            let mut t = mul_rn_f32(scores[tile][i], unit);
-            if cap != 0.0 {
+            scores[tile][i] = mul_rn_f32(scores[tile][i], unit);
+        });
+    });
+    if cap != 0.0 {
+        unroll!(0..WARP_TILES, |tile| {
+            unroll!(0..2, |i| {
                 // tanh(x) = 1 - 2/(1 + e^2x): what is lost of small x is next to nothing of the cap.
-                let e = ex2_approx_ftz_f32((t + bias) * steep);
-                t = fma_rn_f32(-2.0 * cap, rcp_approx_ftz_f32(1.0 + e), cap);
-            }
+                let e = ex2_approx_ftz_f32((scores[tile][i] + bias) * steep);
+                scores[tile][i] = fma_rn_f32(-2.0 * cap, rcp_approx_ftz_f32(1.0 + e), cap);
+            });
+        });
+    }
+    unroll!(0..WARP_TILES, |tile| {
+        unroll!(0..2, |i| {
             let distance = (beside - (first_key(tile) as i32 + i as i32)).abs();
-            scores[tile][i] = fma_rn_f32(-slope, distance as f32, t);
+            scores[tile][i] = fma_rn_f32(-slope, distance as f32, scores[tile][i]);
         });
     });
 }
@@ -123,7 +131,7 @@ unsafe fn change(scores: &mut [[f32; 2]; WARP_TILES], unit: f32, half: usize, bl
 /// The warp's first key of a block.
 #[inline(always)]
 fn first_of_warp(block: &Block) -> u32 {
-    block.block * KV_BLOCK as u32 + tid_x() / 32 * WARP_KEYS as u32
+    block.block * KV_BLOCK as u32 + tid_x_again() / 32 * WARP_KEYS as u32
 }
 
 /// Which of the warp's keys of a block the lane's rows see.

@@ -36,6 +36,9 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
+    /// Of no keys.
+    pub(crate) const NONE: Self = Self { p: [0; 4], offset: [0; 2], factor: [0.0; 2], rescale: [0.0; 2] };
+
     /// What sums of products of P and V's bytes begin as: the offset, and what makes them floats.
     #[inline(always)]
     pub(crate) fn first_sums(&self) -> [i32; 4] {
@@ -82,7 +85,7 @@ impl Softmax {
         scales: u32,
         edge: bool,
     ) -> Weights {
-        let mut weights = Weights { p: [0; 4], offset: [0; 2], factor: [0.0; 2], rescale: [0.0; 2] };
+        let mut weights = Weights::NONE;
         let mut largest = [f32::NEG_INFINITY; 2];
         unroll!(0..2, |half| {
             unroll!(0..WARP_TILES, |tile| {
