@@ -175,8 +175,9 @@ unsafe fn store_nibbles<const N: usize>(p: &AppendParams, head: u32, first: u32,
         let (page, key) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
         let at = page_head(page, head as usize, p.heads_kv as usize, d, p.v8_pages as usize);
         // A token has as many lanes as groups, or more.
-        let group = group.min(p.head_dim / V_GROUP as u32);
-        let write = (slot != NO_SLOT) & at.v4 & (group < p.head_dim / V_GROUP as u32);
+        let groups = p.head_dim / V_GROUP as u32;
+        let write = (slot != NO_SLOT) & at.v4 & (group < groups);
+        let group = group.min(groups - 1);
         let to = p.pool.ptr().cast_mut().wrapping_add(at.offset + page_v_offset(d));
         let from = staged(p.head_dim, token.min(end - 1) - first) + group * V_GROUP as u32;
         let (mut bytes, mut low, mut high) = ([0; V_GROUP / 4], 255, 0);
