@@ -49,10 +49,16 @@ pub const fn warp_bytes(head_dim: usize) -> usize {
     warp_scales_offset(head_dim) + 2 * PANEL_SCALE_BYTES
 }
 
+/// Where the rows of a tile begin in shared memory, behind what the warps have.
+#[must_use]
+pub const fn rows_offset(head_dim: usize) -> usize {
+    WARPS * warp_bytes(head_dim)
+}
+
 /// Shared memory of a CTA of the decode kernels.
 #[must_use]
 pub const fn shared_bytes(head_dim: usize) -> usize {
-    WARPS * warp_bytes(head_dim)
+    rows_offset(head_dim) + TILE_ROWS * head_dim
 }
 
 /// One decode kernel and how it is launched.

@@ -35,9 +35,9 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
         let mut ring = Ring::<K>::new();
         let mut rows = Rows::<K>::none();
         let (mut softmax, mut output) = (Softmax::new(), Output::<K>::zero());
+        let mut next = walk.advance(params);
         // One round more than blocks: in the first, the first block is requested.
         loop {
-            let next = walk.advance(params);
             let keys = ring.next(params, &next, Half::Keys);
             let there = current.exists && current.has_page(params);
             let mut weights = Weights::NONE;
@@ -48,6 +48,8 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
                 let unit = scores::finish(&mut s, &rows, &current, params, edge);
                 weights = softmax.panel(&mut s, &current, params, unit, scales, edge);
             }
+            // Its page is read from the table meanwhile.
+            let behind = walk.advance(params);
             let values = ring.next(params, &next, Half::Values);
             // Asked anew: else what is between would be there twice.
             if opaque(u32::from(there)) != 0 {
@@ -67,7 +69,7 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
                 (softmax, output) = (Softmax::new(), Output::zero());
                 rows = Rows::load(params, &next);
             }
-            current = next;
+            (current, next) = (next, behind);
         }
         ring.drain();
     }

@@ -41,7 +41,7 @@ pub(crate) unsafe fn panel<K: Kernel>(rows: &Rows<K>, keys: u32, scales: u32, pa
         let mut sums = [[MAGIC_BITS; 4]; 2];
         unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
             let b = unsafe { ldmatrix_x4(panel + (step * WARP_KEYS * ROW_BYTES + pair * 16 * ROW_BYTES) as u32) };
-            let a = rows.fragment[step];
+            let a = unsafe { rows.fragment(step) };
             sums[0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], sums[0]) };
             sums[1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], sums[1]) };
         });

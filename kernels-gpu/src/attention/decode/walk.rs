@@ -58,7 +58,6 @@ impl Block {
 /// Where a worker is.
 pub(crate) struct Walk {
     at: Block,
-    units: Units,
     /// Units of the share that are behind the piece.
     left: u32,
 }
@@ -91,7 +90,7 @@ impl Walk {
                 page: 0,
                 parity: 1,
             };
-            Some(Self { at, units, left: count })
+            Some(Self { at, left: count })
         }
     }
 
@@ -99,6 +98,12 @@ impl Walk {
     #[inline(always)]
     pub(crate) fn nowhere(&self) -> Block {
         self.at
+    }
+
+    /// The units of the sequence, made anew for each piece: they take no registers meanwhile.
+    #[inline(always)]
+    fn units(&self, params: &DecodeParams) -> Units {
+        Units::of(&params.split, self.at.seqlen_kv)
     }
 
     /// The next block.
@@ -116,7 +121,7 @@ impl Walk {
             // The first unit of all is where the way begins; then the next of the tile, or the first of the next tile.
             if self.at.exists {
                 self.at.unit += 1;
-                if self.at.block == self.units.end_block {
+                if self.at.block == self.units(params).end_block {
                     self.at.unit = 0;
                     unsafe { self.next_tile(params) };
                 }
@@ -149,8 +154,7 @@ impl Walk {
                 return;
             }
             self.at.seqlen_kv = unsafe { length(split, self.at.sequence) };
-            self.units = Units::of(split, self.at.seqlen_kv);
-            if self.units.count > 0 {
+            if self.units(params).count > 0 {
                 return;
             }
         }
@@ -161,7 +165,7 @@ impl Walk {
     fn enter(&mut self, params: &DecodeParams) {
         let (split, unit) = (&params.split, self.at.unit);
         let per = split.split_blocks;
-        let Units { first_block, end_block, first, .. } = self.units;
+        let Units { first_block, end_block, first, .. } = self.units(params);
         if per == 0 {
             self.at.block = first_block + unit;
             self.at.piece_end = end_block.min(self.at.block + self.left);
