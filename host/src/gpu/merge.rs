@@ -2,7 +2,7 @@
 
 use super::kernel::Kernel;
 use super::memory::Checked;
-use super::{AnySliceMut, AttentionOutput, DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
+use super::{AnySliceMut, AttentionOutput, DeviceSlice, DeviceSliceMut, Gpu, Stream, StreamRef};
 use crate::decode::merged_params;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -123,6 +123,27 @@ impl MergePlan {
             other_lse.checked(launch, "the other state's log-sum-exp", rows)?,
         ];
         self.give(launch, first, second, None, o.into(), Some(lse))
+    }
+
+    /// Merges states that lie in one array, each its outputs and right behind them its log-sum-exps, so many floats, a multiple of 4, from one state to the next.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch).
+    pub(crate) fn launch_together(
+        &self,
+        stream: &Stream,
+        (states, stride): (DeviceSlice<'_, f32>, usize),
+        sinks: Option<DeviceSlice<'_, f32>>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        let launch = &self.gpu.launching(stream.into())?;
+        let (elements, rows) = (self.lengths.q_data, self.lengths.q_scale);
+        let all = stride.saturating_mul(self.states - 1).saturating_add(elements + rows);
+        let first = states.checked(launch, "the states", all)?;
+        let lse_of_first = first + (elements * size_of::<f32>()) as u64;
+        let second = [first, lse_of_first].map(|address| address + (stride * size_of::<f32>()) as u64);
+        self.give(launch, [first, lse_of_first], second, sinks, o, lse)
     }
 
     /// Launches on two states that have been checked, from which on the others follow at the same distance.
