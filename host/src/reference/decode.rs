@@ -1,14 +1,13 @@
 //! The decode of docs/kernel-abi.md on a paged cache, and how far a GPU may be from it.
 //!
-//! Scores `u`, the largest one of a block's panel of 32 keys and its product with the row's scale are single float32 operations, the same on every
-//! machine. What is left, with a row's weights `w` of its panels, codes `p`, `g = G/255` and the row sum `L`:
+//! Scores `u`, the block's largest one and its product with the row's scale are single float32 operations, the same on every machine. What is
+//! left, with a row's weights `w` of its blocks, codes `p`, `g = G/255` and the row sum `L`:
 //!
 //! 1. **The codes.** `e` has the relative error of `ex2.approx.ftz.f32` (`2^-22`), `255/G` that of `rcp.approx.ftz.f32` (`2^-23`) and of two
 //!    products: less than `2^-20` in all, and where a softcap or ALiBi is in the scores also `δ`, below. A code that this takes over a tie is off by
 //!    one, `s` says which may be: `|o' - o| <= Σ w g s |v| / L`.
-//! 2. **The sums.** Over `n` blocks `γ = 2^-17 + (n + 12) 2^-21` as in [`gpu_bounds`](super::gpu_bounds), relative to `Σ w g p |v|` and to `L`: a sum
-//!    is over a panel of each block, and four of these are added. The additions of a lane within a panel are of terms that are not negative and
-//!    are in it as well.
+//! 2. **The sums.** Over `n` blocks `γ = 2^-17 + (n + 8) 2^-21` as in [`gpu_bounds`](super::gpu_bounds), relative to `Σ w g p |v|` and to `L`. The
+//!    32 additions of a lane within a block are of terms that are not negative and are in it as well.
 //! 3. **The merge.** A piece's log-sum-exp is a float32, off by half a step of its own magnitude and of its terms', of which the piece's weight
 //!    is the exponential: with `T` their sum in magnitude, `2^-21 T` more in `γ`. Its own roundings are those of another block.
 //! 4. **Softcap and ALiBi** are computed in float32: with magnitudes `t` of the score, `b` of the row's bias, `C` of the cap and `a` of what
@@ -25,7 +24,6 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::quantized::HostQ;
 use crate::round::round_ties_even;
-use int_flash_attention_kernels::config::decode::WARP_KEYS;
 use int_flash_attention_kernels::layout::{KV_BLOCK, V_ROTATION, block_bytes, rotation};
 use rayon::prelude::*;
 use std::f64::consts::{LN_2, LOG2_E};
@@ -171,15 +169,8 @@ impl Kernel for Blocks<'_, '_> {
             for row in &mut *self.rows {
                 let in_block = |key: usize| key.saturating_sub(block.first).min(KV_BLOCK);
                 let keys = in_block(row.keys.start)..in_block(row.keys.end);
-                if keys.is_empty() {
-                    continue;
-                }
-                row.blocks += 1.0;
-                for first in (0..KV_BLOCK).step_by(WARP_KEYS) {
-                    let keys = keys.start.max(first)..keys.end.min(first + WARP_KEYS);
-                    if !keys.is_empty() {
-                        row.add(self.head, &block, first, keys);
-                    }
+                if !keys.is_empty() {
+                    row.add(self.head, &block, keys);
                 }
             }
         }
@@ -240,11 +231,10 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Adds the panel of a block whose first key is `first`, of which the keys `keys` are seen.
+    /// Adds a block, of which the keys `keys` are seen.
     #[inline(always)]
-    fn add(&mut self, head: &Head<'_>, block: &Block, first: usize, keys: Range<usize>) {
+    fn add(&mut self, head: &Head<'_>, block: &Block, keys: Range<usize>) {
         let d = head.problem.head_dim;
-        let panel = first..first + WARP_KEYS;
         let mut u = [f32::NEG_INFINITY; KV_BLOCK];
         for j in keys.clone() {
             u[j] = dot(&self.q, &block.k[j * d..][..d]) as f32 * (block.k_scale[j] * head.c);
@@ -296,16 +286,16 @@ impl<'a> Row<'a> {
         let of_values = new * f64::from(largest) / R + if unknown { f64::NAN } else { 0.0 };
         self.reference = reference;
         self.sum = old * self.sum + new * sum;
+        self.blocks += 1.0;
         for (dim, v) in block.v.chunks_exact(KV_BLOCK).enumerate() {
-            let v = &v[panel.clone()];
-            let mut absolute = [0_i8; WARP_KEYS];
+            let mut absolute = [0_i8; KV_BLOCK];
             for (a, v) in absolute.iter_mut().zip(v) {
                 // What a hidden key holds may be any byte.
                 *a = v.saturating_abs();
             }
-            self.acc[dim] = old * self.acc[dim] + of_values * f64::from(dot(&p[panel.clone()], v));
-            self.slack[dim] = old * self.slack[dim] + of_values * f64::from(dot(&slack[panel.clone()], &absolute));
-            self.magnitude[dim] = old * self.magnitude[dim] + of_values * f64::from(dot(&p[panel.clone()], &absolute));
+            self.acc[dim] = old * self.acc[dim] + of_values * f64::from(dot(&p, v));
+            self.slack[dim] = old * self.slack[dim] + of_values * f64::from(dot(&slack, &absolute));
+            self.magnitude[dim] = old * self.magnitude[dim] + of_values * f64::from(dot(&p, &absolute));
         }
     }
 
@@ -336,7 +326,7 @@ impl<'a> Row<'a> {
         let tiny = (-21_f64).exp2();
         let terms = 1.0 + lse.abs() + bias.abs() + self.reference.abs() * LN_2 + self.sink.map_or(0.0, f64::abs);
         let terms = if unseen { self.sink.map_or(0.0, f64::abs) } else { terms };
-        let gamma = (-17_f64).exp2() + (self.blocks + 12.0) * tiny + self.delta + tiny * terms;
+        let gamma = (-17_f64).exp2() + (self.blocks + 8.0) * tiny + self.delta + tiny * terms;
         let first = out.o.len();
         let mut rotated = vec![0.0; d];
         for (dim, bound) in rotated.iter_mut().enumerate() {

@@ -1,64 +1,30 @@
 //! The decode kernels, and the kernels that merge states.
 
 use super::rows::decode_rows;
-use crate::layout::{KV_BLOCK, ROW_BYTES, block_bytes};
+use crate::layout::{KV_BLOCK, block_bytes};
 use crate::params::SplitParams;
 use crate::quantize::launch::Bounds;
 
 /// Rows of a tile of the decode kernels: query heads of a group times new tokens.
 pub const TILE_ROWS: usize = 16;
-/// Halves of blocks, K or V, in a CTA's shared memory: all are on their way while one is waited for, two while it is in use.
+/// Blocks of K or V in a CTA's shared memory: two are on their way while one is in use.
 pub const SLOTS: usize = 3;
 /// Most new tokens of a sequence.
 pub const MAX_NEW_TOKENS: usize = 8;
 
-/// Warps of a CTA of the decode kernels.
-pub const WARPS: usize = 4;
-/// Its threads.
-pub const THREADS: usize = 32 * WARPS;
-/// Keys of a block that a warp has: a panel of V.
-pub const WARP_KEYS: usize = KV_BLOCK / WARPS;
-/// Their n8 tiles.
-pub const WARP_TILES: usize = WARP_KEYS / 8;
-const _: () = assert!(WARP_KEYS == ROW_BYTES);
-/// n8 tiles of the widest head's dims.
-pub const MAX_TILES: usize = 32;
-/// Rows that an accumulator fragment's halves have.
-pub const HALF_ROWS: usize = TILE_ROWS / 2;
-
-/// Bytes of K or V of a warp's keys.
-#[must_use]
-pub const fn panel_bytes(head_dim: usize) -> usize {
-    block_bytes(head_dim) / WARPS
-}
-
 /// The scales of a block, K's and behind them V's, as a page has them.
 pub const SCALE_BYTES: usize = 2 * size_of::<f32>() * KV_BLOCK;
-/// Those of a warp's keys.
-pub const PANEL_SCALE_BYTES: usize = SCALE_BYTES / WARPS;
 
-/// Where a warp's scales begin in its shared memory, of two blocks in turn: behind the slots.
+/// Where the scales begin in shared memory, of two blocks in turn: behind the slots.
 #[must_use]
-pub const fn warp_scales_offset(head_dim: usize) -> usize {
-    SLOTS * panel_bytes(head_dim)
-}
-
-/// Shared memory of a warp.
-#[must_use]
-pub const fn warp_bytes(head_dim: usize) -> usize {
-    warp_scales_offset(head_dim) + 2 * PANEL_SCALE_BYTES
-}
-
-/// Where the rows of a tile begin in shared memory, behind what the warps have.
-#[must_use]
-pub const fn rows_offset(head_dim: usize) -> usize {
-    WARPS * warp_bytes(head_dim)
+pub const fn scales_offset(head_dim: usize) -> usize {
+    SLOTS * block_bytes(head_dim)
 }
 
 /// Shared memory of a CTA of the decode kernels.
 #[must_use]
 pub const fn shared_bytes(head_dim: usize) -> usize {
-    rows_offset(head_dim) + TILE_ROWS * head_dim
+    scales_offset(head_dim) + 2 * SCALE_BYTES
 }
 
 /// One decode kernel and how it is launched.
@@ -81,9 +47,9 @@ pub struct DecodeVariant {
 }
 
 macro_rules! decode_variants {
-    ($($name:ident { head_dim: $d:literal, min_ctas: $ctas:literal, v4: $v4:literal, overlaps: $overlaps:literal })*) => {
+    ($($name:ident { head_dim: $d:literal, team: $team:literal, min_ctas: $ctas:literal, v4: $v4:literal, overlaps: $overlaps:literal })*) => {
         &[$(DecodeVariant {
-            name: stringify!($name), head_dim: $d, threads: THREADS, shared_bytes: shared_bytes($d), min_ctas: $ctas, v4: $v4, overlaps: $overlaps,
+            name: stringify!($name), head_dim: $d, threads: 32 * $team, shared_bytes: shared_bytes($d), min_ctas: $ctas, v4: $v4, overlaps: $overlaps,
         }),*]
     };
 }
@@ -114,9 +80,12 @@ impl DecodeVariant {
     pub const fn ctas(&self, shared_bytes_of_multiprocessor: usize) -> usize {
         /// What the system takes of each CTA's (CUDA programming guide, compute capability 8.0 and later).
         const RESERVED: usize = 1 << 10;
+        /// Threads that its registers have room for, of 255 each.
+        const THREADS: usize = 256;
+        let most = THREADS / self.threads;
         match shared_bytes_of_multiprocessor / (self.shared_bytes + RESERVED) {
             0 => 1,
-            ctas if ctas > self.min_ctas => self.min_ctas,
+            ctas if ctas > most => most,
             ctas => ctas,
         }
     }

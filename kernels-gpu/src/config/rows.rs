@@ -101,24 +101,24 @@ macro_rules! conversion_rows {
     };
 }
 
-/// The decode kernels. `min_ctas`: CTAs that an SM should hold, as many as its registers have room for; a plan counts with what a GPU's shared memory
-/// has. `v4`: pages may have V in 4 bits, which makes the loop two.
+/// The decode kernels. `team`: warps of a CTA, which have a part of the output's dims each; `min_ctas`: CTAs that an SM should hold, as many
+/// as the GPUs with the least shared memory have room for; a plan counts with what a GPU has. `v4`: pages may have V in 4 bits, which makes the loop two.
 /// `overlaps`: the merge behind it may start before it ends, for which
 /// there is an instruction from compute capability 9.0 on; these kernels are in modules for that alone.
 macro_rules! decode_rows {
     ($emit:ident) => {
         $emit! {
-            decode_d32 { head_dim: 32, min_ctas: 6, v4: false, overlaps: false }
-            decode_d64 { head_dim: 64, min_ctas: 4, v4: false, overlaps: false }
-            decode_d96 { head_dim: 96, min_ctas: 3, v4: false, overlaps: false }
-            decode_d128 { head_dim: 128, min_ctas: 3, v4: false, overlaps: false }
-            decode_d256 { head_dim: 256, min_ctas: 2, v4: false, overlaps: false }
-            decode_v4_d64 { head_dim: 64, min_ctas: 4, v4: true, overlaps: false }
-            decode_v4_d128 { head_dim: 128, min_ctas: 3, v4: true, overlaps: false }
-            decode_sm90_d64 { head_dim: 64, min_ctas: 4, v4: false, overlaps: true }
-            decode_sm90_d128 { head_dim: 128, min_ctas: 3, v4: false, overlaps: true }
-            decode_sm90_v4_d64 { head_dim: 64, min_ctas: 4, v4: true, overlaps: true }
-            decode_sm90_v4_d128 { head_dim: 128, min_ctas: 3, v4: true, overlaps: true }
+            decode_d32 { head_dim: 32, team: 1, min_ctas: 6, v4: false, overlaps: false }
+            decode_d64 { head_dim: 64, team: 1, min_ctas: 3, v4: false, overlaps: false }
+            decode_d96 { head_dim: 96, team: 1, min_ctas: 2, v4: false, overlaps: false }
+            decode_d128 { head_dim: 128, team: 1, min_ctas: 1, v4: false, overlaps: false }
+            decode_d256 { head_dim: 256, team: 2, min_ctas: 1, v4: false, overlaps: false }
+            decode_v4_d64 { head_dim: 64, team: 1, min_ctas: 3, v4: true, overlaps: false }
+            decode_v4_d128 { head_dim: 128, team: 2, min_ctas: 1, v4: true, overlaps: false }
+            decode_sm90_d64 { head_dim: 64, team: 1, min_ctas: 3, v4: false, overlaps: true }
+            decode_sm90_d128 { head_dim: 128, team: 1, min_ctas: 1, v4: false, overlaps: true }
+            decode_sm90_v4_d64 { head_dim: 64, team: 1, min_ctas: 3, v4: true, overlaps: true }
+            decode_sm90_v4_d128 { head_dim: 128, team: 2, min_ctas: 1, v4: true, overlaps: true }
         }
     };
 }

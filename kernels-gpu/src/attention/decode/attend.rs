@@ -5,16 +5,17 @@ use super::ring::{Half, Ring};
 use super::rows::Rows;
 use super::schedule::is_edge;
 use super::scores;
-use super::softmax::{Softmax, Weights};
+use super::softmax::Softmax;
 use super::walk::Walk;
 use crate::params::DecodeParams;
 use crate::ptx::grid_dependency::{launch_dependents, wait};
-use crate::ptx::opaque::opaque;
 use crate::ptx::special::ctaid_x;
 
 /// A row of the table `decode_rows`.
 pub(crate) trait Kernel {
     const HEAD_DIM: usize;
+    /// Warps of a CTA: each makes all scores and P of a block, and the output of its part of the dims.
+    const TEAM: usize;
     /// Whether pages may have V in 4 bits.
     const V4: bool;
     /// Whether it may start before the launch in front of it has ended, and the merge before this one has.
@@ -35,33 +36,30 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
         let mut ring = Ring::<K>::new();
         let mut rows = Rows::<K>::none();
         let (mut softmax, mut output) = (Softmax::new(), Output::<K>::zero());
-        let mut next = walk.advance(params);
         // One round more than blocks: in the first, the first block is requested.
         loop {
+            let next = walk.advance(params);
             let keys = ring.next(params, &next, Half::Keys);
             let there = current.exists && current.has_page(params);
-            let mut weights = Weights::NONE;
+            let mut weights = None;
             if there {
                 let scales = ring.scales(&current);
-                let mut s = scores::panel::<K>(&rows, keys, scales, params);
+                let mut s = scores::block::<K>(&rows, keys, scales, params);
                 let edge = is_edge(&params.split, current.seqlen_kv, current.block);
                 let unit = scores::finish(&mut s, &rows, &current, params, edge);
-                weights = softmax.panel(&mut s, &current, params, unit, scales, edge);
+                weights = Some(softmax.block(&mut s, &current, params, unit, scales, edge));
             }
-            // Its page is read from the table meanwhile.
-            let behind = walk.advance(params);
             let values = ring.next(params, &next, Half::Values);
-            // Asked anew: else what is between would be there twice.
-            if opaque(u32::from(there)) != 0 {
+            if let Some(weights) = &weights {
                 if K::V4 && current.is_v4(params) {
-                    output.add_v4(&weights, values);
+                    output.add_v4(weights, values);
                 } else {
-                    output.add(&weights, values);
+                    output.add(weights, values);
                 }
             }
             if !current.exists || current.ends_piece() {
                 if current.exists {
-                    output.store(params, &current, &softmax, &ring);
+                    output.store(params, &current, &softmax);
                 }
                 if !next.exists {
                     break;
@@ -69,7 +67,7 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
                 (softmax, output) = (Softmax::new(), Output::zero());
                 rows = Rows::load(params, &next);
             }
-            (current, next) = (next, behind);
+            current = next;
         }
         ring.drain();
     }

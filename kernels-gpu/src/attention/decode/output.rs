@@ -1,76 +1,99 @@
 //! O += w G/255 (P V) on the int8 tensor cores, and a piece's rows to the workspace.
 
 use super::Kernel;
-use super::ring::Ring;
-use super::rows::{Row, bias, row_of};
+use super::rows::{bias, row};
 use super::scores::{MAGIC, natural};
-use super::softmax::{Softmax, Weights, finish};
+use super::softmax::{Softmax, Weights};
 use super::walk::Block;
+use crate::attention::KEY_STEPS;
 use crate::attention::lane::panel_row;
-use crate::config::decode::{HALF_ROWS, MAX_TILES, THREADS, TILE_ROWS, WARPS, rows_of_piece};
-use crate::layout::v4::{V4_PANEL_BYTES, V4_PANEL_STEP_BYTES};
-use crate::layout::{ROW_BYTES, V_GROUP, V_ROTATION, rotate_v_back};
+use crate::config::decode::{TILE_ROWS, rows_of_piece};
+use crate::layout::v4::{V4_PANEL_BYTES, V4_PANEL_STEP_BYTES, v4_steps_offset};
+use crate::layout::{ROW_BYTES, V_GROUP, V_PANELS, V_ROTATION, rotate_v_back};
 use crate::nibbles::unpack;
 use crate::params::DecodeParams;
-use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::fma_rn_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_u8_u8;
-use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_v2_u32, st_shared_v4_u32};
+use crate::ptx::shared::ld_shared_v4_u32;
 use crate::ptx::shuffle::vote_any;
-use crate::ptx::special::{ctaid_x, tid_x, tid_x_again};
+use crate::ptx::special::{ctaid_x, tid_x};
 use core::marker::PhantomData;
 
-/// The rows of a tile in accumulator fragments, rotated as V is: of the warp's keys.
+/// n8 tiles of a warp's part of the widest head.
+const MAX_TILES: usize = 16;
+
+/// The rows of a tile in accumulator fragments, rotated as V is: of the warp's part of the dims.
 pub(crate) struct Output<K> {
     o: [[f32; 4]; MAX_TILES],
     kernel: PhantomData<K>,
 }
 
 impl<K: Kernel> Output<K> {
+    /// Dims of the warp.
+    const DIMS: usize = K::HEAD_DIM / K::TEAM;
+
+    /// The first of them.
+    #[inline(always)]
+    fn first_dim() -> u32 {
+        if K::TEAM == 1 { 0 } else { tid_x() / 32 * Self::DIMS as u32 }
+    }
+
     #[inline(always)]
     pub(crate) fn zero() -> Self {
         Self { o: [[0.0; 4]; MAX_TILES], kernel: PhantomData }
     }
 
-    /// Adds V of the warp's keys of a block, at a shared address.
+    /// Adds a block's V, at a shared address.
     ///
     /// # Safety
     /// By a whole warp.
     #[inline(always)]
     pub(crate) unsafe fn add(&mut self, weights: &Weights, values: u32) {
         unsafe { self.rescale(weights) };
-        let panel = panel_row(values);
-        unroll!(0..K::HEAD_DIM / 16, |pair| {
-            let b = unsafe { ldmatrix_x4(panel + (pair * 16 * ROW_BYTES) as u32) };
+        let panel = panel_row(values) + Self::first_dim() * ROW_BYTES as u32;
+        unroll!(0..Self::DIMS / 16, |pair| {
+            let mut sums = [weights.first_sums(); 2];
+            unroll!(0..KEY_STEPS, |step| {
+                let at = step * K::HEAD_DIM * ROW_BYTES + pair * 16 * ROW_BYTES;
+                let b = unsafe { ldmatrix_x4(panel + at as u32) };
+                sums[0] = unsafe { mma_m16n8k32_s32_u8_u8(weights.p[step], [b[0], b[1]], sums[0]) };
+                sums[1] = unsafe { mma_m16n8k32_s32_u8_u8(weights.p[step], [b[2], b[3]], sums[1]) };
+            });
             unroll!(0..2, |n| {
-                let sums = weights.first_sums();
-                let sums = unsafe { mma_m16n8k32_s32_u8_u8(weights.p, [b[2 * n], b[2 * n + 1]], sums) };
-                self.add_sums(weights, 2 * pair + n, sums);
+                self.add_sums(weights, 2 * pair + n, sums[n]);
             });
         });
     }
 
-    /// [`add`](Self::add) of V in 4 bits (`layout::v4`): a lane makes the bytes of its operands itself, of a group of dims at a time.
+    /// [`add`](Self::add) of V in 4 bits (`layout::v4`): a lane makes the bytes of its operands itself, of a group of dims and a panel of keys at a time.
     ///
     /// # Safety
     /// By a whole warp.
     #[inline(always)]
     pub(crate) unsafe fn add_v4(&mut self, weights: &Weights, values: u32) {
         unsafe { self.rescale(weights) };
-        let nibbles = values + 16 * (tid_x() % 32);
-        let steps = values + (K::HEAD_DIM / V_GROUP * V4_PANEL_BYTES) as u32 + 16 * (tid_x() % 4);
-        unroll!(0..K::HEAD_DIM / V_GROUP, |group| {
-            let b = unsafe {
-                unpack(
-                    ld_shared_v4_u32(nibbles + (group * V4_PANEL_BYTES) as u32),
-                    ld_shared_v4_u32(steps + (group * V4_PANEL_STEP_BYTES) as u32),
-                )
-            };
+        let first = Self::first_dim() / V_GROUP as u32 * V_PANELS as u32;
+        let nibbles = values + first * V4_PANEL_BYTES as u32 + 16 * (tid_x() % 32);
+        let steps =
+            values + v4_steps_offset(K::HEAD_DIM) as u32 + first * V4_PANEL_STEP_BYTES as u32 + 16 * (tid_x() % 4);
+        unroll!(0..Self::DIMS / V_GROUP, |group| {
+            let mut sums = [weights.first_sums(); 4];
+            unroll!(0..KEY_STEPS, |step| {
+                let at = group * V_PANELS + step;
+                let b = unsafe {
+                    unpack(
+                        ld_shared_v4_u32(nibbles + (at * V4_PANEL_BYTES) as u32),
+                        ld_shared_v4_u32(steps + (at * V4_PANEL_STEP_BYTES) as u32),
+                    )
+                };
+                unroll!(0..4, |tile| {
+                    sums[tile] = unsafe { mma_m16n8k32_s32_u8_u8(weights.p[step], b[tile], sums[tile]) };
+                });
+            });
             unroll!(0..4, |tile| {
-                let sums = unsafe { mma_m16n8k32_s32_u8_u8(weights.p, b[tile], weights.first_sums()) };
-                self.add_sums(weights, 4 * group + tile, sums);
+                self.add_sums(weights, 4 * group + tile, sums[tile]);
             });
         });
     }
@@ -80,7 +103,7 @@ impl<K: Kernel> Output<K> {
     unsafe fn rescale(&mut self, Weights { rescale, .. }: &Weights) {
         // Seldom: the largest score moves less and less.
         if unsafe { vote_any(rescale[0] != 1.0 || rescale[1] != 1.0) } {
-            unroll!(0..K::HEAD_DIM / 8, |tile| {
+            unroll!(0..Self::DIMS / 8, |tile| {
                 unroll!(0..4, |i| {
                     self.o[tile][i] *= rescale[i / 2];
                 });
@@ -93,93 +116,46 @@ impl<K: Kernel> Output<K> {
     fn add_sums(&mut self, Weights { factor, .. }: &Weights, tile: usize, sums: [i32; 4]) {
         unroll!(0..4, |i| {
             let o = &mut self.o[tile][i];
-            // At most 255 * 127 * 32 < 2^22 in magnitude.
+            // At most 255 * 127 * 128 < 2^22 in magnitude.
             *o = fma_rn_f32(f32::from_bits(sums[i] as u32) - MAGIC, factor[i / 2], *o);
         });
     }
 
-    /// Leaves the rows of a piece, whose last block is given, and their log-sum-exps in the workspace: sums over the warps, in their order. Eight
-    /// rows at a time, which each warp has room for where its last values were:
-    ///
-    /// ```text
-    /// warp  [8 rows][head_dim] f32, vectors of four dims exchanged by the row's number so that no two rows' are in one bank
-    /// ```
+    /// Leaves the rows of a piece, whose last block is given, and their log-sum-exps in the workspace.
     ///
     /// # Safety
-    /// By a whole CTA.
+    /// By a whole warp.
     #[inline(always)]
-    pub(crate) unsafe fn store(&self, params: &DecodeParams, block: &Block, softmax: &Softmax, ring: &Ring<K>) {
-        const { assert!(size_of::<f32>() * HALF_ROWS == ROW_BYTES) };
-        let vectors = K::HEAD_DIM as u32 / 4;
-        let vector = |row: u32, at: u32| 16 * (row * vectors + (at ^ row));
-        let (lane, own) = (tid_x_again() % 32, Ring::<K>::of_warp(tid_x_again() / 32));
-        let (of_lane, quad) = (lane / 4, lane % 4);
-        unroll!(0..2, |half| {
-            let first = row_of(params, block, (HALF_ROWS * half) as u32);
-            if first.exists {
-                unsafe {
-                    // All lanes have read what was there; of the second half, all warps have.
-                    warp_sync();
-                    unroll!(0..K::HEAD_DIM / V_GROUP, |group| {
-                        unroll!(0..2, |four| {
-                            let mut x = [0; V_ROTATION];
-                            unroll!(0..V_ROTATION, |i| {
-                                // The lane's neighbouring dims (`layout::v_row`).
-                                x[i] = self.o[4 * group + 2 * four + i / 2][2 * half + i % 2].to_bits();
-                            });
-                            let at = (V_GROUP / 4 * group + four) as u32 + 2 * quad;
-                            st_shared_v4_u32(true, own + ring.used() + vector(of_lane, at), x);
-                        });
-                    });
-                    let states = own + Ring::<K>::scales_of(block);
-                    st_shared_v2_u32(quad == 0, states + 8 * of_lane, softmax.state(half));
-                    bar_sync();
-                    let mut index = tid_x_again();
-                    while index < HALF_ROWS as u32 * vectors {
-                        let (of_half, at) = (index / vectors, index % vectors);
-                        let row = row_of(params, block, HALF_ROWS as u32 * half as u32 + of_half);
-                        let from = ring.used() + vector(of_half, at);
-                        let states = Ring::<K>::scales_of(block) + 8 * of_half;
-                        if row.exists {
-                            store_vector::<K>(params, block, &row, 4 * at as usize, from, states);
-                        }
-                        index += THREADS as u32;
-                    }
-                    // All warps have read it, before it is written again.
-                    bar_sync();
-                }
-            }
-        });
-    }
-}
-
-/// Four dims of a row from the warps' sums and states, which are at these addresses of each warp, and with the first ones the log-sum-exp.
-#[inline(always)]
-unsafe fn store_vector<K: Kernel>(params: &DecodeParams, block: &Block, row: &Row, dim: usize, sums: u32, states: u32) {
-    unsafe {
-        let mut of_warps = [[0; 2]; WARPS];
-        unroll!(0..WARPS, |warp| {
-            of_warps[warp] = ld_shared_v2_u32(Ring::<K>::of_warp(warp as u32) + states);
-        });
-        let (factors, lse) = finish(of_warps);
-        let mut x = [0.0; V_ROTATION];
-        unroll!(0..WARPS, |warp| {
-            let of_warp = ld_shared_v4_u32(Ring::<K>::of_warp(warp as u32) + sums);
-            unroll!(0..V_ROTATION, |i| {
-                x[i] = fma_rn_f32(factors[warp], f32::from_bits(of_warp[i]), x[i]);
-            });
-        });
-        // Rotated back, four dims are four times as large.
-        let x = rotate_v_back(x.map(|x| x * (1.0 / V_ROTATION as f32)));
-        let x = x.map(|x| if lse == f32::NEG_INFINITY { 0 } else { x.to_bits() });
+    pub(crate) unsafe fn store(&self, params: &DecodeParams, block: &Block, softmax: &Softmax) {
         let place = block.place(params, ctaid_x()) as usize * rows_of_piece(&params.split) as usize;
-        let at = place + row.index as usize % TILE_ROWS;
-        let o = params.partial_o.ptr().cast_mut().wrapping_add(at * K::HEAD_DIM + dim);
-        st_global_v4_u32(true, o.cast(), x);
-        if dim == 0 {
+        let quad = tid_x() as usize % 4;
+        unroll!(0..2, |half| {
+            let (sum, lse) = softmax.finish(half);
+            let row = row(params, block, half);
+            let at = place + row.index as usize % TILE_ROWS;
+            // Rotated back, four dims are four times as large.
+            let factor = sum * (1.0 / V_ROTATION as f32);
+            let o = params
+                .partial_o
+                .ptr()
+                .cast_mut()
+                .wrapping_add(at * K::HEAD_DIM + Self::first_dim() as usize + 8 * quad);
+            unroll!(0..Self::DIMS / V_GROUP, |group| {
+                unroll!(0..2, |four| {
+                    let mut x = [0.0; V_ROTATION];
+                    unroll!(0..V_ROTATION, |i| {
+                        // The lane's neighbouring dims (`layout::v_row`).
+                        x[i] = self.o[4 * group + 2 * four + i / 2][2 * half + i % 2] * factor;
+                    });
+                    let x = rotate_v_back(x).map(|x| if lse == f32::NEG_INFINITY { 0 } else { x.to_bits() });
+                    let at = o.wrapping_add(V_GROUP * group + 4 * four);
+                    unsafe { st_global_v4_u32(row.exists, at.cast(), x) };
+                });
+            });
             // Inside a softcap the offset's share is in the scores.
-            let bias = if params.softcap != 0.0 { 0.0 } else { bias(params, row) };
-            st_global_f32(true, params.partial_lse.ptr().cast_mut().wrapping_add(at), [natural(lse, bias)]);
-        }
+            let bias = if params.softcap != 0.0 { 0.0 } else { unsafe { bias(params, &row) } };
+            let to = params.partial_lse.ptr().cast_mut().wrapping_add(at);
+            unsafe { st_global_f32(row.exists && quad == 0 && tid_x() < 32, to, [natural(lse, bias)]) };
+        });
     }
 }

@@ -3,23 +3,21 @@
 use super::Kernel;
 use super::walk::Block;
 use crate::attention::lane::Lane;
-use crate::config::decode::{TILE_ROWS, WARPS, rows_offset};
+use crate::config::decode::TILE_ROWS;
 use crate::division::div_rem_or_one;
 use crate::layout::ROW_BYTES;
 use crate::params::DecodeParams;
-use crate::ptx::barrier::bar_sync;
-use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32_if};
-use crate::ptx::shared::{ld_shared_v4_u32, st_shared_v4_u32};
-use crate::ptx::special::tid_x_again;
-use crate::smem;
+use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};
+use crate::ptx::special::tid_x;
 use core::marker::PhantomData;
 
-/// The rows as A fragments, in shared memory for all warps of the CTA, and their scales: those of a lane are `lane / 4` and eight later.
-///
-/// ```text
-/// [head_dim/32 steps][32 lanes][4 registers]
-/// ```
+/// k steps of the widest head.
+const MAX_STEPS: usize = 8;
+
+/// The rows as A fragments and their scales: those of a lane are `lane / 4` and eight later.
 pub(crate) struct Rows<K> {
+    /// Codes; zero in rows that are not there.
+    pub fragment: [[u32; 4]; MAX_STEPS],
     /// Zero in rows that are not there.
     pub scale: [f32; 2],
     kernel: PhantomData<K>,
@@ -41,17 +39,11 @@ pub(crate) struct Row {
 /// The lane's row in half `half` of the block's tile.
 #[inline(always)]
 pub(crate) fn row(params: &DecodeParams, block: &Block, half: usize) -> Row {
-    row_of(params, block, Lane::new(tid_x_again(), 0).query(0, half))
-}
-
-/// Row `of_tile` of the block's tile.
-#[inline(always)]
-pub(crate) fn row_of(params: &DecodeParams, block: &Block, of_tile: u32) -> Row {
     let split = &params.split;
     // SAFETY: the host's plan has tiles, heads and tokens.
     unsafe {
         let (head, tile) = div_rem_or_one(block.tile, split.row_tiles);
-        let (index, rows) = (tile * TILE_ROWS as u32 + of_tile, split.group * split.seqlen_q);
+        let (index, rows) = (Lane::new(tid_x(), tile * TILE_ROWS as u32).query(0, half), split.group * split.seqlen_q);
         let exists = index < rows;
         let index = index.min(rows - 1);
         let (of_group, token) = div_rem_or_one(index, split.seqlen_q);
@@ -61,60 +53,35 @@ pub(crate) fn row_of(params: &DecodeParams, block: &Block, of_tile: u32) -> Row 
 }
 
 impl<K: Kernel> Rows<K> {
-    const STEPS: usize = K::HEAD_DIM / ROW_BYTES;
-
     /// None.
     #[inline(always)]
     pub(crate) fn none() -> Self {
-        Self { scale: [0.0; 2], kernel: PhantomData }
-    }
-
-    /// Shared address of the lane's fragment of a step.
-    #[inline(always)]
-    fn place(step: u32) -> u32 {
-        smem::base() + rows_offset(K::HEAD_DIM) as u32 + 16 * (32 * step + tid_x_again() % 32)
-    }
-
-    /// The fragment of a step: codes, zero in rows that are not there.
-    ///
-    /// # Safety
-    /// The rows have been loaded.
-    #[inline(always)]
-    pub(crate) unsafe fn fragment(&self, step: usize) -> [u32; 4] {
-        unsafe { ld_shared_v4_u32(Self::place(step as u32)) }
+        Self { fragment: [[0; 4]; MAX_STEPS], scale: [0.0; 2], kernel: PhantomData }
     }
 
     /// Those of a block's tile.
     ///
     /// # Safety
-    /// By the whole CTA, whose warps have done with the rows before. The block exists.
+    /// The block exists.
     #[inline(always)]
     pub(crate) unsafe fn load(params: &DecodeParams, block: &Block) -> Self {
         let mut rows = Self::none();
-        let rows_of_lane = [row(params, block, 0), row(params, block, 1)];
-        unsafe {
-            // A warp has every so many-th step.
-            let mut step = tid_x_again() / 32;
-            while step < Self::STEPS as u32 {
-                let mut fragment = [0; 4];
-                unroll!(0..2, |half| {
-                    let row = &rows_of_lane[half];
-                    let at = row.query * K::HEAD_DIM + ROW_BYTES * step as usize + 4 * (tid_x_again() as usize % 4);
+        let quad = tid_x() % 4;
+        unroll!(0..2, |half| {
+            let row = row(params, block, half);
+            if row.exists {
+                let codes = params.q.ptr().wrapping_add(row.query * K::HEAD_DIM + 4 * quad as usize);
+                unroll!(0..MAX_STEPS, |step| {
                     unroll!(0..2, |upper| {
-                        let code = params.q.ptr().wrapping_add(at + 16 * upper);
-                        fragment[half + 2 * upper] = ld_global_nc_u32_if(row.exists, code);
+                        if step < K::HEAD_DIM / ROW_BYTES {
+                            let at = codes.wrapping_add(ROW_BYTES * step + 16 * upper);
+                            rows.fragment[step][half + 2 * upper] = unsafe { ld_global_nc_u32(at) };
+                        }
                     });
                 });
-                st_shared_v4_u32(true, Self::place(step), fragment);
-                step += WARPS as u32;
+                rows.scale[half] = unsafe { ld_global_nc_f32(params.q_scale.ptr().wrapping_add(row.query)) };
             }
-            unroll!(0..2, |half| {
-                let row = &rows_of_lane[half];
-                let scale = params.q_scale.ptr().wrapping_add(row.query);
-                rows.scale[half] = f32::from_bits(ld_global_nc_u32_if(row.exists, scale.cast()));
-            });
-            bar_sync();
-        }
+        });
         rows
     }
 }

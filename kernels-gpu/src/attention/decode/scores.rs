@@ -4,8 +4,8 @@ use super::Kernel;
 use super::rows::{Rows, bias, row};
 use super::schedule::{end_key, first_key as first_key_seen};
 use super::walk::Block;
+use crate::attention::KEY_TILES;
 use crate::attention::lane::panel_row;
-use crate::config::decode::{WARP_KEYS, WARP_TILES};
 use crate::layout::{KV_BLOCK, ROW_BYTES, rotation};
 use crate::params::DecodeParams;
 use crate::ptx::global::ld_global_nc_f32;
@@ -14,7 +14,7 @@ use crate::ptx::math::{ex2_approx_ftz_f32, fma_rn_f32, mul_rn_f32, rcp_approx_ft
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::ld_shared_v2_u32;
-use crate::ptx::special::{tid_x, tid_x_again};
+use crate::ptx::special::tid_x;
 use core::f32::consts::{LN_2, LOG2_E};
 
 /// 2^23 + 2^22 as bits: an int32 sum that starts here and moves by less than 2^22 is, read as a float, this number and the sum.
@@ -22,26 +22,26 @@ pub(crate) const MAGIC_BITS: i32 = 0x4b40_0000;
 /// The same as a float.
 pub(crate) const MAGIC: f32 = 12_582_912.0;
 
-/// The scores of the lane's two rows against its keys of the warp's: keys `8 * tile + 2 * (lane % 4)` and the next.
-pub(crate) type Scores = [[[f32; 2]; WARP_TILES]; 2];
+/// The scores of the lane's two rows against its keys of a block: keys `8 * tile + 2 * (lane % 4)` and the next.
+pub(crate) type Scores = [[[f32; 2]; KEY_TILES]; 2];
 
-/// The lane's first key of an n8 tile, counted from the warp's first.
+/// The lane's first key of an n8 tile, counted from the block's first.
 #[inline(always)]
 pub(crate) fn first_key(tile: usize) -> u32 {
     8 * tile as u32 + 2 * (tid_x() % 4)
 }
 
-/// `s * k_scale * c` of the warp's keys and scales at these shared addresses: the rows' own scales come later.
+/// `s * k_scale * c` of the block of K and the scales at these shared addresses: the rows' own scales come later.
 #[inline(always)]
-pub(crate) unsafe fn panel<K: Kernel>(rows: &Rows<K>, keys: u32, scales: u32, params: &DecodeParams) -> Scores {
+pub(crate) unsafe fn block<K: Kernel>(rows: &Rows<K>, keys: u32, scales: u32, params: &DecodeParams) -> Scores {
     let c = params.softmax_scale * LOG2_E * (1.0 / rotation(K::HEAD_DIM) as f32);
     let (panel, scales) = (panel_row(keys), scales + 4 * first_key(0));
-    let mut scores = [[[0.0; 2]; WARP_TILES]; 2];
-    unroll!(0..WARP_TILES / 2, |pair| {
+    let mut scores = [[[0.0; 2]; KEY_TILES]; 2];
+    unroll!(0..KEY_TILES / 2, |pair| {
         let mut sums = [[MAGIC_BITS; 4]; 2];
         unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
-            let b = unsafe { ldmatrix_x4(panel + (step * WARP_KEYS * ROW_BYTES + pair * 16 * ROW_BYTES) as u32) };
-            let a = unsafe { rows.fragment(step) };
+            let b = unsafe { ldmatrix_x4(panel + (step * KV_BLOCK * ROW_BYTES + pair * 16 * ROW_BYTES) as u32) };
+            let a = rows.fragment[step];
             sums[0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], sums[0]) };
             sums[1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], sums[1]) };
         });
@@ -80,7 +80,7 @@ pub(crate) unsafe fn finish<K: Kernel>(
     if edge {
         let mask = Mask::new(block, params);
         unroll!(0..2, |half| {
-            unroll!(0..WARP_TILES, |tile| {
+            unroll!(0..KEY_TILES, |tile| {
                 unroll!(0..2, |i| {
                     let score = scores[half][tile][i].to_bits();
                     let seen = mask.sees(half, tile, i);
@@ -94,7 +94,7 @@ pub(crate) unsafe fn finish<K: Kernel>(
 
 /// Softcap and ALiBi of a row, whose scale is `unit`.
 #[inline(always)]
-unsafe fn change(scores: &mut [[f32; 2]; WARP_TILES], unit: f32, half: usize, block: &Block, params: &DecodeParams) {
+unsafe fn change(scores: &mut [[f32; 2]; KEY_TILES], unit: f32, half: usize, block: &Block, params: &DecodeParams) {
     let row = row(params, block, half);
     let cap = params.softcap * LOG2_E;
     let bias = if cap != 0.0 { unsafe { bias(params, &row) * LOG2_E } } else { 0.0 };
@@ -104,39 +104,25 @@ unsafe fn change(scores: &mut [[f32; 2]; WARP_TILES], unit: f32, half: usize, bl
     } else {
         unsafe { ld_global_nc_f32(params.alibi_slopes.ptr().wrapping_add(row.head_q as usize)) * LOG2_E }
     };
-    // From the warp's first key to the one beside the row.
-    let beside = (row.token + block.seqlen_kv) as i32 - (params.split.seqlen_q + first_of_warp(block)) as i32;
-    unroll!(0..WARP_TILES, |tile| {
+    // From the block's first key to the one beside the row.
+    let beside = (row.token + block.seqlen_kv) as i32 - (params.split.seqlen_q + block.block * KV_BLOCK as u32) as i32;
+    unroll!(0..KEY_TILES, |tile| {
         unroll!(0..2, |i| {
-            scores[tile][i] = mul_rn_f32(scores[tile][i], unit);
-        });
-    });
-    if cap != 0.0 {
-        unroll!(0..WARP_TILES, |tile| {
-            unroll!(0..2, |i| {
+            let mut t = mul_rn_f32(scores[tile][i], unit);
+            if cap != 0.0 {
                 // tanh(x) = 1 - 2/(1 + e^2x): what is lost of small x is next to nothing of the cap.
-                let e = ex2_approx_ftz_f32((scores[tile][i] + bias) * steep);
-                scores[tile][i] = fma_rn_f32(-2.0 * cap, rcp_approx_ftz_f32(1.0 + e), cap);
-            });
-        });
-    }
-    unroll!(0..WARP_TILES, |tile| {
-        unroll!(0..2, |i| {
+                let e = ex2_approx_ftz_f32((t + bias) * steep);
+                t = fma_rn_f32(-2.0 * cap, rcp_approx_ftz_f32(1.0 + e), cap);
+            }
             let distance = (beside - (first_key(tile) as i32 + i as i32)).abs();
-            scores[tile][i] = fma_rn_f32(-slope, distance as f32, scores[tile][i]);
+            scores[tile][i] = fma_rn_f32(-slope, distance as f32, t);
         });
     });
 }
 
-/// The warp's first key of a block.
-#[inline(always)]
-fn first_of_warp(block: &Block) -> u32 {
-    block.block * KV_BLOCK as u32 + tid_x_again() / 32 * WARP_KEYS as u32
-}
-
-/// Which of the warp's keys of a block the lane's rows see.
+/// Which keys of a block the lane's rows see.
 pub(crate) struct Mask {
-    /// The first, counted from the warp's, and how many.
+    /// The first, counted from the block's, and how many.
     first: [u32; 2],
     keys: [u32; 2],
 }
@@ -144,11 +130,11 @@ pub(crate) struct Mask {
 impl Mask {
     #[inline(always)]
     pub(crate) fn new(block: &Block, params: &DecodeParams) -> Self {
-        let (split, from) = (&params.split, first_of_warp(block));
-        let of_warp = |key: u32| key.saturating_sub(from).min(WARP_KEYS as u32);
+        let (split, from) = (&params.split, block.block * KV_BLOCK as u32);
+        let in_block = |key: u32| key.saturating_sub(from).min(KV_BLOCK as u32);
         let tokens = [row(params, block, 0).token, row(params, block, 1).token];
-        let first = tokens.map(|token| of_warp(first_key_seen(split, block.seqlen_kv, token)));
-        let end = tokens.map(|token| of_warp(end_key(split, block.seqlen_kv, token)));
+        let first = tokens.map(|token| in_block(first_key_seen(split, block.seqlen_kv, token)));
+        let end = tokens.map(|token| in_block(end_key(split, block.seqlen_kv, token)));
         // None where a window ends before it begins.
         Self { first, keys: [end[0].saturating_sub(first[0]), end[1].saturating_sub(first[1])] }
     }

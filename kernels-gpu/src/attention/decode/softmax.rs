@@ -2,7 +2,8 @@
 
 use super::scores::{MAGIC, MAGIC_BITS, Mask, Scores, first_key};
 use super::walk::Block;
-use crate::config::decode::{PANEL_SCALE_BYTES, WARP_TILES, WARPS};
+use crate::attention::{KEY_STEPS, KEY_TILES};
+use crate::config::decode::SCALE_BYTES;
 use crate::layout::V_OFFSET;
 use crate::params::DecodeParams;
 use crate::ptx::math::{
@@ -15,7 +16,7 @@ use crate::ptx::shuffle::shfl_bfly;
 /// The largest code of P.
 const R: f32 = 255.0;
 
-/// The lane's two rows over the warp's keys so far.
+/// The lane's two rows over the blocks so far.
 pub(crate) struct Softmax {
     /// The running reference exponent: the largest score so far.
     reference: [f32; 2],
@@ -23,10 +24,10 @@ pub(crate) struct Softmax {
     sum: [f32; 2],
 }
 
-/// P of the warp's keys of a block, and what its products enter with.
+/// P of a block, and what its products enter with.
 pub(crate) struct Weights {
-    /// An A fragment: four keys a register, in the order of `layout::key_slot`.
-    pub p: [u32; 4],
+    /// A fragments: `[step of 32 keys][register]`, four keys a register in the order of `layout::key_slot`.
+    pub p: [[u32; 4]; KEY_STEPS],
     /// `-128 * sum p` of each row: what V's bytes have more than its codes.
     pub offset: [i32; 2],
     /// `w * G/255`.
@@ -36,9 +37,6 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Of no keys.
-    pub(crate) const NONE: Self = Self { p: [0; 4], offset: [0; 2], factor: [0.0; 2], rescale: [0.0; 2] };
-
     /// What sums of products of P and V's bytes begin as: the offset, and what makes them floats.
     #[inline(always)]
     pub(crate) fn first_sums(&self) -> [i32; 4] {
@@ -71,12 +69,12 @@ impl Softmax {
         Self { reference: [f32::NEG_INFINITY; 2], sum: [0.0; 2] }
     }
 
-    /// Takes the scores of the warp's keys of a block, to be multiplied with `unit`, and its scales at a shared address.
+    /// Takes the scores of a block, to be multiplied with `unit`, and its scales at a shared address.
     ///
     /// # Safety
     /// By a whole warp.
     #[inline(always)]
-    pub(crate) unsafe fn panel(
+    pub(crate) unsafe fn block(
         &mut self,
         scores: &mut Scores,
         block: &Block,
@@ -85,10 +83,10 @@ impl Softmax {
         scales: u32,
         edge: bool,
     ) -> Weights {
-        let mut weights = Weights::NONE;
+        let mut weights = Weights { p: [[0; 4]; KEY_STEPS], offset: [0; 2], factor: [0.0; 2], rescale: [0.0; 2] };
         let mut largest = [f32::NEG_INFINITY; 2];
         unroll!(0..2, |half| {
-            unroll!(0..WARP_TILES, |tile| {
+            unroll!(0..KEY_TILES, |tile| {
                 largest[half] = max_nan_f32(largest[half], max_nan_f32(scores[half][tile][0], scores[half][tile][1]));
             });
             largest[half] = unsafe { quad_max(largest[half]) };
@@ -100,8 +98,8 @@ impl Softmax {
         });
         // e, summed up, and g.
         let mut sum = [0.0; 2];
-        let values = scales + PANEL_SCALE_BYTES as u32 / 2 + 4 * first_key(0);
-        unroll!(0..WARP_TILES, |tile| {
+        let values = scales + SCALE_BYTES as u32 / 2 + 4 * first_key(0);
+        unroll!(0..KEY_TILES, |tile| {
             let scale = unsafe { ld_shared_v2_u32(values + 32 * tile as u32) };
             unroll!(0..2, |half| {
                 unroll!(0..2, |i| {
@@ -117,7 +115,7 @@ impl Softmax {
             // Scales of hidden keys may be no numbers.
             let mask = Mask::new(block, params);
             unroll!(0..2, |half| {
-                unroll!(0..WARP_TILES, |tile| {
+                unroll!(0..KEY_TILES, |tile| {
                     unroll!(0..2, |i| {
                         let seen = selp_b32(mask.sees(half, tile, i), scores[half][tile][i].to_bits(), 0);
                         scores[half][tile][i] = f32::from_bits(seen);
@@ -127,30 +125,35 @@ impl Softmax {
         }
         unroll!(0..2, |half| {
             let mut largest = 0.0;
-            unroll!(0..WARP_TILES, |tile| {
+            unroll!(0..KEY_TILES, |tile| {
                 largest = max_nan_f32(largest, max_nan_f32(scores[half][tile][0], scores[half][tile][1]));
             });
             largest = unsafe { quad_max(largest) };
             let to_codes = if largest > 0.0 { mul_rn_f32(rcp_approx_ftz_f32(largest), R) } else { 0.0 };
-            let mut sum_of_codes = 0;
-            unroll!(0..2, |upper| {
-                let mut codes = [[0; 2]; 2];
-                unroll!(0..2, |i| {
-                    unroll!(0..2, |j| {
-                        let g = scores[half][2 * upper + i][j];
-                        codes[i][j] = fma_rn_f32(g, to_codes, MAGIC).to_bits();
+            unroll!(0..KEY_STEPS, |step| {
+                unroll!(0..2, |upper| {
+                    let mut codes = [[0; 2]; 2];
+                    unroll!(0..2, |i| {
+                        unroll!(0..2, |j| {
+                            let g = scores[half][4 * step + 2 * upper + i][j];
+                            codes[i][j] = fma_rn_f32(g, to_codes, MAGIC).to_bits();
+                        });
                     });
+                    let [low, high] = codes.map(|pair| prmt(pair[0], pair[1], 0x0040));
+                    weights.p[step][half + 2 * upper] = prmt(low, high, 0x5410);
                 });
-                let [low, high] = codes.map(|pair| prmt(pair[0], pair[1], 0x0040));
-                let four = prmt(low, high, 0x5410);
-                weights.p[half + 2 * upper] = four;
-                sum_of_codes = dp4a_u32_u32(four, 0x0101_0101, sum_of_codes);
+            });
+            let mut codes = 0;
+            unroll!(0..KEY_STEPS, |step| {
+                unroll!(0..2, |upper| {
+                    codes = dp4a_u32_u32(weights.p[step][half + 2 * upper], 0x0101_0101, codes);
+                });
             });
             unsafe {
-                sum_of_codes += shfl_bfly::<1>(sum_of_codes as u32) as i32;
-                sum_of_codes += shfl_bfly::<2>(sum_of_codes as u32) as i32;
+                codes += shfl_bfly::<1>(codes as u32) as i32;
+                codes += shfl_bfly::<2>(codes as u32) as i32;
             }
-            weights.offset[half] = -i32::from(V_OFFSET) * sum_of_codes;
+            weights.offset[half] = -i32::from(V_OFFSET) * codes;
 
             let exponent = if unseen[half] { f32::NEG_INFINITY } else { shift[half] };
             let reference = max_nan_f32(self.reference[half], exponent);
@@ -165,31 +168,12 @@ impl Softmax {
         weights
     }
 
-    /// The reference and the sum of the lane's row in half `half`, as bits.
+    /// What the output of row `half` is to be multiplied with, and its log-sum-exp in base 2; of a row that sees no key 0 and minus infinity.
     #[inline(always)]
-    pub(crate) fn state(&self, half: usize) -> [u32; 2] {
-        [self.reference[half], self.sum[half]].map(f32::to_bits)
+    pub(crate) fn finish(&self, half: usize) -> (f32, f32) {
+        if self.reference[half] == f32::NEG_INFINITY {
+            return (0.0, f32::NEG_INFINITY);
+        }
+        (rcp_approx_ftz_f32(self.sum[half]), self.reference[half] + lg2_approx_ftz_f32(self.sum[half]))
     }
-}
-
-/// What the outputs of the warps' parts of a row are to be multiplied with, of which the states are given, and the row's log-sum-exp in base 2; of a
-/// row that sees no key zeros and minus infinity.
-#[inline(always)]
-pub(crate) fn finish(states: [[u32; 2]; WARPS]) -> ([f32; WARPS], f32) {
-    let states = states.map(|state| state.map(f32::from_bits));
-    let mut reference = f32::NEG_INFINITY;
-    unroll!(0..WARPS, |warp| {
-        reference = max_nan_f32(reference, states[warp][0]);
-    });
-    if reference == f32::NEG_INFINITY {
-        return ([0.0; WARPS], reference);
-    }
-    let mut sum = 0.0;
-    let mut factors = [0.0; WARPS];
-    unroll!(0..WARPS, |warp| {
-        factors[warp] = ex2_approx_ftz_f32(states[warp][0] - reference);
-        sum = fma_rn_f32(factors[warp], states[warp][1], sum);
-    });
-    let all = rcp_approx_ftz_f32(sum);
-    (factors.map(|factor| factor * all), reference + lg2_approx_ftz_f32(sum))
 }

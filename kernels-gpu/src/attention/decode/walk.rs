@@ -58,6 +58,7 @@ impl Block {
 /// Where a worker is.
 pub(crate) struct Walk {
     at: Block,
+    units: Units,
     /// Units of the share that are behind the piece.
     left: u32,
 }
@@ -90,7 +91,7 @@ impl Walk {
                 page: 0,
                 parity: 1,
             };
-            Some(Self { at, left: count })
+            Some(Self { at, units, left: count })
         }
     }
 
@@ -98,12 +99,6 @@ impl Walk {
     #[inline(always)]
     pub(crate) fn nowhere(&self) -> Block {
         self.at
-    }
-
-    /// The units of the sequence, made anew for each piece: they take no registers meanwhile.
-    #[inline(always)]
-    fn units(&self, params: &DecodeParams) -> Units {
-        Units::of(&params.split, self.at.seqlen_kv)
     }
 
     /// The next block.
@@ -121,7 +116,7 @@ impl Walk {
             // The first unit of all is where the way begins; then the next of the tile, or the first of the next tile.
             if self.at.exists {
                 self.at.unit += 1;
-                if self.at.block == self.units(params).end_block {
+                if self.at.block == self.units.end_block {
                     self.at.unit = 0;
                     unsafe { self.next_tile(params) };
                 }
@@ -154,18 +149,19 @@ impl Walk {
                 return;
             }
             self.at.seqlen_kv = unsafe { length(split, self.at.sequence) };
-            if self.units(params).count > 0 {
+            self.units = Units::of(split, self.at.seqlen_kv);
+            if self.units.count > 0 {
                 return;
             }
         }
     }
 
-    /// On to the piece that begins at the unit.
+    /// On to the piece that begins at the unit. With the first one, the merge gets to know of all.
     #[inline(always)]
     fn enter(&mut self, params: &DecodeParams) {
         let (split, unit) = (&params.split, self.at.unit);
         let per = split.split_blocks;
-        let Units { first_block, end_block, first, .. } = self.units(params);
+        let Units { first_block, end_block, first, .. } = self.units;
         if per == 0 {
             self.at.block = first_block + unit;
             self.at.piece_end = end_block.min(self.at.block + self.left);
