@@ -396,7 +396,8 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
             let shared = block_scale::<E>(tile, out.block_scale);
             f32::from_bits(selp_b32(shared > 0.0, shared.to_bits(), own.to_bits()))
         };
-        let (scale, number) = quotients_of::<E, N>(place, &mut x, of, MAX_SCALE);
+        let amax = place.over_lanes(amax_of(&x), max_nan_f32);
+        let (scale, number) = quotients::<E, N>(amax, &mut x, of, MAX_SCALE);
         let mut words = [0; MOST / 4];
         unroll!(0..N / 4, |i| {
             words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
@@ -443,44 +444,13 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
     }
 }
 
-/// The scale that `scale` gives to the token's largest magnitude, and whether all its elements are numbers; `x` over the scale. Codes may be
-/// beyond their range, and are brought back, where the scale is `largest`, the largest there is.
+/// The scale that `scale` gives to the token's largest magnitude, and whether all its elements are numbers; `x`, the lane's `N` dims, over the scale. Codes may
+/// be beyond their range, and are brought back, where the scale is `largest`, the largest there is.
 ///
 /// # Safety
 /// All 32 lanes of a converged warp call it.
 #[inline(always)]
-pub(crate) unsafe fn quotients<E: Element>(
-    place: &Place,
-    x: &mut [f32; DIMS],
-    scale: impl Fn(f32) -> f32,
-    largest: f32,
-) -> (f32, bool) {
-    unsafe { quotients_of::<E, DIMS>(place, x, scale, largest) }
-}
-
-/// The same of `N` dims a lane.
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-unsafe fn quotients_of<E: Element, const N: usize>(
-    place: &Place,
-    x: &mut [f32; N],
-    scale: impl Fn(f32) -> f32,
-    largest: f32,
-) -> (f32, bool) {
-    unsafe {
-        let amax = place.over_lanes(amax_of(x), max_nan_f32);
-        quotients_by::<E, N>(amax, x, scale, largest)
-    }
-}
-
-/// The same of a token whose largest magnitude is known.
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-pub(crate) unsafe fn quotients_by<E: Element, const N: usize>(
+pub(crate) unsafe fn quotients<E: Element, const N: usize>(
     amax: f32,
     x: &mut [f32; N],
     scale: impl Fn(f32) -> f32,

@@ -20,7 +20,7 @@ use crate::ptx::shuffle::{shfl_idx, vote_any};
 use crate::ptx::special::{ntid_x, tid_x_again};
 use crate::quantize::pack::codes4;
 use crate::quantize::scale::{BEYOND_10_BITS, round_up, round_up_to_step, scale, token_scale};
-use crate::quantize::tokens::{amax_of, quotients_by};
+use crate::quantize::tokens::{amax_of, quotients};
 use crate::quantize::values::FURTHER;
 use crate::rotation::{DIMS, MANY_LANES_DIMS, Place, signs_from};
 use crate::smem;
@@ -75,12 +75,12 @@ unsafe fn of_one_warp<E: Element, const OF: u8, const N: usize>(
         let (scale, number) = match OF {
             VALUES | STAGED_VALUES => {
                 let scale = |amax| round_up_to_step(scale(amax, fma_rn_f32));
-                quotients_by::<E, N>(amax, &mut x, scale, 1.0 / MIN_SCALE)
+                quotients::<E, N>(amax, &mut x, scale, 1.0 / MIN_SCALE)
             }
             _ => {
                 let beyond = if OF == QUERIES { BEYOND_10_BITS } else { 0 };
                 let scale = |amax| round_up(token_scale(amax, fma_rn_f32), beyond);
-                quotients_by::<E, N>(amax, &mut x, scale, MAX_SCALE)
+                quotients::<E, N>(amax, &mut x, scale, MAX_SCALE)
             }
         };
         let mask = selp_b32(number, u32::MAX, 0);
