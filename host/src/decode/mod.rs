@@ -193,14 +193,14 @@ impl DecodeProblem {
     }
 
     /// Workers on a GPU that has so many at once: these, or one for each tile of rows of a sequence where tiles all but fill whole rounds. Then, as
-    /// far as sequences are of one length, none is split, and there is nothing to merge.
+    /// far as sequences are of one length, none is split, and there is nothing to merge. No more than there are blocks at most: one without any takes time too.
     pub(crate) fn workers(&self, at_once: usize) -> usize {
         let tiles = self.batch * self.heads_kv * self.row_tiles();
         let rounds = tiles.div_ceil(at_once.max(1));
         if matches!(self.split, Split::Even) && (1..=tiles).contains(&at_once) && 16 * tiles >= 15 * rounds * at_once {
             tiles
         } else {
-            at_once
+            at_once.min(tiles * self.max_blocks())
         }
     }
 

@@ -118,11 +118,11 @@ macro_rules! decode_rows {
             decode_d128 { head_dim: 128, team: 1, min_ctas: 1, v4: false, overlaps: false }
             decode_d256 { head_dim: 256, team: 2, min_ctas: 1, v4: false, overlaps: false }
             decode_v4_d64 { head_dim: 64, team: 1, min_ctas: 3, v4: true, overlaps: false }
-            decode_v4_d128 { head_dim: 128, team: 1, min_ctas: 1, v4: true, overlaps: false }
+            decode_v4_d128 { head_dim: 128, team: 2, min_ctas: 1, v4: true, overlaps: false }
             decode_sm90_d64 { head_dim: 64, team: 1, min_ctas: 3, v4: false, overlaps: true }
             decode_sm90_d128 { head_dim: 128, team: 1, min_ctas: 1, v4: false, overlaps: true }
             decode_sm90_v4_d64 { head_dim: 64, team: 1, min_ctas: 3, v4: true, overlaps: true }
-            decode_sm90_v4_d128 { head_dim: 128, team: 1, min_ctas: 1, v4: true, overlaps: true }
+            decode_sm90_v4_d128 { head_dim: 128, team: 2, min_ctas: 1, v4: true, overlaps: true }
         }
     };
 }

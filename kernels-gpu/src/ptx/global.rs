@@ -128,19 +128,6 @@ pub unsafe fn ld_global_v4_f32(address: *const f32) -> [f32; 4] {
     d
 }
 
-/// `ld.global.v2.u32`
-///
-/// # Safety
-/// As [`ld_global_v4_f32`], with 8 bytes.
-#[inline(always)]
-pub unsafe fn ld_global_v2_u32(address: *const u32) -> [u32; 2] {
-    let mut d = [0; 2];
-    unsafe {
-        asm!("ld.global.v2.u32 {{{}, {}}}, [{}];", out(reg32) d[0], out(reg32) d[1], in(reg64) address, options(readonly, nostack));
-    }
-    d
-}
-
 /// `ld.global.f32`
 ///
 /// # Safety
