@@ -114,7 +114,14 @@ impl ShortVariant {
     }
 }
 
-/// Warps of the smaller CTAs, and those that find K's offset.
+/// The grid: sequences, heads of K and V, and the CTAs that share the rows of one; none where a GPU has no such.
+#[must_use]
+pub fn short_grid(sequences: usize, heads_kv: usize, parts: usize) -> Option<[u32; 3]> {
+    let sequences = i32::try_from(sequences).ok()?;
+    Some([sequences as u32, u16::try_from(heads_kv).ok()?.into(), u16::try_from(parts).ok()?.into()])
+}
+
+/// Warps of the smaller CTAs, and the most of those that quantize K, or V.
 pub const FEW_WARPS: usize = 4;
 
 /// Keys that have a place: whole panels of a block.
@@ -124,20 +131,31 @@ pub const fn padded_keys(seqlen_kv: usize) -> usize {
     seqlen_kv.next_multiple_of(ROW_BYTES)
 }
 
-/// Bytes of a warp's area: its queries as they come, then their codes, then what it needs for special blocks, all in one place; notes, sums, and
+/// Dims of a token that a lane holds. A token in few lanes is rotated with fewer exchanges, by more code, which a launch waits for.
+pub const LANE_DIMS: usize = 16;
+
+/// Bytes of a warp's area: its queries as they come and their codes, and in their place scores of a block, or what special blocks need; notes, sums, and
 /// scale and bias of each row.
 #[must_use]
 pub const fn warp_bytes(head_dim: usize, mt: usize) -> usize {
     rows_offset(head_dim, mt) + 2 * 4 * 16 * mt
 }
 
+/// Bytes of a warp's queries as they come, in halves.
+#[must_use]
+pub const fn arrivals_bytes(head_dim: usize, mt: usize) -> usize {
+    2 * 16 * mt * head_dim
+}
+
 /// Where a warp's notes begin in its area, and behind them its sums.
 #[must_use]
 pub const fn notes_offset(head_dim: usize, mt: usize) -> usize {
-    // In halves: four vectors of each lane at a time.
-    let queries = 32 * 4 * 16 * queries_rounds(head_dim, mt);
-    if queries > SCRATCH_BYTES { queries } else { SCRATCH_BYTES }
+    let (queries, scores) = (arrivals_bytes(head_dim, mt) + 16 * mt * head_dim, 2 * 16 * mt * KV_BLOCK);
+    if queries > scores { queries } else { scores }
 }
+
+// Special blocks need no more.
+const _: () = assert!(SCRATCH_BYTES <= 2 * 16 * KV_BLOCK);
 
 /// Where the scales of a warp's rows are in its area, and behind them their biases.
 #[must_use]
@@ -145,10 +163,10 @@ pub const fn rows_offset(head_dim: usize, mt: usize) -> usize {
     notes_offset(head_dim, mt) + 16 * mt * NOTE_BYTES + 32 * 16 * mt
 }
 
-/// How often a warp takes 32 dims a lane, until it has its tile of query rows.
+/// How often a warp takes [`LANE_DIMS`] a lane, until it has its tile of query rows.
 #[must_use]
 pub const fn queries_rounds(head_dim: usize, mt: usize) -> usize {
-    (16 * mt * head_dim).div_ceil(32 * 32)
+    16 * mt * head_dim / (32 * LANE_DIMS)
 }
 
 /// Where what is said of the head begins: behind the signs of the dims, 4 bytes each at most, and K's offset.
@@ -164,7 +182,7 @@ pub const NUMBERS_BYTES: usize = 3 * 4 * KV_BLOCK;
 /// Where the blocks' scales begin, 16 bytes each: behind `v_unit` and what the CTA works on.
 #[must_use]
 pub const fn blocks_offset(head_dim: usize) -> usize {
-    head_offset(head_dim) + 16
+    head_offset(head_dim) + 32
 }
 
 /// Where the keys' numbers begin.
@@ -229,8 +247,8 @@ mod tests {
                 let launch = v.launch((1, 1), (1000, most), 132, bytes);
                 assert!(launch.shared_bytes <= bytes, "{}: {launch:?}", v.name);
             }
-            // Codes of queries take the place of the first round's vectors.
-            assert!(v.tile_m() * v.head_dim <= 32 * 4 * 16);
+            // Whole rounds.
+            assert_eq!(v.tile_m() * v.head_dim % (32 * LANE_DIMS), 0);
         }
     }
 }
