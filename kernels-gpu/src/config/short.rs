@@ -91,26 +91,38 @@ impl ShortVariant {
         if by_memory < by_registers { by_memory } else { by_registers }
     }
 
-    /// The launch for `heads_kv` heads of K and V, each of `group` heads of `seqlen_q` queries, on a GPU of so many multiprocessors that gives a
-    /// CTA so much shared memory; `seqlen_kv` is at most [`most_keys`](Self::most_keys) of that.
+    /// The launch for `heads_kv` heads of K and V, each of `group` heads of `rows` queries (where sequences are packed, as many as they have on
+    /// average), on a GPU of so many multiprocessors that gives a CTA so much shared memory; `seqlen_kv` is at most
+    /// [`most_keys`](Self::most_keys) of that.
     ///
-    /// CTAs have few warps, which wait for each other less, but where an SM then holds so few CTAs that it has fewer warps than of larger ones.
-    /// A head of K and V has as few CTAs as give all multiprocessors theirs.
+    /// CTAs have as many warps as leave the multiprocessors the fewest without work. A head of K and V has as few CTAs as give all multiprocessors
+    /// theirs.
     #[must_use]
     pub fn launch(
         &self,
         (heads_kv, group): (usize, usize),
-        (seqlen_q, seqlen_kv): (usize, usize),
+        (rows, seqlen_kv): (usize, usize),
         multiprocessors: usize,
         shared_bytes: usize,
     ) -> ShortLaunch {
-        let ctas = |warps| self.ctas(warps, shared_bytes, seqlen_kv);
-        let tiles = group * seqlen_q.div_ceil(self.tile_m());
-        let many = self.most_warps * ctas(self.most_warps) > FEW_WARPS * ctas(FEW_WARPS) && tiles > FEW_WARPS;
-        let warps = if many { self.most_warps } else { FEW_WARPS };
-        let (rounds, slots) = (tiles.div_ceil(warps), ctas(warps) * multiprocessors);
-        let parts = rounds.div_ceil(rounds.div_ceil((slots / heads_kv.max(1)).max(1)).max(1)).max(1);
-        ShortLaunch { warps, shared_bytes: self.shared_bytes(warps, seqlen_kv), parts }
+        let tiles = group * rows.div_ceil(self.tile_m());
+        let slots = |warps| self.ctas(warps, shared_bytes, seqlen_kv) * multiprocessors;
+        let parts = |warps: usize| {
+            let rounds = tiles.div_ceil(warps);
+            rounds.div_ceil(rounds.div_ceil((slots(warps) / heads_kv.max(1)).max(1)).max(1)).max(1)
+        };
+        // Warps with tiles, over all multiprocessors, until the last CTA is done.
+        let busy = |warps: usize| {
+            let ctas = heads_kv * parts(warps);
+            let waves = ctas.div_ceil(slots(warps).max(1)).max(1);
+            if slots(warps) == 0 { 0 } else { ctas * warps.min(tiles.div_ceil(parts(warps))) / waves }
+        };
+        let few = if busy(FEW_WARPS / 2) > busy(FEW_WARPS) { FEW_WARPS / 2 } else { FEW_WARPS };
+        // As many in fewer CTAs: K and V are quantized at once. But one that is alone waits for itself.
+        let many =
+            busy(self.most_warps).cmp(&busy(few)).then((slots(self.most_warps) / multiprocessors.max(1)).cmp(&1));
+        let warps = if many.is_gt() { self.most_warps } else { few };
+        ShortLaunch { warps, shared_bytes: self.shared_bytes(warps, seqlen_kv), parts: parts(warps) }
     }
 }
 
@@ -222,20 +234,28 @@ mod tests {
         // Heads enough.
         assert_eq!(parts(1024, 1, (257, 257)), 1);
         assert_eq!(parts(384, 1, (512, 512)), 1);
-        // 64 rounds of 64 rows for 20 heads, in 26 places each: 22 CTAs of 3 rounds.
-        assert_eq!(parts(20, 1, (4096, 77)), 22);
+        // 32 rounds of 128 rows for 20 heads, in 13 places each: 11 CTAs of 3 rounds.
+        assert_eq!(parts(20, 1, (4096, 77)), 11);
         for (heads, group, rows) in [(1, 1, 1), (1, 8, 1), (3, 2, 130), (7, 1, 5000), (1000, 4, 1)] {
-            let parts = parts(heads, group, (rows, 100));
-            let rounds = (group * rows.div_ceil(16)).div_ceil(4);
+            let ShortLaunch { warps, parts, .. } = V.launch((heads, group), (rows, 100), 132, SHARED);
+            let rounds = (group * rows.div_ceil(16)).div_ceil(warps);
             assert!(parts >= 1 && parts <= rounds, "{heads} {group} {rows}: {parts}");
-            assert!(parts == 1 || parts * heads <= 4 * 132, "{heads} {group} {rows}: {parts}");
+            assert!(parts == 1 || parts * heads <= 16 / warps * 132, "{heads} {group} {rows}: {parts}");
         }
     }
 
     #[test]
-    fn ctas_are_large_where_few_small_ones_fit() {
-        let warps = |lengths| V.launch((384, 1), lengths, 132, SHARED).warps;
-        assert_eq!([(257, 257), (512, 512), (64, 512), (65, 512)].map(warps), [4, 8, 4, 8]);
+    fn warps_are_those_that_have_work() {
+        let warps = |heads, lengths| V.launch((heads, 1), lengths, 132, SHARED).warps;
+        assert_eq!([(257, 257), (512, 512), (256, 256)].map(|lengths| warps(384, lengths)), [8; 3]);
+        // Four tiles for four warps, two for two.
+        assert_eq!(
+            [(384, (64, 64)), (3072, (32, 32)), (384, (17, 64))].map(|(h, lengths)| warps(h, lengths)),
+            [4, 2, 4]
+        );
+        // One CTA of eight at a time, where two of four have room.
+        let wide = ShortVariant { head_dim: 128, min_ctas: 1, ..V };
+        assert_eq!(wide.launch((192, 1), (128, 128), 132, SHARED).warps, 4);
     }
 
     #[test]

@@ -76,7 +76,7 @@ const OF_FAMILIES: [(&str, Test); 25] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 24] = [
+const ONCE: [(&str, Test); 25] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
@@ -88,6 +88,7 @@ const ONCE: [(&str, Test); 24] = [
     ("the_families_agree", families::agree),
     ("jobs_match_the_reference", jobs::match_the_reference),
     ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
+    ("jobs_on_packs_are_the_same_by_both_ways", jobs::packs),
     ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
     ("decode_matches_the_reference", decode::matches),
     ("a_decode_gives_what_a_prefill_of_the_same_tokens_gives", decode::is_prefill),

@@ -198,6 +198,9 @@ unsafe fn rotate<E: Element>(place: &Place, x: &mut [f32; LANE_DIMS]) {
     if E::LANES == 4 {
         butterflies_here::<4, LANE_DIMS>(x);
     }
+    if LANE_DIMS > 16 {
+        butterflies_here::<8, LANE_DIMS>(x);
+    }
     if LANE_DIMS > 8 {
         butterflies_here::<{ LANE_DIMS / 2 }, LANE_DIMS>(x);
     }
