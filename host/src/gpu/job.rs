@@ -7,7 +7,7 @@ use super::memory::Checked;
 use super::quantize::{Pass, QuantizeLayouts};
 use super::{AnySlice, AnySliceMut, AttentionOutput, DeviceSeqLens, DeviceSliceMut, Gpu, StreamRef};
 use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme, ScoreMod, SeqLens, Sequences};
+use crate::problem::{AttentionProblem, Scheme, ScoreMod, SeqLens};
 use crate::quantized::Lengths;
 use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short, short_grid};
 use int_flash_attention_kernels::params::{AttentionParams, Global, QuantizeParams, ShortParams, Strided};
@@ -149,14 +149,10 @@ impl Gpu {
     ) -> Result<Way> {
         let variant = self.fused(problem)?;
         let heads = problem.batch * problem.heads_kv;
-        let rows = match problem.sequences {
-            Sequences::Packed { total_q, .. } => total_q.div_ceil(problem.batch),
-            Sequences::Equal | Sequences::KeyLengths => problem.seqlen_q,
-        };
-        let (of, lengths) = ((heads, problem.group()), (rows, problem.seqlen_kv));
+        let (of, lengths) = ((heads, problem.group()), (problem.seqlen_q, problem.seqlen_kv));
         let ShortLaunch { warps, shared_bytes, parts } =
             variant.launch(of, lengths, self.multiprocessors()?, self.0.shared_bytes);
-        let grid = short_grid(problem.batch, problem.heads_kv, parts)
+        let grid = short_grid(problem.heads_kv, problem.batch, parts)
             .ok_or_else(|| Error::Grid { kernel: variant.name, shape: format!("k {}", problem.kv_shape()) })?;
         let kernel = self.kernel(variant.name, variant.name, grid, 32 * warps, shared_bytes)?;
         let QuantizeLayouts { q, k, v, dtype } = layouts;

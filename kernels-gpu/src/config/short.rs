@@ -91,9 +91,8 @@ impl ShortVariant {
         if by_memory < by_registers { by_memory } else { by_registers }
     }
 
-    /// The launch for `heads_kv` heads of K and V, each of `group` heads of `rows` queries (where sequences are packed, as many as they have on
-    /// average), on a GPU of so many multiprocessors that gives a CTA so much shared memory; `seqlen_kv` is at most
-    /// [`most_keys`](Self::most_keys) of that.
+    /// The launch for `heads_kv` heads of K and V, each of `group` heads of `seqlen_q` queries, on a GPU of so many multiprocessors that gives a
+    /// CTA so much shared memory; `seqlen_kv` is at most [`most_keys`](Self::most_keys) of that.
     ///
     /// CTAs have as many warps as leave the multiprocessors the fewest without work. A head of K and V has as few CTAs as give all multiprocessors
     /// theirs.
@@ -101,11 +100,11 @@ impl ShortVariant {
     pub fn launch(
         &self,
         (heads_kv, group): (usize, usize),
-        (rows, seqlen_kv): (usize, usize),
+        (seqlen_q, seqlen_kv): (usize, usize),
         multiprocessors: usize,
         shared_bytes: usize,
     ) -> ShortLaunch {
-        let tiles = group * rows.div_ceil(self.tile_m());
+        let tiles = group * seqlen_q.div_ceil(self.tile_m());
         let slots = |warps| self.ctas(warps, shared_bytes, seqlen_kv) * multiprocessors;
         let parts = |warps: usize| {
             let rounds = tiles.div_ceil(warps);
@@ -126,11 +125,11 @@ impl ShortVariant {
     }
 }
 
-/// The grid: sequences, heads of K and V, and the CTAs that share the rows of one; none where a GPU has no such.
+/// The grid: heads of K and V, sequences, and the CTAs that share the rows of one; none where a GPU has no such.
 #[must_use]
-pub fn short_grid(sequences: usize, heads_kv: usize, parts: usize) -> Option<[u32; 3]> {
-    let sequences = i32::try_from(sequences).ok()?;
-    Some([sequences as u32, u16::try_from(heads_kv).ok()?.into(), u16::try_from(parts).ok()?.into()])
+pub fn short_grid(heads_kv: usize, sequences: usize, parts: usize) -> Option<[u32; 3]> {
+    let heads_kv = i32::try_from(heads_kv).ok()?;
+    Some([heads_kv as u32, u16::try_from(sequences).ok()?.into(), u16::try_from(parts).ok()?.into()])
 }
 
 /// Warps of the smaller CTAs, and the most of those that quantize K, or V.

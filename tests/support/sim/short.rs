@@ -48,7 +48,7 @@ impl Simulator {
         };
         let at = Grid {
             kernel: variant.name,
-            grid: short_grid(problem.batch, problem.heads_kv, parts).context("the grid overflows")?,
+            grid: short_grid(problem.heads_kv, problem.batch, parts).context("the grid overflows")?,
             threads: 32 * warps,
             shared: shared_bytes,
         };

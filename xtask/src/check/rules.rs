@@ -50,10 +50,14 @@ const SPILLS: [(&str, &str, u32, u32, u32); 47] = [
     ("attention_sm80_d128_default_general", "sm_120", 8, 8, 8),
     ("attention_sm90a_d64_default", "sm_90a", 56, 76, 32),
     ("attention_sm90a_d128_default", "sm_90a", 136, 148, 40),
-    ("attention_short_d32", "sm_90", 28, 36, 32),
-    ("attention_short_d64", "sm_80", 16, 16, 16),
-    ("attention_short_d64", "sm_86", 28, 24, 32),
-    ("attention_short_d64", "sm_89", 28, 24, 32),
+    ("attention_short_d32", "sm_80", 152, 244, 120),
+    ("attention_short_d32", "sm_86", 152, 244, 120),
+    ("attention_short_d32", "sm_89", 152, 244, 120),
+    ("attention_short_d32", "sm_90", 4, 4, 8),
+    ("attention_short_d32", "sm_100", 8, 8, 8),
+    ("attention_short_d64", "sm_80", 40, 112, 32),
+    ("attention_short_d64", "sm_86", 40, 112, 32),
+    ("attention_short_d64", "sm_89", 40, 112, 32),
 ];
 
 /// No known loss of speed anywhere; no spill, and in attention kernels no stack frame, but those of `SPILLS`; in int8 attention

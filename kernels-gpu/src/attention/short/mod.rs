@@ -73,7 +73,8 @@ impl Cta {
     /// That of the calling one, and where the sequence's keys are.
     #[inline(always)]
     fn new(params: &AttentionParams) -> (Self, seqlens::Tokens) {
-        let (batch, head_kv, part) = (ctaid_x(), ctaid_y(), ctaid_z());
+        // Heads of a sequence, whose rows of packed tensors are neighbours in memory, at a time.
+        let (head_kv, batch, part) = (ctaid_x(), ctaid_y(), ctaid_z());
         let seqlens = &params.seqlens;
         // SAFETY: the grid has as many as there are sequences. All lanes say the same, and the compiler is to know.
         let (q, kv) = unsafe {
