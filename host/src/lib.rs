@@ -67,11 +67,11 @@ pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};
 pub use gpu::{
     AnySlice, AnySliceMut, AppendPlan, Appended, AttentionOutput, AttentionPlan, DecodePlan, DequantizePlan,
-    DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceSeqLens, DeviceSlice, DeviceSliceMut,
-    DeviceTables, DeviceV, Event, Family, GatherPlan, Gpu, Graph, JobPath, JobPlan, MergePlan, NewTokens, Operand,
-    PrefillPlan, PrefillQueries, QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan, ScoreViews, Slots,
-    States, Stream, StreamRef, ViewCache, ViewK, ViewMutCache, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV,
-    ViewOperands, ViewQ, ViewTables, ViewV,
+    DeviceBuffer, DeviceCache, DeviceK, DeviceOperands, DeviceQ, DeviceRows, DeviceSeqLens, DeviceSlice,
+    DeviceSliceMut, DeviceTables, DeviceV, Event, Family, GatherPlan, Gpu, Graph, JobPath, JobPlan, MergePlan,
+    NewTokens, Operand, PrefillPlan, PrefillQueries, QuantizeKvPlan, QuantizeLayouts, QuantizePlan, QuantizeQPlan,
+    ScoreViews, Slots, States, Stream, StreamRef, ViewCache, ViewK, ViewMutCache, ViewMutK, ViewMutOperands, ViewMutQ,
+    ViewMutV, ViewOperands, ViewQ, ViewTables, ViewV,
 };
 pub use int_flash_attention_driver::{self as driver, DriverError};
 pub use prefill::PrefillProblem;

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use int_flash_attention::ranks::RingProblem;
 use int_flash_attention::reference::{self, Bounds, Int8, sequences};
-use int_flash_attention::{DType, HostQuantized, HostTensor, Scheme, SeqLens, Sequences, Shape, TensorLayout};
+use int_flash_attention::{DType, HostQuantized, HostTensor, Scheme, Scored, SeqLens, Sequences, Shape, TensorLayout};
+use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks, packed_dim};
 use std::ops::Range;
 
 /// These tokens of a tensor, one range behind the other.
@@ -18,7 +19,7 @@ pub fn tokens(x: &HostTensor, ranges: &[Range<usize>]) -> HostTensor {
     HostTensor::from_fn(x.dtype(), TensorLayout::bhnd(shape), value).expect("there are tokens")
 }
 
-/// The operands of a pair: a part of the queries, a chunk of the keys, with the constants of the whole.
+/// The operands of a pair: a part of the queries, a chunk of the keys, with the constants of the whole and its blocks of K, whose keys may share scales.
 ///
 /// # Errors
 /// What the references say.
@@ -29,9 +30,19 @@ pub fn operands(
     keys: &Range<usize>,
 ) -> Result<HostQuantized> {
     let part = |x, range: &Range<usize>| tokens(x, std::slice::from_ref(range));
+    let mut of_k = reference::quantize_k_on(&part(k, keys), &whole.k.offset)?;
+    let (all, blocks) = (kv_blocks(k.shape().seqlen), kv_blocks(keys.len()));
+    let bytes = block_bytes(packed_dim(k.shape().head_dim));
+    for head in 0..k.shape().batch * k.shape().heads {
+        let (from, to) = (head * all + keys.start / KV_BLOCK, head * blocks);
+        let range = |block: usize, each: usize| block * each..(block + blocks) * each;
+        of_k.data[range(to, bytes)].copy_from_slice(&whole.k.data[range(from, bytes)]);
+        of_k.scale[range(to, KV_BLOCK)].copy_from_slice(&whole.k.scale[range(from, KV_BLOCK)]);
+        of_k.block_scale[range(to, 1)].copy_from_slice(&whole.k.block_scale[range(from, 1)]);
+    }
     Ok(HostQuantized {
         q: reference::quantize_q(Scheme::Default, &part(q, rows), Some(&whole.k.offset))?,
-        k: reference::quantize_k_on(&part(k, keys), &whole.k.offset)?,
+        k: of_k,
         v: reference::quantize_v_on(&part(v, keys), &whole.v.unit)?,
     })
 }
@@ -40,14 +51,15 @@ pub fn operands(
 ///
 /// A state is off by its own bounds; what its log-sum-exp is off by is a relative error of its weight, and moves the mean of the states by at most twice
 /// that share of the largest value. A merge adds `γ = 2^-16 + 2^-22` (docs of `reference::merge`) of the weights and of the sum of magnitudes, and
-/// the rounding of the log-sum-exp.
+/// the rounding of the log-sum-exp. `narrow`: the kernels take narrow blocks, and keys share scales for them.
 ///
 /// # Errors
 /// What the references say.
-pub fn ring_bounds(ring: &RingProblem, inputs: [&HostTensor; 3], ideal: bool) -> Result<(Int8, Bounds)> {
+pub fn ring_bounds(ring: &RingProblem, inputs: [&HostTensor; 3], ideal: bool, narrow: bool) -> Result<(Int8, Bounds)> {
     let (attention, [q, k, v]) = (&ring.attention, inputs);
-    let whole = reference::quantize(attention, q, k, v)?;
-    let one = reference::int8(attention, &whole)?;
+    let scored = Scored::from(attention).with_narrow(narrow);
+    let whole = reference::quantize(scored, q, k, v)?;
+    let one = reference::int8(scored, &whole)?;
     let largest = 1.01 * v.dense_f64().iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
     let (d, n) = (attention.value_dim(), attention.seqlen_q);
     let gamma = (-16_f64).exp2() + (-22_f64).exp2();
@@ -63,7 +75,8 @@ pub fn ring_bounds(ring: &RingProblem, inputs: [&HostTensor; 3], ideal: bool) ->
                     Sequences::KeyLengths => SeqLens::KeyLengths { seqlens_kv: &lengths[..] },
                     _ => SeqLens::Equal,
                 };
-                let (state, of_state) = sequences::gpu_bounds(&p, &lengths, &operands, DType::F32, ideal)?;
+                let scored = Scored::from(&p).with_narrow(narrow);
+                let (state, of_state) = sequences::gpu_bounds(scored, &lengths, &operands, DType::F32, ideal)?;
                 for head in 0..p.batch * p.heads_q {
                     for (row, token) in rows.clone().enumerate() {
                         let (from, to) = (head * rows.len() + row, head * n + token);

@@ -55,7 +55,7 @@ fn ring_of_kernels(attention: AttentionProblem, ranks: usize) -> Result<()> {
     let ring = RingProblem { attention, ranks };
     let shapes = [attention.q_shape(), attention.kv_shape(), attention.v_shape()];
     let [q, k, v] = [0, 1, 2].map(|i| tensor(shapes[i], DType::F32, Values::LoudTokens, 7 + i as u64));
-    let (one, bounds) = ring_bounds(&ring, [&q, &k, &v], true)?;
+    let (one, bounds) = ring_bounds(&ring, [&q, &k, &v], true, false)?;
     let whole = reference::quantize(&attention, &q, &k, &v)?;
     let d = attention.head_dim;
     for rank in 0..ranks {

@@ -2,7 +2,8 @@
 
 use crate::error::DriverError;
 use crate::types::{
-    Context, DeviceOrdinal, DevicePtr, EventHandle, Function, Graph, GraphExec, LaunchConfig, Module, StreamHandle,
+    Context, DeviceOrdinal, DevicePtr, EventHandle, Function, Graph, GraphExec, LaunchConfig, MemcpyPeer, Module,
+    StreamHandle,
 };
 use libloading::Library;
 use std::ffi::{c_char, c_void};
@@ -111,6 +112,7 @@ api! {
     memcpy_dtoh_async = "cuMemcpyDtoHAsync_v2" (*mut c_void, DevicePtr, usize, StreamHandle);
     memcpy_dtod_async = "cuMemcpyDtoDAsync_v2" (DevicePtr, DevicePtr, usize, StreamHandle);
     memcpy_peer_async = "cuMemcpyPeerAsync" (DevicePtr, Context, DevicePtr, Context, usize, StreamHandle);
+    memcpy_3d_peer_async = "cuMemcpy3DPeerAsync" (*const MemcpyPeer, StreamHandle);
     memset_d8 = "cuMemsetD8_v2" (DevicePtr, u8, usize);
     memset_d8_async = "cuMemsetD8Async" (DevicePtr, u8, usize, StreamHandle);
 

@@ -1,6 +1,6 @@
 //! Memory of the current context.
 
-use crate::types::{Context, DeviceOrdinal, DevicePtr, StreamHandle, pointer_attribute};
+use crate::types::{Context, DeviceOrdinal, DevicePtr, MemcpyPeer, MemcpyPeerSide, StreamHandle, pointer_attribute};
 use crate::{Driver, Result};
 use std::ffi::c_void;
 
@@ -107,6 +107,28 @@ impl Driver {
         // SAFETY: the caller's promise.
         let code = unsafe { (self.0.memcpy_peer_async)(to, to_context, from, from_context, bytes, stream) };
         self.check("cuMemcpyPeerAsync", code)
+    }
+
+    /// Copies rows of bytes from a GPU to another one, or on one, in the stream's order. Beside an address, its context and the bytes from a row
+    /// to the next.
+    ///
+    /// # Safety
+    /// As [`copy_to_peer_async`](Self::copy_to_peer_async), of so many rows.
+    ///
+    /// # Errors
+    /// What `cuMemcpy3DPeerAsync` says.
+    pub unsafe fn copy_rows_to_peer_async(
+        self,
+        (to, to_context, to_pitch): (DevicePtr, Context, usize),
+        (from, from_context, from_pitch): (DevicePtr, Context, usize),
+        (rows, bytes): (usize, usize),
+        stream: StreamHandle,
+    ) -> Result<()> {
+        let from = MemcpyPeerSide::new(from, from_context, from_pitch);
+        let to = MemcpyPeerSide::new(to, to_context, to_pitch);
+        let copy = MemcpyPeer { from, to, bytes, rows, depth: 1 };
+        // SAFETY: the caller's promise; the function reads the structure before it returns.
+        self.check("cuMemcpy3DPeerAsync", unsafe { (self.0.memcpy_3d_peer_async)(&raw const copy, stream) })
     }
 
     /// Copies to the GPU in the stream's order.

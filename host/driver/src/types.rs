@@ -174,3 +174,40 @@ pub(crate) struct LaunchConfig {
 }
 
 const _: () = assert!(size_of::<LaunchAttribute>() == 72 && size_of::<LaunchConfig>() == 56);
+
+/// `CUDA_MEMCPY3D_PEER`: rows of bytes from a place on a GPU to one on another.
+#[repr(C)]
+pub(crate) struct MemcpyPeer {
+    pub(crate) from: MemcpyPeerSide,
+    pub(crate) to: MemcpyPeerSide,
+    pub(crate) bytes: usize,
+    pub(crate) rows: usize,
+    pub(crate) depth: usize,
+}
+
+/// Either side of it.
+#[repr(C)]
+pub(crate) struct MemcpyPeerSide {
+    /// `XInBytes`, `Y`, `Z`, `LOD`
+    start: [usize; 4],
+    memory_type: u32,
+    host: *const c_void,
+    device: DevicePtr,
+    array: *const c_void,
+    context: Context,
+    pitch: usize,
+    height: usize,
+}
+
+impl MemcpyPeerSide {
+    /// Memory of a context, with so many bytes from a row to the next.
+    pub(crate) const fn new(device: DevicePtr, context: Context, pitch: usize) -> Self {
+        /// `CU_MEMORYTYPE_DEVICE`
+        const DEVICE: u32 = 2;
+        let (host, array) = (std::ptr::null(), std::ptr::null());
+        Self { start: [0; 4], memory_type: DEVICE, host, device, array, context, pitch, height: 0 }
+    }
+}
+
+// cuda.h: eleven words a side, the fifth a 32-bit number, and three more.
+const _: () = assert!(size_of::<MemcpyPeer>() == 25 * 8);

@@ -66,6 +66,7 @@ pub fn merged_params(o: &TensorLayout, dtype: DType, states: usize, cta_dims: us
         o_dtype: dtype.code(),
         cta_dims: cta_dims as u32,
         states: states as u32,
+        rows: shape.rows() as u64,
         ..MergedParams::NONE
     }
 }

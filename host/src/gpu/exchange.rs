@@ -6,12 +6,55 @@ use crate::ranks::Message;
 use int_flash_attention_driver::{Context, DevicePtr, StreamHandle};
 use std::sync::Arc;
 
+/// Bytes of a GPU that travel: in one piece, or in rows.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceRows<B> {
+    bytes: B,
+    rows: usize,
+    row_bytes: usize,
+    pitch: usize,
+}
+
+impl<B> DeviceRows<B> {
+    /// So many rows of so many bytes, and `pitch` bytes from the start of a row to the next one's. Both ends of a message have the same rows; each has
+    /// its own pitch.
+    #[must_use]
+    pub const fn new(bytes: B, rows: usize, row_bytes: usize, pitch: usize) -> Self {
+        Self { bytes, rows, row_bytes, pitch }
+    }
+}
+
+impl<'a> From<DeviceSlice<'a, u8>> for DeviceRows<DeviceSlice<'a, u8>> {
+    fn from(bytes: DeviceSlice<'a, u8>) -> Self {
+        let len = bytes.len();
+        Self::new(bytes, 1, len, len)
+    }
+}
+
+impl<'a> From<DeviceSliceMut<'a, u8>> for DeviceRows<DeviceSliceMut<'a, u8>> {
+    fn from(bytes: DeviceSliceMut<'a, u8>) -> Self {
+        let len = bytes.len();
+        Self::new(bytes, 1, len, len)
+    }
+}
+
 /// A message's end on this GPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End {
     pub(crate) peer: usize,
     pub(crate) ptr: DevicePtr,
-    pub(crate) len: usize,
+    pub(crate) rows: usize,
+    /// Of a row.
+    pub(crate) bytes: usize,
+    pitch: usize,
+}
+
+impl End {
+    /// Where each row begins.
+    pub(crate) fn starts(&self) -> impl Iterator<Item = DevicePtr> + use<> {
+        let Self { ptr, rows, pitch, .. } = *self;
+        (0..rows).map(move |row| ptr + (row * pitch) as DevicePtr)
+    }
 }
 
 /// An exchange whose stream and memory are of one GPU.
@@ -24,8 +67,7 @@ pub(crate) struct Checked {
 /// Bytes that another GPU may read, once its stream has waited for the event. They stay as they are until it has.
 #[derive(Clone, Debug)]
 pub(crate) struct PostedEnd {
-    pub(crate) ptr: DevicePtr,
-    pub(crate) len: usize,
+    pub(crate) end: End,
     context: Context,
     ready: Arc<Event>,
 }
@@ -35,24 +77,65 @@ impl Gpu {
     pub(crate) fn check_exchange(
         &self,
         stream: StreamRef<'_>,
-        sends: &[Message<DeviceSlice<'_, u8>>],
-        receives: &[Message<DeviceSliceMut<'_, u8>>],
+        sends: &[Message<DeviceRows<DeviceSlice<'_, u8>>>],
+        receives: &[Message<DeviceRows<DeviceSliceMut<'_, u8>>>],
     ) -> Result<Checked> {
         let launch = self.launching(stream)?;
         let handle = launch.not_recorded("an exchange between ranks")?;
-        let send = |message: &Message<DeviceSlice<'_, u8>>| {
-            let len = message.bytes.len();
-            Ok(End { peer: message.peer, ptr: message.bytes.checked_bytes(&launch, "bytes to be sent", len)?, len })
+        let end = |peer: usize, name: &'static str, rows: DeviceRows<DeviceSlice<'_, u8>>| {
+            let DeviceRows { bytes: slice, rows, row_bytes: bytes, pitch } = rows;
+            let span = rows.checked_sub(1).and_then(|rows| rows.checked_mul(pitch)?.checked_add(bytes));
+            Ok(End { peer, ptr: slice.checked_bytes(&launch, name, span.unwrap_or(usize::MAX))?, rows, bytes, pitch })
         };
-        let receive = |message: &Message<DeviceSliceMut<'_, u8>>| {
-            let (bytes, len) = (message.bytes.as_slice(), message.bytes.len());
-            Ok(End { peer: message.peer, ptr: bytes.checked_bytes(&launch, "room for bytes", len)?, len })
+        let send =
+            |message: &Message<DeviceRows<DeviceSlice<'_, u8>>>| end(message.peer, "bytes to be sent", message.bytes);
+        let receive = |message: &Message<DeviceRows<DeviceSliceMut<'_, u8>>>| {
+            let DeviceRows { bytes, rows, row_bytes, pitch } = &message.bytes;
+            end(message.peer, "room for bytes", DeviceRows::new(bytes.as_slice(), *rows, *row_bytes, *pitch))
         };
         Ok(Checked {
             stream: handle,
             sends: sends.iter().map(send).collect::<Result<_>>()?,
             receives: receives.iter().map(receive).collect::<Result<_>>()?,
         })
+    }
+
+    /// Copies rows of bytes between arrays of this GPU, in the order of a stream of it.
+    pub(crate) fn copy_rows(
+        &self,
+        stream: StreamRef<'_>,
+        from: DeviceRows<DeviceSlice<'_, u8>>,
+        to: DeviceRows<DeviceSliceMut<'_, u8>>,
+    ) -> Result<()> {
+        let ends =
+            self.check_exchange(stream, &[Message { peer: 0, bytes: from }], &[Message { peer: 0, bytes: to }])?;
+        let context = self.0.context.handle;
+        for (from, to) in ends.sends.iter().zip(&ends.receives) {
+            // SAFETY: both arrays are of this GPU and long enough; the borrows and the stream's order keep them until then.
+            unsafe { self.copy_end(ends.stream, (from, context), to) }?;
+        }
+        Ok(())
+    }
+
+    /// Copies a message's bytes from its one end, of a context, to the other, of this GPU.
+    ///
+    /// # Safety
+    /// Both ends have the same rows, stay allocated, and nothing else uses them, until the stream has come there; the context is alive.
+    unsafe fn copy_end(&self, stream: StreamHandle, (from, context): (&End, Context), to: &End) -> Result<()> {
+        let (driver, own) = (self.bind()?, self.0.context.handle);
+        // SAFETY: the caller's promise.
+        let copied = unsafe {
+            match from.rows {
+                1 => driver.copy_to_peer_async((to.ptr, own), (from.ptr, context), from.bytes, stream),
+                rows => driver.copy_rows_to_peer_async(
+                    (to.ptr, own, to.pitch),
+                    (from.ptr, context, from.pitch),
+                    (rows, from.bytes),
+                    stream,
+                ),
+            }
+        };
+        Ok(copied?)
     }
 
     /// Whether copies between this GPU and the other go straight, from now on.
@@ -81,17 +164,16 @@ impl Gpu {
 
     /// Bytes of this GPU for another one.
     pub(crate) fn post(&self, end: &End, ready: &Arc<Event>) -> PostedEnd {
-        PostedEnd { ptr: end.ptr, len: end.len, context: self.0.context.handle, ready: ready.clone() }
+        PostedEnd { end: *end, context: self.0.context.handle, ready: ready.clone() }
     }
 
     /// Copies bytes of another GPU, or of this one, once they are ready, in the order of a stream of this GPU.
     ///
     /// # Safety
-    /// The room has as many bytes; those of both ends stay allocated, and nothing else uses them, until the stream has come there.
+    /// The room has the same rows; those of both ends stay allocated, and nothing else uses them, until the stream has come there.
     pub(crate) unsafe fn take(&self, stream: StreamHandle, posted: &PostedEnd, room: &End) -> Result<()> {
         self.wait_for(stream, &posted.ready)?;
-        let (to, from) = ((room.ptr, self.0.context.handle), (posted.ptr, posted.context));
         // SAFETY: the caller's promise; the event holds the other context.
-        Ok(unsafe { self.bind()?.copy_to_peer_async(to, from, posted.len, stream) }?)
+        unsafe { self.copy_end(stream, (&posted.end, posted.context), room) }
     }
 }

@@ -2,14 +2,14 @@
 
 use super::kernel::Kernel;
 use super::memory::Checked;
-use super::{AnySliceMut, AttentionOutput, DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
+use super::{AnySliceMut, AttentionOutput, DeviceSlice, DeviceSliceMut, Gpu, Stream, StreamRef};
 use crate::decode::merged_params;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::problem::check_cache_head_dim;
 use crate::quantized::Lengths;
 use crate::shape::Order;
-use int_flash_attention_kernels::config::decode::{MERGE, MERGE_BOUNDS, merge_shared_bytes};
+use int_flash_attention_kernels::config::decode::{MERGE, MERGE_BOUNDS, merge_shared_bytes, merge_states_cta};
 use int_flash_attention_kernels::params::{Global, MergeStatesParams, MergedParams, Strided};
 
 /// States to be merged: outputs in float32 `[batch][heads][seqlen][head_dim]`, and log-sum-exps (natural logarithms, minus infinity in rows that
@@ -51,9 +51,11 @@ impl Gpu {
         let entry = MERGE_BOUNDS[0].entry;
         let fits = i32::try_from(lengths.q_scale).ok().zip(u32::try_from(states).ok());
         let (rows, count) = fits.ok_or_else(|| Error::Grid { kernel: entry, shape: shape.to_string() })?;
-        // A CTA has all of a row: where the output is a state's memory, none reads what another has written.
+        // A CTA has whole rows: where the output is a state's memory, none reads what another has written.
         let d = shape.head_dim;
-        let kernel = self.kernel(MERGE, entry, [rows as u32, 1, 1], d, merge_shared_bytes(d))?;
+        let [of_cta, threads] = merge_states_cta(states, d);
+        let grid = [(rows as u32).div_ceil(of_cta as u32), 1, 1];
+        let kernel = self.kernel(MERGE, entry, grid, threads, merge_shared_bytes(d))?;
         let merged = merged_params(&output.layout, output.dtype, count as usize, d);
         Ok(MergePlan { gpu: self.clone(), kernel, output: *output, states: count as usize, lengths, sinks, merged })
     }
@@ -121,6 +123,27 @@ impl MergePlan {
             other_lse.checked(launch, "the other state's log-sum-exp", rows)?,
         ];
         self.give(launch, first, second, None, o.into(), Some(lse))
+    }
+
+    /// Merges states that lie in one array, each its outputs and right behind them its log-sum-exps, so many floats, a multiple of 4, from one state to the next.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch).
+    pub(crate) fn launch_together(
+        &self,
+        stream: &Stream,
+        (states, stride): (DeviceSlice<'_, f32>, usize),
+        sinks: Option<DeviceSlice<'_, f32>>,
+        o: AnySliceMut<'_>,
+        lse: Option<DeviceSliceMut<'_, f32>>,
+    ) -> Result<()> {
+        let launch = &self.gpu.launching(stream.into())?;
+        let (elements, rows) = (self.lengths.q_data, self.lengths.q_scale);
+        let all = stride.saturating_mul(self.states - 1).saturating_add(elements + rows);
+        let first = states.checked(launch, "the states", all)?;
+        let lse_of_first = first + (elements * size_of::<f32>()) as u64;
+        let second = [first, lse_of_first].map(|address| address + (stride * size_of::<f32>()) as u64);
+        self.give(launch, [first, lse_of_first], second, sinks, o, lse)
     }
 
     /// Launches on two states that have been checked, from which on the others follow at the same distance.

@@ -68,6 +68,7 @@ pub use decode::DecodePlan;
 pub use dequantize::{DequantizePlan, Operand};
 #[doc(hidden)]
 pub use embedded::embedded_ptx;
+pub use exchange::DeviceRows;
 pub(crate) use exchange::{Checked, End, PostedEnd};
 pub use gather::GatherPlan;
 pub use int_flash_attention_kernels::config::Family;

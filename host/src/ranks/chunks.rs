@@ -11,13 +11,21 @@ pub(super) fn chunk(tokens: usize, count: usize, chunk: usize) -> Range<usize> {
 }
 
 /// The chunks of a rank, those of no tokens left out. In zigzag order it has one of the first half and its mirror image of the second: a
-/// causal query sees all before it, so that all ranks have the same work.
+/// causal query sees all before it, so that all ranks have the same work. The last rank's are neighbours, and one: fewer launches, and fewer states to be merged.
 pub(super) fn chunks(tokens: usize, ranks: usize, zigzag: bool, rank: usize) -> Vec<Range<usize>> {
+    let of_two = |number| chunk(tokens, 2 * ranks, number);
     let all = match zigzag {
-        true => vec![chunk(tokens, 2 * ranks, rank), chunk(tokens, 2 * ranks, 2 * ranks - 1 - rank)],
+        true => vec![of_two(rank), of_two(2 * ranks - 1 - rank)],
         false => vec![chunk(tokens, ranks, rank)],
     };
-    all.into_iter().filter(|chunk| !chunk.is_empty()).collect()
+    let mut own: Vec<Range<usize>> = Vec::new();
+    for chunk in all.into_iter().filter(|chunk| !chunk.is_empty()) {
+        match own.last_mut() {
+            Some(before) if before.end == chunk.start => before.end = chunk.end,
+            _ => own.push(chunk),
+        }
+    }
+    own
 }
 
 #[cfg(test)]
@@ -32,10 +40,11 @@ mod tests {
                 all.sort_by_key(|chunk| chunk.start);
                 assert_eq!((all[0].start, all[all.len() - 1].end), (0, tokens));
                 assert!(all.windows(2).all(|two| two[0].end == two[1].start && two[0].end % KV_BLOCK == 0), "{all:?}");
-                let (least, most) = all.iter().fold((usize::MAX, 0), |(least, most), chunk| {
-                    (least.min(kv_blocks(chunk.len())), most.max(kv_blocks(chunk.len())))
-                });
-                assert!(most - least <= 1, "{all:?}");
+                let blocks = |rank| -> usize {
+                    chunks(tokens, ranks, zigzag, rank).iter().map(|chunk| kv_blocks(chunk.len())).sum()
+                };
+                let (least, most) = ((0..ranks).map(blocks).min().unwrap(), (0..ranks).map(blocks).max().unwrap());
+                assert!(most - least <= if zigzag { 2 } else { 1 }, "{all:?}");
             }
         }
     }

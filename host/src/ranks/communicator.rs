@@ -1,7 +1,7 @@
 //! What carries bytes from rank to rank.
 
 use crate::error::Result;
-use crate::gpu::{DeviceSlice, DeviceSliceMut, StreamRef};
+use crate::gpu::{DeviceRows, DeviceSlice, DeviceSliceMut, StreamRef};
 use crate::ranks::RanksError;
 
 /// Where bytes are, and what puts exchanges in order with other work.
@@ -30,8 +30,8 @@ pub enum OnGpu {}
 
 impl Place for OnGpu {
     type Stream<'a> = StreamRef<'a>;
-    type Bytes<'a> = DeviceSlice<'a, u8>;
-    type BytesMut<'a> = DeviceSliceMut<'a, u8>;
+    type Bytes<'a> = DeviceRows<DeviceSlice<'a, u8>>;
+    type BytesMut<'a> = DeviceRows<DeviceSliceMut<'a, u8>>;
 }
 
 /// Bytes to or from a rank.
@@ -45,8 +45,8 @@ pub struct Message<B> {
 
 /// One of several ranks that do the same thing at the same time, each with its own part of the data.
 ///
-/// The messages from one rank to another are matched in the order in which both list them, and have the same lengths on both sides; they are
-/// of one exchange on both. A rank has no part in an exchange in which it has no messages.
+/// The messages from one rank to another are matched in the order in which both list them, and have the same lengths, and rows of a GPU, on both
+/// sides; they are of one exchange on both. A rank has no part in an exchange in which it has no messages.
 pub trait Communicator<P: Place> {
     /// This rank's number, from 0 on.
     fn rank(&self) -> usize;

@@ -5,11 +5,8 @@ use super::{Communicator, Message, RanksDecode};
 use crate::decode::{DecodeHeads, DecodeResult, ViewPagedKv};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::gpu::{
-    AnySliceMut, AttentionOutput, DecodePlan, DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, MergePlan, States,
-    Stream, ViewQ,
-};
-use crate::shape::TensorLayout;
+use crate::gpu::{AnySliceMut, AttentionOutput, DecodePlan, DeviceBuffer, DeviceSlice, Gpu, MergePlan, Stream, ViewQ};
+use crate::shape::{Shape, TensorLayout};
 
 /// A rank's part of a decode over ranks, checked and ready to be launched, with the memory that it needs.
 #[derive(Debug)]
@@ -20,8 +17,8 @@ pub struct RanksDecodePlan {
     decode: DecodePlan,
     merge: MergePlan,
     workspace: DeviceBuffer<f32>,
-    /// The states of all ranks: outputs, and log-sum-exps.
-    states: (DeviceBuffer<f32>, DeviceBuffer<f32>),
+    /// The states of all ranks, each its outputs and behind them its log-sum-exps: one message.
+    states: DeviceBuffer<f32>,
 }
 
 impl Gpu {
@@ -48,7 +45,7 @@ impl Gpu {
             merge: self.plan_merge(plan.ranks, output, plan.decode.sinks)?,
             workspace: self.alloc(decode.workspace_len())?,
             decode,
-            states: (self.alloc(plan.ranks * shape.elements())?, self.alloc(plan.ranks * shape.rows())?),
+            states: self.alloc(plan.ranks * state_len(&shape))?,
         })
     }
 }
@@ -70,24 +67,21 @@ impl RanksDecodePlan {
     ) -> Result<()> {
         check_rank(ranks, self.plan.ranks, self.rank)?;
         let shape = self.plan.decode.q_shape();
-        let lengths = [shape.elements(), shape.rows()];
-        let (o, lse) = (self.states.0.slice_mut(), self.states.1.slice_mut());
-        let own = [&o, &lse].into_iter().zip(lengths).map(|(states, len)| state::<f32>(states, self.rank, len, 1));
-        if let [o, lse] = &mut own.collect::<Vec<_>>()[..] {
-            let result = DecodeResult { o: AnySliceMut::from(o.reborrow()), lse: Some(lse.reborrow()) };
-            self.decode.launch(stream, q, cache, &DecodeHeads::default(), self.workspace.slice_mut(), result)?;
-        }
-        let bytes =
-            |rank| [&o, &lse].into_iter().zip(lengths).map(move |(states, len)| state::<u8>(states, rank, len, 4));
+        let (elements, rows, each) = (shape.elements(), shape.rows(), state_len(&shape));
+        let states = self.states.slice_mut();
+        let start = |rank: usize| rank * each * size_of::<f32>();
+        let own = start(self.rank);
+        let (mut o, mut lse) =
+            (states.part::<f32>(own, elements), states.part(own + elements * size_of::<f32>(), rows));
+        let of_own = DecodeResult { o: AnySliceMut::from(o.reborrow()), lse: Some(lse.reborrow()) };
+        self.decode.launch(stream, q, cache, &DecodeHeads::default(), self.workspace.slice_mut(), of_own)?;
+        let bytes = |rank: usize| states.part::<u8>(start(rank), each * size_of::<f32>());
         let others = || (0..self.plan.ranks).filter(|&peer| peer != self.rank);
-        let own: Vec<_> = bytes(self.rank).collect();
-        let sends = others().flat_map(|peer| own.iter().map(move |bytes| Message { peer, bytes: bytes.as_slice() }));
-        let sends: Vec<_> = sends.collect();
-        let mut receives: Vec<_> =
-            others().flat_map(|peer| bytes(peer).map(move |bytes| Message { peer, bytes })).collect();
+        let own = bytes(self.rank);
+        let sends: Vec<_> = others().map(|peer| Message { peer, bytes: own.as_slice().into() }).collect();
+        let mut receives: Vec<_> = others().map(|peer| Message { peer, bytes: bytes(peer).into() }).collect();
         ranks.exchange(stream.into(), &sends, &mut receives)?;
-        let states = States::Stacked(o.as_slice(), lse.as_slice());
-        self.merge.launch(stream, &states, sinks, result.o, result.lse)
+        self.merge.launch_together(stream, (states.as_slice(), each), sinks, result.o, result.lse)
     }
 
     /// The GPU that the plan is of.
@@ -97,12 +91,7 @@ impl RanksDecodePlan {
     }
 }
 
-/// A rank's part of the states' array: so many floats, of `each` elements of another type.
-fn state<'a, T: bytemuck::Pod>(
-    states: &DeviceSliceMut<'a, f32>,
-    rank: usize,
-    floats: usize,
-    each: usize,
-) -> DeviceSliceMut<'a, T> {
-    states.part(rank * floats * size_of::<f32>(), floats * each)
+/// Floats of a state, a multiple of 16 bytes.
+const fn state_len(shape: &Shape) -> usize {
+    (shape.elements() + shape.rows()).next_multiple_of(4)
 }

@@ -28,6 +28,7 @@
 
 mod chunks;
 mod communicator;
+mod constants_gpu;
 mod decode;
 mod decode_gpu;
 mod error;

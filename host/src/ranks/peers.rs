@@ -7,7 +7,7 @@
 use super::communicator::{OnGpu, check_peers};
 use super::{Communicator, Message, RanksError};
 use crate::error::Result;
-use crate::gpu::{Checked, DeviceSlice, DeviceSliceMut, Event, Gpu, PostedEnd, StreamRef};
+use crate::gpu::{Checked, DeviceRows, DeviceSlice, DeviceSliceMut, End, Event, Gpu, PostedEnd, StreamRef};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ impl Peers {
         }
         let ready = self.gpu.mark(checked.stream)?;
         let mut state = lock(&self.hub.state);
-        let post = |end: &crate::gpu::End| {
+        let post = |end: &End| {
             let taken = Taken::default();
             let post = Post { bytes: self.gpu.post(end, &ready), taken: taken.clone() };
             state.posted[self.rank * self.hub.ranks + end.peer].push_back(post);
@@ -97,8 +97,9 @@ impl Peers {
             for room in &checked.receives {
                 let post = self.next(room.peer)?;
                 receipts.push(post.taken);
-                if post.bytes.len != room.len {
-                    let (given, expected) = (post.bytes.len, room.len);
+                let of = |end: &End| (end.rows, end.bytes);
+                if of(&post.bytes.end) != of(room) {
+                    let (given, expected) = (post.bytes.end.rows * post.bytes.end.bytes, room.rows * room.bytes);
                     return Err(RanksError::Unlike { from: room.peer, given, expected }.into());
                 }
                 // SAFETY: the room has been checked, and is borrowed until the exchange returns, after which the stream's order keeps it; the
@@ -153,6 +154,8 @@ impl Peers {
     /// come, or when this rank has failed itself, is taken back: after this, nobody reads the bytes who is not waited for.
     fn settle(&self, checked: &Checked, sent: &[Taken], give_up: bool) -> Result<()> {
         let (start, hub, mut result) = (Instant::now(), &self.hub, Ok(()));
+        // The messages that a rank took in one exchange have one event.
+        let mut last: Option<Arc<Event>> = None;
         for (taken, end) in sent.iter().zip(&checked.sends) {
             let mut state = lock(&hub.state);
             let receipt = loop {
@@ -173,7 +176,13 @@ impl Peers {
                 state = hub.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             };
             drop(state);
-            let waited = receipt.and_then(|copied| self.gpu.wait_for(checked.stream, &copied));
+            let waited = receipt.and_then(|copied| {
+                if last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &copied)) {
+                    self.gpu.wait_for(checked.stream, &copied)?;
+                }
+                last = Some(copied);
+                Ok(())
+            });
             result = result.and(waited);
         }
         result
@@ -192,8 +201,8 @@ impl Communicator<OnGpu> for Peers {
     fn exchange(
         &self,
         stream: StreamRef<'_>,
-        sends: &[Message<DeviceSlice<'_, u8>>],
-        receives: &mut [Message<DeviceSliceMut<'_, u8>>],
+        sends: &[Message<DeviceRows<DeviceSlice<'_, u8>>>],
+        receives: &mut [Message<DeviceRows<DeviceSliceMut<'_, u8>>>],
     ) -> Result<()> {
         let checked = self.gpu.check_exchange(stream, sends, receives)?;
         check_peers(self.hub.ranks, checked.sends.iter().chain(&checked.receives).map(|end| end.peer))?;

@@ -71,7 +71,7 @@ impl RingProblem {
         left.is_none() && right.is_some() && kv_blocks(self.tokens()) >= 2 * self.ranks
     }
 
-    /// The tokens of a rank, of those of the whole sequence: up to two chunks, in order.
+    /// The tokens of a rank, of those of the whole sequence: up to two chunks, in order and not neighbours.
     #[must_use]
     pub fn chunks(&self, rank: usize) -> Vec<Range<usize>> {
         chunks(self.tokens(), self.ranks, self.zigzag(), rank)

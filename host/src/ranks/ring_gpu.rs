@@ -8,6 +8,7 @@
 //! Keys and values that arrive go to two buffers in turn, the second stream a step ahead.
 
 use super::communicator::{OnGpu, check_rank, check_ranks};
+use super::constants_gpu::{Constants, of_tokens, share};
 use super::{Communicator, Message, Pair, RingProblem, Step};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -28,6 +29,8 @@ pub struct RingPlan {
     rank: usize,
     layouts: QuantizeLayouts,
     output: AttentionOutput,
+    /// The first rank's.
+    constants: Option<Constants>,
     /// Of each chunk: where it begins in the rank's tensors, and its quantization.
     chunks: Vec<(usize, QuantizeKvPlan)>,
     parts: Vec<Part>,
@@ -117,8 +120,7 @@ impl Gpu {
                 (0, 0) => self.plan_quantize_kv(&problem, k, v, layouts.dtype),
                 _ => self.plan_quantize_kv_on(&problem, k, v, layouts.dtype),
             };
-            // Kernels attend to chunks of any length, and their states are one result: scales are those of the CPU's.
-            Ok((tokens.start, plan?.with_shared_k(false)))
+            Ok((tokens.start, plan?.with_shared_k(ring.shares_k(self))))
         };
         let steps = ring.steps(rank);
         let all = steps.iter().flat_map(|step| &step.pairs);
@@ -157,6 +159,7 @@ impl Gpu {
             rank,
             layouts: *layouts,
             output: *output,
+            constants: (rank == 0).then(|| Constants::new(self, &ring.of_tokens(&chunks[0]), layouts)).transpose()?,
             chunks: RingProblem::starts(&chunks).enumerate().map(chunk).collect::<Result<_>>()?,
             parts: RingProblem::starts(&parts).enumerate().map(part).collect::<Result<_>>()?,
             steps: planned,
@@ -189,6 +192,17 @@ impl Gpu {
     }
 }
 
+impl RingProblem {
+    /// Whether tokens of a block of K share scales, on GPUs like this one: where every kernel that attends takes narrow blocks, whichever rank's it is, so that
+    /// states which are merged are of the same operands.
+    #[must_use]
+    pub fn shares_k(&self, gpu: &Gpu) -> bool {
+        (0..self.ranks).all(|rank| {
+            self.steps(rank).iter().flat_map(|step| &step.pairs).all(|pair| gpu.takes_narrow(&pair.problem))
+        })
+    }
+}
+
 impl RingPlan {
     /// Gives a rank's part to the stream; `q`, `k`, `v` and `o` are of its own tokens. It allocates nothing, and does not wait for the GPU; an
     /// engine may let the thread wait for other ranks' threads. Every rank launches equally often.
@@ -208,13 +222,8 @@ impl RingPlan {
         self.quantized.record(stream)?;
         self.travel.wait(&self.quantized)?;
         for at in 0..self.steps.len() {
-            let receives = self.steps[at].step.receives;
-            // The first step is of the rank's own keys, and nothing travels in it.
-            if receives {
-                stream.wait(&self.arrived[at % 2])?;
-            }
-            self.attend(stream, at, &mut o)?;
-            self.used[at % 2].record(stream)?;
+            // Before this step's attention: an engine that copies with the GPU's multiprocessors (NCCL) finds none free behind it, and where one rank's
+            // copy has begun and the other's has not, it holds some that attention waits for.
             if at + 1 < self.steps.len() {
                 // The buffer is that of the step before this one.
                 if at > 0 {
@@ -222,6 +231,12 @@ impl RingPlan {
                 }
                 self.exchange(ranks, at + 1)?;
             }
+            // The first step is of the rank's own keys, and nothing travels in it.
+            if self.steps[at].step.receives {
+                stream.wait(&self.arrived[at % 2])?;
+            }
+            self.attend(stream, at, &mut o)?;
+            self.used[at % 2].record(stream)?;
         }
         self.sent.record(&self.travel)?;
         stream.wait(&self.sent)
@@ -241,12 +256,9 @@ impl RingPlan {
             let (k, v) = (k.skip(stride(&layouts.k, *start))?, v.skip(stride(&layouts.v, *start))?);
             plan.launch(stream, k, v, DeviceSliceMut::empty(), k_out, v_out)
         };
-        let first = usize::from(self.rank == 0);
-        for (plan, view) in self.chunks[..first].iter().zip(&mut views) {
-            quantize(plan, view)?;
-        }
-        share(stream, ranks, &views, |rank| ring.chunks(rank).len())?;
-        for (plan, view) in self.chunks.iter().zip(&mut views).skip(first) {
+        let first = self.constants.as_mut().map(|constants| constants.launch(stream, k, v)).transpose()?;
+        share(stream, ranks, first, &views, |rank| ring.chunks(rank).len())?;
+        for (plan, view) in self.chunks.iter().zip(&mut views) {
             quantize(plan, view)?;
         }
         let offset = views[0].0.offset.as_slice();
@@ -259,11 +271,11 @@ impl RingPlan {
     /// A step's keys and values on their way.
     fn exchange(&mut self, ranks: &dyn Communicator<OnGpu>, at: usize) -> Result<()> {
         let Step { source, to, receives, .. } = self.steps[at].step;
-        let sends: Vec<_> = to.iter().map(|&peer| Message { peer, bytes: self.own.slice() }).collect();
+        let sends: Vec<_> = to.iter().map(|&peer| Message { peer, bytes: self.own.slice().into() }).collect();
         let mut arriving = Vec::new();
         if receives {
             let bytes = self.arriving[at % 2].slice_mut().range(0, kv_bytes(&self.ring, source)?)?;
-            arriving.push(Message { peer: source, bytes });
+            arriving.push(Message { peer: source, bytes: bytes.into() });
         }
         ranks.exchange((&self.travel).into(), &sends, &mut arriving)?;
         self.arrived[at % 2].record(&self.travel)
@@ -329,32 +341,6 @@ impl RingPlan {
         let received = self.steps.iter().filter(|planned| planned.step.receives);
         received.map(|planned| kv_bytes(&self.ring, planned.step.source)).sum()
     }
-}
-
-/// K's offsets and V's units of the whole sequence's first tokens, which the first rank's first chunk has, to the other chunks of all ranks.
-pub(super) fn share(
-    stream: &Stream,
-    ranks: &dyn Communicator<OnGpu>,
-    views: &[(ViewMutK<'_>, ViewMutV<'_>)],
-    chunks: impl Fn(usize) -> usize,
-) -> Result<()> {
-    let first = usize::from(ranks.rank() == 0);
-    fn bytes<'a>((k, v): &(ViewMutK<'a>, ViewMutV<'a>)) -> [DeviceSliceMut<'a, u8>; 2] {
-        [&k.offset, &v.unit].map(|x| x.part::<u8>(0, x.len() * size_of::<f32>()))
-    }
-    let mut receives: Vec<_> = views[first..].iter().flat_map(bytes).map(|bytes| Message { peer: 0, bytes }).collect();
-    let own = bytes(&views[0]);
-    let mut sends = Vec::new();
-    for peer in (0..ranks.ranks()).filter(|_| first == 1) {
-        let copies = (0..chunks(peer) - usize::from(peer == 0)).flat_map(|_| &own);
-        sends.extend(copies.map(|bytes| Message { peer, bytes: bytes.as_slice() }));
-    }
-    ranks.exchange(stream.into(), &sends, &mut receives)
-}
-
-/// The layout of some tokens of a tensor.
-fn of_tokens(layout: &TensorLayout, tokens: usize) -> Result<TensorLayout> {
-    TensorLayout::strided(Shape { seqlen: tokens, ..layout.shape() }, layout.strides())
 }
 
 /// Where the keys and the values of a rank's chunks lie in its buffer: of each chunk K, then V.

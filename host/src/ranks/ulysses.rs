@@ -45,6 +45,38 @@ enum Unit {
     Head,
 }
 
+/// Heads of a rank: those of Q, and those of K and V that they use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Heads {
+    pub(crate) q: Range<usize>,
+    pub(crate) kv: Range<usize>,
+}
+
+/// Rows of an array on their way, one a head: where they lie in the array of a rank's tokens, one behind the other, and in that of a rank's heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rows {
+    /// Where the rows begin in the array of all heads.
+    pub(crate) of_tokens: usize,
+    /// Where they begin in the array of all tokens, and the bytes from a row to the next.
+    pub(crate) of_heads: usize,
+    pub(crate) pitch: usize,
+    pub(crate) rows: usize,
+    /// Bytes of a row.
+    pub(crate) bytes: usize,
+}
+
+impl Rows {
+    /// Bytes of all rows.
+    pub(crate) const fn len(&self) -> usize {
+        self.rows * self.bytes
+    }
+
+    /// Bytes from the first row's first to the last row's last, where all tokens are.
+    pub(crate) const fn span(&self) -> usize {
+        (self.rows - 1) * self.pitch + self.bytes
+    }
+}
+
 /// A piece of an array on its way: bytes of the sender's array, and where they begin in the receiver's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
@@ -95,8 +127,7 @@ impl UlyssesProblem {
     /// What a rank computes: all tokens of its heads.
     #[must_use]
     pub fn of_heads(&self, rank: usize) -> AttentionProblem {
-        let (heads_q, heads_kv) = (self.heads_q(rank).len(), self.heads_kv(rank).len());
-        AttentionProblem { heads_q, heads_kv, softmax_scale: self.attention.softmax_scale, ..self.attention }
+        self.of_group(&Heads { q: self.heads_q(rank), kv: self.heads_kv(rank) })
     }
 
     /// What a rank quantizes: its tokens of all heads.
@@ -128,12 +159,32 @@ impl UlyssesProblem {
         Spread { of_q: true, unit: Unit::Token, bytes: element * self.attention.value_dim() }
     }
 
-    /// The pieces of an array that go from rank `source`, which has its tokens of all heads, to rank `target`, which has all tokens of its heads;
-    /// `to` and `from` of each exchanged they are the way back.
-    pub(crate) fn pieces(&self, array: &Spread, source: usize, target: usize) -> Vec<Piece> {
-        let (heads, own) = match array.of_q {
-            true => (self.attention.heads_q, self.heads_q(target)),
-            false => (self.attention.heads_kv, self.heads_kv(target)),
+    /// A rank's heads in up to two groups, as many on every rank: the second's operands travel while the first's are attended to, and the first's
+    /// outputs while the second's are.
+    pub(crate) fn groups(&self, rank: usize) -> Vec<Heads> {
+        /// More hide little more, and their tiles fill the GPU less well.
+        const GROUPS: usize = 2;
+        let (q, kv) = (self.heads_q(rank), self.heads_kv(rank));
+        let count = kv.len().min(GROUPS);
+        if count < 2 {
+            return vec![Heads { q, kv }];
+        }
+        let (start, group) = (|number| kv.start + kv.len() * number / count, self.attention.group());
+        let of = |kv: Range<usize>| Heads { q: kv.start * group..kv.end * group, kv };
+        (0..count).map(|number| of(start(number)..start(number + 1))).collect()
+    }
+
+    /// The attention of some heads, on all tokens.
+    pub(crate) fn of_group(&self, heads: &Heads) -> AttentionProblem {
+        let (heads_q, heads_kv) = (heads.q.len(), heads.kv.len());
+        AttentionProblem { heads_q, heads_kv, softmax_scale: self.attention.softmax_scale, ..self.attention }
+    }
+
+    /// The rows of an array that lie on rank `source` in the array of its tokens, and in that of these heads on the rank that attends to them; one entry a sequence.
+    pub(crate) fn rows(&self, array: &Spread, source: usize, heads: &Heads) -> Vec<Rows> {
+        let (all_heads, own) = match array.of_q {
+            true => (self.attention.heads_q, &heads.q),
+            false => (self.attention.heads_kv, &heads.kv),
         };
         let (tokens, all) = (self.tokens(source), self.attention.seqlen_kv);
         let (first, count, of_head) = match array.unit {
@@ -143,13 +194,26 @@ impl UlyssesProblem {
         };
         // A number of each head is on every rank; it goes from the first.
         let in_source = if array.unit == Unit::Head { 1 } else { count };
-        let piece = |(batch, (at, head)): (usize, (usize, usize))| {
-            let from = (batch * heads + head) * in_source * array.bytes;
-            let to = ((batch * own.len() + at) * of_head + first) * array.bytes;
-            Piece { from: from..from + count * array.bytes, to: to..to + count * array.bytes }
+        let of_sequence = |batch: usize| Rows {
+            of_tokens: (batch * all_heads + own.start) * in_source * array.bytes,
+            of_heads: (batch * own.len() * of_head + first) * array.bytes,
+            pitch: of_head * array.bytes,
+            rows: own.len(),
+            bytes: count * array.bytes,
         };
-        let all = (0..self.attention.batch).flat_map(|batch| own.clone().enumerate().map(move |head| (batch, head)));
-        all.map(piece).filter(|piece| !piece.from.is_empty()).collect()
+        (0..self.attention.batch).map(of_sequence).filter(|rows| rows.len() > 0).collect()
+    }
+
+    /// The pieces of an array that go from rank `source`, which has its tokens of all heads, to rank `target`, which has all tokens of its heads;
+    /// `to` and `from` of each exchanged they are the way back.
+    pub(crate) fn pieces(&self, array: &Spread, source: usize, target: usize) -> Vec<Piece> {
+        let heads = Heads { q: self.heads_q(target), kv: self.heads_kv(target) };
+        let piece = |rows: &Rows, row: usize| {
+            let (from, to) = (rows.of_tokens + row * rows.bytes, rows.of_heads + row * rows.pitch);
+            Piece { from: from..from + rows.bytes, to: to..to + rows.bytes }
+        };
+        let all = self.rows(array, source, &heads);
+        all.iter().flat_map(|rows| (0..rows.rows).map(move |row| piece(rows, row))).collect()
     }
 }
 

@@ -127,6 +127,20 @@ pub const MERGE_BOUNDS: &[Bounds] = &[
     Bounds { module: MERGE, entry: "merge_splits", threads: MERGE_THREADS, min_ctas: 2 },
 ];
 
+/// Up to so many states of the caller's a thread takes all of them: groups would have one each, or none.
+pub const MERGE_FEW: usize = MERGE_GROUPS;
+
+/// Rows of a CTA of `merge_states`, and its threads.
+#[must_use]
+pub const fn merge_states_cta(states: usize, head_dim: usize) -> [usize; 2] {
+    if states > MERGE_FEW {
+        return [1, head_dim];
+    }
+    let vectors = head_dim / MERGE_DIMS;
+    let rows = MERGE_THREADS / vectors;
+    [rows, rows * vectors]
+}
+
 /// Where the groups' largest log-sum-exps and sums of weights are in the shared memory of a CTA of these: behind the threads' dims.
 #[inline(always)]
 #[must_use]

@@ -113,6 +113,8 @@ pub struct MergedParams {
     pub cta_dims: u32,
     /// How many states there are; of a decode's pieces how many places.
     pub states: u32,
+    /// Rows of the output.
+    pub rows: u64,
 }
 
 /// The parameter of `merge_states`: states of attention over parts of the keys.
@@ -162,6 +164,7 @@ impl MergedParams {
         o_dtype: dtype::F16,
         cta_dims: 0,
         states: 0,
+        rows: 0,
     };
 }
 
@@ -188,7 +191,7 @@ impl DecodeParams {
 }
 
 const _: () = assert!(size_of::<SplitParams>() == 8 + 12 * 4);
-const _: () = assert!(size_of::<MergedParams>() == size_of::<Strided>() + 2 * 8 + 6 * 4);
+const _: () = assert!(size_of::<MergedParams>() == size_of::<Strided>() + 3 * 8 + 6 * 4);
 const _: () = assert!(size_of::<DecodeParams>() == size_of::<SplitParams>() + 9 * 8 + 6 * 4);
 const _: () = assert!(size_of::<MergeSplitsParams>() == size_of::<SplitParams>() + 3 * 8 + size_of::<MergedParams>());
 const _: () = assert!(size_of::<MergeStatesParams>() == 4 * 8 + size_of::<MergedParams>());

@@ -230,6 +230,24 @@ calls! {
     cuMemcpyDtoDAsync_v2(to: Word, from: Word, bytes: usize, stream: Word) |world| {
         if on_stream(world, stream, Vec::new())? { copy(world, &[to, from], to, from, bytes) } else { Ok(()) }
     }
+    cuMemcpy3DPeerAsync(copy: *const [Word; 25], stream: Word) |world| {
+        // SAFETY: the caller's structure: eleven words a side, then bytes of a row, rows and depth.
+        let copy = unsafe { *copy };
+        let side = |words: &[Word]| (words[6], words[8], words[9]);
+        let ((from, from_context, from_pitch), (to, to_context, to_pitch)) = (side(&copy[..11]), side(&copy[11..22]));
+        let (bytes, rows) = (copy[22], copy[23]);
+        let runs = on_stream(world, stream, Vec::new())?;
+        for row in 0..rows {
+            let (to, from) = (to + row * to_pitch, from + row * from_pitch);
+            world.inside(to_context, to, bytes)?;
+            world.inside(from_context, from, bytes)?;
+            if runs {
+                // SAFETY: both are in allocations.
+                unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+            }
+        }
+        Ok(())
+    }
     cuMemcpyPeerAsync(to: Word, to_context: Word, from: Word, from_context: Word, bytes: usize, stream: Word) |world| {
         world.inside(to_context, to, bytes)?;
         world.inside(from_context, from, bytes)?;

@@ -5,7 +5,7 @@ use crate::decode::{DecodeCase, DecodeKernels, MergeCase};
 use anyhow::{Context, Result};
 use int_flash_attention::{DType, HostTensor, TensorLayout, merged_params};
 use int_flash_attention_kernels::config::decode::{
-    self, MERGE, MERGE_LEAST_DIMS, OVERLAPPING_MERGE, merge_shared_bytes, partials, rows_of_piece,
+    self, MERGE, MERGE_LEAST_DIMS, OVERLAPPING_MERGE, merge_shared_bytes, merge_states_cta, partials, rows_of_piece,
 };
 use int_flash_attention_kernels::params::{
     DecodeParams, MergeSplitsParams, MergeStatesParams, MergedParams, SplitParams, Strided,
@@ -87,7 +87,9 @@ impl DecodeKernels for Simulator {
             lse_stride: 4 * shape.rows() as i64,
             out,
         };
-        self.launch(MERGE, &merge_grid("merge_states", shape.rows(), shape.head_dim), &[structure(&params)], &memory)?;
+        let [of_cta, threads] = merge_states_cta(case.states, shape.head_dim);
+        let grid = merge_grid("merge_states", shape.rows().div_ceil(of_cta), shape.head_dim);
+        self.launch(MERGE, &Grid { threads, ..grid }, &[structure(&params)], &memory)?;
         let o = if case.in_place {
             let o: Vec<f32> = memory.read(states, shape.elements())?;
             HostTensor::from_bytes(DType::F32, bytemuck::cast_slice(&o), layout)?

@@ -4,8 +4,8 @@ use crate::{is_other_context, nothing_is_left};
 use half::f16;
 use int_flash_attention::ranks::{Communicator, Message, Peers, RanksDecode, RanksError, RingProblem, UlyssesProblem};
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DecodeProblem, DecodeResult, DeviceQ, Error, Gpu, QuantizeLayouts,
-    Result, TensorLayout, ViewPagedKv, Window,
+    AttentionOutput, AttentionProblem, DType, DecodeProblem, DecodeResult, DeviceQ, DeviceRows, DeviceSlice, Error,
+    Gpu, QuantizeLayouts, Result, TensorLayout, ViewPagedKv, Window,
 };
 use int_flash_attention_kernels::layout::page::page_bytes;
 use pretended_driver::{PretendedGpu, Session, begin};
@@ -36,11 +36,11 @@ fn messages_come_where_they_belong() {
         let mut to = gpu.alloc::<u8>(3)?;
         for _ in 0..2 {
             let sends: Vec<_> = (0..3)
-                .map(|peer| Ok(Message { peer, bytes: from.slice().range(peer, peer + 1)? }))
+                .map(|peer| Ok(Message { peer, bytes: from.slice().range(peer, peer + 1)?.into() }))
                 .collect::<Result<_>>()?;
             let mut receives = Vec::new();
             for (peer, byte) in [to.slice_mut()].into_iter().flat_map(split) {
-                receives.push(Message { peer, bytes: byte });
+                receives.push(Message { peer, bytes: byte.into() });
             }
             rank.exchange((&stream).into(), &sends, &mut receives)?;
         }
@@ -72,27 +72,29 @@ fn what_does_not_belong_together_is_refused() {
         let (own, theirs) = (gpu.alloc::<u8>(4)?, other.alloc::<u8>(4)?);
         let mut room = gpu.alloc::<u8>(4)?;
         let peer = 1 - rank.rank();
-        let send = |bytes| [Message { peer, bytes }];
-        is_other_context(rank.exchange((&foreign).into(), &send(own.slice()), &mut []), "the stream");
-        is_other_context(rank.exchange((&stream).into(), &send(theirs.slice()), &mut []), "bytes to be sent");
-        let stray = rank.exchange((&stream).into(), &[Message { peer: 2, bytes: own.slice() }], &mut []);
+        fn send(peer: usize, bytes: DeviceSlice<'_, u8>) -> [Message<DeviceRows<DeviceSlice<'_, u8>>>; 1] {
+            [Message { peer, bytes: bytes.into() }]
+        }
+        is_other_context(rank.exchange((&foreign).into(), &send(peer, own.slice()), &mut []), "the stream");
+        is_other_context(rank.exchange((&stream).into(), &send(peer, theirs.slice()), &mut []), "bytes to be sent");
+        let stray = rank.exchange((&stream).into(), &[Message { peer: 2, bytes: own.slice().into() }], &mut []);
         assert_eq!(stray, Err(RanksError::Peer { given: 2, ranks: 2 }.into()));
         gpu.capture(&stream, || {
-            let recorded = rank.exchange((&stream).into(), &send(own.slice()), &mut []);
+            let recorded = rank.exchange((&stream).into(), &send(peer, own.slice()), &mut []);
             assert!(matches!(recorded, Err(Error::Recording { .. })), "{recorded:?}");
             Ok(())
         })?;
         // Rank 0 has room for half of what comes.
         let len = if rank.rank() == 0 { 2 } else { 4 };
-        let mut receives = [Message { peer, bytes: room.slice_mut().range(0, len)? }];
-        let unlike = rank.exchange((&stream).into(), &send(own.slice()), &mut receives);
+        let mut receives = [Message { peer, bytes: room.slice_mut().range(0, len)?.into() }];
+        let unlike = rank.exchange((&stream).into(), &send(peer, own.slice()), &mut receives);
         if rank.rank() == 0 {
             assert_eq!(unlike, Err(RanksError::Unlike { from: 1, given: 4, expected: 2 }.into()));
             return Ok(());
         }
         // Rank 0 ends, and what it had sent is not there any more, or has come.
-        let mut receives = [Message { peer, bytes: room.slice_mut() }];
-        rank.exchange((&stream).into(), &send(own.slice()), &mut receives)
+        let mut receives = [Message { peer, bytes: room.slice_mut().into() }];
+        rank.exchange((&stream).into(), &send(peer, own.slice()), &mut receives)
     });
     assert_eq!(results, [Ok(()), Err(RanksError::Gone { rank: 0 }.into())]);
     drop(gpus);
@@ -154,7 +156,8 @@ fn a_ring_does_what_its_steps_say() {
         let travels = all.iter().filter(|step| step.receives).count();
         assert_eq!(launches(&session, "attention"), 2 * pairs);
         assert_eq!(launches(&session, "merge_states"), 2 * (pairs - parts));
-        assert_eq!(launches(&session, "quantize"), 2 * (chunks + parts));
+        // Once more the first block, which the others wait for.
+        assert_eq!(launches(&session, "quantize"), 2 * (chunks + parts + 1));
         // The constants of the first chunk to the others, two messages each, and the keys.
         assert_eq!(session.calls("cuMemcpyPeerAsync"), 2 * (2 * (chunks - 1) + travels));
         drop(gpus);
@@ -189,7 +192,7 @@ fn a_ring_refuses_memory_of_another_gpu() {
 fn ulysses_and_decode_launch_on_every_gpu() {
     let session = begin(&[PretendedGpu::H200; 2]);
     let gpus = gpus(2);
-    let ulysses = UlyssesProblem { attention: AttentionProblem::new(1, 4, 1, 300, 300, 64), ranks: 2 };
+    let ulysses = UlyssesProblem { attention: AttentionProblem::new(2, 8, 4, 300, 300, 64), ranks: 2 };
     let decode = RanksDecode { decode: DecodeProblem::new(1, 4, 2, 512, 64), ranks: 2 };
     let results = on_ranks(&gpus, |rank| {
         let (gpu, number) = (rank.gpu(), rank.rank());
@@ -225,8 +228,16 @@ fn ulysses_and_decode_launch_on_every_gpu() {
         stream.synchronize()
     });
     assert_eq!(results, [Ok(()), Ok(())]);
-    assert_eq!((launches(&session, "attention"), launches(&session, "decode")), (2, 2));
+    // Two groups of heads on each.
+    assert_eq!((launches(&session, "attention"), launches(&session, "decode")), (4, 2));
     assert_eq!((launches(&session, "merge_splits"), launches(&session, "merge_states")), (2, 2));
+    // Constants; nine arrays of two sequences and two groups on each rank, and the units from the first, to the other rank and to its own heads;
+    // outputs back; decode's states. Rows of one head are one piece.
+    let (constants, operands, outputs, states) = (2, 2 * (2 * 2 * 2 * 9 + 2 * 2), 2 * (2 * 2 * 2), 2);
+    let copies = session.calls("cuMemcpyPeerAsync") + session.calls("cuMemcpy3DPeerAsync");
+    assert_eq!(copies, constants + operands + outputs + states);
+    // Q's arrays and outputs are of two heads.
+    assert_eq!(session.calls("cuMemcpy3DPeerAsync"), 2 * (2 * 2 * 2 * 3) + outputs);
     drop(gpus);
     nothing_is_left(&session);
 }

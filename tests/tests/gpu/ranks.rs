@@ -108,7 +108,7 @@ pub fn ring(on: &OnGpu) -> Result<()> {
         let [q, k, v] = inputs(&attention, DType::F16)?;
         for (name, ranks) in all_ranks(on)? {
             let ring = RingProblem { attention, ranks: ranks.len() };
-            let (one, bounds) = ring_bounds(&ring, [&q, &k, &v], false)?;
+            let (one, bounds) = ring_bounds(&ring, [&q, &k, &v], false, ring.shares_k(&on.gpu))?;
             let parts = each(ranks, |gpu, rank| {
                 let own = ring.chunks(rank.rank());
                 let shape = |shape| TensorLayout::bhnd(Shape { ..shape });

@@ -5,7 +5,7 @@ mod library;
 use super::communicator::{OnGpu, check_peers};
 use super::{Communicator, Message, RanksError};
 use crate::error::Result;
-use crate::gpu::{DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
+use crate::gpu::{DeviceRows, DeviceSlice, DeviceSliceMut, End, Gpu, StreamRef};
 use library::{BYTES, Comm, Functions, UniqueId};
 use std::fmt;
 
@@ -88,8 +88,8 @@ impl Communicator<OnGpu> for Nccl {
     fn exchange(
         &self,
         stream: StreamRef<'_>,
-        sends: &[Message<DeviceSlice<'_, u8>>],
-        receives: &mut [Message<DeviceSliceMut<'_, u8>>],
+        sends: &[Message<DeviceRows<DeviceSlice<'_, u8>>>],
+        receives: &mut [Message<DeviceRows<DeviceSliceMut<'_, u8>>>],
     ) -> Result<()> {
         let checked = self.gpu.check_exchange(stream, sends, receives)?;
         check_peers(self.ranks, checked.sends.iter().chain(&checked.receives).map(|end| end.peer))?;
@@ -99,13 +99,18 @@ impl Communicator<OnGpu> for Nccl {
         // and this thread's alone.
         unsafe {
             f.check("ncclGroupStart", (f.group_start)())?;
-            let send = |end: &crate::gpu::End| {
-                let from = std::ptr::without_provenance(end.ptr as usize);
-                f.check("ncclSend", (f.send)(from, end.len, BYTES, end.peer as i32, self.comm, checked.stream.0))
+            // A row is a message of NCCL's.
+            let send = |end: &End| {
+                end.starts().try_for_each(|start| {
+                    let from = std::ptr::without_provenance(start as usize);
+                    f.check("ncclSend", (f.send)(from, end.bytes, BYTES, end.peer as i32, self.comm, checked.stream.0))
+                })
             };
-            let receive = |end: &crate::gpu::End| {
-                let to = std::ptr::without_provenance_mut(end.ptr as usize);
-                f.check("ncclRecv", (f.receive)(to, end.len, BYTES, end.peer as i32, self.comm, checked.stream.0))
+            let receive = |end: &End| {
+                end.starts().try_for_each(|start| {
+                    let to = std::ptr::without_provenance_mut(start as usize);
+                    f.check("ncclRecv", (f.receive)(to, end.bytes, BYTES, end.peer as i32, self.comm, checked.stream.0))
+                })
             };
             let given =
                 checked.sends.iter().try_for_each(send).and_then(|()| checked.receives.iter().try_for_each(receive));

@@ -1,9 +1,9 @@
 //! The entry points.
 
-use super::row::{Place, States, merge};
+use super::row::{Place, States, merge, merge_rows};
 use crate::attention::decode::scan::length;
 use crate::attention::decode::schedule::{Units, tiles};
-use crate::config::decode::{TILE_ROWS, rows_of_piece};
+use crate::config::decode::{MERGE_FEW, TILE_ROWS, rows_of_piece};
 use crate::division::div_rem;
 use crate::params::{MergeSplitsParams, MergeStatesParams};
 use crate::ptx::global::ld_global_v2_u32;
@@ -43,8 +43,15 @@ impl States for OfCaller<'_> {
 #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
 #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
 pub unsafe extern "ptx-kernel" fn merge_states(params: MergeStatesParams) {
-    let place = Place::of(&params.out, ctaid_x());
-    unsafe { merge(&OfCaller { params: &params, row: place.row as usize }, &params.out, place) }
+    let of_row = |row: u32| OfCaller { params: &params, row: row as usize };
+    unsafe {
+        if params.out.states <= MERGE_FEW as u32 {
+            merge_rows(&params.out, of_row);
+        } else {
+            let place = Place::of(&params.out, ctaid_x());
+            merge(&of_row(place.row), &params.out, place);
+        }
+    }
 }
 
 /// What the workers of a decode kernel left of a row.

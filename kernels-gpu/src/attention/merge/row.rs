@@ -1,4 +1,4 @@
-//! The row of a CTA.
+//! A row: what a group of threads has of its states, and what the groups of a CTA come to.
 
 use crate::attention::epilogue::store_neighbours;
 use crate::attention::sequence::token;
@@ -12,7 +12,7 @@ use crate::ptx::math::{
     ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32,
 };
 use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32, st_shared_v2_u32, st_shared_v4_u32};
-use crate::ptx::special::tid_x;
+use crate::ptx::special::{ctaid_x, ntid_x, tid_x};
 use crate::smem;
 use core::f32::consts::{LN_2, LOG2_E};
 
@@ -33,24 +33,31 @@ pub(crate) struct Place {
     pub batch: u32,
     pub head: u32,
     pub token: u32,
-    /// The first of the CTA's dims.
+    /// The first of the dims.
     pub dim: u32,
 }
 
 impl Place {
-    /// Of a CTA.
+    /// Of a CTA that has a row, or some dims of one.
     #[inline(always)]
     pub(crate) fn of(out: &MergedParams, cta: u32) -> Self {
-        // SAFETY: a row has dims, a head and a token.
+        let (row, part) = if out.cta_dims == out.head_dim {
+            (cta, 0)
+        } else {
+            // SAFETY: a row has dims.
+            unsafe { div_rem(cta, div_rem(out.head_dim, out.cta_dims).0) }
+        };
+        Self::of_row(out, row, part * out.cta_dims)
+    }
+
+    /// From this dim of a row on.
+    #[inline(always)]
+    pub(crate) fn of_row(out: &MergedParams, row: u32, dim: u32) -> Self {
+        // SAFETY: a row has a head and a token.
         unsafe {
-            let (row, part) = if out.cta_dims == out.head_dim {
-                (cta, 0)
-            } else {
-                div_rem(cta, div_rem(out.head_dim, out.cta_dims).0)
-            };
             let (rest, token) = if out.seqlen_q == 1 { (row, 0) } else { div_rem(row, out.seqlen_q) };
             let (batch, head) = div_rem(rest, out.heads_q);
-            Self { row, batch, head, token, dim: part * out.cta_dims }
+            Self { row, batch, head, token, dim }
         }
     }
 }
@@ -72,25 +79,26 @@ fn base(largest: f32) -> f32 {
     if largest == f32::NEG_INFINITY { 0.0 } else { largest }
 }
 
-/// Merges the states of a CTA's part of a row.
+/// What some states of a row come to: their largest log-sum-exp, the sum of the weights against that, and of the weighted outputs.
+struct Sums {
+    largest: f32,
+    sum: f32,
+    o: [f32; MERGE_DIMS],
+}
+
+/// The states `first`, `first + step`, .. of `count`, in dims from `dim` on.
 ///
 /// # Safety
-/// By a whole CTA; the addresses are those of rows.
+/// The addresses are those of rows.
 #[inline(always)]
-pub(crate) unsafe fn merge(states: &impl States, out: &MergedParams, place: Place) {
-    let count = states.count();
-    let vectors = out.cta_dims / MERGE_DIMS as u32;
-    // SAFETY: a CTA has dims.
-    let (group, vector) = unsafe { div_rem(tid_x(), vectors) };
-    let dim = (place.dim + MERGE_DIMS as u32 * vector) as usize;
-    // The group's states: the largest log-sum-exp, the sum of the weights against that, and of the weighted outputs.
+unsafe fn sums(states: &impl States, [first, step, count]: [u32; 3], dim: usize) -> Sums {
     let (mut largest, mut sum, mut o) = (f32::NEG_INFINITY, 0.0, [0.0; MERGE_DIMS]);
-    let mut first = group;
+    let mut first = first;
     while first < count {
         let mut lse = [f32::NEG_INFINITY; BATCH];
         let mut values = [[[0.0; 4]; 2]; BATCH];
         unroll!(0..BATCH, |i| {
-            let state = first + i as u32 * GROUPS;
+            let state = first + i as u32 * step;
             if state < count {
                 let from = states.o(state).wrapping_add(dim);
                 lse[i] = unsafe { ld_global_f32(states.lse(state)) };
@@ -114,15 +122,62 @@ pub(crate) unsafe fn merge(states: &impl States, out: &MergedParams, place: Plac
                 o[dim] = fma_rn_f32(weight, value, o[dim]);
             });
         });
-        first += BATCH as u32 * GROUPS;
+        first += BATCH as u32 * step;
     }
+    Sums { largest, sum, o }
+}
+
+/// Merges few states: a thread has eight dims of a row and all states, a CTA as many whole rows as its threads have dims of.
+///
+/// # Safety
+/// By a whole CTA, of `MERGE_DIMS * ntid_x / head_dim` rows; the addresses are those of rows.
+#[inline(always)]
+pub(crate) unsafe fn merge_rows<S: States>(out: &MergedParams, of_row: impl Fn(u32) -> S) {
+    // SAFETY: a row has dims.
+    let (rows, row, vector) = unsafe {
+        let vectors = out.head_dim / MERGE_DIMS as u32;
+        let (row, vector) = div_rem(tid_x(), vectors);
+        (div_rem(ntid_x(), vectors).0, row, vector)
+    };
+    let row = ctaid_x() * rows + row;
+    let there = u64::from(row) < out.rows;
+    let dim = MERGE_DIMS as u32 * vector;
+    let states = of_row(row);
+    let count = if there { states.count() } else { 0 };
+    unsafe {
+        let Sums { largest, sum, o } = sums(&states, [0, 1, count], dim as usize);
+        // All reads of states are done before a row is written, which may be one of them: other threads read its log-sum-exp too.
+        bar_sync();
+        if there {
+            let place = Place::of_row(out, row, dim);
+            let sink = sink(out, place.head);
+            let base = base(max_nan_f32(largest, sink));
+            let of_states = weight(largest, base);
+            let total = fma_rn_f32(of_states, sum, weight(sink, base));
+            let seen = largest != f32::NEG_INFINITY;
+            finish(out, place, [total, base], o.map(|o| o * of_states), seen);
+        }
+    }
+}
+
+/// Merges the states of a CTA's part of a row.
+///
+/// # Safety
+/// By a whole CTA; the addresses are those of rows.
+#[inline(always)]
+pub(crate) unsafe fn merge(states: &impl States, out: &MergedParams, place: Place) {
+    let vectors = out.cta_dims / MERGE_DIMS as u32;
+    // SAFETY: a CTA has dims.
+    let (group, vector) = unsafe { div_rem(tid_x(), vectors) };
+    let dim = place.dim + MERGE_DIMS as u32 * vector;
+    let Sums { largest, sum, o } = unsafe { sums(states, [group, GROUPS, states.count()], dim as usize) };
     let slot = |group: u32| smem::base() + 4 * MERGE_DIMS as u32 * (group * vectors + vector);
-    let sums = |group: u32| smem::base() + merge_sums_offset(out.cta_dims as usize) as u32 + 8 * group;
+    let of_group = |group: u32| smem::base() + merge_sums_offset(out.cta_dims as usize) as u32 + 8 * group;
     unsafe {
         let bits = o.map(f32::to_bits);
         st_shared_v4_u32(true, slot(group), [bits[0], bits[1], bits[2], bits[3]]);
         st_shared_v4_u32(true, slot(group) + 16, [bits[4], bits[5], bits[6], bits[7]]);
-        st_shared_v2_u32(vector == 0, sums(group), [largest.to_bits(), sum.to_bits()]);
+        st_shared_v2_u32(vector == 0, of_group(group), [largest.to_bits(), sum.to_bits()]);
         // Also: all reads of states are done before a row is written, which may be one of them.
         bar_sync();
     }
@@ -130,21 +185,17 @@ pub(crate) unsafe fn merge(states: &impl States, out: &MergedParams, place: Plac
         return;
     }
     // The groups, and a sink, which is a weight more without a value.
-    let sink = if out.sinks.is_null() {
-        f32::NEG_INFINITY
-    } else {
-        unsafe { ld_global_nc_f32(out.sinks.ptr().wrapping_add(place.head as usize)) }
-    };
+    let sink = unsafe { sink(out, place.head) };
     let mut groups = [[0.0; 2]; MERGE_GROUPS];
     let mut all = sink;
     unroll!(0..MERGE_GROUPS, |group| {
-        groups[group] = unsafe { ld_shared_v2_u32(sums(group as u32)) }.map(f32::from_bits);
+        groups[group] = unsafe { ld_shared_v2_u32(of_group(group as u32)) }.map(f32::from_bits);
         all = max_nan_f32(all, groups[group][0]);
     });
     let base = base(all);
     let mut total = weight(sink, base);
     let mut seen = false;
-    o = [0.0; MERGE_DIMS];
+    let mut o = [0.0; MERGE_DIMS];
     unroll!(0..MERGE_GROUPS, |group| {
         let [largest, sum] = groups[group];
         let weight = weight(largest, base);
@@ -158,11 +209,27 @@ pub(crate) unsafe fn merge(states: &impl States, out: &MergedParams, place: Plac
             o[4 + i] = fma_rn_f32(weight, high[i], o[4 + i]);
         });
     });
+    unsafe { finish(out, Place { dim, ..place }, [total, base], o, seen) }
+}
+
+/// The logit of a head that has no value, or minus infinity.
+#[inline(always)]
+unsafe fn sink(out: &MergedParams, head: u32) -> f32 {
+    if out.sinks.is_null() {
+        f32::NEG_INFINITY
+    } else {
+        unsafe { ld_global_nc_f32(out.sinks.ptr().wrapping_add(head as usize)) }
+    }
+}
+
+/// Stores what the weighted outputs and the sum of all weights against `base` come to, and the log-sum-exp once a row.
+#[inline(always)]
+unsafe fn finish(out: &MergedParams, place: Place, [total, base]: [f32; 2], o: [f32; MERGE_DIMS], seen: bool) {
     let factor = rcp_approx_ftz_f32(total);
     let o = o.map(|o| o * factor);
     unsafe {
-        store(out, place, dim, &o, if seen { u32::MAX } else { 0 });
-        if dim == 0 && !out.lse.is_null() {
+        store(out, place, place.dim as usize, &o, if seen { u32::MAX } else { 0 });
+        if place.dim == 0 && !out.lse.is_null() {
             let lse = if total == 0.0 { f32::NEG_INFINITY } else { fma_rn_f32(lg2_approx_ftz_f32(total), LN_2, base) };
             st_global_f32(true, out.lse.ptr().cast_mut().wrapping_add(place.row as usize), [lse]);
         }
