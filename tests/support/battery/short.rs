@@ -1,7 +1,7 @@
 //! The kernels for short K and V.
 
-use super::{Check, TensorCheck, What, masks, padded, windows};
-use crate::case::Case;
+use super::{Check, TensorCheck, What, masks, padded, unlike, windows};
+use crate::case::{Case, WINDOWS};
 use crate::sim::Places;
 use crate::values::Values;
 use int_flash_attention::{AttentionProblem, DType, Window};
@@ -82,12 +82,21 @@ pub(super) fn of(variant: &ShortVariant) -> Vec<Check> {
         let problem = case.problem.with_softmax_scale(scale);
         cases.push((Case { problem, values: [Values::Uniform; 3], ..case }, Places::Usual, 1));
     }
+    // Sequences of unlike lengths: under each window in packs, and with key lengths.
+    let mut with_lengths = Vec::new();
+    for which in 0..8 {
+        let case = case((1, 2), (1, 1), which);
+        let case = Case { problem: case.problem.with_window(WINDOWS[which / 2]), ..case };
+        let (case, lengths) = unlike(case, which);
+        let check = TensorCheck::new(What::Short, case);
+        with_lengths.push(TensorCheck { lengths, multiprocessors: 1 + 20 * (which as u32 % 3), ..check });
+    }
     let check = |(case, places, multiprocessors): (Case, Places, u32)| {
         // Every other case as on a GPU that has room for one large CTA and not for two small ones.
         let large = variant.shared_bytes(variant.most_warps, case.problem.seqlen_kv);
         let shared_bytes = if case.seed.is_multiple_of(2) { large } else { 227 << 10 };
         let check = TensorCheck::new(What::Short, case);
-        Check::Tensors(Box::new(TensorCheck { places, multiprocessors, shared_bytes, ..check }))
+        TensorCheck { places, multiprocessors, shared_bytes, ..check }
     };
-    cases.into_iter().map(check).collect()
+    cases.into_iter().map(check).chain(with_lengths).map(|check| Check::Tensors(Box::new(check))).collect()
 }

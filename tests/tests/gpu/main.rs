@@ -89,6 +89,7 @@ const ONCE: [(&str, Test); 25] = [
     ("the_families_agree", families::agree),
     ("jobs_match_the_reference", jobs::match_the_reference),
     ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
+    ("jobs_on_packs_are_the_same_by_both_ways", jobs::packs),
     ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
     ("decode_matches_the_reference", decode::matches),
     ("a_decode_gives_what_a_prefill_of_the_same_tokens_gives", decode::is_prefill),

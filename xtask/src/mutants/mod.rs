@@ -9,7 +9,7 @@ use crate::progress::LateBar;
 use crate::tools::Tools;
 use crate::workspace;
 use anyhow::{Context, Result, bail, ensure};
-use int_flash_attention_kernels::params::{AttentionParams, SeqLens, ShortParams};
+use int_flash_attention_kernels::params::AttentionParams;
 use int_flash_attention_tests::battery::{self, Check};
 use kinds::Kind;
 use limits::Limits;
@@ -87,18 +87,6 @@ const NO_CHANGE: [(Kind, &str, &str, &str); 11] = [
 
 /// Of the parameters, those that are zero in every plan of a kernel, by where their eight bytes begin.
 fn zeros(kernel: &str) -> Vec<usize> {
-    let lengths = |at: usize| {
-        let fields = [
-            offset_of!(SeqLens, cu_seqlens_q),
-            offset_of!(SeqLens, cu_seqlens_kv),
-            offset_of!(SeqLens, seqlens_kv),
-            offset_of!(SeqLens, packed_q),
-        ];
-        fields.map(|field| at + field).to_vec()
-    };
-    if kernel.starts_with("attention_short") {
-        return lengths(offset_of!(ShortParams, attention.seqlens));
-    }
     // K has no offset in the paper's scheme.
     if kernel.contains("_paper") { vec![offset_of!(AttentionParams, q_bias)] } else { Vec::new() }
 }
@@ -470,7 +458,6 @@ mod tests {
         assert_eq!(as_launched("attention_sm80_d64_paper", &text(load)), text(zero));
         let other = load.replace("_paper", "_default");
         assert_eq!(as_launched("attention_sm80_d64_default", &text(&other)), text(&other));
-        assert_eq!(zeros("attention_short_d32"), [168, 176, 184, 200]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod block_max;
 mod float_max;
 mod paper;
 
-pub(crate) use block_max::{BlockMax, NEG_INFINITY, narrow, score_factor};
+pub(crate) use block_max::{BlockMax, CodeSums, NEG_INFINITY, narrow, score_factor};
 #[cfg(kernels = "sm80")]
 pub(crate) use float_max::FloatMax;
 pub(crate) use paper::Paper;
