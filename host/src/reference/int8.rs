@@ -9,7 +9,7 @@ use super::softmax::{BlockMax, BlockSums, Codes, FloatMax, RunningMax, Softmax};
 use crate::error::Result;
 use crate::problem::{AttentionProblem, Scheme};
 use crate::progress::{ProgressFn, Ticker};
-use crate::quantized::HostQuantized;
+use crate::quantized::{HostQuantized, check_scheme};
 use crate::scores::Scored;
 use int_flash_attention_kernels::config::Kind;
 use int_flash_attention_kernels::layout::{KV_BLOCK, V_OFFSET, V_ROTATION, block_bytes};
@@ -99,6 +99,9 @@ pub(super) fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> R
     x.q.check()?;
     x.k.check()?;
     x.v.check()?;
+    for (name, given) in [("q", x.q.scheme), ("k", x.k.scheme), ("v", x.v.scheme)] {
+        check_scheme(name, problem.scheme, given)?;
+    }
     AttentionProblem::check_shape("q", x.q.shape, problem.q_shape())?;
     AttentionProblem::check_shape("k", x.k.shape, problem.kv_shape())?;
     AttentionProblem::check_shape("v", x.v.shape, problem.v_shape())
