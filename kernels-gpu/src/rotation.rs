@@ -17,6 +17,9 @@ use crate::ptx::special::tid_x_again;
 /// Floats that a lane holds.
 pub(crate) const DIMS: usize = 32;
 
+/// Floats that a lane holds where up to 32 lanes share a token.
+pub(crate) const MANY_LANES_DIMS: usize = 8;
+
 /// Vectors that a lane holds.
 pub(crate) const fn vectors<E: Element>() -> usize {
     DIMS / E::LANES
@@ -44,7 +47,7 @@ impl Place {
         Self::of_lanes_with::<DIMS>(head_dim, padded)
     }
 
-    /// The same where a lane holds `N` dims of a token, [`DIMS`] or twice as many.
+    /// The same where a lane holds `N` dims of a token, [`DIMS`], twice as many, or [`MANY_LANES_DIMS`].
     #[inline(always)]
     pub fn of_lanes_with<const N: usize>(head_dim: u32, padded: u32) -> Self {
         let log_lanes = (padded / N as u32).trailing_zeros();
@@ -175,6 +178,24 @@ impl Place {
         value
     }
 
+    /// [`over_lanes`](Self::over_lanes) where up to 32 lanes share a token.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    pub unsafe fn over_many_lanes(&self, value: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+        unsafe {
+            let mut value = self.over_lanes(value, &join);
+            if self.log_lanes > 3 {
+                value = join(value, f32::from_bits(shfl_bfly::<8>(value.to_bits())));
+                if self.log_lanes > 4 {
+                    value = join(value, f32::from_bits(shfl_bfly::<16>(value.to_bits())));
+                }
+            }
+            value
+        }
+    }
+
     /// The Hadamard transform of each [`rotation`](crate::layout::rotation) dims of the token, not normalised.
     ///
     /// # Safety
@@ -221,6 +242,29 @@ impl Place {
             if N > DIMS {
                 butterflies_here::<32, N>(x);
             }
+        }
+    }
+
+    /// The same where a lane has a vector of halves or two of floats, and up to 32 lanes share a token.
+    ///
+    /// # Safety
+    /// All 32 lanes of a converged warp call it.
+    #[inline(always)]
+    pub unsafe fn butterflies_of_many_lanes<E: Element, const N: usize>(&self, x: &mut [f32; N]) {
+        butterflies_here::<1, N>(x);
+        butterflies_here::<2, N>(x);
+        if E::LANES == 8 {
+            butterflies_here::<4, N>(x);
+        }
+        // Of 96 dims 32 go together.
+        let lanes = if self.whole { self.lanes() } else { (DIMS / E::LANES) as u32 };
+        let mut mask = 1;
+        while mask < lanes {
+            unsafe { self.butterflies_between(x, mask) };
+            mask *= 2;
+        }
+        if E::LANES == 4 && self.whole {
+            butterflies_here::<4, N>(x);
         }
     }
 

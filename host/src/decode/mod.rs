@@ -3,8 +3,8 @@
 use crate::cache::{CacheShape, check_v4_pages};
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceSlice, DeviceSliceMut};
-use crate::problem::{AttentionProblem, Window, check_cache_head_dim};
-use crate::quantized::{HostQ, Lengths};
+use crate::problem::{AttentionProblem, Scheme, Window, check_cache_head_dim};
+use crate::quantized::{HostQ, Lengths, check_scheme};
 use crate::reference;
 use crate::shape::Shape;
 use int_flash_attention_kernels::config::decode::{MAX_NEW_TOKENS, TILE_ROWS};
@@ -193,14 +193,14 @@ impl DecodeProblem {
     }
 
     /// Workers on a GPU that has so many at once: these, or one for each tile of rows of a sequence where tiles all but fill whole rounds. Then, as
-    /// far as sequences are of one length, none is split, and there is nothing to merge.
+    /// far as sequences are of one length, none is split, and there is nothing to merge. No more than there are blocks at most: one without any takes time too.
     pub(crate) fn workers(&self, at_once: usize) -> usize {
         let tiles = self.batch * self.heads_kv * self.row_tiles();
         let rounds = tiles.div_ceil(at_once.max(1));
         if matches!(self.split, Split::Even) && (1..=tiles).contains(&at_once) && 16 * tiles >= 15 * rounds * at_once {
             tiles
         } else {
-            at_once
+            at_once.min(tiles * self.max_blocks())
         }
     }
 
@@ -298,6 +298,7 @@ impl DecodeProblem {
         self.check()?;
         self.check_heads(heads)?;
         q.check()?;
+        check_scheme("q", Scheme::Default, q.scheme)?;
         AttentionProblem::check_shape("q", q.shape, self.q_shape())?;
         self.check_pages(cache.pages.len(), cache.v4_pages, cache.table_stride)?;
         let at_least = |name, given, expected| {

@@ -70,11 +70,13 @@ fn problems_are_keys() {
 }
 
 #[test]
-fn workers_are_as_many_as_tiles_where_these_fill_whole_rounds() {
+fn workers_are_as_many_as_tiles_where_these_fill_whole_rounds_and_no_more_than_blocks() {
     let of = |batch, split| DecodeProblem { batch, split, ..DecodeProblem::new(1, 32, 8, 8192, 128) };
     for (batch, workers) in [(1, 264), (16, 264), (33, 264), (34, 264), (64, 512), (66, 528), (80, 264), (99, 792)] {
         assert_eq!(of(batch, Split::Even).workers(264), workers, "{batch}");
     }
     assert_eq!(of(64, Split::Fixed(1024)).workers(264), 264);
     assert_eq!(of(64, Split::Even).workers(0), 0);
+    let one = |keys| DecodeProblem::new(1, 32, 8, keys, 128).workers(528);
+    assert_eq!([1, 4096, 8192, 8448, 8449].map(one), [8, 256, 512, 528, 528]);
 }

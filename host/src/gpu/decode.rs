@@ -33,8 +33,8 @@ pub struct DecodePlan {
     /// All but the addresses.
     split: SplitParams,
     merged: MergedParams,
-    /// Where the workspace's arrays begin: numbers of pieces, outputs, log-sum-exps, and its end.
-    workspace: [usize; 4],
+    /// Where the workspace's arrays begin: outputs, log-sum-exps, and its end.
+    workspace: [usize; 3],
 }
 
 impl Gpu {
@@ -124,7 +124,7 @@ impl DecodePlan {
     /// Floats that the launch needs for itself, whatever they hold; launches that may run at one time need one each.
     #[must_use]
     pub fn workspace_len(&self) -> usize {
-        self.workspace[3]
+        self.workspace[2]
     }
 
     /// The kernel's name.
@@ -177,12 +177,12 @@ impl DecodePlan {
             (None, true) => return Err(Error::Optional { name: "lse", given: "not given", planned: "with" }),
         };
         let split = SplitParams { seqlens_kv: Global::new(seqlens_kv), ..self.split };
-        let [pieces, partial_o, partial_lse, _] = self.workspace.map(|at| workspace + (at * size_of::<f32>()) as u64);
-        let (pieces, partial_o, partial_lse) = (Global::new(pieces), Global::new(partial_o), Global::new(partial_lse));
+        let [partial_o, partial_lse, _] = self.workspace.map(|at| workspace + (at * size_of::<f32>()) as u64);
+        let (partial_o, partial_lse) = (Global::new(partial_o), Global::new(partial_lse));
         let mut params = p.params(split, cache.table_stride, pages);
         (params.q, params.q_scale, params.q_bias) = (Global::new(q), Global::new(q_scale), Global::new(q_bias));
         (params.pages, params.block_table) = (Global::new(pool), Global::new(block_table));
-        (params.alibi_slopes, params.pieces) = (Global::new(slopes), pieces);
+        params.alibi_slopes = Global::new(slopes);
         (params.partial_o, params.partial_lse) = (partial_o, partial_lse);
         let out = MergedParams {
             o: Strided { data: Global::new(o), ..self.merged.o },
@@ -190,7 +190,7 @@ impl DecodePlan {
             sinks: Global::new(sinks),
             ..self.merged
         };
-        let merge = MergeSplitsParams { split, partial_o, partial_lse, pieces, out };
+        let merge = MergeSplitsParams { split, partial_o, partial_lse, out };
         // SAFETY: the parameters of these kernels; all lengths have been checked, and those that the device has are cut there to what the block
         // table and the pool have room for; grid, block and shared memory are the kernels'.
         unsafe {

@@ -154,16 +154,12 @@ pub const fn merge_shared_bytes(cta_dims: usize) -> usize {
     merge_sums_offset(cta_dims) + MERGE_GROUPS * 2 * size_of::<f32>()
 }
 
-/// Floats, and words, of what a decode leaves for the merge, and where each array begins among them: numbers of pieces, outputs,
-/// log-sum-exps, all.
+/// Floats of what a decode leaves for the merge, and where each array begins among them: outputs, log-sum-exps, all.
 #[must_use]
-pub const fn workspace(split: &SplitParams, head_dim: usize) -> Option<[usize; 4]> {
-    let tiles = split.batch as usize * split.heads_kv as usize * split.row_tiles as usize;
-    // The outputs begin at a multiple of 16 bytes.
-    let o = (2 * tiles).next_multiple_of(4);
+pub const fn workspace(split: &SplitParams, head_dim: usize) -> Option<[usize; 3]> {
     let Some(rows) = partials(split).checked_mul(rows_of_piece(split) as usize) else { return None };
     match rows.checked_mul(head_dim + 1) {
-        Some(floats) => Some([0, o, o + rows * head_dim, o + floats]),
+        Some(floats) => Some([0, rows * head_dim, floats]),
         None => None,
     }
 }

@@ -59,8 +59,6 @@ pub struct DecodeParams {
     pub partial_o: Global<f32>,
     /// And the log-sum-exp of each row of it.
     pub partial_lse: Global<f32>,
-    /// Of each tile of rows the place of its first piece, and how many pieces there are; of tiles without units nothing is written.
-    pub pieces: Global<u32>,
     /// Pages of the pool.
     pub page_count: u32,
     /// From one sequence to the next in the block table.
@@ -85,8 +83,6 @@ pub struct MergeSplitsParams {
     pub partial_o: Global<f32>,
     /// As of [`DecodeParams`].
     pub partial_lse: Global<f32>,
-    /// As of [`DecodeParams`].
-    pub pieces: Global<u32>,
     /// Where rows go.
     pub out: MergedParams,
 }
@@ -180,7 +176,6 @@ impl DecodeParams {
         alibi_slopes: Global::NULL,
         partial_o: Global::NULL,
         partial_lse: Global::NULL,
-        pieces: Global::NULL,
         page_count: 0,
         table_stride: 0,
         softmax_scale: 0.0,
@@ -192,8 +187,8 @@ impl DecodeParams {
 
 const _: () = assert!(size_of::<SplitParams>() == 8 + 12 * 4);
 const _: () = assert!(size_of::<MergedParams>() == size_of::<Strided>() + 3 * 8 + 6 * 4);
-const _: () = assert!(size_of::<DecodeParams>() == size_of::<SplitParams>() + 9 * 8 + 6 * 4);
-const _: () = assert!(size_of::<MergeSplitsParams>() == size_of::<SplitParams>() + 3 * 8 + size_of::<MergedParams>());
+const _: () = assert!(size_of::<DecodeParams>() == size_of::<SplitParams>() + 8 * 8 + 6 * 4);
+const _: () = assert!(size_of::<MergeSplitsParams>() == size_of::<SplitParams>() + 2 * 8 + size_of::<MergedParams>());
 const _: () = assert!(size_of::<MergeStatesParams>() == 4 * 8 + size_of::<MergedParams>());
 
 // SAFETY: the sizes above are the sums of the fields'.

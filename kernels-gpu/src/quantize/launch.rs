@@ -42,6 +42,17 @@ pub const APPEND: &[Bounds] = &[
     Bounds { module: "append_f32", entry: "append_f32", threads: 1024, min_ctas: 1 },
 ];
 
+/// Registers of a thread of those of halves: with these three CTAs of 256 threads, which head dims up to 128 have, are on a multiprocessor, and more
+/// bytes on their way; only those of head dim 256 have as many threads as the bounds say.
+const APPEND_HALVES_REGISTERS: usize = 80;
+
+/// Registers that the threads of an entry point are held to, or 0 where that follows from the CTAs of its bounds.
+#[must_use]
+pub fn max_registers(entry: &str) -> usize {
+    let halves = &APPEND[..2];
+    if halves.iter().any(|bounds| bounds.entry == entry) { APPEND_HALVES_REGISTERS } else { 0 }
+}
+
 /// Threads of a CTA of `gather_pages`: a key each.
 pub const GATHER_THREADS: usize = KV_BLOCK;
 /// `gather_pages`.

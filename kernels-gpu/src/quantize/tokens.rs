@@ -258,7 +258,8 @@ impl Brought {
 fn raw_of<E: Element, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
     let lane = tid_x_again() % 32;
     let token = (lane & !(place.lanes() - 1)) * (16 * (N / E::LANES) as u32);
-    let exchanged = if N / E::LANES == 8 { lane % 8 ^ i << place.log_lanes } else { lane / 2 % 4 ^ i };
+    // Opaque: what is exchanged of each vector would be in a register across the loop.
+    let exchanged = if N / E::LANES == 8 { lane % 8 ^ i << opaque(place.log_lanes) } else { lane / 2 % 4 ^ i };
     of_warp() + step * (STEP * (N / E::LANES) as u32) + token + 16 * exchanged
 }
 
@@ -329,7 +330,7 @@ unsafe fn own_scale<E: Element, const N: usize>(lane: &Lane, rotates: bool, rows
         if rotates {
             lane.place.butterflies_of::<E, N>(&mut x);
         }
-        let amax = amax_of(&lane.place, &x);
+        let amax = lane.place.over_lanes(amax_of(&x), max_nan_f32);
         store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
     }
 }
@@ -396,7 +397,8 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
             let shared = block_scale::<E>(tile, out.block_scale);
             f32::from_bits(selp_b32(shared > 0.0, shared.to_bits(), own.to_bits()))
         };
-        let (scale, number) = quotients_of::<E, N>(place, &mut x, of, MAX_SCALE);
+        let amax = place.over_lanes(amax_of(&x), max_nan_f32);
+        let (scale, number) = quotients::<E, N>(amax, &mut x, of, MAX_SCALE);
         let mut words = [0; MOST / 4];
         unroll!(0..N / 4, |i| {
             words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
@@ -443,34 +445,19 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
     }
 }
 
-/// The scale that `scale` gives to the token's largest magnitude, and whether all its elements are numbers; `x` over the scale. Codes may be
-/// beyond their range, and are brought back, where the scale is `largest`, the largest there is.
+/// The scale that `scale` gives to the token's largest magnitude, and whether all its elements are numbers; `x`, the lane's `N` dims, over the scale. Codes may
+/// be beyond their range, and are brought back, where the scale is `largest`, the largest there is.
 ///
 /// # Safety
 /// All 32 lanes of a converged warp call it.
 #[inline(always)]
-pub(crate) unsafe fn quotients<E: Element>(
-    place: &Place,
-    x: &mut [f32; DIMS],
-    scale: impl Fn(f32) -> f32,
-    largest: f32,
-) -> (f32, bool) {
-    unsafe { quotients_of::<E, DIMS>(place, x, scale, largest) }
-}
-
-/// The same of `N` dims a lane.
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-unsafe fn quotients_of<E: Element, const N: usize>(
-    place: &Place,
+pub(crate) unsafe fn quotients<E: Element, const N: usize>(
+    amax: f32,
     x: &mut [f32; N],
     scale: impl Fn(f32) -> f32,
     largest: f32,
 ) -> (f32, bool) {
     unsafe {
-        let amax = amax_of(place, x);
         let scale = scale(amax);
         let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
         unroll!(0..N, |i| {
@@ -485,19 +472,15 @@ unsafe fn quotients_of<E: Element, const N: usize>(
     }
 }
 
-/// The largest magnitude of a token, not finite where one of its elements is not.
-///
-/// # Safety
-/// All 32 lanes of a converged warp call it.
+/// The largest magnitude of a lane's part of a token, not finite where one of its elements is not.
 #[inline(always)]
-unsafe fn amax_of<const N: usize>(place: &Place, x: &[f32; N]) -> f32 {
+pub(crate) fn amax_of<const N: usize>(x: &[f32; N]) -> f32 {
     // As a tree: the tokens of other warps do not hide 32 steps.
     let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
     unroll!(4..N, |i| {
         amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
     });
-    let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
-    unsafe { place.over_lanes(amax, max_nan_f32) }
+    max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]))
 }
 
 /// Stores the largest of the scales of a block of K, of which all warps have written theirs. Where all are numbers and near it, tokens may share

@@ -25,9 +25,6 @@ impl DecodeKernels for Simulator {
         let rows = partials(&split) * rows_of_piece(&split) as usize;
         let partial_o = global(memory.alloc(4 * (rows * problem.head_dim) as u64, 256));
         let partial_lse = global(memory.alloc(4 * rows as u64, 256));
-        let tiles = split.batch * split.heads_kv * split.row_tiles;
-        // What another launch has left: of tiles without keys it is read, and no use is made of it.
-        let pieces = global(memory.alloc_from(&vec![u32::MAX; 2 * tiles as usize]));
         let (pages, page_count) = pool(&mut memory, case);
         let (table, stride) = table(&mut memory, case);
         let params = DecodeParams {
@@ -39,7 +36,6 @@ impl DecodeKernels for Simulator {
             alibi_slopes: global(optional(&mut memory, heads.alibi_slopes)),
             partial_o,
             partial_lse,
-            pieces,
             ..problem.params(split, stride, page_count)
         };
         let at = Grid {
@@ -62,7 +58,7 @@ impl DecodeKernels for Simulator {
             sinks: global(sinks),
             ..out
         };
-        let params = MergeSplitsParams { split, partial_o, partial_lse, pieces, out };
+        let params = MergeSplitsParams { split, partial_o, partial_lse, out };
         let at = merge_grid("merge_splits", shape.rows() * (problem.head_dim / cta_dims), cta_dims);
         let module = if case.overlaps { OVERLAPPING_MERGE } else { MERGE };
         self.launch(module, &at, &[structure(&params)], &memory)?;

@@ -16,7 +16,7 @@ use int_flash_attention_tests::{cases, check_cases, properties};
 const BOTH: [JobPath; 2] = [JobPath::Fused, JobPath::Quantized];
 
 /// A case by every way that there is for it, within the bounds of the reference.
-fn all(on: &OnGpu, case: &Case) -> Result<()> {
+pub fn all(on: &OnGpu, case: &Case) -> Result<()> {
     let (problem, [q, k, v]) = (&case.problem, case.tensors()?);
     let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: case.dtype };
     let output = AttentionOutput { layout: case.output()?, dtype: case.out_dtype, lse: case.lse };
@@ -159,14 +159,14 @@ pub fn graph(on: &OnGpu) -> Result<()> {
 }
 
 /// A float16 job on the device.
-struct Job {
+pub struct Job {
     inputs: [DeviceBuffer<f16>; 3],
     workspace: DeviceBuffer<u8>,
     o: DeviceBuffer<f16>,
 }
 
 impl Job {
-    fn new(gpu: &Gpu, path: JobPath, problem: AttentionProblem, seed: u64) -> Result<(Self, JobPlan)> {
+    pub fn new(gpu: &Gpu, path: JobPath, problem: AttentionProblem, seed: u64) -> Result<(Self, JobPlan)> {
         let (q, kv) = (TensorLayout::bhnd(problem.q_shape()), TensorLayout::bhnd(problem.kv_shape()));
         let layouts = QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 };
         let output = AttentionOutput { layout: q, dtype: DType::F16, lse: false };
@@ -180,7 +180,11 @@ impl Job {
         Ok((job, plan))
     }
 
-    fn launch(&mut self, plan: &JobPlan, stream: &Stream) -> int_flash_attention::Result<()> {
+    pub fn bits(&self) -> Result<Vec<u16>> {
+        bits(&self.o)
+    }
+
+    pub fn launch(&mut self, plan: &JobPlan, stream: &Stream) -> int_flash_attention::Result<()> {
         let Self { inputs: [q, k, v], workspace, o } = self;
         plan.launch(stream, [(&*q).into(), (&*k).into(), (&*v).into()], workspace.slice_mut(), o.into(), None)
     }

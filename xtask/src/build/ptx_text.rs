@@ -15,6 +15,8 @@ pub struct LaunchBounds {
     pub threads: usize,
     /// Blocks that a multiprocessor should hold at once (`.minnctapersm`); 0 leaves it to ptxas.
     pub min_ctas: usize,
+    /// Registers of a thread at most, in place of that (`.maxnreg`); 0 where there is no such limit.
+    pub registers: usize,
 }
 
 /// Normalises a module's PTX and gives each entry the bounds that `bounds` returns for its name.
@@ -49,7 +51,9 @@ pub fn normalise(ptx: &str, module: &Module, bounds: impl Fn(&str) -> Option<Lau
             let bounds =
                 bounds(name).with_context(|| format!("module {module}: the variant table has no kernel {name}"))?;
             let _ = writeln!(out, ".maxntid {}", bounds.threads);
-            if bounds.min_ctas > 0 {
+            if bounds.registers > 0 {
+                let _ = writeln!(out, ".maxnreg {}", bounds.registers);
+            } else if bounds.min_ctas > 0 {
                 let _ = writeln!(out, ".minnctapersm {}", bounds.min_ctas);
             }
             entry = None;
@@ -147,7 +151,7 @@ mod tests {
     const M: Module = Module { name: "m", part: "p", target: "sm_80", ptx: (7, 0) };
 
     fn bounds(name: &str) -> Option<LaunchBounds> {
-        (name == "foo").then_some(LaunchBounds { threads: 128, min_ctas: 2 })
+        (name == "foo").then_some(LaunchBounds { threads: 128, min_ctas: 2, registers: 0 })
     }
 
     #[test]

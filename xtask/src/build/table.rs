@@ -16,7 +16,7 @@ pub fn launch_bounds(entry: &str) -> Option<LaunchBounds> {
     let merge = decode::MERGE_BOUNDS.iter().map(|b| (b.entry, b.threads, b.min_ctas));
     let all = attention.chain(baseline).chain(short).chain(conversion).chain(decode).chain(merge);
     let (_, threads, min_ctas) = all.into_iter().find(|(name, ..)| *name == entry)?;
-    Some(LaunchBounds { threads, min_ctas })
+    Some(LaunchBounds { threads, min_ctas, registers: quantize::launch::max_registers(entry) })
 }
 
 fn most(ctas: impl IntoIterator<Item = usize>) -> usize {

@@ -1,6 +1,7 @@
 //! Where a worker's share begins, by sums over the lengths of all sequences. A warp does so.
 
-use super::schedule::{Units, clamp, share, tiles};
+use super::schedule::{Units, clamp, pieces, share, tiles};
+use crate::division::div_rem;
 use crate::params::SplitParams;
 use crate::ptx::global::ld_global_nc_u32;
 use crate::ptx::shuffle::{ballot, shfl_idx, shfl_sync_bfly_b32, shfl_up};
@@ -56,8 +57,6 @@ pub(crate) struct Beginning {
     pub unit: u32,
     /// Units of the worker.
     pub count: u32,
-    /// Units of every worker that has enough.
-    pub share: u32,
 }
 
 /// The beginning of a worker's share, where it has one.
@@ -89,7 +88,6 @@ pub(crate) unsafe fn beginning(split: &SplitParams, lane: u32, worker: u32) -> O
                     length: shfl_idx(sequences.length, found),
                     unit: begin - before,
                     count: share.min(total - begin),
-                    share,
                 });
             }
             before += shfl_idx(ends, WARP - 1);
@@ -100,18 +98,50 @@ pub(crate) unsafe fn beginning(split: &SplitParams, lane: u32, worker: u32) -> O
     }
 }
 
+/// The pieces of tile `tile` of a sequence: the first one's place, and how many there are.
+///
+/// # Safety
+/// By a whole warp, whose lane this is; there are the sequence and the tile.
+#[inline(always)]
+pub(crate) unsafe fn pieces_of(split: &SplitParams, lane: u32, sequence: u32, tile: u32) -> (u32, u32) {
+    unsafe {
+        let Units { count, .. } = Units::of(split, length(split, sequence));
+        let of_all = sequence * tiles(split) + tile;
+        if count == 0 || split.split_blocks != 0 {
+            return pieces(split, 0, of_all, count, 0, 1);
+        }
+        // Units of all sequences, and of those in front.
+        let (mut total, mut begin, mut first) = (0, 0, 0);
+        while first < split.batch {
+            let units = Sequences::load(split, first, lane).units;
+            total += units;
+            begin += if first + lane < sequence { units } else { 0 };
+            first += WARP;
+        }
+        let share = share(split, sum(total));
+        let (worker, before) = div_rem(sum(begin) + tile * count, share);
+        pieces(split, worker, of_all, count, share - before, share)
+    }
+}
+
 /// Units of the sequences that are behind the first [`WARP`].
 #[inline(always)]
 unsafe fn behind(split: &SplitParams, lane: u32) -> u32 {
-    let (mut sum, mut first) = (0, WARP);
+    let (mut units, mut first) = (0, WARP);
     while first < split.batch {
-        sum += unsafe { Sequences::load(split, first, lane) }.units;
+        units += unsafe { Sequences::load(split, first, lane) }.units;
         first += WARP;
     }
+    unsafe { sum(units) }
+}
+
+/// The sum over a warp's lanes.
+#[inline(always)]
+unsafe fn sum(mut value: u32) -> u32 {
     let mut distance = WARP / 2;
     while distance > 0 {
-        sum += unsafe { shfl_sync_bfly_b32(sum, distance) };
+        value += unsafe { shfl_sync_bfly_b32(value, distance) };
         distance /= 2;
     }
-    sum
+    value
 }

@@ -9,7 +9,7 @@
 //! places      0       1 2     3 4   5 6      7        worker + tile: no two pieces have one, and those of a tile follow one another
 //! ```
 //!
-//! Who has the first unit of a tile leaves a note of its pieces for the merge.
+//! The merge finds the pieces of its tile by the same sums.
 
 use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
@@ -96,12 +96,15 @@ pub(crate) fn share(split: &SplitParams, total: u32) -> u32 {
     }
 }
 
-/// The pieces of tile `tile` (of all tiles), which has `count` units, more than none, and of which worker `worker` has the first ones, `left` of its
+/// The pieces of tile `tile` (of all tiles), which has `count` units and of which worker `worker` has the first ones, `left` of its
 /// share being left: the first one's place, and how many there are.
 #[inline(always)]
 pub(crate) fn pieces(split: &SplitParams, worker: u32, tile: u32, count: u32, left: u32, share: u32) -> (u32, u32) {
     if split.split_blocks != 0 {
         return (tile * split.max_splits, count);
+    }
+    if count == 0 {
+        return (0, 0);
     }
     // SAFETY: a share is not zero.
     let (whole, rest) = unsafe { div_rem(count.saturating_sub(left), share) };

@@ -1,11 +1,11 @@
 //! A worker's way through its share of the work.
 
 use super::scan::{Beginning, beginning, length};
-use super::schedule::{Units, pieces, place, tiles};
+use super::schedule::{Units, place, tiles};
 use crate::division::div_rem;
 use crate::params::DecodeParams;
-use crate::ptx::global::{ld_global_nc_u32, st_global_v2_u32};
-use crate::ptx::special::{ctaid_x, tid_x};
+use crate::ptx::global::ld_global_nc_u32;
+use crate::ptx::special::tid_x;
 
 /// A block of keys and the tile of rows that looks at it.
 #[derive(Clone, Copy)]
@@ -61,7 +61,6 @@ pub(crate) struct Walk {
     units: Units,
     /// Units of the share that are behind the piece.
     left: u32,
-    share: u32,
 }
 
 impl Walk {
@@ -73,7 +72,7 @@ impl Walk {
     pub(crate) unsafe fn start(params: &DecodeParams, worker: u32) -> Option<Self> {
         let split = &params.split;
         unsafe {
-            let Beginning { sequence, length, unit, count, share } = beginning(split, tid_x() % 32, worker)?;
+            let Beginning { sequence, length, unit, count } = beginning(split, tid_x() % 32, worker)?;
             let units = Units::of(split, length);
             if units.count == 0 {
                 return None;
@@ -92,7 +91,7 @@ impl Walk {
                 page: 0,
                 parity: 1,
             };
-            Some(Self { at, units, left: count, share })
+            Some(Self { at, units, left: count })
         }
     }
 
@@ -127,7 +126,7 @@ impl Walk {
                 return self.at;
             }
             self.at.exists = true;
-            unsafe { self.enter(params) };
+            self.enter(params);
         }
         unsafe { self.look_up(params) };
         self.at
@@ -159,16 +158,10 @@ impl Walk {
 
     /// On to the piece that begins at the unit. With the first one, the merge gets to know of all.
     #[inline(always)]
-    unsafe fn enter(&mut self, params: &DecodeParams) {
+    fn enter(&mut self, params: &DecodeParams) {
         let (split, unit) = (&params.split, self.at.unit);
         let per = split.split_blocks;
-        let Units { first_block, end_block, first, count } = self.units;
-        if unit == 0 {
-            let tile = self.at.sequence * tiles(split) + self.at.tile;
-            let (place, pieces) = pieces(split, ctaid_x(), tile, count, self.left, self.share);
-            let note = params.pieces.ptr().cast_mut().wrapping_add(2 * tile as usize);
-            unsafe { st_global_v2_u32(tid_x() == 0, note.cast(), [place, pieces]) };
-        }
+        let Units { first_block, end_block, first, .. } = self.units;
         if per == 0 {
             self.at.block = first_block + unit;
             self.at.piece_end = end_block.min(self.at.block + self.left);

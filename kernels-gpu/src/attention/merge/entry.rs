@@ -1,14 +1,12 @@
 //! The entry points.
 
 use super::row::{Place, States, merge, merge_rows};
-use crate::attention::decode::scan::length;
-use crate::attention::decode::schedule::{Units, tiles};
+use crate::attention::decode::scan::pieces_of;
 use crate::config::decode::{MERGE_FEW, TILE_ROWS, rows_of_piece};
 use crate::division::div_rem;
 use crate::params::{MergeSplitsParams, MergeStatesParams};
-use crate::ptx::global::ld_global_v2_u32;
 use crate::ptx::grid_dependency::{launch_dependents, wait};
-use crate::ptx::special::ctaid_x;
+use crate::ptx::special::{ctaid_x, tid_x};
 
 /// States that the caller has, each `[batch][heads_q][seqlen_q]` of rows.
 struct OfCaller<'a> {
@@ -105,15 +103,15 @@ pub unsafe extern "ptx-kernel" fn merge_splits(params: MergeSplitsParams) {
         // SAFETY: the host's plan has a group.
         let (head, of_group) = div_rem(place.head, split.group);
         let row = of_group * split.seqlen_q + place.token;
-        let tile = place.batch * tiles(split) + head * split.row_tiles + row / TILE_ROWS as u32;
-        let any = Units::of(split, length(split, place.batch)).count > 0;
+        let tile = head * split.row_tiles + row / TILE_ROWS as u32;
+        // While the decode still runs: lengths were there before it.
+        let (first, count) = pieces_of(split, tid_x() % 32, place.batch, tile);
         if cfg!(merge_sm90) {
             wait();
         }
-        let [first, count] = ld_global_v2_u32(params.pieces.ptr().wrapping_add(2 * tile as usize));
-        // What is noted of a tile without units is of another launch, and what lengths that change meanwhile have left leads nowhere.
+        // What lengths that change meanwhile come to leads nowhere.
         let first = first.min(params.out.states - 1);
-        let count = if any { count.min(params.out.states - first) } else { 0 };
+        let count = count.min(params.out.states - first);
         merge(&OfWorkers { params: &params, first, count, row: row as usize % TILE_ROWS }, &params.out, place);
     }
 }

@@ -354,7 +354,7 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
 
     #[inline(always)]
     fn empty() -> Self::Scores {
-        [[[0; KEY_TILES]; 2]; MT]
+        [[[NEG_INFINITY; KEY_TILES]; 2]; MT]
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@ use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ntid_x};
 use crate::quantize::tile::Tile;
 use crate::quantize::values;
+use crate::rotation::{DIMS, MANY_LANES_DIMS};
 use core::ptr::null_mut;
 
 #[inline(always)]
@@ -20,14 +21,14 @@ unsafe fn append<E: Element>(p: &AppendParams) {
     if item.first >= p.tokens {
         return;
     }
-    let end = item.end.min(p.tokens);
+    let (end, few) = (item.end.min(p.tokens), has_no_page(p.tokens));
     unsafe {
         match item.operand {
-            Operand::Keys => rows::quantize::<E, KEYS>(p, item.head, item.first, end, 0),
-            Operand::Queries => rows::quantize::<E, QUERIES>(p, item.head, item.first, end, 0),
-            Operand::Values if has_no_page(p.tokens) => {
-                rows::quantize::<E, VALUES>(p, item.head, item.first, end, item.part);
-            }
+            Operand::Keys if few => rows::quantize::<E, KEYS, MANY_LANES_DIMS>(p, item.head, item.first, end),
+            Operand::Queries if few => rows::quantize::<E, QUERIES, MANY_LANES_DIMS>(p, item.head, item.first, end),
+            Operand::Values if few => rows::quantize::<E, VALUES, MANY_LANES_DIMS>(p, item.head, item.first, end),
+            Operand::Keys => rows::quantize::<E, KEYS, DIMS>(p, item.head, item.first, end),
+            Operand::Queries => rows::quantize::<E, QUERIES, DIMS>(p, item.head, item.first, end),
             Operand::Values => {
                 let window = pages::window(p, item.first);
                 if window.page < window.end {
@@ -38,7 +39,7 @@ unsafe fn append<E: Element>(p: &AppendParams) {
                 let mut first = window.rest;
                 while first < window.page {
                     let end = window.page.min(first + work.row_tokens);
-                    rows::quantize::<E, STAGED_VALUES>(p, item.head, first, end, 0);
+                    rows::quantize::<E, STAGED_VALUES, DIMS>(p, item.head, first, end);
                     bar_sync();
                     rows::store_staged(p, item.head, first, end);
                     bar_sync();

@@ -1,7 +1,7 @@
 //! Tokens with scales of their own, each in the registers of a few lanes (`crate::rotation`).
 
 use super::pages::slot;
-use super::work::{FEW_PARTS, has_no_page};
+use super::work::{FEW_LANE_DIMS, LANE_DIMS};
 use crate::division::div_rem;
 use crate::element::{Element, Rows, Vector, load};
 use crate::layout::page::{NO_SLOT, PAGE_TOKENS, page_head, page_head_offset, page_v_offset};
@@ -12,18 +12,20 @@ use crate::ptx::barrier::warp_sync;
 use crate::ptx::global::{
     ld_global_nc_v4_f32, st_global_f32, st_global_u8, st_global_u16, st_global_u32, st_global_v2_u32,
 };
-use crate::ptx::math::{add_rn_f32, fma_rn_f32};
+use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_nan_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32};
-use crate::ptx::shuffle::vote_any;
+use crate::ptx::shuffle::{shfl_idx, vote_any};
 use crate::ptx::special::{ntid_x, tid_x_again};
 use crate::quantize::pack::codes4;
 use crate::quantize::scale::{BEYOND_10_BITS, round_up, round_up_to_step, scale, token_scale};
-use crate::quantize::tokens::quotients;
+use crate::quantize::tokens::{amax_of, quotients};
 use crate::quantize::values::FURTHER;
-use crate::rotation::{DIMS, Place, signs_from, vectors};
+use crate::rotation::{DIMS, MANY_LANES_DIMS, Place, signs_from};
 use crate::smem;
+
+const _: () = assert!(LANE_DIMS as usize == DIMS && FEW_LANE_DIMS as usize == MANY_LANES_DIMS);
 
 /// Of Q.
 pub(super) const QUERIES: u8 = 0;
@@ -34,43 +36,51 @@ pub(super) const VALUES: u8 = 2;
 /// Of V, with the codes left in shared memory for [`store_staged`].
 pub(super) const STAGED_VALUES: u8 = 3;
 
-/// Quantizes what a CTA's lanes hold of a head's tokens from `first` to before `end`; of V it stores part number `part` of the dims.
+/// Quantizes what a CTA's lanes hold of a head's tokens from `first` to before `end`, `N` dims each: [`DIMS`], or [`MANY_LANES_DIMS`] in a launch of few tokens, whose
+/// lanes would have nothing else to do while one of them goes through more.
 ///
 /// # Safety
 /// Every thread of the CTA calls it; the launch has the tokens and the head.
 #[inline(always)]
-pub(super) unsafe fn quantize<E: Element, const OF: u8>(p: &AppendParams, head: u32, first: u32, end: u32, part: u32) {
-    let place = Place::new(p.head_dim, p.head_dim.next_power_of_two());
+pub(super) unsafe fn quantize<E: Element, const OF: u8, const N: usize>(
+    p: &AppendParams,
+    head: u32,
+    first: u32,
+    end: u32,
+) {
+    let place = Place::of_lanes_with::<N>(p.head_dim, p.head_dim.next_power_of_two());
     let of_warp = first + tid_x_again() / 32 * place.tokens();
     // The same for the whole warp.
     if of_warp < end {
-        unsafe { of_one_warp::<E, OF>(p, &place, head, of_warp + place.token, [first, end], part) }
+        unsafe { of_one_warp::<E, OF, N>(p, &place, head, of_warp + place.token, [first, end]) }
     }
 }
 
 #[inline(always)]
-unsafe fn of_one_warp<E: Element, const OF: u8>(
+unsafe fn of_one_warp<E: Element, const OF: u8, const N: usize>(
     p: &AppendParams,
     place: &Place,
     head: u32,
     token: u32,
     [first, end]: [u32; 2],
-    part: u32,
 ) {
     unsafe {
         let inside = token < end;
         let token = token.min(end - 1);
         // On its way together with the token; floats leave no register for it.
-        let late = E::BYTES == 4;
+        let late = E::BYTES == 4 && N == DIMS;
         let early_slot = if OF == QUERIES || late { 0 } else { slot(p, token) };
-        let mut x = rotated::<E, OF>(p, place, head, token, inside);
+        let mut x = rotated::<E, OF, N>(p, place, head, token, inside);
+        let amax = over_lanes::<N>(place, amax_of(&x), max_nan_f32);
         let (scale, number) = match OF {
             VALUES | STAGED_VALUES => {
-                quotients::<E>(place, &mut x, |amax| round_up_to_step(scale(amax, fma_rn_f32)), 1.0 / MIN_SCALE)
+                let scale = |amax| round_up_to_step(scale(amax, fma_rn_f32));
+                quotients::<E, N>(amax, &mut x, scale, 1.0 / MIN_SCALE)
             }
             _ => {
                 let beyond = if OF == QUERIES { BEYOND_10_BITS } else { 0 };
-                quotients::<E>(place, &mut x, |amax| round_up(token_scale(amax, fma_rn_f32), beyond), MAX_SCALE)
+                let scale = |amax| round_up(token_scale(amax, fma_rn_f32), beyond);
+                quotients::<E, N>(amax, &mut x, scale, MAX_SCALE)
             }
         };
         let mask = selp_b32(number, u32::MAX, 0);
@@ -95,16 +105,16 @@ unsafe fn of_one_warp<E: Element, const OF: u8>(
                 pool.wrapping_add(scales).cast::<f32>().wrapping_add(behind + key)
             }
         };
-        st_global_f32(write & (place.lane == 0) & (part == 0), scales, [scale]);
+        st_global_f32(write & (place.lane == 0), scales, [scale]);
         // Of V in 4 bits, whose nibbles are of all of a group's dims, codes wait in shared memory too.
         let v4 = write & (slot >= p.v8_pages * PAGE_TOKENS as u32);
         let any_v4 = (OF == VALUES || OF == STAGED_VALUES) && vote_any(v4);
         if OF == STAGED_VALUES || any_v4 {
-            unroll!(0..vectors::<E>(), |i| {
+            unroll!(0..N / E::LANES, |i| {
                 let to = staged(p.head_dim, token - first) + place.vector(i) * E::LANES as u32;
                 unroll!(0..E::LANES / 4, |four| {
                     let bytes = quad(i * E::LANES + 4 * four) ^ V_OFFSETS;
-                    st_shared_u32(inside & place.has::<E>(i), to + 4 * four as u32, bytes);
+                    st_shared_u32(inside & has::<E, N>(place, i), to + 4 * four as u32, bytes);
                 });
             });
         }
@@ -114,10 +124,10 @@ unsafe fn of_one_warp<E: Element, const OF: u8>(
                 KEYS => of_slot(opaque(slot)).0,
                 _ => of_slot(opaque(slot)).0.wrapping_add(page_v_offset(d)),
             };
-            unroll!(0..vectors::<E>(), |i| {
-                let (write, dim) = (write & place.has::<E>(i), place.vector(i) as usize * E::LANES);
+            unroll!(0..N / E::LANES, |i| {
+                let (write, dim) = (write & has::<E, N>(place, i), place.vector(i) as usize * E::LANES);
                 if OF == VALUES {
-                    let write = write & !v4 & (i as u32 % FEW_PARTS == part);
+                    let write = write & !v4;
                     // Of eight neighbouring dims the rows are as far apart as `FURTHER` says, and swizzled alike.
                     let to = codes.wrapping_add(v_offset(key, dim, d));
                     unroll!(0..E::LANES / 4, |four| {
@@ -139,7 +149,7 @@ unsafe fn of_one_warp<E: Element, const OF: u8>(
         }
         if any_v4 {
             warp_sync();
-            store_nibbles(p, opaque(head), opaque(first), opaque(end), part);
+            store_nibbles::<N>(p, opaque(head), opaque(first), opaque(end));
         }
     }
 }
@@ -151,24 +161,23 @@ fn staged(head_dim: u32, token: u32) -> u32 {
 }
 
 /// Stores those of the calling warp's tokens whose pages have V in 4 bits, from their bytes in shared memory: a lane has a group of dims of a token.
-/// Of a launch without whole pages these are the groups of part number `part`.
 ///
 /// # Safety
 /// A converged warp calls it.
 #[inline(always)]
-unsafe fn store_nibbles(p: &AppendParams, head: u32, first: u32, end: u32, part: u32) {
+unsafe fn store_nibbles<const N: usize>(p: &AppendParams, head: u32, first: u32, end: u32) {
     unsafe {
         let (d, lane) = (p.head_dim as usize, tid_x_again() % 32);
-        let place = Place::new(p.head_dim, p.head_dim);
-        let of_warp = first + tid_x_again() / 32 * place.tokens();
-        // 32 of a token's dims a lane: as many groups as lanes.
-        let tokens = place.tokens();
+        let tokens = Place::of_lanes_with::<N>(p.head_dim, p.head_dim).tokens();
+        let of_warp = first + tid_x_again() / 32 * tokens;
         let (token, group) = (of_warp + (lane & (tokens - 1)), lane >> tokens.trailing_zeros());
         let slot = if token < end { slot(p, token) } else { NO_SLOT };
         let (page, key) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
         let at = page_head(page, head as usize, p.heads_kv as usize, d, p.v8_pages as usize);
-        let own = !has_no_page(p.tokens) | (group % FEW_PARTS == part);
-        let write = (slot != NO_SLOT) & at.v4 & own;
+        // A token has as many lanes as groups, or more.
+        let groups = p.head_dim / V_GROUP as u32;
+        let write = (slot != NO_SLOT) & at.v4 & (group < groups);
+        let group = group.min(groups - 1);
         let to = p.pool.ptr().cast_mut().wrapping_add(at.offset + page_v_offset(d));
         let from = staged(p.head_dim, token.min(end - 1) - first) + group * V_GROUP as u32;
         let (mut bytes, mut low, mut high) = ([0; V_GROUP / 4], 255, 0);
@@ -237,13 +246,13 @@ fn query_row(p: &AppendParams, head: u32, token: u32) -> usize {
 
 /// The lane's part of a token, rotated; of Q, its `q_bias` is written meanwhile.
 #[inline(always)]
-unsafe fn rotated<E: Element, const OF: u8>(
+unsafe fn rotated<E: Element, const OF: u8, const N: usize>(
     p: &AppendParams,
     place: &Place,
     head: u32,
     token: u32,
     inside: bool,
-) -> [f32; DIMS] {
+) -> [f32; N] {
     unsafe {
         let tensor = match OF {
             QUERIES => &p.q,
@@ -251,17 +260,17 @@ unsafe fn rotated<E: Element, const OF: u8>(
             _ => &p.v,
         };
         let rows = Rows::new::<E>(tensor, 0, head);
-        let raw = vectors_of::<E>(&rows, |i| (token, place.vector_or_first::<E>(i)));
-        let mut x = [0.0; DIMS];
-        unroll!(0..vectors::<E>(), |i| {
+        let raw = vectors_of::<E, N>(&rows, |i| (token, vector_or_other::<E, N>(place, i)));
+        let mut x = [0.0; N];
+        unroll!(0..N / E::LANES, |i| {
             unroll!(0..E::LANES, |j| {
                 let value = E::get(&raw[i], j);
                 // What is not there is zero.
-                x[i * E::LANES + j] = f32::from_bits(selp_b32(place.has::<E>(i), value.to_bits(), 0));
+                x[i * E::LANES + j] = f32::from_bits(selp_b32(has::<E, N>(place, i), value.to_bits(), 0));
             });
         });
         if OF == VALUES || OF == STAGED_VALUES {
-            unroll!(0..DIMS / V_ROTATION, |i| {
+            unroll!(0..N / V_ROTATION, |i| {
                 let four = rotate_v([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
                 (x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]) = (four[0], four[1], four[2], four[3]);
             });
@@ -269,41 +278,97 @@ unsafe fn rotated<E: Element, const OF: u8>(
         }
         let mut bias = 0.0;
         if !p.k_offset.is_null() {
-            let place = Place::new(p.head_dim, p.head_dim.next_power_of_two());
+            let place = Place::of_lanes_with::<N>(p.head_dim, p.head_dim.next_power_of_two());
             let head_kv = if OF == KEYS { head } else { div_rem(head, div_rem(p.heads_q, p.heads_kv).0).0 };
             let offsets = p.k_offset.ptr().wrapping_add(head_kv as usize * p.head_dim as usize);
-            unroll!(0..vectors::<E>(), |i| {
-                let dim = place.vector_or_first::<E>(i) as usize * E::LANES;
+            unroll!(0..N / E::LANES, |i| {
+                let dim = vector_or_other::<E, N>(&place, i) as usize * E::LANES;
+                let mut offset = [0.0; 8];
                 unroll!(0..E::LANES / 4, |four| {
-                    let offset = ld_global_nc_v4_f32(offsets.wrapping_add(dim + 4 * four));
+                    let loaded = ld_global_nc_v4_f32(offsets.wrapping_add(dim + 4 * four));
                     unroll!(0..4, |j| {
-                        let at = i * E::LANES + 4 * four + j;
-                        let offset = f32::from_bits(selp_b32(place.has::<E>(i), offset[j].to_bits(), 0));
-                        if OF == KEYS {
-                            x[at] -= offset;
-                        } else {
-                            bias = fma_rn_f32(x[at], offset, bias);
-                        }
+                        let there = selp_b32(has::<E, N>(&place, i), loaded[j].to_bits(), 0);
+                        offset[4 * four + j] = f32::from_bits(there);
                     });
                 });
+                if OF == KEYS {
+                    unroll!(0..E::LANES, |j| {
+                        x[i * E::LANES + j] -= offset[j];
+                    });
+                } else {
+                    let product = |bias: f32| {
+                        let mut bias = bias;
+                        unroll!(0..E::LANES, |j| {
+                            bias = fma_rn_f32(x[i * E::LANES + j], offset[j], bias);
+                        });
+                        bias
+                    };
+                    bias = if N == DIMS { product(bias) } else { in_order(&place, bias, product) };
+                }
             });
         }
         if OF == QUERIES {
-            let bias = place.over_lanes(bias, add_rn_f32);
+            // Of lanes with fewer dims the last ones have the sums.
+            let lanes = Place::new(p.head_dim, p.head_dim.next_power_of_two());
+            let bias = lanes.over_lanes(bias, add_rn_f32);
             // Made anew below: it takes no registers meanwhile.
             let to = p.q_bias.ptr().cast_mut().wrapping_add(query_row(p, head, opaque(token)));
-            st_global_f32(inside & (place.lane == 0), to, [bias]);
+            st_global_f32(inside & (place.lane == place.lanes() - lanes.lanes()), to, [bias]);
         }
-        unroll!(0..vectors::<E>(), |i| {
+        unroll!(0..N / E::LANES, |i| {
             let signs = signs_from(place.vector(i) * E::LANES as u32);
             unroll!(0..E::LANES, |j| {
                 let x = &mut x[i * E::LANES + j];
                 *x = f32::from_bits(x.to_bits() ^ signs << (31 - j) & 1 << 31);
             });
         });
-        place.butterflies::<E>(&mut x);
+        if N == DIMS {
+            place.butterflies_of::<E, N>(&mut x);
+        } else {
+            place.butterflies_of_many_lanes::<E, N>(&mut x);
+        }
         x
     }
+}
+
+/// Whether the token has the lane's vector number `i`.
+#[inline(always)]
+fn has<E: Element, const N: usize>(place: &Place, i: usize) -> bool {
+    if N == DIMS { place.has::<E>(i) } else { place.is_of::<E>(i, place.head_dim()) }
+}
+
+/// The number in the token of the lane's vector number `i`, or of another where the token has no such.
+#[inline(always)]
+fn vector_or_other<E: Element, const N: usize>(place: &Place, i: usize) -> u32 {
+    if N == DIMS { place.vector_or_first::<E>(i) } else { place.vector_of::<E>(i, place.head_dim()) }
+}
+
+/// `join` over the lanes that share a token.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+unsafe fn over_lanes<const N: usize>(place: &Place, value: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+    unsafe { if N == DIMS { place.over_lanes(value, join) } else { place.over_many_lanes(value, join) } }
+}
+
+/// Of many lanes those whose vectors a lane with [`DIMS`] dims would have go on with one another's sum, `each` in turn, so that it is rounded alike.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+unsafe fn in_order(place: &Place, mut sum: f32, each: impl Fn(f32) -> f32) -> f32 {
+    let turns = (DIMS / MANY_LANES_DIMS) as u32;
+    let log_lanes = place.log_lanes - turns.trailing_zeros();
+    let (lanes, own) = (1 << log_lanes, place.lane >> log_lanes);
+    let mut turn = 0;
+    while turn < turns {
+        let before = tid_x_again() % 32 - place.lane + (place.lane.wrapping_sub(lanes) & (place.lanes() - 1));
+        let before = f32::from_bits(unsafe { shfl_idx(sum.to_bits(), before) });
+        sum = if own == turn { each(before) } else { sum };
+        turn += 1;
+    }
+    sum
 }
 
 /// The lane's vectors of a row; all of them are under way at once.
@@ -311,16 +376,24 @@ unsafe fn rotated<E: Element, const OF: u8>(
 /// # Safety
 /// They are in the tensor, which the grid does not write.
 #[inline(always)]
-unsafe fn vectors_of<E: Element>(rows: &Rows, place: impl Fn(usize) -> (u32, u32)) -> [Vector; DIMS / 4] {
-    unsafe {
-        if vectors::<E>() == DIMS / 4 {
-            return load::<E, { DIMS / 4 }>(rows, place);
-        }
-        let half = load::<E, { DIMS / 8 }>(rows, place);
-        let mut all = [[0; 4]; DIMS / 4];
-        unroll!(0..DIMS / 8, |i| {
-            all[i] = half[i];
-        });
-        all
+unsafe fn vectors_of<E: Element, const N: usize>(
+    rows: &Rows,
+    place: impl Fn(usize) -> (u32, u32),
+) -> [Vector; DIMS / 4] {
+    let mut all = [[0; 4]; DIMS / 4];
+    macro_rules! load {
+        ($count:expr) => {{
+            let some = unsafe { load::<E, { $count }>(rows, place) };
+            unroll!(0..$count, |i| {
+                all[i] = some[i];
+            });
+        }};
     }
+    match N / E::LANES {
+        1 => load!(1),
+        2 => load!(2),
+        4 => load!(4),
+        _ => load!(8),
+    }
+    all
 }

@@ -2,19 +2,21 @@
 //!
 //! The tokens of a launch are cut into windows. Of each, a CTA has a head of V, and one or two have a head of K or of Q, as many as have a lane for
 //! every 32 elements. Windows are of [`KV_BLOCK`] tokens, so that a whole page of V begins in one of them; a launch of fewer
-//! tokens has no whole page, and small CTAs, which more multiprocessors share: of V several make the same tokens and store a part of the dims each, as a
-//! multiprocessor's stores of single bytes are what would take longest.
+//! tokens has no whole page, and more lanes a token, of which more multiprocessors have some: what one lane does in turn is what takes longest, and of V,
+//! of which a CTA has as many tokens as a warp, what a multiprocessor stores byte by byte.
 
 use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
 use crate::quantize::launch::{MAX_GRID, padded, shared_bytes, threads};
 
 /// Threads of a CTA of a launch without whole pages.
-const FEW_THREADS: usize = 64;
-/// CTAs that share the dims of V in such a launch.
-pub(crate) const FEW_PARTS: u32 = 4;
+const FEW_THREADS: usize = 128;
 /// Elements of a token that a lane has.
-const LANE_DIMS: u32 = 32;
+pub(crate) const LANE_DIMS: u32 = 32;
+/// The same in such a launch.
+pub(crate) const FEW_LANE_DIMS: u32 = 8;
+/// CTAs that share a head of V there.
+const FEW_VALUE_PARTS: u32 = FEW_THREADS as u32 / 32;
 
 /// A launch's grid, block and shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +72,6 @@ pub struct Item {
     pub first: u32,
     /// The token behind the last, if there are so many.
     pub end: u32,
-    /// Which part of the dims of V, of [`Work::value_parts`].
-    pub part: u32,
 }
 
 /// How a launch is cut.
@@ -81,8 +81,8 @@ pub struct Work {
     window: u32,
     /// Tokens that the lanes of a CTA hold at a time.
     pub row_tokens: u32,
-    /// Parts of the dims of V.
-    pub value_parts: u32,
+    /// CTAs that share a head of V in a window.
+    value_parts: u32,
     heads_q: u32,
     heads_kv: u32,
 }
@@ -92,8 +92,9 @@ impl Work {
     #[inline(always)]
     #[must_use]
     pub const fn new(tokens: u32, heads_q: u32, heads_kv: u32, padded: u32, threads: u32) -> Self {
-        let row_tokens = (threads * LANE_DIMS) >> padded.trailing_zeros();
-        let (window, value_parts) = if has_no_page(tokens) { (row_tokens, FEW_PARTS) } else { (KV_BLOCK as u32, 1) };
+        let few = has_no_page(tokens);
+        let row_tokens = (threads * if few { FEW_LANE_DIMS } else { LANE_DIMS }) >> padded.trailing_zeros();
+        let (window, value_parts) = if few { (row_tokens, FEW_VALUE_PARTS) } else { (KV_BLOCK as u32, 1) };
         Self { window, row_tokens, value_parts, heads_q, heads_kv }
     }
 
@@ -123,14 +124,16 @@ impl Work {
                 let index = index - of_kv;
                 let first = first + (index & ((1 << log_parts) - 1)) * of_part;
                 let head = index >> log_parts;
-                return Item { operand: Operand::Queries, head, first, end: first + of_part, part: 0 };
+                return Item { operand: Operand::Queries, head, first, end: first + of_part };
             }
             let (head, part) = div_rem(index, of_head);
             if part < self.value_parts {
-                return Item { operand: Operand::Values, head, first, end: first + self.window, part };
+                let tokens = self.window >> self.value_parts.trailing_zeros();
+                let first = first + part * tokens;
+                return Item { operand: Operand::Values, head, first, end: first + tokens };
             }
             let first = first + (part - self.value_parts) * of_part;
-            Item { operand: Operand::Keys, head, first, end: first + of_part, part: 0 }
+            Item { operand: Operand::Keys, head, first, end: first + of_part }
         }
     }
 }
@@ -152,10 +155,10 @@ mod tests {
                 for item in (0..shape.ctas).map(|cta| work.item(cta)) {
                     assert!(item.head < if item.operand == Operand::Queries { heads_q } else { heads_kv });
                     for token in item.first..item.end.min(tokens) {
-                        assert!(seen.insert((item.operand, item.head, token, item.part)), "{item:?}");
+                        assert!(seen.insert((item.operand, item.head, token)), "{item:?}");
                     }
                 }
-                let all = tokens * (heads_q + heads_kv + work.value_parts * heads_kv);
+                let all = tokens * (heads_q + 2 * heads_kv);
                 assert_eq!(seen.len() as u32, all, "{tokens} {d} {bytes}");
             }
         }
@@ -164,7 +167,7 @@ mod tests {
     #[test]
     fn few_tokens_are_spread_and_need_little_shared_memory() {
         let shape = Shape::new(64, 32, 8, 128, 2).unwrap();
-        assert_eq!(shape, Shape { ctas: (32 + 8 + 4 * 8) * 4, threads: 64, shared_bytes: 16 * 132 });
+        assert_eq!(shape, Shape { ctas: (32 + 8 + 4 * 8) * 8, threads: 128, shared_bytes: 8 * 132 });
         for (d, bytes) in HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
             let shape = Shape::new(128, 32, 8, d, bytes).unwrap();
             let row_tokens = Work::new(128, 32, 8, padded(d) as u32, shape.threads as u32).row_tokens;
