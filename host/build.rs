@@ -34,7 +34,7 @@ fn main() {
             writeln!(table, "    Embedded {{ name: {:?}, ptx: include_str!({path:?}), machine_code: &[", module.name);
         for (architecture, file) in code {
             let _ =
-                writeln!(table, "        Code {{ architecture: {architecture:?}, zlib: include_bytes!({file:?}) }},");
+                writeln!(table, "        Code {{ architecture: {architecture:?}, lzma: include_bytes!({file:?}) }},");
         }
         table.push_str("    ] },\n");
     }
@@ -81,7 +81,7 @@ impl MachineCode {
             );
             return Vec::new();
         }
-        let file = |name: &'static str| (name, self.folder.join(format!("{}.{name}.zlib", module.name)));
+        let file = |name: &'static str| (name, self.folder.join(format!("{}.{name}.lzma", module.name)));
         module.architectures().map(|architecture| file(architecture.name)).filter(|(_, file)| file.is_file()).collect()
     }
 }

@@ -9,9 +9,12 @@ use std::path::PathBuf;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Tokens of the text to predict
+    /// Tokens of a passage of the text to predict
     #[arg(long, default_value_t = 1024)]
     tokens: usize,
+    /// Passages, one behind the other, as far as the text goes
+    #[arg(long, default_value_t = 1)]
+    passages: usize,
     /// A text, in place of one that is part of the example
     #[arg(long)]
     text: Option<PathBuf>,
@@ -24,10 +27,11 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let text = example_models::text(arguments.text.as_deref())?;
     let (decoder, vocabulary) = gemma3::load(DType::F32, &arguments.device)?;
-    let tokens = vocabulary.tokens(&text, arguments.tokens)?;
-    let bar = report::progress("predicting", figures::steps(&decoder));
-    let figures = figures::measure(&decoder, &tokens, || bar.inc(1))?;
+    let tokens = vocabulary.tokens(&text, arguments.tokens * arguments.passages)?;
+    let passages = figures::passages(&tokens, arguments.tokens, arguments.passages);
+    let bar = report::progress("predicting", 3 * passages.len() * figures::steps(&decoder));
+    let figures = figures::report(&decoder, None, &passages, &|| bar.inc(1))?;
     bar.finish_and_clear();
-    println!("Gemma 3 270M, {} tokens\n{figures}", figures.tokens);
+    println!("Gemma 3 270M in f32\n{figures}");
     Ok(())
 }

@@ -9,9 +9,12 @@ use std::path::PathBuf;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Tokens of the text to predict
+    /// Tokens of a passage of the text to predict
     #[arg(long, default_value_t = 1024)]
     tokens: usize,
+    /// Passages, one behind the other, as far as the text goes
+    #[arg(long, default_value_t = 1)]
+    passages: usize,
     /// A text, in place of one that is part of the example
     #[arg(long)]
     text: Option<PathBuf>,
@@ -33,17 +36,23 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let text = example_models::text(arguments.text.as_deref())?;
     let (decoder, tokenizer) = smollm2::load(arguments.dtype, &arguments.device)?;
-    let tokens = smollm2::tokens(&tokenizer, &text, arguments.tokens)?;
-    let bar = report::progress("predicting", figures::steps(&decoder));
-    let figures = figures::measure(&decoder, &tokens, || bar.inc(1))?;
+    let tokens = smollm2::tokens(&tokenizer, &text, arguments.tokens * arguments.passages)?;
+    let passages = figures::passages(&tokens, arguments.tokens, arguments.passages);
+    let float32 = match arguments.dtype {
+        DType::F32 => None,
+        _ => Some(smollm2::load(DType::F32, &arguments.device)?.0),
+    };
+    let runs = if float32.is_some() { 4 } else { 3 };
+    let bar = report::progress("predicting", runs * passages.len() * figures::steps(&decoder));
+    let figures = figures::report(&decoder, float32.as_ref(), &passages, &|| bar.inc(1))?;
     bar.finish_and_clear();
-    println!("SmolLM2-135M-Instruct in {}, {} tokens\n{figures}", arguments.dtype.as_str(), figures.tokens);
+    println!("SmolLM2-135M-Instruct in {}\n{figures}", arguments.dtype.as_str());
     if arguments.generate == 0 {
         return Ok(());
     }
-    let prompt = &tokens[..tokens.len().min(arguments.prompt)];
+    let prompt = &passages[0][..passages[0].len().min(arguments.prompt)];
     let bar = report::progress("generating", generate::steps(&decoder, arguments.generate));
-    let both = generate::both(&decoder, prompt, arguments.generate, &|| bar.inc(1))?;
+    let both = generate::both(&decoder, prompt, None, arguments.generate, &|| bar.inc(1))?;
     bar.finish_and_clear();
     println!(
         "\n{} tokens after {}\n{}",

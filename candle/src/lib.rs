@@ -14,7 +14,7 @@ mod options;
 #[cfg(any(feature = "cuda", test))]
 mod plans;
 
-pub use cache::{CacheConfig, KvCache, PagedTables};
+pub use cache::{CacheConfig, KvCache, PackedQueries, PagedTables};
 pub use functions::{
     flash_attn, flash_attn_alibi, flash_attn_alibi_windowed, flash_attn_alibi_windowed_softcap, flash_attn_varlen,
     flash_attn_varlen_alibi, flash_attn_varlen_alibi_windowed, flash_attn_varlen_alibi_windowed_softcap,

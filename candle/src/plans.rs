@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use cached::{DecodeKey, DecodePlans, PrefillKey, PrefillPlans};
+pub use cached::{GatheredKey, GatheredPlans, StepKey, StepPlans};
 
 /// Kinds of calls that are remembered; a decoder that appends a token to plain tensors makes one for each length.
 const MOST_PLANS: usize = 1024;
@@ -20,8 +20,8 @@ pub struct Engine {
     gpu: Gpu,
     jobs: Remembered<Call, JobPlan>,
     appends: Remembered<AppendProblem, AppendPlan>,
-    decodes: Remembered<DecodeKey, DecodePlans>,
-    prefills: Remembered<PrefillKey, PrefillPlans>,
+    steps: Remembered<StepKey, StepPlans>,
+    gathered: Remembered<GatheredKey, GatheredPlans>,
 }
 
 impl Engine {
@@ -30,8 +30,8 @@ impl Engine {
             gpu,
             jobs: Remembered::default(),
             appends: Remembered::default(),
-            decodes: Remembered::default(),
-            prefills: Remembered::default(),
+            steps: Remembered::default(),
+            gathered: Remembered::default(),
         }
     }
 
@@ -69,14 +69,14 @@ impl Engine {
         self.appends.get(&problem, |problem| self.gpu.plan_append(problem))
     }
 
-    /// The plans of attention of a few queries on a cache.
-    pub fn decode(&self, key: &DecodeKey) -> Result<Arc<DecodePlans>> {
-        self.decodes.get(key, |key| DecodePlans::new(&self.gpu, key))
+    /// The plans of attention on the pages of a cache.
+    pub fn step(&self, key: &StepKey) -> Result<Arc<StepPlans>> {
+        self.steps.get(key, |key| StepPlans::new(&self.gpu, key))
     }
 
-    /// The plans of attention of many queries on a cache.
-    pub fn prefill(&self, key: &PrefillKey) -> Result<Arc<PrefillPlans>> {
-        self.prefills.get(key, |key| PrefillPlans::new(&self.gpu, key))
+    /// The plans of attention on operands that are made of pages.
+    pub fn gathered(&self, key: &GatheredKey) -> Result<Arc<GatheredPlans>> {
+        self.gathered.get(key, |key| GatheredPlans::new(&self.gpu, key))
     }
 }
 

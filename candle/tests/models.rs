@@ -6,11 +6,22 @@ use candle_core::{DType, Device, Tensor};
 use example_models::attention::Attend;
 use example_models::bert::Attention;
 use example_models::cache::{Int8Cache, PlainCache};
+use example_models::decoder::Decoder;
+use example_models::figures::Comparison;
 use example_models::{TEXT, figures, gemma3, minilm, smollm2};
 
 /// A model, unless it cannot be had.
 fn had<T>(file: candle_core::Result<T>) -> Option<T> {
     file.inspect_err(|error| println!("SKIPPED, the model cannot be had: {error}")).ok()
+}
+
+/// Plain attention and INT8 on this text.
+fn compared(decoder: &Decoder, tokens: &[u32]) -> Comparison {
+    let plain = figures::plain(decoder, tokens, &|| ()).expect("a run");
+    let int8 = figures::int8(decoder, tokens, &|| ()).expect("a run");
+    let figures = figures::compare(tokens, &plain, &int8).expect("figures");
+    println!("{figures}");
+    figures
 }
 
 /// Few enough tokens for a build that is not optimized.
@@ -27,13 +38,12 @@ fn smollm2_stays_itself() {
     let (decoder, tokenizer) = smollm2::load(DType::F32, &Device::Cpu).expect("the model");
     assert_eq!(decoder.layers(), 30);
     let tokens = smollm2::tokens(&tokenizer, TEXT, TOKENS).expect("tokens");
-    let figures = figures::measure(&decoder, &tokens, || ()).expect("figures");
-    println!("{figures}");
-    assert_eq!(figures.tokens, TOKENS);
+    let figures = compared(&decoder, &tokens);
+    assert_eq!(figures.predicted(), TOKENS - 1);
     // English prose, which a model that is read wrongly does not predict at all.
-    assert!(figures.perplexity_plain < 40.0, "{figures}");
-    assert!((figures.perplexity_int8 / figures.perplexity_plain - 1.0).abs() < 0.01, "{figures}");
-    assert!(figures.kl < 0.005 && figures.top1 > 0.95, "{figures}");
+    let [plain, int8] = figures.perplexity();
+    assert!(plain < 40.0 && (int8 / plain - 1.0).abs() < 0.01, "{figures}");
+    assert!(figures.kl() < 0.005 && figures.top1() > 0.95, "{figures}");
     // A token after the other, through the caches.
     let most = PROMPT + STEPS;
     let mut plain = PlainCache::new(decoder.layers(), most);
@@ -59,11 +69,11 @@ fn smollm2_on_a_long_text_meets_its_mark() {
     let Some(_) = had(smollm2::file()) else { return };
     let (decoder, tokenizer) = smollm2::load(DType::F32, &Device::Cpu).expect("the model");
     let tokens = smollm2::tokens(&tokenizer, TEXT, 1024).expect("tokens");
-    let figures = figures::measure(&decoder, &tokens, || ()).expect("figures");
-    println!("{figures}");
-    assert_eq!(figures.tokens, 1024);
-    assert!((figures.perplexity_int8 / figures.perplexity_plain - 1.0).abs() <= 0.001, "{figures}");
-    assert!(figures.kl <= 0.005, "{figures}");
+    let figures = compared(&decoder, &tokens);
+    assert_eq!(figures.predicted(), 1023);
+    let [plain, int8] = figures.perplexity();
+    assert!((int8 / plain - 1.0).abs() <= 0.001, "{figures}");
+    assert!(figures.kl() <= 0.005, "{figures}");
 }
 
 #[test]
@@ -97,8 +107,7 @@ fn gemma3_meets_its_mark() {
     let (decoder, vocabulary) = gemma3::load(DType::F32, &Device::Cpu).expect("the model");
     // More than the windows of 512.
     let tokens = vocabulary.tokens(TEXT, 1024).expect("tokens");
-    let figures = figures::measure(&decoder, &tokens, || ()).expect("figures");
-    println!("{figures}");
-    assert!(figures.perplexity_plain < 40.0, "{figures}");
-    assert!(figures.kl <= 0.008, "{figures}");
+    let figures = compared(&decoder, &tokens);
+    assert!(figures.perplexity()[0] < 40.0, "{figures}");
+    assert!(figures.kl() <= 0.008, "{figures}");
 }

@@ -178,8 +178,8 @@ pub enum Error {
 
     /// A job that was asked of a kernel for short K and V, which has other problems.
     #[error(
-        "the kernels for short K and V have head dims {allowed:?}, the default scheme, V's head dim that of K, sequences of equal \
-         lengths and unchanged scores, which a problem of head_dim {given} is not: plan the job without naming its way"
+        "the kernels for short K and V have head dims {allowed:?}, the default scheme, V's head dim that of K and unchanged scores, \
+         which a problem of head_dim {given} is not: plan the job without naming its way"
     )]
     NotShort {
         /// The head dimension given.

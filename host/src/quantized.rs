@@ -203,6 +203,12 @@ pub(crate) fn check_len(name: &'static str, given: usize, expected: usize) -> Re
 }
 
 /// Whether scales are what a quantizer gives: NaN is that of a token that is no number, and of a mixed block of V.
+/// Whether an operand is of the scheme that is planned.
+#[inline]
+pub(crate) fn check_scheme(name: &'static str, planned: Scheme, given: Scheme) -> Result<()> {
+    if given == planned { Ok(()) } else { Err(Error::OperandScheme { name, given, planned }) }
+}
+
 fn check_scales(name: &'static str, scales: &[f32]) -> Result<()> {
     match scales.iter().position(|scale| !scale.is_nan() && !(0.0..f32::INFINITY).contains(scale)) {
         Some(at) => Err(Error::Scale { name, value: scales[at], at }),

@@ -110,3 +110,19 @@ fn every_array_of_the_operands_has_its_length() {
         }
     }
 }
+
+/// What was quantized in one scheme means something else in the other: the CPU refuses it, as a GPU's plans do.
+#[test]
+fn operands_are_of_the_problems_scheme() {
+    let scheme = |scheme| AttentionProblem::new(1, 2, 1, 5, 140, 32).with_scheme(scheme);
+    for (problem, other) in [(Scheme::Default, Scheme::Paper), (Scheme::Paper, Scheme::Default)] {
+        let (good, mixed) = (operands(&scheme(problem)), operands(&scheme(other)));
+        let refused = |name, operands: HostQuantized| {
+            let error = reference::int8(&scheme(problem), &operands).unwrap_err();
+            assert_eq!(error, Error::OperandScheme { name, given: other, planned: problem });
+        };
+        refused("q", HostQuantized { q: mixed.q.clone(), ..good.clone() });
+        refused("k", HostQuantized { k: mixed.k.clone(), ..good.clone() });
+        refused("v", HostQuantized { v: mixed.v.clone(), ..good });
+    }
+}

@@ -2,8 +2,8 @@
 
 use int_flash_attention::reference::{self, HostState, compare, exact, int8, quantize};
 use int_flash_attention::{
-    AttentionProblem, DType, DecodeHeads, DecodeProblem, HostPagedKv, HostQuantized, HostTensor, Shape, TensorLayout,
-    Window,
+    AttentionProblem, DType, DecodeHeads, DecodeProblem, Error, HostPagedKv, HostQ, HostQuantized, HostTensor, Scheme,
+    Shape, TensorLayout, Window,
 };
 use int_flash_attention_kernels::layout::page::{page_bytes, page_head_bytes};
 use int_flash_attention_kernels::layout::{KV_BLOCK, block_bytes, kv_blocks};
@@ -152,4 +152,29 @@ fn merged_parts_are_the_whole() {
     assert!(merged.lse.iter().zip(&whole.lse).all(|(a, b)| (a - b).abs() < 1e-6));
     assert!(reference::merge(problem.q_shape(), &[], None).is_err());
     assert!(reference::merge(problem.q_shape(), &[HostState { o: &[], lse: &[] }], None).is_err());
+}
+
+/// Slopes and scales of a page that no model has, at the ends of what a float32 holds, and queries of another scheme: numbers of some kind, or a sentence.
+#[test]
+fn what_no_model_has_gives_no_panic() {
+    let (d, n) = (32, 200);
+    let problem = AttentionProblem::new(1, 2, 1, 2, n, d).with_causal(true);
+    let (q, k, v) = (tensor(problem.q_shape(), 0), tensor(problem.kv_shape(), 1), tensor(problem.kv_shape(), 2));
+    let operands = quantize(&problem, &q, &k, &v).unwrap();
+    let (good, block_table) = pages(&problem, &operands);
+    let decode = DecodeProblem { seqlen_q: 2, alibi: true, ..DecodeProblem::new(1, 2, 1, n, d) };
+    let run = |pages: &[u8], q: &HostQ, slope: f32| {
+        let seqlens_kv: &[u32] = &[n as u32];
+        let cache = HostPagedKv { pages, v4_pages: 0, block_table: &*block_table, table_stride: 2, seqlens_kv };
+        decode.on_cpu(q, &cache, &DecodeHeads { alibi_slopes: Some(&[slope, -slope][..]), sinks: None })
+    };
+    for slope in [1e38, f32::MAX, f32::INFINITY, f32::NAN] {
+        assert_eq!(run(&good, &operands.q, slope).unwrap().o.len(), 4 * d);
+    }
+    for byte in [0, 0x7f, 0x80, 0xff] {
+        assert_eq!(run(&vec![byte; good.len()], &operands.q, 0.5).unwrap().lse.len(), 4);
+    }
+    let paper = reference::quantize_q(Scheme::Paper, &q, None).unwrap();
+    let refused = run(&good, &paper, 0.5).unwrap_err();
+    assert_eq!(refused, Error::OperandScheme { name: "q", given: Scheme::Paper, planned: Scheme::Default });
 }

@@ -168,6 +168,9 @@ impl Place {
                     value = join(value, f32::from_bits(shfl_bfly::<2>(value.to_bits())));
                     if self.log_lanes > 2 {
                         value = join(value, f32::from_bits(shfl_bfly::<4>(value.to_bits())));
+                        if self.log_lanes > 3 {
+                            value = join(value, f32::from_bits(shfl_bfly::<8>(value.to_bits())));
+                        }
                     }
                 }
             }
@@ -267,7 +270,7 @@ impl Place {
 
     /// The butterflies whose other half is in lane `lane ^ mask`: the sum where this lane's is the first half, else the other's less this.
     #[inline(always)]
-    unsafe fn butterflies_between<const N: usize>(&self, x: &mut [f32; N], mask: u32) {
+    pub unsafe fn butterflies_between<const N: usize>(&self, x: &mut [f32; N], mask: u32) {
         let sign = f32::from_bits(1.0_f32.to_bits() | (self.lane & mask) << (31 - mask.trailing_zeros()));
         unroll!(0..N, |i| {
             let other = f32::from_bits(unsafe { shfl_sync_bfly_b32(x[i].to_bits(), mask) });
@@ -279,7 +282,7 @@ impl Place {
 
 /// The butterflies whose halves are `H` registers apart.
 #[inline(always)]
-fn butterflies_here<const H: usize, const N: usize>(x: &mut [f32; N]) {
+pub(crate) fn butterflies_here<const H: usize, const N: usize>(x: &mut [f32; N]) {
     unroll!(0..N / 2, |pair| {
         let i = pair / H * 2 * H + pair % H;
         let (a, b) = (x[i], x[i + H]);

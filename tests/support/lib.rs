@@ -38,6 +38,20 @@ fn seed() -> [u8; 32] {
     seed
 }
 
+/// One generated value, always the same of a seed.
+///
+/// # Errors
+///
+/// When the strategy finds none.
+pub fn draw<S: proptest::strategy::Strategy>(strategy: &S, seed: u64) -> anyhow::Result<S::Value> {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    Ok(strategy.new_tree(&mut runner).map_err(|why| anyhow::anyhow!("no case: {why}"))?.current())
+}
+
 /// Runs `property` on generated cases; the error shows the smallest case that was found to fail.
 ///
 /// # Errors

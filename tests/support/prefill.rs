@@ -120,6 +120,8 @@ pub const LONG: [(u32, u32); 6] = [(391, 200), (129, 1), (256, 70), (128, 0), (2
 pub const SHORT: [(u32, u32); 4] = [(290, 37), (129, 1), (2, 2), (0, 1)];
 /// New tokens of each sequence, where they are not packed.
 const EACH: usize = 3;
+/// More blocks than kernels fetch page numbers of ahead.
+pub const LONGER: [(u32, u32); 2] = [(1290, 3), (2, 2)];
 
 /// Changes of the scores and windows; the first ones are those of plain kernels.
 pub const CHANGES: [(ScoreMod, Window); 5] = {
@@ -147,15 +149,19 @@ pub fn case(
     (score_mod, window): (ScoreMod, Window),
     seed: u64,
 ) -> Result<PrefillCase> {
-    let (batch, heads_q, heads_kv, max_blocks) = (lengths.len(), 4, 2, 4);
+    let (batch, heads_q, heads_kv) = (lengths.len(), 4, 2);
+    let longest = lengths.iter().map(|&(length, _)| length as usize).max().unwrap_or(0);
+    let max_blocks = longest.div_ceil(CacheShape::PAGE_TOKENS).max(4);
+    // More than the table has entries, and a prime.
+    let pages = if batch * (max_blocks + 1) < 31 { 31 } else { 61 };
     let mut tables = HostTables::contiguous(batch, max_blocks + 1);
     // A row has an entry that is not the problem's; it and what is behind a sequence is no page.
     for (i, page) in tables.block_table.iter_mut().enumerate() {
         let (sequence, block) = (i / (max_blocks + 1), i % (max_blocks + 1));
         let used = (block * CacheShape::PAGE_TOKENS) < lengths[sequence].0 as usize;
-        *page = if used { (7 * i as u32 + 5) % 31 } else { u32::MAX - i as u32 };
+        *page = if used { (7 * i as u32 + 5) % pages } else { u32::MAX - i as u32 };
     }
-    let mut cache = any_cache(CacheShape::new(31, heads_kv, head_dim)?, true, seed);
+    let mut cache = any_cache(CacheShape::new(pages as usize, heads_kv, head_dim)?, true, seed);
     let loud = if seed.is_multiple_of(2) { Values::Normal } else { Values::LoudTokens };
     let tensor = |heads: usize, tokens: usize, seed: u64| {
         loud.tensor(DType::F16, TensorLayout::bnhd(Shape::new(1, heads, tokens, head_dim)?), seed)

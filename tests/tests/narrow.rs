@@ -24,15 +24,27 @@ enum Values {
     UnlikeBlocks,
     /// One row of Q is no number.
     LostRow,
+    /// Every code of every product as large as there is, all of one sign: keys behind the first 64 that are all queries, or the opposite of them.
+    Aligned,
+    Opposed,
 }
-use Values::{LostRow, LoudKey, LoudRow, LoudValue, Normal, UnlikeBlocks, ZeroRow};
+use Values::{Aligned, LostRow, LoudKey, LoudRow, LoudValue, Normal, Opposed, UnlikeBlocks, ZeroRow};
 
+/// Those of the kernels that take narrow blocks.
+const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 const QUERIES: usize = 150;
 const KEYS: usize = 600;
 
 fn tensors(problem: &AttentionProblem, values: Values) -> Result<[HostTensor; 3]> {
     let tensor = |of: usize, shape| {
         let value = |_, head: usize, token: usize, dim: usize| {
+            // A single dim: rotated, all are alike.
+            match (values, of, token) {
+                (Aligned | Opposed, 0, _) | (Aligned, 1, 64..) if dim == 0 => return 95.0,
+                (Opposed, 1, 64..) if dim == 0 => return -95.0,
+                (Aligned | Opposed, 0 | 1, _) => return 0.0,
+                _ => {}
+            }
             let sum: i32 =
                 (0..4_usize).map(|i| Noise::new(3, [of, head * KEYS + token, dim, i]).word() as i32 >> 8).sum();
             let loud = match (values, of, token) {
@@ -87,11 +99,13 @@ fn problem(head_dim: usize) -> AttentionProblem {
 /// Where units leave their range, on either side, there is none; between, every row that sees whole blocks but the first has some.
 #[test]
 fn units_decide() {
-    for head_dim in [64, 128] {
+    for head_dim in HEAD_DIMS {
         let usual = problem(head_dim).scale();
         // Nearer to its ends, for some rows and blocks and not for others.
         let ends = [0.37, 0.42, 0.47, 0.52, 0.57, 11.0, 13.0, 16.0].map(|factor| (factor, None));
         let far = [(0.2, false), (1.0, true), (4.0, true), (40.0, false), (-1.0, false)];
+        // The ends are the same arithmetic in every head dim.
+        let ends = ends.into_iter().filter(|_| [64, 128].contains(&head_dim));
         for (factor, narrow) in far.map(|(factor, narrow)| (factor, Some(narrow))).into_iter().chain(ends) {
             let problem = problem(head_dim).with_softmax_scale(factor * usual);
             let rows = check(&problem, Normal).unwrap_or_else(|error| panic!("{factor}, d {head_dim}: {error:#}"));
@@ -101,10 +115,23 @@ fn units_decide() {
     }
 }
 
+/// The largest scores that codes have, and the smallest, beside hidden keys: 16 bits hold them, and tell them from no key.
+#[test]
+fn extreme_scores_are_told_from_hidden_ones() {
+    for head_dim in [128, 256] {
+        for values in [Aligned, Opposed] {
+            // From row 228 on, none sees the first block.
+            let square = AttentionProblem { seqlen_q: 400, seqlen_kv: 400, ..problem(head_dim) };
+            let problem = square.with_window(Window { left: Some(100), right: Some(0) });
+            check(&problem, values).unwrap_or_else(|error| panic!("{values:?}, d {head_dim}: {error:#}"));
+        }
+    }
+}
+
 /// Every kernel is right on K with shared scales and without; 16 bits make a difference where the kernel and the scales are for them.
 #[test]
 fn kernels_take_both_kinds_of_scales() {
-    for head_dim in [64, 128] {
+    for head_dim in HEAD_DIMS {
         for (family, shared) in [(Family::Sm90a, true), (Family::Sm90a, false), (Family::Sm80, true)] {
             let rows = kernel_of(family, &problem(head_dim), Normal, shared)
                 .unwrap_or_else(|error| panic!("{family}, shared {shared}, d {head_dim}: {error:#}"));
@@ -138,7 +165,7 @@ fn all_values_under_all_masks() {
     ];
     for (i, window) in windows.into_iter().enumerate() {
         for values in [LoudKey, LoudValue, UnlikeBlocks, LostRow] {
-            let head_dim = [64, 128][(i + values as usize) % 2];
+            let head_dim = HEAD_DIMS[(i + values as usize) % 4];
             // As many keys as queries, so that causal rows see few.
             let square = AttentionProblem { seqlen_q: 400, seqlen_kv: 400, heads_q: 1, ..problem(head_dim) };
             let problem = if i % 2 == 0 { problem(head_dim) } else { square }.with_window(window);

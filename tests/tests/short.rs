@@ -2,10 +2,11 @@
 //! held to the reference.
 
 use anyhow::{Context, Result, ensure};
-use int_flash_attention::{AttentionProblem, DType, Scheme, reference};
+use int_flash_attention::{AttentionProblem, DType, Scheme, SeqLens, TensorLayout, reference};
 use int_flash_attention_kernels::config::short::{SHORT, short};
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case};
 use int_flash_attention_tests::properties::{self, Kernels};
+use int_flash_attention_tests::sequences::{self, Lengths, key_lengths, packed};
 use int_flash_attention_tests::sim::{Places, Simulator};
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{cases, check_cases};
@@ -123,6 +124,82 @@ fn rows_anywhere_are_right() {
         same(&Simulator::new().with_places(places), &case, 1, seed % 2 == 0)
             .with_context(|| format!("{places:?}"))
             .unwrap_or_else(|error| panic!("{error:#}"));
+    }
+}
+
+/// No tokens, one, about a panel and a block; queries without keys and keys without queries; ends that are empty.
+const UNLIKE: [(u32, u32); 9] = [(0, 0), (1, 1), (33, 129), (130, 130), (0, 7), (5, 0), (1, 100), (34, 3), (0, 0)];
+
+/// Each sequence of a launch as it is alone, bit for bit, and what has no keys as nothing.
+fn as_alone((case, lengths): &(Case, Lengths), multiprocessors: usize) -> Result<()> {
+    let (problem, [q, k, v]) = (&case.problem, case.tensors()?);
+    let (gpu, simulator) = ((multiprocessors, 227 << 10), Simulator::new().with_lengths(lengths));
+    let (o, lse) = simulator.short(problem, [&q, &k, &v], (&case.output()?, case.out_dtype), true, gpu)?;
+    let lse = lse.context("no log-sum-exp")?;
+    for span in problem.spans(&lengths.map(Vec::as_slice))? {
+        let one = problem.of_one(span.q.len().max(1), span.kv.len().max(1));
+        let alone = if span.q.is_empty() || span.kv.is_empty() {
+            None
+        } else {
+            let q = sequences::tokens(&q, span.batch, &span.q)?;
+            let [k, v] = [&k, &v].map(|x| sequences::tokens(x, span.batch, &span.kv));
+            let out = TensorLayout::bhnd(one.o_shape());
+            Some(Simulator::new().short(&one, [&q, &k?, &v?], (&out, case.out_dtype), true, gpu)?)
+        };
+        for head in 0..problem.heads_q {
+            for (row, (token, at)) in span.q.clone().zip(span.rows(problem, head)).enumerate() {
+                for dim in 0..problem.head_dim {
+                    let want = alone.as_ref().map_or(0.0, |(o, _)| o.get(0, head, row, dim));
+                    let got = o.get(span.batch, head, token, dim);
+                    ensure!(got.to_bits() == want.to_bits(), "{span:?}, o, head {head}, row {row}: {got}, not {want}");
+                }
+                let want = match &alone {
+                    Some((_, lse)) => lse.as_ref().context("no log-sum-exp")?[head * span.q.len() + row],
+                    None => f32::NEG_INFINITY,
+                };
+                ensure!(
+                    lse[at].to_bits() == want.to_bits(),
+                    "{span:?}, lse, head {head}, row {row}: {} {want}",
+                    lse[at]
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn packs_are_as_their_sequences_alone() {
+    for (seed, window) in WINDOWS.into_iter().enumerate() {
+        let case = case(SHORT[seed % SHORT.len()].head_dim, 1, 1, seed);
+        let case = Case { problem: case.problem.with_window(window), ..case };
+        let case = packed(case, &UNLIKE, 40 * (seed % 2));
+        as_alone(&case, 1 + 9 * (seed % 2)).unwrap_or_else(|error| panic!("{case:?}: {error:#}"));
+    }
+}
+
+#[test]
+fn key_lengths_are_as_their_sequences_alone() {
+    for variant in SHORT {
+        let case = key_lengths(case(variant.head_dim, 20, 140, 2), &[140, 0, 1, 128, 129]);
+        as_alone(&case, 1).unwrap_or_else(|error| panic!("{}: {error:#}", variant.name));
+    }
+}
+
+/// Offsets and lengths that are none lead nowhere outside: the machine reports an access that does.
+#[test]
+fn offsets_that_are_none_stay_inside() {
+    for (seed, cu) in [[0, 200, 50, 300, 10], [u32::MAX; 5], [7, u32::MAX, 0, 1 << 31, 90], [0, 0, 0, 0, 4000]]
+        .into_iter()
+        .enumerate()
+    {
+        let (case, _) = packed(case(64, 1, 1, seed), &[(100, 90), (80, 100), (100, 100), (20, 10)], 0);
+        let [q, k, v] = case.tensors().unwrap();
+        let lengths = SeqLens::Packed { cu_seqlens_q: cu.to_vec(), cu_seqlens_kv: cu.to_vec() };
+        let simulator = Simulator::new().with_lengths(&lengths);
+        simulator
+            .short(&case.problem, [&q, &k, &v], (&case.output().unwrap(), case.out_dtype), true, (1, 227 << 10))
+            .unwrap();
     }
 }
 

@@ -7,15 +7,22 @@ use crate::workspace;
 use anyhow::{Context, Result, bail, ensure};
 use int_flash_attention_kernels::config::shipping::checksum;
 use int_flash_attention_kernels::config::{MODULES, Module};
-use miniz_oxide::{deflate::compress_to_vec_zlib, inflate::decompress_to_vec_zlib};
+use lzma_rust2::{LzmaOptions, LzmaReader, LzmaWriter};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// The best that the compressor has.
-const LEVEL: u8 = 10;
+/// LZMA at its best level.
+fn pack(cubin: &[u8]) -> Result<Vec<u8>> {
+    // No cubin is larger than the dictionary.
+    let options = LzmaOptions { nice_len: 273, dict_size: 1 << 20, ..LzmaOptions::with_preset(9) };
+    let mut writer = LzmaWriter::new_use_header(Vec::new(), &options, Some(cubin.len() as u64))?;
+    writer.write_all(cubin)?;
+    Ok(writer.finish()?)
+}
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -60,9 +67,7 @@ pub fn keep(version: &str, made: &BTreeMap<String, Vec<u8>>) -> Result<()> {
     let folder = folder();
     // While files change there is no index, so that the library takes none of them.
     let _ = fs::remove_file(folder.join("index"));
-    made.par_iter().try_for_each(|(name, cubin)| {
-        workspace::write_atomically(&folder.join(name), &compress_to_vec_zlib(cubin, LEVEL))
-    })?;
+    made.par_iter().try_for_each(|(name, cubin)| workspace::write_atomically(&folder.join(name), &pack(cubin)?))?;
     let wanted: Vec<String> = shipped().flat_map(file_names).collect();
     for stray in files()?.into_iter().filter(|name| !wanted.contains(name)) {
         fs::remove_file(folder.join(stray))?;
@@ -163,7 +168,11 @@ fn sizes(names: &[String]) -> Result<(usize, usize)> {
 fn unpack(name: &str) -> Result<Vec<u8>> {
     let path = folder().join(name);
     let packed = fs::read(&path).with_context(|| format!("cannot read {}", workspace::shown(&path)))?;
-    decompress_to_vec_zlib(&packed).map_err(|error| anyhow::anyhow!("{} is damaged: {error}", workspace::shown(&path)))
+    let mut cubin = Vec::new();
+    LzmaReader::new_mem_limit(&packed[..], u32::MAX, None)
+        .and_then(|mut reader| reader.read_to_end(&mut cubin))
+        .with_context(|| format!("{} is damaged", workspace::shown(&path)))?;
+    Ok(cubin)
 }
 
 /// The compressed files that are there.
@@ -171,7 +180,7 @@ fn files() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder())? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".zlib") {
+        if name.ends_with(".lzma") {
             names.push(name);
         }
     }
@@ -197,7 +206,7 @@ pub fn file_names(module: &Module) -> impl Iterator<Item = String> + use<> {
 
 /// As `host/build.rs` looks for it.
 fn file_name(module: &str, arch: &str) -> String {
-    format!("{module}.{arch}.zlib")
+    format!("{module}.{arch}.lzma")
 }
 
 fn ptx_file(module: &Module) -> PathBuf {

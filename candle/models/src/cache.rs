@@ -110,12 +110,6 @@ impl Attend for Int8Cache {
         }
         // Views: nothing is copied.
         let [q, k, v] = [q.transpose(1, 2)?, k.transpose(1, 2)?, v.transpose(1, 2)?];
-        let o = if before == 0 {
-            cache.append(&k, &v, slots)?;
-            attention.forward(&q, &k, &v)?
-        } else {
-            cache.append_and_attend([&q, &k, &v], slots, tables, &attention)?
-        };
-        o.transpose(1, 2)
+        cache.append_and_attend([&q, &k, &v], slots, tables, &attention)?.transpose(1, 2)
     }
 }

@@ -45,7 +45,7 @@ struct Layer {
     rope_base: f32,
 }
 
-/// The sizes of a decoder of the Llama architecture.
+/// The sizes of a decoder.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     /// Layers.
@@ -62,6 +62,8 @@ pub struct Sizes {
     pub ffn: usize,
     /// Tokens that there are.
     pub vocabulary: usize,
+    /// Of the Gemma 3 architecture, with windows of so many tokens in five of six layers; else of Llama's.
+    pub gemma_window: Option<usize>,
 }
 
 /// Every so many layers of Gemma 3 one has no window.
@@ -131,38 +133,43 @@ impl Decoder {
     /// # Errors
     /// Memory that the device does not give.
     pub fn random(sizes: Sizes, dtype: DType, device: &Device) -> Result<Self> {
-        let Sizes { heads, heads_kv, head_dim, width, ffn, .. } = sizes;
+        let Sizes { heads, heads_kv, head_dim, width, ffn, gemma_window, .. } = sizes;
+        let gemma = gemma_window.is_some();
         let matrix = |to: usize, from: usize| {
             Tensor::randn(0_f32, 1.0 / (from as f32).sqrt(), (to, from), device)?.to_dtype(dtype)
         };
-        let ones = || Tensor::ones(width, dtype, device);
-        let layer = |_| -> Result<Layer> {
+        let ones = |len: usize| Tensor::ones(len, dtype, device);
+        let norms = |len: usize| -> Result<Option<[Tensor; 2]>> {
+            if gemma { Ok(Some([ones(len)?, ones(len)?])) } else { Ok(None) }
+        };
+        let layer = |at: usize| -> Result<Layer> {
+            let window = gemma_window.filter(|_| !(at + 1).is_multiple_of(GEMMA_PERIOD));
             Ok(Layer {
-                attn_norm: ones()?,
+                attn_norm: ones(width)?,
                 q: matrix(heads * head_dim, width)?,
                 k: matrix(heads_kv * head_dim, width)?,
                 v: matrix(heads_kv * head_dim, width)?,
-                head_norms: None,
+                head_norms: norms(head_dim)?,
                 output: matrix(width, heads * head_dim)?,
-                ffn_norm: ones()?,
+                ffn_norm: ones(width)?,
                 gate: matrix(ffn, width)?,
                 up: matrix(ffn, width)?,
                 down: matrix(width, ffn)?,
-                post_norms: None,
-                window: None,
-                rope_base: 500_000.0,
+                post_norms: norms(width)?,
+                window,
+                rope_base: if window.is_some() { GEMMA_LOCAL_ROPE_BASE } else { 500_000.0 },
             })
         };
         Ok(Self {
             embeddings: matrix(sizes.vocabulary, width)?,
-            embedding_scale: 1.0,
+            embedding_scale: if gemma { (width as f64).sqrt() } else { 1.0 },
             layers: (0..sizes.layers).map(layer).collect::<Result<_>>()?,
-            norm: ones()?,
+            norm: ones(width)?,
             heads_kv,
             head_dim,
             eps: 1e-5,
-            neighbours: true,
-            activation: Activation::Silu,
+            neighbours: !gemma,
+            activation: if gemma { Activation::GeluPytorchTanh } else { Activation::Silu },
         })
     }
 

@@ -5,7 +5,7 @@ use crate::cache::{Int8Cache, PlainCache};
 use crate::decoder::Decoder;
 use crate::report::table;
 use crate::{rounds, timed};
-use candle_core::{Result, bail};
+use candle_core::{Result, Tensor, bail};
 use std::time::{Duration, Instant};
 
 /// What came of a prompt.
@@ -21,30 +21,35 @@ pub struct Generated {
     pub cache_bytes: usize,
 }
 
-/// The most probable token, so many times; `done` is called after each.
+/// The most probable token, so many times, after a prompt in chunks of so many tokens; `done` is called after each new token.
 fn greedy(
     decoder: &Decoder,
-    prompt: &[u32],
+    (prompt, chunk): (&[u32], usize),
     count: usize,
     attend: &mut dyn Attend,
     done: &dyn Fn(),
 ) -> Result<Generated> {
-    if prompt.is_empty() || count == 0 {
-        bail!("a prompt of a token at least is needed, and a token to generate")
+    if prompt.is_empty() || chunk == 0 || count == 0 {
+        bail!("a prompt and chunks of a token at least are needed, and a token to generate")
     }
-    let mut step = |new: &[u32], past: usize| -> Result<u32> {
-        let hidden = decoder.hidden(new, past, attend, &|| ())?;
-        let token = decoder.logits(&hidden.narrow(0, new.len() - 1, 1)?)?.argmax(1)?.to_vec1()?[0];
+    let mut hidden = |new: &[u32], past: usize| decoder.hidden(new, past, attend, &|| ());
+    let next = |hidden: Tensor| -> Result<u32> {
+        let last = hidden.narrow(0, hidden.dim(0)? - 1, 1)?;
+        let token = decoder.logits(&last)?.argmax(1)?.to_vec1()?[0];
         done();
         Ok(token)
     };
     let start = Instant::now();
-    let mut tokens = vec![step(prompt, 0)?];
+    let last = (prompt.len() - 1) / chunk * chunk;
+    for past in (0..last).step_by(chunk) {
+        hidden(&prompt[past..past + chunk], past)?;
+    }
+    let mut tokens = vec![next(hidden(&prompt[last..], last)?)?];
     let prefill = start.elapsed();
     let start = Instant::now();
     while tokens.len() < count {
         let last = tokens.len() - 1;
-        tokens.push(step(&tokens[last..], prompt.len() + last)?);
+        tokens.push(next(hidden(&tokens[last..], prompt.len() + last)?)?);
     }
     Ok(Generated { tokens, prefill, decode: start.elapsed(), cache_bytes: 0 })
 }
@@ -55,13 +60,20 @@ pub fn steps(decoder: &Decoder, count: usize) -> usize {
     2 * rounds(decoder.device()) * count
 }
 
-/// Through candle's attention and cache, and through INT8. On a GPU each runs twice and the second time counts: the first one compiles and loads
+/// Through candle's attention and cache, and through INT8, the prompt at once or in chunks of so many tokens. On a GPU each runs twice and the second time counts: the first one compiles and loads
 /// kernels.
 ///
 /// # Errors
 /// An empty prompt, nothing to generate, and candle's.
-pub fn both(decoder: &Decoder, prompt: &[u32], count: usize, done: &dyn Fn()) -> Result<[Generated; 2]> {
+pub fn both(
+    decoder: &Decoder,
+    prompt: &[u32],
+    chunk: Option<usize>,
+    count: usize,
+    done: &dyn Fn(),
+) -> Result<[Generated; 2]> {
     let most = prompt.len() + count;
+    let prompt = (prompt, chunk.unwrap_or(prompt.len()));
     let plain = || {
         let mut cache = PlainCache::new(decoder.layers(), most);
         let plain = greedy(decoder, prompt, count, &mut cache, done)?;

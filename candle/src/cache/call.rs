@@ -1,11 +1,12 @@
 //! What is asked of a cache, read from candle's layouts.
 
-use super::PagedTables;
+use super::{PackedQueries, PagedTables};
 use crate::FlashAttn;
 use crate::call::{NAME, Place, beside, check_heads, float, mismatch, refused};
 use candle_core::{DType as Type, Layout, Result, Tensor, bail};
 use int_flash_attention::{
-    Alibi, AttentionProblem, CacheShape, DType, DecodeProblem, GatherProblem, ScoreMod, Sequences, Shape, TensorLayout,
+    Alibi, AttentionProblem, CacheShape, DType, DecodeProblem, GatherProblem, PrefillProblem, ScoreMod, Sequences,
+    Shape, TensorLayout,
 };
 
 /// An append.
@@ -43,10 +44,10 @@ fn tokens(name: &str, layout: &Layout) -> Result<(Shape, Option<Place>)> {
 }
 
 impl AppendCall {
-    /// The append of `k` and `v`, and of the queries of a decode where they can be quantized with them.
+    /// The append of `k` and `v`, and of the queries of an attention on pages where they can be quantized with them.
     pub fn new(
         cache: &CacheShape,
-        decode: Option<&AttendCall>,
+        attend: Option<&AttendCall>,
         k: &Tensor,
         v: &Tensor,
         slot_mapping: &Tensor,
@@ -81,8 +82,8 @@ impl AppendCall {
                 "{NAME}: slot_mapping has {slots} slots for {tokens} new tokens; each has one, -1 where it is left out"
             )
         }
-        let q = match decode {
-            Some(AttendCall { attended: Attended::Decode(_), new_q: Some(q), dtype: of_q, .. })
+        let q = match attend {
+            Some(AttendCall { attended: Attended::Pages(_), new_q: Some(q), dtype: of_q, .. })
                 if q.shape().seqlen == tokens && *of_q == dtype =>
             {
                 Some(*q)
@@ -104,7 +105,7 @@ impl AppendCall {
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub struct AttendCall {
     pub attended: Attended,
-    /// Where Q lies, `[batch, heads_q, seqlen_q, head_dim]`.
+    /// Where Q lies, `[batch, heads_q, seqlen_q, head_dim]`; packed queries are of one batch.
     pub q: TensorLayout,
     /// The same as new tokens of one sequence, where they lie evenly.
     pub new_q: Option<TensorLayout>,
@@ -117,21 +118,42 @@ pub struct AttendCall {
 /// The two ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Attended {
-    /// A few queries, on the pages.
+    /// On the pages, where they are.
+    Pages(OnPages),
+    /// On operands that are made of the pages: many queries, and a cache that has pages with V in 4 bits, which a prefill does not read.
+    Gathered(GatherProblem, AttentionProblem),
+}
+
+/// Attention that reads pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnPages {
+    /// Of a few queries of each sequence.
     Decode(DecodeProblem),
-    /// Many, on operands that are made of the pages.
-    Prefill(GatherProblem, AttentionProblem),
+    /// Of many, or of another number of each.
+    Prefill(PrefillProblem),
 }
 
 impl AttendCall {
-    pub fn new(cache: &CacheShape, q: &Tensor, tables: &PagedTables, attention: &FlashAttn) -> Result<Self> {
+    /// Attention of queries of as many tokens of each sequence, or of `packed` ones.
+    pub fn new(
+        cache: &CacheShape,
+        q: &Tensor,
+        packed: Option<&PackedQueries>,
+        tables: &PagedTables,
+        attention: &FlashAttn,
+    ) -> Result<Self> {
         let dtype = float(q.dtype())?;
-        let place = match q.rank() {
+        let place = match (packed, q.rank()) {
+            (Some(_), _) => Place::of("q", q.layout(), true)?,
             // A token of each sequence.
-            3 => Place::of("q", q.unsqueeze(1)?.layout(), false)?,
-            _ => Place::of("q", q.layout(), false)?,
+            (None, 3) => Place::of("q", q.unsqueeze(1)?.layout(), false)?,
+            (None, _) => Place::of("q", q.layout(), false)?,
         };
         let Shape { batch, heads, seqlen, head_dim } = place.shape;
+        let (batch, max_seqlen_q) = match packed {
+            Some(packed) => packed.check(seqlen)?,
+            None => (batch, seqlen),
+        };
         check_heads(heads, cache.heads_kv)?;
         if head_dim != cache.head_dim {
             bail!("{NAME}: q has the head dim {head_dim}, the cache {}", cache.head_dim)
@@ -148,16 +170,27 @@ impl AttendCall {
             )
         }
         let max_seqlen_kv = max_blocks.saturating_mul(CacheShape::PAGE_TOKENS);
-        let problem = AttentionProblem::new(batch, heads, cache.heads_kv, seqlen, max_seqlen_kv, head_dim)
+        let problem = AttentionProblem::new(batch, heads, cache.heads_kv, max_seqlen_q, max_seqlen_kv, head_dim)
             .with_window(attention.window)
             .with_softmax_scale(attention.softmax_scale);
         let score_mod = attention.score_mod(&problem)?;
-        let attended = if seqlen <= DecodeProblem::MAX_NEW_TOKENS {
-            Self::decode(problem, score_mod, cache.v4_pages)?
-        } else {
-            let problem = problem.with_score_mod(score_mod).with_sequences(Sequences::KeyLengths);
-            problem.check().map_err(refused)?;
-            Attended::Prefill(GatherProblem { cache: *cache, batch, seqlen_kv: max_seqlen_kv }, problem)
+        let attended = match packed {
+            None if seqlen <= DecodeProblem::MAX_NEW_TOKENS => Self::decode(problem, score_mod, cache.v4_pages)?,
+            None if cache.v4_pages > 0 => {
+                let problem = problem.with_score_mod(score_mod).with_sequences(Sequences::KeyLengths);
+                problem.check().map_err(refused)?;
+                Attended::Gathered(GatherProblem { cache: *cache, batch, seqlen_kv: max_seqlen_kv }, problem)
+            }
+            Some(_) if cache.v4_pages > 0 => bail!(
+                "{NAME}: packed queries were given for a cache that has pages with V in 4 bits; on such a one attend with as many queries of \
+                 each sequence (`attend`), those of unlike lengths in a call each"
+            ),
+            _ => {
+                let problem =
+                    PrefillProblem { attention: problem.with_score_mod(score_mod), packed_q: packed.map(|_| seqlen) };
+                problem.check().map_err(refused)?;
+                Attended::Pages(OnPages::Prefill(problem))
+            }
         };
         let new_q = tokens("q", q.layout())?.1.map(|place| place.layout()).transpose()?;
         Ok(Self { attended, q: place.layout()?, new_q, dtype, table_stride })
@@ -183,12 +216,27 @@ impl AttendCall {
             ..DecodeProblem::new(batch, heads_q, heads_kv, seqlen_kv, head_dim)
         };
         problem.check().map_err(refused)?;
-        Ok(Attended::Decode(problem))
+        Ok(Attended::Pages(OnPages::Decode(problem)))
     }
 
     /// Where the output lies: contiguous in candle's order.
     pub fn o(&self) -> TensorLayout {
         TensorLayout::bnhd(self.q.shape())
+    }
+}
+
+impl PackedQueries {
+    /// How many sequences there are, and the most queries of one, where all have so many together.
+    fn check(&self, total: usize) -> Result<(usize, usize)> {
+        let ends = beside("seqlens_q", &self.seqlens_q, &[Type::U32])?.dims1()?;
+        if ends < 2 {
+            bail!(
+                "{NAME}: seqlens_q has {ends} elements; it has the beginning of each sequence's queries and the end of the last, one more than \
+                 there are sequences"
+            )
+        }
+        // None has more than all together.
+        Ok((ends - 1, self.max_seqlen_q.min(total)))
     }
 }
 

@@ -1,7 +1,6 @@
 //! A cache in the host's memory.
 
-use super::{AppendCall, AttendCall, Attended, PagedTables};
-use crate::FlashAttn;
+use super::{AppendCall, Attended, OnPages, PagedTables, Step};
 use crate::call::{NAME, refused};
 use crate::cpu::with;
 use crate::host;
@@ -34,25 +33,27 @@ pub fn append(cache: &mut HostCache, call: &AppendCall, k: &Tensor, v: &Tensor, 
 }
 
 /// The output, in the shape of `q`.
-pub fn attend(
-    cache: &HostCache,
-    call: &AttendCall,
-    q: &Tensor,
-    tables: &PagedTables,
-    attention: &FlashAttn,
-) -> Result<Tensor> {
+pub fn attend(cache: &HostCache, q: &Tensor, step: &Step<'_>) -> Result<Tensor> {
+    let Step { call, packed, tables, attention } = step;
     let tables = host_tables(cache, tables)?;
     let slopes = with("alibi_slopes", &attention.alibi_slopes)?;
     let sinks = with("sinks", &attention.sinks)?;
     let (slopes, sinks) = (slopes.as_deref(), sinks.as_deref());
+    let queries = || cache.quantize_q(&host::tensor("q", q, call.o())?).map_err(refused);
     let results = match &call.attended {
-        Attended::Decode(problem) => {
-            let q = cache.quantize_q(&host::tensor("q", q, call.o())?).map_err(refused)?;
+        Attended::Pages(OnPages::Decode(problem)) => {
             let heads = DecodeHeads { alibi_slopes: slopes, sinks };
             let pages = cache.sequences(&tables).map_err(refused)?;
-            problem.on_cpu(&q, &pages, &heads).map_err(refused)?.o
+            problem.on_cpu(&queries()?, &pages, &heads).map_err(refused)?.o
         }
-        Attended::Prefill(_, problem) => {
+        Attended::Pages(OnPages::Prefill(problem)) => {
+            let offsets: Option<Vec<u32>> =
+                packed.map(|packed| host::values("seqlens_q", &packed.seqlens_q)).transpose()?;
+            let pages = cache.sequences(&tables).map_err(refused)?;
+            let tensors = ScoreTensors { alibi_slopes: slopes, sinks, ..ScoreTensors::default() };
+            problem.on_cpu(&queries()?, offsets.as_deref(), &pages, &tensors).map_err(refused)?.o
+        }
+        Attended::Gathered(_, problem) => {
             let mut results = Vec::with_capacity(call.q.shape().elements());
             for sequence in 0..problem.batch {
                 let q = q.narrow(0, sequence, 1)?;
@@ -60,7 +61,7 @@ pub fn attend(
                 let slopes = slopes
                     .map(|all| if all.len() > problem.heads_q { &all[sequence * problem.heads_q..] } else { all });
                 let tensors = ScoreTensors { alibi_slopes: slopes, sinks, ..ScoreTensors::default() };
-                results.extend(prefill(cache, problem, &q, &of_one(&tables, sequence), tensors)?);
+                results.extend(gathered(cache, problem, &q, &of_one(&tables, sequence), tensors)?);
             }
             results
         }
@@ -70,7 +71,7 @@ pub fn attend(
 }
 
 /// `[head][token][dim]` of the one sequence that `q` and the tables are of.
-fn prefill(
+fn gathered(
     cache: &HostCache,
     problem: &AttentionProblem,
     q: &Tensor,

@@ -10,7 +10,7 @@ use int_flash_attention::{CacheShape, HostCache};
 
 #[cfg(feature = "cuda")]
 use crate::cuda::cache::{self as cuda, Pool};
-pub use call::{AppendCall, AttendCall, Attended};
+pub use call::{AppendCall, AttendCall, Attended, OnPages};
 
 /// The sizes of a layer's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +31,16 @@ pub struct PagedTables {
     pub block_tables: Tensor,
     /// The tokens of each sequence, those included that the step has appended: `(batch)` of u32.
     pub context_lens: Tensor,
+}
+
+/// The queries of a step in which sequences have unlike numbers of new tokens, one sequence's behind another's: chunks of prompts, and single tokens of
+/// those that decode among them.
+#[derive(Clone, Debug)]
+pub struct PackedQueries {
+    /// Where the queries of each sequence begin, and the end of the last: `(batch + 1)` of u32, from 0.
+    pub seqlens_q: Tensor,
+    /// The most queries of a sequence. It is planned with; an engine's largest chunk serves every step.
+    pub max_seqlen_q: usize,
 }
 
 /// A layer's cache of K and V in INT8: half of the memory of 16-bit floats and a little more, attended to in INT8.
@@ -65,6 +75,14 @@ pub struct KvCache {
     written: bool,
 }
 
+/// An attention on a cache, as it is asked for.
+pub struct Step<'a> {
+    pub call: AttendCall,
+    pub packed: Option<&'a PackedQueries>,
+    pub tables: &'a PagedTables,
+    pub attention: &'a FlashAttn,
+}
+
 #[derive(Debug)]
 enum Memory {
     Cpu(HostCache),
@@ -84,8 +102,9 @@ impl KvCache {
         Ok(Self::layers(1, config, device)?.remove(0))
     }
 
-    /// An empty cache for each of so many layers. On a GPU they share what a decode keeps between its kernels, so that a model has it once: they
-    /// are for layers that run one after the other. A decode of another thread or on another stream than the one before waits for that to end.
+    /// An empty cache for each of so many layers. On a GPU they share the quantized queries and what kernels leave to each other, so that a model has
+    /// them once: they are for layers that run one after the other. Attention of another thread or on another stream than the one before waits for the
+    /// whole GPU, which ends recordings of CUDA graphs that are under way on any thread with an error: record while no other thread takes its turn.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -195,52 +214,112 @@ impl KvCache {
     /// Attention of the last tokens of each sequence on all that the cache has of it. `q` is `(batch, heads_q, head_dim)`, a token of each sequence, or
     /// `(batch, seqlen_q, heads_q, head_dim)`, and so is the result. The last query stands beside the sequence's last key; queries before the sequence's
     /// first token (padding, where a batch has fewer new tokens of one than of another) get what a row without keys gets. Sequences of no tokens are
-    /// allowed. Chunks of prompts that are of unlike lengths are a call each, on rows of the tables (`narrow`).
+    /// allowed.
     ///
-    /// Up to 8 queries of a sequence are a decode, which takes nothing from candle's memory but the result. More are a prefill: the sequences' pages
-    /// become operands in memory that candle's allocator gives and gets back in the order of the stream.
+    /// Up to 8 queries of a sequence are a decode, more are a prefill: of a prompt that has just been appended, of a chunk of it, or of what follows a
+    /// prefix that sequences share. Both read the pages where they are and take nothing from candle's memory but the result. Where the cache has pages
+    /// with V in 4 bits, the pages of a prefill become operands first, in memory of candle's that goes back in the order of the stream.
     ///
     /// # Errors
     /// Shapes or types that do not go together; a bias or a mask, which caches do not have; what the GPU says; on the CPU tables and lengths that are
     /// wrong.
     pub fn attend(&self, q: &Tensor, tables: &PagedTables, attention: &FlashAttn) -> Result<Tensor> {
-        let call = AttendCall::new(&self.shape, q, tables, attention)?;
+        self.attend_with(q, None, tables, attention)
+    }
+
+    /// [`attend`](Self::attend) of unlike numbers of new tokens of the sequences, chunks of prompts and single tokens in one call: `q` is `(total_q,
+    /// heads_q, head_dim)`, and so is the result. Where each sequence has up to 8, and as many as the others, `attend` is faster.
+    ///
+    /// There may be queries behind those of the last sequence, whose rows of the result have no meaning: steps of one size are served by one plan, and by
+    /// one CUDA graph. On a GPU `seqlens_q` is read there; offsets that are wrong give results without meaning, and no access outside of the tensors.
+    ///
+    /// # Errors
+    /// As [`attend`](Self::attend); a `seqlens_q` that is no contiguous u32 of one dimension; a cache that has pages with V in 4 bits; on the CPU offsets
+    /// that decrease or go behind the queries, and more queries of a sequence than was said.
+    pub fn attend_varlen(
+        &self,
+        q: &Tensor,
+        queries: &PackedQueries,
+        tables: &PagedTables,
+        attention: &FlashAttn,
+    ) -> Result<Tensor> {
+        self.attend_with(q, Some(queries), tables, attention)
+    }
+
+    fn attend_with(
+        &self,
+        q: &Tensor,
+        packed: Option<&PackedQueries>,
+        tables: &PagedTables,
+        attention: &FlashAttn,
+    ) -> Result<Tensor> {
+        let step =
+            Step { call: AttendCall::new(&self.shape, q, packed, tables, attention)?, packed, tables, attention };
+        self.attend_step(q, &step)
+    }
+
+    fn attend_step(&self, q: &Tensor, step: &Step<'_>) -> Result<Tensor> {
         match &self.memory {
-            Memory::Cpu(cache) => cpu::attend(cache, &call, q, tables, attention),
+            Memory::Cpu(cache) => cpu::attend(cache, q, step),
             #[cfg(feature = "cuda")]
-            Memory::Cuda(pool) => cuda::attend(pool, &call, q, tables, attention),
+            Memory::Cuda(pool) => cuda::attend(pool, q, step),
         }
     }
 
-    /// [`append`](Self::append), then [`attend`](Self::attend). On a GPU a decode has its queries quantized with the new tokens, a launch less.
+    /// [`append`](Self::append), then [`attend`](Self::attend). On a GPU the queries are quantized with the new tokens, a launch less.
     ///
     /// # Errors
     /// As of both.
     pub fn append_and_attend(
         &mut self,
-        [q, k, v]: [&Tensor; 3],
+        qkv: [&Tensor; 3],
         slot_mapping: &Tensor,
         tables: &PagedTables,
         attention: &FlashAttn,
     ) -> Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Memory::Cuda(pool) = &mut self.memory {
-            let call = AttendCall::new(&self.shape, q, tables, attention)?;
-            let new = AppendCall::new(&self.shape, Some(&call), k, v, slot_mapping)?;
-            if new.q.is_some() {
-                self.written = true;
-                return cuda::append_and_attend(pool, &new, &call, [q, k, v], slot_mapping, tables, attention);
-            }
-        }
+        self.append_and_attend_with(qkv, slot_mapping, None, tables, attention)
+    }
+
+    /// [`append`](Self::append), then [`attend_varlen`](Self::attend_varlen): a step of an engine that takes chunks of prompts and single tokens together, whose
+    /// K, V and queries are all one behind the other. On a GPU the queries are quantized with the new tokens, a launch less.
+    ///
+    /// # Errors
+    /// As of both.
+    pub fn append_and_attend_varlen(
+        &mut self,
+        qkv: [&Tensor; 3],
+        slot_mapping: &Tensor,
+        queries: &PackedQueries,
+        tables: &PagedTables,
+        attention: &FlashAttn,
+    ) -> Result<Tensor> {
+        self.append_and_attend_with(qkv, slot_mapping, Some(queries), tables, attention)
+    }
+
+    fn append_and_attend_with(
+        &mut self,
+        [q, k, v]: [&Tensor; 3],
+        slot_mapping: &Tensor,
+        packed: Option<&PackedQueries>,
+        tables: &PagedTables,
+        attention: &FlashAttn,
+    ) -> Result<Tensor> {
         // Nothing is appended where the attention is refused.
-        AttendCall::new(&self.shape, q, tables, attention)?;
-        match &self.memory {
+        let step =
+            Step { call: AttendCall::new(&self.shape, q, packed, tables, attention)?, packed, tables, attention };
+        match &mut self.memory {
             Memory::Cpu(cache) => drop(cpu::host_tables(cache, tables)?),
             #[cfg(feature = "cuda")]
-            Memory::Cuda(_) => {}
+            Memory::Cuda(pool) => {
+                let new = AppendCall::new(&self.shape, Some(&step.call), k, v, slot_mapping)?;
+                if new.q.is_some() {
+                    self.written = true;
+                    return cuda::append_and_attend(pool, &new, [q, k, v], slot_mapping, &step);
+                }
+            }
         }
         self.append(k, v, slot_mapping)?;
-        self.attend(q, tables, attention)
+        self.attend_step(q, &step)
     }
 
     /// Copies pages, the pairs `(from, to)` one after the other, in the order of the device's stream: for sequences that share a prefix and go on

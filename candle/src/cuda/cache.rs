@@ -1,17 +1,17 @@
 //! A cache in a GPU's memory.
 
 use super::memory::{Held, HeldScores, Read, Write, stream_ref};
-use crate::cache::{AppendCall, AttendCall, Attended};
+use crate::cache::{AppendCall, AttendCall, Attended, Step};
 use crate::call::{NAME, refused};
-use crate::plans::{DecodeKey, DecodePlans, Engine, PrefillKey};
-use crate::{FlashAttn, PagedTables};
+use crate::plans::{Engine, GatheredKey, StepKey, StepPlans};
+use crate::{PackedQueries, PagedTables};
 use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType as Type, Device, Error, Result, Storage, Tensor, bail};
 use int_flash_attention::{
-    AnySliceMut, AppendProblem, Appended, CacheFormat, CacheShape, DecodeHeads, DeviceSlice, KvCache, NewTokens,
-    PageTables, ScoreViews, Slots, ViewCache, ViewMutCache, ViewTables,
+    AnySliceMut, AppendProblem, Appended, CacheFormat, CacheShape, DeviceSlice, KvCache, NewTokens, PageTables, Slots,
+    ViewCache, ViewMutCache, ViewTables,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
@@ -31,11 +31,11 @@ pub struct Pool {
 struct Offset {
     /// `[heads_kv][head_dim]`.
     one: CudaSlice<f32>,
-    /// The same for each sequence of a decode.
+    /// The same for each sequence of a step.
     repeated: Mutex<Grown<f32>>,
 }
 
-/// What a decode has for itself. It grows to what the largest one needed, and then nothing is allocated any more.
+/// What attention on pages has for itself. It grows to what the largest one needed, and then nothing is allocated any more.
 #[derive(Debug, Default)]
 struct Scratch {
     /// Whose launches use it: a stream, and a thread, since candle's streams are a thread's own.
@@ -73,7 +73,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Grown<T> {
         }
         match self.0.last_mut() {
             Some(last) => Ok(last),
-            None => bail!("{NAME}: a decode that needs no memory"),
+            None => bail!("{NAME}: attention that needs no memory"),
         }
     }
 }
@@ -188,8 +188,11 @@ pub fn append(pool: &mut Pool, call: &AppendCall, [k, v]: [&Tensor; 2], slot_map
     plan.launch(stream_ref(stream), &new, &mut cache, None).map_err(refused)
 }
 
-/// Block tables and lengths whose storage nobody can take away.
-struct HeldTables<'t>([Held<'t>; 2]);
+/// Block tables, lengths and offsets of packed queries whose storage nobody can take away.
+struct HeldTables<'t> {
+    tables: [Held<'t>; 2],
+    seqlens_q: Option<Held<'t>>,
+}
 
 /// The same, to be read.
 struct ReadTables<'a> {
@@ -197,17 +200,27 @@ struct ReadTables<'a> {
     stride: usize,
     block_tables: Read<'a>,
     context_lens: Read<'a>,
+    seqlens_q: Option<Read<'a>>,
 }
 
 impl<'t> HeldTables<'t> {
-    fn of(tables: &'t PagedTables) -> Self {
-        Self([Held::of("block_tables", &tables.block_tables), Held::of("context_lens", &tables.context_lens)])
+    fn of(tables: &'t PagedTables, packed: Option<&'t PackedQueries>) -> Self {
+        let PagedTables { block_tables, context_lens } = tables;
+        Self {
+            tables: [Held::of("block_tables", block_tables), Held::of("context_lens", context_lens)],
+            seqlens_q: packed.map(|packed| Held::of("seqlens_q", &packed.seqlens_q)),
+        }
     }
 
-    fn read<'a>(&'a self, call: &AttendCall, stream: &'a CudaStream) -> Result<ReadTables<'a>> {
-        let [block_tables, context_lens] = &self.0;
-        let (block_tables, context_lens) = (block_tables.read(stream)?, context_lens.read(stream)?);
-        Ok(ReadTables { batch: call.q.shape().batch, stride: call.table_stride, block_tables, context_lens })
+    fn read<'a>(&'a self, tables: &PagedTables, call: &AttendCall, stream: &'a CudaStream) -> Result<ReadTables<'a>> {
+        let [block_tables, context_lens] = &self.tables;
+        Ok(ReadTables {
+            batch: tables.context_lens.elem_count(),
+            stride: call.table_stride,
+            block_tables: block_tables.read(stream)?,
+            context_lens: context_lens.read(stream)?,
+            seqlens_q: self.seqlens_q.as_ref().map(|held| held.read(stream)).transpose()?,
+        })
     }
 }
 
@@ -215,6 +228,10 @@ impl ReadTables<'_> {
     fn views(&self) -> ViewTables<'_> {
         let (block_table, seqlens_kv) = (self.block_tables.u32s(), self.context_lens.u32s());
         PageTables { batch: self.batch, max_blocks: self.stride, block_table, seqlens_kv }
+    }
+
+    fn seqlens_q(&self) -> Option<DeviceSlice<'_, u32>> {
+        self.seqlens_q.as_ref().map(Read::u32s)
     }
 }
 
@@ -225,30 +242,26 @@ fn output(
     stream: &CudaStream,
     launch: impl FnOnce(AnySliceMut<'_>) -> Result<()>,
 ) -> Result<Tensor> {
-    // SAFETY: the kernels write all of it before anything reads it.
+    // SAFETY: the kernels write all of it before anything reads it, but for rows that belong to no sequence, which have no meaning
+    // (`KvCache::attend_varlen`).
     let mut o = unsafe { device.alloc_uninit(q.shape(), q.dtype())? };
     launch(Write::of_floats(&mut o, stream)?.floats(q.dtype())?)?;
     Ok(Tensor::from_storage(Storage::Cuda(o), q.shape(), BackpropOp::none(), false))
 }
 
-pub fn attend(
-    pool: &Pool,
-    call: &AttendCall,
-    q: &Tensor,
-    tables: &PagedTables,
-    attention: &FlashAttn,
-) -> Result<Tensor> {
+pub fn attend(pool: &Pool, q: &Tensor, step: &Step<'_>) -> Result<Tensor> {
+    let Step { call, packed, tables, attention } = step;
     let device = pool.device_of("q", q)?;
     let stream = &*device.cuda_stream();
     let (engine, at) = (pool.engine()?, stream_ref(stream));
-    let (tables, scores, held) = (HeldTables::of(tables), HeldScores::of(attention), Held::of("q", q));
-    let (tables, scores, read) = (tables.read(call, stream)?, scores.read(stream)?, held.read(stream)?);
+    let (held_tables, scores, held) = (HeldTables::of(tables, *packed), HeldScores::of(attention), Held::of("q", q));
+    let (tables, scores) = (held_tables.read(tables, call, stream)?, scores.read(stream)?);
+    let read = held.read(stream)?;
     let (pages, offset) = (Read::of_slice(&pool.pages, stream), read_offset(&pool.k_offset, stream));
     let cache: &ViewCache<'_> = &cache(pool.shape, pages.bytes(), offset.as_ref());
     output(q, device, stream, |o| match call.attended {
-        Attended::Decode(problem) => {
-            let key = DecodeKey { problem, q: call.q, dtype: call.dtype };
-            let plans = engine.decode(&key).map_err(refused)?;
+        Attended::Pages(on) => {
+            let plans = engine.step(&StepKey { on, q: call.q, dtype: call.dtype }).map_err(refused)?;
             let Scratch { memory, zeros, .. } = &mut *Scratch::lock(&pool.scratch, stream)?;
             let (mut repeated, len) =
                 (pool.k_offset.as_ref().map(|offset| lock(&offset.repeated)), plans.offsets_len());
@@ -257,15 +270,15 @@ pub fn attend(
                 _ => zeros.at_least(device, len, |_| Ok(()))?,
             };
             let offsets = Read::of_slice(offsets, stream);
-            let mut memory = Write::of(memory.at_least(device, decode_bytes(&plans), |_| Ok(()))?, stream);
+            let mut memory = Write::of(memory.at_least(device, step_bytes(&plans), |_| Ok(()))?, stream);
             let (of_q, workspace) = memory.parts(plans.q_bytes());
             let q = plans.quantize(at, read.floats()?, offsets.f32s(), of_q).map_err(refused)?;
-            let pages = (cache, &tables.views());
-            plans.attend(at, &q.as_view(), pages, &heads(&scores.views()?), workspace, o).map_err(refused)
+            let (queries, pages) = ((q.as_view(), tables.seqlens_q()), (cache, &tables.views()));
+            plans.attend(at, queries, pages, &scores.views()?, workspace, o).map_err(refused)
         }
-        Attended::Prefill(gather, problem) => {
-            let key = PrefillKey { gather, problem, q: call.q, dtype: call.dtype };
-            let plans = engine.prefill(&key).map_err(refused)?;
+        Attended::Gathered(gather, problem) => {
+            let key = GatheredKey { gather, problem, q: call.q, dtype: call.dtype };
+            let plans = engine.gathered(&key).map_err(refused)?;
             // SAFETY: the kernels write it before anything reads it. It goes back to candle's pool in the order of the stream.
             let mut operands = unsafe { device.alloc::<u8>(plans.bytes())? };
             let mut operands = Write::of(&mut operands, stream);
@@ -275,29 +288,27 @@ pub fn attend(
     })
 }
 
-/// An append that quantizes the queries of a decode as well, and the decode.
+/// An append that quantizes the queries of an attention on pages as well, and that attention.
 pub fn append_and_attend(
     pool: &mut Pool,
     new: &AppendCall,
-    call: &AttendCall,
     [q, k, v]: [&Tensor; 3],
     slot_mapping: &Tensor,
-    tables: &PagedTables,
-    attention: &FlashAttn,
+    step: &Step<'_>,
 ) -> Result<Tensor> {
-    let (Attended::Decode(problem), Some(new_q)) = (call.attended, new.q) else {
-        bail!("{NAME}: an attention that is no decode was to be joined with an append")
+    let Step { call, packed, tables, attention } = step;
+    let (Attended::Pages(on), Some(new_q)) = (call.attended, new.q) else {
+        bail!("{NAME}: an attention that does not read pages was to be joined with an append")
     };
     let device = pool.device_of("q", q)?;
     let stream = &*device.cuda_stream();
     let (engine, at) = (pool.engine()?, stream_ref(stream));
-    let key = DecodeKey { problem, q: call.q, dtype: call.dtype };
-    let plans = engine.decode(&key).map_err(refused)?;
+    let plans = engine.step(&StepKey { on, q: call.q, dtype: call.dtype }).map_err(refused)?;
     let append = engine.append(&append_problem(pool.shape, new)).map_err(refused)?;
-    let (tables, scores) = (HeldTables::of(tables), HeldScores::of(attention));
+    let (held_tables, scores) = (HeldTables::of(tables, *packed), HeldScores::of(attention));
     let held =
         [("q", q), ("k", k), ("v", v), ("slot_mapping", slot_mapping)].map(|(name, tensor)| Held::of(name, tensor));
-    let (tables, scores) = (tables.read(call, stream)?, scores.read(stream)?);
+    let (tables, scores) = (held_tables.read(tables, call, stream)?, scores.read(stream)?);
     let [of_q, of_k, of_v, of_slots] = held.each_ref().map(|held| held.read(stream));
     let (of_q, of_k, of_v, of_slots) = (of_q?, of_k?, of_v?, of_slots?);
     let appended = Appended {
@@ -309,25 +320,20 @@ pub fn append_and_attend(
     let Pool { shape, pages, k_offset, scratch, .. } = pool;
     let mut scratch = Scratch::lock(scratch, stream)?;
     let (mut pages, offset) = (Write::of(pages, stream), read_offset(k_offset, stream));
-    let mut memory = Write::of(scratch.memory.at_least(device, decode_bytes(&plans), |_| Ok(()))?, stream);
+    let mut memory = Write::of(scratch.memory.at_least(device, step_bytes(&plans), |_| Ok(()))?, stream);
     let mut cache: ViewMutCache<'_> = cache(*shape, pages.bytes(), offset.as_ref());
     output(q, device, stream, |o| {
         let (of_q, workspace) = memory.parts(plans.q_bytes());
         let mut q = plans.queries(of_q).map_err(refused)?;
         append.launch(at, &appended, &mut cache, Some(&mut q)).map_err(refused)?;
-        let pages = (&cache.as_view(), &tables.views());
-        plans.attend(at, &q.as_view(), pages, &heads(&scores.views()?), workspace, o).map_err(refused)
+        let (queries, pages) = ((q.as_view(), tables.seqlens_q()), (&cache.as_view(), &tables.views()));
+        plans.attend(at, queries, pages, &scores.views()?, workspace, o).map_err(refused)
     })
 }
 
 /// Quantized queries, and the workspace behind them.
-fn decode_bytes(plans: &DecodePlans) -> usize {
+fn step_bytes(plans: &StepPlans) -> usize {
     plans.q_bytes() + plans.workspace_len() * size_of::<f32>()
-}
-
-/// What a decode is given head by head.
-fn heads<'a>(scores: &ScoreViews<'a>) -> DecodeHeads<DeviceSlice<'a, f32>> {
-    DecodeHeads { alibi_slopes: scores.alibi_slopes, sinks: scores.sinks }
 }
 
 pub fn copy_pages(pool: &mut Pool, pairs: &[(u32, u32)]) -> Result<()> {

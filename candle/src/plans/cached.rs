@@ -1,41 +1,60 @@
-//! Attention on a cache: the launches of a decode and of a prefill.
+//! Attention on a cache: the launches of a step, and of one that makes operands of pages first.
 
+use crate::cache::OnPages;
 use int_flash_attention::{
     AnySlice, AnySliceMut, AttentionOutput, AttentionPlan, AttentionProblem, DType, DecodeHeads, DecodePlan,
-    DecodeProblem, DecodeResult, DeviceOperands, DeviceQ, DeviceSlice, DeviceSliceMut, GatherPlan, GatherProblem, Gpu,
-    QuantizeQPlan, Result, ScoreViews, SeqLens, StreamRef, TensorLayout, ViewCache, ViewMutOperands, ViewMutQ, ViewQ,
-    ViewTables,
+    DecodeResult, DeviceOperands, DeviceQ, DeviceSlice, DeviceSliceMut, GatherPlan, GatherProblem, Gpu, PrefillPlan,
+    PrefillQueries, QuantizeQPlan, Result, ScoreViews, SeqLens, Shape, StreamRef, TensorLayout, ViewCache,
+    ViewMutOperands, ViewMutQ, ViewQ, ViewTables,
 };
 
-/// What the plans of a decode depend on.
+/// What the plans of a step depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DecodeKey {
-    pub problem: DecodeProblem,
+pub struct StepKey {
+    pub on: OnPages,
     /// Where Q lies.
     pub q: TensorLayout,
     /// The type of Q and of the output.
     pub dtype: DType,
 }
 
-/// The quantization of a few queries, and their attention on the pages.
-pub struct DecodePlans {
+/// The quantization of queries, and their attention on the pages.
+pub struct StepPlans {
     /// Of the queries: sizes alone.
     queries: AttentionProblem,
     quantize: QuantizeQPlan,
-    attend: DecodePlan,
+    attend: Attend,
     q_bytes: usize,
 }
 
-impl DecodePlans {
-    pub fn new(gpu: &Gpu, key: &DecodeKey) -> Result<Self> {
-        let DecodeKey { problem, q, dtype } = *key;
-        let DecodeProblem { batch, heads_q, heads_kv, seqlen_q, max_seqlen_kv, head_dim, .. } = problem;
-        let queries = AttentionProblem::new(batch, heads_q, heads_kv, seqlen_q, max_seqlen_kv, head_dim);
-        let layout = TensorLayout::bnhd(problem.q_shape());
+enum Attend {
+    Decode(Box<DecodePlan>),
+    Prefill(Box<PrefillPlan>),
+}
+
+impl StepPlans {
+    pub fn new(gpu: &Gpu, key: &StepKey) -> Result<Self> {
+        let StepKey { on, q, dtype } = *key;
+        let output = |shape| AttentionOutput { layout: TensorLayout::bnhd(shape), dtype, lse: false };
+        let (shape, heads_kv, seqlen_kv, attend) = match on {
+            OnPages::Decode(problem) => {
+                let shape = problem.q_shape();
+                let plan = gpu.plan_decode(&problem, &output(shape))?;
+                (shape, problem.heads_kv, problem.max_seqlen_kv, Attend::Decode(Box::new(plan)))
+            }
+            OnPages::Prefill(problem) => {
+                let (shape, AttentionProblem { heads_kv, seqlen_kv, .. }) = (problem.q_shape(), problem.attention);
+                let plan = gpu.plan_prefill(&problem, &output(shape))?;
+                (shape, heads_kv, seqlen_kv, Attend::Prefill(Box::new(plan)))
+            }
+        };
+        // Packed queries are those of one sequence: all sequences of a cache have one offset.
+        let Shape { batch, heads, seqlen, head_dim } = shape;
+        let queries = AttentionProblem::new(batch, heads, heads_kv, seqlen, seqlen_kv, head_dim);
         Ok(Self {
             queries,
             quantize: gpu.plan_quantize_q(&queries, q, dtype)?,
-            attend: gpu.plan_decode(&problem, &AttentionOutput { layout, dtype, lse: false })?,
+            attend,
             q_bytes: DeviceQ::bytes(&queries)?,
         })
     }
@@ -47,7 +66,10 @@ impl DecodePlans {
 
     /// Floats that the attention has for itself.
     pub fn workspace_len(&self) -> usize {
-        self.attend.workspace_len()
+        match &self.attend {
+            Attend::Decode(plan) => plan.workspace_len(),
+            Attend::Prefill(plan) => plan.workspace_len(),
+        }
     }
 
     /// Floats of the offsets that [`quantize`](Self::quantize) asks for.
@@ -73,23 +95,33 @@ impl DecodePlans {
         Ok(out)
     }
 
+    /// `seqlens_q` are the offsets of packed queries.
     pub fn attend(
         &self,
         stream: StreamRef<'_>,
-        q: &ViewQ<'_>,
+        (q, seqlens_q): (ViewQ<'_>, Option<DeviceSlice<'_, u32>>),
         (cache, tables): (&ViewCache<'_>, &ViewTables<'_>),
-        heads: &DecodeHeads<DeviceSlice<'_, f32>>,
+        scores: &ScoreViews<'_>,
         workspace: DeviceSliceMut<'_, f32>,
         o: AnySliceMut<'_>,
     ) -> Result<()> {
-        let result = DecodeResult { o, lse: None };
-        self.attend.launch(stream, q, &cache.sequences(tables), heads, workspace, result)
+        let (pages, result) = (cache.sequences(tables), DecodeResult { o, lse: None });
+        match &self.attend {
+            Attend::Decode(plan) => {
+                let heads = DecodeHeads { alibi_slopes: scores.alibi_slopes, sinks: scores.sinks };
+                plan.launch(stream, &q, &pages, &heads, workspace, result)
+            }
+            Attend::Prefill(plan) => {
+                let queries = PrefillQueries { q, cu_seqlens_q: seqlens_q };
+                plan.launch(stream, &queries, &pages, scores, workspace, result)
+            }
+        }
     }
 }
 
-/// What the plans of a prefill depend on.
+/// What the plans of attention on gathered pages depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PrefillKey {
+pub struct GatheredKey {
     pub gather: GatherProblem,
     pub problem: AttentionProblem,
     /// Where Q lies.
@@ -99,7 +131,7 @@ pub struct PrefillKey {
 }
 
 /// Pages to operands, the quantization of the queries, and attention.
-pub struct PrefillPlans {
+pub struct GatheredPlans {
     problem: AttentionProblem,
     gather: GatherPlan,
     quantize: QuantizeQPlan,
@@ -107,9 +139,9 @@ pub struct PrefillPlans {
     bytes: usize,
 }
 
-impl PrefillPlans {
-    pub fn new(gpu: &Gpu, key: &PrefillKey) -> Result<Self> {
-        let PrefillKey { gather, problem, q, dtype } = *key;
+impl GatheredPlans {
+    pub fn new(gpu: &Gpu, key: &GatheredKey) -> Result<Self> {
+        let GatheredKey { gather, problem, q, dtype } = *key;
         let layout = TensorLayout::bnhd(problem.o_shape());
         Ok(Self {
             problem,

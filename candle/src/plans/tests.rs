@@ -5,11 +5,11 @@ use crate::FlashAttn;
 use crate::VarLen;
 use crate::cache::{AppendCall, AttendCall, Attended};
 use crate::op::{Attention, Lengths};
-use crate::{CacheConfig, PagedTables};
+use crate::{CacheConfig, PackedQueries, PagedTables};
 use candle_core::{DType as Type, Device, Layout, Shape, Tensor};
 use int_flash_attention::{
-    AnySlice, AnySliceMut, Appended, CacheFormat, CacheShape, DType, DecodeHeads, DeviceBuffer, Error, JobPath,
-    KvCache, NewTokens, PageTables, ScoreViews, SeqLens, Slots, StreamRef, ViewMutCache,
+    AnySlice, AnySliceMut, Appended, CacheFormat, CacheShape, DType, DeviceBuffer, Error, JobPath, KvCache, NewTokens,
+    PageTables, ScoreViews, SeqLens, Slots, StreamRef, ViewMutCache,
 };
 use pretended_driver::{PretendedGpu, Session, begin};
 
@@ -214,9 +214,10 @@ struct Cached {
 impl Cached {
     const CONFIG: CacheConfig = CacheConfig { num_pages: 8, num_kv_heads: 2, head_dim: 64 };
 
-    fn new(gpu: &Gpu) -> Self {
+    /// The last pages have V in 4 bits.
+    fn new(gpu: &Gpu, v4_pages: usize) -> Self {
         let CacheConfig { num_pages, num_kv_heads, head_dim } = Self::CONFIG;
-        let shape = CacheShape::new(num_pages, num_kv_heads, head_dim).unwrap();
+        let shape = CacheShape::new(num_pages, num_kv_heads, head_dim).unwrap().with_v4_pages(v4_pages).unwrap();
         let bytes = |len| gpu.alloc::<u8>(len).unwrap();
         Self {
             shape,
@@ -230,27 +231,31 @@ impl Cached {
         }
     }
 
-    /// The calls of a step of so many new tokens of each sequence, whose lengths and slots do not matter.
-    fn calls(&self, tokens: usize, options: &FlashAttn) -> (AttendCall, AppendCall) {
+    /// The calls of a step of so many new tokens of each sequence, or of the two together, whose lengths and slots do not matter.
+    fn calls(&self, step: &Step<'_>) -> (AttendCall, AppendCall) {
         let zeros = |dims: &[usize], dtype| Tensor::zeros(dims, dtype, &Device::Cpu).unwrap();
         let tables = PagedTables { block_tables: zeros(&[2, 4], Type::U32), context_lens: zeros(&[2], Type::U32) };
-        let (q, kv) = (zeros(&[2, tokens, 6, 64], Type::F16), zeros(&[2 * tokens, 2, 64], Type::F16));
-        let attend = AttendCall::new(&self.shape, &q, &tables, options).unwrap();
-        let slots = zeros(&[2 * tokens], Type::I64);
-        let append = AppendCall::new(&self.shape, Some(&attend), &kv, &kv, &slots).unwrap();
+        let packed = step.packed.map(|max_seqlen_q| PackedQueries { seqlens_q: zeros(&[3], Type::U32), max_seqlen_q });
+        let (q, tokens) = match step.packed {
+            Some(_) => (zeros(&[step.tokens, 6, 64], Type::F16), step.tokens),
+            None => (zeros(&[2, step.tokens, 6, 64], Type::F16), 2 * step.tokens),
+        };
+        let kv = zeros(&[tokens, 2, 64], Type::F16);
+        let attend = AttendCall::new(&self.shape, &q, packed.as_ref(), &tables, step.options).unwrap();
+        let append = AppendCall::new(&self.shape, Some(&attend), &kv, &kv, &zeros(&[tokens], Type::I64)).unwrap();
         (attend, append)
     }
 
-    /// Appends, then attends, as `crate::cuda::cache` does.
-    fn step(&mut self, engine: &Engine, tokens: usize, options: &FlashAttn, together: bool) {
-        let (call, new) = self.calls(tokens, options);
+    /// Appends, then attends, as `crate::cuda::cache` does, and says how much memory the attention has asked for.
+    fn step(&mut self, engine: &Engine, step: &Step<'_>) -> usize {
+        let (call, new) = self.calls(step);
         let at = StreamRef::PER_THREAD;
-        let heads_q = new.q.filter(|_| together).map_or(0, |q| q.shape().heads);
+        let heads_q = new.q.filter(|_| step.together).map_or(0, |q| q.shape().heads);
         let problem = AppendProblem { cache: self.shape, heads_q, max_tokens: new.tokens, dtype: new.dtype };
         let append = engine.append(&problem).unwrap();
         let data = AnySlice::from_bytes(self.tensor.slice(), DType::F16);
         let appended = Appended {
-            q: new.q.filter(|_| together).map(|layout| NewTokens { data, layout }),
+            q: new.q.filter(|_| step.together).map(|layout| NewTokens { data, layout }),
             k: NewTokens { data, layout: new.layouts[0] },
             v: NewTokens { data, layout: new.layouts[1] },
             slots: Slots::U32(self.words.slice()),
@@ -265,13 +270,18 @@ impl Cached {
             seqlens_kv: self.words.slice().range(3, 5).unwrap(),
         };
         let o = AnySliceMut::from_bytes(self.o.slice_mut(), DType::F16);
+        let scores = ScoreViews {
+            sinks: step.options.sinks.as_ref().map(|_| self.floats.slice().range(1, 7).unwrap()),
+            alibi_slopes: step.options.alibi_slopes.as_ref().map(|_| self.floats.slice().range(2, 8).unwrap()),
+            ..ScoreViews::default()
+        };
         match call.attended {
-            Attended::Decode(problem) => {
-                let plans = engine.decode(&DecodeKey { problem, q: call.q, dtype: call.dtype }).unwrap();
+            Attended::Pages(on) => {
+                let plans = engine.step(&StepKey { on, q: call.q, dtype: call.dtype }).unwrap();
                 // No more than is asked for.
                 let of_q = self.memory.slice_mut().range(0, plans.q_bytes()).unwrap();
                 let workspace = self.workspace.slice_mut().range(0, plans.workspace_len()).unwrap();
-                let q = if together {
+                let q = if step.together {
                     let mut q = plans.queries(of_q).unwrap();
                     append.launch(at, &appended, &mut cache, Some(&mut q)).unwrap();
                     q
@@ -280,50 +290,97 @@ impl Cached {
                     let zeros = self.floats.slice().range(0, plans.offsets_len()).unwrap();
                     plans.quantize(at, data, zeros, of_q).unwrap()
                 };
-                let sinks = options.sinks.as_ref().map(|_| self.floats.slice().range(1, 7).unwrap());
-                let alibi_slopes = options.alibi_slopes.as_ref().map(|_| self.floats.slice().range(2, 8).unwrap());
-                let heads = DecodeHeads { alibi_slopes, sinks };
+                let seqlens_q = step.packed.map(|_| self.words.slice().range(5, 8).unwrap());
                 let pages = (&cache.as_view(), &tables);
-                plans.attend(at, &q.as_view(), pages, &heads, workspace, o).unwrap();
+                plans.attend(at, (q.as_view(), seqlens_q), pages, &scores, workspace, o).unwrap();
+                plans.q_bytes() + plans.workspace_len() * size_of::<f32>()
             }
-            Attended::Prefill(gather, problem) => {
+            Attended::Gathered(gather, problem) => {
                 append.launch(at, &appended, &mut cache, None).unwrap();
-                let key = PrefillKey { gather, problem, q: call.q, dtype: call.dtype };
-                let plans = engine.prefill(&key).unwrap();
+                let plans = engine.gathered(&GatheredKey { gather, problem, q: call.q, dtype: call.dtype }).unwrap();
                 let memory = self.memory.slice_mut().range(0, plans.bytes()).unwrap();
-                let pages = (&cache.as_view(), &tables);
-                plans.launch(at, data, pages, &ScoreViews::default(), memory, o).unwrap();
+                plans.launch(at, data, (&cache.as_view(), &tables), &scores, memory, o).unwrap();
+                plans.bytes()
             }
         }
     }
 }
 
+/// New tokens of two sequences.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    /// Of each, or of both together where they are packed.
+    tokens: usize,
+    /// The most of one where they are packed.
+    packed: Option<usize>,
+    options: &'a FlashAttn,
+    /// Whether their queries are quantized with them.
+    together: bool,
+}
+
 #[test]
 fn a_step_is_launches_and_nothing_else() {
+    for gpu in [PretendedGpu::H200, PretendedGpu::A10] {
+        let session = begin(&[gpu]);
+        {
+            let gpu = Gpu::new(0).unwrap();
+            let engine = Engine::new(gpu.clone());
+            let mut cached = Cached::new(&gpu, 0);
+            let plain = &FlashAttn::new(0.125).with_causal(true);
+            let heads = Tensor::zeros(6, Type::F32, &Device::Cpu).unwrap();
+            let scored = &plain.clone().with_softcap(30.0).with_alibi_slopes(heads.clone()).with_sinks(heads);
+            let step = |tokens, options, together| Step { tokens, packed: None, options, together };
+            let packed = |tokens, options, together| Step { tokens, packed: Some(20), options, together };
+            // Append, quantization of Q, decode and merge, of which the first two may be one; where there are more queries, scales of blocks and
+            // attention take the place of decode and merge.
+            for (step, launches) in [
+                (step(1, plain, false), 4),
+                (step(1, plain, true), 3),
+                (step(4, scored, true), 3),
+                (step(20, plain, false), 4),
+                (step(20, plain, true), 3),
+                (step(20, scored, true), 3),
+                (packed(21, plain, false), 4),
+                (packed(21, plain, true), 3),
+                (packed(21, scored, true), 3),
+            ] {
+                cached.step(&engine, &step);
+                let (before, launched) = (counted(&session), session.launched().len());
+                for _ in 0..3 {
+                    cached.step(&engine, &step);
+                }
+                let new = &session.launched()[launched..];
+                assert_eq!(counted(&session), before, "{} tokens", step.tokens);
+                assert_eq!(new.len(), 3 * launches, "{} tokens, {new:?}", step.tokens);
+                assert!(!new.iter().any(|name| name.contains("gather")), "{new:?}");
+            }
+            // One plan for appends of any size up to a power of two.
+            let before = engine.appends.0.lock().unwrap().len();
+            cached.step(&engine, &step(19, plain, false));
+            assert_eq!(engine.appends.0.lock().unwrap().len(), before);
+        }
+        assert_eq!(session.violations(), Vec::<String>::new());
+    }
+}
+
+/// A prefill has memory for its queries, and not for keys and values: those stay where they are. A cache with V in 4 bits has them gathered.
+#[test]
+fn a_prefill_takes_no_memory_for_keys_and_values() {
     let session = begin(&[PretendedGpu::H200]);
     {
         let gpu = Gpu::new(0).unwrap();
         let engine = Engine::new(gpu.clone());
-        let mut cached = Cached::new(&gpu);
-        let plain = FlashAttn::new(0.125).with_causal(true);
-        let heads = Tensor::zeros(6, Type::F32, &Device::Cpu).unwrap();
-        let scored = plain.clone().with_softcap(30.0).with_alibi_slopes(heads.clone()).with_sinks(heads);
-        // Append, quantization of Q, decode and merge; the first two in one; append, gather, quantization of Q and attention.
-        for (tokens, options, together, launches) in
-            [(1, &plain, false, 4), (1, &plain, true, 3), (4, &scored, true, 3), (20, &plain, false, 4)]
-        {
-            cached.step(&engine, tokens, options, together);
-            let (before, launched) = (counted(&session), session.launched().len());
-            for _ in 0..3 {
-                cached.step(&engine, tokens, options, together);
-            }
-            assert_eq!(counted(&session), before, "{tokens} tokens");
-            assert_eq!(session.launched().len(), launched + 3 * launches, "{tokens} tokens, {:?}", session.launched());
-        }
-        // One plan for appends of any size up to a power of two.
-        let before = engine.appends.0.lock().unwrap().len();
-        cached.step(&engine, 19, &plain, false);
-        assert_eq!(engine.appends.0.lock().unwrap().len(), before);
+        let options = &FlashAttn::new(0.125).with_causal(true);
+        let step = Step { tokens: 20, packed: None, options, together: false };
+        // Two sequences of 4 pages, 2 heads, 64 bytes of K and V and two scales a token.
+        let operands = 2 * 4 * 128 * 2 * (64 + 64 + 8);
+        let (queries, blocks) = (2 * 20 * 6 * (64 + 8), 2 * 4 * 2);
+        let on_pages = Cached::new(&gpu, 0).step(&engine, &step);
+        assert!((queries..queries + 32 * blocks).contains(&on_pages), "{on_pages}");
+        let launched = session.launched().len();
+        assert!(Cached::new(&gpu, 2).step(&engine, &step) > operands);
+        let new = &session.launched()[launched..];
+        assert!(new.len() == 4 && new[1].contains("gather"), "{new:?}");
     }
     assert_eq!(session.violations(), Vec::<String>::new());
 }

@@ -2,7 +2,7 @@
 
 use crate::plain::{Asked, ERROR, error, refusal, tensor, values};
 use candle_core::{DType, Device, Result, Tensor};
-use candle_int_flash_attention::{CacheConfig, FlashAttn, KvCache, PagedTables};
+use candle_int_flash_attention::{CacheConfig, FlashAttn, KvCache, PackedQueries, PagedTables};
 
 const HEADS: usize = 6;
 const HEADS_KV: usize = 2;
@@ -181,6 +181,83 @@ fn together_is_one_after_the_other() -> Result<()> {
     let wide = apart.cache.attend(&q.unsqueeze(1)?, &apart.tables()?, &attention)?;
     assert_eq!((o.dims(), wide.dims()), ([2, HEADS, DIM].as_slice(), [2, 1, HEADS, DIM].as_slice()));
     assert_eq!(values(&o)?, values(&wide)?);
+    Ok(())
+}
+
+/// Chunks of prompts beside sequences that decode, packed: what `attend` gives of each sequence alone, and what candle computes.
+#[test]
+fn chunks_and_single_tokens_in_one_call() -> Result<()> {
+    let asked = [
+        causal(),
+        Asked { window: (Some(30), Some(0)), ..causal() },
+        Asked { softcap: Some(1.5), slopes: slopes(), sinks: Some(vec![1.0; HEADS]), ..causal() },
+    ];
+    let mut model = Model::new(DType::F16)?;
+    // A prompt in three chunks; the other sequence decodes, has no new token, and has three.
+    for (new, asked) in [([126, 40], &asked[0]), ([50, 1], &asked[1]), ([30, 0], &asked[2]), ([1, 3], &asked[0])] {
+        let attention = asked.attention()?;
+        let all = new[0] + new[1];
+        // There is room for two queries more.
+        let q = tensor((1, all + 2, HEADS, DIM), 0.6 + model.steps as f32, DType::F16)?.squeeze(0)?;
+        let of_tokens = q.narrow(0, 0, all)?;
+        let seqlens_q = Tensor::new(&[0, new[0] as u32, all as u32], &Device::Cpu)?;
+        let queries = PackedQueries { seqlens_q, max_seqlen_q: 126 };
+        let [k, v, slots] = model.new_tokens(new)?;
+        let tables = model.tables()?;
+        let o = model.cache.append_and_attend_varlen([&of_tokens, &k, &v], &slots, &queries, &tables, &attention)?;
+        assert_eq!((o.dims(), o.dtype()), (of_tokens.dims(), DType::F16));
+        let again = model.cache.attend_varlen(&q, &queries, &tables, &attention)?;
+        assert_eq!(values(&again.narrow(0, 0, all)?)?, values(&o)?);
+        let mut before = 0;
+        for (sequence, &count) in new.iter().enumerate() {
+            if count == 0 {
+                continue;
+            }
+            let one = |tensor: &Tensor| tensor.narrow(0, sequence, 1);
+            let row =
+                PagedTables { block_tables: one(&tables.block_tables)?, context_lens: one(&tables.context_lens)? };
+            let (q, o) = (q.narrow(0, before, count)?.unsqueeze(0)?, o.narrow(0, before, count)?.unsqueeze(0)?);
+            let alone = model.cache.attend(&q, &row, &attention)?;
+            if count > 8 {
+                assert_eq!(values(&alone)?, values(&o)?, "{new:?}, sequence {sequence}");
+            }
+            let all = |which: usize| {
+                let parts: Vec<&Tensor> = model.tokens[sequence].iter().map(|both| &both[which]).collect();
+                Tensor::cat(&parts, 1)
+            };
+            let error = error(&o, &asked.plain(&q, &all(0)?, &all(1)?)?)?;
+            assert!(error < ERROR, "{new:?}, sequence {sequence}, {asked:?}: {error}");
+            before += count;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn packed_queries_that_are_wrong_are_refused() -> Result<()> {
+    let mut model = Model::new(DType::F16)?;
+    model.append([140, 60])?;
+    let tables = model.tables()?;
+    let q = tensor((1, 20, HEADS, DIM), 0.1, DType::F16)?.squeeze(0)?;
+    let ends = |ends: &[u32]| Tensor::new(ends, &Device::Cpu);
+    for (seqlens_q, max_seqlen_q, part) in [
+        (ends(&[0])?, 20, "seqlens_q has 1 elements"),
+        (ends(&[0, 20])?, 20, "block_tables has rows for 2 sequences, q is of 1"),
+        (ends(&[0, 10, 20])?.to_dtype(DType::I64)?, 20, "seqlens_q holds I64"),
+        (ends(&[0, 15, 10])?, 20, "cu_seqlens_q"),
+        (ends(&[0, 10, 21])?, 20, "cu_seqlens_q"),
+        (ends(&[0, 5, 20])?, 14, "15"),
+    ] {
+        let queries = PackedQueries { seqlens_q, max_seqlen_q };
+        let refused = refusal(model.cache.attend_varlen(&q, &queries, &tables, &FlashAttn::new(0.1))).to_string();
+        assert!(refused.starts_with("int-flash-attn: ") && refused.contains(part), "{part}: {refused}");
+    }
+    let queries = PackedQueries { seqlens_q: ends(&[0, 10, 20])?, max_seqlen_q: 10 };
+    let attend = |cache: &KvCache, q: &Tensor| refusal(cache.attend_varlen(q, &queries, &tables, &FlashAttn::new(0.1)));
+    assert!(attend(&model.cache, &q.unsqueeze(0)?).to_string().contains("unexpected rank, expected: 3, got: 4"));
+    let with_v4 = KvCache::layers_with_v4_pages(1, CONFIG, 2, &Device::Cpu)?.remove(0);
+    let error = attend(&with_v4, &q).to_string();
+    assert!(error.contains("pages with V in 4 bits") && error.contains("`attend`"), "{error}");
     Ok(())
 }
 

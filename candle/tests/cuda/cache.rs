@@ -2,7 +2,7 @@
 
 use crate::{check, gpu, host, tensor};
 use candle_core::{DType, Device, Result, Tensor};
-use candle_int_flash_attention::{CacheConfig, FlashAttn, KvCache, PagedTables};
+use candle_int_flash_attention::{CacheConfig, FlashAttn, KvCache, PackedQueries, PagedTables};
 use int_flash_attention::reference::{self, sequences};
 use int_flash_attention::{
     Alibi, AttentionProblem, CacheFormat, CacheShape, DecodeHeads, DecodeProblem, HostCache, HostTables, Quantized,
@@ -70,9 +70,21 @@ impl Two {
     }
 
     fn check_prefill(&self, cache: &KvCache, q: &Tensor, per_head: Option<&[f32]>, o: &Tensor) -> Result<()> {
-        let (_, seqlen_q, heads_q, head_dim) = q.dims4()?;
+        self.check_prefill_of(cache, &self.tables, q, per_head, o)
+    }
+
+    /// The output of a prefill of the sequences of these tables against the reference.
+    fn check_prefill_of(
+        &self,
+        cache: &KvCache,
+        tables: &HostTables,
+        q: &Tensor,
+        per_head: Option<&[f32]>,
+        o: &Tensor,
+    ) -> Result<()> {
+        let (batch, seqlen_q, heads_q, head_dim) = q.dims4()?;
         let keys = 4 * KvCache::PAGE_TOKENS;
-        let problem = AttentionProblem::new(2, heads_q, CONFIG.num_kv_heads, seqlen_q, keys, head_dim)
+        let problem = AttentionProblem::new(batch, heads_q, CONFIG.num_kv_heads, seqlen_q, keys, head_dim)
             .with_sequences(Sequences::KeyLengths)
             .with_causal(true)
             .with_softmax_scale(0.1)
@@ -85,10 +97,10 @@ impl Two {
         let layout = TensorLayout::bnhd(problem.q_shape());
         let (on_host, o) = (on_host(cache, self.k_offset.as_deref())?, host(o, layout)?);
         let q = on_host.quantize_q(&host(q, layout)?).expect("queries");
-        let (k, v) = on_host.gather(&self.tables, keys).expect("operands");
+        let (k, v) = on_host.gather(tables, keys).expect("operands");
         let tensors = ScoreTensors { alibi_slopes: per_head, sinks: per_head, ..ScoreTensors::default() };
         let scored = Scored::new(&problem, tensors);
-        let lengths = SeqLens::KeyLengths { seqlens_kv: self.tables.seqlens_kv.as_slice() };
+        let lengths = SeqLens::KeyLengths { seqlens_kv: tables.seqlens_kv.as_slice() };
         let bounds = sequences::gpu_bounds(scored, &lengths, &Quantized { q, k, v }, o.dtype(), false);
         let (want, bounds) = bounds.expect("a reference");
         check(&format!("{problem:?}"), &o, &want.o, &bounds);
@@ -117,10 +129,16 @@ fn steps_of_an_engine() -> Result<()> {
         let scored =
             attention.clone().with_softcap(1.5).with_alibi_slopes(per_head.clone()).with_sinks(per_head.clone());
         let there = |tensor: &Tensor| tensor.to_device(&gpu);
-        for (step, (new, rows, together)) in
-            [([126, 70], 70, false), ([1, 1], 1, false), ([1, 1], 1, true), ([4, 4], 4, true), ([30, 90], 30, true)]
-                .into_iter()
-                .enumerate()
+        for (step, (new, rows, together)) in [
+            ([126, 70], 70, false),
+            ([1, 1], 1, false),
+            ([1, 1], 1, true),
+            ([4, 4], 4, true),
+            ([30, 90], 30, true),
+            ([40, 40], 40, true),
+        ]
+        .into_iter()
+        .enumerate()
         {
             let seed = step as f32;
             let [k, v, slots] = sequences.extend(new, seed, dtype)?;
@@ -147,6 +165,46 @@ fn steps_of_an_engine() -> Result<()> {
                     sequences.check_decode(&cache, &q, per_head, &o)?;
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// A chunk of a prompt beside a single token, packed, with room behind them.
+#[test]
+fn chunks_and_single_tokens_in_one_call() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let mut cache = KvCache::new(CONFIG, &gpu)?;
+    let mut sequences = Two::new(&gpu);
+    let attention = FlashAttn::new(0.1).with_causal(true);
+    for (step, new) in [[100, 30], [60, 1], [1, 1], [9, 100]].into_iter().enumerate() {
+        let (seed, total) = (step as f32, new[0] + new[1]);
+        let [k, v, slots] = sequences.extend(new, seed, DType::F16)?;
+        let q = tensor(&[total + 5, 6, CONFIG.head_dim], seed + 0.7, DType::F16)?;
+        let there = |tensor: &Tensor| tensor.to_device(&gpu);
+        let (of_q, of_k, of_v, of_slots) = (there(&q)?, there(&k)?, there(&v)?, there(&slots)?);
+        let seqlens_q = Tensor::new(&[0, new[0] as u32, total as u32], &Device::Cpu)?.to_device(&gpu)?;
+        let queries = PackedQueries { seqlens_q, max_seqlen_q: 100 };
+        let tables = sequences.on_gpu()?;
+        // The queries with the tokens, then on their own with room behind them: the same bits.
+        let exact = of_q.narrow(0, 0, total)?;
+        let o = cache.append_and_attend_varlen([&exact, &of_k, &of_v], &of_slots, &queries, &tables, &attention)?;
+        let roomy = cache.attend_varlen(&of_q, &queries, &tables, &attention)?.to_device(&Device::Cpu)?;
+        let o = o.to_device(&Device::Cpu)?;
+        let bits = |o: &Tensor| o.narrow(0, 0, total)?.flatten_all()?.to_vec1::<half::f16>();
+        assert!(bits(&o)? == bits(&roomy)?, "step {step}");
+        let mut before = 0;
+        for (sequence, &count) in new.iter().enumerate() {
+            let HostTables { max_blocks, block_table, seqlens_kv, .. } = &sequences.tables;
+            let own = HostTables {
+                batch: 1,
+                max_blocks: *max_blocks,
+                block_table: block_table[sequence * max_blocks..][..*max_blocks].to_vec(),
+                seqlens_kv: vec![seqlens_kv[sequence]],
+            };
+            let part = |tensor: &Tensor| tensor.narrow(0, before, count)?.unsqueeze(0);
+            sequences.check_prefill_of(&cache, &own, &part(&q)?, None, &part(&o)?)?;
+            before += count;
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! One CUDA graph for every step of a decode.
 
 use crate::cache::{CONFIG, Two};
-use crate::{gpu, tensor};
+use crate::{gpu, recording, tensor};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
@@ -31,6 +31,7 @@ impl<T: CudaDType + DeviceRepr + 'static> InplaceOp1 for Put<'_, T> {
 #[test]
 fn one_graph_serves_every_step() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
+    let _recording = recording();
     let Device::Cuda(device) = &gpu else { bail!("a device that is no GPU") };
     let mut cache = KvCache::new(CONFIG, &gpu)?;
     let mut sequences = Two::new(&gpu);

@@ -11,6 +11,15 @@ use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
 use int_flash_attention::reference::{Bounds, compare, first_excess};
 use int_flash_attention::{Gpu, HostTensor, Scored, TensorLayout};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Held by a test that records a graph, and by one whose threads take turns with a cache: they wait for the whole GPU (`KvCache::layers`), which ends
+/// every recording with an error.
+static RECORDING: Mutex<()> = Mutex::new(());
+
+fn recording() -> MutexGuard<'static, ()> {
+    RECORDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The GPU, or why there is none.
 fn gpu() -> Option<Device> {

@@ -1,7 +1,7 @@
 //! Threads, each with a stream of its own, on the layers of one model.
 
 use crate::cache::{CONFIG, Two};
-use crate::{gpu, host, tensor};
+use crate::{gpu, host, recording, tensor};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_int_flash_attention::{FlashAttn, KvCache};
 use int_flash_attention::{DecodeProblem, TensorLayout};
@@ -13,6 +13,7 @@ const ROUNDS: usize = 100;
 #[test]
 fn threads_do_not_mix() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
+    let _recording = recording();
     let mut layers = KvCache::layers(2, CONFIG, &gpu)?;
     let mut sequences = Two::new(&gpu);
     let [k, v, slots] = sequences.extend([500, 400], 0.3, DType::F16)?;

@@ -22,7 +22,8 @@ use crate::reference;
 use crate::shape::Shape;
 use crate::tensor::HostTensor;
 use int_flash_attention_kernels::layout::page::{
-    CACHE_FORMAT, MAX_PAGES, OLDEST_CACHE_FORMAT, PAGE_TOKENS, V4_HEAD_DIMS, page_bytes, page_head_bytes_v4,
+    CACHE_FORMAT, MAX_PAGES, OLDEST_CACHE_FORMAT, PAGE_TOKENS, V4_HEAD_DIMS, page_bytes, page_head_bytes,
+    page_head_bytes_v4,
 };
 use std::ops::Range;
 
@@ -67,7 +68,7 @@ impl CacheFormat {
     }
 }
 
-/// The sizes of a cache of one layer.
+/// The sizes of a cache of one layer. Of sizes that [`new`](Self::new) refuses, numbers of bytes end at `usize::MAX`.
 ///
 /// Pages have K and V in 8 bits, or K in 8 and V in 4, which is a fifth less memory and a coarser V. Which it is follows from a page's number, so a block
 /// table may mix them, and [`copy_pages`](KvCache::copy_pages) from one kind to the other converts. What a model looks at most, a sequence's first page and its
@@ -135,19 +136,25 @@ impl CacheShape {
     /// Bytes of a page with V in 8 bits.
     #[must_use]
     pub const fn page_bytes(&self) -> usize {
-        page_bytes(self.heads_kv, self.head_dim)
+        self.heads_kv.saturating_mul(page_head_bytes(self.any_head_dim()))
     }
 
     /// Bytes of a page with V in 4 bits.
     #[must_use]
     pub const fn v4_page_bytes(&self) -> usize {
-        self.heads_kv * page_head_bytes_v4(self.head_dim)
+        self.heads_kv.saturating_mul(page_head_bytes_v4(self.any_head_dim()))
+    }
+
+    /// The head dim, or one of which no bytes overflow where it is larger than any: the sizes are public.
+    const fn any_head_dim(&self) -> usize {
+        const MOST: usize = u32::MAX as usize;
+        if self.head_dim < MOST { self.head_dim } else { MOST }
     }
 
     /// Pages with V in 8 bits, the first ones.
     #[must_use]
     pub const fn v8_pages(&self) -> usize {
-        self.pages - self.v4_pages
+        self.pages.saturating_sub(self.v4_pages)
     }
 
     /// Whether a page has V in 4 bits.
@@ -162,10 +169,11 @@ impl CacheShape {
         let v8 = self.v8_pages();
         let (page, bytes) = (page as usize, self.page_bytes());
         if page < v8 {
-            return page * bytes..(page + 1) * bytes;
+            return page.saturating_mul(bytes)..(page + 1).saturating_mul(bytes);
         }
-        let (first, bytes) = (v8 * bytes + (page - v8) * self.v4_page_bytes(), self.v4_page_bytes());
-        first..first + bytes
+        let (v8_bytes, bytes) = (v8.saturating_mul(bytes), self.v4_page_bytes());
+        let first = v8_bytes.saturating_add((page - v8).saturating_mul(bytes));
+        first..first.saturating_add(bytes)
     }
 
     /// Bytes of these pages, one behind the other.
@@ -178,13 +186,14 @@ impl CacheShape {
     /// Bytes of the pool.
     #[must_use]
     pub const fn bytes(&self) -> usize {
-        self.v8_pages() * self.page_bytes() + self.v4_pages * self.v4_page_bytes()
+        let v4_bytes = self.v4_pages.saturating_mul(self.v4_page_bytes());
+        self.v8_pages().saturating_mul(self.page_bytes()).saturating_add(v4_bytes)
     }
 
     /// Tokens that the pool holds.
     #[must_use]
     pub const fn slots(&self) -> usize {
-        self.pages * PAGE_TOKENS
+        self.pages.saturating_mul(PAGE_TOKENS)
     }
 
     /// Whether slots can be written at once: each in the pool, or -1 for a token that is left out, and none twice.

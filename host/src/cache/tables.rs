@@ -2,7 +2,7 @@
 
 use super::CacheShape;
 use crate::error::{Error, Result};
-use int_flash_attention_kernels::layout::page::PAGE_TOKENS;
+use int_flash_attention_kernels::layout::page::{MAX_PAGES, PAGE_TOKENS};
 use std::collections::HashMap;
 
 /// The block tables and lengths of a batch: `T` is an array of `u32`.
@@ -22,11 +22,13 @@ pub struct PageTables<T> {
 pub type HostTables = PageTables<Vec<u32>>;
 
 impl HostTables {
-    /// Empty sequences whose pages follow one another: a contiguous cache. It is of `batch * max_blocks` pages.
+    /// Empty sequences whose pages follow one another: a contiguous cache. It is of `batch * max_blocks` pages; where no cache has so many, the
+    /// tables are too short, which [`check`](Self::check) says.
     #[must_use]
     pub fn contiguous(batch: usize, max_blocks: usize) -> Self {
-        let entries = batch.saturating_mul(max_blocks) as u32;
-        Self { batch, max_blocks, block_table: (0..entries).collect(), seqlens_kv: vec![0; batch] }
+        let entries = batch.saturating_mul(max_blocks).min(MAX_PAGES) as u32;
+        let seqlens_kv = vec![0; batch.min(MAX_PAGES)];
+        Self { batch, max_blocks, block_table: (0..entries).collect(), seqlens_kv }
     }
 
     /// Whether the arrays have the lengths that the sizes ask, every length fits its table, and every page in use is of the pool.

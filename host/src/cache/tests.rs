@@ -40,6 +40,26 @@ fn sizes_are_checked() {
     assert!(matches!(CacheShape::new(1 << 24, (1 << 24) - 1, 256), Err(Error::Overflow { .. })));
 }
 
+/// The fields are public: what `new` would refuse has numbers that end, and does not panic.
+#[test]
+fn sizes_that_nobody_checked_have_an_end() {
+    let most = usize::MAX;
+    for shape in [
+        CacheShape { pages: 1, v4_pages: 2, heads_kv: 1, head_dim: 64 },
+        CacheShape { pages: most, v4_pages: most, heads_kv: most, head_dim: most },
+        CacheShape { pages: most, v4_pages: 0, heads_kv: 3, head_dim: 32 },
+        CacheShape { pages: 1 << 60, v4_pages: 1, heads_kv: 1 << 40, head_dim: 128 },
+    ] {
+        assert!(shape.page_range(u32::MAX).start <= shape.page_range(u32::MAX).end && shape.bytes() >= 64);
+        assert!(shape.slots() >= shape.pages && shape.bytes_of(&[0, u32::MAX]) >= shape.v4_page_bytes());
+        assert!(shape.with_v4_pages(shape.v4_pages).is_err());
+    }
+    for (batch, max_blocks) in [(most, 1), (1, most), (1 << 40, 1 << 40)] {
+        let error = HostTables::contiguous(batch, max_blocks).check(&CacheShape::new(1, 1, 32).unwrap()).unwrap_err();
+        assert!(matches!(error, Error::Length { .. }), "{error}");
+    }
+}
+
 #[test]
 fn tables_name_the_sequence() {
     let shape = CacheShape::new(4, 1, 32).unwrap();

@@ -3,8 +3,8 @@
 use crate::cache::{CacheShape, check_v4_pages};
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceSlice, DeviceSliceMut};
-use crate::problem::{AttentionProblem, Window, check_cache_head_dim};
-use crate::quantized::{HostQ, Lengths};
+use crate::problem::{AttentionProblem, Scheme, Window, check_cache_head_dim};
+use crate::quantized::{HostQ, Lengths, check_scheme};
 use crate::reference;
 use crate::shape::Shape;
 use int_flash_attention_kernels::config::decode::{MAX_NEW_TOKENS, TILE_ROWS};
@@ -298,6 +298,7 @@ impl DecodeProblem {
         self.check()?;
         self.check_heads(heads)?;
         q.check()?;
+        check_scheme("q", Scheme::Default, q.scheme)?;
         AttentionProblem::check_shape("q", q.shape, self.q_shape())?;
         self.check_pages(cache.pages.len(), cache.v4_pages, cache.table_stride)?;
         let at_least = |name, given, expected| {

@@ -1,6 +1,7 @@
 //! The modules that the library is built with: PTX for every GPU, and machine code for some.
 
 use int_flash_attention_kernels::config::shipping::nearest;
+use std::io::Read;
 
 /// A module as `host/build.rs` finds it.
 pub(super) struct Embedded {
@@ -16,7 +17,7 @@ pub(super) struct Code {
     /// As ptxas calls it.
     pub(super) architecture: &'static str,
     /// The cubin, compressed.
-    zlib: &'static [u8],
+    lzma: &'static [u8],
 }
 
 const MODULES: &[Embedded] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
@@ -47,7 +48,11 @@ impl Code {
     /// # Panics
     /// Where the embedded bytes are damaged, which a test excludes.
     pub(super) fn cubin(&self) -> Vec<u8> {
-        miniz_oxide::inflate::decompress_to_vec_zlib(self.zlib).expect("what is embedded was compressed by xtask")
+        let mut cubin = Vec::new();
+        lzma_rust2::LzmaReader::new_mem_limit(self.lzma, u32::MAX, None)
+            .and_then(|mut reader| reader.read_to_end(&mut cubin))
+            .expect("what is embedded was compressed by xtask");
+        cubin
     }
 }
 
@@ -113,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_gpu_gets_the_nearest_machine_code_and_another_none() {
-        let code = |architecture| Code { architecture, zlib: b"" };
+        let code = |architecture| Code { architecture, lzma: b"" };
         let machine_code: &'static [Code] = Box::leak(Box::new([code("sm_80"), code("sm_86"), code("sm_90")]));
         let module = Embedded { name: "x", ptx: "", machine_code };
         let chosen = |capability| module.machine_code(capability).map(|code| code.architecture);

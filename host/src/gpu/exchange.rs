@@ -49,6 +49,7 @@ pub(crate) struct End {
     pitch: usize,
 }
 
+#[cfg(feature = "nccl")]
 impl End {
     /// Where each row begins.
     pub(crate) fn starts(&self) -> impl Iterator<Item = DevicePtr> + use<> {

@@ -7,9 +7,9 @@ use super::memory::Checked;
 use super::quantize::{Pass, QuantizeLayouts};
 use super::{AnySlice, AnySliceMut, AttentionOutput, DeviceSeqLens, DeviceSliceMut, Gpu, StreamRef};
 use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme, ScoreMod, SeqLens, Sequences};
+use crate::problem::{AttentionProblem, Scheme, ScoreMod, SeqLens};
 use crate::quantized::Lengths;
-use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short};
+use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short, short_grid};
 use int_flash_attention_kernels::params::{AttentionParams, Global, QuantizeParams, ShortParams, Strided};
 
 /// How a [`JobPlan`] does its job; the output is the same but for the order of float32 sums, and for narrow blocks
@@ -122,11 +122,10 @@ impl Gpu {
             seqlen_q: _,
             window: _,
             softmax_scale: _,
-            sequences,
+            sequences: _,
             score_mod,
         } = problem;
-        let plain = sequences == Sequences::Equal && score_mod == ScoreMod::NONE;
-        let has = plain && scheme == Scheme::Default && problem.value_dim() == head_dim;
+        let has = score_mod == ScoreMod::NONE && scheme == Scheme::Default && problem.value_dim() == head_dim;
         let variant = short(head_dim).filter(|_| has).ok_or_else(|| Error::NotShort {
             given: head_dim,
             allowed: SHORT.iter().map(|variant| variant.head_dim).collect(),
@@ -153,9 +152,8 @@ impl Gpu {
         let (of, lengths) = ((heads, problem.group()), (problem.seqlen_q, problem.seqlen_kv));
         let ShortLaunch { warps, shared_bytes, parts } =
             variant.launch(of, lengths, self.multiprocessors()?, self.0.shared_bytes);
-        let ctas = heads.checked_mul(parts).and_then(|ctas| i32::try_from(ctas).ok());
-        let too_many = || Error::Grid { kernel: variant.name, shape: format!("k {}", problem.kv_shape()) };
-        let grid = [ctas.ok_or_else(too_many)? as u32, 1, 1];
+        let grid = short_grid(problem.heads_kv, problem.batch, parts)
+            .ok_or_else(|| Error::Grid { kernel: variant.name, shape: format!("k {}", problem.kv_shape()) })?;
         let kernel = self.kernel(variant.name, variant.name, grid, 32 * warps, shared_bytes)?;
         let QuantizeLayouts { q, k, v, dtype } = layouts;
         let params = problem.short_params([q, k, v], *dtype, (&output.layout, output.dtype), parts as u32);

@@ -5,6 +5,7 @@ use super::memory::Checked;
 use super::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu};
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
+pub(super) use crate::quantized::check_scheme;
 use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, Quantized, QuantizedK, QuantizedQ, QuantizedV};
 use crate::shape::Shape;
 
@@ -225,10 +226,4 @@ pub(super) fn check_q<I, F>(scheme: Scheme, q: &QuantizedQ<I, F>) -> Result<()> 
         _ => return Ok(()),
     };
     Err(Error::Optional { name: "q_bias", given, planned })
-}
-
-/// Whether an operand is of the plan's scheme.
-#[inline]
-pub(super) fn check_scheme(name: &'static str, planned: Scheme, given: Scheme) -> Result<()> {
-    if given == planned { Ok(()) } else { Err(Error::OperandScheme { name, given, planned }) }
 }

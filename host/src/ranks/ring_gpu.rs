@@ -222,13 +222,8 @@ impl RingPlan {
         self.quantized.record(stream)?;
         self.travel.wait(&self.quantized)?;
         for at in 0..self.steps.len() {
-            let receives = self.steps[at].step.receives;
-            // The first step is of the rank's own keys, and nothing travels in it.
-            if receives {
-                stream.wait(&self.arrived[at % 2])?;
-            }
-            self.attend(stream, at, &mut o)?;
-            self.used[at % 2].record(stream)?;
+            // Before this step's attention: an engine that copies with the GPU's multiprocessors (NCCL) finds none free behind it, and where one rank's
+            // copy has begun and the other's has not, it holds some that attention waits for.
             if at + 1 < self.steps.len() {
                 // The buffer is that of the step before this one.
                 if at > 0 {
@@ -236,6 +231,12 @@ impl RingPlan {
                 }
                 self.exchange(ranks, at + 1)?;
             }
+            // The first step is of the rank's own keys, and nothing travels in it.
+            if self.steps[at].step.receives {
+                stream.wait(&self.arrived[at % 2])?;
+            }
+            self.attend(stream, at, &mut o)?;
+            self.used[at % 2].record(stream)?;
         }
         self.sent.record(&self.travel)?;
         stream.wait(&self.sent)

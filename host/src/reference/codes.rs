@@ -9,6 +9,7 @@ use int_flash_attention_kernels::layout::{
 pub(super) const R: f32 = 127.0;
 
 /// Rotates a token of Q or K: signs, then the butterflies of neighbours first.
+#[inline(always)]
 pub(super) fn rotate(x: &mut [f32]) {
     for (dim, x) in x.iter_mut().enumerate() {
         if negative(dim) {
@@ -27,9 +28,20 @@ pub(super) fn rotate_back(x: &mut [f32]) {
     }
 }
 
+#[inline(always)]
 fn butterflies(x: &mut [f32]) {
     let size = rotation(x.len());
     let mut half = 1;
+    if size >= 8 {
+        // The first three of the steps below, in registers.
+        for eight in x.as_chunks_mut::<8>().0 {
+            let [a, b, c, d, e, f, g, h] = *eight;
+            let [a, b, c, d, e, f, g, h] = [a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h];
+            let [a, b, c, d, e, f, g, h] = [a + c, b + d, a - c, b - d, e + g, f + h, e - g, f - h];
+            *eight = [a + e, b + f, c + g, d + h, a - e, b - f, c - g, d - h];
+        }
+        half = 8;
+    }
     while half < size {
         for pair in x.chunks_exact_mut(2 * half) {
             let (low, high) = pair.split_at_mut(half);
@@ -79,9 +91,11 @@ fn offset(low: f32, high: f32) -> f32 {
 }
 
 /// The largest magnitude, or NaN where an element is not finite.
+#[inline(always)]
 pub(super) fn amax(x: &[f32]) -> f32 {
-    let amax = x.iter().fold(0.0, |amax: f32, x| if x.is_nan() { f32::NAN } else { amax.max(x.abs()) });
-    if x.iter().all(|x| x.is_finite()) { amax } else { f32::NAN }
+    // Bits of magnitudes are in the order of the magnitudes, and loops of integers become vectors.
+    let bits = x.iter().fold(0, |most, x| x.abs().to_bits().max(most));
+    if bits < f32::INFINITY.to_bits() { f32::from_bits(bits) } else { f32::NAN }
 }
 
 /// The scale that maps `amax` to 127, kept where its reciprocal is a normal number. Not to all but 127.5, which would be a smaller step:
@@ -136,7 +150,9 @@ pub(super) fn log2_of_step(scale: f32) -> f32 {
 pub(super) fn code(x: f32, inverse: f32) -> i8 {
     // 1.5 * 2^23 rounds to nearest even, as the kernels do it; the clamp first keeps the sum in its range.
     const ROUNDER: f32 = 12_582_912.0;
-    (((x * inverse).clamp(-R, R) + ROUNDER) - ROUNDER) as i8
+    let steps = (x * inverse).clamp(-R, R) + ROUNDER;
+    // The integer is in its last bits; a conversion of floats would not become one of vectors.
+    if steps.is_nan() { 0 } else { steps.to_bits() as i8 }
 }
 
 #[cfg(test)]

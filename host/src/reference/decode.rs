@@ -271,11 +271,13 @@ impl<'a> Row<'a> {
         let largest = g.iter().copied().fold(0.0, f32::max);
         let to_codes = if largest > 0.0 { 255.0 * (1.0 / largest) } else { 0.0 };
         let (mut p, mut slack) = ([0_i16; KV_BLOCK], [0_i16; KV_BLOCK]);
+        // Whatever a page's bytes and a launch's slopes are.
+        let rounded = |code: f64| round_ties_even(code).clamp(0.0, R) as i16;
         let error = CODE_ERROR + self.delta;
         for j in keys.clone() {
             let code = f64::from(g[j]) * f64::from(to_codes);
-            p[j] = round_ties_even(code) as i16;
-            let [low, high] = [1.0 - error, 1.0 + error].map(|factor| round_ties_even(code * factor) as i16);
+            p[j] = rounded(code);
+            let [low, high] = [1.0 - error, 1.0 + error].map(|factor| rounded(code * factor));
             slack[j] = (p[j] - low).max(high - p[j]);
             self.largest = self.largest.max(block.v_scale[j].into());
         }

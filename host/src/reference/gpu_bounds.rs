@@ -96,9 +96,9 @@ fn rounded(result: Int8, mut bounds: Bounds, dtype: DType) -> (Int8, Bounds) {
 }
 
 impl<S: Softmax> Row<S> {
-    /// Appends the row's bounds, those of a machine with exact codes where `IDEAL`; its results are the last in `result`. The
+    /// Appends the row's bounds, those of a machine with exact codes where `IDEAL`; `o` is its result. The
     /// output's rounding comes later.
-    pub(super) fn bounds<const IDEAL: bool>(&self, head: &Head<'_>, result: &Int8, bounds: &mut Bounds) {
+    pub(super) fn bounds<const IDEAL: bool>(&self, head: &Head<'_>, o: &[f64], bounds: &mut Bounds) {
         if self.sum <= 0.0 || self.sum.is_nan() {
             bounds.o.extend(std::iter::repeat_n(0.0, head.dv));
             bounds.lse.push(0.0);
@@ -123,7 +123,6 @@ impl<S: Softmax> Row<S> {
             let sums = gamma * (both + o);
             *bound = (codes + sums) * (1.0 + 2.0 * gamma) + tiny * (o + both) + sink * o + least;
         }
-        let o = &result.o[result.o.len() - head.dv..];
         if head.rotated {
             // Rotated back, an element is a quarter of the sum of four, each rounded three times on the way.
             for (bounds_of_four, o) in rotated.chunks_exact(V_ROTATION).zip(o.chunks_exact(V_ROTATION)) {

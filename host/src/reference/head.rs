@@ -30,14 +30,15 @@ impl Unpacked {
         unpacked.k.reserve_exact(k.len() / 2);
         for block in k.chunks_exact(block_bytes(d)) {
             for pair in 0..d / 2 {
-                let keys = (0..KV_BLOCK).map(|key| [0, 1].map(|i| block[k_offset(key, 2 * pair + i)].into()));
-                unpacked.k.extend(keys);
+                let at = |key: usize, i: usize| i16::from(block[k_offset(key, 2 * pair + i)]);
+                unpacked.k.extend((0..KV_BLOCK).map(|key| [at(key, 0), at(key, 1)]));
             }
         }
         unpacked.v.reserve_exact(v.len() / 2);
         for block in v.chunks_exact(block_bytes(dv)) {
             for pair in 0..KV_BLOCK / 2 {
-                unpacked.v.extend((0..dv).map(|dim| [0, 1].map(|i| code(block, 2 * pair + i, dim).into())));
+                let at = |dim: usize, i: usize| i16::from(code(block, 2 * pair + i, dim));
+                unpacked.v.extend((0..dv).map(|dim| [at(dim, 0), at(dim, 1)]));
             }
             if BOUNDS {
                 for dim in 0..dv {
@@ -66,6 +67,8 @@ pub(super) struct Head<'a> {
     pub(super) k_block_scale: &'a [f32],
     /// The units of the scores of blocks in 16 bits, without the row's scale; NaN where keys do not share a scale.
     pub(super) narrow_unit: Vec<f32>,
+    /// Whether all keys and values of a block have scales that are numbers.
+    pub(super) numbers: Vec<bool>,
     /// Factor of the codes' scores, with `log2(e)`.
     pub(super) c: f32,
     /// The scale of each value, and that which those of a block share, or NaN.
@@ -101,7 +104,11 @@ impl<'a> Head<'a> {
             }
             Scheme::Paper => k_scale.to_vec(),
         };
+        let v_scale = &x.v.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK];
+        let number = |of: &[f32]| of.iter().all(|x| !x.is_nan());
+        let of_blocks = key_factor.chunks_exact(KV_BLOCK).zip(v_scale.chunks_exact(KV_BLOCK));
         Self {
+            numbers: of_blocks.map(|(k, v)| number(k) && number(v)).collect(),
             d,
             dv: problem.value_dim(),
             unpacked,
@@ -112,9 +119,9 @@ impl<'a> Head<'a> {
             k_block_scale: &x.k.block_scale[kv * blocks..][..blocks],
             narrow_unit: narrow_units(&scored, k_scale, &x.k.block_scale[kv * blocks..][..blocks], c),
             c,
-            v_scale: &x.v.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK],
+            v_scale,
             v_block_scale: &x.v.block_scale[kv * blocks..][..blocks],
-            least: (-90_f64).exp2() * largest(&x.v.scale[kv * blocks * KV_BLOCK..][..blocks * KV_BLOCK])
+            least: (-90_f64).exp2() * largest(v_scale)
                 + (-49_f64).exp2() / 255.0 * blocks as f64 * f64::from(x.v.unit[kv]),
             rotated: problem.scheme.rotates(),
             softmax_scale,

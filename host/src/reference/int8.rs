@@ -9,7 +9,7 @@ use super::softmax::{BlockMax, BlockSums, Codes, FloatMax, RunningMax, Softmax};
 use crate::error::Result;
 use crate::problem::{AttentionProblem, Scheme};
 use crate::progress::{ProgressFn, Ticker};
-use crate::quantized::HostQuantized;
+use crate::quantized::{HostQuantized, check_scheme};
 use crate::scores::Scored;
 use int_flash_attention_kernels::config::Kind;
 use int_flash_attention_kernels::layout::{KV_BLOCK, V_OFFSET, V_ROTATION, block_bytes};
@@ -68,6 +68,8 @@ pub(super) struct Output {
 
 /// Rows that share a pass over K and V, so that a block is used from the cache.
 const TILE: usize = 16;
+/// Rows of them that share what is loaded of a block.
+const TOGETHER: usize = 4;
 
 pub(super) fn run<const BOUNDS: bool>(
     scored: Scored<'_>,
@@ -97,6 +99,9 @@ pub(super) fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> R
     x.q.check()?;
     x.k.check()?;
     x.v.check()?;
+    for (name, given) in [("q", x.q.scheme), ("k", x.k.scheme), ("v", x.v.scheme)] {
+        check_scheme(name, problem.scheme, given)?;
+    }
     AttentionProblem::check_shape("q", x.q.shape, problem.q_shape())?;
     AttentionProblem::check_shape("k", x.k.shape, problem.kv_shape())?;
     AttentionProblem::check_shape("v", x.v.shape, problem.v_shape())
@@ -109,78 +114,153 @@ fn heads<S: Softmax + Send, const BOUNDS: bool>(
     progress: Option<ProgressFn<'_>>,
 ) -> Output {
     let problem = scored.problem;
-    let ticker = Ticker::new(progress, problem.batch * problem.heads_q * rows.len());
-    let tiles = |head: usize, unpacked: &Unpacked| {
-        let head = Head::new(scored, x, unpacked, head);
-        let tile = |first: usize| {
-            let positions: Vec<usize> = (first..rows.len().min(first + TILE)).map(|index| rows.at(index)).collect();
-            let out = tile::<S, BOUNDS>(problem, &head, &positions);
-            ticker.add(positions.len());
-            out
-        };
-        (0..rows.len().div_ceil(TILE)).into_par_iter().map(|index| tile(index * TILE)).collect::<Vec<_>>()
-    };
-    // The query heads of a head of K and V follow one another.
-    let group = |kv: usize| {
+    let (heads, group, dv) = (problem.batch * problem.heads_q, problem.group(), problem.value_dim());
+    let (mut o, mut lse) = (vec![0.0; heads * rows.len() * dv], vec![0.0; heads * rows.len()]);
+    let ticker = Ticker::new(progress, heads * rows.len());
+    // Each tile writes where its rows are; the query heads of a head of K and V follow one another.
+    let chunk = rows.len().max(1);
+    let of_kv = o.par_chunks_mut(group * chunk * dv).zip(lse.par_chunks_mut(group * chunk)).enumerate();
+    let of_kv = of_kv.map(|(kv, (o, lse))| {
         let unpacked = Unpacked::new::<BOUNDS>(problem, x, kv);
-        let heads = kv * problem.group()..(kv + 1) * problem.group();
-        heads.into_par_iter().map(|head| tiles(head, &unpacked)).collect::<Vec<_>>()
-    };
-    let parts: Vec<_> = (0..problem.batch * problem.heads_kv).into_par_iter().map(group).collect();
-    let mut all = Output::default();
-    for part in parts.into_iter().flatten().flatten() {
-        all.result.o.extend(part.result.o);
-        all.result.lse.extend(part.result.lse);
-        all.bounds.o.extend(part.bounds.o);
-        all.bounds.lse.extend(part.bounds.lse);
-        all.ideal.o.extend(part.ideal.o);
-        all.ideal.lse.extend(part.ideal.lse);
-    }
-    all
-}
-
-fn tile<S: Softmax, const BOUNDS: bool>(problem: &AttentionProblem, head: &Head<'_>, rows: &[usize]) -> Output {
-    let mut states: Vec<Row<S>> = rows.iter().map(|&row| Row::new(head, row, problem.visible_keys(row))).collect();
-    dispatch(TileKernel::<S, BOUNDS> { head, rows: &mut states });
-    let mut out = Output::default();
-    for row in &mut states {
-        row.join_sink(head);
-        row.finish(head, &mut out.result);
-        if BOUNDS {
-            row.bounds::<false>(head, &out.result, &mut out.bounds);
-            row.bounds::<true>(head, &out.result, &mut out.ideal);
+        let of_heads = o.par_chunks_mut(chunk * dv).zip(lse.par_chunks_mut(chunk)).enumerate();
+        let of_heads = of_heads.map(|(head, (o, lse))| {
+            let head = Head::new(scored, x, &unpacked, kv * group + head);
+            let tiles = o.par_chunks_mut(TILE * dv).zip(lse.par_chunks_mut(TILE)).enumerate();
+            let tiles = tiles.map(|(tile, (o, lse))| {
+                let positions: Vec<usize> = (0..lse.len()).map(|row| rows.at(tile * TILE + row)).collect();
+                let bounds = self::tile::<S, BOUNDS>(problem, &head, &positions, o, lse);
+                ticker.add(positions.len());
+                bounds
+            });
+            tiles.collect::<Vec<_>>()
+        });
+        of_heads.collect::<Vec<_>>()
+    });
+    let parts: Vec<_> = of_kv.collect();
+    let [mut bounds, mut ideal] = <[Bounds; 2]>::default();
+    for [part, part_ideal] in parts.into_iter().flatten().flatten() {
+        for (all, part) in [(&mut bounds, part), (&mut ideal, part_ideal)] {
+            all.o.extend(part.o);
+            all.lse.extend(part.lse);
         }
     }
-    out
+    Output { result: Int8 { o, lse }, bounds, ideal }
+}
+
+/// Writes the results of these rows, and gives their bounds, a GPU's and those of an ideal one.
+fn tile<S: Softmax, const BOUNDS: bool>(
+    problem: &AttentionProblem,
+    head: &Head<'_>,
+    rows: &[usize],
+    o: &mut [f64],
+    lse: &mut [f64],
+) -> [Bounds; 2] {
+    let mut states: Vec<Row<S>> = rows.iter().map(|&row| Row::new(head, row, problem.visible_keys(row))).collect();
+    let mut bounds = <[Bounds; 2]>::default();
+    dispatch(TileKernel::<S, BOUNDS> { head, rows: &mut states, o, lse, bounds: &mut bounds });
+    bounds
 }
 
 /// The blocks of a tile of rows.
 struct TileKernel<'a, S, const BOUNDS: bool> {
     head: &'a Head<'a>,
     rows: &'a mut [Row<S>],
+    /// A row after the other.
+    o: &'a mut [f64],
+    lse: &'a mut [f64],
+    bounds: &'a mut [Bounds; 2],
 }
 
 impl<S: Softmax, const BOUNDS: bool> Kernel for TileKernel<'_, S, BOUNDS> {
     #[inline(always)]
     fn run(self, vectors: impl Vectors) {
-        let (d, dv) = (self.head.d, self.head.dv);
-        let mut codes = Codes { p: [0; KV_BLOCK], slack: [0; KV_BLOCK] };
-        let (mut scores, mut products) = ([0; KV_BLOCK], vec![0; dv]);
-        let Unpacked { k, v, v_magnitude, .. } = self.head.unpacked;
-        let mut magnitudes = v_magnitude.chunks_exact(block_bytes(dv));
+        let (head, Unpacked { k, v, v_magnitude, .. }) = (self.head, self.head.unpacked);
+        let mut magnitudes = v_magnitude.chunks_exact(block_bytes(head.dv));
         let pairs = |d| block_bytes(d) / 2;
-        for (block, (k, v)) in k.chunks_exact(pairs(d)).zip(v.chunks_exact(pairs(dv))).enumerate() {
-            let magnitudes = magnitudes.next().unwrap_or_default();
-            for row in &mut *self.rows {
-                let in_block = |key: usize| key.saturating_sub(block * KV_BLOCK).min(KV_BLOCK);
-                let keys = in_block(row.keys.start)..in_block(row.keys.end);
-                if keys.is_empty() {
-                    continue;
-                }
-                vectors.products(&row.q, k, &mut scores);
-                let sums = row.softmax.block::<BOUNDS>(self.head, block, &scores, keys, &mut codes);
-                vectors.products(&codes.p, v, &mut products);
-                row.add::<BOUNDS>(&sums, &codes, &products, magnitudes);
+        let mut buffers = Buffers {
+            scores: [[0; KV_BLOCK]; TOGETHER],
+            codes: [const { Codes { p: [0; KV_BLOCK], slack: [0; KV_BLOCK] } }; TOGETHER],
+            products: vec![0; TOGETHER * head.dv],
+        };
+        for (index, (k, v)) in k.chunks_exact(pairs(head.d)).zip(v.chunks_exact(pairs(head.dv))).enumerate() {
+            let block = Block { head, index, k, v, magnitudes: magnitudes.next().unwrap_or_default() };
+            let (fours, rest) = self.rows.as_chunks_mut::<TOGETHER>();
+            for rows in fours {
+                block.add_to::<S, TOGETHER, BOUNDS>(vectors, rows, &mut buffers);
+            }
+            for row in rest {
+                block.add_to::<S, 1, BOUNDS>(vectors, std::array::from_mut(row), &mut buffers);
+            }
+        }
+        let [bounds, ideal] = self.bounds;
+        for ((row, o), lse) in self.rows.iter_mut().zip(self.o.chunks_exact_mut(head.dv)).zip(self.lse) {
+            row.join_sink(head);
+            *lse = row.finish(head, o);
+            if BOUNDS {
+                row.bounds::<false>(head, o, bounds);
+                row.bounds::<true>(head, o, ideal);
+            }
+        }
+    }
+}
+
+/// What rows need while a block is added to them.
+struct Buffers {
+    scores: [[i32; KV_BLOCK]; TOGETHER],
+    codes: [Codes; TOGETHER],
+    /// A sum for each dim of each row.
+    products: Vec<i32>,
+}
+
+/// A block of K and V.
+struct Block<'a> {
+    head: &'a Head<'a>,
+    index: usize,
+    k: &'a [[i16; 2]],
+    v: &'a [[i16; 2]],
+    /// Of V, `[dim][key]`, for bounds.
+    magnitudes: &'a [i8],
+}
+
+impl Block<'_> {
+    /// Those of the block's keys that a row sees.
+    fn seen<S>(&self, row: &Row<S>) -> Range<usize> {
+        let in_block = |key: usize| key.saturating_sub(self.index * KV_BLOCK).min(KV_BLOCK);
+        in_block(row.keys.start)..in_block(row.keys.end)
+    }
+
+    /// Adds the block to rows, at most [`TOGETHER`].
+    #[inline(always)]
+    fn add_to<S: Softmax, const ROWS: usize, const BOUNDS: bool>(
+        &self,
+        vectors: impl Vectors,
+        rows: &mut [Row<S>; ROWS],
+        buffers: &mut Buffers,
+    ) {
+        let seen = rows.each_ref().map(|row| self.seen(row));
+        let Buffers { scores, codes, products } = buffers;
+        let (Some(scores), Some(codes)) = (scores.first_chunk_mut::<ROWS>(), codes.first_chunk_mut::<ROWS>()) else {
+            return;
+        };
+        if seen.iter().all(Range::is_empty) {
+            return;
+        }
+        vectors.products(rows.each_ref().map(|row| &*row.q), self.k, scores.each_mut().map(|of_row| &mut of_row[..]));
+        let mut sums = [const { None }; ROWS];
+        // A loop, not closures of it: those would not be compiled for the machine's vectors.
+        for (at, row) in rows.iter_mut().enumerate() {
+            if !seen[at].is_empty() {
+                let (scores, codes) = (&scores[at], &mut codes[at]);
+                sums[at] = Some(row.softmax.block::<BOUNDS>(self.head, self.index, scores, seen[at].clone(), codes));
+            }
+        }
+        // Rows that see nothing of the block have codes of another one, and their products are not added.
+        let mut of_rows = products.chunks_exact_mut(self.head.dv);
+        let mut products: [&mut [i32]; ROWS] = std::array::from_fn(|_| of_rows.next().unwrap_or_default());
+        vectors.products(codes.each_ref().map(|codes| &codes.p[..]), self.v, products.each_mut().map(|of| &mut **of));
+        for (((row, sums), codes), products) in rows.iter_mut().zip(sums).zip(&*codes).zip(products) {
+            if let Some(sums) = sums {
+                row.add::<BOUNDS>(&sums, codes, products, self.magnitudes);
             }
         }
     }
@@ -282,21 +362,23 @@ impl<S: Softmax> Row<S> {
         self.reference = reference;
     }
 
-    /// Appends the row's output and log-sum-exp.
-    fn finish(&self, head: &Head<'_>, out: &mut Int8) {
+    /// Writes the row's output, and gives its log-sum-exp.
+    #[inline(always)]
+    fn finish(&self, head: &Head<'_>, o: &mut [f64]) -> f64 {
         if self.sum <= 0.0 {
-            out.o.extend(std::iter::repeat_n(0.0, head.dv));
-            out.lse.push(head.sink(0.0).unwrap_or(f64::NEG_INFINITY));
-            return;
+            o.fill(0.0);
+            return head.sink(0.0).unwrap_or(f64::NEG_INFINITY);
         }
         let (one, sum_one) = S::ONE;
-        let first = out.o.len();
-        out.o.extend(self.acc.iter().map(|acc| acc / (one * self.sum)));
+        let sum = one * self.sum;
+        for (o, acc) in o.iter_mut().zip(&self.acc) {
+            *o = acc / sum;
+        }
         if head.rotated {
-            rotate_back(&mut out.o[first..]);
+            rotate_back(o);
         }
         let lse = std::f64::consts::LN_2 * (self.reference + (self.sum / sum_one).log2());
-        out.lse.push(lse + self.bias(head));
+        lse + self.bias(head)
     }
 
     /// The log-sum-exp's share of the offset that was taken out of K, where the scores are without it.
@@ -309,6 +391,7 @@ impl<S: Softmax> Row<S> {
 }
 
 /// Undoes the rotation of V in an output row.
+#[inline(always)]
 pub(super) fn rotate_back(o: &mut [f64]) {
     for four in o.as_chunks_mut::<V_ROTATION>().0 {
         let [a, b, c, d] = *four;

@@ -51,16 +51,15 @@ impl NarrowRow {
         let factor = f32_from_f16_bits(f16_bits_rn(unit));
         let below = |j: usize| if keys.contains(&j) { (largest - upper(j)).min(DEPTH) } else { DEPTH };
         let (tables, polynomials) = (tables(), narrow_polynomials(head.d));
-        let code = |j: usize| {
-            if polynomials >> (j / 8 % 8) & 1 == 1 {
-                [polynomial_code(below(j), factor); 3]
-            } else {
-                let x = -f64::from(below(j)) * f64::from(factor);
-                tables.codes[f16_magnitude_bits_coarse(x).min(Tables::LAST) as usize]
-            }
+        let polynomial = |j: usize| polynomials >> (j / 8 % 8) & 1 == 1;
+        let index = |j: usize| {
+            let x = -f64::from(below(j)) * f64::from(factor);
+            usize::from(f16_magnitude_bits_coarse(x).min(Tables::LAST))
         };
+        let code = |j: usize| if polynomial(j) { polynomial_code(below(j), factor) } else { tables.p[index(j)] };
+        let ends = |j: usize| if polynomial(j) { [code(j); 2] } else { tables.ends[index(j)] };
         let exponent = unit * (largest as f32 + 0.5);
-        let sums = codes.fill::<BOUNDS>(code);
+        let sums = codes.fill::<BOUNDS>(code, ends);
         BlockSums::of_codes(exponent.into(), sums, head.v_block_scale[block].into())
     }
 }
@@ -98,7 +97,7 @@ mod tests {
     #[test]
     fn scores_end_where_weights_are_zero() {
         let bits = f16_bits_rn(NARROW_LEAST * DEPTH as f32);
-        assert_eq!(tables().codes[usize::from(bits)], [0; 3]);
+        assert_eq!((tables().p[usize::from(bits)], tables().ends[usize::from(bits)]), (0, [0; 2]));
         assert_eq!(f32_from_f16_bits(f16_bits_rn(NARROW_LEAST)), NARROW_LEAST);
     }
 }

@@ -4,6 +4,7 @@ use super::codes::{
     amax, code, k_offset, rotate, rotate_token_of_v, round_up_to_10_bits, round_up_to_step, token_scale, v_scale,
 };
 use super::packed::resized;
+use super::simd::{Kernel, Vectors, dispatch};
 use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::{
@@ -43,28 +44,47 @@ pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Opti
     let packed = packed_dim(d);
     data.par_chunks_mut(packed).zip(&mut scales).zip(&mut bias).enumerate().with_min_len(64).for_each_init(
         || vec![0.0; packed],
-        |x, (row, ((codes, row_scale), row_bias))| {
+        |x, (row, ((codes, scale), bias))| {
             let (head, token) = (row / shape.seqlen, row % shape.seqlen);
             q.read_row(head / shape.heads, head % shape.heads, token, &mut x[..d]);
             x[d..].fill(0.0);
-            if let Some(offset) = k_offset {
-                let offset = &offset[head / group * d..][..d];
-                *row_bias = x.iter().zip(offset).map(|(&x, &m)| f64::from(x) * f64::from(m)).sum::<f64>() as f32;
-            }
-            if scheme.rotates() {
-                rotate(x);
-            }
-            *row_scale = token_scale(amax(x));
-            if scheme.rotates() {
-                *row_scale = round_up_to_10_bits(*row_scale);
-            }
-            let inverse = 1.0 / *row_scale;
-            for (code_out, &x) in codes.iter_mut().zip(&*x) {
-                *code_out = code(x, inverse);
-            }
+            let k_offset = k_offset.map(|offset| &offset[head / group * d..][..d]);
+            dispatch(TokenOfQ { scheme, x, k_offset, codes, scale, bias });
         },
     );
     Ok(QuantizedQ { shape, scheme, data, scale: scales, bias: k_offset.map(|_| bias) })
+}
+
+/// A token of Q, and where it is quantized to.
+struct TokenOfQ<'a> {
+    scheme: Scheme,
+    x: &'a mut [f32],
+    /// What was taken out of the keys of its head.
+    k_offset: Option<&'a [f32]>,
+    codes: &'a mut [i8],
+    scale: &'a mut f32,
+    bias: &'a mut f32,
+}
+
+impl Kernel for TokenOfQ<'_> {
+    #[inline(always)]
+    fn run(self, _: impl Vectors) {
+        let Self { scheme, x, k_offset, codes, scale, bias } = self;
+        if let Some(offset) = k_offset {
+            *bias = x.iter().zip(offset).map(|(&x, &m)| f64::from(x) * f64::from(m)).sum::<f64>() as f32;
+        }
+        if scheme.rotates() {
+            rotate(x);
+        }
+        *scale = token_scale(amax(x));
+        if scheme.rotates() {
+            *scale = round_up_to_10_bits(*scale);
+        }
+        let inverse = 1.0 / *scale;
+        for (code_out, &x) in codes.iter_mut().zip(&*x) {
+            *code_out = code(x, inverse);
+        }
+    }
 }
 
 /// Quantizes K, one scale a token, into packed blocks; the default scheme takes the head's offset out and rotates.

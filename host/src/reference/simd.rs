@@ -23,9 +23,9 @@ pub(super) fn dispatch(kernel: impl Kernel) {
 
 /// Products that the compiler does not find the instruction for by itself.
 pub(super) trait Vectors: Copy {
-    /// `out[column] = sum over i of a[i] b[i][column]` in int32, where `pairs` has two rows of `b` beside each other, `[i / 2][column][i % 2]`;
-    /// columns a multiple of 32. The caller's bounds keep it below 2^31.
-    fn products(self, a: &[i16], pairs: &[[i16; 2]], out: &mut [i32]);
+    /// `out[row][column] = sum over i of a[row][i] b[i][column]` in int32, where `pairs` has two rows of `b` beside each other, `[i / 2][column][i % 2]`;
+    /// columns a multiple of 32. The caller's bounds keep it below 2^31. What is loaded of `b` serves all rows.
+    fn products<const ROWS: usize>(self, a: [&[i16]; ROWS], pairs: &[[i16; 2]], out: [&mut [i32]; ROWS]);
 }
 
 /// The compiler's.
@@ -34,11 +34,13 @@ struct Plain;
 
 impl Vectors for Plain {
     #[inline(always)]
-    fn products(self, a: &[i16], pairs: &[[i16; 2]], out: &mut [i32]) {
-        out.fill(0);
-        for (a, row) in a.as_chunks::<2>().0.iter().zip(pairs.chunks_exact(out.len())) {
-            for (out, b) in out.iter_mut().zip(row) {
-                *out += i32::from(a[0]) * i32::from(b[0]) + i32::from(a[1]) * i32::from(b[1]);
+    fn products<const ROWS: usize>(self, a: [&[i16]; ROWS], pairs: &[[i16; 2]], out: [&mut [i32]; ROWS]) {
+        for (a, out) in a.into_iter().zip(out) {
+            out.fill(0);
+            for (a, row) in a.as_chunks::<2>().0.iter().zip(pairs.chunks_exact(out.len())) {
+                for (out, b) in out.iter_mut().zip(row) {
+                    *out += i32::from(a[0]) * i32::from(b[0]) + i32::from(a[1]) * i32::from(b[1]);
+                }
             }
         }
     }
@@ -48,8 +50,8 @@ impl Vectors for Plain {
 mod avx2 {
     use super::Vectors;
     use std::arch::x86_64::{
-        _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
-        _mm256_storeu_si256,
+        _mm_loadu_si32, _mm256_add_epi32, _mm256_broadcastd_epi32, _mm256_loadu_si256, _mm256_madd_epi16,
+        _mm256_setzero_si256, _mm256_storeu_si256,
     };
 
     /// Made where the machine has AVX2, nowhere else.
@@ -58,26 +60,34 @@ mod avx2 {
 
     /// Of int32 in a vector.
     const LANES: usize = 8;
-    /// Columns that are summed up at once.
-    const COLUMNS: usize = 4 * LANES;
+    /// Vectors of columns that are summed up at once: with four rows their sums, two vectors of `b` and a pair of `a` are in registers.
+    const VECTORS: usize = 2;
+    const COLUMNS: usize = VECTORS * LANES;
 
     impl Vectors for Avx2 {
         #[inline(always)]
-        fn products(self, a: &[i16], pairs: &[[i16; 2]], out: &mut [i32]) {
-            let columns = out.len();
-            for (at, out) in out.chunks_exact_mut(COLUMNS).enumerate() {
+        fn products<const ROWS: usize>(self, a: [&[i16]; ROWS], pairs: &[[i16; 2]], mut out: [&mut [i32]; ROWS]) {
+            let Some(columns) = out.first().map(|out| out.len()) else { return };
+            let count = pairs.len() / columns;
+            let a = a.map(|a| &a.as_chunks::<2>().0[..count]);
+            for first in (0..columns).step_by(COLUMNS) {
                 // SAFETY: the machine has AVX2, or there would be no `self`; each load and store is of an array of the vector's size.
                 unsafe {
-                    let mut sums = [_mm256_setzero_si256(); COLUMNS / LANES];
-                    for (a, row) in a.as_chunks::<2>().0.iter().zip(pairs.chunks_exact(columns)) {
-                        let a = _mm256_set1_epi32(i32::from(a[0] as u16) | i32::from(a[1]) << 16);
-                        let row = row[at * COLUMNS..][..COLUMNS].as_chunks::<LANES>().0;
-                        for (sum, b) in sums.iter_mut().zip(row) {
-                            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a, _mm256_loadu_si256(b.as_ptr().cast())));
+                    let mut sums = [[_mm256_setzero_si256(); VECTORS]; ROWS];
+                    for (i, row) in pairs.chunks_exact(columns).enumerate() {
+                        let b = row[first..][..COLUMNS].as_chunks::<LANES>().0;
+                        let b: [_; VECTORS] = std::array::from_fn(|at| _mm256_loadu_si256(b[at].as_ptr().cast()));
+                        for (sums, a) in sums.iter_mut().zip(&a) {
+                            let a = _mm256_broadcastd_epi32(_mm_loadu_si32(a[i].as_ptr().cast()));
+                            for (sum, b) in sums.iter_mut().zip(b) {
+                                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a, b));
+                            }
                         }
                     }
-                    for (out, sum) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
-                        _mm256_storeu_si256(out.as_mut_ptr().cast(), sum);
+                    for (out, sums) in out.iter_mut().zip(sums) {
+                        for (out, sum) in out[first..][..COLUMNS].as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
+                            _mm256_storeu_si256(out.as_mut_ptr().cast(), sum);
+                        }
                     }
                 }
             }
@@ -101,9 +111,9 @@ pub(super) fn dot(a: &[i16], b: &[i8]) -> i32 {
 mod tests {
     use super::*;
 
-    struct Products<'a>(&'a [i16], &'a [[i16; 2]], &'a mut [i32]);
+    struct Products<'a, const ROWS: usize>([&'a [i16]; ROWS], &'a [[i16; 2]], [&'a mut [i32]; ROWS]);
 
-    impl Kernel for Products<'_> {
+    impl<const ROWS: usize> Kernel for Products<'_, ROWS> {
         #[inline(always)]
         fn run(self, vectors: impl Vectors) {
             vectors.products(self.0, self.1, self.2);
@@ -114,16 +124,25 @@ mod tests {
     fn products_are_the_sums_whatever_the_machine_has() {
         for (rows, columns) in [(2, 32), (64, 128), (128, 96), (256, 256)] {
             // The largest codes are among them, of both signs.
-            let a: Vec<i16> = (0..rows).map(|i| (i as i16 * 37 + 255) % 256 - 128 * (i as i16 % 2)).collect();
+            let of_row = |row: usize| -> Vec<i16> {
+                let seed = 255 * (1 - row as i16);
+                (0..rows).map(|i| (i as i16 * 37 + seed) % 256 - 128 * (i as i16 % 2)).collect()
+            };
+            let a = [0, 1, 2, 3].map(of_row);
             let b = |i: usize, column: usize| (i * 89 + column * 53) as u8 as i8;
             let pair = |at: usize| [0, 1].map(|i| i16::from(b(at / columns * 2 + i, at % columns)));
             let pairs: Vec<[i16; 2]> = (0..rows / 2 * columns).map(pair).collect();
-            let of_column = |column| (0..rows).map(|i| i32::from(a[i]) * i32::from(b(i, column))).sum();
-            let expected: Vec<i32> = (0..columns).map(of_column).collect();
-            let mut out = [vec![1; columns], vec![2; columns]];
-            dispatch(Products(&a, &pairs, &mut out[0]));
-            Plain.products(&a, &pairs, &mut out[1]);
-            assert_eq!(out, [expected.clone(), expected]);
+            let expected = a.each_ref().map(|a| -> Vec<i32> {
+                (0..columns).map(|column| (0..rows).map(|i| i32::from(a[i]) * i32::from(b(i, column))).sum()).collect()
+            });
+            let a = a.each_ref().map(Vec::as_slice);
+            let mut out = [1, 2, 3, 4].map(|x| vec![x; columns]);
+            dispatch(Products(a, &pairs, out.each_mut().map(Vec::as_mut_slice)));
+            assert_eq!(out, expected);
+            Plain.products([a[3], a[2]], &pairs, out[..2].as_chunks_mut::<2>().0[0].each_mut().map(Vec::as_mut_slice));
+            assert_eq!([&out[0], &out[1]], [&expected[3], &expected[2]]);
+            dispatch(Products([a[1]], &pairs, [&mut out[0]]));
+            assert_eq!(out[0], expected[1]);
         }
     }
 }

@@ -28,6 +28,9 @@ pub(crate) struct Scored<'a> {
 
 /// A kind of kernel, as far as its scores go.
 pub(crate) trait ScoreMod<Scores> {
+    /// Whether there may be changes, which want registers.
+    const CHANGES: bool;
+
     /// Changes the scores of a block; those of rows, and of keys, that are not there become anything.
     ///
     /// # Safety
@@ -39,6 +42,8 @@ pub(crate) trait ScoreMod<Scores> {
 pub(crate) struct Plain;
 
 impl<Scores> ScoreMod<Scores> for Plain {
+    const CHANGES: bool = false;
+
     #[inline(always)]
     unsafe fn apply<'a>(_: &mut Scores, _: impl Fn() -> Scored<'a>) {}
 }
@@ -47,6 +52,8 @@ impl<Scores> ScoreMod<Scores> for Plain {
 pub(crate) struct General;
 
 impl<const MT: usize> ScoreMod<FloatScores<MT>> for General {
+    const CHANGES: bool = true;
+
     #[inline(always)]
     unsafe fn apply<'a>(scores: &mut FloatScores<MT>, scored: impl Fn() -> Scored<'a>) {
         let scored = scored();

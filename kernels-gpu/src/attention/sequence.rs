@@ -57,7 +57,7 @@ impl Sequence {
 
     /// The batch of Q's and the output's tensors that has the sequence's rows.
     #[inline(always)]
-    fn batch_q(&self, params: &AttentionParams) -> u32 {
+    pub(crate) fn batch_q(&self, params: &AttentionParams) -> u32 {
         if params.seqlens.packed_q == 0 { self.batch } else { 0 }
     }
 

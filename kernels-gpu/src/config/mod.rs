@@ -1,133 +1,24 @@
 //! Every kernel, as data: the device's entry points and the host's launches are generated from the tables in `rows`.
 
 pub mod decode;
+mod family;
+mod modules;
 pub(crate) mod rows;
+mod scheme;
 pub mod shared_memory;
 pub mod shipping;
 pub mod short;
 pub mod sm80;
 pub mod sm90a;
 
-use crate::layout::KV_BLOCK;
-use crate::layout::{HEAD_DIMS, packed_dim};
+pub use family::Family;
+pub use modules::{MODULES, Module};
+pub use scheme::{Scheme, UnknownScheme};
+
+use crate::layout::{HEAD_DIMS, KV_BLOCK, packed_dim};
 use crate::params::AttentionParams;
-use core::fmt;
-use rows::{baseline_rows, conversion_rows, decode_rows, merge_rows, short_rows, sm80_rows, sm90a_rows};
+use rows::{baseline_rows, sm80_rows, sm90a_rows};
 use shared_memory::{CLASSES, class_of};
-
-/// Kernels that share their instructions and the way they are launched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// `mma.sync`: every GPU of compute capability 8.0 or later; a CTA for each tile of query rows.
-    Sm80,
-    /// `wgmma` and bulk copies: compute capability 9.0 (Hopper) and no other; CTAs that stay and share all tiles.
-    Sm90a,
-}
-
-impl Family {
-    /// All families, the most general first.
-    pub const ALL: [Self; 2] = [Self::Sm80, Self::Sm90a];
-
-    /// The target that its modules are compiled for.
-    #[must_use]
-    pub const fn target(self) -> &'static str {
-        match self {
-            Self::Sm80 => "sm_80",
-            Self::Sm90a => "sm_90a",
-        }
-    }
-
-    /// Whether a GPU of this compute capability runs it, with a driver for this CUDA version (`1000 * major + 10 * minor`): one for
-    /// CUDA 12.4 is the first to know the PTX of sm_90a's kernels.
-    #[must_use]
-    pub const fn runs_on(self, (major, minor): (u32, u32), cuda: u32) -> bool {
-        match self {
-            Self::Sm80 => major >= 8,
-            Self::Sm90a => major == 9 && minor == 0 && cuda >= 12040,
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.target())
-    }
-}
-
-/// The numeric scheme: how Q, K, V and the softmax's weights P become 8 bits (docs/kernel-abi.md, to the bit).
-///
-/// In both, Q and K have a scale a token, a row that sees a token with a NaN or an infinity is NaN, and outputs in float16 and bfloat16
-/// saturate at their largest number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Scheme {
-    /// For models, the more accurate one on what they compute: Q and K rotated, V with scales of blocks or tokens, u8 P scaled by
-    /// the block's row maximum, so that small weights count beside an attention sink.
-    ///
-    /// Nothing is taken over the sequence: a head's first 64 tokens give K's offset and its first block V's unit, and else no token's codes
-    /// depend on tokens of other blocks. Tokens that are appended change no block of 128 that was full, and a token that is not finite
-    /// spoils the rows that see it alone. Every float16 input is in range.
-    #[default]
-    Default,
-    /// arXiv 2409.16997 to the letter, to compare with: int8 P scaled by the running maximum, V with one scale a head.
-    ///
-    /// Weights below 1/254 of the row's maximum are lost, however many they are. A token that is appended may change all of V's codes, and
-    /// one of V that is not finite makes every row of the head NaN. Head dims up to 128.
-    Paper,
-}
-
-impl Scheme {
-    /// All schemes.
-    pub const ALL: [Self; 2] = [Self::Default, Self::Paper];
-
-    /// Whether Q, K and V are rotated and a token's scales are of its own or of its block, K has an offset taken out, and Q's scales are
-    /// rounded up to 10 bits.
-    #[must_use]
-    pub const fn rotates(self) -> bool {
-        matches!(self, Self::Default)
-    }
-
-    /// Dims of a head that the rotation of Q and K mixes, and with it how many times the scores of their codes are the scores.
-    #[must_use]
-    pub const fn rotation(self, head_dim: usize) -> usize {
-        match self {
-            Self::Default => crate::layout::rotation(crate::layout::packed_dim(head_dim)),
-            Self::Paper => 1,
-        }
-    }
-}
-
-/// A name that no [`Scheme`] has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnknownScheme;
-
-impl fmt::Display for UnknownScheme {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the schemes are {} and {}", Scheme::Default, Scheme::Paper)
-    }
-}
-
-impl core::error::Error for UnknownScheme {}
-
-impl core::str::FromStr for Scheme {
-    type Err = UnknownScheme;
-
-    fn from_str(name: &str) -> Result<Self, UnknownScheme> {
-        let named = |scheme: &Self| match scheme {
-            Self::Default => name.eq_ignore_ascii_case("default"),
-            Self::Paper => name.eq_ignore_ascii_case("paper"),
-        };
-        Self::ALL.into_iter().find(named).ok_or(UnknownScheme)
-    }
-}
-
-impl fmt::Display for Scheme {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Default => "default",
-            Self::Paper => "paper",
-        })
-    }
-}
 
 /// What a kernel knows of the things that change a score (docs/kernel-abi.md, "What changes a score").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -233,20 +124,6 @@ pub struct BaselineVariant {
     pub ctas: [usize; CLASSES.len()],
 }
 
-/// A PTX module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Module {
-    /// File stem in `host/ptx`, and the `--cfg` that selects its entry points.
-    pub name: &'static str,
-    /// The part of the crate that it is made of: the value of `--cfg kernels`.
-    pub part: &'static str,
-    /// `-Ctarget-cpu`.
-    pub target: &'static str,
-    /// The least PTX version, major and minor: a code generator knows what the target needs, and not what the kernels' inline
-    /// assembly does.
-    pub ptx: (u32, u32),
-}
-
 /// Shared memory of a float16 attention CTA: the query tile and a ring of `stages` pairs of tiles of `keys` K and V rows.
 #[must_use]
 pub const fn baseline_shared_bytes(head_dim: usize, tile_m: usize, keys: usize, stages: usize) -> usize {
@@ -276,7 +153,7 @@ macro_rules! sm80_variants {
 
 macro_rules! sm90a_variants {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
-        handover: $handover:literal, from_keys: $from:literal })*) => {
+        part: $part:literal, apart: $apart:literal, trimmed: $trimmed:literal, handover: $handover:literal, from_keys: $from:literal })*) => {
         &[$(AttentionVariant {
             name: stringify!($name), family: Family::Sm90a, head_dim: $d, head_dim_v: $d, scheme: Scheme::$scheme, kind: Kind::Plain,
             tile_m: sm90a::tile_m($wgs), threads: sm90a::threads($wgs),
@@ -303,75 +180,6 @@ pub const ATTENTION: &[AttentionVariant] = &concat::<_, { SM80.len() + SM90A.len
 
 /// All float16 attention kernels.
 pub const BASELINE: &[BaselineVariant] = baseline_rows!(baseline_variants);
-
-/// Modules that every GPU from compute capability 8.0 on runs. Conversions to pairs that saturate came with PTX 8.1.
-macro_rules! sm80_modules {
-    ($part:expr; $($name:ident { $($field:tt)* })*) => {
-        &[$(Module { name: stringify!($name), part: $part, target: Family::Sm80.target(), ptx: (8, 1) }),*]
-    };
-    ($($name:ident { $($field:tt)* })*) => { sm80_modules!("sm80"; $($name {})*) };
-}
-
-/// `wgmma` of u8 and s8 came with PTX 8.4.
-macro_rules! sm90a_modules {
-    ($($name:ident { $($field:tt)* })*) => {
-        &[$(Module { name: stringify!($name), part: "sm90a", target: Family::Sm90a.target(), ptx: (8, 4) }),*]
-    };
-}
-
-macro_rules! baseline_modules {
-    ($($name:ident { $($field:tt)* })*) => { sm80_modules!("baseline"; $($name {})*) };
-}
-
-macro_rules! short_modules {
-    ($($name:ident { $($field:tt)* })*) => { sm80_modules!("short"; $($name {})*) };
-}
-
-macro_rules! decode_modules {
-    ($($name:ident { $($field:ident: $value:tt),* })*) => {
-        &[$(overlapping("decode", stringify!($name), decode_modules!(@last $($value)*))),*]
-    };
-    (@last $last:tt) => { $last };
-    (@last $first:tt $($rest:tt)+) => { decode_modules!(@last $($rest)+) };
-}
-
-macro_rules! merge_modules {
-    ($($name:ident { overlaps: $overlaps:literal })*) => { &[$(overlapping("merge", stringify!($name), $overlaps)),*] };
-}
-
-/// A module whose launches may overlap, which GPUs from compute capability 9.0 on have an instruction for, or may not.
-const fn overlapping(part: &'static str, name: &'static str, overlaps: bool) -> Module {
-    let target = if overlaps { decode::OVERLAPPING_TARGET } else { Family::Sm80.target() };
-    Module { name, part, target, ptx: (8, 1) }
-}
-
-macro_rules! conversion_modules {
-    ($($name:ident { part: $part:literal })*) => { &[$((sm80_modules!($part; $name {}) as &[Module])[0]),*] };
-}
-
-const CONVERSION_MODULES: &[Module] = conversion_rows!(conversion_modules);
-const SM80_MODULES: &[Module] = sm80_rows!(sm80_modules);
-const SM90A_MODULES: &[Module] = sm90a_rows!(sm90a_modules);
-const SHORT_MODULES: &[Module] = short_rows!(short_modules);
-const BASELINE_MODULES: &[Module] = baseline_rows!(baseline_modules);
-const DECODE_MODULES: &[Module] = decode_rows!(decode_modules);
-const MERGE_MODULES: &[Module] = merge_rows!(merge_modules);
-
-const MODULE_PARTS: &[&[Module]] =
-    &[CONVERSION_MODULES, SM80_MODULES, SM90A_MODULES, SHORT_MODULES, BASELINE_MODULES, DECODE_MODULES, MERGE_MODULES];
-
-/// All PTX modules that `xtask build` writes.
-pub const MODULES: &[Module] = &concat::<_, { len(MODULE_PARTS) }>(MODULE_PARTS);
-
-/// Elements of all parts.
-const fn len<T>(parts: &[&[T]]) -> usize {
-    let (mut part, mut len) = (0, 0);
-    while part < parts.len() {
-        len += parts[part].len();
-        part += 1;
-    }
-    len
-}
 
 /// The parts, one after the other; `N` in all, and the first not empty.
 const fn concat<T: Copy, const N: usize>(parts: &[&[T]]) -> [T; N] {

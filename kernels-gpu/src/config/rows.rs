@@ -12,8 +12,8 @@
 /// smallest that it is for in its name. `kind`:
 /// [`Kind`](super::Kind), plain where it is left out.
 ///
-/// No row spills on any architecture: where two shapes of a kernel are as fast, or the faster one spills, the shape that fits
-/// stands here (docs/kernel-log.md). The paper's scheme has no 256: its float32 scores leave no registers for so wide a head.
+/// Where two shapes of a kernel are as fast, the one that does not spill stands here (docs/kernel-log/sm80.md); docs/testing.md lists what spills all
+/// the same. The paper's scheme has no 256: its float32 scores leave no registers for so wide a head.
 macro_rules! sm80_rows {
     ($emit:ident) => {
         $emit! {
@@ -41,16 +41,20 @@ macro_rules! sm80_rows {
     };
 }
 
-/// The INT8 kernels for compute capability 9.0. `warpgroups`: of consumers; `slots`: of each ring of K or V blocks;
+/// The INT8 kernels for compute capability 9.0. `warpgroups`: of consumers; `slots`: of each ring of K or V blocks; `part`: dims of the
+/// output whose products are summed at a time; `apart`: special and narrow blocks have loop bodies of their own; `trimmed`: of
+/// a tile's last block, the steps of 32 keys that no row sees are left out;
 /// `handover`: the step of a block's P after which a warp leaves the special function unit to the next; `from_keys`: the fewest
 /// keys from which the kernel was measured to be faster than the one for every GPU.
 macro_rules! sm90a_rows {
     ($emit:ident) => {
         $emit! {
-            attention_sm90a_d64_default { head_dim: 64, scheme: Default, warpgroups: 3, slots: 6, handover: 0, from_keys: 384 }
-            attention_sm90a_d64_paper { head_dim: 64, scheme: Paper, warpgroups: 2, slots: 6, handover: 1, from_keys: 0 }
-            attention_sm90a_d128_default { head_dim: 128, scheme: Default, warpgroups: 3, slots: 4, handover: 0, from_keys: 256 }
-            attention_sm90a_d128_paper { head_dim: 128, scheme: Paper, warpgroups: 2, slots: 4, handover: 1, from_keys: 0 }
+            attention_sm90a_d64_default { head_dim: 64, scheme: Default, warpgroups: 3, slots: 6, part: 64, apart: true, trimmed: false, handover: 0, from_keys: 384 }
+            attention_sm90a_d64_paper { head_dim: 64, scheme: Paper, warpgroups: 2, slots: 6, part: 64, apart: true, trimmed: false, handover: 1, from_keys: 0 }
+            attention_sm90a_d96_default { head_dim: 96, scheme: Default, warpgroups: 3, slots: 5, part: 96, apart: false, trimmed: true, handover: 0, from_keys: 384 }
+            attention_sm90a_d128_default { head_dim: 128, scheme: Default, warpgroups: 3, slots: 4, part: 64, apart: false, trimmed: false, handover: 0, from_keys: 256 }
+            attention_sm90a_d128_paper { head_dim: 128, scheme: Paper, warpgroups: 2, slots: 4, part: 64, apart: false, trimmed: false, handover: 1, from_keys: 0 }
+            attention_sm90a_d256_default { head_dim: 256, scheme: Default, warpgroups: 2, slots: 2, part: 64, apart: false, trimmed: true, handover: 1, from_keys: 256 }
         }
     };
 }
@@ -75,7 +79,7 @@ macro_rules! baseline_rows {
 macro_rules! short_rows {
     ($emit:ident) => {
         $emit! {
-            attention_short_d32 { head_dim: 32, m16_tiles: 1, most_warps: 8, min_ctas: 2, any_queries: 64, to_keys: 64 }
+            attention_short_d32 { head_dim: 32, m16_tiles: 1, most_warps: 8, min_ctas: 3, any_queries: 64, to_keys: 256 }
             attention_short_d64 { head_dim: 64, m16_tiles: 1, most_warps: 8, min_ctas: 2, any_queries: 128, to_keys: 512 }
             attention_short_d128 { head_dim: 128, m16_tiles: 1, most_warps: 8, min_ctas: 1, any_queries: 0, to_keys: 256 }
         }

@@ -94,8 +94,8 @@ impl ShortVariant {
     /// The launch for `heads_kv` heads of K and V, each of `group` heads of `seqlen_q` queries, on a GPU of so many multiprocessors that gives a
     /// CTA so much shared memory; `seqlen_kv` is at most [`most_keys`](Self::most_keys) of that.
     ///
-    /// CTAs have few warps, which wait for each other less, but where an SM then holds so few CTAs that it has fewer warps than of larger ones.
-    /// A head of K and V has as few CTAs as give all multiprocessors theirs.
+    /// CTAs have as many warps as leave the multiprocessors the fewest without work. A head of K and V has as few CTAs as give all multiprocessors
+    /// theirs.
     #[must_use]
     pub fn launch(
         &self,
@@ -104,17 +104,35 @@ impl ShortVariant {
         multiprocessors: usize,
         shared_bytes: usize,
     ) -> ShortLaunch {
-        let ctas = |warps| self.ctas(warps, shared_bytes, seqlen_kv);
         let tiles = group * seqlen_q.div_ceil(self.tile_m());
-        let many = self.most_warps * ctas(self.most_warps) > FEW_WARPS * ctas(FEW_WARPS) && tiles > FEW_WARPS;
-        let warps = if many { self.most_warps } else { FEW_WARPS };
-        let (rounds, slots) = (tiles.div_ceil(warps), ctas(warps) * multiprocessors);
-        let parts = rounds.div_ceil(rounds.div_ceil((slots / heads_kv.max(1)).max(1)).max(1)).max(1);
-        ShortLaunch { warps, shared_bytes: self.shared_bytes(warps, seqlen_kv), parts }
+        let slots = |warps| self.ctas(warps, shared_bytes, seqlen_kv) * multiprocessors;
+        let parts = |warps: usize| {
+            let rounds = tiles.div_ceil(warps);
+            rounds.div_ceil(rounds.div_ceil((slots(warps) / heads_kv.max(1)).max(1)).max(1)).max(1)
+        };
+        // Warps with tiles, over all multiprocessors, until the last CTA is done.
+        let busy = |warps: usize| {
+            let ctas = heads_kv * parts(warps);
+            let waves = ctas.div_ceil(slots(warps).max(1)).max(1);
+            if slots(warps) == 0 { 0 } else { ctas * warps.min(tiles.div_ceil(parts(warps))) / waves }
+        };
+        let few = if busy(FEW_WARPS / 2) > busy(FEW_WARPS) { FEW_WARPS / 2 } else { FEW_WARPS };
+        // As many in fewer CTAs: K and V are quantized at once. But one that is alone waits for itself.
+        let many =
+            busy(self.most_warps).cmp(&busy(few)).then((slots(self.most_warps) / multiprocessors.max(1)).cmp(&1));
+        let warps = if many.is_gt() { self.most_warps } else { few };
+        ShortLaunch { warps, shared_bytes: self.shared_bytes(warps, seqlen_kv), parts: parts(warps) }
     }
 }
 
-/// Warps of the smaller CTAs, and those that find K's offset.
+/// The grid: heads of K and V, sequences, and the CTAs that share the rows of one; none where a GPU has no such.
+#[must_use]
+pub fn short_grid(heads_kv: usize, sequences: usize, parts: usize) -> Option<[u32; 3]> {
+    let heads_kv = i32::try_from(heads_kv).ok()?;
+    Some([heads_kv as u32, u16::try_from(sequences).ok()?.into(), u16::try_from(parts).ok()?.into()])
+}
+
+/// Warps of the smaller CTAs, and the most of those that quantize K, or V.
 pub const FEW_WARPS: usize = 4;
 
 /// Keys that have a place: whole panels of a block.
@@ -124,20 +142,31 @@ pub const fn padded_keys(seqlen_kv: usize) -> usize {
     seqlen_kv.next_multiple_of(ROW_BYTES)
 }
 
-/// Bytes of a warp's area: its queries as they come, then their codes, then what it needs for special blocks, all in one place; notes, sums, and
+/// Dims of a token that a lane holds. A token in few lanes is rotated with fewer exchanges, by more code, which a launch waits for.
+pub const LANE_DIMS: usize = 16;
+
+/// Bytes of a warp's area: its queries as they come and their codes, and in their place scores of a block, or what special blocks need; notes, sums, and
 /// scale and bias of each row.
 #[must_use]
 pub const fn warp_bytes(head_dim: usize, mt: usize) -> usize {
     rows_offset(head_dim, mt) + 2 * 4 * 16 * mt
 }
 
+/// Bytes of a warp's queries as they come, in halves.
+#[must_use]
+pub const fn arrivals_bytes(head_dim: usize, mt: usize) -> usize {
+    2 * 16 * mt * head_dim
+}
+
 /// Where a warp's notes begin in its area, and behind them its sums.
 #[must_use]
 pub const fn notes_offset(head_dim: usize, mt: usize) -> usize {
-    // In halves: four vectors of each lane at a time.
-    let queries = 32 * 4 * 16 * queries_rounds(head_dim, mt);
-    if queries > SCRATCH_BYTES { queries } else { SCRATCH_BYTES }
+    let (queries, scores) = (arrivals_bytes(head_dim, mt) + 16 * mt * head_dim, 2 * 16 * mt * KV_BLOCK);
+    if queries > scores { queries } else { scores }
 }
+
+// Special blocks need no more.
+const _: () = assert!(SCRATCH_BYTES <= 2 * 16 * KV_BLOCK);
 
 /// Where the scales of a warp's rows are in its area, and behind them their biases.
 #[must_use]
@@ -145,10 +174,10 @@ pub const fn rows_offset(head_dim: usize, mt: usize) -> usize {
     notes_offset(head_dim, mt) + 16 * mt * NOTE_BYTES + 32 * 16 * mt
 }
 
-/// How often a warp takes 32 dims a lane, until it has its tile of query rows.
+/// How often a warp takes [`LANE_DIMS`] a lane, until it has its tile of query rows.
 #[must_use]
 pub const fn queries_rounds(head_dim: usize, mt: usize) -> usize {
-    (16 * mt * head_dim).div_ceil(32 * 32)
+    16 * mt * head_dim / (32 * LANE_DIMS)
 }
 
 /// Where what is said of the head begins: behind the signs of the dims, 4 bytes each at most, and K's offset.
@@ -164,7 +193,7 @@ pub const NUMBERS_BYTES: usize = 3 * 4 * KV_BLOCK;
 /// Where the blocks' scales begin, 16 bytes each: behind `v_unit` and what the CTA works on.
 #[must_use]
 pub const fn blocks_offset(head_dim: usize) -> usize {
-    head_offset(head_dim) + 16
+    head_offset(head_dim) + 32
 }
 
 /// Where the keys' numbers begin.
@@ -204,20 +233,28 @@ mod tests {
         // Heads enough.
         assert_eq!(parts(1024, 1, (257, 257)), 1);
         assert_eq!(parts(384, 1, (512, 512)), 1);
-        // 64 rounds of 64 rows for 20 heads, in 26 places each: 22 CTAs of 3 rounds.
-        assert_eq!(parts(20, 1, (4096, 77)), 22);
+        // 32 rounds of 128 rows for 20 heads, in 13 places each: 11 CTAs of 3 rounds.
+        assert_eq!(parts(20, 1, (4096, 77)), 11);
         for (heads, group, rows) in [(1, 1, 1), (1, 8, 1), (3, 2, 130), (7, 1, 5000), (1000, 4, 1)] {
-            let parts = parts(heads, group, (rows, 100));
-            let rounds = (group * rows.div_ceil(16)).div_ceil(4);
+            let ShortLaunch { warps, parts, .. } = V.launch((heads, group), (rows, 100), 132, SHARED);
+            let rounds = (group * rows.div_ceil(16)).div_ceil(warps);
             assert!(parts >= 1 && parts <= rounds, "{heads} {group} {rows}: {parts}");
-            assert!(parts == 1 || parts * heads <= 4 * 132, "{heads} {group} {rows}: {parts}");
+            assert!(parts == 1 || parts * heads <= 16 / warps * 132, "{heads} {group} {rows}: {parts}");
         }
     }
 
     #[test]
-    fn ctas_are_large_where_few_small_ones_fit() {
-        let warps = |lengths| V.launch((384, 1), lengths, 132, SHARED).warps;
-        assert_eq!([(257, 257), (512, 512), (64, 512), (65, 512)].map(warps), [4, 8, 4, 8]);
+    fn warps_are_those_that_have_work() {
+        let warps = |heads, lengths| V.launch((heads, 1), lengths, 132, SHARED).warps;
+        assert_eq!([(257, 257), (512, 512), (256, 256)].map(|lengths| warps(384, lengths)), [8; 3]);
+        // Four tiles for four warps, two for two.
+        assert_eq!(
+            [(384, (64, 64)), (3072, (32, 32)), (384, (17, 64))].map(|(h, lengths)| warps(h, lengths)),
+            [4, 2, 4]
+        );
+        // One CTA of eight at a time, where two of four have room.
+        let wide = ShortVariant { head_dim: 128, min_ctas: 1, ..V };
+        assert_eq!(wide.launch((192, 1), (128, 128), 132, SHARED).warps, 4);
     }
 
     #[test]
@@ -229,8 +266,8 @@ mod tests {
                 let launch = v.launch((1, 1), (1000, most), 132, bytes);
                 assert!(launch.shared_bytes <= bytes, "{}: {launch:?}", v.name);
             }
-            // Codes of queries take the place of the first round's vectors.
-            assert!(v.tile_m() * v.head_dim <= 32 * 4 * 16);
+            // Whole rounds.
+            assert_eq!(v.tile_m() * v.head_dim % (32 * LANE_DIMS), 0);
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::layout::{KV_BLOCK, block_bytes};
 pub const MAX_WARPS: usize = 8;
 
 /// Bytes of the variables that a CTA keeps in shared memory instead of in registers (`attention/sm80/shared_vars.rs`).
-pub const VARS_BYTES: usize = 80 + 4 * MAX_WARPS;
+pub const VARS_BYTES: usize = 96 + 4 * MAX_WARPS;
 
 /// Where that is: behind a ring of `slots` K or V blocks and two blocks' key factors.
 #[must_use]

@@ -12,6 +12,7 @@ use crate::ptx::global::{
     ld_global_nc_f32, ld_global_nc_u32, ld_global_nc_v2_u32, ld_global_nc_v4_f32, ld_global_nc_v4_u32,
 };
 use crate::ptx::math::{add_rn_f32, mul_rn_f32, prmt};
+use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{ctaid_x, tid_x};
 use crate::rotation::{DIMS, Place, signs_from, vectors};
@@ -65,6 +66,8 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
             });
             if block.rotated {
                 place.butterflies::<E>(&mut x);
+                // Opaque: the sign of each dim, shifted to its place, would be in a register across the loop.
+                let signs = opaque(signs);
                 unroll!(0..DIMS, |i| {
                     let sign = signs << (31 - i) & 1 << 31;
                     x[i] = f32::from_bits(mul_rn_f32(x[i], factor).to_bits() ^ sign);

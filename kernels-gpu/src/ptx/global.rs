@@ -76,40 +76,41 @@ pub unsafe fn ld_global_nc_f32(address: *const f32) -> f32 {
 /// As [`ld_global_nc_v4_u32`], with 2 bytes.
 #[inline(always)]
 pub unsafe fn ld_global_nc_u16(address: *const u8) -> u32 {
-    let d: u16;
-    unsafe { asm!("ld.global.nc.u16 {}, [{}];", out(reg16) d, in(reg64) address, options(readonly, nostack)) }
-    u32::from(d)
+    let d;
+    unsafe { asm!("ld.global.nc.u16 {}, [{}];", out(reg32) d, in(reg64) address, options(readonly, nostack)) }
+    d
 }
 
 macro_rules! load_if {
-    ($($(#[$doc:meta])* $name:ident, $ptx:literal, $zero:literal, $register:ty, $class:ident, $value:ty;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident, $ptx:literal;)*) => {$(
         $(#[$doc])*
         ///
+        /// Into 32 bits, the upper ones 0: half of a register would be zero before the load, and whatever was in its other half would be kept.
         /// Predicated rather than branched around, so that independent loads stay in one basic block; 0 where `predicate` is not.
         ///
         /// # Safety
         /// Where `predicate`, as [`ld_global_nc_v4_u32`] with the value's size.
         #[inline(always)]
-        pub unsafe fn $name(predicate: bool, address: *const u8) -> $value {
-            let d: $register;
+        pub unsafe fn $name(predicate: bool, address: *const u8) -> u32 {
+            let d;
             unsafe {
                 asm!(
-                    concat!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0; ", $zero, " {0}, 0; @p ", $ptx, " {0}, [{2}]; }}"),
-                    out($class) d, in(reg32) u32::from(predicate), in(reg64) address, options(readonly, nostack)
+                    concat!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0; mov.u32 {0}, 0; @p ", $ptx, " {0}, [{2}]; }}"),
+                    out(reg32) d, in(reg32) u32::from(predicate), in(reg64) address, options(readonly, nostack)
                 );
             }
-            d as $value
+            d
         }
     )*};
 }
 
 load_if! {
     /// `ld.global.nc.u8`
-    ld_global_nc_u8_if, "ld.global.nc.u8", "mov.u16", u16, reg16, u32;
+    ld_global_nc_u8_if, "ld.global.nc.u8";
     /// `ld.global.nc.u16`
-    ld_global_nc_u16_if, "ld.global.nc.u16", "mov.u16", u16, reg16, u32;
+    ld_global_nc_u16_if, "ld.global.nc.u16";
     /// `ld.global.nc.u32`
-    ld_global_nc_u32_if, "ld.global.nc.u32", "mov.u32", u32, reg32, u32;
+    ld_global_nc_u32_if, "ld.global.nc.u32";
 }
 
 /// `ld.global.v4.f32`, of what this launch may write later.

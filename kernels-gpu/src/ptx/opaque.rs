@@ -13,3 +13,10 @@ pub fn opaque(value: u32) -> u32 {
     unsafe { asm!("mov.b32 {}, {};", out(reg32) d, in(reg32) value, options(nomem, nostack)) }
     d
 }
+
+/// Where a loop begins: ptxas does not unroll it (`.pragma "nounroll"`, PTX ISA 11.5).
+#[inline(always)]
+pub fn rolled() {
+    // SAFETY: no instruction.
+    unsafe { asm!(".pragma \"nounroll\";", options(nomem, nostack)) }
+}

@@ -64,7 +64,13 @@ pub unsafe fn commit_group() {
 pub type Sums<const TILES: usize> = [[i32; 4]; TILES];
 
 /// The products whose sums are `TILES` n8 tiles wide.
-pub trait Products: Sized {
+pub trait Products: Copy {
+    /// n8 tiles.
+    const TILES: usize;
+    /// Zeros: of products that have not been started.
+    const ZERO: Self;
+    /// Element `i` of tile `tile`.
+    fn get(&self, tile: usize, i: usize) -> i32;
     /// `A * B`, signed by signed bytes, both in shared memory.
     ///
     /// # Safety
@@ -101,8 +107,17 @@ macro_rules! sixteen {
 }
 
 macro_rules! operands {
+    (32) => {
+        sixteen!()
+    };
+    (48) => {
+        concat!(sixteen!(), ", {}, {}, {}, {}, {}, {}, {}, {}")
+    };
     (64) => {
         concat!(sixteen!(), ", ", sixteen!())
+    };
+    (96) => {
+        concat!(sixteen!(), ", ", sixteen!(), ", ", sixteen!())
     };
     (128) => {
         concat!(sixteen!(), ", ", sixteen!(), ", ", sixteen!(), ", ", sixteen!())
@@ -137,6 +152,14 @@ macro_rules! product {
 macro_rules! products {
     ($n:tt: $($sum:tt)*) => {
         impl Products for Sums<{ $n / 8 }> {
+            const TILES: usize = $n / 8;
+            const ZERO: Self = [[0; 4]; $n / 8];
+
+            #[inline(always)]
+            fn get(&self, tile: usize, i: usize) -> i32 {
+                self[tile][i]
+            }
+
             product!($n, "s8.s8", s8_s8, add_s8_s8, (a: u64), "{}", (in(reg64) a,), $($sum)*);
             product!($n, "u8.u8", registers_u8_u8, add_registers_u8_u8, (a: [u32; 4]), "{{{}, {}, {}, {}}}",
                 (in(reg32) a[0], in(reg32) a[1], in(reg32) a[2], in(reg32) a[3],), $($sum)*);
@@ -159,5 +182,8 @@ macro_rules! waits {
     };
 }
 
+products!(32: (0 0) (0 1) (0 2) (0 3) (1 0) (1 1) (1 2) (1 3) (2 0) (2 1) (2 2) (2 3) (3 0) (3 1) (3 2) (3 3));
+products!(48: (0 0) (0 1) (0 2) (0 3) (1 0) (1 1) (1 2) (1 3) (2 0) (2 1) (2 2) (2 3) (3 0) (3 1) (3 2) (3 3) (4 0) (4 1) (4 2) (4 3) (5 0) (5 1) (5 2) (5 3));
 products!(64: (0 0) (0 1) (0 2) (0 3) (1 0) (1 1) (1 2) (1 3) (2 0) (2 1) (2 2) (2 3) (3 0) (3 1) (3 2) (3 3) (4 0) (4 1) (4 2) (4 3) (5 0) (5 1) (5 2) (5 3) (6 0) (6 1) (6 2) (6 3) (7 0) (7 1) (7 2) (7 3));
+products!(96: (0 0) (0 1) (0 2) (0 3) (1 0) (1 1) (1 2) (1 3) (2 0) (2 1) (2 2) (2 3) (3 0) (3 1) (3 2) (3 3) (4 0) (4 1) (4 2) (4 3) (5 0) (5 1) (5 2) (5 3) (6 0) (6 1) (6 2) (6 3) (7 0) (7 1) (7 2) (7 3) (8 0) (8 1) (8 2) (8 3) (9 0) (9 1) (9 2) (9 3) (10 0) (10 1) (10 2) (10 3) (11 0) (11 1) (11 2) (11 3));
 products!(128: (0 0) (0 1) (0 2) (0 3) (1 0) (1 1) (1 2) (1 3) (2 0) (2 1) (2 2) (2 3) (3 0) (3 1) (3 2) (3 3) (4 0) (4 1) (4 2) (4 3) (5 0) (5 1) (5 2) (5 3) (6 0) (6 1) (6 2) (6 3) (7 0) (7 1) (7 2) (7 3) (8 0) (8 1) (8 2) (8 3) (9 0) (9 1) (9 2) (9 3) (10 0) (10 1) (10 2) (10 3) (11 0) (11 1) (11 2) (11 3) (12 0) (12 1) (12 2) (12 3) (13 0) (13 1) (13 2) (13 3) (14 0) (14 1) (14 2) (14 3) (15 0) (15 1) (15 2) (15 3));

@@ -258,7 +258,8 @@ impl Brought {
 fn raw_of<E: Element, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
     let lane = tid_x_again() % 32;
     let token = (lane & !(place.lanes() - 1)) * (16 * (N / E::LANES) as u32);
-    let exchanged = if N / E::LANES == 8 { lane % 8 ^ i << place.log_lanes } else { lane / 2 % 4 ^ i };
+    // Opaque: what is exchanged of each vector would be in a register across the loop.
+    let exchanged = if N / E::LANES == 8 { lane % 8 ^ i << opaque(place.log_lanes) } else { lane / 2 % 4 ^ i };
     of_warp() + step * (STEP * (N / E::LANES) as u32) + token + 16 * exchanged
 }
 

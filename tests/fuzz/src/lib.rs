@@ -1,9 +1,10 @@
 //! Bytes that nobody has looked at, through everything that reads such: tensor files, layouts, problems, what changes
-//! scores, lengths of sequences, block tables, PTX.
+//! scores, lengths of sequences, caches and their block tables, PTX.
 //!
 //! A target takes any bytes and panics where a property does not hold. `fuzz/` at the repository's root puts libFuzzer on top of
 //! them (`cargo fuzz run file`); `tests/bounded.rs` runs them on mutations of the same corpus, a fixed number of times.
 
+mod cache;
 mod file;
 mod layout;
 mod lengths;
@@ -14,6 +15,7 @@ mod score_inputs;
 mod scores;
 mod tables;
 
+pub use cache::cache;
 pub use file::file;
 pub use layout::layout;
 pub use lengths::lengths;
@@ -26,7 +28,8 @@ pub use tables::tables;
 pub type Target = fn(&[u8]);
 
 /// A target and its name, which is also that of its folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
+    ("cache", cache),
     ("file", file),
     ("layout", layout),
     ("lengths", lengths),

@@ -30,6 +30,11 @@ fn bounded(name: &str) {
 }
 
 #[test]
+fn caches() {
+    bounded("cache");
+}
+
+#[test]
 fn files() {
     bounded("file");
 }

@@ -103,7 +103,64 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
         }
     }
     checks.push(nearly_pages(dtype)?);
+    checks.push(pages_anywhere(dtype)?);
+    for tokens in [21, 150] {
+        checks.push(loudest(dtype, tokens)?);
+    }
     Ok(checks)
+}
+
+/// One head of 32 channels, all tokens in one launch.
+fn one_head(dtype: DType, slots: Vec<i64>, shape: CacheShape) -> Result<Check> {
+    let tensor = |values: Values, seed| {
+        values.tensor(dtype, TensorLayout::bnhd(Shape::new(1, 1, slots.len(), HEAD_DIMS[0])?), seed)
+    };
+    Ok(Check::Append(Box::new(AppendCheck {
+        cache: any_cache(shape, false, 0),
+        tensors: [tensor(Values::Normal, 0)?, tensor(Values::Normal, 1)?, tensor(Values::LoudTokens, 2)?],
+        seqlen_q: 1,
+        slots,
+        wide: true,
+        places: Places::Usual,
+        ahead: 0,
+    })))
+}
+
+/// Whole pages, and runs as long that begin with another slot than a page's first, in each of the words of bits that tokens of a window are.
+fn pages_anywhere(dtype: DType) -> Result<Check> {
+    let mut slots = Vec::new();
+    for run in 0..16 {
+        // Of two pages, so that a run may leave the one.
+        let (word, from) = (run / 2 % 4, [[0, 1], [0, 64], [2, 0], [127, 1]][run / 4][run % 2]);
+        let gap = (32 * word + 5 + run).wrapping_sub(slots.len()) % PAGE_TOKENS;
+        slots.resize(slots.len() + gap, -1);
+        slots.extend((from..from + PAGE_TOKENS).map(|token| (2 * PAGE_TOKENS * run + token) as i64));
+    }
+    one_head(dtype, slots, CacheShape::new(32, 1, HEAD_DIMS[0])?)
+}
+
+/// Tokens of a single channel that is as large as the type holds, or as small: their scales end before they do.
+fn loudest(dtype: DType, tokens: usize) -> Result<Check> {
+    let most = dtype.largest() as f32;
+    let tensor = |heads: usize| {
+        let layout = TensorLayout::bnhd(Shape::new(1, heads, tokens, 64)?);
+        let value = |_, h: usize, n: usize, d: usize| {
+            let loudness = [most, -most / 2.0, 1e-38, 0.0, 1.0, most / 10.0][(n + h) % 6];
+            if d == (5 * n + h) % 64 { loudness } else { 0.0 }
+        };
+        HostTensor::from_fn(dtype, layout, value)
+    };
+    let shape = CacheShape::new(4, 2, 64)?.with_v4_pages(1)?;
+    Ok(Check::Append(Box::new(AppendCheck {
+        cache: any_cache(shape, false, 1),
+        tensors: [tensor(4)?, tensor(2)?, tensor(2)?],
+        seqlen_q: 1,
+        // Of every kind of page, and with a whole one where there are so many tokens.
+        slots: (128..).take(tokens - 3).chain([384, 7, 390]).collect(),
+        wide: false,
+        places: Places::Usual,
+        ahead: 0,
+    })))
 }
 
 /// Runs of 128 tokens that would be a page but for one of them, which lies in each of the words of bits that tokens of a window are, before
@@ -119,16 +176,5 @@ fn nearly_pages(dtype: DType) -> Result<Check> {
         slots[at] = if run % 2 == 0 { -1 } else { page(32, run) };
         slots.extend([-1; 32]);
     }
-    let tensor = |values: Values, seed| {
-        values.tensor(dtype, TensorLayout::bnhd(Shape::new(1, 1, slots.len(), HEAD_DIMS[0])?), seed)
-    };
-    Ok(Check::Append(Box::new(AppendCheck {
-        cache: any_cache(CacheShape::new(33, 1, HEAD_DIMS[0])?, false, 0),
-        tensors: [tensor(Values::Normal, 0)?, tensor(Values::Normal, 1)?, tensor(Values::LoudTokens, 2)?],
-        seqlen_q: 1,
-        slots,
-        wide: true,
-        places: Places::Usual,
-        ahead: 0,
-    })))
+    one_head(dtype, slots, CacheShape::new(33, 1, HEAD_DIMS[0])?)
 }

@@ -3,6 +3,7 @@
 use super::{Check, TensorCheck, What, masks, padded, unlike, windows};
 use crate::case::{Case, WINDOWS};
 use crate::scores::some_score_mod;
+use crate::sequences::packed;
 use crate::sim::Places;
 use crate::values::Values;
 use int_flash_attention::{Alibi, AttentionProblem, BiasLayout, DType, MaskKind, MaskLayout, ScoreMod, Window};
@@ -56,9 +57,7 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
         (DType::F32, padded(0, 0, 0)),
         (DType::F32, padded(1, 0, 0)),
     ];
-    for far in [0, 1, 2].map(Places::Far) {
-        cases.extend(stores.map(|(out_dtype, placement)| (out(small(), out_dtype, placement), far, 2)));
-    }
+    cases.extend(stores.map(|(out_dtype, placement)| (out(small(), out_dtype, placement), Places::AllFar, 2)));
     // A tail that ends inside the pair of keys of a lane, for each eight keys of a block; and an end of the queries in each eight
     // rows of a warp, for each way to store them.
     for eighth in 0..16 {
@@ -92,6 +91,16 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
             diagonal.push((Case { problem: case.problem.with_window(window), ..case }, usual, 1));
         }
     }
+    // More blocks than are fetched ahead, wherever the unrolled loop stands, and far away.
+    diagonal.push((sized(1, 1, 5, 1300), usual, 1));
+    diagonal.push((out(sized(1, 2, 5, 1100), DType::F16, padded(0, 0, 0)), Places::Last, 1));
+    // Tiles of two and of three blocks, of the last of which a warpgroup sees nothing: it lets go of slots of the ring wherever these end.
+    if variant.family == Family::Sm90a {
+        for seqlen_kv in [192, 320] {
+            let case = sized(1, 4, 128, seqlen_kv);
+            diagonal.push((Case { problem: case.problem.with_window(Window::CAUSAL), ..case }, usual, 1));
+        }
+    }
     // A head whose values have another unit than 1.
     let tiny = Case { dtype: DType::F32, out_dtype: DType::F32, ..sized(1, 2, 33, 270) };
     let tiny = Case { values: [Values::Normal, Values::Normal, Values::TinyLoudTokens], ..tiny };
@@ -121,7 +130,23 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
     };
     let mut checks: Vec<_> = cases.into_iter().map(check).collect();
     checks.extend((0..8).map(|which| Check::Tensors(Box::new(unlike_lengths(variant, &first, which)))));
+    checks.push(Check::Tensors(Box::new(more_tiles_than_32_bits(variant, &first))));
     checks
+}
+
+/// A pack whose sequences would have more tiles than 32 bits count if all were as long as the longest may be: there are as many as packed tokens have.
+fn more_tiles_than_32_bits(variant: &AttentionVariant, first: &Case) -> TensorCheck {
+    const SEQUENCES: usize = 400;
+    let lengths: Vec<(u32, u32)> = (0..SEQUENCES).map(|i| if i % 80 == 79 { (3, 2) } else { (0, 0) }).collect();
+    let problem = AttentionProblem { heads_q: 1, heads_kv: 1, ..first.problem };
+    let (mut case, lengths) = packed(Case { problem, seed: 3, ..first.clone() }, &lengths, 5);
+    // A little more than 2^32, so that what is left of it is less than there are.
+    case.problem.seqlen_q = variant.tile_m * (1_usize << 32).div_ceil(SEQUENCES);
+    if variant.kind == Kind::General {
+        case.problem.score_mod.softcap = Some(20.0);
+    }
+    let (family, shared_bytes) = (variant.family, variant.from_kib() << 10);
+    TensorCheck { lengths, family, multiprocessors: 2, shared_bytes, ..TensorCheck::new(What::Attention, case) }
 }
 
 /// Biases and masks of every type, of one row that ends at each of a lane's keys, where it and the memory end together; and with strides of

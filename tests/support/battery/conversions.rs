@@ -16,10 +16,8 @@ fn cases_of(dtype: DType) -> Vec<(Case, Places)> {
         (padded(0, 0, 5), Places::Usual),
         (padded(4, 4, 4), Places::Aligned(8)),
         ([Placement::Bnhd; 4], Places::Aligned(1)),
-        (padded(0, 0, 0), Places::Far(0)),
-        (padded(1, 1, 1), Places::Far(1)),
-        (padded(0, 0, 0), Places::Far(2)),
-        (padded(1, 1, 1), Places::Far(2)),
+        (padded(0, 0, 0), Places::AllFar),
+        (padded(1, 1, 1), Places::AllFar),
     ];
     let values =
         [Values::Normal, Values::OutlierChannels, Values::LoudTokens, Values::Huge, Values::Tiny, Values::Zeros];
@@ -27,7 +25,7 @@ fn cases_of(dtype: DType) -> Vec<(Case, Places)> {
     for (i, (placement, places)) in layouts.into_iter().enumerate() {
         for (j, scheme) in [Scheme::Default, Scheme::Paper].into_iter().enumerate() {
             let dims: Vec<usize> = config::head_dims(&Family::ALL, scheme).collect();
-            let far = matches!(places, Places::Far(_));
+            let far = places == Places::AllFar;
             let lengths = [(67, 201), (130, 40), (3, 600), (200, 530)];
             let (seqlen_q, seqlen_kv) = if far { (70, 140) } else { lengths[(i + j) % lengths.len()] };
             let head_dim = dims[(2 * i + j) % dims.len()];

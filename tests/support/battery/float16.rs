@@ -35,7 +35,8 @@ fn cases_of(head_dim: usize) -> Vec<(Case, Places)> {
         let problem = problem.with_softmax_scale([0.25, 0.5, 1.0, -0.5][eighth / 4]);
         cases.push((Case::plain(problem, eighth as u64), Places::Usual));
     }
-    let small = Case::plain(AttentionProblem::new(2, 2, 1, 70, 150, head_dim), 7);
+    // Of every tensor more than one head, so that each of its strides is walked.
+    let small = Case::plain(AttentionProblem::new(2, 4, 2, 70, 150, head_dim), 7);
     for (dimension, (token, head, batch)) in [(0, 0, 8), (0, 8, 0), (8, 0, 0)].into_iter().enumerate() {
         cases.push((Case { placement: padded(token, head, batch), ..small.clone() }, Places::Far(dimension)));
     }

@@ -1,7 +1,7 @@
 //! Attention on pages, and the scales of their blocks.
 
 use super::Check;
-use crate::prefill::{CHANGES, PrefillCase, PrefillKernels, SHORT, as_contiguous, case};
+use crate::prefill::{CHANGES, LONGER, PrefillCase, PrefillKernels, SHORT, as_contiguous, case};
 use crate::properties::Kernels;
 use crate::sim::Simulator;
 use anyhow::{Context, Result};
@@ -47,13 +47,17 @@ pub(super) fn of() -> Result<Vec<Check>> {
     HEAD_DIMS.into_iter().enumerate().map(one).collect()
 }
 
-/// Of a kernel that caches have: packed queries.
-pub(super) fn of_attention(variant: &AttentionVariant) -> Option<Result<Check>> {
+/// Of a kernel that caches have: packed queries, on few blocks and on many.
+pub(super) fn of_attention(variant: &AttentionVariant) -> Vec<Result<Check>> {
     if variant.scheme != Scheme::Default || variant.head_dim != variant.head_dim_v {
-        return None;
+        return Vec::new();
     }
     let change = if variant.kind == Kind::General { CHANGES[3] } else { CHANGES[0] };
     let shared_bytes = variant.from_kib() << 10;
-    let case = case(&SHORT, variant.head_dim, true, change, 0);
-    Some(case.map(|case| check(variant.family, shared_bytes, case)))
+    let of = |lengths| {
+        let case = case(lengths, variant.head_dim, true, change, 0);
+        case.map(|case| check(variant.family, shared_bytes, case))
+    };
+    let lengths: &[&[(u32, u32)]] = if variant.kind == Kind::General { &[&SHORT] } else { &[&SHORT, &LONGER] };
+    lengths.iter().copied().map(of).collect()
 }

@@ -1,7 +1,7 @@
 //! The kernels for short K and V.
 
-use super::{Check, TensorCheck, What, masks, padded, windows};
-use crate::case::Case;
+use super::{Check, TensorCheck, What, masks, padded, unlike, windows};
+use crate::case::{Case, WINDOWS};
 use crate::sim::Places;
 use crate::values::Values;
 use int_flash_attention::{AttentionProblem, DType, Window};
@@ -23,6 +23,8 @@ pub(super) fn of(variant: &ShortVariant) -> Vec<Check> {
         for blocks in [0, 1 + eighth % 2] {
             let rows = 5 + 8 * (eighth % 4) + if blocks > 0 { 16 * eighth } else { 0 };
             let mut case = case((1, 1), (rows, 128 * blocks + tail), cases.len());
+            // Each type behind each last panel, which four of these have, with blocks before it and without.
+            case.out_dtype = types[(eighth + blocks) % 3];
             // What is taken out of K is not zero, and each of the first tokens is the least of some channel.
             case.values[1] = Values::OutlierChannels;
             cases.push((case, Places::Usual, 1));
@@ -50,13 +52,14 @@ pub(super) fn of(variant: &ShortVariant) -> Vec<Check> {
             }
         }
     }
-    // Every way to store rows, and strides of more than 32 bits in each.
+    // Every way to store rows behind every last panel, with strides of more than 32 bits.
+    for (which, out_dtype) in (0..8).flat_map(|which| types.map(|out_dtype| (which, out_dtype))) {
+        let (blocks, panel) = (which % 2, which / 2);
+        let case = case((2, 2), (5, 128 * blocks + 32 * panel + 9), which);
+        cases.push((Case { out_dtype, placement: padded(panel % 2, 0, 0), ..case.clone() }, Places::AllFar, 1));
+    }
     for (i, out_dtype) in types.into_iter().enumerate() {
-        for (placement, at) in
-            [padded(0, 0, 0), padded(1, 0, 0)].into_iter().flat_map(|p| (0..3).map(move |at| (p, at)))
-        {
-            cases.push((Case { out_dtype, placement, ..case((2, 4), (5, 9), i) }, Places::Far(at), 1));
-        }
+        cases.push((Case { out_dtype, placement: padded(1, 0, 0), ..case((2, 4), (5, 9), i) }, Places::AllFar, 1));
     }
     for dtype in types {
         for (placement, places) in [
@@ -64,9 +67,8 @@ pub(super) fn of(variant: &ShortVariant) -> Vec<Check> {
             (padded(0, 3, 0), Places::Usual),
             (padded(0, 0, 5), Places::Usual),
             (padded(4, 4, 4), Places::Aligned(8)),
-            (padded(0, 0, 0), Places::Far(0)),
-            (padded(0, 0, 0), Places::Far(1)),
-            (padded(1, 1, 1), Places::Far(2)),
+            (padded(0, 0, 0), Places::AllFar),
+            (padded(1, 1, 1), Places::AllFar),
         ] {
             cases.push((Case { dtype, out_dtype: dtype, placement, ..case((2, 4), (35, 70), 1) }, places, 2));
         }
@@ -80,12 +82,21 @@ pub(super) fn of(variant: &ShortVariant) -> Vec<Check> {
         let problem = case.problem.with_softmax_scale(scale);
         cases.push((Case { problem, values: [Values::Uniform; 3], ..case }, Places::Usual, 1));
     }
+    // Sequences of unlike lengths: under each window in packs, and with key lengths.
+    let mut with_lengths = Vec::new();
+    for which in 0..8 {
+        let case = case((1, 2), (1, 1), which);
+        let case = Case { problem: case.problem.with_window(WINDOWS[which / 2]), ..case };
+        let (case, lengths) = unlike(case, which);
+        let check = TensorCheck::new(What::Short, case);
+        with_lengths.push(TensorCheck { lengths, multiprocessors: 1 + 20 * (which as u32 % 3), ..check });
+    }
     let check = |(case, places, multiprocessors): (Case, Places, u32)| {
         // Every other case as on a GPU that has room for one large CTA and not for two small ones.
         let large = variant.shared_bytes(variant.most_warps, case.problem.seqlen_kv);
         let shared_bytes = if case.seed.is_multiple_of(2) { large } else { 227 << 10 };
         let check = TensorCheck::new(What::Short, case);
-        Check::Tensors(Box::new(TensorCheck { places, multiprocessors, shared_bytes, ..check }))
+        TensorCheck { places, multiprocessors, shared_bytes, ..check }
     };
-    cases.into_iter().map(check).collect()
+    cases.into_iter().map(check).chain(with_lengths).map(|check| Check::Tensors(Box::new(check))).collect()
 }

@@ -1,9 +1,10 @@
 //! The kernels for short K and V.
 
-use super::{Grid, Simulator, global, structure};
+use super::parts::Parts;
+use super::{Grid, Simulator, global, query_rows, structure};
 use anyhow::{Context, Result};
 use int_flash_attention::{AttentionProblem, DType, HostTensor, TensorLayout};
-use int_flash_attention_kernels::config::short::{ShortLaunch, ShortVariant, short};
+use int_flash_attention_kernels::config::short::{ShortLaunch, ShortVariant, short, short_grid};
 use int_flash_attention_kernels::params::{AttentionParams, ShortParams, Strided};
 use ptx_machine::{DevPtr, Memory};
 
@@ -40,18 +41,21 @@ impl Simulator {
             attention: AttentionParams {
                 o: Strided { data: global(o.data), ..params.attention.o },
                 lse: global(lse_out),
+                seqlens: self.seqlens(&mut memory, params.attention.seqlens),
                 ..params.attention
             },
             ..params
         };
         let at = Grid {
             kernel: variant.name,
-            grid: [u32::try_from(heads * parts)?, 1, 1],
+            grid: short_grid(problem.heads_kv, problem.batch, parts).context("the grid overflows")?,
             threads: 32 * warps,
             shared: shared_bytes,
         };
         self.launch(variant.name, &at, &[structure(&params)], &memory)?;
-        let lse = if lse { Some(memory.read(lse_out, rows).context("lse")?) } else { None };
-        Ok((o.read(&memory).context("o")?, lse))
+        let spans = self.spans(problem);
+        let of_q = Parts::new(&spans, problem.heads_q, 1, |span, head| span.rows(problem, head));
+        let read = || of_q.read(&memory, lse_out, rows, f32::NEG_INFINITY).context("lse");
+        Ok((o.read_rows(&memory, &query_rows(&spans)).context("o")?, lse.then(read).transpose()?))
     }
 }

@@ -4,6 +4,7 @@ use super::global;
 use anyhow::{Result, ensure};
 use bytemuck::NoUninit;
 use int_flash_attention::{AttentionProblem, DType, HostTensor, Scored, Shape, TensorLayout};
+use int_flash_attention_kernels::layout::KV_BLOCK;
 use int_flash_attention_kernels::params::ScoreParams;
 use ptx_machine::{DevPtr, Memory};
 use std::ops::Range;
@@ -21,10 +22,15 @@ pub enum Places {
     Last,
     /// Of batch, head and token (0 to 2), this one's stride is more than 2^32 elements.
     Far(usize),
+    /// All three are, so that one case shows what loses the upper bits of any.
+    AllFar,
 }
 
-/// So many sequences of so many heads have more than 2^32 rows.
-const MANY: usize = 12_000;
+/// So many sequences of so many heads of one block have more than 2^32 rows; and of more blocks more than 2^32 keys, in memory that the machine has.
+fn many(keys: usize) -> usize {
+    12_000 / if keys <= KV_BLOCK { 1 } else { 4 }
+}
+
 /// More elements than 32 bits count, and a multiple of 16 bytes.
 const FAR: i64 = (1 << 32) + 256;
 
@@ -34,7 +40,8 @@ impl Places {
         if self != Self::Last {
             return *problem;
         }
-        AttentionProblem { batch: MANY, heads_q: MANY, heads_kv: MANY / problem.group(), ..*problem }
+        let many = many(problem.seqlen_kv);
+        AttentionProblem { batch: many, heads_q: many, heads_kv: many / problem.group(), ..*problem }
     }
 
     /// An array of the operands, whose heads are the last of those of the whole.
@@ -66,19 +73,19 @@ impl Places {
             Ok(array)
         };
         let mut alibi_stride_b = params.alibi_stride_b;
-        if alibi_stride_b > 0 && self == Self::Far(0) {
+        if alibi_stride_b > 0 && self.is_far(0) {
             alibi_stride_b += 1 << 31;
         }
         let alibi_slopes = of_heads(tensors.alibi_slopes, alibi_stride_b as usize)?;
         let sinks = of_heads(tensors.sinks, 0)?;
         // Far apart, rows are copied one by one, those that are shared as well.
-        let far = |strides: [i64; 3]| [0, 1, 2].map(|i| strides[i] + if self == Self::Far(i) { FAR } else { 0 });
+        let far = |strides: [i64; 3]| [0, 1, 2].map(|i| strides[i] + if self.is_far(i) { FAR } else { 0 });
         let mut of_rows = |bytes: Option<&[u8]>, [size, row]: [u64; 2], strides: [i64; 3]| -> Result<DevPtr> {
             let Some(bytes) = bytes else { return Ok(DevPtr::NULL) };
             let offset = |strides: [i64; 3], at: [usize; 3]| {
                 strides.iter().zip(at).map(|(&stride, at)| stride as u64 * at as u64).sum::<u64>() * size
             };
-            if let Self::Far(_) = self {
+            if let Self::Far(_) | Self::AllFar = self {
                 let last = [p.batch - 1, p.heads_q - 1, p.seqlen_q - 1];
                 let array = memory.alloc(offset(far(strides), last) + row, size);
                 for (b, h, n) in rows(p.q_shape()) {
@@ -111,18 +118,21 @@ impl Places {
         })
     }
 
+    /// Whether this dimension's stride is more than 2^32 elements.
+    fn is_far(self, dimension: usize) -> bool {
+        self == Self::AllFar || self == Self::Far(dimension)
+    }
+
     fn layout(self, layout: TensorLayout) -> Result<TensorLayout> {
-        let mut strides = layout.strides();
-        if let Self::Far(dimension) = self {
-            strides[dimension] += FAR;
-        }
+        let strides = layout.strides();
+        let strides = [0, 1, 2].map(|i| strides[i] + if self.is_far(i) { FAR } else { 0 });
         Ok(TensorLayout::strided(layout.shape(), strides)?)
     }
 
     fn alloc(self, memory: &mut Memory, layout: &TensorLayout, dtype: DType) -> DevPtr {
         let align = match self {
             Self::Aligned(bytes) => bytes.max(dtype.size() as u64),
-            Self::Usual | Self::Last | Self::Far(_) => 256,
+            Self::Usual | Self::Last | Self::Far(_) | Self::AllFar => 256,
         };
         memory.alloc((layout.span() * dtype.size()) as u64, align)
     }

@@ -17,7 +17,7 @@ mod scores;
 use half::f16;
 use int_flash_attention::{
     AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, Error, Gpu, QuantizeLayouts,
-    QuantizePlan, Result, Stream, TensorLayout,
+    QuantizePlan, Result, Shape, Stream, TensorLayout,
 };
 use pretended_driver::Session;
 
@@ -87,6 +87,20 @@ impl Job {
 #[track_caller]
 fn sentence<T>(result: Result<T>) -> String {
     result.err().expect("an error").to_string()
+}
+
+/// A launch whose buffer or row `what` is one element shorter than it has to be.
+#[track_caller]
+fn is_one_short(result: Result<()>, what: &str) {
+    match result {
+        Err(Error::Length { name, given, expected }) => assert_eq!((name, given + 1), (what, expected)),
+        other => panic!("{what}: {other:?}"),
+    }
+}
+
+/// A contiguous output of float16.
+fn output(shape: Shape, lse: bool) -> AttentionOutput {
+    AttentionOutput { layout: TensorLayout::bhnd(shape), dtype: DType::F16, lse }
 }
 
 #[track_caller]

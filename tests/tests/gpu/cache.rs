@@ -105,34 +105,35 @@ impl Cache for OnDevice {
 
 /// Appends of any number of tokens to any slots, those of no page among them.
 pub fn appends(on: &OnGpu) -> Result<()> {
-    for seed in 0..u64::from(cases(120)) {
-        let mut noise = Noise::new(seed, [5; 4]);
-        let mut any = |below: usize| noise.word() as usize % below;
-        let (d, dtype) = (HEAD_DIMS[any(HEAD_DIMS.len())], [DType::F16, DType::BF16, DType::F32][any(3)]);
-        let (heads_kv, group, seqlen) = (1 + any(4), 1 + any(4), 1 + any(5));
-        let most = [20, 200, 400][any(3)];
-        let tokens = seqlen * (1 + any(most));
-        let values = Values::ALL[any(Values::ALL.len())];
-        let placement =
-            if any(2) == 0 { Placement::Bnhd } else { Placement::Padded { token: any(9), head: 1, batch: 0 } };
-        let tensor = |heads: usize, i: u64| {
-            let layout = placement.layout(Shape::new(1, heads, tokens, d)?)?;
-            values.tensor(dtype, layout, 3 * seed + i)
-        };
-        let (q, k, v) = (tensor(heads_kv * group, 0)?, tensor(heads_kv, 1)?, tensor(heads_kv, 2)?);
-        let shape = CacheShape::new(1 + any(20), heads_kv, d)?;
-        let shape = shape.with_v4_pages(if [64, 128].contains(&d) { any(shape.pages + 1) } else { 0 })?;
-        let (offset, wide, with_q) = (any(2) == 0, any(2) == 0, any(3) > 0);
-        let mut slots = any_slots(&shape, tokens, &mut noise);
-        for (i, slot) in slots.iter_mut().enumerate().filter(|(i, _)| i % 37 == 5) {
-            // The slots that this leaves out stay free.
-            *slot = if wide { [i64::MIN, -2, 1 << 40, shape.slots() as i64][i % 4] } else { shape.slots() as i64 + 3 };
-        }
-        let new = New { q: with_q.then_some((&q, seqlen)), k: &k, v: &v, slots: &slots, wide };
-        append_as_reference(&mut OnDevice::new(&on.gpu, &any_cache(shape, offset, seed))?, &new)
-            .with_context(|| format!("seed {seed}: {dtype} {d}, {tokens} tokens, {values:?}"))?;
+    (0..u64::from(cases(120))).try_for_each(|seed| append(on, seed))
+}
+
+/// One of these.
+pub fn append(on: &OnGpu, seed: u64) -> Result<()> {
+    let mut noise = Noise::new(seed, [5; 4]);
+    let mut any = |below: usize| noise.word() as usize % below;
+    let (d, dtype) = (HEAD_DIMS[any(HEAD_DIMS.len())], [DType::F16, DType::BF16, DType::F32][any(3)]);
+    let (heads_kv, group, seqlen) = (1 + any(4), 1 + any(4), 1 + any(5));
+    let most = [20, 200, 400][any(3)];
+    let tokens = seqlen * (1 + any(most));
+    let values = Values::ALL[any(Values::ALL.len())];
+    let placement = if any(2) == 0 { Placement::Bnhd } else { Placement::Padded { token: any(9), head: 1, batch: 0 } };
+    let tensor = |heads: usize, i: u64| {
+        let layout = placement.layout(Shape::new(1, heads, tokens, d)?)?;
+        values.tensor(dtype, layout, 3 * seed + i)
+    };
+    let (q, k, v) = (tensor(heads_kv * group, 0)?, tensor(heads_kv, 1)?, tensor(heads_kv, 2)?);
+    let shape = CacheShape::new(1 + any(20), heads_kv, d)?;
+    let shape = shape.with_v4_pages(if [64, 128].contains(&d) { any(shape.pages + 1) } else { 0 })?;
+    let (offset, wide, with_q) = (any(2) == 0, any(2) == 0, any(3) > 0);
+    let mut slots = any_slots(&shape, tokens, &mut noise);
+    for (i, slot) in slots.iter_mut().enumerate().filter(|(i, _)| i % 37 == 5) {
+        // The slots that this leaves out stay free.
+        *slot = if wide { [i64::MIN, -2, 1 << 40, shape.slots() as i64][i % 4] } else { shape.slots() as i64 + 3 };
     }
-    Ok(())
+    let new = New { q: with_q.then_some((&q, seqlen)), k: &k, v: &v, slots: &slots, wide };
+    append_as_reference(&mut OnDevice::new(&on.gpu, &any_cache(shape, offset, seed))?, &new)
+        .with_context(|| format!("seed {seed}: {dtype} {d}, {tokens} tokens, {values:?}"))
 }
 
 /// Thousands of steps of an engine.
@@ -146,6 +147,13 @@ pub fn model(on: &OnGpu) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A few steps of an engine.
+pub fn steps(on: &OnGpu, seed: u64) -> Result<()> {
+    let d = [32, 64, 128][seed as usize % 3];
+    let shape = CacheShape::new(24, 2, d)?.with_v4_pages(if d > 32 && seed.is_multiple_of(2) { 14 } else { 0 })?;
+    behaves_as_a_model(&mut OnDevice::new(&on.gpu, &any_cache(shape, seed.is_multiple_of(5), seed))?, seed, 12)
 }
 
 /// What is recorded once serves steps with other slots, and what a launch is refused for.

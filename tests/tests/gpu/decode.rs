@@ -16,7 +16,7 @@ use int_flash_attention_tests::decode::{
 use int_flash_attention_tests::properties::{GUARD, POISON};
 
 /// A case on the device.
-struct OnDevice {
+pub struct OnDevice {
     pages: DeviceBuffer<u8>,
     table: DeviceBuffer<u32>,
     lengths: DeviceBuffer<u32>,
@@ -32,7 +32,7 @@ struct OnDevice {
 }
 
 impl OnDevice {
-    fn new(gpu: &Gpu, case: &DecodeCase, dtype: DType) -> Result<Self> {
+    pub fn new(gpu: &Gpu, case: &DecodeCase, dtype: DType) -> Result<Self> {
         let shape = case.problem.q_shape();
         let output = AttentionOutput { layout: TensorLayout::bhnd(shape), dtype, lse: true };
         let plan = gpu.plan_decode_with(&case.problem, &output, case.workers)?;
@@ -52,7 +52,7 @@ impl OnDevice {
         })
     }
 
-    fn launch<'s>(&mut self, stream: impl Into<StreamRef<'s>>) -> int_flash_attention::Result<()> {
+    pub fn launch<'s>(&mut self, stream: impl Into<StreamRef<'s>>) -> int_flash_attention::Result<()> {
         let problem = &self.case.problem;
         let cache = ViewPagedKv {
             pages: self.pages.slice(),
@@ -71,7 +71,7 @@ impl OnDevice {
         self.plan.launch(stream, &self.q.view(), &cache, &heads, self.workspace.slice_mut(), result)
     }
 
-    fn result(&self) -> Result<(HostTensor, Vec<f32>)> {
+    pub fn result(&self) -> Result<(HostTensor, Vec<f32>)> {
         let bytes = self.o.to_vec()?;
         let (inside, end) = (&bytes[GUARD..bytes.len() - GUARD], &bytes[bytes.len() - GUARD..]);
         ensure!(bytes[..GUARD].iter().chain(end).all(|&byte| byte == POISON), "written outside the output");
@@ -89,8 +89,9 @@ fn upload(gpu: &Gpu, q: &HostQ) -> Result<DeviceQ> {
 impl DecodeKernels for OnGpu {
     fn decode(&self, case: &DecodeCase, dtype: DType) -> Result<(HostTensor, Vec<f32>)> {
         let mut job = OnDevice::new(&self.gpu, case, dtype)?;
-        job.launch(StreamRef::DEFAULT)?;
-        self.gpu.synchronize()?;
+        let stream = self.gpu.stream()?;
+        job.launch(&stream)?;
+        stream.synchronize()?;
         job.result()
     }
 

@@ -5,17 +5,18 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, JobPath, JobPlan, QuantizeLayouts, Scheme, Scored,
-    Stream, TensorLayout, reference,
+    SeqLens, Sequences, Stream, TensorLayout, reference,
 };
 use int_flash_attention_kernels::config::short::SHORT;
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, takes_narrow};
+use int_flash_attention_tests::sequences;
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{cases, check_cases, properties};
 
 const BOTH: [JobPath; 2] = [JobPath::Fused, JobPath::Quantized];
 
 /// A case by every way that there is for it, within the bounds of the reference.
-fn all(on: &OnGpu, case: &Case) -> Result<()> {
+pub fn all(on: &OnGpu, case: &Case) -> Result<()> {
     let (problem, [q, k, v]) = (&case.problem, case.tensors()?);
     let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: case.dtype };
     let output = AttentionOutput { layout: case.output()?, dtype: case.out_dtype, lse: case.lse };
@@ -94,12 +95,44 @@ pub fn fill_the_card(on: &OnGpu) -> Result<()> {
             stream.synchronize()?;
             Ok(job.o.to_vec()?)
         });
-        for (i, (fused, quantized)) in fused?.into_iter().zip(quantized?).enumerate() {
-            let (fused, quantized) = (fused.to_f32(), quantized.to_f32());
-            // The same codes: float32 sums in another order, rounded to float16.
-            let near = (fused - quantized).abs() <= 2f32.powi(-10) * quantized.abs() + 2f32.powi(-14);
-            ensure!(near, "{problem:?}, element {i}: {fused} and {quantized}");
-        }
+        near(&problem, fused?, quantized?)?;
+    }
+    Ok(())
+}
+
+/// Packs by both ways, which give the same up to the order of sums.
+pub fn packs(on: &OnGpu) -> Result<()> {
+    let unlike = [0, 1, 33, 130, 257, 64, 0, 400, 16, 5];
+    let sentences: Vec<u32> = (0..256).map(|i| 8 + i * 29 % 57).collect();
+    for (lengths, head_dim) in
+        [(&unlike[..], 32), (&unlike, 64), (&[3, 200, 0, 77, 256], 128), (&sentences, 32), (&sentences, 64)]
+    {
+        let cu = sequences::offsets(lengths);
+        let (tokens, longest) = (cu[lengths.len()] as usize, lengths.iter().copied().max().unwrap_or(1) as usize);
+        let problem = AttentionProblem::new(lengths.len(), 12, 12, longest, longest, head_dim)
+            .with_sequences(Sequences::Packed { total_q: tokens, total_kv: tokens });
+        let cu = on.gpu.upload(&cu)?;
+        let offsets = SeqLens::Packed { cu_seqlens_q: cu.slice(), cu_seqlens_kv: cu.slice() };
+        let stream = on.gpu.stream()?;
+        let [fused, quantized] = BOTH.map(|path| -> Result<Vec<f16>> {
+            let (mut job, plan) = Job::new(&on.gpu, path, problem, 3)?;
+            let Job { inputs: [q, k, v], workspace, o } = &mut job;
+            let inputs = [(&*q).into(), (&*k).into(), (&*v).into()];
+            plan.launch_with(&stream, inputs, &offsets, workspace.slice_mut(), o.into(), None)?;
+            stream.synchronize()?;
+            Ok(job.o.to_vec()?)
+        });
+        near(&problem, fused?, quantized?)?;
+    }
+    Ok(())
+}
+
+/// The same codes by two ways: float32 sums in another order, rounded to float16.
+fn near(problem: &AttentionProblem, fused: Vec<f16>, quantized: Vec<f16>) -> Result<()> {
+    for (i, (fused, quantized)) in fused.into_iter().zip(quantized).enumerate() {
+        let (fused, quantized) = (fused.to_f32(), quantized.to_f32());
+        let near = (fused - quantized).abs() <= 2f32.powi(-10) * quantized.abs() + 2f32.powi(-14);
+        ensure!(near, "{problem:?}, element {i}: {fused} and {quantized}");
     }
     Ok(())
 }
@@ -125,15 +158,15 @@ pub fn graph(on: &OnGpu) -> Result<()> {
     Ok(())
 }
 
-/// A dense float16 job on the device.
-struct Job {
+/// A float16 job on the device.
+pub struct Job {
     inputs: [DeviceBuffer<f16>; 3],
     workspace: DeviceBuffer<u8>,
     o: DeviceBuffer<f16>,
 }
 
 impl Job {
-    fn new(gpu: &Gpu, path: JobPath, problem: AttentionProblem, seed: u64) -> Result<(Self, JobPlan)> {
+    pub fn new(gpu: &Gpu, path: JobPath, problem: AttentionProblem, seed: u64) -> Result<(Self, JobPlan)> {
         let (q, kv) = (TensorLayout::bhnd(problem.q_shape()), TensorLayout::bhnd(problem.kv_shape()));
         let layouts = QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 };
         let output = AttentionOutput { layout: q, dtype: DType::F16, lse: false };
@@ -147,7 +180,11 @@ impl Job {
         Ok((job, plan))
     }
 
-    fn launch(&mut self, plan: &JobPlan, stream: &Stream) -> int_flash_attention::Result<()> {
+    pub fn bits(&self) -> Result<Vec<u16>> {
+        bits(&self.o)
+    }
+
+    pub fn launch(&mut self, plan: &JobPlan, stream: &Stream) -> int_flash_attention::Result<()> {
         let Self { inputs: [q, k, v], workspace, o } = self;
         plan.launch(stream, [(&*q).into(), (&*k).into(), (&*v).into()], workspace.slice_mut(), o.into(), None)
     }

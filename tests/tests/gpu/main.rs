@@ -1,7 +1,7 @@
 //! The kernels on a real GPU, as one self-contained program: copy it to a machine with a driver and run it.
 //!
 //! `INT_FLASH_CASES` lowers the number of generated cases (under compute-sanitizer), `INT_FLASH_SEED` changes them;
-//! `INT_FLASH_PTX_DIR` is a folder of PTX to test instead of what is embedded.
+//! `INT_FLASH_PTX_DIR` is a folder of PTX to test instead of what is embedded; `INT_FLASH_SOAK` is how many seconds the soak takes (`soak.rs`).
 //! Without a GPU every test is reported as ignored, and why. Where the GPU runs more than one family of attention kernels, tests
 //! that launch them run once for each; `NAME::sm_90a` is the one for Hopper.
 
@@ -18,6 +18,7 @@ mod prefill;
 mod ranks;
 mod recordings;
 mod scores;
+mod soak;
 
 use anyhow::{Context, Result, ensure};
 use device::{OnDevice, OnGpu, bits, f16_inputs};
@@ -76,7 +77,7 @@ const OF_FAMILIES: [(&str, Test); 25] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 24] = [
+const ONCE: [(&str, Test); 25] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
@@ -88,6 +89,7 @@ const ONCE: [(&str, Test); 24] = [
     ("the_families_agree", families::agree),
     ("jobs_match_the_reference", jobs::match_the_reference),
     ("jobs_fill_the_card_and_their_ways_agree", jobs::fill_the_card),
+    ("jobs_on_packs_are_the_same_by_both_ways", jobs::packs),
     ("a_graph_of_a_job_replays_on_new_inputs", jobs::graph),
     ("decode_matches_the_reference", decode::matches),
     ("a_decode_gives_what_a_prefill_of_the_same_tokens_gives", decode::is_prefill),
@@ -101,7 +103,11 @@ const ONCE: [(&str, Test); 24] = [
     ("ulysses_over_ranks_has_the_bits_of_one_gpu", ranks::ulysses),
     ("a_decode_over_ranks_matches_the_reference", ranks::decode),
     ("the_ptx_machine_agrees_on_instructions", instructions::instructions),
+    ("soak", soak::soak),
 ];
+
+/// All types of tensors.
+const DTYPES: [DType; 3] = [DType::F16, DType::BF16, DType::F32];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();

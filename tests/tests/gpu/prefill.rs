@@ -4,7 +4,7 @@ use super::device::OnGpu;
 use anyhow::{Context, Result, ensure};
 use int_flash_attention::{
     AttentionOutput, DType, DecodeResult, DeviceBuffer, DeviceQ, Family, HostTensor, PagedKv, PrefillPlan,
-    PrefillQueries, ScoreViews, TensorLayout,
+    PrefillQueries, ScoreMod, ScoreViews, Stream, TensorLayout, Window,
 };
 use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_tests::case::variant_of;
@@ -45,7 +45,7 @@ impl OnDevice {
         })
     }
 
-    fn launch(&mut self, plan: &PrefillPlan, stream: &int_flash_attention::Stream) -> int_flash_attention::Result<()> {
+    fn launch(&mut self, plan: &PrefillPlan, stream: &Stream) -> int_flash_attention::Result<()> {
         let queries = PrefillQueries { q: self.q.view(), cu_seqlens_q: self.offsets.as_ref().map(DeviceBuffer::slice) };
         let cache = PagedKv {
             pages: self.pool.slice(),
@@ -100,6 +100,35 @@ pub fn as_operands(on: &OnGpu) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A prefill of such sequences, bit for bit as on operands that are gathered.
+pub fn runs(
+    on: &OnGpu,
+    lengths: &[(u32, u32)],
+    head_dim: usize,
+    packed: bool,
+    change: (ScoreMod, Window),
+    seed: u64,
+) -> Result<()> {
+    runs_as_contiguous(&case(lengths, head_dim, packed, change, seed)?, on, &[])
+}
+
+/// Hands what launches a prefill and gives its bits to `all`.
+pub fn repeats(
+    on: &OnGpu,
+    seed: u64,
+    all: impl FnOnce(&mut dyn FnMut(&Stream) -> Result<Vec<u8>>) -> Result<()>,
+) -> Result<()> {
+    let case = case(&LONG, 64, true, CHANGES[0], seed)?;
+    let plan = plan(on, &case)?;
+    let mut device = OnDevice::new(on, &case, &plan)?;
+    all(&mut |stream| {
+        device.launch(&plan, stream)?;
+        stream.synchronize()?;
+        let (o, lse) = device.results(&case)?;
+        Ok([o.bytes(), bytemuck::cast_slice(&lse)].concat())
+    })
 }
 
 /// One graph, replayed with other tables, lengths and offsets, hostile ones among them, and then as at first.

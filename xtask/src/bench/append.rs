@@ -1,8 +1,8 @@
 //! `cargo xtask bench --append`: new tokens to a paged cache, as one graph of many launches whose tokens and pages take turns, beside a copy of as
 //! many bytes.
 
+use super::report::Figures;
 use super::timing::{Spread, spread};
-use crate::workspace;
 use anyhow::{Result, ensure};
 use half::f16;
 use int_flash_attention::{
@@ -65,25 +65,16 @@ struct Row {
     of_copy: f64,
 }
 
-#[derive(Serialize)]
-struct Figures {
-    device: String,
-    rows: Vec<Row>,
-}
-
 /// Measures the rows whose name has `only` in it.
 pub fn run(gpu: &Gpu, only: &str, json: Option<&Path>) -> Result<()> {
-    let mut figures = Figures { device: gpu.name().to_owned(), rows: Vec::new() };
+    let mut figures = Figures::new(gpu);
     println!("{:<28} {:>10} {:>10} {:>10}", "", "us", "TB/s", "of a copy");
     for case in CASES.iter().filter(|case| case.name.contains(only)) {
         let row = measure(gpu, case)?;
         println!("{:<28} {:>10.2} {:>10.3} {:>10.3}", row.name, row.us, row.tb_per_s, row.of_copy);
         figures.rows.push(row);
     }
-    if let Some(file) = json {
-        workspace::write_atomically(file, &serde_json::to_vec_pretty(&figures)?)?;
-    }
-    Ok(())
+    figures.write(json)
 }
 
 /// What a launch needs, and what takes turns with it.

@@ -1,8 +1,8 @@
 //! `cargo xtask bench --decode`: a step of a decoder on a paged cache, as one graph of many steps on caches that take turns, so that L2 has
 //! nothing of them left.
 
+use super::report::Figures;
 use super::timing::{Spread, spread};
-use crate::workspace;
 use anyhow::{Result, ensure};
 use half::f16;
 use int_flash_attention::reference::{decode_bounds, first_excess};
@@ -76,25 +76,16 @@ struct Row {
     error_of_bound: f64,
 }
 
-#[derive(Serialize)]
-struct Figures {
-    device: String,
-    rows: Vec<Row>,
-}
-
 /// Measures the rows whose name has `only` in it. `workers`: CTAs and the fewest blocks of one, in place of the plan's own.
 pub fn run(gpu: &Gpu, only: &str, workers: Option<(usize, usize)>, json: Option<&Path>) -> Result<()> {
-    let mut figures = Figures { device: gpu.name().to_owned(), rows: Vec::new() };
+    let mut figures = Figures::new(gpu);
     println!("{:<24} {:>10} {:>10} {:>12}", "", "us", "TB/s", "error/bound");
     for case in CASES.iter().filter(|case| case.name.contains(only)) {
         let row = measure(gpu, case, workers)?;
         println!("{:<24} {:>10.2} {:>10.3} {:>12.3}", row.name, row.us, row.tb_per_s, row.error_of_bound);
         figures.rows.push(row);
     }
-    if let Some(file) = json {
-        workspace::write_atomically(file, &serde_json::to_vec_pretty(&figures)?)?;
-    }
-    Ok(())
+    figures.write(json)
 }
 
 /// Caches of one problem, and what a step needs.

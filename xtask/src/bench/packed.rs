@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::{
     Alibi, AttentionOutput, AttentionPlan, AttentionProblem, DType, DeviceBuffer, DeviceOperands, Family, HostTensor,
-    QuantizeLayouts, QuantizePlan, ScoreMod, ScoreTensors, ScoreViews, Scored, SeqLens, Sequences, Shape, StreamRef,
-    TensorLayout, reference,
+    JobPath, QuantizeLayouts, QuantizePlan, ScoreMod, ScoreTensors, ScoreViews, Scored, SeqLens, Sequences, Shape,
+    StreamRef, TensorLayout, reference,
 };
 use int_flash_attention_tests::case::{takes_narrow, variant_of};
 use int_flash_attention_tests::{properties, sequences};
@@ -111,8 +111,8 @@ fn measure(bench: &Bench, pack: &Pack) -> Result<Vec<Row>> {
     let pairs: f64 = pack.lengths.iter().map(|&n| problem.of_one(n as usize, n as usize).visible_pairs() as f64).sum();
     let operations = 4.0 * (pack.heads * pack.head_dim) as f64 * pairs;
     let layout = TensorLayout::bnhd(problem.q_shape());
-    let quantize =
-        gpu.plan_quantize(&problem, &QuantizeLayouts { q: layout, k: layout, v: layout, dtype: DType::F16 })?;
+    let layouts = QuantizeLayouts { q: layout, k: layout, v: layout, dtype: DType::F16 };
+    let quantize = gpu.plan_quantize(&problem, &layouts)?;
     let output = AttentionOutput { layout, dtype: DType::F16, lse: false };
     let values: Vec<Vec<f16>> = data::seeds(bench.run, 0).map(|seed| data::values(seed, 0, layout.span())).into();
     let copy = || -> Result<Copy> {
@@ -158,6 +158,18 @@ fn measure(bench: &Bench, pack: &Pack) -> Result<Vec<Row>> {
             Ok(attend(&mut copies[number % n], &plan)?)
         })?;
         rows.push(row(format!("job-{family}"), times.median));
+    }
+    let plan = gpu.plan_job(&problem, &layouts, &output)?;
+    if plan.path() == JobPath::Fused {
+        let mut none = gpu.alloc::<u8>(plan.workspace_bytes())?;
+        let times = timing::launch_ms(gpu, |number| {
+            let Copy { inputs: [q, k, v], o, .. } = &mut copies[number % n];
+            let inputs = [(&*q).into(), (&*k).into(), (&*v).into()];
+            Ok(plan.launch_with(StreamRef::DEFAULT, inputs, &lengths, none.slice_mut(), o.into(), None)?)
+        })?;
+        check(&problem, pack, &offsets, &values, &copies[0], [false; 2])
+            .with_context(|| format!("{} in one launch", pack.name))?;
+        rows.push(row("job".into(), times.median));
     }
     let slopes = gpu.upload(&vec![SLOPE; pack.heads])?;
     let none = ScoreViews::default();

@@ -1,8 +1,8 @@
 //! `cargo xtask bench --prefill`: chunks of new tokens on the pages of a cache, beside the same kernel on operands that were gathered from them before.
 
 use super::decode::{pattern, queries};
+use super::report::Figures;
 use super::timing::{Spread, launch_ms};
-use crate::workspace;
 use anyhow::{Result, ensure};
 use half::f16;
 use int_flash_attention::{
@@ -42,15 +42,9 @@ struct Row {
     ratio: f64,
 }
 
-#[derive(Serialize)]
-struct Figures {
-    device: String,
-    rows: Vec<Row>,
-}
-
 /// Measures the rows whose name has `only` in it, with the kernels of every family that the GPU runs.
 pub fn run(gpu: &Gpu, only: &str, json: Option<&Path>) -> Result<()> {
-    let mut figures = Figures { device: gpu.name().to_owned(), rows: Vec::new() };
+    let mut figures = Figures::new(gpu);
     println!("{:<24} {:<30} {:>10} {:>12} {:>8}", "", "", "pages us", "operands us", "ratio");
     for case in CASES.iter().filter(|case| case.name.contains(only)) {
         for family in gpu.families() {
@@ -60,10 +54,7 @@ pub fn run(gpu: &Gpu, only: &str, json: Option<&Path>) -> Result<()> {
             figures.rows.push(row);
         }
     }
-    if let Some(file) = json {
-        workspace::write_atomically(file, &serde_json::to_vec_pretty(&figures)?)?;
-    }
-    Ok(())
+    figures.write(json)
 }
 
 fn measure(gpu: &Gpu, case: &Case, family: Family) -> Result<Row> {

@@ -1,9 +1,30 @@
 //! The figures: rows, their table, their JSON, and another program's figures beside them.
 
 use super::timing::Spread;
+use crate::workspace;
 use anyhow::{Context, Result};
+use int_flash_attention::Gpu;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+
+/// The figures of a GPU, where a row is not [`Row`] but has what the bench at hand measures.
+#[derive(Serialize)]
+pub struct Figures<R> {
+    device: String,
+    pub rows: Vec<R>,
+}
+
+impl<R: Serialize> Figures<R> {
+    pub fn new(gpu: &Gpu) -> Self {
+        Self { device: gpu.name().to_owned(), rows: Vec::new() }
+    }
+
+    /// Writes them to the file, where there is one.
+    pub fn write(&self, json: Option<&Path>) -> Result<()> {
+        let Some(file) = json else { return Ok(()) };
+        workspace::write_atomically(file, &serde_json::to_vec_pretty(self)?)
+    }
+}
 
 /// One figure. The same fields as the rows that an external PyTorch script writes.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]

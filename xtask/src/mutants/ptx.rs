@@ -9,6 +9,7 @@ pub struct Source {
 }
 
 /// An instruction, as written.
+#[derive(Clone)]
 pub struct Statement<'a> {
     /// Where it stands in the kernel's text, without the semicolon.
     pub span: Range<usize>,

@@ -29,7 +29,7 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
         unroll!(0..2, |half| {
             finished[mt][half] = unsafe { softmax.finish(mt, half, unit, f32::NEG_INFINITY, || tile.notes()) };
             let row = lane.query(mt, half);
-            if row < params.seqlen_q && lane.quad == 0 && !params.lse.is_null() {
+            if row < sequence.seqlen_q && lane.quad == 0 && !params.lse.is_null() {
                 unsafe {
                     let bias = tile.of_row(true, mt, half);
                     store_lse_of(params, &sequence, row, finished[mt][half].lse, bias);
@@ -55,7 +55,7 @@ impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
                     });
                     let o = finished.output(sums);
                     let address = first.wrapping_add(V_GROUP * group * E::BYTES);
-                    unsafe { store_neighbours::<E, WHOLE>(row < params.seqlen_q, address, &o, finished.seen) };
+                    unsafe { store_neighbours::<E, WHOLE>(row < sequence.seqlen_q, address, &o, finished.seen) };
                 });
             });
         });

@@ -2,17 +2,16 @@
 
 use super::Kernel;
 use super::shared::Shared;
-use super::tokens::{Tokens, encode, offsets, signed};
+use super::tokens::{Tokens, encode, offsets, signed, vectors};
 use crate::element::Element;
 use crate::layout::{KV_BLOCK, ROW_BYTES, swizzle};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::st_shared_u32;
-use crate::rotation::vectors;
 
 /// Codes and scales of all tokens; behind the last, to a whole panel, codes and scales of zero.
 ///
 /// # Safety
-/// All warps of the CTA call it, a barrier after `offset::tables`.
+/// K's team calls it, a barrier after `offset::tables`.
 #[inline(always)]
 pub(crate) unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
     let code = |place: &_, raw, token: u32, inside: bool| unsafe {
@@ -26,12 +25,13 @@ pub(crate) unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(tokens
             });
         });
         let coded = encode::<E, false>(place, x, inside);
-        coded.store::<E>(true, place, |dim| {
+        coded.store::<E>(place, |dim| {
             let panel = shared.k() + dim / ROW_BYTES as u32 * shared.k_panel();
             panel + swizzle(token as usize, dim as usize % ROW_BYTES) as u32
         });
-        let at = shared.factors(token / KV_BLOCK as u32) + 4 * (token % KV_BLOCK as u32);
-        st_shared_u32(place.lane == 0, at, selp_b32(inside, coded.scale.to_bits(), 0));
+        let (block, key) = (token / KV_BLOCK as u32, token % KV_BLOCK as u32);
+        let scale = selp_b32(inside, coded.scale.to_bits(), 0);
+        st_shared_u32(place.lane == 0, shared.factors(block) + 4 * key, scale);
     };
     unsafe { tokens.each::<E, K, MT>(shared, code) };
 }

@@ -5,15 +5,18 @@
 //! this head of K and V: no barrier, no copies, nothing left for another launch.
 //!
 //! ```text
-//! offset::ranges           least and largest of each channel of the head's first tokens of K     |
-//! values::magnitudes       the largest magnitude of each token of V                              |
-//! offset::tables           what is taken out of K                                                | the CTA,
-//! keys::quantize           codes and scales of K                                                 | a barrier
-//! blocks::scales           each block's scales, and with them the factor of each key             | between
-//! values::pack             codes of V                                                            |
-//! queries                  the codes of a tile of Q, which has come meanwhile                    |
-//! tile::attend             the tile against all blocks that it sees                              | a warp
-//! epilogue::store          the output and the log-sum-exp                                        |
+//! offset::ranges           least and largest of each channel of the first tokens of K  |
+//! offset::tables           what is taken out of K                                      | K's team, a barrier
+//! keys::quantize           codes and scales of K                                       | between
+//! blocks::keys             each block's scale, and with it the factor of each key      |
+//!
+//! values::magnitudes       the largest magnitude of each token of V                    |
+//! blocks::values           each block's scale, or each key's                           | V's team, likewise
+//! values::pack             codes of V                                                  |
+//!
+//! queries                  the codes of a tile of Q, which has come meanwhile          |
+//! tile::attend             the tile against all blocks that it sees                    | a warp
+//! epilogue::store          the output and the log-sum-exp                              |
 //! ```
 //!
 //! What lies behind the last key is not worked on: K and V end with a whole panel of 32 keys, and a block is gone through panel by
@@ -35,13 +38,15 @@ mod tokens;
 mod values;
 
 use super::sequence::Sequence;
+use crate::config::short::FEW_WARPS;
 use crate::division::div_rem;
 use crate::element::{Bf16, Element, F16, F32, Rows};
-use crate::params::{ShortParams, dtype};
-use crate::ptx::barrier::bar_sync;
-use crate::ptx::opaque::opaque;
+use crate::params::{AttentionParams, ShortParams, dtype};
+use crate::ptx::barrier::{bar_sync, bar_sync_some, warp_sync};
+use crate::ptx::opaque::{opaque, rolled};
 use crate::ptx::shuffle::first_lane;
-use crate::ptx::special::{ctaid_x, ntid_x, tid_x};
+use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, ntid_x, tid_x};
+use crate::seqlens;
 use queries::TileRows;
 use shared::Shared;
 use tokens::Tokens;
@@ -53,47 +58,63 @@ pub(crate) trait Kernel<const MT: usize> {
     const TILE_M: u32 = 16 * MT as u32;
 }
 
-/// The head of K and V that a CTA works on, and which share of its query rows.
+/// The head of K and V of a sequence that a CTA works on, and which share of its query rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Cta {
     pub batch: u32,
     pub head_kv: u32,
     pub part: u32,
+    pub first_q: u32,
+    pub seqlen_q: u32,
+    pub seqlen_kv: u32,
 }
 
 impl Cta {
+    /// That of the calling one, and where the sequence's keys are.
     #[inline(always)]
-    fn new(params: &ShortParams) -> Self {
-        // SAFETY: the host's plan has parts and heads.
-        unsafe {
-            let (head, part) = div_rem(ctaid_x(), params.parts);
-            let (batch, head_kv) = div_rem(head, params.attention.heads_kv);
-            Self { batch, head_kv, part }
-        }
+    fn new(params: &AttentionParams) -> (Self, seqlens::Tokens) {
+        // Heads of a sequence, whose rows of packed tensors are neighbours in memory, at a time.
+        let (head_kv, batch, part) = (ctaid_x(), ctaid_y(), ctaid_z());
+        let seqlens = &params.seqlens;
+        // SAFETY: the grid has as many as there are sequences. All lanes say the same, and the compiler is to know.
+        let (q, kv) = unsafe {
+            let q = seqlens.q(batch, params.seqlen_q);
+            let kv = seqlens.kv(batch, params.seqlen_kv);
+            let kv = seqlens::Tokens { first: first_lane(kv.first), len: first_lane(kv.len), ..kv };
+            (seqlens::Tokens { first: first_lane(q.first), len: first_lane(q.len), ..q }, kv)
+        };
+        (Self { batch, head_kv, part, first_q: q.first, seqlen_q: q.len, seqlen_kv: kv.len }, kv)
+    }
+
+    /// A head of Q; blocks of K and V are not in global memory.
+    #[inline(always)]
+    pub(crate) fn sequence(&self, head_q: u32) -> Sequence {
+        let &Self { batch, first_q, seqlen_q, seqlen_kv, .. } = self;
+        Sequence { batch, head_q, seqlen_q, seqlen_kv, first_q, index_kv: 0, first_block: 0 }
+    }
+
+    /// Tiles of a head of Q.
+    #[inline(always)]
+    fn tiles_of_head<K: Kernel<MT>, const MT: usize>(&self) -> u32 {
+        self.seqlen_q.div_ceil(K::TILE_M)
     }
 
     /// Tile number `index` of the head's, for the calling warp.
+    ///
+    /// # Safety
+    /// There are tiles.
     #[inline(always)]
-    fn tile<'a, K: Kernel<MT>, const MT: usize>(
+    unsafe fn tile<'a, K: Kernel<MT>, const MT: usize>(
         &self,
         params: &'a ShortParams,
         shared: Shared<K, MT>,
         index: u32,
     ) -> TileRows<'a, K, MT> {
-        let attention = &params.attention;
-        // SAFETY: the host's plan has rows; the CTA is of one of the launch's sequences.
-        let (tile, sequence) = unsafe {
-            let (of_group, tile) = div_rem(index, tiles_of_head::<K, MT>(params));
-            (tile, Sequence::new(attention, self.batch, self.head_kv * attention.group + of_group))
-        };
+        // SAFETY: the caller's promise.
+        let (of_group, tile) = unsafe { div_rem(index, self.tiles_of_head::<K, MT>()) };
+        let sequence = self.sequence(self.head_kv * params.attention.group + of_group);
         TileRows { params, shared, sequence, row: tile * K::TILE_M, warp: warp() }
     }
-}
-
-/// Tiles of a head of Q.
-#[inline(always)]
-fn tiles_of_head<K: Kernel<MT>, const MT: usize>(params: &ShortParams) -> u32 {
-    params.attention.seqlen_q.div_ceil(K::TILE_M)
 }
 
 /// The number of the warp, the same for all its lanes.
@@ -109,37 +130,82 @@ fn warps() -> u32 {
     ntid_x() / 32
 }
 
+/// The warps that quantize K, or V: of a large CTA one half each, so that code is waited for by the two halves at once; of a small one all of
+/// them both.
+#[derive(Clone, Copy)]
+pub(crate) struct Team {
+    first: u32,
+    /// Warps.
+    pub size: u32,
+    /// The calling warp.
+    warp: u32,
+}
+
+impl Team {
+    #[inline(always)]
+    fn is_in(self) -> bool {
+        self.member() < self.size
+    }
+
+    /// The number of the calling warp.
+    #[inline(always)]
+    pub(crate) fn member(self) -> u32 {
+        self.warp.wrapping_sub(self.first)
+    }
+
+    /// # Safety
+    /// The team calls it, with a number that no other team has.
+    #[inline(always)]
+    unsafe fn sync(self, barrier: u32) {
+        unsafe { bar_sync_some(barrier, 32 * self.size) }
+    }
+}
+
 /// One CTA of the kernel.
 #[inline(always)]
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &ShortParams) {
     unsafe {
-        let (cta, shared) = (Cta::new(params), Shared::<K, MT>::new(params.attention.seqlen_kv));
-        let is_tile = |index: u32| index < params.attention.group * tiles_of_head::<K, MT>(params);
-        let mut index = cta.part * warps() + warp();
-        if is_tile(index) {
+        let (cta, kv) = Cta::new(&params.attention);
+        let tiles = params.attention.group * cta.tiles_of_head::<K, MT>();
+        let first = cta.part * warps();
+        // A sequence of a pack may be short, or have no queries.
+        if first >= tiles {
+            return;
+        }
+        let shared = Shared::<K, MT>::new(cta.seqlen_kv);
+        let mut index = first + warp();
+        if index < tiles {
             request(&cta.tile(params, shared, index));
         }
         shared.note(&cta);
-        match params.dtype {
-            dtype::F16 => quantize::<F16, K, MT>(params, &cta, &shared),
-            dtype::BF16 => quantize::<Bf16, K, MT>(params, &cta, &shared),
-            _ => quantize::<F32, K, MT>(params, &cta, &shared),
+        if kv.len == 0 {
+            shared.clear_head();
+        } else {
+            match params.dtype {
+                dtype::F16 => quantize::<F16, K, MT>(params, &cta, &kv, &shared),
+                dtype::BF16 => quantize::<Bf16, K, MT>(params, &cta, &kv, &shared),
+                _ => quantize::<F32, K, MT>(params, &cta, &kv, &shared),
+            }
         }
         bar_sync();
         // What tells a tile is made anew for each: the loop over its blocks has no registers for it.
-        while is_tile(index) {
-            let tile = shared.cta().tile(params, shared, index);
+        while index < tiles {
+            rolled();
+            let Cta { seqlen_q, seqlen_kv, .. } = shared.cta();
+            let (seqlen_q, seqlen_kv) = (first_lane(seqlen_q), first_lane(seqlen_kv));
+            let tile = Cta { seqlen_q, seqlen_kv, ..shared.cta() }.tile(params, shared, index);
             match params.dtype {
                 dtype::F16 => tile.quantize::<F16>(),
                 dtype::BF16 => tile.quantize::<Bf16>(),
                 _ => tile.quantize::<F32>(),
             }
             index += params.parts * warps();
-            tile::attend(&tile, || {
-                if is_tile(index) {
-                    request(&shared.cta().tile(params, shared, opaque(index)));
-                }
-            });
+            tile::attend(&tile);
+            // Where the next tile arrives scores have been read.
+            warp_sync();
+            if index < tiles {
+                request(&shared.cta().tile(params, shared, opaque(index)));
+            }
         }
     }
 }
@@ -157,23 +223,35 @@ unsafe fn request<K: Kernel<MT>, const MT: usize>(tile: &TileRows<K, MT>) {
 unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(
     params: &ShortParams,
     cta: &Cta,
+    kv: &seqlens::Tokens,
     shared: &Shared<K, MT>,
 ) {
     unsafe {
-        let warp = warp();
-        let [k, v] = [&params.k, &params.v].map(|tensor| Rows::new::<E>(tensor, cta.batch, cta.head_kv));
-        let count = params.attention.seqlen_kv;
-        // All that is needed first is on its way before anything is waited for.
-        let [first_k, first_v] = [&k, &v].map(|rows| Tokens::new::<E, K, MT>(rows, count, warp));
-        offset::ranges::<E, K, MT>(&k, count, shared, warp);
-        values::magnitudes::<E, K, MT>(first_v, shared);
-        bar_sync();
-        offset::tables::<E, K, MT>(shared);
-        bar_sync();
-        keys::quantize::<E, K, MT>(first_k, shared);
-        bar_sync();
-        blocks::scales::<K, MT>(&params.attention, count, shared, warp);
-        bar_sync();
-        values::pack::<E, K, MT>(&v, count, shared, warp);
+        let (warp, warps) = (warp(), warps());
+        let (size, count) = (warps.min(FEW_WARPS as u32), kv.len);
+        let rows = |tensor| Rows::new::<E>(tensor, kv.batch, cta.head_kv).skip(kv.first);
+        let of_k = Team { first: 0, size, warp };
+        if of_k.is_in() {
+            let k = rows(&params.k);
+            // All that is needed first is on its way before anything is waited for.
+            let tokens = Tokens::new::<E, K, MT>(&k, count, of_k);
+            offset::ranges::<E, K, MT>(&k, count, shared, of_k);
+            of_k.sync(1);
+            offset::tables::<E, K, MT>(shared, of_k);
+            of_k.sync(1);
+            keys::quantize::<E, K, MT>(tokens, shared);
+            of_k.sync(1);
+            blocks::keys::<K, MT>(&params.attention, shared, of_k);
+        }
+        let of_v = Team { first: warps - size, size, warp };
+        if of_v.is_in() {
+            let v = rows(&params.v);
+            let tokens = Tokens::new::<E, K, MT>(&v, count, of_v);
+            values::magnitudes::<E, K, MT>(tokens, shared);
+            of_v.sync(2);
+            blocks::values::<K, MT>(count, shared, of_v);
+            of_v.sync(2);
+            values::pack::<E, K, MT>(&v, count, shared, of_v);
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! What is taken out of K: made of the head's first tokens.
 
-use super::Kernel;
 use super::shared::Shared;
+use super::{Kernel, Team};
 use crate::config::short::FEW_WARPS;
 use crate::element::{Element, Rows, load};
 use crate::layout::{OFFSET_TOKENS, ROW_BYTES};
+use crate::ptx::opaque::rolled;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::shfl_bfly;
 use crate::ptx::special::tid_x;
@@ -19,41 +20,39 @@ const fn row_bytes<E: Element, K: Kernel<MT>, const MT: usize>() -> u32 {
 /// The least and the largest element of each channel that a warp has loaded, a row each of a warp. Where K's codes are later.
 #[inline(always)]
 fn range<E: Element, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>, warp: u32) -> u32 {
-    // As many bytes as the codes of K and V have at least.
-    const { assert!(2 * FEW_WARPS * E::BYTES <= 2 * ROW_BYTES) }
+    // As many bytes as the codes of K have at least.
+    const { assert!(2 * FEW_WARPS * E::BYTES <= ROW_BYTES) }
     shared.k() + 2 * warp * row_bytes::<E, K, MT>()
 }
 
 /// The ranges of the head's first tokens, of which there are `count` in all.
 ///
 /// # Safety
-/// All warps of the CTA call it.
+/// K's team calls it.
 #[inline(always)]
 pub(crate) unsafe fn ranges<E: Element, K: Kernel<MT>, const MT: usize>(
     rows: &Rows,
     count: u32,
     shared: &Shared<K, MT>,
-    warp: u32,
+    team: Team,
 ) {
-    if warp >= FEW_WARPS as u32 {
-        return;
-    }
     unsafe {
         let vectors = row_bytes::<E, K, MT>() / 16;
-        let at_a_time = (32 * FEW_WARPS) as u32 / vectors;
+        let at_a_time = 32 * team.size / vectors;
         let thread = tid_x();
         let (row, vector) = (thread / vectors, thread % vectors);
-        let last = count.min(OFFSET_TOKENS as u32) - 1;
-        let (mut low, mut high) = ([0; 4], [0; 4]);
-        unroll!(0..OFFSET_TOKENS.div_ceil(2 * (32 * FEW_WARPS / (K::HEAD_DIM * E::BYTES / 16))), |i| {
-            let two = load::<E, 2>(rows, |j| ((row + at_a_time * (2 * i + j) as u32).min(last), vector));
-            unroll!(0..4, |word| {
-                let (a, b) = (two[0][word], two[1][word]);
-                let before = if i == 0 { (a, a) } else { (low[word], high[word]) };
-                low[word] = E::min(before.0, E::min(a, b));
-                high[word] = E::max(before.1, E::max(a, b));
-            });
-        });
+        let tokens = count.min(OFFSET_TOKENS as u32);
+        // Rows behind the last are as the last.
+        let some = |first: u32| load::<E, 2>(rows, |i| ((first + row + at_a_time * i as u32).min(tokens - 1), vector));
+        let [mut low, mut high] = some(0);
+        (low, high) = joined::<E>((low, high), (high, low));
+        let mut first = 2 * at_a_time;
+        while first < tokens {
+            rolled();
+            let [a, b] = some(first);
+            (low, high) = joined::<E>(joined::<E>((low, high), (a, a)), (b, b));
+            first += 2 * at_a_time;
+        }
         // Lanes of the same vector.
         if vectors <= 4 {
             (low, high) = over_lanes::<E, 4>(low, high);
@@ -70,6 +69,16 @@ pub(crate) unsafe fn ranges<E: Element, K: Kernel<MT>, const MT: usize>(
     }
 }
 
+/// The smaller of least and the larger of largest elements.
+#[inline(always)]
+fn joined<E: Element>(a: ([u32; 4], [u32; 4]), b: ([u32; 4], [u32; 4])) -> ([u32; 4], [u32; 4]) {
+    let (mut low, mut high) = a;
+    unroll!(0..4, |word| {
+        (low[word], high[word]) = (E::min(low[word], b.0[word]), E::max(high[word], b.1[word]));
+    });
+    (low, high)
+}
+
 /// With those of lane `lane ^ MASK`.
 #[inline(always)]
 unsafe fn over_lanes<E: Element, const MASK: u32>(low: [u32; 4], high: [u32; 4]) -> ([u32; 4], [u32; 4]) {
@@ -82,21 +91,23 @@ unsafe fn over_lanes<E: Element, const MASK: u32>(low: [u32; 4], high: [u32; 4])
 /// The signs of the dims, and K's offset, of the ranges.
 ///
 /// # Safety
-/// All threads of the CTA call it, a barrier after [`ranges`].
+/// K's team calls it, a barrier after [`ranges`].
 #[inline(always)]
-pub(crate) unsafe fn tables<E: Element, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>) {
-    const { assert!(K::HEAD_DIM * E::BYTES <= 4 * 32 * FEW_WARPS) }
-    let word = tid_x();
-    let dim = word * E::IN_WORD as u32;
-    if dim < K::HEAD_DIM as u32 {
+pub(crate) unsafe fn tables<E: Element, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>, team: Team) {
+    let mut word = tid_x();
+    while word < row_bytes::<E, K, MT>() / 4 {
+        rolled();
+        let dim = word * E::IN_WORD as u32;
         unsafe {
             let at = |warp: u32| range::<E, K, MT>(shared, warp) + 4 * word;
             let high_at = |warp: u32| at(warp) + row_bytes::<E, K, MT>();
-            let (mut low, mut high) = (ld_shared_u32(at(0)), ld_shared_u32(high_at(0)));
-            unroll!(1..FEW_WARPS, |warp| {
-                low = E::min(low, ld_shared_u32(at(warp as u32)));
-                high = E::max(high, ld_shared_u32(high_at(warp as u32)));
-            });
+            let (mut low, mut high, mut warp) = (ld_shared_u32(at(0)), ld_shared_u32(high_at(0)), 1);
+            while warp < team.size {
+                rolled();
+                low = E::min(low, ld_shared_u32(at(warp)));
+                high = E::max(high, ld_shared_u32(high_at(warp)));
+                warp += 1;
+            }
             let signs = signs_from(dim);
             let mut mask = 0;
             unroll!(0..E::IN_WORD, |i| {
@@ -107,5 +118,6 @@ pub(crate) unsafe fn tables<E: Element, K: Kernel<MT>, const MT: usize>(shared: 
             });
             st_shared_u32(true, shared.signs() + 4 * word, mask);
         }
+        word += 32 * team.size;
     }
 }

@@ -2,19 +2,19 @@
 
 use super::Kernel;
 use super::shared::Shared;
-use super::tokens::{VECTORS, encode, load_token, offsets, signed};
+use super::tokens::{Part, VECTORS, encode, few_lanes, load_token, place, product, signed, vectors};
 use crate::attention::sequence::Sequence;
-use crate::config::short::queries_rounds;
-use crate::element::{Element, Rows};
+use crate::config::short::{arrivals_bytes, queries_rounds};
+use crate::element::{Element, F16, Rows};
 use crate::layout::{ROW_BYTES, swizzle};
 use crate::params::ShortParams;
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::cp_async::{commit_group, cp_async_16, wait_group};
 use crate::ptx::ldmatrix::ldmatrix_x4;
-use crate::ptx::math::{add_rn_f32, fma_rn_f32};
+use crate::ptx::opaque::{opaque, rolled};
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32};
 use crate::ptx::special::tid_x;
-use crate::rotation::{Place, vectors};
+use crate::rotation::Place;
 
 /// k steps of the widest head.
 const MAX_STEPS: usize = 4;
@@ -40,35 +40,38 @@ pub(crate) struct TileRows<'a, K, const MT: usize> {
 }
 
 impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
-    const ROUNDS: usize = queries_rounds(K::HEAD_DIM, MT);
-
-    #[inline(always)]
-    fn place() -> Place {
-        Place::new(K::HEAD_DIM as u32, K::HEAD_DIM as u32)
-    }
+    const ROUNDS: u32 = queries_rounds(K::HEAD_DIM, MT) as u32;
+    /// Vectors of halves of a lane.
+    const HALVES: usize = vectors::<F16>();
 
     #[inline(always)]
     fn rows<E: Element>(&self) -> Rows {
-        Rows::new::<E>(&self.params.q, self.sequence.batch, self.sequence.head_q)
+        let Sequence { head_q, first_q, .. } = self.sequence;
+        Rows::new::<E>(&self.params.q, self.sequence.batch_q(&self.params.attention), head_q).skip(first_q)
     }
 
-    /// The lane's row of the tile in a round. A tile may have fewer rows than a warp holds.
+    /// The lane's row of the tile in a round.
     #[inline(always)]
-    fn of_tile(place: &Place, round: usize) -> u32 {
-        round as u32 * place.tokens() + place.token
+    fn of_tile(place: &Place, round: u32) -> u32 {
+        round * place.tokens() + place.token
     }
 
     /// The row of the sequence; rows behind the last are as the last.
     #[inline(always)]
     fn token(&self, of_tile: u32) -> u32 {
-        (self.row + of_tile).min(self.params.attention.seqlen_q - 1)
+        (self.row + of_tile).min(self.sequence.seqlen_q - 1)
     }
 
-    /// Where the lane's vector `i` of a round arrives. No other lane looks at it, but the codes of the first round and the scratch of special blocks
-    /// take its place.
+    /// Where the lane's first vector of a round arrives, and each 512 bytes on another. No other lane looks at it.
     #[inline(always)]
-    fn arrival(&self, round: usize, i: usize) -> u32 {
-        self.shared.warp(self.warp) + 16 * (tid_x() % 32) + (512 * (4 * round + i)) as u32
+    fn arrival(&self, round: u32) -> u32 {
+        self.shared.warp(self.warp) + 16 * (tid_x() % 32) + 512 * Self::HALVES as u32 * round
+    }
+
+    /// The tile's codes.
+    #[inline(always)]
+    fn codes(&self) -> u32 {
+        self.shared.warp(self.warp) + arrivals_bytes(K::HEAD_DIM, MT) as u32
     }
 
     /// Whether the rows come ahead of their use: floats have no room, and rows that are not aligned come element by element.
@@ -83,14 +86,19 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
     /// The row is one of the sequence; the warp has the fragments of the tile before.
     #[inline(always)]
     pub(crate) unsafe fn request<E: Element>(&self) {
-        let (rows, place) = (self.rows::<E>(), Self::place());
+        let (rows, place) = (self.rows::<E>(), place::<K, MT>());
         if Self::ahead::<E>(&rows) {
-            unroll!(0..Self::ROUNDS, |round| {
+            // Opaque: a number that the compiler sees would unroll the loop.
+            let (mut round, rounds) = (0, opaque(Self::ROUNDS));
+            while round < rounds {
+                rolled();
                 let token = self.token(Self::of_tile(&place, round));
-                unroll!(0..4, |i| {
-                    unsafe { cp_async_16(self.arrival(round, i), rows.at((token, place.vector(i)))) };
+                unroll!(0..Self::HALVES, |i| {
+                    let to = self.arrival(round) + (512 * i) as u32;
+                    unsafe { cp_async_16(to, rows.at((token, place.vector(i)))) };
                 });
-            });
+                round += 1;
+            }
             unsafe { commit_group() };
         }
     }
@@ -102,48 +110,42 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
     #[inline(always)]
     pub(crate) unsafe fn quantize<E: Element>(&self) {
         unsafe {
-            let (rows, place, shared) = (self.rows::<E>(), Self::place(), &self.shared);
+            let (rows, place, shared) = (self.rows::<E>(), place::<K, MT>(), &self.shared);
             let ahead = Self::ahead::<E>(&rows);
             let biased = !self.params.attention.lse.is_null();
             if ahead {
                 wait_group::<0>();
             }
-            unroll!(0..Self::ROUNDS, |round| {
+            // All lanes have done with the tile before.
+            warp_sync();
+            // Opaque: a number that the compiler sees would unroll the loop.
+            let (mut round, rounds) = (0, opaque(Self::ROUNDS));
+            while round < rounds {
+                rolled();
                 let of_tile = Self::of_tile(&place, round);
-                let mut raw = [[0; 4]; VECTORS];
+                let mut raw: Part = [[0; 4]; VECTORS];
                 if ahead {
-                    unroll!(0..4, |i| {
-                        raw[i] = ld_shared_v4_u32(self.arrival(round, i));
+                    unroll!(0..Self::HALVES, |i| {
+                        raw[i] = ld_shared_v4_u32(self.arrival(round) + (512 * i) as u32);
                     });
                 } else {
                     raw = load_token::<E>(&rows, &place, self.token(of_tile));
                 }
-                // All lanes have their vectors, and have done with the tile before.
-                warp_sync();
                 let x = signed::<E>(&place, &raw, shared.signs());
-                let has = of_tile < K::TILE_M;
                 if biased {
-                    let mut bias = [0.0; 4];
-                    unroll!(0..vectors::<E>(), |i| {
-                        unroll!(0..E::LANES / 4, |quad| {
-                            let offsets = offsets::<E>(&place, shared.offsets(), i, quad);
-                            unroll!(0..4, |j| {
-                                bias[j] = fma_rn_f32(x[i * E::LANES + 4 * quad + j], offsets[j], bias[j]);
-                            });
-                        });
-                    });
-                    let bias = place.over_lanes((bias[0] + bias[1]) + (bias[2] + bias[3]), add_rn_f32);
+                    let bias = product::<E>(&place, &x, shared.offsets());
                     let to = shared.rows(self.warp, true) + 4 * of_tile;
-                    st_shared_u32(has & (place.lane == 0), to, bias.to_bits());
+                    st_shared_u32(place.lane == place.lanes() - few_lanes(&place), to, bias.to_bits());
                 }
                 let coded = encode::<E, true>(&place, x, true);
-                coded.store::<E>(has, &place, |dim| {
-                    let panel = shared.warp(self.warp) + dim / ROW_BYTES as u32 * panel(MT);
+                coded.store::<E>(&place, |dim| {
+                    let panel = self.codes() + dim / ROW_BYTES as u32 * panel(MT);
                     panel + swizzle(of_tile as usize, dim as usize % ROW_BYTES) as u32
                 });
                 let to = shared.rows(self.warp, false) + 4 * of_tile;
-                st_shared_u32(has & (place.lane == 0), to, coded.scale.to_bits());
-            });
+                st_shared_u32(place.lane == 0, to, coded.scale.to_bits());
+                round += 1;
+            }
             warp_sync();
         }
     }
@@ -153,11 +155,11 @@ impl<const MT: usize> Query<MT> {
     /// # Safety
     /// In whole warps, after [`TileRows::quantize`].
     #[inline(always)]
-    pub(crate) unsafe fn load<K: Kernel<MT>>(shared: &Shared<K, MT>, warp: u32) -> Self {
+    pub(crate) unsafe fn load<K: Kernel<MT>>(tile: &TileRows<K, MT>) -> Self {
         let mut fragment = [[[0; 4]; MAX_STEPS]; MT];
         // Matrices in the order of A's registers: (rows 0-7, low half), (rows 8-15, low), (rows 0-7, high), (rows 8-15, high).
         let (matrix, row) = (tid_x() % 32 / 8, tid_x() % 8);
-        let row = shared.warp(warp) + swizzle((8 * (matrix % 2) + row) as usize, 16 * (matrix / 2) as usize) as u32;
+        let row = tile.codes() + swizzle((8 * (matrix % 2) + row) as usize, 16 * (matrix / 2) as usize) as u32;
         unroll!(0..MT, |mt| {
             unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
                 let at = row + (16 * mt * ROW_BYTES) as u32 + step as u32 * panel(MT);

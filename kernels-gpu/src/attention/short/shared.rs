@@ -8,8 +8,9 @@ use crate::config::short::{
     warps_offset,
 };
 use crate::layout::{KV_BLOCK, ROW_BYTES};
-use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32};
-use crate::ptx::special::tid_x;
+use crate::ptx::opaque::rolled;
+use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v4_u32};
+use crate::ptx::special::{ntid_x, tid_x};
 use crate::smem;
 use core::marker::PhantomData;
 
@@ -41,8 +42,8 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
         Self { base: smem::base(), blocks: seqlen_kv.div_ceil(KV_BLOCK as u32), keys, kernel: PhantomData }
     }
 
-    /// A warp's own: first its queries as they come, then their codes, then scratch for special blocks; behind it notes, sums, scales and biases
-    /// of rows.
+    /// A warp's own: first its queries as they come and their codes, then, in their place, its rows' scores against a block, or scratch for a special
+    /// one; behind it notes, sums, scales and biases of rows.
     #[inline(always)]
     pub(crate) fn warp(&self, warp: u32) -> u32 {
         let first = warps_offset(K::HEAD_DIM, self.blocks as usize, self.keys as usize) as u32;
@@ -95,6 +96,7 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
             st_shared_u32(first, self.unit() + 4, cta.batch);
             st_shared_u32(first, self.unit() + 8, cta.head_kv);
             st_shared_u32(first, self.unit() + 12, cta.part);
+            st_shared_v4_u32(first, self.unit() + 16, [cta.first_q, cta.seqlen_q, cta.seqlen_kv, 0]);
         }
     }
 
@@ -102,7 +104,22 @@ impl<K: Kernel<MT>, const MT: usize> Shared<K, MT> {
     #[inline(always)]
     pub(crate) unsafe fn cta(&self) -> Cta {
         let [_, batch, head_kv, part] = unsafe { ld_shared_v4_u32(self.unit()) };
-        Cta { batch, head_kv, part }
+        let [first_q, seqlen_q, seqlen_kv, _] = unsafe { ld_shared_v4_u32(self.unit() + 16) };
+        Cta { batch, head_kv, part, first_q, seqlen_q, seqlen_kv }
+    }
+
+    /// The numbers of a head without keys: no signs, no offset, any unit. Visible after a barrier.
+    ///
+    /// # Safety
+    /// All threads of the CTA call it.
+    #[inline(always)]
+    pub(crate) unsafe fn clear_head(&self) {
+        let mut at = self.signs() + 4 * tid_x();
+        while at <= self.unit() {
+            rolled();
+            unsafe { st_shared_u32(true, at, 0) };
+            at += 4 * ntid_x();
+        }
     }
 
     /// `k_block_scale` and `v_block_scale` of a block.

@@ -4,24 +4,22 @@ use super::queries::{Query, TileRows};
 use super::shared::Shared;
 use super::{Kernel, epilogue};
 use crate::attention::lane::{Lane, panel_row};
-use crate::attention::output::{Accumulator, Probabilities};
+use crate::attention::output::{Accumulator, MAX_TILES};
 use crate::attention::sequence::Sequence;
-use crate::attention::sm80::{MAX_PAIRS, pairs};
 use crate::attention::softmax::{
-    Alone, BlockMax, BlockScales, MAGIC, MAGIC_BITS, NEG_INFINITY, Notes, Softmax, SpecialBlock, value_weight,
-    warp_reach,
+    Alone, BlockMax, BlockScales, CodeSums, MAGIC, MAGIC_BITS, NEG_INFINITY, Notes, Softmax, SpecialBlock,
+    value_weight, warp_reach,
 };
 use crate::attention::window::{Blocks, Window};
 use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::layout::{KV_BLOCK, ROW_BYTES};
 use crate::params::{AttentionParams, ShortParams};
 use crate::ptx::barrier::warp_sync;
-use crate::ptx::cp_async::wait_group;
 use crate::ptx::ldmatrix::ldmatrix_x4;
-use crate::ptx::math::{max_f32, mul_rn_f32};
+use crate::ptx::math::{max_f32, max_nan_f16x2, mul_rn_f32};
 use crate::ptx::mma::{mma_m16n8k32_s32_s8_s8, mma_m16n8k32_s32_u8_u8};
-use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_f32};
+use crate::ptx::opaque::{opaque, rolled};
+use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_f32, ld_shared_v4_u32, st_shared_v4_u32};
 use crate::ptx::special::tid_x;
 
 /// The scheme: the tensor cores add up P.
@@ -55,7 +53,13 @@ impl<K: Kernel<MT>, const MT: usize> Tile<'_, K, MT> {
     /// The head of Q; anew as well.
     #[inline(always)]
     pub(crate) unsafe fn sequence(&self) -> Sequence {
-        unsafe { Sequence::new(self.params, self.shared.cta().batch, opaque(self.head_q)) }
+        unsafe { self.shared.cta().sequence(opaque(self.head_q)) }
+    }
+
+    /// The window on the sequence.
+    #[inline(always)]
+    unsafe fn window(&self) -> Window<KV_BLOCK> {
+        unsafe { self.sequence().window(self.params).anew() }
     }
 
     #[inline(always)]
@@ -71,18 +75,17 @@ impl<K: Kernel<MT>, const MT: usize> Tile<'_, K, MT> {
     }
 }
 
-/// The tile from its codes to the output. `request` starts bringing the next tile, to where this one's codes were; a special block, which has its
-/// scratch there, asks for it once more.
+/// The tile from its codes to the output.
 ///
 /// # Safety
 /// In whole warps, after `TileRows::quantize`.
 #[inline(always)]
-pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, MT>, request: impl Fn()) {
+pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, MT>) {
     unsafe {
         let TileRows { params: ShortParams { attention: params, .. }, shared, sequence, row, warp } = rows;
         let head_q = sequence.head_q;
         let (row, warp) = (*row, *warp);
-        let blocks = Window::of(params).blocks(row, K::TILE_M);
+        let blocks = sequence.window(params).blocks(row, K::TILE_M);
         let mut tile = Tile::<K, MT> { params, head_q, shared, warp, row, blocks, reach: 0.0 };
         let mut q_scales = [[1.0; 2]; MT];
         unroll!(0..MT, |mt| {
@@ -91,23 +94,23 @@ pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, M
             });
             tile.reach = max_f32(tile.reach, warp_reach(params, K::HEAD_DIM, q_scales[mt]));
         });
-        let query = Query::<MT>::load(shared, warp);
+        let query = Query::<MT>::load(rows);
         warp_sync();
-        request();
         let mut softmax = <Scheme<MT> as Softmax<MT>>::new(params, q_scales, || [[0.0; 2]; MT], || tile.notes());
         let mut acc = Accumulator::<MT>::zero();
         let mut block = tile.blocks.first;
         while block < tile.blocks.end {
+            rolled();
             let panels = (shared.keys / ROW_BYTES as u32 - block * KEY_STEPS as u32).min(KEY_STEPS as u32);
-            step::<K, MT>(&tile, block, panels, &query, &mut softmax, &mut acc, &request);
+            step::<K, MT>(&tile, block, panels, &query, &mut softmax, &mut acc);
             block += 1;
         }
         epilogue::store::<K, MT>(&tile, &softmax, &acc);
     }
 }
 
-/// The first `panels` panels of 32 of a block of keys. One body for whole and partial blocks: a second one would be fetched from L2 as well, which
-/// costs more than the branches do.
+/// The first `panels` panels of 32 of a block of keys: twice through them, as the rows' maxima have to be known before there is a P. Between, the scores
+/// are in shared memory. A body for each panel, or one for whole blocks, would be fetched from L2, which costs more than the loops do.
 #[inline(always)]
 unsafe fn step<K: Kernel<MT>, const MT: usize>(
     tile: &Tile<K, MT>,
@@ -116,43 +119,143 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
     query: &Query<MT>,
     softmax: &mut Scheme<MT>,
     acc: &mut Accumulator<MT>,
-    request: &impl Fn(),
 ) {
     unsafe {
-        let has = |panel: usize| (panel as u32) < panels;
         let scales = block_scales(tile, block);
-        let mut s = scores::<K, MT>(tile, block, has, query, softmax);
-        if block >= tile.blocks.full_to {
-            mask::<K, MT, false>(tile, block, &mut s, panels);
-        }
-        if block < tile.blocks.full_from {
-            mask::<K, MT, true>(tile, block, &mut s, panels);
+        let mut maxima = [NEG_INFINITY; MT];
+        let mut panel = 0;
+        while panel < panels {
+            rolled();
+            let mut s = scores::<K, MT>(tile, block, panel, query, softmax);
+            if block >= tile.blocks.full_to {
+                mask::<K, MT, false>(tile, block, panel, &mut s);
+            }
+            if block < tile.blocks.full_from {
+                mask::<K, MT, true>(tile, block, panel, &mut s);
+            }
+            let largest = Scheme::<MT>::lane_maxima(&s, PANEL_TILES);
+            unroll!(0..MT, |mt| {
+                maxima[mt] = max_nan_f16x2(maxima[mt], largest[mt]);
+            });
+            put_scores(tile, panel, &s);
+            panel += 1;
         }
         let mut row_scales = Scheme::<MT>::row_scales(|| tile.notes());
+        let mut maxima = Scheme::<MT>::quad_maxima(maxima);
         let special = Scheme::<MT>::is_special(&scales);
         if special {
-            wait_group::<0>();
-            Scheme::<MT>::special(&mut s, &mut row_scales, &Alone, &Special { tile, block, scales });
-            warp_sync();
-            request();
+            maxima = make_special(tile, block, panels, scales, &mut row_scales);
         }
-        let exponents = softmax.exponents(&s, row_scales, &Alone);
+        let exponents = Scheme::<MT>::exponents_of(&maxima, row_scales);
         if special {
             Scheme::<MT>::note_exponents(&exponents, || tile.notes());
         }
-        let mut p: Probabilities<MT> = [[[0; 4]; KEY_STEPS]; MT];
-        unroll!(0..KEY_STEPS, |panel| {
-            if has(panel) {
-                let codes = softmax.step(&s, &exponents, panel);
+        let mut sums = [CodeSums::ZERO; MT];
+        let mut pv = [[[0; 4]; MAX_TILES]; MT];
+        let mut panel = 0;
+        while panel < panels {
+            rolled();
+            let s = get_scores(tile, panel);
+            let p = softmax.step(&s, &exponents, 0);
+            unroll!(0..MT, |mt| {
+                sums[mt].add(p[mt]);
+            });
+            let v = panel_row(tile.shared.v()) + (block * KEY_STEPS as u32 + panel) * (ROW_BYTES * K::HEAD_DIM) as u32;
+            unroll!(0..K::HEAD_DIM / 16, |pair| {
+                let b = ldmatrix_x4(v + (pair * 16 * ROW_BYTES) as u32);
                 unroll!(0..MT, |mt| {
-                    p[mt][panel] = codes[mt];
+                    pv[mt][2 * pair] = mma_m16n8k32_s32_u8_u8(p[mt], [b[0], b[1]], pv[mt][2 * pair]);
+                    pv[mt][2 * pair + 1] = mma_m16n8k32_s32_u8_u8(p[mt], [b[2], b[3]], pv[mt][2 * pair + 1]);
+                });
+            });
+            panel += 1;
+        }
+        let (tiles, codes) = (K::HEAD_DIM / 8, sums.map(|sums| sums.get()));
+        let exponents = Scheme::<MT>::of_rows(&exponents);
+        let row = softmax.add_codes::<Alone>(exponents, codes, acc, tiles, special, || scales, || tile.notes());
+        unroll!(0..MT, |mt| {
+            unroll!(0..K::HEAD_DIM / 8, |tile| {
+                unroll!(0..4, |j| {
+                    let o = &mut acc.o[mt][tile][j];
+                    *o = Scheme::<MT>::accumulate(*o, pv[mt][tile][j], &row, mt, j / 2);
+                });
+            });
+        });
+    }
+}
+
+/// Where the lane's scores of a panel are, of a half of a fragment's rows.
+#[inline(always)]
+fn scores_at<K: Kernel<MT>, const MT: usize>(tile: &Tile<K, MT>, panel: u32, mt: usize, half: usize) -> u32 {
+    let of_block = 512 * (KEY_STEPS * (2 * mt + half)) as u32;
+    tile.shared.warp(tile.warp) + 16 * (opaque(tid_x()) % 32) + of_block + 512 * panel
+}
+
+/// The scores of a panel, its four n8 tiles the first of a block's, to shared memory.
+#[inline(always)]
+unsafe fn put_scores<K: Kernel<MT>, const MT: usize>(tile: &Tile<K, MT>, panel: u32, s: &Scores<MT>) {
+    unroll!(0..MT, |mt| {
+        unroll!(0..2, |half| {
+            let [a, b, c, d] = [s[mt][half][0], s[mt][half][1], s[mt][half][2], s[mt][half][3]];
+            unsafe { st_shared_v4_u32(true, scores_at(tile, panel, mt, half), [a, b, c, d]) };
+        });
+    });
+}
+
+/// And back.
+#[inline(always)]
+unsafe fn get_scores<K: Kernel<MT>, const MT: usize>(tile: &Tile<K, MT>, panel: u32) -> Scores<MT> {
+    let mut s = Scheme::<MT>::empty();
+    unroll!(0..MT, |mt| {
+        unroll!(0..2, |half| {
+            let four = unsafe { ld_shared_v4_u32(scores_at(tile, panel, mt, half)) };
+            unroll!(0..PANEL_TILES, |i| {
+                s[mt][half][i] = four[i];
+            });
+        });
+    });
+    s
+}
+
+/// What a special block makes of its scores, and the maxima of that.
+#[inline(always)]
+unsafe fn make_special<K: Kernel<MT>, const MT: usize>(
+    tile: &Tile<K, MT>,
+    block: u32,
+    panels: u32,
+    scales: BlockScales,
+    row_scales: &mut [[u32; 2]; MT],
+) -> [u32; MT] {
+    unsafe {
+        let mut s: Scores<MT> = [[[NEG_INFINITY; KEY_TILES]; 2]; MT];
+        unroll!(0..KEY_STEPS, |panel| {
+            if (panel as u32) < panels {
+                let of_panel = get_scores(tile, panel as u32);
+                unroll!(0..MT, |mt| {
+                    unroll!(0..2, |half| {
+                        unroll!(0..PANEL_TILES, |i| {
+                            s[mt][half][PANEL_TILES * panel + i] = of_panel[mt][half][i];
+                        });
+                    });
                 });
             }
         });
-        let tiles = K::HEAD_DIM / 8;
-        let exponents = Scheme::<MT>::of_rows(&exponents);
-        let row = softmax.add_block::<Alone>(exponents, &p, acc, tiles, special, || scales, || tile.notes());
-        update::<K, MT>(tile, block, has, &p, &row, acc);
+        // Its scratch is where the scores were.
+        warp_sync();
+        Scheme::<MT>::special(&mut s, row_scales, &Alone, &Special { tile, block, scales });
+        warp_sync();
+        unroll!(0..KEY_STEPS, |panel| {
+            let mut of_panel = Scheme::<MT>::empty();
+            unroll!(0..MT, |mt| {
+                unroll!(0..2, |half| {
+                    unroll!(0..PANEL_TILES, |i| {
+                        of_panel[mt][half][i] = s[mt][half][PANEL_TILES * panel + i];
+                    });
+                });
+            });
+            put_scores(tile, panel as u32, &of_panel);
+        });
+        Scheme::<MT>::quad_maxima(Scheme::<MT>::lane_maxima(&s, KEY_TILES))
     }
 }
 
@@ -163,116 +266,65 @@ unsafe fn block_scales<K: Kernel<MT>, const MT: usize>(tile: &Tile<K, MT>, block
     BlockScales { k: f32::from_bits(k), v: value_weight(f32::from_bits(v), unit), reach: tile.reach }
 }
 
-/// S = Q K^T; minus infinity for panels that are not there.
+/// S = Q K^T of a panel: its four n8 tiles are the first of a block's.
 #[inline(always)]
 unsafe fn scores<K: Kernel<MT>, const MT: usize>(
     tile: &Tile<K, MT>,
     block: u32,
-    has: impl Fn(usize) -> bool,
+    panel: u32,
     query: &Query<MT>,
     softmax: &Scheme<MT>,
 ) -> Scores<MT> {
-    let mut scores: Scores<MT> = [[[NEG_INFINITY; KEY_TILES]; 2]; MT];
-    let row = opaque(panel_row(tile.shared.k())) + block * (KV_BLOCK * ROW_BYTES) as u32;
-    let factors = tile.shared.factors(block) + 16 * (opaque(tid_x()) % 4);
-    unroll!(0..KEY_STEPS, |panel| {
-        if has(panel) {
-            unroll!(0..PANEL_TILES / 2 / pairs(MT), |group| {
-                let first = panel * PANEL_TILES / 2 + group * pairs(MT);
-                let mut acc = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
-                unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
-                    unroll!(0..pairs(MT), |i| {
-                        let at = row + step as u32 * tile.shared.k_panel() + ((first + i) * 16 * ROW_BYTES) as u32;
-                        let b = unsafe { ldmatrix_x4(at) };
-                        unroll!(0..MT, |mt| {
-                            let a = query.fragment[mt][step];
-                            acc[i][mt][0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], acc[i][mt][0]) };
-                            acc[i][mt][1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], acc[i][mt][1]) };
-                        });
-                    });
-                });
-                unroll!(0..pairs(MT), |i| {
-                    let factors = unsafe { ld_shared_v4_f32(factors + 64 * (first + i) as u32) };
-                    let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
-                    unroll!(0..2, |n| {
-                        let key = [factors[2 * n], bias[2 * n], factors[2 * n + 1], bias[2 * n + 1]];
-                        unroll!(0..MT, |mt| {
-                            unroll!(0..2, |half| {
-                                let acc = &acc[i][mt][n];
-                                let sums = [acc[2 * half], acc[2 * half + 1]].map(|sum| f32::from_bits(sum as u32));
-                                softmax.scores_of_magic(&mut scores, mt, half, 2 * (first + i) + n, sums, key);
-                            });
-                        });
-                    });
+    let mut scores = Scheme::<MT>::empty();
+    let first = block * KEY_STEPS as u32 + panel;
+    let row = panel_row(tile.shared.k()) + first * (ROW_BYTES * ROW_BYTES) as u32;
+    let factors = tile.shared.factors(0) + 4 * ROW_BYTES as u32 * first + 16 * (opaque(tid_x()) % 4);
+    unroll!(0..PANEL_TILES / 2, |pair| {
+        let mut acc = [[[MAGIC_BITS; 4]; 2]; MT];
+        unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
+            let at = row + step as u32 * tile.shared.k_panel() + (pair * 16 * ROW_BYTES) as u32;
+            let b = unsafe { ldmatrix_x4(at) };
+            unroll!(0..MT, |mt| {
+                let a = query.fragment[mt][step];
+                acc[mt][0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], acc[mt][0]) };
+                acc[mt][1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], acc[mt][1]) };
+            });
+        });
+        let factors = unsafe { ld_shared_v4_f32(factors + 64 * pair as u32) };
+        let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
+        unroll!(0..2, |n| {
+            let key = [factors[2 * n], bias[2 * n], factors[2 * n + 1], bias[2 * n + 1]];
+            unroll!(0..MT, |mt| {
+                unroll!(0..2, |half| {
+                    let acc = &acc[mt][n];
+                    let sums = [acc[2 * half], acc[2 * half + 1]].map(|sum| f32::from_bits(sum as u32));
+                    softmax.scores_of_magic(&mut scores, mt, half, 2 * pair + n, sums, key);
                 });
             });
-        }
+        });
     });
     scores
 }
 
-/// Hides the scores of a block's first `panels` panels that lie before (`LEFT`) or behind the window of their row.
+/// Hides the scores of a panel that lie before (`LEFT`) or behind the window of their row.
 #[inline(always)]
 unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
     tile: &Tile<K, MT>,
     block: u32,
+    panel: u32,
     scores: &mut Scores<MT>,
-    panels: u32,
 ) {
-    let (lane, window, block) = (tile.lane(), Window::of(tile.params).anew(), opaque(block));
-    let first = 2 * lane.quad as i32;
+    let (lane, window, block) = (tile.lane(), unsafe { tile.window() }, opaque(block));
+    let first = (ROW_BYTES as u32 * panel + 2 * lane.quad) as i32;
     unroll!(0..MT, |mt| {
         unroll!(0..2, |half| {
             let row = lane.query(mt, half);
-            let end = if LEFT { window.first_in_block(row, block) } else { window.end_in_block(row, block) };
-            // One branch, and each tile's registers by number behind it.
-            unroll!(1..KEY_STEPS + 1, |n| {
-                if panels == n as u32 {
-                    if LEFT {
-                        Scheme::<MT>::hide_before(scores, mt, half, end - first, n * PANEL_TILES);
-                    } else {
-                        Scheme::<MT>::hide_from(scores, mt, half, end - first, n * PANEL_TILES);
-                    }
-                }
-            });
-        });
-    });
-}
-
-/// O += w (P V).
-#[inline(always)]
-unsafe fn update<K: Kernel<MT>, const MT: usize>(
-    tile: &Tile<K, MT>,
-    block: u32,
-    has: impl Fn(usize) -> bool,
-    p: &Probabilities<MT>,
-    row: &<Scheme<MT> as Softmax<MT>>::Row,
-    acc: &mut Accumulator<MT>,
-) {
-    let v = panel_row(tile.shared.v()) + block * (KV_BLOCK * K::HEAD_DIM) as u32;
-    unroll!(0..K::HEAD_DIM / 16 / pairs(MT), |group| {
-        let mut pv = [[[[0; 4]; 2]; MT]; MAX_PAIRS];
-        unroll!(0..KEY_STEPS, |panel| {
-            if has(panel) {
-                unroll!(0..pairs(MT), |i| {
-                    let at = (panel * K::HEAD_DIM + (group * pairs(MT) + i) * 16) * ROW_BYTES;
-                    let b = unsafe { ldmatrix_x4(v + at as u32) };
-                    unroll!(0..MT, |mt| {
-                        pv[i][mt][0] = unsafe { mma_m16n8k32_s32_u8_u8(p[mt][panel], [b[0], b[1]], pv[i][mt][0]) };
-                        pv[i][mt][1] = unsafe { mma_m16n8k32_s32_u8_u8(p[mt][panel], [b[2], b[3]], pv[i][mt][1]) };
-                    });
-                });
+            if LEFT {
+                let keys = window.first_in_block(row, block) - first;
+                Scheme::<MT>::hide_before(scores, mt, half, keys, PANEL_TILES);
+            } else {
+                Scheme::<MT>::hide_from(scores, mt, half, window.end_in_block(row, block) - first, PANEL_TILES);
             }
-        });
-        unroll!(0..pairs(MT), |i| {
-            unroll!(0..MT, |mt| {
-                unroll!(0..2, |n| {
-                    unroll!(0..4, |j| {
-                        let o = &mut acc.o[mt][2 * (group * pairs(MT) + i) + n][j];
-                        *o = Scheme::<MT>::accumulate(*o, pv[i][mt][n][j], row, mt, j / 2);
-                    });
-                });
-            });
         });
     });
 }
@@ -312,7 +364,7 @@ impl<K: Kernel<MT>, const MT: usize> SpecialBlock for Special<'_, K, MT> {
 
     #[inline(always)]
     fn keys(&self, mt: usize, half: usize) -> [i32; 2] {
-        let (lane, window, block) = (self.tile.lane(), Window::of(self.tile.params).anew(), opaque(self.block));
+        let (lane, window, block) = (self.tile.lane(), unsafe { self.tile.window() }, opaque(self.block));
         let (row, first) = (lane.query(mt, half), 2 * lane.quad as i32);
         [window.first_in_block(row, block) - first, window.end_in_block(row, block) - first]
     }

@@ -1,26 +1,47 @@
-//! A token of Q or K in the registers of a few lanes (`crate::rotation`) to codes.
+//! A token of Q or K in the registers of a few lanes (`crate::rotation`) to codes: few dims a lane, and again and again. A launch runs all of
+//! its code about once, and what it waits for most is that code.
 
 use super::shared::Shared;
-use super::{Kernel, warps};
-use crate::element::{Element, Rows, load};
+use super::{Kernel, Team};
+use crate::config::short::LANE_DIMS;
+use crate::element::{Element, Rows, Vector, load};
 use crate::layout::MAX_SCALE;
 use crate::ptx::math::{fma_rn_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
+use crate::ptx::opaque::{opaque, rolled};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
-use crate::ptx::shuffle::vote_any;
+use crate::ptx::shuffle::{shfl_idx, shfl_sync_bfly_b32, vote_any};
+use crate::ptx::special::tid_x;
 use crate::quantize::pack::codes4;
 use crate::quantize::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
-use crate::rotation::{DIMS, Place, vectors};
+use crate::rotation::{DIMS, Place, butterflies_here};
 
-/// Most vectors of a token that a lane has.
-pub(crate) const VECTORS: usize = 8;
+/// Vectors of a token that a lane has.
+pub(crate) const fn vectors<E: Element>() -> usize {
+    LANE_DIMS / E::LANES
+}
+
+/// Most of them.
+pub(crate) const VECTORS: usize = LANE_DIMS / 4;
+
+/// Of halves.
+const HALVES: usize = LANE_DIMS / 8;
+
+/// A lane's part of a token.
+pub(crate) type Part = [Vector; VECTORS];
 
 /// What becomes of a lane's part of a token.
 pub(crate) struct Coded {
     /// Four codes a word.
-    words: [u32; DIMS / 4],
+    words: [u32; LANE_DIMS / 4],
     /// The token's scale, NaN where it is not finite.
     pub scale: f32,
+}
+
+/// The lane's place among those of a token.
+#[inline(always)]
+pub(crate) fn place<K: Kernel<MT>, const MT: usize>() -> Place {
+    Place::of_lanes_with::<LANE_DIMS>(K::HEAD_DIM as u32, K::HEAD_DIM as u32)
 }
 
 /// Loads the lane's part of a token: as many vectors as it has of its type.
@@ -28,26 +49,26 @@ pub(crate) struct Coded {
 /// # Safety
 /// The token is in the tensor.
 #[inline(always)]
-pub(crate) unsafe fn load_token<E: Element>(rows: &Rows, place: &Place, token: u32) -> [[u32; 4]; VECTORS] {
+pub(crate) unsafe fn load_token<E: Element>(rows: &Rows, place: &Place, token: u32) -> Part {
     let mut raw = [[0; 4]; VECTORS];
-    // By four: their number depends on the type.
-    unroll!(0..vectors::<E>() / 4, |four| {
-        let loaded = unsafe { load::<E, 4>(rows, |i| (token, place.vector(4 * four + i))) };
-        unroll!(0..4, |i| {
-            raw[4 * four + i] = loaded[i];
+    // As many at once as there are of halves: their number depends on the type.
+    unroll!(0..vectors::<E>() / HALVES, |some| {
+        let loaded = unsafe { load::<E, HALVES>(rows, |i| (token, place.vector(HALVES * some + i))) };
+        unroll!(0..HALVES, |i| {
+            raw[HALVES * some + i] = loaded[i];
         });
     });
     raw
 }
 
-/// The tokens of a head that a warp goes through, a few at a time, the next of them on their way.
+/// The tokens of a head of K or V that a warp of a team goes through, a few at a time, the next of them on their way.
 pub(crate) struct Tokens<'a> {
     rows: &'a Rows,
     count: u32,
     /// The warp's first token of this round, and how many further the next round's is.
     first: u32,
     step: u32,
-    next: [[u32; 4]; VECTORS],
+    next: Part,
 }
 
 impl<'a> Tokens<'a> {
@@ -57,17 +78,12 @@ impl<'a> Tokens<'a> {
     pub(crate) unsafe fn new<E: Element, K: Kernel<MT>, const MT: usize>(
         rows: &'a Rows,
         count: u32,
-        warp: u32,
+        team: Team,
     ) -> Self {
-        let place = Self::place::<K, MT>();
-        let first = warp * place.tokens();
+        let place = place::<K, MT>();
+        let first = team.member() * place.tokens();
         let next = unsafe { load_token::<E>(rows, &place, (first + place.token).min(count - 1)) };
-        Self { rows, count, first, step: warps() * place.tokens(), next }
-    }
-
-    #[inline(always)]
-    pub(crate) fn place<K: Kernel<MT>, const MT: usize>() -> Place {
-        Place::new(K::HEAD_DIM as u32, K::HEAD_DIM as u32)
+        Self { rows, count, first, step: team.size * place.tokens(), next }
     }
 
     /// Calls `take` with the lane's part of each token, the token, and whether there is one: behind the last, to a whole panel, it is the last
@@ -79,12 +95,14 @@ impl<'a> Tokens<'a> {
     pub(crate) unsafe fn each<E: Element, K: Kernel<MT>, const MT: usize>(
         mut self,
         shared: &Shared<K, MT>,
-        take: impl Fn(&Place, [[u32; 4]; VECTORS], u32, bool),
+        take: impl Fn(&Place, Part, u32, bool),
     ) {
-        let place = Self::place::<K, MT>();
+        let place = place::<K, MT>();
         while self.first < shared.keys {
+            rolled();
             let (token, raw) = (self.first + place.token, self.next);
-            self.next = unsafe { load_token::<E>(self.rows, &place, (token + self.step).min(self.count - 1)) };
+            let next = (token + self.step).min(self.count - 1);
+            self.next = unsafe { load_token::<E>(self.rows, &place, next) };
             take(&place, raw, token, token < self.count);
             self.first += self.step;
         }
@@ -96,8 +114,8 @@ impl<'a> Tokens<'a> {
 /// # Safety
 /// `signs` is the shared address of the signs of all dims.
 #[inline(always)]
-pub(crate) unsafe fn signed<E: Element>(place: &Place, raw: &[[u32; 4]; VECTORS], signs: u32) -> [f32; DIMS] {
-    let mut x = [0.0; DIMS];
+pub(crate) unsafe fn signed<E: Element>(place: &Place, raw: &Part, signs: u32) -> [f32; LANE_DIMS] {
+    let mut x = [0.0; LANE_DIMS];
     unroll!(0..vectors::<E>(), |i| {
         let mut vector = raw[i];
         let signs = unsafe { ld_shared_v4_u32(signs + 16 * place.vector(i)) };
@@ -121,34 +139,114 @@ pub(crate) unsafe fn offsets<E: Element>(place: &Place, offsets: u32, i: usize, 
     unsafe { ld_shared_v4_u32(offsets + at) }.map(f32::from_bits)
 }
 
+/// The lanes that a token has in the quantizer, where each has [`DIMS`] of its dims: of [`product`] those that have it are as many, the last ones.
+#[inline(always)]
+pub(crate) fn few_lanes(place: &Place) -> u32 {
+    place.lanes() * LANE_DIMS as u32 / DIMS as u32
+}
+
+/// The product of a token with the offsets, in the quantizer's order: a lane there goes on from one of its vectors to the next, which are of lanes
+/// here in turn.
+///
+/// # Safety
+/// In whole warps; `to` is the shared address of the offsets of all dims.
+#[inline(always)]
+pub(crate) unsafe fn product<E: Element>(place: &Place, x: &[f32; LANE_DIMS], to: u32) -> f32 {
+    let few = few_lanes(place);
+    let from = tid_x() % 32 - place.lane + (place.lane.wrapping_sub(few) & (place.lanes() - 1));
+    let mut sums = [0.0_f32; 4];
+    unroll!(0..DIMS / E::LANES, |turn| {
+        let i = turn / (DIMS / LANE_DIMS);
+        if turn > 0 {
+            sums = sums.map(|sum| f32::from_bits(unsafe { shfl_idx(sum.to_bits(), from) }));
+        }
+        unroll!(0..E::LANES / 4, |quad| {
+            let offsets = unsafe { offsets::<E>(place, to, i, quad) };
+            unroll!(0..4, |j| {
+                sums[j] = fma_rn_f32(x[i * E::LANES + 4 * quad + j], offsets[j], sums[j]);
+            });
+        });
+    });
+    let (mut sum, mut mask) = ((sums[0] + sums[1]) + (sums[2] + sums[3]), 1);
+    while mask < few {
+        rolled();
+        sum += f32::from_bits(unsafe { shfl_sync_bfly_b32(sum.to_bits(), mask) });
+        mask *= 2;
+    }
+    sum
+}
+
+/// The Hadamard transform of the token's dims, not normalised: `Place::butterflies`, of tokens whose dims are a power of two, with one body for all
+/// exchanges between lanes.
+///
+/// # Safety
+/// In whole warps.
+#[inline(always)]
+unsafe fn rotate<E: Element>(place: &Place, x: &mut [f32; LANE_DIMS]) {
+    butterflies_here::<1, LANE_DIMS>(x);
+    butterflies_here::<2, LANE_DIMS>(x);
+    if E::LANES == 8 {
+        butterflies_here::<4, LANE_DIMS>(x);
+    }
+    // Opaque: a number that the compiler sees would unroll the loop.
+    let (mut mask, lanes) = (1, opaque(place.lanes()));
+    while mask < lanes {
+        rolled();
+        unsafe { place.butterflies_between(x, mask) };
+        mask *= 2;
+    }
+    if E::LANES == 4 {
+        butterflies_here::<4, LANE_DIMS>(x);
+    }
+    if LANE_DIMS > 16 {
+        butterflies_here::<8, LANE_DIMS>(x);
+    }
+    if LANE_DIMS > 8 {
+        butterflies_here::<{ LANE_DIMS / 2 }, LANE_DIMS>(x);
+    }
+}
+
+/// The largest of the lane's magnitudes and, by `over_lanes`, of the token's; NaN where one is.
+///
+/// # Safety
+/// In whole warps.
+#[inline(always)]
+pub(crate) unsafe fn largest<const N: usize>(place: &Place, x: &[f32; N]) -> f32 {
+    let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
+    unroll!(4..N, |i| {
+        amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
+    });
+    let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
+    unsafe { place.over_lanes(amax, max_nan_f32) }
+}
+
 /// Rotates and quantizes a token: codes of zero where `kept` is false or it is not finite.
 ///
 /// # Safety
 /// In whole warps.
 #[inline(always)]
-pub(crate) unsafe fn encode<E: Element, const QUERY: bool>(place: &Place, mut x: [f32; DIMS], kept: bool) -> Coded {
+pub(crate) unsafe fn encode<E: Element, const QUERY: bool>(
+    place: &Place,
+    mut x: [f32; LANE_DIMS],
+    kept: bool,
+) -> Coded {
     unsafe {
-        place.butterflies::<E>(&mut x);
-        let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
-        unroll!(4..DIMS, |i| {
-            amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
-        });
-        let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
-        let amax = place.over_lanes(amax, max_nan_f32);
+        rotate::<E>(place, &mut x);
+        let amax = largest(place, &x);
         let number = amax < f32::INFINITY;
         let scale = round_up(token_scale(amax, fma_rn_f32), if QUERY { BEYOND_10_BITS } else { 0 });
         let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
-        unroll!(0..DIMS, |i| {
+        unroll!(0..LANE_DIMS, |i| {
             x[i] = mul_rn_f32(x[i], inverse);
         });
         if E::CLAMPS && vote_any(scale >= MAX_SCALE) {
-            unroll!(0..DIMS, |i| {
+            unroll!(0..LANE_DIMS, |i| {
                 x[i] = crate::quantize::pack::clamp::<E>(x[i]);
             });
         }
         let mask = selp_b32(number & kept, u32::MAX, 0);
-        let mut words = [0; DIMS / 4];
-        unroll!(0..DIMS / 4, |i| {
+        let mut words = [0; LANE_DIMS / 4];
+        unroll!(0..LANE_DIMS / 4, |i| {
             words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]) & mask;
         });
         Coded { words, scale: f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits())) }
@@ -156,19 +254,19 @@ pub(crate) unsafe fn encode<E: Element, const QUERY: bool>(place: &Place, mut x:
 }
 
 impl Coded {
-    /// Stores the codes where `to` says for the first dim of each vector, if `predicate`.
+    /// Stores the codes where `to` says for the first dim of each vector.
     ///
     /// # Safety
-    /// Where the predicate holds, the bytes are this thread's.
+    /// The bytes are this thread's.
     #[inline(always)]
-    pub(crate) unsafe fn store<E: Element>(&self, predicate: bool, place: &Place, to: impl Fn(u32) -> u32) {
+    pub(crate) unsafe fn store<E: Element>(&self, place: &Place, to: impl Fn(u32) -> u32) {
         unroll!(0..vectors::<E>(), |i| {
             let to = to(place.vector(i) * E::LANES as u32);
             unsafe {
                 if E::LANES == 8 {
-                    st_shared_v2_u32(predicate, to, [self.words[2 * i], self.words[2 * i + 1]]);
+                    st_shared_v2_u32(true, to, [self.words[2 * i], self.words[2 * i + 1]]);
                 } else {
-                    st_shared_u32(predicate, to, self.words[i]);
+                    st_shared_u32(true, to, self.words[i]);
                 }
             }
         });

@@ -1,6 +1,7 @@
 //! The rows of a warp to global memory.
 
-use super::{Kernel, Place};
+use super::Kernel;
+use super::place::Place;
 use crate::attention::epilogue::{self, Finished, NEIGHBOURS, OutputRows, TILES, has_dim, store_neighbours};
 use crate::attention::output::Accumulator;
 use crate::attention::softmax::Softmax;
@@ -32,7 +33,7 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
             let row = place.lane.query(mt, half);
             let sink = unsafe { K::Softmax::sink_exponent(params, &place.sequence, row) };
             // The shuffles inside need the whole warp.
-            let notes = || super::notes::<K, MT>(place.thread);
+            let notes = || super::place::notes::<K, MT>(place.thread);
             finished[mt][half] = unsafe { softmax.finish(mt, half, unit, sink, notes) };
             if row < place.sequence.seqlen_q && place.lane.quad == 0 && place.member == 0 {
                 unsafe { K::Softmax::store_lse(params, &place.sequence, row, &finished[mt][half]) };

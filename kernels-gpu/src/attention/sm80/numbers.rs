@@ -1,7 +1,7 @@
 //! The numbers of the blocks to come, by which they are requested: of a paged cache the block table is looked at once for each block, by one
 //! thread, long before anybody needs to know.
 
-use super::Place;
+use super::place::Place;
 use super::shared_vars::SharedVars;
 use crate::attention::sequence::Cursor;
 use crate::attention::window::Blocks;
@@ -38,9 +38,9 @@ impl Numbers {
     pub(crate) unsafe fn advance(&mut self, params: &AttentionParams, vars: &SharedVars, block: u32) {
         let ahead = opaque(block) + BLOCKS_AHEAD;
         unsafe {
-            let number = self.next.number(params, || vars.sequence_of_blocks());
+            let number = self.next.number(params, || vars.sequence());
             vars.store_number(opaque(tid_x()) == BLOCKS_AHEAD, ahead, number);
-            self.next.advance(params, || (vars.sequence_of_blocks(), ahead + 1), ahead < vars.last_block());
+            self.next.advance(params, || (vars.sequence(), ahead + 1), ahead < vars.last_block());
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The ring of K and V blocks in shared memory, filled by `cp.async` while earlier blocks are in use.
 
+use super::Kernel;
+use super::place::Place;
 use super::shared_vars::SharedVars;
-use super::{Kernel, Place};
 use crate::attention::sequence::{Cursor, at};
 use crate::attention::window::Blocks;
 use crate::layout::block_bytes;

@@ -1,6 +1,7 @@
 //! S = Q K^T on the int8 tensor cores.
 
-use super::{Kernel, MAX_PAIRS, Place, pairs};
+use super::place::Place;
+use super::{Kernel, MAX_PAIRS, pairs};
 use crate::attention::lane::panel_row;
 use crate::attention::sequence::at;
 use crate::attention::softmax::{MAGIC, MAGIC_BITS, Softmax};
@@ -18,16 +19,19 @@ use core::marker::PhantomData;
 /// k steps of the widest head.
 const MAX_STEPS: usize = 8;
 
-/// The warp's query rows as A fragments, resident for the whole kernel.
+/// The warp's query rows as A fragments.
+#[derive(Clone, Copy)]
 pub(crate) struct Query<const MT: usize> {
     fragment: [[[u32; 4]; MAX_STEPS]; MT],
 }
 
 impl<const MT: usize> Query<MT> {
+    pub(crate) const NONE: Self = Self { fragment: [[[0; 4]; MAX_STEPS]; MT] };
+
     /// Rows past the end are zero.
     #[inline(always)]
     pub(crate) unsafe fn load(params: &AttentionParams, head_dim: usize, place: &Place) -> Self {
-        let mut fragment = [[[0; 4]; MAX_STEPS]; MT];
+        let Self { mut fragment } = Self::NONE;
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
                 let row = place.lane.query(mt, half);

@@ -15,23 +15,12 @@ use crate::ptx::shared::{
 };
 use crate::ptx::special::tid_x;
 
-/// The query rows of a CTA.
-#[derive(Clone, Copy)]
-pub(crate) struct Tile {
-    /// First row.
-    pub row: u32,
-    pub head_q: u32,
-    pub batch: u32,
-}
-
-/// Where the reach of each warp's rows is, behind the tile, its blocks and its lengths.
+/// Where the reach of each warp's rows is, behind the first row, its head, the common factor, the blocks and the lengths.
 const REACH: u32 = 32;
-/// Where the sequence's first block is.
+/// Where the sequence's first block and its first query are, and the number of the last block.
 const FIRST_BLOCK: u32 = REACH + 4 * MAX_WARPS as u32;
 /// Where the unit of the head's values is.
-const UNIT: u32 = FIRST_BLOCK + 8;
-/// Where the number of the last block is.
-const LAST_BLOCK: u32 = UNIT + 4;
+const UNIT: u32 = FIRST_BLOCK + 16;
 /// Where the scales of two blocks of K and of V are, each pair loaded at once.
 const SCALES: u32 = UNIT + 8;
 /// Where the numbers of [`NUMBERS`] blocks are.
@@ -61,65 +50,66 @@ impl SharedVars {
     pub(crate) unsafe fn store(
         &self,
         predicate: bool,
-        tile: &Tile,
+        row: u32,
         sequence: &Sequence,
         common_factor: f32,
         blocks: &Blocks,
     ) {
-        let Tile { row, head_q, batch } = *tile;
-        let lengths = [sequence.seqlen_q, sequence.seqlen_kv];
-        let of_blocks = [blocks.full_from, blocks.full_to, lengths[0], lengths[1]];
+        let Sequence { batch, head_q, seqlen_q, seqlen_kv, first_q, index_kv, first_block } = *sequence;
+        let of_blocks = [blocks.full_from, blocks.full_to, seqlen_q, seqlen_kv];
         unsafe {
             st_shared_v4_u32(predicate, self.address, [row, head_q, batch, common_factor.to_bits()]);
             st_shared_v4_u32(predicate, self.address + 16, of_blocks);
-            st_shared_v2_u32(predicate, self.address + FIRST_BLOCK, [sequence.first_block, sequence.index_kv]);
-            st_shared_u32(predicate, self.address + LAST_BLOCK, blocks.end.wrapping_sub(1));
+            let last_block = blocks.end.wrapping_sub(1);
+            st_shared_v4_u32(predicate, self.address + FIRST_BLOCK, [first_block, index_kv, first_q, last_block]);
         }
     }
 
+    /// The CTA's first query row.
+    ///
     /// # Safety
     /// [`Self::store`] and a barrier are behind.
     #[inline(always)]
-    pub(crate) unsafe fn tile(&self) -> Tile {
-        let [row, head_q, batch, _] = unsafe { ld_shared_v4_u32(self.address) };
-        Tile { row, head_q, batch }
+    pub(crate) unsafe fn row(&self) -> u32 {
+        unsafe { ld_shared_u32(self.address) }
     }
 
-    /// `full_from` and `full_to` of the tile's blocks, see [`Self::tile`].
+    /// Its sequence, see [`Self::row`]: three loads, where [`Sequence::new`] looks into lists and divides.
+    #[inline(always)]
+    pub(crate) unsafe fn sequence(&self) -> Sequence {
+        unsafe {
+            let [_, head_q, batch, _] = ld_shared_v4_u32(self.address);
+            let [first_block, index_kv, first_q, _] = ld_shared_v4_u32(self.address + FIRST_BLOCK);
+            let [seqlen_q, seqlen_kv] = self.lengths();
+            Sequence { batch, head_q, seqlen_q, seqlen_kv, first_q, index_kv, first_block }
+        }
+    }
+
+    /// `full_from` and `full_to` of the tile's blocks, see [`Self::row`].
     #[inline(always)]
     pub(crate) unsafe fn full(&self) -> [u32; 2] {
         unsafe { ld_shared_v2_u32(self.address + 16) }
     }
 
-    /// `seqlen_q` and `seqlen_kv` of the tile's sequence, see [`Self::tile`].
+    /// `seqlen_q` and `seqlen_kv` of the tile's sequence, see [`Self::row`].
     #[inline(always)]
     pub(crate) unsafe fn lengths(&self) -> [u32; 2] {
         unsafe { ld_shared_v2_u32(self.address + 24) }
     }
 
-    /// `first_block` and `index_kv` of the tile's sequence, see [`Self::tile`].
+    /// `first_block` and `index_kv` of the tile's sequence, see [`Self::row`].
     #[inline(always)]
     pub(crate) unsafe fn first_block(&self) -> [u32; 2] {
         unsafe { ld_shared_v2_u32(self.address + FIRST_BLOCK) }
     }
 
-    /// The last of the tile's blocks, if there is one, see [`Self::tile`].
+    /// The last of the tile's blocks, if there is one, see [`Self::row`].
     #[inline(always)]
     pub(crate) unsafe fn last_block(&self) -> u32 {
-        unsafe { ld_shared_u32(self.address + LAST_BLOCK) }
+        unsafe { ld_shared_u32(self.address + FIRST_BLOCK + 12) }
     }
 
-    /// The tile's sequence as far as that its blocks have addresses, see [`Self::tile`].
-    #[inline(always)]
-    pub(crate) unsafe fn sequence_of_blocks(&self) -> Sequence {
-        unsafe {
-            let (Tile { head_q, batch, .. }, [first_block, index_kv]) = (self.tile(), self.first_block());
-            let [seqlen_q, seqlen_kv] = self.lengths();
-            Sequence { batch, head_q, seqlen_q, seqlen_kv, first_q: 0, index_kv, first_block }
-        }
-    }
-
-    /// The common factor of the keys, see [`Self::tile`].
+    /// The common factor of the keys, see [`Self::row`].
     #[inline(always)]
     pub(crate) unsafe fn common_factor(&self) -> f32 {
         unsafe { ld_shared_f32(self.address + 12) }
@@ -159,7 +149,7 @@ impl SharedVars {
         self.address + SCALES + block % 2 * 8
     }
 
-    /// The scales of a block, in the unit of the head's values, and the reach of the warp's rows; see [`Self::tile`].
+    /// The scales of a block, in the unit of the head's values, and the reach of the warp's rows; see [`Self::row`].
     #[inline(always)]
     pub(crate) unsafe fn scales(&self, block: u32) -> BlockScales {
         unsafe { self.scales_with(ld_shared_v2_u32(self.scales_of(block)).map(f32::from_bits)) }
@@ -178,7 +168,7 @@ impl SharedVars {
         unsafe { st_shared_f32(self.address + REACH + 4 * warp, reach) }
     }
 
-    /// The reach of a warp's rows, see [`Self::tile`].
+    /// The reach of a warp's rows, see [`Self::row`].
     #[inline(always)]
     pub(crate) unsafe fn reach(&self, warp: u32) -> f32 {
         unsafe { ld_shared_f32(self.address + REACH + 4 * warp) }

@@ -1,6 +1,7 @@
 //! What the warps of a team tell each other through shared memory: row maxima and P.
 
-use super::{Kernel, Place};
+use super::Kernel;
+use super::place::Place;
 use crate::attention::KEY_STEPS;
 use crate::attention::output::Probabilities;
 use crate::attention::softmax::Team;

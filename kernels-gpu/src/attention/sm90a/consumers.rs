@@ -24,7 +24,6 @@ use crate::ptx::shared::{ld_shared_f32, ld_shared_u32, ld_shared_v2_u32, ld_shar
 use crate::ptx::shuffle::{first_lane, vote_any};
 use crate::ptx::special::tid_x;
 use crate::ptx::wgmma::{self, Products};
-use output::parts;
 
 /// Where a consumer is in the rings.
 #[derive(Clone, Copy)]
@@ -87,11 +86,20 @@ unsafe fn tile<K: Kernel>(
     let first = tile.first_row(K::TILE_M);
     let row = first + group * WARPGROUP_ROWS as u32;
     let first_brought = brought::<K>(params, &tile).first;
-    let blocks = if row < tile.sequence.seqlen_q {
-        tile.sequence.window(params).blocks(row, WARPGROUP_ROWS as u32)
+    let (window, seqlen_q) = (tile.sequence.window(params), tile.sequence.seqlen_q);
+    let blocks = if row < seqlen_q {
+        window.blocks(row, WARPGROUP_ROWS as u32)
     } else {
         // Rows past the end: all that is brought is for others.
         Blocks { first: first_brought, full_from: 0, full_to: 0, end: first_brought }
+    };
+    let steps = if K::TRIMMED && blocks.first < blocks.end {
+        let end = row + WARPGROUP_ROWS as u32;
+        // Later rows see no fewer keys on the right.
+        let last = if end < seqlen_q { end } else { seqlen_q } - 1;
+        (window.end_in_block(last, blocks.end - 1) as u32).div_ceil(32)
+    } else {
+        KEY_STEPS as u32
     };
     // SAFETY: all consumers come here, in whole warps.
     let reach = rings.reach(unsafe { first_lane(tid_x() / 32) });
@@ -115,7 +123,8 @@ unsafe fn tile<K: Kernel>(
             // registers are what the loop is short of.
             let of_two_rows = rows.q_scales_of_two_rows(tid_x() % 32);
             let (reach, [least, most]) = (warp_reach(params, K::HEAD_DIM, of_two_rows), warp_scales(of_two_rows));
-            st_shared_v4_u32(true, rows.reach, [reach, least, most, 0.0].map(f32::to_bits));
+            let [reach, least, most] = [reach, least, most].map(f32::to_bits);
+            st_shared_v4_u32(true, rows.reach, [reach, least, most, steps]);
             warp_sync();
         }
         let mut softmax = K::Softmax::new(params, q_scales, || [[0.0; 2]], || rows.notes());
@@ -172,18 +181,17 @@ impl<K: Kernel> Rows<'_, K> {
         index: u32,
     ) {
         unsafe {
+            let steps = if MORE || !K::TRIMMED { KEY_STEPS as u32 } else { self.last_steps() };
             // The scales came with K.
             let narrow = K::Softmax::NARROW && self.is_narrow(states.kv);
-            if K::HEAD_DIM < 128 && narrow {
-                // Bodies of their own, where the registers do for more than one: branches within would keep its loads and exponentials
-                // from overlapping, which costs a fifth of the speed.
-                let block = Block { now: states.kv, index, narrow: true, special: false };
+            if K::APART && narrow {
+                let block = Block { now: states.kv, index, narrow: true, special: false, steps };
                 self.add::<Narrow, MORE>(softmax, acc, sums, states, block);
                 return;
             }
             let special = K::Softmax::SPECIAL && !narrow && K::Softmax::is_special(&self.scales(states.kv));
-            let block = |special| Block { now: states.kv, index, narrow, special };
-            if K::HEAD_DIM >= 128 && K::Softmax::NARROW {
+            let block = |special| Block { now: states.kv, index, narrow, special, steps };
+            if !K::APART && K::Softmax::NARROW {
                 self.add::<Either, MORE>(softmax, acc, sums, states, block(special));
             } else if special {
                 self.add::<Wide, MORE>(softmax, acc, sums, states, block(true));
@@ -191,6 +199,15 @@ impl<K: Kernel> Rows<'_, K> {
                 self.add::<Wide, MORE>(softmax, acc, sums, states, block(false));
             }
         }
+    }
+
+    /// The steps of the last block that have keys which any of the warpgroup's rows sees.
+    ///
+    /// # Safety
+    /// In whole warps.
+    #[inline(always)]
+    unsafe fn last_steps(&self) -> u32 {
+        unsafe { first_lane(ld_shared_u32(self.reach + 12)) }
     }
 
     /// Whether a block is narrow for the warpgroup's rows.
@@ -217,15 +234,15 @@ impl<K: Kernel> Rows<'_, K> {
         let (ring_k, ring_v) = (self.rings.k(), self.rings.v());
         unsafe {
             let now = block.now;
-            // Early, so that the test's latency is hidden; d = 128 has no register in which to keep the answer until it is used.
-            let v_there = K::HEAD_DIM < 128 && ring_v.test_full(now);
+            // Early, so that the test's latency is hidden, where there is a register in which to keep the answer until it is used.
+            let v_there = K::APART && ring_v.test_full(now);
             let exponents = F::exponents(self, softmax, sums, block);
             ring_k.release(now, self.elected);
             let next = ring_k.next(now);
             let k_there = MORE && ring_k.test_full(next);
             self.barrier.await_turn();
             ring_v.wait_full_unless(v_there, now);
-            let (p, mut o) = self.products::<F>(softmax, &exponents, ring_v.address(now));
+            let (mut p, mut o) = self.products::<F>(softmax, &exponents, ring_v.address(now), block.steps);
             let row = softmax.add_block::<Alone>(
                 F::of_rows(&exponents),
                 &p,
@@ -235,14 +252,18 @@ impl<K: Kernel> Rows<'_, K> {
                 || self.scales(now),
                 || self.notes(),
             );
-            unroll!(0..parts(K::HEAD_DIM), |part| {
-                if part + 1 == parts(K::HEAD_DIM) {
-                    o[part].wait::<0>();
+            unroll!(0..K::PARTS, |part| {
+                let sums = &mut o[part % 2];
+                if part + 1 == K::PARTS {
+                    sums.wait::<0>();
                     ring_v.release(now, self.elected);
                 } else {
-                    o[part].wait::<1>();
+                    sums.wait::<1>();
                 }
-                output::add::<K::Softmax>(acc, &o[part], part, &row);
+                output::add::<K>(acc, sums, part, &row);
+                if part + 2 < K::PARTS {
+                    output::start::<K>(sums, &mut p, block.steps, ring_v.address(now), part + 2);
+                }
             });
             if MORE {
                 ring_k.wait_full_unless(k_there, next);
@@ -268,30 +289,31 @@ impl<K: Kernel> Rows<'_, K> {
         });
     }
 
-    /// P of a block, and its products with the V block at shared address `v`. The first part's start as P comes.
+    /// P of the first `steps` steps of a block, zero behind, and its products with the first two parts of the V block at shared address `v`. The first
+    /// part's start as P comes.
     #[inline(always)]
     unsafe fn products<F: Front<K>>(
         &self,
         softmax: &mut K::Softmax,
         exponents: &F::Exponents,
         v: u32,
-    ) -> (Probabilities<1>, [output::Sums; 2]) {
+        steps: u32,
+    ) -> (Probabilities<1>, [K::Part; 2]) {
         let mut p = [[[0; 4]; KEY_STEPS]; 1];
-        let mut o = [output::NONE; 2];
+        let mut o = [K::Part::ZERO; 2];
         unsafe {
             unroll!(0..KEY_STEPS, |step| {
-                p[0][step] = F::step(softmax, exponents, step);
-                output::step::<K>(&mut o[0], &mut p, step, v, 0);
+                if step == 0 || (step as u32) < steps {
+                    p[0][step] = F::step(softmax, exponents, step);
+                    output::step::<K>(&mut o[0], &mut p, step, v, 0);
+                }
                 if step == K::HANDOVER {
                     self.barrier.end_turn();
                 }
             });
             wgmma::commit_group();
-            if parts(K::HEAD_DIM) > 1 {
-                unroll!(0..KEY_STEPS, |step| {
-                    output::step::<K>(&mut o[1], &mut p, step, v, 1);
-                });
-                wgmma::commit_group();
+            if K::PARTS > 1 {
+                output::start::<K>(&mut o[1], &mut p, steps, v, 1);
             }
         }
         (p, o)

@@ -2,6 +2,7 @@
 
 use super::{Kernel, attention};
 use crate::params::AttentionParams;
+use crate::ptx::wgmma::Sums;
 
 macro_rules! scheme {
     (Default) => {
@@ -14,7 +15,7 @@ macro_rules! scheme {
 
 macro_rules! entries {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
-        handover: $handover:literal, from_keys: $from:literal })*) => {$(
+        part: $part:literal, apart: $apart:literal, trimmed: $trimmed:literal, handover: $handover:literal, from_keys: $from:literal })*) => {$(
         #[cfg($name)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
@@ -22,10 +23,13 @@ macro_rules! entries {
             struct Row;
             impl Kernel for Row {
                 type Softmax = scheme!($scheme);
+                type Part = Sums<{ $part / 8 }>;
                 const HEAD_DIM: usize = $d;
                 const WGS: usize = $wgs;
                 const SLOTS: usize = $slots;
                 const HANDOVER: usize = $handover;
+                const APART: bool = $apart;
+                const TRIMMED: bool = $trimmed;
             }
             unsafe { attention::<Row>(&params) }
         }

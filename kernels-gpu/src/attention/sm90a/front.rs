@@ -3,8 +3,8 @@
 use super::consumers::{Rows, Special};
 use super::ring::RingState;
 use super::{Kernel, scores};
-use crate::attention::KEY_TILES;
 use crate::attention::softmax::{Alone, Softmax, narrow};
+use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::layout::narrow_polynomials;
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::opaque::opaque;
@@ -19,6 +19,8 @@ pub(crate) struct Block {
     /// Whether it is narrow, and whether it is special for some row: never both.
     pub narrow: bool,
     pub special: bool,
+    /// The steps of its keys that any row sees.
+    pub steps: u32,
 }
 
 /// What the loop asks of it.
@@ -58,11 +60,16 @@ impl<K: Kernel> Front<K> for Wide {
             // Opaque: computed anew here, where the wait hides it, instead of kept in a register across the loop.
             let factors = rows.rings.factors(block.now) + 16 * (opaque(tid_x()) % 4);
             sums.wait::<0>();
-            let mut scores = scores::take(softmax, sums, factors);
+            let upper = block.steps > KEY_STEPS as u32 / 2;
+            let mut scores = scores::take(softmax, sums, factors, upper);
             // Before the branches, which no load crosses.
             let mut row_scales = K::Softmax::row_scales(|| rows.notes());
             rows.mask::<false>(block.index, |half, keys| {
-                K::Softmax::hide_from(&mut scores, 0, half, keys, KEY_TILES);
+                if upper {
+                    K::Softmax::hide_from(&mut scores, 0, half, keys, KEY_TILES);
+                } else {
+                    K::Softmax::hide_from(&mut scores, 0, half, keys, KEY_TILES / 2);
+                }
             });
             rows.mask::<true>(block.index, |half, keys| {
                 K::Softmax::hide_before(&mut scores, 0, half, keys, KEY_TILES);

@@ -32,6 +32,7 @@ use crate::params::AttentionParams;
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::tid_x;
+use crate::ptx::wgmma::Products;
 use crate::ptx::{mbarrier, warpgroup};
 use crate::smem;
 use ring::Rings;
@@ -39,6 +40,8 @@ use ring::Rings;
 /// A row of the table `sm90a_rows`.
 pub(crate) trait Kernel {
     type Softmax: Softmax<1>;
+    /// The sums of a part of the dims of P V.
+    type Part: Products;
     const HEAD_DIM: usize;
     /// Consumer warpgroups.
     const WGS: usize;
@@ -46,6 +49,13 @@ pub(crate) trait Kernel {
     const SLOTS: usize;
     /// The step of a block's P after which a warp leaves the special function unit to the next.
     const HANDOVER: usize;
+    /// Whether special and narrow blocks have loop bodies of their own, for which there are not always registers: branches within a body keep its
+    /// loads and exponentials from overlapping, which costs a fifth of the speed.
+    const APART: bool;
+    /// Whether the steps of a tile's last block that no row sees are left out. The branches cost those that are seen some of their overlap.
+    const TRIMMED: bool;
+    /// Parts of P V.
+    const PARTS: usize = Self::HEAD_DIM / (8 * Self::Part::TILES);
     /// Query rows of a tile.
     const TILE_M: u32 = sm90a::tile_m(Self::WGS) as u32;
 }

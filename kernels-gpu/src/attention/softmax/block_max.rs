@@ -98,6 +98,12 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
     /// The rows' maxima over the `tiles` n8 tiles of the quad's four lanes, for two rows at once: (row g, row g+8) in the halves.
     #[inline(always)]
     unsafe fn maxima(scores: &[[[u32; KEY_TILES]; 2]; MT], tiles: usize) -> [u32; MT] {
+        unsafe { Self::quad_maxima(Self::lane_maxima(scores, tiles)) }
+    }
+
+    /// The same of the lane's own keys.
+    #[inline(always)]
+    pub(crate) fn lane_maxima(scores: &[[[u32; KEY_TILES]; 2]; MT], tiles: usize) -> [u32; MT] {
         let mut maxima = [0; MT];
         unroll!(0..MT, |mt| {
             let mut max = [NEG_INFINITY; 2];
@@ -114,6 +120,15 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
             });
             maxima[mt] = max_nan_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
         });
+        maxima
+    }
+
+    /// Those of a quad's lanes put together.
+    ///
+    /// # Safety
+    /// In whole warps.
+    #[inline(always)]
+    pub(crate) unsafe fn quad_maxima(mut maxima: [u32; MT]) -> [u32; MT] {
         unroll!(0..MT, |mt| {
             unsafe {
                 let max = max_nan_f16x2(maxima[mt], shfl_bfly::<1>(maxima[mt]));
@@ -121,6 +136,72 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
             }
         });
         maxima
+    }
+
+    /// [`Softmax::add_block`] of a block with these sums of P.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) unsafe fn add_codes<T: Team<MT>>(
+        &mut self,
+        mut max: [[f32; 2]; MT],
+        codes: [[f32; 2]; MT],
+        acc: &mut Accumulator<MT>,
+        tiles: usize,
+        special: bool,
+        scales: impl Fn() -> BlockScales,
+        notes: impl Fn() -> Notes,
+    ) -> [[f32; 2]; MT] {
+        if special {
+            unsafe { Self::recall_exponents(notes(), &mut max) };
+        }
+        let mut moved = false;
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
+                moved |= max[mt][half] > self.reference[mt][half] + SLACK;
+            });
+        });
+        if unsafe { vote_any(moved) } {
+            let mut factor = [[1.0; 2]; MT];
+            let mut totals = unsafe { Sums::<MT>::load(notes()) };
+            unroll!(0..MT, |mt| {
+                unroll!(0..2, |half| {
+                    if max[mt][half] > self.reference[mt][half] + SLACK {
+                        let reference = max[mt][half];
+                        factor[mt][half] = ex2_approx_ftz_f32(self.reference[mt][half] - reference);
+                        self.reference[mt][half] = reference;
+                        totals.row[mt][half] *= factor[mt][half];
+                        totals.code[mt][half] *= factor[mt][half];
+                    }
+                });
+            });
+            unsafe { totals.store(notes()) };
+            acc.scale(tiles, &factor);
+        }
+        // Asked only now: what is in registers across the branch before would be spilled.
+        let scales = scales();
+        let (mut sums, mut value) = (codes, [[scales.v; 2]; MT]);
+        if special {
+            unsafe { Self::recall_sums::<T>(notes(), &mut sums, &mut value) };
+        }
+        let notes = notes();
+        let mut totals = unsafe { Sums::<MT>::load(notes) };
+        let mut weight = [[0.0; 2]; MT];
+        unroll!(0..MT, |mt| {
+            unroll!(0..2, |half| {
+                let w = ex2_approx_ftz_f32(max[mt][half] - self.reference[mt][half]);
+                totals.row[mt][half] = fma_rn_f32(w, sums[mt][half], totals.row[mt][half]);
+                weight[mt][half] = mul_rn_f32(w, value[mt][half]);
+                totals.code[mt][half] = fma_rn_f32(weight[mt][half], codes[mt][half], totals.code[mt][half]);
+            });
+        });
+        unsafe { totals.store(notes) };
+        weight
+    }
+
+    /// What P of a block is made with, whose rows have these maxima.
+    #[inline(always)]
+    pub(crate) fn exponents_of(maxima: &[u32; MT], row_scales: [[u32; 2]; MT]) -> Exponents<MT> {
+        Exponents { minus_m: Self::negated(maxima, &row_scales), row_scales }
     }
 
     /// The block's exponents, negated, as pairs of equal float16.
@@ -194,12 +275,31 @@ fn hide(scores: &mut [u32; KEY_TILES], tiles: usize, hidden: u32, visible: impl 
 /// The sums of P over all keys, of the rows in the two halves of a fragment.
 #[inline(always)]
 pub(super) unsafe fn quad_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
-    let mut sum = [MAGIC_BITS; 4];
+    let mut sums = CodeSums::ZERO;
     unroll!(0..KEY_STEPS, |step| {
-        // Ones for B: every column of the product is the row sum.
-        sum = unsafe { mma_m16n8k32_s32_u8_u8(p[step], [0x0101_0101; 2], sum) };
+        unsafe { sums.add(p[step]) };
     });
-    [0, 2].map(|i| add_rn_f32(f32::from_bits(sum[i] as u32), -MAGIC))
+    sums.get()
+}
+
+/// The sums of P of a quad's two rows, step by step.
+pub(crate) struct CodeSums([i32; 4]);
+
+impl CodeSums {
+    pub(crate) const ZERO: Self = Self([MAGIC_BITS; 4]);
+
+    /// # Safety
+    /// In whole warps.
+    #[inline(always)]
+    pub(crate) unsafe fn add(&mut self, p: [u32; 4]) {
+        // Ones for B: every column of the product is the row sum.
+        self.0 = unsafe { mma_m16n8k32_s32_u8_u8(p, [0x0101_0101; 2], self.0) };
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self) -> [f32; 2] {
+        [0, 2].map(|i| add_rn_f32(f32::from_bits(self.0[i] as u32), -MAGIC))
+    }
 }
 
 /// The factor of a score of codes, without their scales.
@@ -254,7 +354,7 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
 
     #[inline(always)]
     fn empty() -> Self::Scores {
-        [[[0; KEY_TILES]; 2]; MT]
+        [[[NEG_INFINITY; KEY_TILES]; 2]; MT]
     }
 
     #[inline(always)]
@@ -303,7 +403,7 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
         team: &T,
     ) -> Self::Exponents {
         let maxima = unsafe { team.largest(Self::maxima(scores, KEY_TILES / T::WARPS)) };
-        Exponents { minus_m: Self::negated(&maxima, &row_scales), row_scales }
+        Self::exponents_of(&maxima, row_scales)
     }
 
     #[inline(always)]
@@ -410,57 +510,12 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
                 codes[mt] = lane_sums(&p[mt]);
             });
         }
-        let mut max = of_rows;
         if !LANE_SUMS {
             unroll!(0..MT, |mt| {
                 codes[mt] = unsafe { quad_sums(&p[mt]) };
             });
         }
-        if special {
-            unsafe { Self::recall_exponents(notes(), &mut max) };
-        }
-        let mut moved = false;
-        unroll!(0..MT, |mt| {
-            unroll!(0..2, |half| {
-                moved |= max[mt][half] > self.reference[mt][half] + SLACK;
-            });
-        });
-        if unsafe { vote_any(moved) } {
-            let mut factor = [[1.0; 2]; MT];
-            let mut totals = unsafe { Sums::<MT>::load(notes()) };
-            unroll!(0..MT, |mt| {
-                unroll!(0..2, |half| {
-                    if max[mt][half] > self.reference[mt][half] + SLACK {
-                        let reference = max[mt][half];
-                        factor[mt][half] = ex2_approx_ftz_f32(self.reference[mt][half] - reference);
-                        self.reference[mt][half] = reference;
-                        totals.row[mt][half] *= factor[mt][half];
-                        totals.code[mt][half] *= factor[mt][half];
-                    }
-                });
-            });
-            unsafe { totals.store(notes()) };
-            acc.scale(tiles, &factor);
-        }
-        // Asked only now: what is in registers across the branch before would be spilled.
-        let scales = scales();
-        let (mut sums, mut value) = (codes, [[scales.v; 2]; MT]);
-        if special {
-            unsafe { Self::recall_sums::<T>(notes(), &mut sums, &mut value) };
-        }
-        let notes = notes();
-        let mut totals = unsafe { Sums::<MT>::load(notes) };
-        let mut weight = [[0.0; 2]; MT];
-        unroll!(0..MT, |mt| {
-            unroll!(0..2, |half| {
-                let w = ex2_approx_ftz_f32(max[mt][half] - self.reference[mt][half]);
-                totals.row[mt][half] = fma_rn_f32(w, sums[mt][half], totals.row[mt][half]);
-                weight[mt][half] = mul_rn_f32(w, value[mt][half]);
-                totals.code[mt][half] = fma_rn_f32(weight[mt][half], codes[mt][half], totals.code[mt][half]);
-            });
-        });
-        unsafe { totals.store(notes) };
-        weight
+        unsafe { self.add_codes::<T>(of_rows, codes, acc, tiles, special, scales, notes) }
     }
 
     #[inline(always)]

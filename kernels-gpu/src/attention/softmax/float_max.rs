@@ -125,7 +125,7 @@ impl<const MT: usize> Softmax<MT> for FloatMax<MT> {
 
     #[inline(always)]
     fn empty() -> Self::Scores {
-        [[[[0.0; 2]; KEY_TILES]; 2]; MT]
+        [[[[f32::NEG_INFINITY; 2]; KEY_TILES]; 2]; MT]
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ mod block_max;
 mod float_max;
 mod paper;
 
-pub(crate) use block_max::{BlockMax, NEG_INFINITY, narrow, score_factor};
+pub(crate) use block_max::{BlockMax, CodeSums, NEG_INFINITY, narrow, score_factor};
 #[cfg(kernels = "sm80")]
 pub(crate) use float_max::FloatMax;
 pub(crate) use paper::Paper;
@@ -142,6 +142,7 @@ pub(crate) trait Softmax<const MT: usize>: Sized {
     /// What a key's sums are multiplied with.
     fn key_factor(common_factor: f32, k_scale: f32) -> f32;
 
+    /// Of no key: all hidden.
     fn empty() -> Self::Scores;
 
     /// Makes scores of the integer sums of two neighbouring keys of row `(mt, half)`: accumulators read as floats, which are still

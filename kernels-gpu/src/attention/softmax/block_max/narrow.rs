@@ -19,10 +19,11 @@ use crate::ptx::math::{
 use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::shfl_bfly;
 
-/// The score of a hidden key: below all others and far from where 16 bits end, as those are within 2^13 of zero.
-const HIDDEN: u32 = 0xc000_c000;
-/// The maximum of no keys, from which a hidden one is further than the weights reach.
-const LEAST: u32 = 0xe000_e000;
+/// The maximum of no keys, -16384: below all scores, which are within that of zero.
+const LEAST: u32 = 0xc000_c000;
+/// The score of a hidden key, -18432: below all others, further from the maximum of none than the weights reach (1024), and far enough from
+/// the largest maximum for 16 bits.
+const HIDDEN: u32 = 0xb800_b800;
 /// The exponent of a row that sees no key of the block.
 const UNSEEN: f32 = -1e30;
 /// 2048, 1024 and -2048 as pairs of float16, and minus zero.
@@ -38,7 +39,7 @@ const MINUS_ROUNDER: u32 = 0xe600_e600;
 const MINUS_ONE: u32 = 0xbc00_bc00;
 const ONE: u32 = 0x3c00_3c00;
 
-const _: () = assert!(127 * 127 * 128 >> 8 < 1 << 13 && KEY_STEPS * 4 == KEY_TILES);
+const _: () = assert!(127 * 127 * 256 >> 8 < (1 << 14) && KEY_STEPS * 4 == KEY_TILES);
 
 /// The upper bits of the scores of a lane's two rows: pairs of two neighbouring keys.
 pub(crate) type Scores = [[u32; KEY_TILES]; 2];

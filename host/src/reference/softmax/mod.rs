@@ -77,6 +77,7 @@ const EXPONENT_LIMIT: f32 = 1e30;
 impl BlockMax {
     /// The exponent arguments of the keys, the block's exponent and the weight of its `P V` in the block's unit, where float16 does
     /// for the scores and the values have one scale.
+    #[inline(always)]
     fn plain(
         &self,
         head: &Head<'_>,
@@ -174,7 +175,8 @@ impl Softmax for BlockMax {
         let seen = block * KV_BLOCK + keys.start..block * KV_BLOCK + keys.end;
         let number = |of: &[f32]| of[seen.clone()].iter().all(|x| !x.is_nan());
         debug_assert!(seen.end <= all.end);
-        if self.scale.is_nan() || !number(&head.key_factor) || !number(head.v_scale) {
+        let numbers = head.numbers[block] || number(&head.key_factor) && number(head.v_scale);
+        if self.scale.is_nan() || !numbers {
             codes.p.fill(0);
             codes.slack.fill(0);
             return BlockSums::NAN;
@@ -194,7 +196,8 @@ impl Softmax for BlockMax {
         for (index, &x) in index.iter_mut().zip(&x) {
             *index = f16_magnitude_bits_coarse(x).min(Tables::LAST);
         }
-        let sums = codes.fill::<BOUNDS>(|j| self.tables.codes[index[j] as usize]);
+        let Tables { p, ends } = self.tables;
+        let sums = codes.fill::<BOUNDS>(|j| p[usize::from(index[j]) % p.len()], |j| ends[usize::from(index[j])]);
         match exponentials {
             None => BlockSums::of_codes(exponent, sums, value),
             Some(sum) => BlockSums {
@@ -213,13 +216,20 @@ impl Softmax for BlockMax {
 impl Codes {
     /// With the code of each key, and the least and the most that it may be; their sums.
     #[inline(always)]
-    pub(super) fn fill<const BOUNDS: bool>(&mut self, code: impl Fn(usize) -> [u8; 3]) -> [i32; 3] {
+    pub(super) fn fill<const BOUNDS: bool>(
+        &mut self,
+        code: impl Fn(usize) -> u8,
+        ends: impl Fn(usize) -> [u8; 2],
+    ) -> [i32; 3] {
         let mut sums = [0; 3];
         for j in 0..KV_BLOCK {
-            let [p, low, high] = code(j);
-            self.p[j] = i16::from(p);
-            sums[0] += i32::from(p);
-            if BOUNDS {
+            self.p[j] = i16::from(code(j));
+        }
+        // A loop of its own, which becomes one of vectors.
+        sums[0] = self.p.iter().map(|&p| i32::from(p)).sum();
+        if BOUNDS {
+            for j in 0..KV_BLOCK {
+                let (p, [low, high]) = (self.p[j] as u8, ends(j));
                 self.slack[j] = i16::from((p - low).max(high - p));
                 sums[1] += i32::from(low);
                 sums[2] += i32::from(high);
@@ -328,12 +338,12 @@ impl Softmax for FloatMax {
         let (mut sum, mut low, mut high) = (0, 0, 0);
         for (j, y) in y.iter().enumerate() {
             let x = y - base;
-            let p = self.tables.codes[Self::index(x)][0];
+            let p = self.tables.p[Self::index(x)];
             codes.p[j] = p.into();
             sum += i32::from(p);
             if BOUNDS {
-                let at = |x: f64| self.tables.codes[Self::index(x as f32)];
-                let (p_low, p_high) = (at(f64::from(x) - errors[j])[1], at(f64::from(x) + errors[j])[2]);
+                let at = |x: f64| self.tables.ends[Self::index(x as f32)];
+                let (p_low, p_high) = (at(f64::from(x) - errors[j])[0], at(f64::from(x) + errors[j])[1]);
                 codes.slack[j] = (p - p_low).max(p_high - p).into();
                 low += i32::from(p_low);
                 high += i32::from(p_high);
@@ -365,8 +375,10 @@ impl Softmax for FloatMax {
 
 /// P for every float16 exponent argument `x <= 0`, by the bits of `-x`.
 pub(super) struct Tables {
-    /// The code; the least and the most that a GPU's `ex2.approx.f16` may make of it.
-    pub(super) codes: Vec<[u8; 3]>,
+    /// The code, for every number of 15 bits: an index needs no check.
+    pub(super) p: Box<[u8; 1 << 15]>,
+    /// The least and the most that a GPU's `ex2.approx.f16` may make of it.
+    pub(super) ends: Vec<[u8; 2]>,
 }
 
 impl Tables {
@@ -392,12 +404,18 @@ pub(super) fn tables() -> &'static Tables {
     TABLES.get_or_init(|| {
         // fma_f16(e, 255, 1024): steps of 1 above 1024, so the low byte is 255 e rounded to nearest even.
         let code = |e: f64| round_ties_even(255.0 * e) as u8;
-        let codes = (0..=Tables::LAST).map(|bits| {
+        let of = |bits| {
             let e = (-f64::from(f16::from_bits(bits))).exp2();
             let (low, high) = f16_range(e * (1.0 - EX2_F16_ERROR), e * (1.0 + EX2_F16_ERROR));
-            [code(f16_from_f64(e).into()), code(low), code(high)]
-        });
-        Tables { codes: codes.collect() }
+            (code(f16_from_f64(e).into()), [code(low), code(high)])
+        };
+        let (mut p, mut ends) = (Box::new([0; 1 << 15]), Vec::new());
+        for (bits, p) in (0..=Tables::LAST).zip(p.iter_mut()) {
+            let (code, of_gpu) = of(bits);
+            *p = code;
+            ends.push(of_gpu);
+        }
+        Tables { p, ends }
     })
 }
 
@@ -483,12 +501,13 @@ mod tests {
 
     #[test]
     fn a_gpu_code_is_off_by_one_at_most() {
-        let codes = &tables().codes;
-        assert_eq!((codes[0], codes[Tables::LAST as usize]), ([255; 3], [0; 3]));
-        for (bits, &[p, low, high]) in codes.iter().enumerate() {
+        let Tables { p, ends } = tables();
+        assert_eq!((p[0], ends[0]), (255, [255; 2]));
+        assert_eq!((p[usize::from(Tables::LAST)..].iter().max(), ends.last()), (Some(&0), Some(&[0; 2])));
+        for (bits, (&p, &[low, high])) in p.iter().zip(ends).enumerate() {
             assert!(low <= p && p <= high && high - p <= 1 && p - low <= 1, "{bits:#x}: {low} {p} {high}");
         }
         // What the coarse rounding of tiny arguments relies on.
-        assert!(codes[..=0x400].iter().all(|&codes| codes == [255; 3]));
+        assert!(p[..=0x400].iter().zip(ends).all(|(&p, &ends)| (p, ends) == (255, [255; 2])));
     }
 }
