@@ -7,7 +7,7 @@ use crate::quantize::launch::Bounds;
 
 /// Rows of a tile of the decode kernels: query heads of a group times new tokens.
 pub const TILE_ROWS: usize = 16;
-/// Blocks of K or V in a CTA's shared memory: two are on their way while one is in use.
+/// Blocks of K or V in a CTA's shared memory: all are on their way while one is waited for, two while it is in use.
 pub const SLOTS: usize = 3;
 /// Most new tokens of a sequence.
 pub const MAX_NEW_TOKENS: usize = 8;

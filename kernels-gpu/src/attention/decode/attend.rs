@@ -36,9 +36,9 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
         let mut ring = Ring::<K>::new();
         let mut rows = Rows::<K>::none();
         let (mut softmax, mut output) = (Softmax::new(), Output::<K>::zero());
+        let mut next = walk.advance(params);
         // One round more than blocks: in the first, the first block is requested.
         loop {
-            let next = walk.advance(params);
             let keys = ring.next(params, &next, Half::Keys);
             let there = current.exists && current.has_page(params);
             let mut weights = None;
@@ -49,6 +49,8 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
                 let unit = scores::finish(&mut s, &rows, &current, params, edge);
                 weights = Some(softmax.block(&mut s, &current, params, unit, scales, edge));
             }
+            // Its page is read from the table meanwhile.
+            let behind = walk.advance(params);
             let values = ring.next(params, &next, Half::Values);
             if let Some(weights) = &weights {
                 if K::V4 && current.is_v4(params) {
@@ -67,7 +69,7 @@ pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
                 (softmax, output) = (Softmax::new(), Output::zero());
                 rows = Rows::load(params, &next);
             }
-            current = next;
+            (current, next) = (next, behind);
         }
         ring.drain();
     }

@@ -84,25 +84,28 @@ impl<K: Kernel> Ring<K> {
         self.write = Self::advance(self.write);
     }
 
-    /// The shared address of the half that was requested first of those not used yet: it has landed. Requests the same half of the next
-    /// block, into the slot of the half before, which all lanes have done with.
+    /// Requests the same half of the next block, into the slot of the half before, which all lanes have done with. Then waits for the half that was
+    /// requested first of those not used yet, and gives its shared address.
     ///
     /// # Safety
     /// By the whole CTA.
     #[inline(always)]
     pub(crate) unsafe fn next(&mut self, params: &DecodeParams, next: &Block, half: Half) -> u32 {
         unsafe {
-            wait_group::<{ SLOTS - 2 }>();
-            if K::TEAM == 1 {
-                warp_sync()
-            } else {
-                bar_sync()
-            }
+            Self::sync();
             self.request(params, next, half);
+            wait_group::<{ SLOTS - 1 }>();
+            Self::sync();
         }
         let slot = smem::base() + self.read;
         self.read = Self::advance(self.read);
         slot
+    }
+
+    /// What the CTA's lanes have read and what has landed for them is so for all.
+    #[inline(always)]
+    unsafe fn sync() {
+        unsafe { if K::TEAM == 1 { warp_sync() } else { bar_sync() } }
     }
 
     /// The shared address of a block's scales.

@@ -2,8 +2,7 @@
 //!
 //! The tokens of a launch are cut into windows. Of each, a CTA has a head of V, and one or two have a head of K or of Q, as many as have a lane for
 //! every 32 elements. Windows are of [`KV_BLOCK`] tokens, so that a whole page of V begins in one of them; a launch of fewer
-//! tokens has no whole page, and more lanes a token, of which more multiprocessors have some: what one lane does in turn is what takes longest, and of V,
-//! of which a CTA has as many tokens as a warp, what a multiprocessor stores byte by byte.
+//! tokens has no whole page, and more lanes a token, of which more multiprocessors have some: what one lane does in turn is what takes longest.
 
 use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
@@ -15,8 +14,6 @@ const FEW_THREADS: usize = 128;
 pub(crate) const LANE_DIMS: u32 = 32;
 /// The same in such a launch.
 pub(crate) const FEW_LANE_DIMS: u32 = 8;
-/// CTAs that share a head of V there.
-const FEW_VALUE_PARTS: u32 = FEW_THREADS as u32 / 32;
 
 /// A launch's grid, block and shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +78,6 @@ pub struct Work {
     window: u32,
     /// Tokens that the lanes of a CTA hold at a time.
     pub row_tokens: u32,
-    /// CTAs that share a head of V in a window.
-    value_parts: u32,
     heads_q: u32,
     heads_kv: u32,
 }
@@ -94,8 +89,7 @@ impl Work {
     pub const fn new(tokens: u32, heads_q: u32, heads_kv: u32, padded: u32, threads: u32) -> Self {
         let few = has_no_page(tokens);
         let row_tokens = (threads * if few { FEW_LANE_DIMS } else { LANE_DIMS }) >> padded.trailing_zeros();
-        let (window, value_parts) = if few { (row_tokens, FEW_VALUE_PARTS) } else { (KV_BLOCK as u32, 1) };
-        Self { window, row_tokens, value_parts, heads_q, heads_kv }
+        Self { window: if few { row_tokens } else { KV_BLOCK as u32 }, row_tokens, heads_q, heads_kv }
     }
 
     /// The logarithm of the CTAs that share a head of K or Q in a window.
@@ -107,7 +101,7 @@ impl Work {
     /// CTAs of a window.
     const fn each(&self) -> u64 {
         let (heads_q, heads_kv) = (self.heads_q as u64, self.heads_kv as u64);
-        heads_kv * self.value_parts as u64 + ((heads_q + heads_kv) << self.log_parts())
+        heads_kv + ((heads_q + heads_kv) << self.log_parts())
     }
 
     /// What CTA number `cta` does: of a window K and V in turn, then Q.
@@ -118,7 +112,7 @@ impl Work {
         // SAFETY: a window has CTAs, and a head of K and V has more than one.
         unsafe {
             let (window, index) = div_rem(cta, self.each() as u32);
-            let of_head = self.value_parts + (1 << log_parts);
+            let of_head = 1 + (1 << log_parts);
             let (of_kv, first, of_part) = (self.heads_kv * of_head, window * self.window, self.row_tokens);
             if index >= of_kv {
                 let index = index - of_kv;
@@ -127,12 +121,10 @@ impl Work {
                 return Item { operand: Operand::Queries, head, first, end: first + of_part };
             }
             let (head, part) = div_rem(index, of_head);
-            if part < self.value_parts {
-                let tokens = self.window >> self.value_parts.trailing_zeros();
-                let first = first + part * tokens;
-                return Item { operand: Operand::Values, head, first, end: first + tokens };
+            if part == 0 {
+                return Item { operand: Operand::Values, head, first, end: first + self.window };
             }
-            let first = first + (part - self.value_parts) * of_part;
+            let first = first + (part - 1) * of_part;
             Item { operand: Operand::Keys, head, first, end: first + of_part }
         }
     }
@@ -167,7 +159,7 @@ mod tests {
     #[test]
     fn few_tokens_are_spread_and_need_little_shared_memory() {
         let shape = Shape::new(64, 32, 8, 128, 2).unwrap();
-        assert_eq!(shape, Shape { ctas: (32 + 8 + 4 * 8) * 8, threads: 128, shared_bytes: 8 * 132 });
+        assert_eq!(shape, Shape { ctas: (32 + 2 * 8) * 8, threads: 128, shared_bytes: 8 * 132 });
         for (d, bytes) in HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
             let shape = Shape::new(128, 32, 8, d, bytes).unwrap();
             let row_tokens = Work::new(128, 32, 8, padded(d) as u32, shape.threads as u32).row_tokens;
