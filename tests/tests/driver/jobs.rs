@@ -109,8 +109,9 @@ fn plans_refuse_what_there_is_no_way_for() {
             assert!(matches!(overlap, Err(Error::Overlap { .. })), "{path:?}");
         }
         assert!(matches!(ultra.plan_job(&p, &inputs, &output), Err(Error::SlowInt8 { .. })));
+        // Sequences and heads have a dimension of the grid each.
         let many = AttentionProblem::new(65535, 65535, 65535, 1, 20, 32);
-        assert!(matches!(plan(&gpu, JobPath::Fused, &many), Err(Error::Grid { .. })));
+        assert!(plan(&gpu, JobPath::Fused, &many).is_ok());
     }
     nothing_is_left(&session);
 }

@@ -77,7 +77,7 @@ const OF_FAMILIES: [(&str, Test); 25] = [
 ];
 
 /// All others.
-const ONCE: [(&str, Test); 25] = [
+const ONCE: [(&str, Test); 26] = [
     ("appended_tokens_are_the_references", cache::appends),
     ("a_cache_behaves_as_a_model", cache::model),
     ("an_append_in_a_graph_reads_its_slots", cache::graph),
