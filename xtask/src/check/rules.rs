@@ -6,13 +6,25 @@ use super::rows::{Plan, Row};
 /// the stack frame. They are known losses of format 3, whose local scales and special blocks take registers that these kernels do not
 /// have left. Each byte is listed, so that none is added unseen: a kernel that stands here and has other numbers, more or fewer, is an
 /// error, and so is a line here of which there is no kernel. What is gone leaves the table.
-const SPILLS: [(&str, &str, u32, u32, u32); 26] = [
-    ("append_f32", "sm_80", 48, 56, 32),
-    ("append_f32", "sm_86", 48, 52, 32),
-    ("append_f32", "sm_89", 48, 52, 32),
-    ("append_f32", "sm_90", 44, 52, 32),
-    ("append_f32", "sm_100", 20, 28, 16),
-    ("append_f32", "sm_120", 20, 28, 16),
+const SPILLS: [(&str, &str, u32, u32, u32); 38] = [
+    ("append_f16", "sm_80", 32, 32, 32),
+    ("append_f16", "sm_86", 32, 32, 32),
+    ("append_f16", "sm_89", 32, 32, 32),
+    ("append_f16", "sm_90", 60, 60, 48),
+    ("append_f16", "sm_100", 88, 88, 56),
+    ("append_f16", "sm_120", 56, 56, 40),
+    ("append_bf16", "sm_80", 32, 32, 32),
+    ("append_bf16", "sm_86", 32, 32, 32),
+    ("append_bf16", "sm_89", 32, 32, 32),
+    ("append_bf16", "sm_90", 36, 36, 24),
+    ("append_bf16", "sm_100", 52, 52, 40),
+    ("append_bf16", "sm_120", 44, 44, 32),
+    ("append_f32", "sm_80", 52, 52, 40),
+    ("append_f32", "sm_86", 52, 52, 40),
+    ("append_f32", "sm_89", 52, 52, 40),
+    ("append_f32", "sm_90", 44, 48, 32),
+    ("append_f32", "sm_100", 44, 48, 32),
+    ("append_f32", "sm_120", 48, 52, 32),
     ("attention_sm80_d96_default", "sm_120", 4, 4, 8),
     ("attention_sm80_d32_paper_general", "sm_90", 84, 52, 48),
     ("attention_sm80_d96_default_general", "sm_80", 108, 36, 40),
