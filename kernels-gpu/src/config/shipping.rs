@@ -79,7 +79,7 @@ impl Module {
     pub fn machine_code(&self) -> impl Iterator<Item = &'static Architecture> + use<> {
         let attention = ATTENTION.iter().find(|variant| variant.name == self.name);
         let usual = attention.is_some_and(|v| v.scheme == Scheme::Default && v.kind == Kind::Plain);
-        let there = usual || ["quantize", "decode", "merge"].contains(&self.part);
+        let there = usual || ["quantize", "dequantize", "decode", "merge", "short"].contains(&self.part);
         let seldom = self.name.ends_with("_f32") || self.name.contains("_v4") || self.name == "convert_pages";
         self.architectures().filter(move |architecture| there && !seldom && architecture.name != "sm_89")
     }
