@@ -54,6 +54,12 @@ pub trait Communicator<P: Place> {
     /// How many ranks there are.
     fn ranks(&self) -> usize;
 
+    /// Whether an exchange gets on beside kernels that fill the GPU. Where it does not, since it is the work of multiprocessors itself, plans do not let them run at
+    /// one time: what has begun on one rank would hold multiprocessors until the other rank's kernels leave some free.
+    fn copies_beside_kernels(&self) -> bool {
+        true
+    }
+
     /// Sends and receives these messages as one: none of them waits for another one. An all-to-all is an exchange with every rank, itself
     /// included. In the stream's order, what was written before is sent, and what is received is there afterwards; until then the memory
     /// of both stays as it is.

@@ -222,14 +222,15 @@ impl RingPlan {
         self.quantized.record(stream)?;
         self.travel.wait(&self.quantized)?;
         for at in 0..self.steps.len() {
-            // Before this step's attention: an engine that copies with the GPU's multiprocessors (NCCL) finds none free behind it, and where one rank's
-            // copy has begun and the other's has not, it holds some that attention waits for.
             if at + 1 < self.steps.len() {
                 // The buffer is that of the step before this one.
                 if at > 0 {
                     self.travel.wait(&self.used[(at + 1) % 2])?;
                 }
                 self.exchange(ranks, at + 1)?;
+                if !ranks.copies_beside_kernels() {
+                    stream.wait(&self.arrived[(at + 1) % 2])?;
+                }
             }
             // The first step is of the rank's own keys, and nothing travels in it.
             if self.steps[at].step.receives {

@@ -149,6 +149,11 @@ impl UlyssesPlan {
             exchange.to_heads(number, &self.travel, &of_tokens, &of_heads)?;
             group.arrived.record(&self.travel)?;
         }
+        if !ranks.copies_beside_kernels() {
+            for group in &self.groups {
+                stream.wait(&group.arrived)?;
+            }
+        }
         self.own_spread.record(stream)?;
         self.beside.wait(&self.own_spread)?;
         let output = self.ulysses.output(self.output.dtype.size());

@@ -85,6 +85,10 @@ impl Communicator<OnGpu> for Nccl {
         self.ranks
     }
 
+    fn copies_beside_kernels(&self) -> bool {
+        false
+    }
+
     fn exchange(
         &self,
         stream: StreamRef<'_>,
