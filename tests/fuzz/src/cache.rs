@@ -100,7 +100,7 @@ impl Cache {
         let few = u.bytes(13)?;
         let off = if u.ratio(1, 16)? { u.int_in_range(0..=2)? } else { 1 };
         let zeros = bool::arbitrary(u)?;
-        let byte = |at: usize| if zeros && at % 7 > 0 { 0 } else { few[(at * 5 + at / 64) % few.len()] };
+        let byte = |at: usize| if zeros && !at.is_multiple_of(7) { 0 } else { few[(at * 5 + at / 64) % few.len()] };
         let pool = (0..shape.bytes() + off - 1).map(byte).collect();
         let batch = u.int_in_range(1..=3)?;
         let table_stride = if u.ratio(1, 16)? { size(u)? } else { u.int_in_range(2..=3)? };

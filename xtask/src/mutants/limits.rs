@@ -253,6 +253,12 @@ mod tests {
 \tadd.s32 \t%r9, %r9, 1;
 \tmov.b32 \t%r2, 0;
 \tmul.rn.f32 \t%r3, %r2, %r1;
+\tmov.b32 \t%r4, 0;
+\tshl.b32 \t%r5, %r4, 2;
+\tadd.s32 \t%r4, %r4, 8;
+\tsetp.lt.u32 \t%p1, %r4, 128;
+\t@%p1 bra \t$L1;
+\tshl.b64 \t%rd8, %rd5, 2;
 ";
         let head_dim = offset_of!(AppendParams, head_dim);
         let text = text.replace("176", &(head_dim - 4).to_string());
