@@ -130,7 +130,10 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
     };
     let mut checks: Vec<_> = cases.into_iter().map(check).collect();
     checks.extend((0..8).map(|which| Check::Tensors(Box::new(unlike_lengths(variant, &first, which)))));
-    checks.push(Check::Tensors(Box::new(more_tiles_than_32_bits(variant, &first))));
+    // Of one head dim: the code is one, and a grid of hundreds of CTAs takes its time.
+    if variant.head_dim == 64 {
+        checks.push(Check::Tensors(Box::new(more_tiles_than_32_bits(variant, &first))));
+    }
     checks
 }
 
