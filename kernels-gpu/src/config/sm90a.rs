@@ -27,12 +27,17 @@ pub const fn grid(params: &AttentionParams, tiles: u64, multiprocessors: u32) ->
     }
     let tiles = tiles as u32;
     let ctas = if tiles < multiprocessors { tiles } else { multiprocessors };
+    let short = params.seqlens.packed_q == 0 && params.seqlen_kv <= NO_OWN_ROUNDS_TO;
     let rows = match tiles.checked_div(ctas) {
-        Some(rounds) if !tiles_are_alike(params) => 1 + own_rounds(rounds),
+        Some(rounds) if !tiles_are_alike(params) && !short => 1 + own_rounds(rounds),
         _ => 1,
     };
     Some([ctas, rows, 1])
 }
+
+/// Where all sequences are of one length, the most keys with which no round of tiles is given to CTAs of their own: eight blocks. The start of a CTA takes
+/// as long as three, more than the longest and the shortest of such tiles differ by on average.
+const NO_OWN_ROUNDS_TO: u32 = 8 * KV_BLOCK as u32;
 
 /// How many of so many rounds of tiles are given to CTAs of their own: enough to make up for what the others have unevenly, and no more, as a
 /// CTA that starts waits for its first tile, which one that stays has long brought.
@@ -231,6 +236,8 @@ mod tests {
         }
         assert_eq!(grid(&of(packed), 5280, 132), Some([132, 7, 1]));
         assert_eq!(grid(&of(packed), u64::from(u32::MAX), 132), None);
+        let causal = |seqlen_kv| AttentionParams { seqlen_kv, window_right: 0, ..AttentionParams::NONE };
+        assert_eq!([1024, 1025].map(|n| grid(&causal(n), 768, 132)), [Some([132, 1, 1]), Some([132, 3, 1])]);
     }
 
     #[test]
