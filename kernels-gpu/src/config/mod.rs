@@ -153,7 +153,7 @@ macro_rules! sm80_variants {
 
 macro_rules! sm90a_variants {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
-        part: $part:literal, apart: $apart:literal, trimmed: $trimmed:literal, handover: $handover:literal, from_keys: $from:literal })*) => {
+        part: $part:literal, apart: $apart:literal, trimmed: $trimmed:literal, handover: $handover:literal, early: $early:literal, from_keys: $from:literal })*) => {
         &[$(AttentionVariant {
             name: stringify!($name), family: Family::Sm90a, head_dim: $d, head_dim_v: $d, scheme: Scheme::$scheme, kind: Kind::Plain,
             tile_m: sm90a::tile_m($wgs), threads: sm90a::threads($wgs),

@@ -44,17 +44,17 @@ macro_rules! sm80_rows {
 /// The INT8 kernels for compute capability 9.0. `warpgroups`: of consumers; `slots`: of each ring of K or V blocks; `part`: dims of the
 /// output whose products are summed at a time; `apart`: special and narrow blocks have loop bodies of their own; `trimmed`: of
 /// a tile's last block, the steps of 32 keys that no row sees are left out;
-/// `handover`: the step of a block's P after which a warp leaves the special function unit to the next; `from_keys`: the fewest
+/// `handover`: the step of a block's P after which a warp leaves the special function unit to the next, and `early` whether before that step's products; `from_keys`: the fewest
 /// keys from which the kernel was measured to be faster than the one for every GPU.
 macro_rules! sm90a_rows {
     ($emit:ident) => {
         $emit! {
-            attention_sm90a_d64_default { head_dim: 64, scheme: Default, warpgroups: 3, slots: 6, part: 64, apart: true, trimmed: false, handover: 0, from_keys: 384 }
-            attention_sm90a_d64_paper { head_dim: 64, scheme: Paper, warpgroups: 2, slots: 6, part: 64, apart: true, trimmed: false, handover: 1, from_keys: 0 }
-            attention_sm90a_d96_default { head_dim: 96, scheme: Default, warpgroups: 3, slots: 5, part: 96, apart: false, trimmed: true, handover: 0, from_keys: 384 }
-            attention_sm90a_d128_default { head_dim: 128, scheme: Default, warpgroups: 3, slots: 4, part: 64, apart: false, trimmed: false, handover: 0, from_keys: 256 }
-            attention_sm90a_d128_paper { head_dim: 128, scheme: Paper, warpgroups: 2, slots: 4, part: 64, apart: false, trimmed: false, handover: 1, from_keys: 0 }
-            attention_sm90a_d256_default { head_dim: 256, scheme: Default, warpgroups: 2, slots: 2, part: 64, apart: false, trimmed: true, handover: 1, from_keys: 256 }
+            attention_sm90a_d64_default { head_dim: 64, scheme: Default, warpgroups: 3, slots: 6, part: 64, apart: true, trimmed: false, handover: 0, early: true, from_keys: 384 }
+            attention_sm90a_d64_paper { head_dim: 64, scheme: Paper, warpgroups: 2, slots: 6, part: 64, apart: true, trimmed: false, handover: 1, early: false, from_keys: 0 }
+            attention_sm90a_d96_default { head_dim: 96, scheme: Default, warpgroups: 3, slots: 5, part: 96, apart: false, trimmed: true, handover: 0, early: false, from_keys: 384 }
+            attention_sm90a_d128_default { head_dim: 128, scheme: Default, warpgroups: 3, slots: 4, part: 64, apart: false, trimmed: false, handover: 0, early: false, from_keys: 256 }
+            attention_sm90a_d128_paper { head_dim: 128, scheme: Paper, warpgroups: 2, slots: 4, part: 64, apart: false, trimmed: false, handover: 1, early: false, from_keys: 0 }
+            attention_sm90a_d256_default { head_dim: 256, scheme: Default, warpgroups: 2, slots: 2, part: 64, apart: false, trimmed: true, handover: 1, early: false, from_keys: 256 }
         }
     };
 }

@@ -84,6 +84,10 @@ binary! {
     add_s16x2(u32, u32) -> u32 = "add.s16x2";
     /// The larger of each of two signed 16-bit integers. (PTX ISA 8.0, sm_90; of three as fast as of two.)
     max_s16x2(u32, u32) -> u32 = "max.s16x2";
+    /// The larger of two integers.
+    max_s32(i32, i32) -> i32 = "max.s32";
+    /// a, b bits to the left; nothing is left of it from 32 on.
+    shl_b32(u32, u32) -> u32 = "shl.b32";
     /// Addition rounded to nearest, never contracted.
     add_rn_f32(f32, f32) -> f32 = "add.rn.f32";
     /// Product rounded to nearest, never contracted.

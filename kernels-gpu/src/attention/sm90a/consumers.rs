@@ -273,6 +273,13 @@ impl<K: Kernel> Rows<'_, K> {
         }
     }
 
+    /// Whether all of the rows see all keys of a block. One branch around all masks is a jump less for most blocks; not in a body of its own, where ptxas
+    /// then moves exponentials in front of the turn.
+    #[inline(always)]
+    pub(super) fn sees_all(&self, block: u32) -> bool {
+        !K::APART && block >= self.blocks.full_from && block < self.blocks.full_to
+    }
+
     /// Calls `hide` for each row with where its window begins (`LEFT`) or ends in a block, counted from the lane's first key, if it does there
     /// for some row.
     #[inline(always)]
@@ -305,9 +312,13 @@ impl<K: Kernel> Rows<'_, K> {
             unroll!(0..KEY_STEPS, |step| {
                 if step == 0 || (step as u32) < steps {
                     p[0][step] = F::step(softmax, exponents, step);
-                    output::step::<K>(&mut o[0], &mut p, step, v, 0);
+                    output::step::<K>(&mut o[0], &mut p, step, v, 0, || {
+                        if K::EARLY && step == K::HANDOVER {
+                            self.barrier.end_turn();
+                        }
+                    });
                 }
-                if step == K::HANDOVER {
+                if !K::EARLY && step == K::HANDOVER {
                     self.barrier.end_turn();
                 }
             });

@@ -15,7 +15,7 @@ macro_rules! scheme {
 
 macro_rules! entries {
     ($($name:ident { head_dim: $d:literal, scheme: $scheme:ident, warpgroups: $wgs:literal, slots: $slots:literal,
-        part: $part:literal, apart: $apart:literal, trimmed: $trimmed:literal, handover: $handover:literal, from_keys: $from:literal })*) => {$(
+        part: $part:literal, apart: $apart:literal, trimmed: $trimmed:literal, handover: $handover:literal, early: $early:literal, from_keys: $from:literal })*) => {$(
         #[cfg($name)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
@@ -28,6 +28,7 @@ macro_rules! entries {
                 const WGS: usize = $wgs;
                 const SLOTS: usize = $slots;
                 const HANDOVER: usize = $handover;
+                const EARLY: bool = $early;
                 const APART: bool = $apart;
                 const TRIMMED: bool = $trimmed;
             }

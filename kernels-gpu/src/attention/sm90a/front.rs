@@ -64,16 +64,18 @@ impl<K: Kernel> Front<K> for Wide {
             let mut scores = scores::take(softmax, sums, factors, upper);
             // Before the branches, which no load crosses.
             let mut row_scales = K::Softmax::row_scales(|| rows.notes());
-            rows.mask::<false>(block.index, |half, keys| {
-                if upper {
-                    K::Softmax::hide_from(&mut scores, 0, half, keys, KEY_TILES);
-                } else {
-                    K::Softmax::hide_from(&mut scores, 0, half, keys, KEY_TILES / 2);
-                }
-            });
-            rows.mask::<true>(block.index, |half, keys| {
-                K::Softmax::hide_before(&mut scores, 0, half, keys, KEY_TILES);
-            });
+            if !rows.sees_all(block.index) {
+                rows.mask::<false>(block.index, |half, keys| {
+                    if upper {
+                        K::Softmax::hide_from(&mut scores, 0, half, keys, KEY_TILES);
+                    } else {
+                        K::Softmax::hide_from(&mut scores, 0, half, keys, KEY_TILES / 2);
+                    }
+                });
+                rows.mask::<true>(block.index, |half, keys| {
+                    K::Softmax::hide_before(&mut scores, 0, half, keys, KEY_TILES);
+                });
+            }
             if block.special {
                 let special = Special { rows, now: block.now, block: block.index };
                 K::Softmax::special(&mut scores, &mut row_scales, &Alone, &special);
@@ -109,8 +111,10 @@ impl<K: Kernel> Front<K> for Narrow {
             let (q_scales, unit) = (rows.own_q_scales(), rows.narrow_unit(block.now));
             sums.wait::<0>();
             let mut scores = narrow::scores(sums);
-            rows.mask::<false>(block.index, |half, keys| narrow::hide_from(&mut scores, half, keys));
-            rows.mask::<true>(block.index, |half, keys| narrow::hide_before(&mut scores, half, keys));
+            if !rows.sees_all(block.index) {
+                rows.mask::<false>(block.index, |half, keys| narrow::hide_from(&mut scores, half, keys));
+                rows.mask::<true>(block.index, |half, keys| narrow::hide_before(&mut scores, half, keys));
+            }
             narrow::Exponents::new(scores, q_scales.map(|q_scale| mul_rn_f32(q_scale, unit)))
         }
     }

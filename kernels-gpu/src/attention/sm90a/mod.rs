@@ -49,6 +49,8 @@ pub(crate) trait Kernel {
     const SLOTS: usize;
     /// The step of a block's P after which a warp leaves the special function unit to the next.
     const HANDOVER: usize;
+    /// Whether it leaves it in front of that step's products, for which it may have to wait.
+    const EARLY: bool;
     /// Whether special and narrow blocks have loop bodies of their own, for which there are not always registers: branches within a body keep its
     /// loads and exponentials from overlapping, which costs a fifth of the speed.
     const APART: bool;
@@ -58,11 +60,14 @@ pub(crate) trait Kernel {
     const PARTS: usize = Self::HEAD_DIM / (8 * Self::Part::TILES);
     /// Query rows of a tile.
     const TILE_M: u32 = sm90a::tile_m(Self::WGS) as u32;
+    /// Where steps are left out, a turn that ends with one of them might not.
+    const SOUND: () = assert!(!(Self::EARLY && Self::TRIMMED && Self::HANDOVER > 0));
 }
 
 /// One CTA of the attention kernel.
 #[inline(always)]
 pub(crate) unsafe fn attention<K: Kernel>(params: &AttentionParams) {
+    const { K::SOUND }
     unsafe {
         let rings = Rings::<K>::new(smem::base());
         // Opaque: rust-cuda's code generator would follow thread 0 past the barrier, apart from its warp.
@@ -77,12 +82,7 @@ pub(crate) unsafe fn attention<K: Kernel>(params: &AttentionParams) {
                 2 => warpgroup::shrink::<{ sm90a::producer_registers(2) }>(),
                 _ => warpgroup::shrink::<{ sm90a::producer_registers(3) }>(),
             }
-            match tid_x() / 32 % 4 {
-                0 => producers::blocks(params, &rings),
-                1 => producers::factors(params, &rings),
-                2 => producers::tiles(params, &rings),
-                _ => producers::block_scales(params, &rings),
-            }
+            producers::run(params, &rings);
         } else {
             match K::WGS {
                 2 => warpgroup::grow::<{ sm90a::consumer_registers(2) }>(),

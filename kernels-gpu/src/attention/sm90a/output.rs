@@ -7,13 +7,22 @@ use crate::attention::softmax::Softmax;
 use crate::layout::ROW_BYTES;
 use crate::ptx::wgmma::{self, Products};
 
-/// Starts the products of step `step` of P with the dims of part `part` of the V block at shared address `v`. Step 0 begins the sums.
+/// Starts the products of step `step` of P with the dims of part `part` of the V block at shared address `v`. Step 0 begins the sums. Calls `there` when
+/// P is there.
 #[inline(always)]
-pub(crate) unsafe fn step<K: Kernel>(sums: &mut K::Part, p: &mut Probabilities<1>, step: usize, v: u32, part: usize) {
+pub(crate) unsafe fn step<K: Kernel>(
+    sums: &mut K::Part,
+    p: &mut Probabilities<1>,
+    step: usize,
+    v: u32,
+    part: usize,
+    there: impl FnOnce(),
+) {
     let v = wgmma::descriptor(v + (part * 8 * K::Part::TILES * ROW_BYTES) as u32)
         + (step * K::HEAD_DIM * ROW_BYTES / 16) as u64;
     unsafe {
         p[0][step] = wgmma::fence_behind(p[0][step]);
+        there();
         let p = p[0][step];
         if step == 0 {
             *sums = K::Part::registers_u8_u8(p, v);
@@ -29,7 +38,7 @@ pub(crate) unsafe fn start<K: Kernel>(sums: &mut K::Part, p: &mut Probabilities<
     unsafe {
         unroll!(0..KEY_STEPS, |s| {
             if s == 0 || (s as u32) < steps {
-                step::<K>(sums, p, s, v, part);
+                step::<K>(sums, p, s, v, part, || {});
             }
         });
         wgmma::commit_group();

@@ -29,140 +29,156 @@ pub(crate) fn brought<K: Kernel>(params: &AttentionParams, tile: &QueryTile) -> 
     }
 }
 
-/// Blocks of K and V of every tile, by one thread of the calling warp.
+/// All tiles of the CTA, by the warps of the producers: one code for what a tile is, which all of them fetch together, and then each its part.
 #[inline(always)]
-pub(crate) unsafe fn blocks<K: Kernel>(params: &AttentionParams, rings: &Rings<K>) {
-    if tid_x() % 32 != 0 {
+pub(crate) unsafe fn run<K: Kernel>(params: &AttentionParams, rings: &Rings<K>) {
+    let warp = tid_x() / 32 % 4;
+    let by_one = warp == 0 || warp == 3;
+    if by_one && tid_x() % 32 != 0 || warp == 3 && !K::Softmax::SPECIAL {
         return;
     }
-    let bytes = block_bytes(K::HEAD_DIM) as u32;
-    let (mut at_k, mut at_v) = (RingState::first(), RingState::first());
+    let mut state = RingState::first();
     let mut order = TileOrder::<K>::first(params);
     while order.left(params) {
-        let tile = unsafe { order.tile(params) };
-        let Blocks { first, end, .. } = brought::<K>(params, &tile);
-        let sequence = tile.sequence;
-        let mut cursor = unsafe { Cursor::new(params, &sequence, first, first < end) };
-        let mut left = end - first;
-        while left > 0 {
-            unsafe {
-                let number = cursor.number(params, || sequence);
-                cursor.advance(params, || (sequence, end - left + 1), left > 1);
-                rings.k().wait_empty(at_k);
-                mbarrier::arrive_expect(rings.k().full(at_k), bytes);
-                let k = at(params.k, number, params.blocks.k_bytes);
-                bulk::copy(rings.k().address(at_k), k, bytes, rings.k().full(at_k));
-                at_k = rings.k().next(at_k);
-                rings.v().wait_empty(at_v);
-                mbarrier::arrive_expect(rings.v().full(at_v), bytes);
-                let v = at(params.v, number, params.blocks.v_bytes);
-                bulk::copy(rings.v().address(at_v), v, bytes, rings.v().full(at_v));
-                at_v = rings.v().next(at_v);
-            }
-            left -= 1;
+        unsafe {
+            let tile = order.tile(params);
+            // Opaque: the loop would become four.
+            state = match opaque(warp) {
+                0 => blocks::<K>(params, rings, &tile, state),
+                1 => factors::<K>(params, rings, &tile, state),
+                2 => tiles::<K>(params, rings, &tile, state),
+                _ => block_scales::<K>(params, rings, &tile, state),
+            };
         }
         order.advance();
     }
 }
 
-/// The factors of the keys of every tile, by one warp: a lane has the four keys whose sums one consumer lane has in two n8 tiles,
+/// Blocks of K and V of a tile, by one thread.
+#[inline(always)]
+unsafe fn blocks<K: Kernel>(
+    params: &AttentionParams,
+    rings: &Rings<K>,
+    tile: &QueryTile,
+    state: RingState,
+) -> RingState {
+    let bytes = block_bytes(K::HEAD_DIM) as u32;
+    let (mut at_k, mut at_v) = (state, state);
+    let Blocks { first, end, .. } = brought::<K>(params, tile);
+    let sequence = tile.sequence;
+    let mut cursor = unsafe { Cursor::new(params, &sequence, first, first < end) };
+    let mut left = end - first;
+    while left > 0 {
+        unsafe {
+            let number = cursor.number(params, || sequence);
+            cursor.advance(params, || (sequence, end - left + 1), left > 1);
+            rings.k().wait_empty(at_k);
+            mbarrier::arrive_expect(rings.k().full(at_k), bytes);
+            let k = at(params.k, number, params.blocks.k_bytes);
+            bulk::copy(rings.k().address(at_k), k, bytes, rings.k().full(at_k));
+            at_k = rings.k().next(at_k);
+            rings.v().wait_empty(at_v);
+            mbarrier::arrive_expect(rings.v().full(at_v), bytes);
+            let v = at(params.v, number, params.blocks.v_bytes);
+            bulk::copy(rings.v().address(at_v), v, bytes, rings.v().full(at_v));
+            at_v = rings.v().next(at_v);
+        }
+        left -= 1;
+    }
+    at_k
+}
+
+/// The factors of the keys of a tile, by one warp: a lane has the four keys whose sums one consumer lane has in two n8 tiles,
 /// so that they are one load there.
 #[inline(always)]
-pub(crate) unsafe fn factors<K: Kernel>(params: &AttentionParams, rings: &Rings<K>) {
+unsafe fn factors<K: Kernel>(
+    params: &AttentionParams,
+    rings: &Rings<K>,
+    tile: &QueryTile,
+    state: RingState,
+) -> RingState {
     let lane = tid_x() % 32;
     let key = 16 * (lane / 4) + 2 * (lane % 4);
-    let mut k = RingState::first();
-    let mut order = TileOrder::<K>::first(params);
-    while order.left(params) {
-        let tile = unsafe { order.tile(params) };
-        let Blocks { first, end, .. } = brought::<K>(params, &tile);
-        let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
-        let sequence = tile.sequence;
-        let mut cursor = unsafe { Cursor::new(params, &sequence, first, first < end) };
-        // What a page has behind the last key may be anything.
-        let ragged = is_paged(params) && end * KV_BLOCK as u32 > sequence.seqlen_kv;
-        let mut left = end - first;
-        while left > 0 {
-            unsafe {
-                let number = cursor.number(params, || sequence);
-                let source = at(params.k_scale, number, params.blocks.scale_bytes).wrapping_add(key as usize);
-                cursor.advance(params, || (sequence, end - left + 1), left > 1);
-                let scales = [0, 1, 8, 9].map(|key| ld_global_nc_f32(source.add(key)));
-                let k_scale = ld_global_nc_f32(sequence.k_block_scale(params, end - left));
-                let shrink = K::Softmax::shrink(params, K::HEAD_DIM, k_scale);
-                rings.k().wait_empty(k);
-                // NaN where they do not share a scale.
-                let other = vote_any(scales.iter().any(|&scale| scale != k_scale) || (ragged && left == 1));
-                let unit = if other { f32::NAN } else { K::Softmax::narrow_unit(params, K::HEAD_DIM, k_scale) };
-                let common_factor = common_factor * shrink;
-                let factors = scales.map(|scale| K::Softmax::key_factor(common_factor, scale).to_bits());
-                st_shared_v4_u32(true, rings.factors(k) + 16 * lane, factors);
-                if K::Softmax::NARROW {
-                    st_shared_v2_u32(lane == 0, rings.block_scales(k) + 8, [unit.to_bits(), number]);
-                }
-                mbarrier::arrive(rings.k().full(k));
-                k = rings.k().next(k);
-            }
-            left -= 1;
-        }
-        order.advance();
-    }
-}
-
-/// The scales of the blocks of every tile, by one thread of the calling warp.
-#[inline(always)]
-pub(crate) unsafe fn block_scales<K: Kernel>(params: &AttentionParams, rings: &Rings<K>) {
-    if !K::Softmax::SPECIAL || tid_x() % 32 != 0 {
-        return;
-    }
-    let mut k = RingState::first();
-    let mut order = TileOrder::<K>::first(params);
-    while order.left(params) {
-        let tile = unsafe { order.tile(params) };
-        let Blocks { first, end, .. } = brought::<K>(params, &tile);
-        let v_unit = unsafe { ld_global_nc_f32(tile.sequence.v_unit(params)) };
-        let mut k_block = tile.sequence.k_block_scale(params, first);
-        let mut v_block = tile.sequence.v_block_scale(params, first);
-        let mut left = end - first;
-        while left > 0 {
-            unsafe {
-                let scales = [ld_global_nc_f32(k_block), value_weight(ld_global_nc_f32(v_block), v_unit)];
-                rings.k().wait_empty(k);
-                st_shared_v2_u32(true, rings.block_scales(k), scales.map(f32::to_bits));
-                mbarrier::arrive(rings.k().full(k));
-                k = rings.k().next(k);
-                k_block = k_block.add(1);
-                v_block = v_block.add(1);
-            }
-            left -= 1;
-        }
-        order.advance();
-    }
-}
-
-/// Every tile of Q and what the consumers need to know of it, by one warp.
-#[inline(always)]
-pub(crate) unsafe fn tiles<K: Kernel>(params: &AttentionParams, rings: &Rings<K>) {
-    let mut q = RingState::first();
-    let mut order = TileOrder::<K>::first(params);
-    while order.left(params) {
-        let tile = unsafe { order.tile(params) };
+    let mut k = state;
+    let Blocks { first, end, .. } = brought::<K>(params, tile);
+    let common_factor = K::Softmax::common_factor(params, K::HEAD_DIM);
+    let sequence = tile.sequence;
+    let mut cursor = unsafe { Cursor::new(params, &sequence, first, first < end) };
+    // What a page has behind the last key may be anything.
+    let ragged = is_paged(params) && end * KV_BLOCK as u32 > sequence.seqlen_kv;
+    let mut left = end - first;
+    while left > 0 {
         unsafe {
-            rings.q().wait_empty(q);
-            let buffer = rings.q().address(q);
-            let about = buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32;
-            tile.publish(tid_x() % 32 == 0, about);
-            if tile.has_rows(K::TILE_M) {
-                rows::<K>(params, &tile, buffer);
+            let number = cursor.number(params, || sequence);
+            let source = at(params.k_scale, number, params.blocks.scale_bytes).wrapping_add(key as usize);
+            cursor.advance(params, || (sequence, end - left + 1), left > 1);
+            let scales = [0, 1, 8, 9].map(|key| ld_global_nc_f32(source.add(key)));
+            let k_scale = ld_global_nc_f32(sequence.k_block_scale(params, end - left));
+            let shrink = K::Softmax::shrink(params, K::HEAD_DIM, k_scale);
+            rings.k().wait_empty(k);
+            // NaN where they do not share a scale.
+            let other = vote_any(scales.iter().any(|&scale| scale != k_scale) || (ragged && left == 1));
+            let unit = if other { f32::NAN } else { K::Softmax::narrow_unit(params, K::HEAD_DIM, k_scale) };
+            let common_factor = common_factor * shrink;
+            let factors = scales.map(|scale| K::Softmax::key_factor(common_factor, scale).to_bits());
+            st_shared_v4_u32(true, rings.factors(k) + 16 * lane, factors);
+            if K::Softmax::NARROW {
+                st_shared_v2_u32(lane == 0, rings.block_scales(k) + 8, [unit.to_bits(), number]);
             }
-            commit_group();
-            wait_group::<0>();
-            bulk::fence_proxy();
-            mbarrier::arrive(rings.q().full(q));
+            mbarrier::arrive(rings.k().full(k));
+            k = rings.k().next(k);
         }
-        q = rings.q().next(q);
-        order.advance();
+        left -= 1;
     }
+    k
+}
+
+/// The scales of the blocks of a tile, by one thread.
+#[inline(always)]
+unsafe fn block_scales<K: Kernel>(
+    params: &AttentionParams,
+    rings: &Rings<K>,
+    tile: &QueryTile,
+    state: RingState,
+) -> RingState {
+    let mut k = state;
+    let Blocks { first, end, .. } = brought::<K>(params, tile);
+    let v_unit = unsafe { ld_global_nc_f32(tile.sequence.v_unit(params)) };
+    let mut k_block = tile.sequence.k_block_scale(params, first);
+    let mut v_block = tile.sequence.v_block_scale(params, first);
+    let mut left = end - first;
+    while left > 0 {
+        unsafe {
+            let scales = [ld_global_nc_f32(k_block), value_weight(ld_global_nc_f32(v_block), v_unit)];
+            rings.k().wait_empty(k);
+            st_shared_v2_u32(true, rings.block_scales(k), scales.map(f32::to_bits));
+            mbarrier::arrive(rings.k().full(k));
+            k = rings.k().next(k);
+            k_block = k_block.add(1);
+            v_block = v_block.add(1);
+        }
+        left -= 1;
+    }
+    k
+}
+
+/// A tile of Q and what the consumers need to know of it, by one warp.
+#[inline(always)]
+unsafe fn tiles<K: Kernel>(params: &AttentionParams, rings: &Rings<K>, tile: &QueryTile, q: RingState) -> RingState {
+    unsafe {
+        rings.q().wait_empty(q);
+        let buffer = rings.q().address(q);
+        let about = buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32;
+        tile.publish(tid_x() % 32 == 0, about);
+        if tile.has_rows(K::TILE_M) {
+            rows::<K>(params, tile, buffer);
+        }
+        commit_group();
+        wait_group::<0>();
+        bulk::fence_proxy();
+        mbarrier::arrive(rings.q().full(q));
+    }
+    rings.q().next(q)
 }
 
 /// Requests the rows of a tile and their scales, this lane's part: zero past the end, 16 bytes of a row to where `wgmma` wants them.

@@ -14,7 +14,7 @@ use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::layout::NARROW_POLYNOMIAL;
 use crate::ptx::math::{
     add_s16x2, cvt_rn_f16x2_f32, cvt_rn_f32_s32, ex2_approx_f16x2, fma_rn_f16x2, fma_rn_relu_f16x2, mad_lo_u32,
-    max_s16x2, mul_rn_f32, prmt,
+    max_s16x2, max_s32, mul_rn_f32, prmt, shl_b32,
 };
 use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::shfl_bfly;
@@ -73,13 +73,24 @@ pub(crate) fn scores(sums: &[[i32; 4]; KEY_TILES]) -> Scores {
 /// Hides the keys of a row from `keys` on, counted from the lane's first.
 #[inline(always)]
 pub(crate) fn hide_from(scores: &mut Scores, half: usize, keys: i32) {
-    super::hide_from(&mut scores[half], KEY_TILES, HIDDEN, keys);
+    hide(&mut scores[half], keys, |behind| behind);
 }
 
 /// Hides the keys of a row before `keys`.
 #[inline(always)]
 pub(crate) fn hide_before(scores: &mut Scores, half: usize, keys: i32) {
-    super::hide_before(&mut scores[half], KEY_TILES, HIDDEN, keys);
+    hide(&mut scores[half], keys, |behind| !behind);
+}
+
+/// Hides the scores of a row whose bits `which` makes of those of the keys from `keys` on: three instructions a pair.
+#[inline(always)]
+fn hide(scores: &mut [u32; KEY_TILES], keys: i32, which: impl Fn(u32) -> u32) {
+    unroll!(0..KEY_TILES, |tile| {
+        // Bits of the pair before those keys: 16 a key.
+        let before = max_s32(16 * keys - (128 * tile) as i32, 0);
+        let hidden = which(shl_b32(u32::MAX, before as u32));
+        scores[tile] = scores[tile] & !hidden | HIDDEN & hidden;
+    });
 }
 
 impl Exponents {
