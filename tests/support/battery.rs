@@ -259,6 +259,9 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
         if kernel == format!("append_{dtype}") {
             return append::of(dtype);
         }
+        if kernel == format!("append_few_{dtype}") {
+            return append::of_few(dtype);
+        }
         if kernel == format!("dequantize_{dtype}") {
             return Ok(conversions::dequantization(dtype));
         }

@@ -44,6 +44,8 @@ pub struct Simulator {
     multiprocessors: u32,
     shared_bytes: usize,
     places: Places,
+    /// Whether appends of few tokens are by the kernels whose launches overlap.
+    overlaps: bool,
     lengths: SeqLens<Vec<u32>>,
     /// Those in the place of shipped ones first.
     modules: Mutex<HashMap<String, Vec<Arc<Module>>>>,
@@ -72,6 +74,7 @@ impl Simulator {
             multiprocessors,
             shared_bytes: MOST_SHARED,
             places: Places::Usual,
+            overlaps: false,
             lengths: SeqLens::Equal,
             modules: Mutex::default(),
         }
@@ -87,6 +90,12 @@ impl Simulator {
     #[must_use]
     pub fn with_places(self, places: Places) -> Self {
         Self { places, ..self }
+    }
+
+    /// The same with the kernels whose launches overlap for appends of few tokens.
+    #[must_use]
+    pub fn overlapping(self) -> Self {
+        Self { overlaps: true, ..self }
     }
 
     /// The same for sequences of these lengths, whatever they are.

@@ -76,6 +76,9 @@ fn workers_are_as_many_as_tiles_where_these_fill_whole_rounds_and_no_more_than_b
         assert_eq!(of(batch, Split::Even).workers(264), workers, "{batch}");
     }
     assert_eq!(of(64, Split::Fixed(1024)).workers(264), 264);
+    // A few less than there is room for, too.
+    assert_eq!([30, 31].map(|batch| of(batch, Split::Even).workers(264)), [264, 248]);
+    assert_eq!(of(64, Split::Even).workers(528), 512);
     assert_eq!(of(64, Split::Even).workers(0), 0);
     let one = |keys| DecodeProblem::new(1, 32, 8, keys, 128).workers(528);
     assert_eq!([1, 4096, 8192, 8448, 8449].map(one), [8, 256, 512, 528, 528]);

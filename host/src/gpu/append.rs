@@ -12,7 +12,7 @@ use crate::problem::Scheme;
 use crate::quantized::Lengths;
 use crate::shape::{Shape, TensorLayout};
 use int_flash_attention_kernels::params::Global;
-use int_flash_attention_kernels::quantize::launch::APPEND;
+use int_flash_attention_kernels::quantize::launch::{APPEND, APPEND_FEW, Bounds};
 
 /// A tensor of new tokens, `[1, heads, tokens, head_dim]`; `TensorLayout::bnhd` is that of `(tokens, heads, head_dim)` in memory.
 #[derive(Clone, Copy, Debug)]
@@ -86,16 +86,17 @@ impl Gpu {
             // Copies of its pages have no plan to load it, and may be recorded.
             self.convert_kernel(1)?;
         }
-        let kernel = |tokens: usize| {
+        let kernel = |bounds: &Bounds, tokens: usize| {
             let grid = problem.grid(tokens)?;
             self.kernel(bounds.module, bounds.entry, [grid.ctas, 1, 1], grid.threads, grid.shared_bytes)
         };
-        Ok(AppendPlan {
-            gpu: self.clone(),
-            problem: *problem,
-            few: kernel(problem.max_tokens.min(CacheShape::PAGE_TOKENS - 1))?,
-            many: kernel(problem.max_tokens)?,
-        })
+        let few_tokens = problem.max_tokens.min(CacheShape::PAGE_TOKENS - 1);
+        let few = if self.overlaps() {
+            kernel(&APPEND_FEW[problem.dtype.code() as usize], few_tokens)?.overlapping()
+        } else {
+            kernel(bounds, few_tokens)?
+        };
+        Ok(AppendPlan { gpu: self.clone(), problem: *problem, few, many: kernel(bounds, problem.max_tokens)? })
     }
 }
 

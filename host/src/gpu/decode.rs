@@ -81,7 +81,7 @@ impl Gpu {
         problem.check()?;
         AttentionProblem::check_shape("o", output.layout.shape(), problem.q_shape())?;
         output.layout.check_disjoint()?;
-        let overlaps = config::overlaps_on(self.0.capability, self.0.cuda);
+        let overlaps = self.overlaps();
         let variant = config::decode(problem.head_dim, problem.v4_pages > 0, overlaps)
             .ok_or_else(|| Error::CacheHeadDim { given: problem.head_dim, allowed: HEAD_DIMS.to_vec() })?;
         let shared = self.attribute(DeviceAttribute::MaxSharedMemoryPerMultiprocessor)? as usize;
@@ -117,6 +117,13 @@ impl Gpu {
             merged: merged_params(&output.layout, output.dtype, partials(&split), cta_dims),
             workspace,
         })
+    }
+}
+
+impl Gpu {
+    /// Whether launches may overlap.
+    pub(super) fn overlaps(&self) -> bool {
+        config::overlaps_on(self.0.capability, self.0.cuda)
     }
 }
 

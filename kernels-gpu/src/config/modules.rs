@@ -59,7 +59,7 @@ const fn overlapping(part: &'static str, name: &'static str, overlaps: bool) -> 
 }
 
 macro_rules! conversion_modules {
-    ($($name:ident { part: $part:literal })*) => { &[$((sm80_modules!($part; $name {}) as &[Module])[0]),*] };
+    ($($name:ident { part: $part:literal, overlaps: $overlaps:literal })*) => { &[$(overlapping($part, stringify!($name), $overlaps)),*] };
 }
 
 const CONVERSION_MODULES: &[Module] = conversion_rows!(conversion_modules);

@@ -87,20 +87,24 @@ macro_rules! short_rows {
 }
 
 /// The modules that convert between floats and codes, and the part that each is of; their entry points are named in the parts' `launch` modules.
+/// `overlaps`: as of the decode kernels, of the launch in front and of the one behind.
 macro_rules! conversion_rows {
     ($emit:ident) => {
         $emit! {
-            quantize_f16 { part: "quantize" }
-            quantize_bf16 { part: "quantize" }
-            quantize_f32 { part: "quantize" }
-            append_f16 { part: "quantize" }
-            append_bf16 { part: "quantize" }
-            append_f32 { part: "quantize" }
-            gather_pages { part: "quantize" }
-            convert_pages { part: "quantize" }
-            dequantize_f16 { part: "dequantize" }
-            dequantize_bf16 { part: "dequantize" }
-            dequantize_f32 { part: "dequantize" }
+            quantize_f16 { part: "quantize", overlaps: false }
+            quantize_bf16 { part: "quantize", overlaps: false }
+            quantize_f32 { part: "quantize", overlaps: false }
+            append_f16 { part: "quantize", overlaps: false }
+            append_bf16 { part: "quantize", overlaps: false }
+            append_f32 { part: "quantize", overlaps: false }
+            append_few_f16 { part: "quantize", overlaps: true }
+            append_few_bf16 { part: "quantize", overlaps: true }
+            append_few_f32 { part: "quantize", overlaps: true }
+            gather_pages { part: "quantize", overlaps: false }
+            convert_pages { part: "quantize", overlaps: false }
+            dequantize_f16 { part: "dequantize", overlaps: false }
+            dequantize_bf16 { part: "dequantize", overlaps: false }
+            dequantize_f32 { part: "dequantize", overlaps: false }
         }
     };
 }

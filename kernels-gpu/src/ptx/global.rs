@@ -175,3 +175,12 @@ store! {
     /// `st.global.f32`
     st_global_f32, "st.global.f32", f32, [f32; 1], "{2}", reg32 0;
 }
+
+/// `prefetch.global.L2`: a hint, of which nothing is seen.
+///
+/// # Safety
+/// `address` is global memory.
+#[inline(always)]
+pub unsafe fn prefetch_global_l2(address: *const u8) {
+    unsafe { asm!("prefetch.global.L2 [{}];", in(reg64) address, options(nostack)) }
+}

@@ -2,6 +2,7 @@
 
 use crate::layout::{KV_BLOCK, kv_blocks};
 use crate::params::QuantizeParams;
+use crate::quantize::append::work::FEW_THREADS;
 use crate::quantize::work::Work;
 
 /// An entry point and what ptxas may assume of its launches.
@@ -40,6 +41,13 @@ pub const APPEND: &[Bounds] = &[
     Bounds { module: "append_f16", entry: "append_f16", threads: HALVES, min_ctas: 1 },
     Bounds { module: "append_bf16", entry: "append_bf16", threads: HALVES, min_ctas: 1 },
     Bounds { module: "append_f32", entry: "append_f32", threads: 1024, min_ctas: 1 },
+];
+
+/// `append_few_*`, in the same order, of less than a page's tokens, for GPUs on which launches may overlap.
+pub const APPEND_FEW: &[Bounds] = &[
+    Bounds { module: "append_few_f16", entry: "append_few_f16", threads: FEW_THREADS, min_ctas: 4 },
+    Bounds { module: "append_few_bf16", entry: "append_few_bf16", threads: FEW_THREADS, min_ctas: 4 },
+    Bounds { module: "append_few_f32", entry: "append_few_f32", threads: FEW_THREADS, min_ctas: 4 },
 ];
 
 /// Registers of a thread of those of halves: with these three CTAs of 256 threads, which head dims up to 128 have, are on a multiprocessor, and more
@@ -95,7 +103,7 @@ pub const fn page_scales_grid(batch: usize, heads_kv: usize, seqlen_kv: usize) -
 
 /// All entry points of quantization and of caches.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
-    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER, &CONVERT, &PAGE_SCALES])
+    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain(APPEND_FEW).chain([&GATHER, &CONVERT, &PAGE_SCALES])
 }
 
 /// 16-byte vectors of a tile that a thread has.

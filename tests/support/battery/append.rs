@@ -22,11 +22,14 @@ pub struct AppendCheck {
     wide: bool,
     places: Places,
     ahead: usize,
+    /// By the kernel for few tokens alone.
+    few: bool,
 }
 
 impl AppendCheck {
     pub(super) fn run(&self, name: &str, modules: &[Arc<Module>]) -> Result<()> {
         let simulator = Simulator::new().with_places(self.places).with_modules(name, modules);
+        let simulator = if self.few { simulator.overlapping() } else { simulator };
         let [q, k, v] = &self.tensors;
         let new = New { q: Some((q, self.seqlen_q)), k, v, slots: &self.slots, wide: self.wide };
         let mut cache = SimulatedCache::new(&simulator, self.cache.clone()).behind(self.ahead);
@@ -36,6 +39,17 @@ impl AppendCheck {
 
 /// From this case on, slots are beyond 32 bits.
 const BEYOND: usize = 11;
+
+/// The checks of the kernel for few tokens of this type.
+pub(super) fn of_few(dtype: DType) -> Result<Vec<Check>> {
+    let few = |check| match check {
+        Check::Append(check) if check.slots.len() < PAGE_TOKENS => {
+            Some(Check::Append(Box::new(AppendCheck { few: true, ..*check })))
+        }
+        _ => None,
+    };
+    Ok(of(dtype)?.into_iter().filter_map(few).collect())
+}
 
 /// The checks of the kernel for this type.
 pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
@@ -99,6 +113,7 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
                 wide: true,
                 places,
                 ahead,
+                few: false,
             })));
         }
     }
@@ -123,6 +138,7 @@ fn one_head(dtype: DType, slots: Vec<i64>, shape: CacheShape) -> Result<Check> {
         wide: true,
         places: Places::Usual,
         ahead: 0,
+        few: false,
     })))
 }
 
@@ -160,6 +176,7 @@ fn loudest(dtype: DType, tokens: usize) -> Result<Check> {
         wide: false,
         places: Places::Usual,
         ahead: 0,
+        few: false,
     })))
 }
 

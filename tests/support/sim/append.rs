@@ -84,7 +84,8 @@ impl Cache for SimulatedCache<'_> {
             ..params
         };
         let grid = problem.grid(tokens)?;
-        let kernel = format!("append_{}", problem.dtype);
+        let few = self.simulator.overlaps && tokens < CacheShape::PAGE_TOKENS;
+        let kernel = format!("append_{}{}", if few { "few_" } else { "" }, problem.dtype);
         let at = Grid { kernel: &kernel, grid: [grid.ctas, 1, 1], threads: grid.threads, shared: grid.shared_bytes };
         self.simulator.launch(at.kernel, &at, &[structure(&params)], &memory)?;
         cache.pool = memory.read(own, cache.pool.len()).context("the pool")?;

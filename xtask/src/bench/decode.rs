@@ -2,6 +2,7 @@
 //! nothing of them left.
 
 use super::report::Figures;
+use super::step;
 use super::timing::{Spread, spread};
 use anyhow::{Result, ensure};
 use half::f16;
@@ -18,7 +19,7 @@ use serde::Serialize;
 use std::path::Path;
 
 /// A row: its name in PyTorch's table, and its problem.
-struct Case {
+pub(super) struct Case {
     name: &'static str,
     problem: DecodeProblem,
     /// Whether V has 4 bits.
@@ -57,6 +58,9 @@ const CASES: [Case; 13] = [
     v4(case("decode-b64-2k-mha-d64-v4", 64, [16, 16], 2048, 1, 64)),
 ];
 
+/// Steps with an append, each of the case of a row.
+const STEPS_OF: [(&str, usize); 4] = [("step-b1-4k", 0), ("step-b1-8k", 1), ("step-b16-8k", 3), ("step-b64-8k", 4)];
+
 /// Bytes of caches that take turns: several times L2.
 const ROTATED_BYTES: usize = 256 << 20;
 /// Steps of a graph.
@@ -76,6 +80,24 @@ struct Row {
     error_of_bound: f64,
 }
 
+/// An append and a decode.
+#[derive(Serialize)]
+struct Step {
+    name: &'static str,
+    /// Microseconds of both in the graph, kernels and gaps.
+    us: f64,
+    spread: Spread,
+    /// That over the sum of an append's in a graph of appends and a decode's in one of decodes.
+    of_sum: f64,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Figure {
+    Decode(Row),
+    Step(Step),
+}
+
 /// Measures the rows whose name has `only` in it. `workers`: CTAs and the fewest blocks of one, in place of the plan's own.
 pub fn run(gpu: &Gpu, only: &str, workers: Option<(usize, usize)>, json: Option<&Path>) -> Result<()> {
     let mut figures = Figures::new(gpu);
@@ -83,27 +105,32 @@ pub fn run(gpu: &Gpu, only: &str, workers: Option<(usize, usize)>, json: Option<
     for case in CASES.iter().filter(|case| case.name.contains(only)) {
         let row = measure(gpu, case, workers)?;
         println!("{:<24} {:>10.2} {:>10.3} {:>12.3}", row.name, row.us, row.tb_per_s, row.error_of_bound);
-        figures.rows.push(row);
+        figures.rows.push(Figure::Decode(row));
+    }
+    for (name, case) in STEPS_OF.iter().filter(|(name, _)| name.contains(only)) {
+        let (spread, of_sum) = step::measure(gpu, &CASES[*case], workers)?;
+        println!("{name:<24} {:>10.2} {of_sum:>10.3} of the sum", spread.median);
+        figures.rows.push(Figure::Step(Step { name, us: spread.median, spread, of_sum }));
     }
     figures.write(json)
 }
 
 /// Caches of one problem, and what a step needs.
-struct Caches {
-    problem: DecodeProblem,
+pub(super) struct Caches {
+    pub problem: DecodeProblem,
     plan: DecodePlan,
-    copies: usize,
-    pages: DeviceBuffer<u8>,
+    pub copies: usize,
+    pub pages: DeviceBuffer<u8>,
     tables: Vec<DeviceBuffer<u32>>,
     lengths: DeviceBuffer<u32>,
-    q: DeviceQ,
+    pub q: DeviceQ,
     workspace: DeviceBuffer<f32>,
     o: DeviceBuffer<f16>,
     host: (Vec<u8>, Vec<u32>, HostQ),
 }
 
 impl Caches {
-    fn new(gpu: &Gpu, Case { problem, v4, .. }: &Case, workers: Option<(usize, usize)>) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, Case { problem, v4, .. }: &Case, workers: Option<(usize, usize)>) -> Result<Self> {
         let output = AttentionOutput { layout: TensorLayout::bhnd(problem.q_shape()), dtype: DType::F16, lse: false };
         let (page, blocks) = (bytes_of_page(problem, *v4), problem.batch * problem.max_blocks());
         let copies = ROTATED_BYTES.div_ceil(page * blocks).min(STEPS);
@@ -114,11 +141,7 @@ impl Caches {
         // The same few pages over and over: neither the kernel nor DRAM looks at what they hold.
         let pages: Vec<u8> = pattern.iter().copied().cycle().take(pattern.len().min(count * page)).collect();
         let pages = pages.repeat((count * page).div_ceil(pages.len()))[..count * page].to_vec();
-        // In no order, as after long use.
-        let table = |copy: usize| -> Vec<u32> {
-            (0..blocks).map(|i| (copy * blocks + (i * 7919 + copy) % blocks) as u32).collect()
-        };
-        let tables = (0..copies).map(|copy| gpu.upload(&table(copy))).collect::<Result<_, _>>()?;
+        let tables = (0..copies).map(|copy| gpu.upload(&table(blocks, copy))).collect::<Result<_, _>>()?;
         Ok(Self {
             problem,
             copies,
@@ -134,12 +157,17 @@ impl Caches {
             },
             workspace: gpu.alloc(plan.workspace_len())?,
             o: gpu.alloc(problem.q_shape().elements())?,
-            host: (pages, table(0), q),
+            host: (pages, table(blocks, 0), q),
             plan,
         })
     }
 
-    fn step(&mut self, copy: usize, stream: StreamRef<'_>) -> int_flash_attention::Result<()> {
+    /// The block table of a step.
+    pub(super) fn table(&self, copy: usize) -> Vec<u32> {
+        table(self.problem.batch * self.problem.max_blocks(), copy)
+    }
+
+    pub(super) fn step(&mut self, copy: usize, stream: StreamRef<'_>) -> int_flash_attention::Result<()> {
         let cache = ViewPagedKv {
             pages: self.pages.slice(),
             v4_pages: self.problem.v4_pages,
@@ -179,13 +207,18 @@ impl Caches {
     }
 }
 
-fn measure(gpu: &Gpu, case: &Case, workers: Option<(usize, usize)>) -> Result<Row> {
-    let mut caches = Caches::new(gpu, case, workers)?;
+/// The pages of copy number `copy`, of so many blocks, in no order, as after long use.
+fn table(blocks: usize, copy: usize) -> Vec<u32> {
+    (0..blocks).map(|i| (copy * blocks + (i * 7919 + copy) % blocks) as u32).collect()
+}
+
+/// Microseconds of a step of a graph of [`STEPS`].
+pub(super) fn graph_us(
+    gpu: &Gpu,
+    mut step: impl FnMut(usize, StreamRef<'_>) -> int_flash_attention::Result<()>,
+) -> Result<Spread> {
     let stream = gpu.stream()?;
-    caches.step(0, (&stream).into())?;
-    stream.synchronize()?;
-    let error_of_bound = caches.check()?;
-    let graph = gpu.capture(&stream, || (0..STEPS).try_for_each(|step| caches.step(step, (&stream).into())))?;
+    let graph = gpu.capture(&stream, || (0..STEPS).try_for_each(|i| step(i, (&stream).into())))?;
     let mut times = Vec::new();
     for sample in 0..SAMPLES + 2 {
         let (start, end) = (gpu.event()?, gpu.event()?);
@@ -197,7 +230,16 @@ fn measure(gpu: &Gpu, case: &Case, workers: Option<(usize, usize)>) -> Result<Ro
             times.push(f64::from(end.elapsed_ms(&start)?) * 1e3 / STEPS as f64);
         }
     }
-    let spread = spread(times);
+    Ok(spread(times))
+}
+
+fn measure(gpu: &Gpu, case: &Case, workers: Option<(usize, usize)>) -> Result<Row> {
+    let mut caches = Caches::new(gpu, case, workers)?;
+    let stream = gpu.stream()?;
+    caches.step(0, (&stream).into())?;
+    stream.synchronize()?;
+    let error_of_bound = caches.check()?;
+    let spread = graph_us(gpu, |step, stream| caches.step(step, stream))?;
     let p = &case.problem;
     let bytes = p.batch * p.max_blocks() * bytes_of_page(p, case.v4);
     Ok(Row {

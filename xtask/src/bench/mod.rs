@@ -14,6 +14,7 @@ mod ranks;
 mod report;
 mod scores;
 mod shapes;
+mod step;
 mod timing;
 
 use crate::workspace;

@@ -8,8 +8,9 @@ use super::scores;
 use super::softmax::Softmax;
 use super::walk::Walk;
 use crate::params::DecodeParams;
+use crate::ptx::global::prefetch_global_l2;
 use crate::ptx::grid_dependency::{launch_dependents, wait};
-use crate::ptx::special::ctaid_x;
+use crate::ptx::special::{ctaid_x, tid_x};
 
 /// A row of the table `decode_rows`.
 pub(crate) trait Kernel {
@@ -22,11 +23,24 @@ pub(crate) trait Kernel {
     const OVERLAPS: bool;
 }
 
+/// Has a part of the block table brought to L2, a CTA a line, while the launch in front still runs: what that writes there is seen all the same.
+#[inline(always)]
+unsafe fn prefetch_table(params: &DecodeParams) {
+    /// Entries of a line.
+    const LINE: u32 = 32;
+    let (first, split) = (LINE * ctaid_x(), &params.split);
+    let entries = (split.batch - 1) as usize * params.table_stride as usize + split.max_blocks as usize;
+    if (first as usize) < entries && tid_x() == 0 {
+        unsafe { prefetch_global_l2(params.block_table.ptr().wrapping_add(first as usize).cast()) }
+    }
+}
+
 /// A worker's share of all blocks.
 #[inline(always)]
 pub(crate) unsafe fn decode<K: Kernel>(params: &DecodeParams) {
     unsafe {
         if K::OVERLAPS {
+            prefetch_table(params);
             // This launch is there before its inputs are, and the merge behind it, which reads lengths ahead of its own wait, after that.
             wait();
             launch_dependents();

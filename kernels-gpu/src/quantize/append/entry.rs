@@ -7,6 +7,7 @@ use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::layout::page::{PAGE_TOKENS, page_head_offset, page_v_offset, page_v_scale_offset};
 use crate::params::AppendParams;
 use crate::ptx::barrier::bar_sync;
+use crate::ptx::grid_dependency::{launch_dependents, wait};
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ntid_x};
 use crate::quantize::tile::Tile;
@@ -14,14 +15,22 @@ use crate::quantize::values;
 use crate::rotation::{DIMS, MANY_LANES_DIMS};
 use core::ptr::null_mut;
 
+/// `FEW`: the launch has less than a page's tokens, and begins beside the one in front.
 #[inline(always)]
-unsafe fn append<E: Element>(p: &AppendParams) {
+unsafe fn append<E: Element, const FEW: bool>(p: &AppendParams) {
+    if FEW {
+        unsafe {
+            wait();
+            // Not before: CTAs of the launch behind, which only wait, take time from those of the one in front.
+            launch_dependents();
+        }
+    }
     let work = Work::new(p.tokens, p.heads_q, p.heads_kv, p.head_dim.next_power_of_two(), ntid_x());
     let item = work.item(ctaid_x());
     if item.first >= p.tokens {
         return;
     }
-    let (end, few) = (item.end.min(p.tokens), has_no_page(p.tokens));
+    let (end, few) = (item.end.min(p.tokens), FEW || has_no_page(p.tokens));
     unsafe {
         match item.operand {
             Operand::Keys if few => rows::quantize::<E, KEYS, MANY_LANES_DIMS>(p, item.head, item.first, end),
@@ -77,7 +86,7 @@ unsafe fn whole_page<E: Element>(p: &AppendParams, head: u32, first: u32) {
 }
 
 macro_rules! entries {
-    ($($element:ty => $append:ident;)*) => {$(
+    ($($element:ty => $append:ident, $append_few:ident;)*) => {$(
         /// New tokens to the pages of a cache, and their queries.
         ///
         /// # Safety
@@ -86,13 +95,24 @@ macro_rules! entries {
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $append(params: AppendParams) {
-            unsafe { append::<$element>(&params) }
+            unsafe { append::<$element, false>(&params) }
+        }
+
+        /// The same of less than 128 tokens.
+        ///
+        /// # Safety
+        /// As docs/kernel-abi.md says of `append_few_*`.
+        #[cfg($append_few)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+        pub unsafe extern "ptx-kernel" fn $append_few(params: AppendParams) {
+            unsafe { append::<$element, true>(&params) }
         }
     )*};
 }
 
 entries! {
-    F16 => append_f16;
-    Bf16 => append_bf16;
-    F32 => append_f32;
+    F16 => append_f16, append_few_f16;
+    Bf16 => append_bf16, append_few_bf16;
+    F32 => append_f32, append_few_f32;
 }

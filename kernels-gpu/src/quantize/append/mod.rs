@@ -8,6 +8,8 @@
 //! a whole page of V                                      quantize/values.rs
 //! ```
 //!
+//! Less than a page's tokens have a module of their own where launches may overlap: a step of a decoder waits for such a launch.
+//!
 //! Warps work by themselves, a few lanes a token, from registers to where the token belongs: a token of K is 32 bytes of each panel,
 //! which is what a memory sector has. Only V, whose tokens are single bytes, is worth transposing where a page is written as a whole.
 

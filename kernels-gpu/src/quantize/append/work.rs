@@ -9,7 +9,7 @@ use crate::layout::KV_BLOCK;
 use crate::quantize::launch::{MAX_GRID, padded, shared_bytes, threads};
 
 /// Threads of a CTA of a launch without whole pages.
-const FEW_THREADS: usize = 128;
+pub(crate) const FEW_THREADS: usize = 128;
 /// Elements of a token that a lane has.
 pub(crate) const LANE_DIMS: u32 = 32;
 /// The same in such a launch.

@@ -97,6 +97,18 @@ pub(super) fn decode<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) ->
     }))
 }
 
+/// `prefetch`
+pub(super) fn prefetch<'a>(cx: &mut Context<'a>, instruction: &Instruction<'a>) -> Result<Op, Failure> {
+    let mut modifiers = Modifiers::of(instruction);
+    let space = modifiers.take_one(&SPACES).unwrap_or(Space::Generic);
+    if space != Space::Global || !(modifiers.take("L1") || modifiers.take("L2")) {
+        return cx.unsupported("a prefetch of other memory than global");
+    }
+    modifiers.finish()?;
+    let [place] = operands(instruction)?;
+    Ok(Op::Memory(Access::Prefetch { address: cx.address(place)?.0 }))
+}
+
 fn convert_address<'a>(
     cx: &mut Context<'a>,
     instruction: &Instruction<'a>,

@@ -206,6 +206,7 @@ fn inst<'a>(
         "setp" | "set" | "slct" => Op::Compare(compare::decode(cx, instruction)?),
         "cvt" => Op::Convert(convert::decode(cx, instruction)?),
         "ld" | "ldu" | "st" | "atom" | "red" | "cvta" => memory::decode(cx, instruction)?,
+        "prefetch" => memory::prefetch(cx, instruction)?,
         "cp" if instruction.modifiers.get(1) == Some(&"bulk") => Op::Bulk(mbarrier::bulk(cx, instruction)?),
         "cp" => Op::Async(memory::asynchronous(cx, instruction)?),
         "mbarrier" => Op::Mbarrier(mbarrier::decode(cx, instruction)?),

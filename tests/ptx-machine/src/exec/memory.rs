@@ -63,6 +63,12 @@ pub(super) fn execute(op: &Access, warp: &mut Warp, cta: &mut Cta<'_>, mask: u32
                 None => {}
             }
         }
+        Access::Prefetch { address } => {
+            let from = addresses(&warp.registers, *address);
+            for lane in lanes(mask) {
+                prefetch(warp, cta, lane, line, from[lane]);
+            }
+        }
         Access::ConvertAddress { d, a, add } => {
             warp.registers.map(mask, *d, *a, |a: u64| a.wrapping_add_signed(*add));
         }
@@ -134,6 +140,14 @@ pub(super) fn load(
         cta.fault(warp.id, lane, line, refused(refusal, space, address, bytes));
         Packet::default()
     })
+}
+
+/// Sees that there is memory, which nobody has to have written.
+fn prefetch(warp: &Warp, cta: &mut Cta<'_>, lane: usize, line: u32, address: u64) {
+    let memory = if cta.env.variables.owns(address) { cta.env.variables } else { cta.env.memory };
+    if memory.load(address, 1).is_err_and(|refusal| refusal != Refusal::Uninitialised) {
+        cta.fault(warp.id, lane, line, Fault::OutOfBounds { space: Space::Global, address, bytes: 1 });
+    }
 }
 
 fn param(params: &[u8], address: u64, bytes: u32) -> Result<Packet, Refusal> {

@@ -13,7 +13,7 @@ pub(crate) struct Address {
     pub(crate) offset: i64,
 }
 
-/// `ld`, `st`, `atom`, `red` and `cvta`.
+/// `ld`, `st`, `atom`, `red`, `prefetch` and `cvta`.
 #[derive(Debug)]
 pub(crate) enum Access {
     Load {
@@ -39,6 +39,10 @@ pub(crate) enum Access {
         address: Address,
         b: Slot,
         c: Slot,
+    },
+    /// A hint for the cache. A GPU takes any address; one outside of all global memory is a mistake nevertheless.
+    Prefetch {
+        address: Address,
     },
     /// Between a state space and the generic addresses; `add` is the window, negative on the way back.
     ConvertAddress {

@@ -34,6 +34,18 @@ fn generic_addresses_find_their_space() {
 }
 
 #[test]
+fn a_prefetch_reads_inside_memory() {
+    check("prefetch.global.L2 [%in]; mov.b32 %d, %a;", [mixed(1), mixed(2), mixed(3)], |a, _, _| a);
+    let text = GLOBAL.replace("ld.u8 %r3, [%rd1+6];", "prefetch.global.L2 [%rd1+8];");
+    let module = Module::load(&text).expect("the machine knows all of it");
+    let mut memory = Memory::new();
+    let sums = memory.alloc_from(&[0_u32; 6]);
+    let launch = Launch { kernel: "count", grid: [1, 1, 1], block: [1, 1, 1], shared_bytes: 0 };
+    let outside = module.launch(&launch, &[sums.into(), vec![0_u8; 8].into(), 1_u32.into()], &memory);
+    assert!(matches!(outside, Err(Error::Findings(_))), "{outside:?}");
+}
+
+#[test]
 fn atomics_count_every_lane() {
     let body = "mov.u32 %r0, tile; mov.b32 %r1, 0; setp.eq.b32 %p0, %t, 0; @%p0 st.shared.b32 [%r0], %r1;
                 atom.shared.add.u32 %r2, [%r0], 2; ld.shared.b32 %r3, [%r0]; add.s32 %d, %r2, %r3;";
