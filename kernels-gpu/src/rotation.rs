@@ -268,16 +268,26 @@ impl Place {
         }
     }
 
-    /// The butterflies whose other half is in lane `lane ^ mask`: the sum where this lane's is the first half, else the other's less this.
+    /// The butterflies whose other half is in lane `lane ^ mask`.
     #[inline(always)]
     pub unsafe fn butterflies_between<const N: usize>(&self, x: &mut [f32; N], mask: u32) {
-        let sign = f32::from_bits(1.0_f32.to_bits() | (self.lane & mask) << (31 - mask.trailing_zeros()));
-        unroll!(0..N, |i| {
-            let other = f32::from_bits(unsafe { shfl_sync_bfly_b32(x[i].to_bits(), mask) });
-            // One rounding of a sum: the product is exact.
-            x[i] = fma_rn_f32(x[i], sign, other);
-        });
+        unsafe { butterflies_across(x, mask, self.lane >> mask.trailing_zeros()) }
     }
+}
+
+/// The butterflies whose other half is in lane `lane ^ mask`: the sum where this lane's is the first half, bit 0 of `second` clear, else the
+/// other's less this.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it.
+#[inline(always)]
+pub(crate) unsafe fn butterflies_across<const N: usize>(x: &mut [f32; N], mask: u32, second: u32) {
+    let sign = f32::from_bits(1.0_f32.to_bits() | second << 31);
+    unroll!(0..N, |i| {
+        let other = f32::from_bits(unsafe { shfl_sync_bfly_b32(x[i].to_bits(), mask) });
+        // One rounding of a sum: the product is exact.
+        x[i] = fma_rn_f32(x[i], sign, other);
+    });
 }
 
 /// The butterflies whose halves are `H` registers apart.

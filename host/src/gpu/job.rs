@@ -73,9 +73,11 @@ impl Gpu {
         layouts: &QuantizeLayouts,
         output: &AttentionOutput,
     ) -> Result<JobPlan> {
-        let pays = self
-            .fused(problem)
-            .is_ok_and(|variant| variant.pays(problem.seqlen_kv, problem.group() * problem.seqlen_q));
+        let (heads, lengths) = Self::fused_heads(problem);
+        let pays = match self.fused(problem) {
+            Ok(variant) => variant.pays(heads, lengths, self.multiprocessors()?, self.0.shared_bytes),
+            Err(_) => false,
+        };
         self.plan_job_of(if pays { JobPath::Fused } else { JobPath::Quantized }, problem, layouts, output)
     }
 
@@ -141,6 +143,12 @@ impl Gpu {
         Ok(variant)
     }
 
+    /// Heads of K and V, of Q for each, and lengths.
+    fn fused_heads(problem: &AttentionProblem) -> ((usize, usize), (usize, usize)) {
+        let heads = problem.batch * problem.heads_kv;
+        ((heads, problem.group()), (problem.seqlen_q, problem.seqlen_kv))
+    }
+
     fn plan_fused(
         &self,
         problem: &AttentionProblem,
@@ -148,15 +156,14 @@ impl Gpu {
         output: &AttentionOutput,
     ) -> Result<Way> {
         let variant = self.fused(problem)?;
-        let heads = problem.batch * problem.heads_kv;
-        let (of, lengths) = ((heads, problem.group()), (problem.seqlen_q, problem.seqlen_kv));
+        let (of, lengths) = Self::fused_heads(problem);
         let ShortLaunch { warps, shared_bytes, parts } =
             variant.launch(of, lengths, self.multiprocessors()?, self.0.shared_bytes);
-        let grid = short_grid(problem.heads_kv, problem.batch, parts)
-            .ok_or_else(|| Error::Grid { kernel: variant.name, shape: format!("k {}", problem.kv_shape()) })?;
-        let kernel = self.kernel(variant.name, variant.name, grid, 32 * warps, shared_bytes)?;
         let QuantizeLayouts { q, k, v, dtype } = layouts;
         let params = problem.short_params([q, k, v], *dtype, (&output.layout, output.dtype), parts as u32);
+        let grid = short_grid(problem.heads_kv, problem.batch, parts, params.sequences_first != 0)
+            .ok_or_else(|| Error::Grid { kernel: variant.name, shape: format!("k {}", problem.kv_shape()) })?;
+        let kernel = self.kernel(variant.name, variant.name, grid, 32 * warps, shared_bytes)?;
         Ok(Way::Fused { kernel, params: Box::new(params) })
     }
 

@@ -36,6 +36,16 @@ pub(crate) struct Blocks {
     pub end: u32,
 }
 
+#[cfg(target_arch = "nvptx64")]
+impl Blocks {
+    /// Those of `KEYS` keys of a launch without a window.
+    #[inline(always)]
+    pub(crate) fn all<const KEYS: usize>(seqlen_kv: u32) -> Self {
+        let (full_to, rest) = (seqlen_kv / KEYS as u32, seqlen_kv % KEYS as u32);
+        Self { first: 0, full_from: 0, full_to, end: full_to + u32::from(rest != 0) }
+    }
+}
+
 impl Window<KV_BLOCK> {
     /// The window of an INT8 kernel on the longest sequences, by which tiles are ordered.
     #[inline(always)]

@@ -20,14 +20,16 @@ pub struct ShortVariant {
     pub any_queries: usize,
     /// The same where a head of K and V has no more queries than keys: with more, attention is what counts, and its own kernels are faster.
     pub to_keys: usize,
+    /// The same where the last CTAs fill nine tenths of the multiprocessors: a CTA with many keys takes long, and few of them at last make all wait.
+    pub to_keys_filled: usize,
 }
 
 macro_rules! short_variants {
     ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, most_warps: $warps:literal, min_ctas: $ctas:literal,
-        any_queries: $any:literal, to_keys: $to:literal })*) => {
+        any_queries: $any:literal, to_keys: $to:literal, to_keys_filled: $filled:literal })*) => {
         &[$(ShortVariant {
             name: stringify!($name), head_dim: $d, m16_tiles: $mt, most_warps: $warps, min_ctas: $ctas,
-            any_queries: $any, to_keys: $to,
+            any_queries: $any, to_keys: $to, to_keys_filled: $filled,
         }),*]
     };
 }
@@ -53,10 +55,26 @@ pub struct ShortLaunch {
 }
 
 impl ShortVariant {
-    /// Whether it is faster than two kernels, for so many keys and queries of a head of K and V.
+    /// Whether it is faster than two kernels; as of [`launch`](Self::launch).
     #[must_use]
-    pub const fn pays(&self, keys: usize, queries: usize) -> bool {
-        keys <= self.any_queries || keys <= self.to_keys && queries <= keys
+    pub fn pays(
+        &self,
+        (heads_kv, group): (usize, usize),
+        (seqlen_q, seqlen_kv): (usize, usize),
+        multiprocessors: usize,
+        shared_bytes: usize,
+    ) -> bool {
+        let no_more_queries = group * seqlen_q <= seqlen_kv;
+        if seqlen_kv <= self.any_queries || seqlen_kv <= self.to_keys && no_more_queries {
+            return true;
+        }
+        if seqlen_kv > self.to_keys_filled || !no_more_queries {
+            return false;
+        }
+        let launch = self.launch((heads_kv, group), (seqlen_q, seqlen_kv), multiprocessors, shared_bytes);
+        let slots = self.ctas(launch.warps, shared_bytes, seqlen_kv) * multiprocessors;
+        let ctas = heads_kv * launch.parts;
+        10 * ctas >= 9 * slots * ctas.div_ceil(slots.max(1))
     }
 
     /// Query rows that a warp has at a time.
@@ -110,40 +128,70 @@ impl ShortVariant {
             let rounds = tiles.div_ceil(warps);
             rounds.div_ceil(rounds.div_ceil((slots(warps) / heads_kv.max(1)).max(1)).max(1)).max(1)
         };
-        // Warps with tiles, over all multiprocessors, until the last CTA is done.
+        // Tiles that are worked on at a time, over all multiprocessors, until the last CTA is done.
         let busy = |warps: usize| {
-            let ctas = heads_kv * parts(warps);
-            let waves = ctas.div_ceil(slots(warps).max(1)).max(1);
-            if slots(warps) == 0 { 0 } else { ctas * warps.min(tiles.div_ceil(parts(warps))) / waves }
+            let waves = (heads_kv * parts(warps)).div_ceil(slots(warps).max(1)).max(1);
+            let rounds = tiles.div_ceil(parts(warps) * warps).max(1);
+            if slots(warps) == 0 { 0 } else { heads_kv * tiles / (waves * rounds) }
         };
-        let few = if busy(FEW_WARPS / 2) > busy(FEW_WARPS) { FEW_WARPS / 2 } else { FEW_WARPS };
-        // As many in fewer CTAs: K and V are quantized at once. But one that is alone waits for itself.
-        let many =
-            busy(self.most_warps).cmp(&busy(few)).then((slots(self.most_warps) / multiprocessors.max(1)).cmp(&1));
-        let warps = if many.is_gt() { self.most_warps } else { few };
+        // As many in fewer CTAs: K and V are quantized at once. But one that is alone on a multiprocessor waits for itself, which pays where K and V are
+        // much of the work and are quantized once less.
+        let instead = |more: usize, warps: usize| {
+            let less = parts(more) < parts(warps) && (group * seqlen_q).div_ceil(parts(more)) <= seqlen_kv;
+            more <= tiles.div_ceil(parts(more)).max(FEW_WARPS) && (slots(more) > multiprocessors || less)
+        };
+        let mut warps = FEW_WARPS / 2;
+        for more in [FEW_WARPS, self.most_warps / 2, self.most_warps] {
+            if busy(more) > busy(warps) || busy(more) == busy(warps) && instead(more, warps) {
+                warps = more;
+            }
+        }
         ShortLaunch { warps, shared_bytes: self.shared_bytes(warps, seqlen_kv), parts: parts(warps) }
     }
 }
 
-/// The grid: heads of K and V, sequences, and the CTAs that share the rows of one; none where a GPU has no such.
+/// The grid: heads of K and V and sequences, one of which is in front (`ShortParams::sequences_first`), and the CTAs that share the rows of a head; none
+/// where a GPU has no such.
 #[must_use]
-pub fn short_grid(heads_kv: usize, sequences: usize, parts: usize) -> Option<[u32; 3]> {
-    let heads_kv = i32::try_from(heads_kv).ok()?;
-    Some([heads_kv as u32, u16::try_from(sequences).ok()?.into(), u16::try_from(parts).ok()?.into()])
+pub fn short_grid(heads_kv: usize, sequences: usize, parts: usize, sequences_first: bool) -> Option<[u32; 3]> {
+    let (first, second) = if sequences_first { (sequences, heads_kv) } else { (heads_kv, sequences) };
+    let first = i32::try_from(first).ok()?;
+    Some([first as u32, u16::try_from(second).ok()?.into(), u16::try_from(parts).ok()?.into()])
 }
 
-/// Warps of the smaller CTAs, and the most of those that quantize K, or V.
+/// Warps of the smaller CTAs.
 pub const FEW_WARPS: usize = 4;
+
+/// The warps that quantize K, or V: of a large CTA one half each, so that code is waited for by the two halves at once; of a small one all of
+/// them both.
+#[inline(always)]
+#[must_use]
+pub const fn team_warps(warps: u32) -> u32 {
+    if warps >= 2 * FEW_WARPS as u32 {
+        warps / 2
+    } else if warps > FEW_WARPS as u32 {
+        FEW_WARPS as u32
+    } else {
+        warps
+    }
+}
+
+/// The most warps of K's team that look for the ranges of its channels: the first tokens are no more work, and where the ranges wait is no larger.
+pub const RANGES_WARPS: usize = FEW_WARPS;
 
 /// Keys that have a place: whole panels of a block.
 #[inline(always)]
 #[must_use]
 pub const fn padded_keys(seqlen_kv: usize) -> usize {
-    seqlen_kv.next_multiple_of(ROW_BYTES)
+    (seqlen_kv + (ROW_BYTES - 1)) & !(ROW_BYTES - 1)
 }
 
-/// Dims of a token that a lane holds. A token in few lanes is rotated with fewer exchanges, by more code, which a launch waits for.
-pub const LANE_DIMS: usize = 16;
+/// Dims of a token that a lane holds. A token in few lanes is rotated with fewer exchanges, by more code, which a launch waits for; but a tile's 16 rows
+/// are to have work for all lanes.
+#[must_use]
+pub const fn lane_dims(head_dim: usize) -> usize {
+    if head_dim < 64 { 16 } else { 32 }
+}
 
 /// Bytes of a warp's area: its queries as they come and their codes, and in their place scores of a block, or what special blocks need; notes, sums, and
 /// scale and bias of each row.
@@ -174,10 +222,10 @@ pub const fn rows_offset(head_dim: usize, mt: usize) -> usize {
     notes_offset(head_dim, mt) + 16 * mt * NOTE_BYTES + 32 * 16 * mt
 }
 
-/// How often a warp takes [`LANE_DIMS`] a lane, until it has its tile of query rows.
+/// How often a warp takes [`lane_dims`] a lane, until it has its tile of query rows.
 #[must_use]
 pub const fn queries_rounds(head_dim: usize, mt: usize) -> usize {
-    16 * mt * head_dim / (32 * LANE_DIMS)
+    16 * mt * head_dim / (32 * lane_dims(head_dim))
 }
 
 /// Where what is said of the head begins: behind the signs of the dims, 4 bytes each at most, and K's offset.
@@ -208,7 +256,9 @@ pub const fn numbers_offset(head_dim: usize, blocks: usize) -> usize {
 #[must_use]
 pub const fn codes_offset(head_dim: usize, blocks: usize) -> usize {
     // Eight rows of a panel are all banks.
-    (numbers_offset(head_dim, blocks) + NUMBERS_BYTES * blocks).next_multiple_of(256)
+    // Masked: of a number that the compiler does not know, `next_multiple_of` is a division's worth of instructions, at each use.
+    const ROW: usize = 256;
+    (numbers_offset(head_dim, blocks) + NUMBERS_BYTES * blocks + (ROW - 1)) & !(ROW - 1)
 }
 
 /// Where the areas of the warps begin.
@@ -222,8 +272,16 @@ pub const fn warps_offset(head_dim: usize, blocks: usize, keys: usize) -> usize 
 mod tests {
     use super::*;
 
-    const V: ShortVariant =
-        ShortVariant { name: "", head_dim: 64, m16_tiles: 1, most_warps: 8, min_ctas: 2, any_queries: 0, to_keys: 0 };
+    const V: ShortVariant = ShortVariant {
+        name: "",
+        head_dim: 64,
+        m16_tiles: 1,
+        most_warps: 16,
+        min_ctas: 1,
+        any_queries: 0,
+        to_keys: 0,
+        to_keys_filled: 0,
+    };
     /// Of an H200.
     const SHARED: usize = 227 << 10;
 
@@ -246,15 +304,22 @@ mod tests {
     #[test]
     fn warps_are_those_that_have_work() {
         let warps = |heads, lengths| V.launch((heads, 1), lengths, 132, SHARED).warps;
-        assert_eq!([(257, 257), (512, 512), (256, 256)].map(|lengths| warps(384, lengths)), [8; 3]);
+        // 17 tiles are three rounds of eight warps, but two of sixteen, of which one has a tile for one warp; 32 are two of sixteen.
+        assert_eq!(
+            [(1024, (257, 257)), (384, (512, 512)), (384, (128, 128))].map(|(h, lengths)| warps(h, lengths)),
+            [8, 16, 8]
+        );
+        // One CTA of sixteen, or two of eight that would quantize K and V twice.
+        assert_eq!(warps(128, (512, 512)), 16);
         // Four tiles for four warps, two for two.
         assert_eq!(
             [(384, (64, 64)), (3072, (32, 32)), (384, (17, 64))].map(|(h, lengths)| warps(h, lengths)),
             [4, 2, 4]
         );
-        // One CTA of eight at a time, where two of four have room.
-        let wide = ShortVariant { head_dim: 128, min_ctas: 1, ..V };
-        assert_eq!(wide.launch((192, 1), (128, 128), 132, SHARED).warps, 4);
+        // One CTA of eight at a time, where two of four have room, or have none.
+        let wide = ShortVariant { head_dim: 128, most_warps: 8, ..V };
+        let warps = |keys| wide.launch((192, 1), (keys, keys), 132, SHARED).warps;
+        assert_eq!([64, 128, 256, 384].map(warps), [4, 4, 4, 8]);
     }
 
     #[test]
@@ -267,7 +332,7 @@ mod tests {
                 assert!(launch.shared_bytes <= bytes, "{}: {launch:?}", v.name);
             }
             // Whole rounds.
-            assert_eq!(v.tile_m() * v.head_dim % (32 * LANE_DIMS), 0);
+            assert_eq!(v.tile_m() * v.head_dim % (32 * lane_dims(v.head_dim)), 0);
         }
     }
 }

@@ -202,6 +202,10 @@ pub struct ShortParams {
     pub dtype: u32,
     /// CTAs that share the rows of a head of K and V.
     pub parts: u32,
+    /// Whether sequences are the grid's first dimension and heads the second, and not the other way round: 1 or 0.
+    pub sequences_first: u32,
+    /// Not read.
+    pub reserved: u32,
 }
 
 const _: () = assert!(
@@ -215,7 +219,7 @@ const _: () = assert!(
 );
 const _: () = assert!(size_of::<ScoreParams>() == 4 * 8 + 6 * 8 + 6 * 4);
 const _: () = assert!(size_of::<BlockParams>() == 8 + 6 * 4);
-const _: () = assert!(size_of::<ShortParams>() == size_of::<AttentionParams>() + 3 * size_of::<Strided>() + 2 * 4);
+const _: () = assert!(size_of::<ShortParams>() == size_of::<AttentionParams>() + 3 * size_of::<Strided>() + 4 * 4);
 
 // SAFETY: the sizes above are the sums of the fields'.
 unsafe impl Params for AttentionParams {}

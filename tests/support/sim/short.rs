@@ -48,7 +48,8 @@ impl Simulator {
         };
         let at = Grid {
             kernel: variant.name,
-            grid: short_grid(problem.heads_kv, problem.batch, parts).context("the grid overflows")?,
+            grid: short_grid(problem.heads_kv, problem.batch, parts, params.sequences_first != 0)
+                .context("the grid overflows")?,
             threads: 32 * warps,
             shared: shared_bytes,
         };

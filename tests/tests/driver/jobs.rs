@@ -67,6 +67,13 @@ fn the_way_is_that_of_the_table() {
             }
             let more = variant.to_keys + 1;
             assert_eq!(path(of(2, more, more)), JobPath::Quantized);
+            // 128 heads are nearly as many as multiprocessors; 192 leave half of them without work at last.
+            let many = |batch, heads, n| path(AttentionProblem::new(batch, heads, heads, n, n, head_dim));
+            let filled = variant.to_keys_filled;
+            assert_eq!([filled, filled + 1].map(|n| many(4, 32, n)), [JobPath::Fused, JobPath::Quantized]);
+            if filled > variant.to_keys {
+                assert_eq!(many(16, 12, filled), JobPath::Quantized);
+            }
             assert_eq!(path(of(2, 1, 1).with_scheme(Scheme::Paper)), JobPath::Quantized);
         }
         assert_eq!(path(AttentionProblem::new(1, 1, 1, 10, 10, 96)), JobPath::Quantized);

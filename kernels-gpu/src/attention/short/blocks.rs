@@ -99,6 +99,10 @@ pub(crate) unsafe fn values<K: Kernel<MT>, const MT: usize>(count: u32, shared: 
             let near_first = (block != 0) | (largest <= mul_rn_f32(V_FIRST_RATIO, first));
             // All lanes say the same, and the compiler is to know.
             let share = !vote_any(lost | !near | !near_first);
+            let mut largest = largest;
+            if !share {
+                largest = round_up_to_step(largest);
+            }
             // All have read the first one's magnitude.
             warp_sync();
             let mut key = lane;
@@ -123,7 +127,6 @@ pub(crate) unsafe fn values<K: Kernel<MT>, const MT: usize>(count: u32, shared: 
             if lane == 0 {
                 st_shared_f32(shared.block(block) + 4, or(share, largest, f32::NAN));
                 if block == 0 {
-                    let largest = or(share, largest, round_up_to_step(largest));
                     st_shared_f32(shared.unit(), v_unit(largest));
                 }
             }

@@ -5,7 +5,7 @@ use crate::params::ShortParams;
 
 macro_rules! entries {
     ($($name:ident { head_dim: $d:literal, m16_tiles: $mt:literal, most_warps: $warps:literal, min_ctas: $ctas:literal,
-        any_queries: $any:literal, to_keys: $to:literal })*) => {$(
+        any_queries: $any:literal, to_keys: $to:literal, to_keys_filled: $filled:literal })*) => {$(
         #[cfg($name)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]

@@ -38,7 +38,7 @@ mod tokens;
 mod values;
 
 use super::sequence::Sequence;
-use crate::config::short::FEW_WARPS;
+use crate::config::short::team_warps;
 use crate::division::div_rem;
 use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::params::{AttentionParams, ShortParams, dtype};
@@ -72,9 +72,13 @@ pub(crate) struct Cta {
 impl Cta {
     /// That of the calling one, and where the sequence's keys are.
     #[inline(always)]
-    fn new(params: &AttentionParams) -> (Self, seqlens::Tokens) {
-        // Heads of a sequence, whose rows of packed tensors are neighbours in memory, at a time.
-        let (head_kv, batch, part) = (ctaid_x(), ctaid_y(), ctaid_z());
+    fn new(params: &ShortParams) -> (Self, seqlens::Tokens) {
+        // Neighbours of the first dimension are worked on at a time.
+        let (mut head_kv, mut batch, part) = (ctaid_x(), ctaid_y(), ctaid_z());
+        if params.sequences_first != 0 {
+            (head_kv, batch) = (batch, head_kv);
+        }
+        let params = &params.attention;
         let seqlens = &params.seqlens;
         // SAFETY: the grid has as many as there are sequences. All lanes say the same, and the compiler is to know.
         let (q, kv) = unsafe {
@@ -110,8 +114,12 @@ impl Cta {
         shared: Shared<K, MT>,
         index: u32,
     ) -> TileRows<'a, K, MT> {
-        // SAFETY: the caller's promise.
-        let (of_group, tile) = unsafe { div_rem(index, self.tiles_of_head::<K, MT>()) };
+        let (of_head, mut at) = (self.tiles_of_head::<K, MT>(), (0, index));
+        if index >= of_head {
+            // SAFETY: the caller's promise.
+            at = unsafe { div_rem(opaque(index), of_head) };
+        }
+        let (of_group, tile) = at;
         let sequence = self.sequence(self.head_kv * params.attention.group + of_group);
         TileRows { params, shared, sequence, row: tile * K::TILE_M, warp: warp() }
     }
@@ -130,8 +138,7 @@ fn warps() -> u32 {
     ntid_x() / 32
 }
 
-/// The warps that quantize K, or V: of a large CTA one half each, so that code is waited for by the two halves at once; of a small one all of
-/// them both.
+/// The warps that quantize K, or V ([`team_warps`]).
 #[derive(Clone, Copy)]
 pub(crate) struct Team {
     first: u32,
@@ -165,7 +172,7 @@ impl Team {
 #[inline(always)]
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &ShortParams) {
     unsafe {
-        let (cta, kv) = Cta::new(&params.attention);
+        let (cta, kv) = Cta::new(params);
         let tiles = params.attention.group * cta.tiles_of_head::<K, MT>();
         let first = cta.part * warps();
         // A sequence of a pack may be short, or have no queries.
@@ -228,7 +235,7 @@ unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(
 ) {
     unsafe {
         let (warp, warps) = (warp(), warps());
-        let (size, count) = (warps.min(FEW_WARPS as u32), kv.len);
+        let (size, count) = (team_warps(warps), kv.len);
         let rows = |tensor| Rows::new::<E>(tensor, kv.batch, cta.head_kv).skip(kv.first);
         let of_k = Team { first: 0, size, warp };
         if of_k.is_in() {

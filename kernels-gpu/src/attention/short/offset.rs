@@ -2,7 +2,7 @@
 
 use super::shared::Shared;
 use super::{Kernel, Team};
-use crate::config::short::FEW_WARPS;
+use crate::config::short::RANGES_WARPS;
 use crate::element::{Element, Rows, load};
 use crate::layout::{OFFSET_TOKENS, ROW_BYTES};
 use crate::ptx::opaque::rolled;
@@ -21,7 +21,7 @@ const fn row_bytes<E: Element, K: Kernel<MT>, const MT: usize>() -> u32 {
 #[inline(always)]
 fn range<E: Element, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>, warp: u32) -> u32 {
     // As many bytes as the codes of K have at least.
-    const { assert!(2 * FEW_WARPS * E::BYTES <= ROW_BYTES) }
+    const { assert!(2 * RANGES_WARPS * E::BYTES <= ROW_BYTES) }
     shared.k() + 2 * warp * row_bytes::<E, K, MT>()
 }
 
@@ -36,9 +36,12 @@ pub(crate) unsafe fn ranges<E: Element, K: Kernel<MT>, const MT: usize>(
     shared: &Shared<K, MT>,
     team: Team,
 ) {
+    if team.member() >= RANGES_WARPS as u32 {
+        return;
+    }
     unsafe {
         let vectors = row_bytes::<E, K, MT>() / 16;
-        let at_a_time = 32 * team.size / vectors;
+        let at_a_time = 32 * team.size.min(RANGES_WARPS as u32) / vectors;
         let thread = tid_x();
         let (row, vector) = (thread / vectors, thread % vectors);
         let tokens = count.min(OFFSET_TOKENS as u32);
@@ -102,7 +105,7 @@ pub(crate) unsafe fn tables<E: Element, K: Kernel<MT>, const MT: usize>(shared: 
             let at = |warp: u32| range::<E, K, MT>(shared, warp) + 4 * word;
             let high_at = |warp: u32| at(warp) + row_bytes::<E, K, MT>();
             let (mut low, mut high, mut warp) = (ld_shared_u32(at(0)), ld_shared_u32(high_at(0)), 1);
-            while warp < team.size {
+            while warp < team.size.min(RANGES_WARPS as u32) {
                 rolled();
                 low = E::min(low, ld_shared_u32(at(warp)));
                 high = E::max(high, ld_shared_u32(high_at(warp)));

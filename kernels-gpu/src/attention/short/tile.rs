@@ -13,7 +13,7 @@ use crate::attention::softmax::{
 use crate::attention::window::{Blocks, Window};
 use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::layout::{KV_BLOCK, ROW_BYTES};
-use crate::params::{AttentionParams, ShortParams};
+use crate::params::{AttentionParams, ShortParams, UNLIMITED};
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::{max_f32, max_nan_f16x2, mul_rn_f32};
@@ -37,8 +37,8 @@ pub(crate) struct Tile<'a, K, const MT: usize> {
     pub warp: u32,
     /// First row.
     pub row: u32,
-    /// Which blocks the rows see.
-    blocks: Blocks,
+    /// Which panels of 32 keys the rows see, of all blocks.
+    panels: Blocks,
     /// The largest reach of the rows.
     reach: f32,
 }
@@ -54,6 +54,12 @@ impl<K: Kernel<MT>, const MT: usize> Tile<'_, K, MT> {
     #[inline(always)]
     pub(crate) unsafe fn sequence(&self) -> Sequence {
         unsafe { self.shared.cta().sequence(opaque(self.head_q)) }
+    }
+
+    /// The first block that a row sees.
+    #[inline(always)]
+    fn first_block(&self) -> u32 {
+        self.panels.first / KEY_STEPS as u32
     }
 
     /// The window on the sequence.
@@ -78,15 +84,19 @@ impl<K: Kernel<MT>, const MT: usize> Tile<'_, K, MT> {
 /// The tile from its codes to the output.
 ///
 /// # Safety
-/// In whole warps, after `TileRows::quantize`.
+/// In whole warps, a barrier after the codes of its list.
 #[inline(always)]
 pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, MT>) {
     unsafe {
         let TileRows { params: ShortParams { attention: params, .. }, shared, sequence, row, warp } = rows;
         let head_q = sequence.head_q;
         let (row, warp) = (*row, *warp);
-        let blocks = sequence.window(params).blocks(row, K::TILE_M);
-        let mut tile = Tile::<K, MT> { params, head_q, shared, warp, row, blocks, reach: 0.0 };
+        let mut panels = Blocks::all::<ROW_BYTES>(sequence.seqlen_kv);
+        if (params.window_left & params.window_right) != UNLIMITED {
+            let Window { seqlen_q, seqlen_kv, left, right } = sequence.window(params);
+            panels = Window::<ROW_BYTES> { seqlen_q, seqlen_kv, left, right }.blocks(opaque(row), K::TILE_M);
+        }
+        let mut tile = Tile::<K, MT> { params, head_q, shared, warp, row, panels, reach: 0.0 };
         let mut q_scales = [[1.0; 2]; MT];
         unroll!(0..MT, |mt| {
             unroll!(0..2, |half| {
@@ -98,10 +108,10 @@ pub(crate) unsafe fn attend<K: Kernel<MT>, const MT: usize>(rows: &TileRows<K, M
         warp_sync();
         let mut softmax = <Scheme<MT> as Softmax<MT>>::new(params, q_scales, || [[0.0; 2]; MT], || tile.notes());
         let mut acc = Accumulator::<MT>::zero();
-        let mut block = tile.blocks.first;
-        while block < tile.blocks.end {
+        let mut block = tile.first_block();
+        while block * (KEY_STEPS as u32) < tile.panels.end {
             rolled();
-            let panels = (shared.keys / ROW_BYTES as u32 - block * KEY_STEPS as u32).min(KEY_STEPS as u32);
+            let panels = (tile.panels.end - block * KEY_STEPS as u32).min(KEY_STEPS as u32);
             step::<K, MT>(&tile, block, panels, &query, &mut softmax, &mut acc);
             block += 1;
         }
@@ -127,10 +137,11 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         while panel < panels {
             rolled();
             let mut s = scores::<K, MT>(tile, block, panel, query, softmax);
-            if block >= tile.blocks.full_to {
+            let of_all = block * KEY_STEPS as u32 + panel;
+            if of_all >= tile.panels.full_to {
                 mask::<K, MT, false>(tile, block, panel, &mut s);
             }
-            if block < tile.blocks.full_from {
+            if of_all < tile.panels.full_from {
                 mask::<K, MT, true>(tile, block, panel, &mut s);
             }
             let largest = Scheme::<MT>::lane_maxima(&s, PANEL_TILES);
@@ -172,6 +183,9 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         }
         let (tiles, codes) = (K::HEAD_DIM / 8, sums.map(|sums| sums.get()));
         let exponents = Scheme::<MT>::of_rows(&exponents);
+        if (block == tile.first_block()) & !special {
+            softmax.begin(exponents);
+        }
         let row = softmax.add_codes::<Alone>(exponents, codes, acc, tiles, special, || scales, || tile.notes());
         unroll!(0..MT, |mt| {
             unroll!(0..K::HEAD_DIM / 8, |tile| {
@@ -323,7 +337,12 @@ unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
                 let keys = window.first_in_block(row, block) - first;
                 Scheme::<MT>::hide_before(scores, mt, half, keys, PANEL_TILES);
             } else {
-                Scheme::<MT>::hide_from(scores, mt, half, window.end_in_block(row, block) - first, PANEL_TILES);
+                // Where the window has no right end, the sequence has.
+                let mut keys = window.seqlen_kv.saturating_sub(block * KV_BLOCK as u32).min(KV_BLOCK as u32) as i32;
+                if window.right != UNLIMITED {
+                    keys = window.end_in_block(row, block);
+                }
+                Scheme::<MT>::hide_from(scores, mt, half, keys - first, PANEL_TILES);
             }
         });
     });

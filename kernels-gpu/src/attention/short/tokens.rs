@@ -3,7 +3,8 @@
 
 use super::shared::Shared;
 use super::{Kernel, Team};
-use crate::config::short::LANE_DIMS;
+use crate::config::rows::short_rows;
+use crate::config::short::lane_dims;
 use crate::element::{Element, Rows, Vector, load};
 use crate::layout::MAX_SCALE;
 use crate::ptx::math::{fma_rn_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
@@ -14,7 +15,22 @@ use crate::ptx::shuffle::{shfl_idx, shfl_sync_bfly_b32, vote_any};
 use crate::ptx::special::tid_x;
 use crate::quantize::pack::codes4;
 use crate::quantize::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
-use crate::rotation::{DIMS, Place, butterflies_here};
+use crate::rotation::{DIMS, Place, butterflies_across, butterflies_here};
+
+/// [`LANE_DIMS`] of the row that the module is built for.
+macro_rules! of_row {
+    ($($name:ident { head_dim: $d:literal, $($rest:tt)* })*) => {
+        $(
+            /// Dims of a token that a lane holds.
+            #[cfg($name)]
+            pub(crate) const LANE_DIMS: usize = lane_dims($d);
+        )*
+        /// Of no row: nothing is made of it.
+        #[cfg(not(any($($name),*)))]
+        pub(crate) const LANE_DIMS: usize = lane_dims(64);
+    };
+}
+short_rows!(of_row);
 
 /// Vectors of a token that a lane has.
 pub(crate) const fn vectors<E: Element>() -> usize {
@@ -189,11 +205,11 @@ unsafe fn rotate<E: Element>(place: &Place, x: &mut [f32; LANE_DIMS]) {
         butterflies_here::<4, LANE_DIMS>(x);
     }
     // Opaque: a number that the compiler sees would unroll the loop.
-    let (mut mask, lanes) = (1, opaque(place.lanes()));
+    let (mut mask, mut second, lanes) = (1, place.lane, opaque(place.lanes()));
     while mask < lanes {
         rolled();
-        unsafe { place.butterflies_between(x, mask) };
-        mask *= 2;
+        unsafe { butterflies_across(x, mask, second) };
+        (mask, second) = (2 * mask, second / 2);
     }
     if E::LANES == 4 {
         butterflies_here::<4, LANE_DIMS>(x);

@@ -2,11 +2,12 @@
 //! bytes of packed rows.
 
 use super::shared::Shared;
-use super::tokens::{Part, Tokens, largest, vectors};
+use super::tokens::{LANE_DIMS, Part, Tokens, largest, vectors};
 use super::{Kernel, Team};
-use crate::config::short::LANE_DIMS;
 use crate::element::{Element, Rows, Vector, load};
-use crate::layout::{KV_BLOCK, ROW_BYTES, V_OFFSETS, V_ROTATION, octet_key, rotate_v, swizzle, v_row};
+use crate::layout::{
+    KV_BLOCK, ROW_BYTES, V_OFFSETS, V_ROTATION, octet_key, rotate_v, rotated_v_maxima, swizzle, v_row,
+};
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::opaque::rolled;
 use crate::ptx::select::selp_b32;
@@ -36,11 +37,12 @@ fn rotated<E: Element>(vector: &Vector) -> [f32; 8] {
 #[inline(always)]
 pub(crate) unsafe fn magnitudes<E: Element, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
     let of_token = |place: &Place, raw: Part, token: u32, _: bool| unsafe {
-        let mut x = [0.0; LANE_DIMS];
+        let mut x = [0.0; LANE_DIMS / 2];
         unroll!(0..vectors::<E>(), |i| {
-            let dims = rotated::<E>(&raw[i]);
-            unroll!(0..E::LANES, |j| {
-                x[i * E::LANES + j] = dims[j];
+            unroll!(0..E::LANES / V_ROTATION, |four| {
+                let dim = |j| E::get(&raw[i], V_ROTATION * four + j);
+                let at = (E::LANES * i + V_ROTATION * four) / 2;
+                (x[at], x[at + 1]) = rotated_v_maxima([dim(0), dim(1), dim(2), dim(3)]);
             });
         });
         let at = shared.inverses(token / KV_BLOCK as u32) + 4 * (token % KV_BLOCK as u32);

@@ -138,6 +138,12 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
         maxima
     }
 
+    /// Makes the exponents of a first block, not a special one, the reference: there is no sum and no output that would have to be rescaled.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self, exponents: [[f32; 2]; MT]) {
+        self.reference = exponents;
+    }
+
     /// [`Softmax::add_block`] of a block with these sums of P.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
