@@ -93,6 +93,9 @@ macro_rules! conversion_rows {
             quantize_f16 { part: "quantize" }
             quantize_bf16 { part: "quantize" }
             quantize_f32 { part: "quantize" }
+            quantize_f16_d32 { part: "quantize" }
+            quantize_bf16_d32 { part: "quantize" }
+            v_amax { part: "quantize" }
             append_f16 { part: "quantize" }
             append_bf16 { part: "quantize" }
             append_f32 { part: "quantize" }

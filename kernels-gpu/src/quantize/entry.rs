@@ -1,7 +1,7 @@
 //! The entry points: parameters to CTAs' work (docs/kernel-abi.md, "Entry points").
 
 use super::offset::Source;
-use super::tile::Tile;
+use super::tile::{D32, Tile};
 use super::work::{Item, Operand, Work};
 use super::{tokens, values};
 use crate::division::div_rem;
@@ -124,7 +124,7 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
     let source = run.source(p, rows);
     unsafe {
         let (rotates, end) = (p.rotate != 0, run.end(&tile));
-        if E::BYTES == 2 && p.head_dim > 32 {
+        if E::BYTES == 2 && !D32 {
             tokens::quantize::<E, true, 64>(p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
         } else {
             tokens::quantize::<E, true, 32>(p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
@@ -184,7 +184,7 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
     let source = run.source(p, run.rows_of_k::<E>(p));
     unsafe {
         let (rotates, end) = (p.rotate != 0, run.end(&tile));
-        if E::BYTES == 2 && p.head_dim > 32 {
+        if E::BYTES == 2 && !D32 {
             tokens::quantize::<E, false, 64>(p.head_dim, p.dims, rotates, rows, tile, end, source, null_mut(), out);
         } else {
             tokens::quantize::<E, false, 32>(p.head_dim, p.dims, rotates, rows, tile, end, source, null_mut(), out);
@@ -221,8 +221,8 @@ unsafe fn v_amax<E: Element>(p: &QuantizeParams) {
 }
 
 macro_rules! entries {
-    ($($element:ty => $quantize:ident, $v_amax:ident;)*) => {$(
-        /// Q, K and V to INT8.
+    ($($element:ty => [$($quantize:ident),*], $v_amax:ident;)*) => {$(
+        $(/// Q, K and V to INT8.
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `quantize_*`.
@@ -231,13 +231,13 @@ macro_rules! entries {
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $quantize(params: QuantizeParams) {
             unsafe { quantize::<$element>(&params) }
-        }
+        })*
 
         /// The largest magnitude of each head of V, for the paper's scheme.
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `v_amax_*`.
-        #[cfg($quantize)]
+        #[cfg(v_amax)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $v_amax(params: QuantizeParams) {
@@ -247,7 +247,7 @@ macro_rules! entries {
 }
 
 entries! {
-    F16 => quantize_f16, v_amax_f16;
-    Bf16 => quantize_bf16, v_amax_bf16;
-    F32 => quantize_f32, v_amax_f32;
+    F16 => [quantize_f16, quantize_f16_d32], v_amax_f16;
+    Bf16 => [quantize_bf16, quantize_bf16_d32], v_amax_bf16;
+    F32 => [quantize_f32], v_amax_f32;
 }

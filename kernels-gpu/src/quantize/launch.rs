@@ -28,11 +28,24 @@ pub const QUANTIZE: &[Bounds] = &[
     Bounds { module: "quantize_f32", entry: "quantize_f32", threads: 1024, min_ctas: 1 },
 ];
 
+/// The same for heads of 32 dims: of halves, code of its own (`tokens`), for which no other launch waits while a driver compiles it.
+const QUANTIZE_D32: &[Bounds] = &[
+    Bounds { module: "quantize_f16_d32", entry: "quantize_f16_d32", threads: threads(32, 2), min_ctas: 8 },
+    Bounds { module: "quantize_bf16_d32", entry: "quantize_bf16_d32", threads: threads(32, 2), min_ctas: 8 },
+    QUANTIZE[2],
+];
+
+/// The entry point that quantizes heads of so many dims, of elements with this code (`params::dtype`).
+#[must_use]
+pub const fn quantize(head_dim: usize, dtype: u32) -> &'static Bounds {
+    if head_dim > 32 { &QUANTIZE[dtype as usize] } else { &QUANTIZE_D32[dtype as usize] }
+}
+
 /// `v_amax_*`, in the same order: the paper's scheme launches them before `quantize_*`.
 pub const V_AMAX: &[Bounds] = &[
-    Bounds { module: "quantize_f16", entry: "v_amax_f16", threads: 512, min_ctas: 2 },
-    Bounds { module: "quantize_bf16", entry: "v_amax_bf16", threads: 512, min_ctas: 2 },
-    Bounds { module: "quantize_f32", entry: "v_amax_f32", threads: 1024, min_ctas: 1 },
+    Bounds { module: "v_amax", entry: "v_amax_f16", threads: 512, min_ctas: 2 },
+    Bounds { module: "v_amax", entry: "v_amax_bf16", threads: 512, min_ctas: 2 },
+    Bounds { module: "v_amax", entry: "v_amax_f32", threads: 1024, min_ctas: 1 },
 ];
 
 /// `append_*`, in the same order.
@@ -95,7 +108,7 @@ pub const fn page_scales_grid(batch: usize, heads_kv: usize, seqlen_kv: usize) -
 
 /// All entry points of quantization and of caches.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
-    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain([&GATHER, &CONVERT, &PAGE_SCALES])
+    QUANTIZE.iter().chain(&QUANTIZE_D32[..2]).chain(V_AMAX).chain(APPEND).chain([&GATHER, &CONVERT, &PAGE_SCALES])
 }
 
 /// 16-byte vectors of a tile that a thread has.

@@ -11,6 +11,9 @@ use crate::ptx::shared::{ld_shared_v4_u32, st_shared_v4_u32};
 use crate::ptx::special::{ntid_x, tid_x_again};
 use crate::smem;
 
+/// Whether this is a module for halves of heads of 32 dims: a lane has 32 of a token there, else 64 (`tokens`).
+pub(crate) const D32: bool = cfg!(any(quantize_f16_d32, quantize_bf16_d32));
+
 /// The head dim, or the next power of two. The threads of the CTA say it, which takes no computation and no register.
 #[inline(always)]
 pub(crate) fn padded<E: Element>() -> u32 {
