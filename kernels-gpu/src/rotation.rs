@@ -10,6 +10,7 @@
 use crate::element::Element;
 use crate::layout::signs;
 use crate::ptx::math::fma_rn_f32;
+use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::{shfl_bfly, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x_again;
@@ -216,7 +217,14 @@ impl Place {
         if E::LANES == 8 {
             butterflies_here::<4, N>(x);
         }
-        if self.log_lanes > 0 {
+        if N > DIMS {
+            let mut mask = 1;
+            // Opaque: a body for each number of lanes would be a third of the loop, and of the time that a driver takes to compile it.
+            while mask < self.lanes() {
+                unsafe { self.butterflies_between(x, mask) };
+                mask = opaque(mask * 2);
+            }
+        } else if self.log_lanes > 0 {
             unsafe { self.butterflies_between(x, 1) };
             if self.log_lanes > 1 {
                 unsafe { self.butterflies_between(x, 2) };

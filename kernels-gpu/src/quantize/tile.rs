@@ -5,7 +5,7 @@ use crate::element::{Element, Rows, Vector, load, load_elements};
 use crate::layout::KV_BLOCK;
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::cp_async::{commit_group, cp_async_16_zfill, wait_group};
-use crate::ptx::opaque::opaque;
+use crate::ptx::opaque::{opaque, rolled};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_v4_u32};
 use crate::ptx::special::{ntid_x, tid_x_again};
@@ -105,9 +105,10 @@ impl Vectors {
             } else {
                 let mut i = 0;
                 while i < N {
+                    // This is the slow way: by ptxas too.
+                    rolled();
                     let loaded = load_elements::<E>(rows.at(place(i)));
                     st_shared_v4_u32(true, to + i as u32 * STEP, if has(i) { loaded } else { [0; 4] });
-                    // Rolled: this is the slow way.
                     i = opaque(i as u32 + 1) as usize;
                 }
             }
