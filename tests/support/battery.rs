@@ -250,6 +250,9 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
         if kernel == format!("quantize_{dtype}") {
             return Ok(conversions::quantization(dtype));
         }
+        if kernel == format!("quantize_wide_{dtype}") {
+            return Ok(conversions::wide_quantization(dtype));
+        }
         // What it finds is in what `quantize` makes of it.
         if kernel == format!("v_amax_{dtype}") {
             let mut checks = conversions::quantization(dtype);

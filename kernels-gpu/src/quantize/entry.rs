@@ -1,16 +1,16 @@
 //! The entry points: parameters to CTAs' work (docs/kernel-abi.md, "Entry points").
 
 use super::offset::Source;
-use super::tile::Tile;
+use super::tile::{Tile, WIDE};
 use super::work::{Item, Operand, Work};
-use super::{tokens, values};
+use super::{tokens, values, wide};
 use crate::division::div_rem;
 use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS, block_bytes};
 use crate::params::{Global, QuantizeParams, SeqLens};
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32};
 use crate::ptx::opaque::opaque;
-use crate::ptx::special::{ctaid_x, tid_x};
+use crate::ptx::special::{ctaid_x, ntid_x, tid_x};
 use crate::seqlens::{Tokens, sequence_of_tile};
 use core::ptr::null_mut;
 
@@ -100,10 +100,13 @@ impl Run {
 unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
     let offset = at(p.k_offset, run.head(p) * p.dims as usize);
     if !run.is_within(&run.kv) {
-        // Of no tokens: the threads are more than dims.
-        let thread = tid_x();
-        let none = (run.kv.len == 0) & (run.item.tile == 0) & (thread < p.dims) & (p.goes_on == 0);
-        unsafe { st_global_f32(none, offset.wrapping_add(thread as usize), [0.0]) };
+        // Of no tokens.
+        let none = (run.kv.len == 0) & (run.item.tile == 0) & (p.goes_on == 0);
+        let mut dim = tid_x();
+        while dim < p.dims {
+            unsafe { st_global_f32(none, offset.wrapping_add(dim as usize), [0.0]) };
+            dim += ntid_x();
+        }
         return;
     }
     let first = run.first_block(p);
@@ -124,7 +127,9 @@ unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
     let source = run.source(p, rows);
     unsafe {
         let (rotates, end) = (p.rotate != 0, run.end(&tile));
-        if E::BYTES == 2 && p.head_dim > 32 {
+        if WIDE {
+            wide::tokens::<E, true>(p.dims, rows, tile, end, source, offset, out);
+        } else if E::BYTES == 2 && p.head_dim > 32 {
             tokens::quantize::<E, true, 64>(p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
         } else {
             tokens::quantize::<E, true, 32>(p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
@@ -159,7 +164,11 @@ unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
         // No tile has the number of the first block where that is elsewhere.
         let first_block = if p.goes_on == 0 { 0 } else { u32::MAX };
         let scales = values::Scaling { rotates, steps: false, head_amax, first_block };
-        values::quantize::<E>(p.head_dim_v, p.dims_v, scales, rows, tile, run.end(&tile), out);
+        if WIDE {
+            wide::values::<E>(p.dims_v, scales, rows, tile, run.end(&tile), out);
+        } else {
+            values::quantize::<E>(p.head_dim_v, p.dims_v, scales, rows, tile, run.end(&tile), out);
+        }
     }
 }
 
@@ -184,7 +193,9 @@ unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
     let source = run.source(p, run.rows_of_k::<E>(p));
     unsafe {
         let (rotates, end) = (p.rotate != 0, run.end(&tile));
-        if E::BYTES == 2 && p.head_dim > 32 {
+        if WIDE {
+            wide::tokens::<E, false>(p.dims, rows, tile, end, source, null_mut(), out);
+        } else if E::BYTES == 2 && p.head_dim > 32 {
             tokens::quantize::<E, false, 64>(p.head_dim, p.dims, rotates, rows, tile, end, source, null_mut(), out);
         } else {
             tokens::quantize::<E, false, 32>(p.head_dim, p.dims, rotates, rows, tile, end, source, null_mut(), out);
@@ -250,4 +261,25 @@ entries! {
     F16 => quantize_f16, v_amax_f16;
     Bf16 => quantize_bf16, v_amax_bf16;
     F32 => quantize_f32, v_amax_f32;
+}
+
+macro_rules! wide_entries {
+    ($($element:ty => $quantize:ident;)*) => {$(
+        /// Q, K and V to INT8, of wide heads.
+        ///
+        /// # Safety
+        /// As docs/kernel-abi.md says of `quantize_*`.
+        #[cfg(quantize_wide)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+        pub unsafe extern "ptx-kernel" fn $quantize(params: QuantizeParams) {
+            unsafe { quantize::<$element>(&params) }
+        }
+    )*};
+}
+
+wide_entries! {
+    F16 => quantize_wide_f16;
+    Bf16 => quantize_wide_bf16;
+    F32 => quantize_wide_f32;
 }
