@@ -317,11 +317,14 @@ pub(crate) fn butterflies_here<const H: usize, const N: usize>(x: &mut [f32; N])
     });
 }
 
+/// Words of the signs of the widest head that the module has.
+const WORDS: usize = if cfg!(any(quantize_wide, kernels = "dequantize")) { SIGN_WORDS } else { SIGN_WORDS / 2 };
+
 /// Which dims from `dim` to the next multiple of 32 change sign, a bit each from the lowest.
 #[inline(always)]
 pub(crate) fn signs_from(dim: u32) -> u32 {
     let mut word = 0;
-    unroll!(0..SIGN_WORDS, |i| {
+    unroll!(0..WORDS, |i| {
         // No table: it would be a variable in memory.
         word = selp_b32(dim / 32 == i as u32, signs(32 * i), word);
     });
