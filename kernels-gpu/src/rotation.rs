@@ -186,11 +186,8 @@ impl Place {
     pub unsafe fn over_many_lanes(&self, value: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
         unsafe {
             let mut value = self.over_lanes(value, &join);
-            if self.log_lanes > 3 {
-                value = join(value, f32::from_bits(shfl_bfly::<8>(value.to_bits())));
-                if self.log_lanes > 4 {
-                    value = join(value, f32::from_bits(shfl_bfly::<16>(value.to_bits())));
-                }
+            if self.log_lanes > 4 {
+                value = join(value, f32::from_bits(shfl_bfly::<16>(value.to_bits())));
             }
             value
         }
