@@ -126,7 +126,7 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
     // The loop is that of shorter heads, but for the pieces that a block comes in.
     let wide = sm80::pieces(variant.head_dim) > 1;
     if wide {
-        cases = cases.into_iter().step_by(if variant.kind == Kind::Plain { 5 } else { 11 }).collect();
+        cases = cases.into_iter().step_by(if variant.kind == Kind::Plain { 8 } else { 16 }).collect();
     }
     let check = |(case, places, multiprocessors): (Case, Places, u32)| {
         let (family, shared_bytes) = (variant.family, variant.from_kib() << 10);
