@@ -29,8 +29,7 @@ macro_rules! sm80_rows {
             attention_sm80_d256_v128_default { head_dim: 256, head_dim_v: 128, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [1, 2, 2], team: 2 }
             attention_sm80_d256_default_kib99 { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 0, 0], team: 2 }
             attention_sm80_d256_default { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [0, 2, 2], team: 2 }
-            attention_sm80_d512_default_kib99 { head_dim: 512, head_dim_v: 512, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 0, 0], team: 4 }
-            attention_sm80_d512_default { head_dim: 512, head_dim_v: 512, scheme: Default, m16_tiles: 1, warps: 8, slots: 4, ctas: [0, 1, 1], team: 4 }
+            attention_sm80_d512_default { head_dim: 512, head_dim_v: 512, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 1, 1], team: 4 }
             attention_sm80_d32_default_general { head_dim: 32, head_dim_v: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1, kind: General }
             attention_sm80_d32_paper_general { head_dim: 32, head_dim_v: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1, kind: General }
             attention_sm80_d64_default_general { head_dim: 64, head_dim_v: 64, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 3, 3], team: 1, kind: General }

@@ -53,11 +53,15 @@ pub(crate) unsafe fn tokens<E: Element, const KEYS: bool>(
             let rows = rows.skip(tile.first());
             let (mut row, count) = (first_lane(tid_x_again() / 32), tile.count());
             let all = if KEYS { KV_BLOCK as u32 } else { count };
-            let mut largest = 0.0;
+            let fetch = |row: u32| load_dims::<E, DIMS>(&rows, |i| (row.min(count - 1), place.vector_of::<E>(i, dims)));
+            let (mut largest, mut raw) = (0.0, fetch(row));
             while row < all {
-                let scale = one::<E, KEYS>(&place, dims, &rows, row, count, &offset, signs, &to);
+                // On its way while this one is worked on.
+                let next = fetch(row + WARPS);
+                let scale = one::<E, KEYS>(&place, dims, &raw, row, count, &offset, signs, &to);
                 // Of those that are numbers.
                 largest = max_f32(largest, scale);
+                raw = next;
                 row += WARPS;
             }
             if KEYS {
@@ -71,13 +75,13 @@ pub(crate) unsafe fn tokens<E: Element, const KEYS: bool>(
     }
 }
 
-/// One token, of which there are `count`; its scale.
+/// One token, whose vectors these are, of `count` tokens; its scale.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn one<E: Element, const KEYS: bool>(
     place: &Place,
     dims: u32,
-    rows: &Rows,
+    raw: &Own,
     row: u32,
     count: u32,
     offset: &[f32; DIMS],
@@ -86,7 +90,6 @@ unsafe fn one<E: Element, const KEYS: bool>(
 ) -> f32 {
     unsafe {
         let inside = row < count;
-        let raw = load_dims::<E, DIMS>(rows, |i| (row.min(count - 1), place.vector_of::<E>(i, dims)));
         let (mut x, mut bias) = ([0.0; DIMS], 0.0);
         unroll!(0..DIMS, |i| {
             let value = E::get(&raw[i / E::LANES], i % E::LANES);
