@@ -254,6 +254,9 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
             checks.retain(|check| !matches!(check, Check::Tensors(check) if !is(check.case.problem.head_dim)));
             return Ok(checks);
         }
+        if kernel == format!("quantize_wide_{dtype}") {
+            return Ok(conversions::wide_quantization(dtype));
+        }
         // What it finds is in what `quantize` makes of it.
         if kernel == format!("v_amax_{dtype}") {
             let mut checks = conversions::quantization(dtype);

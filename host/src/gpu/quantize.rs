@@ -159,7 +159,7 @@ impl QuantizeKvPlan {
     }
 
     /// The same where the tokens of a block of K share a scale if they are about as large, or where each has its own, whatever kernel would attend
-    /// to the plan's problem: for tokens that are a part of another problem's. In the paper's scheme each has its own.
+    /// to the plan's problem: for tokens that are a part of another problem's. In the paper's scheme each has its own, and in heads of more than 256 dims.
     #[must_use]
     pub fn with_shared_k(self, shared: bool) -> Self {
         Self { pass: self.pass.with_shared_k(shared), ..self }
@@ -316,7 +316,9 @@ impl Pass {
 
     /// With one scale for the tokens of a block of K that are about as large, or with one for each.
     pub(super) fn with_shared_k(mut self, shared: bool) -> Self {
-        self.params.share_k = u32::from(shared && self.params.quantize_kv != 0 && self.problem.scheme.rotates());
+        let wide = self.params.head_dim as usize > launch::NARROW_DIMS;
+        let may = self.params.quantize_kv != 0 && self.problem.scheme.rotates() && !wide;
+        self.params.share_k = u32::from(shared && may);
         self
     }
 

@@ -1,9 +1,9 @@
 //! The entry points: parameters to CTAs' work (docs/kernel-abi.md, "Entry points").
 
 use super::offset::Source;
-use super::tile::{D32, Tile};
+use super::tile::{D32, Tile, WIDE};
 use super::work::{Item, Operand, Work};
-use super::{tokens, values};
+use super::{tokens, values, wide};
 use crate::division::div_rem;
 use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS, block_bytes};
@@ -11,7 +11,7 @@ use crate::params::{Global, QuantizeParams, SeqLens, Strided};
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
-use crate::ptx::special::{ctaid_x, tid_x};
+use crate::ptx::special::{ctaid_x, ntid_x, tid_x};
 use crate::seqlens::{Tokens, sequence_of_tile};
 use core::ptr::null_mut;
 
@@ -123,10 +123,13 @@ unsafe fn tokens<E: Element>(p: &QuantizeParams, run: &Run, keys: bool, head_q: 
         first = (run.q.batch * p.heads_q + head_q) as usize * p.seqlens.total_q as usize + run.q.first as usize;
     }
     if !run.is_within(&tokens) {
-        // Of no tokens: the threads are more than dims.
-        let thread = tid_x();
-        let none = keys & (tokens.len == 0) & (run.item.tile == 0) & (thread < p.dims) & (p.goes_on == 0);
-        unsafe { st_global_f32(none, offset.wrapping_add(thread as usize), [0.0]) };
+        // Of no tokens.
+        let none = keys & (tokens.len == 0) & (run.item.tile == 0) & (p.goes_on == 0);
+        let mut dim = tid_x();
+        while dim < p.dims {
+            unsafe { st_global_f32(none, offset.wrapping_add(dim as usize), [0.0]) };
+            dim += ntid_x();
+        }
         return;
     }
     let of = Strided {
@@ -153,7 +156,13 @@ unsafe fn tokens<E: Element>(p: &QuantizeParams, run: &Run, keys: bool, head_q: 
     let source = run.source(p, run.rows_of_k::<E>(p));
     unsafe {
         let (rotates, end) = (p.rotate != 0, run.end(&tile));
-        if E::BYTES == 2 && !D32 {
+        if WIDE {
+            if keys {
+                wide::tokens::<E, true>(p.dims, rows, tile, end, source, offset, out);
+            } else {
+                wide::tokens::<E, false>(p.dims, rows, tile, end, source, offset, out);
+            }
+        } else if E::BYTES == 2 && !D32 {
             tokens::quantize::<E, 64>(keys, p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
         } else {
             tokens::quantize::<E, 32>(keys, p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
@@ -188,7 +197,11 @@ unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
         // No tile has the number of the first block where that is elsewhere.
         let first_block = if p.goes_on == 0 { 0 } else { u32::MAX };
         let scales = values::Scaling { rotates, steps: false, head_amax, first_block };
-        values::quantize::<E>(p.head_dim_v, p.dims_v, scales, rows, tile, run.end(&tile), out);
+        if WIDE {
+            wide::values::<E>(p.dims_v, scales, rows, tile, run.end(&tile), out);
+        } else {
+            values::quantize::<E>(p.head_dim_v, p.dims_v, scales, rows, tile, run.end(&tile), out);
+        }
     }
 }
 
@@ -251,4 +264,25 @@ entries! {
     F16 => [quantize_f16, quantize_f16_d32], v_amax_f16;
     Bf16 => [quantize_bf16, quantize_bf16_d32], v_amax_bf16;
     F32 => [quantize_f32], v_amax_f32;
+}
+
+macro_rules! wide_entries {
+    ($($element:ty => $quantize:ident;)*) => {$(
+        /// Q, K and V to INT8, of wide heads.
+        ///
+        /// # Safety
+        /// As docs/kernel-abi.md says of `quantize_*`.
+        #[cfg(quantize_wide)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+        pub unsafe extern "ptx-kernel" fn $quantize(params: QuantizeParams) {
+            unsafe { quantize::<$element>(&params) }
+        }
+    )*};
+}
+
+wide_entries! {
+    F16 => quantize_wide_f16;
+    Bf16 => quantize_wide_bf16;
+    F32 => quantize_wide_f32;
 }

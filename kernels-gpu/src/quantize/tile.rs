@@ -1,6 +1,6 @@
 //! A tile of the caller's rows.
 
-use super::launch::{THREAD_VECTORS, padded_of_threads, raw_bytes};
+use super::launch::{THREAD_VECTORS, WIDE_DIMS, padded_of_threads, raw_bytes};
 use crate::element::{Element, Rows, Vector, load, load_elements};
 use crate::layout::KV_BLOCK;
 use crate::ptx::barrier::warp_sync;
@@ -13,11 +13,13 @@ use crate::smem;
 
 /// Whether this is a module for halves of heads of 32 dims: a lane has 32 of a token there, else 64 (`tokens`).
 pub(crate) const D32: bool = cfg!(any(quantize_f16_d32, quantize_bf16_d32));
+/// Whether this is the module for heads of more dims than a CTA has all of a tile of (`wide`).
+pub(crate) const WIDE: bool = cfg!(quantize_wide);
 
 /// The head dim, or the next power of two. The threads of the CTA say it, which takes no computation and no register.
 #[inline(always)]
 pub(crate) fn padded<E: Element>() -> u32 {
-    padded_of_threads(ntid_x(), E::BYTES)
+    if WIDE { WIDE_DIMS as u32 } else { padded_of_threads(ntid_x(), E::BYTES) }
 }
 
 /// Shared address behind the tile as it comes.
@@ -169,5 +171,5 @@ pub(crate) unsafe fn request_none<E: Element>() {
 /// Whether a tile waits in shared memory.
 #[inline(always)]
 pub(crate) const fn in_shared<E: Element>() -> bool {
-    raw_bytes(1, E::BYTES) > 0
+    !WIDE && raw_bytes(1, E::BYTES) > 0
 }
