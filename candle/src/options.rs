@@ -112,7 +112,7 @@ impl FlashAttn {
     /// contiguous. `heads_kv` divides `heads_q`; the head dim of `v` may be another one where there are kernels for it (192 and 128).
     ///
     /// # Errors
-    /// Shapes or types that do not go together; head dims without kernels (multiples of 8 up to 256 have them); tensors of the scores of other
+    /// Shapes or types that do not go together; head dims without kernels (multiples of 8 up to 512 have them); tensors of the scores of other
     /// shapes, types or devices; what the GPU says; on the CPU also values that are not finite.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         self.apply([q, k, v], Lengths::Equal)

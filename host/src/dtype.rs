@@ -26,8 +26,10 @@ impl DType {
         }
     }
 
-    /// The kernels' code of this type.
-    pub(crate) const fn code(self) -> u32 {
+    /// The kernels' code of this type. For the launches of this crate and of its tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn code(self) -> u32 {
         match self {
             Self::F16 => dtype::F16,
             Self::BF16 => dtype::BF16,

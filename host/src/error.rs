@@ -123,7 +123,7 @@ pub enum Error {
 
     /// A head dimension of V for which there is no kernel with that of Q and K.
     #[error(
-        "V's head_dim is {head_dim_v}, that of Q and K {head_dim}; there are kernels for 136 to 256 with 104 to 128 in the default scheme, and where both are padded to the same of 32, 64, 96, 128, 256: fill the channels of V with zeros to {head_dim}, or those of Q and K to {head_dim_v}, whichever is larger (with softmax_scale 1/sqrt({head_dim})), and leave the output's added channels out"
+        "V's head_dim is {head_dim_v}, that of Q and K {head_dim}; there are kernels for 136 to 256 with 104 to 128 in the default scheme, and where both are padded to the same of 32, 64, 96, 128, 256, 512: fill the channels of V with zeros to {head_dim}, or those of Q and K to {head_dim_v}, whichever is larger (with softmax_scale 1/sqrt({head_dim})), and leave the output's added channels out"
     )]
     HeadDimOfV {
         /// Of Q and K.
@@ -134,8 +134,7 @@ pub enum Error {
 
     /// A head dimension that caches, decode and the merge of states do not have.
     #[error(
-        "head_dim is {given}; caches, decode and the merge of states have {allowed:?}: fill the channels of Q, K and V with zeros to \
-         the next of them (with softmax_scale 1/sqrt({given})) and leave the output's added channels out"
+        "head_dim is {given}; caches, decode and the merge of states have {allowed:?}: {}", cache_padding(*.given, .allowed)
     )]
     CacheHeadDim {
         /// The head dimension given.
@@ -750,6 +749,16 @@ fn padding(given: usize, most: usize) -> String {
         return format!("the default scheme has them up to {widest}");
     }
     "a score needs all channels of its head, so that a wider head cannot be taken in parts: leave its layers to a float16 attention".into()
+}
+
+/// What to do with a head dim that caches do not have.
+fn cache_padding(given: usize, allowed: &[usize]) -> String {
+    if allowed.iter().any(|&head_dim| given <= head_dim) {
+        return format!(
+            "fill the channels of Q, K and V with zeros to the next of them (with softmax_scale 1/sqrt({given})) and leave the output's added channels out"
+        );
+    }
+    "keep K and V of wider heads as tensors, and attend to all of them at once".into()
 }
 
 /// `cuda:0: why; cuda:1: why`.

@@ -235,6 +235,33 @@ pub(crate) unsafe fn load<E: Element, const N: usize>(rows: &Rows, place: impl F
     vectors
 }
 
+/// Loads the vectors that have `N` elements, as [`load`]; those behind are zeros.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(crate) unsafe fn load_dims<E: Element, const N: usize>(
+    rows: &Rows,
+    place: impl Fn(usize) -> (u32, u32),
+) -> [Vector; 8] {
+    let mut all = [[0; 4]; 8];
+    macro_rules! load {
+        ($count:expr) => {{
+            let some = unsafe { load::<E, { $count }>(rows, place) };
+            unroll!(0..$count, |i| {
+                all[i] = some[i];
+            });
+        }};
+    }
+    match N / E::LANES {
+        1 => load!(1),
+        2 => load!(2),
+        4 => load!(4),
+        _ => load!(8),
+    }
+    all
+}
+
 /// A vector, element by element.
 ///
 /// # Safety

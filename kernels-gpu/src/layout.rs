@@ -121,7 +121,7 @@ pub fn row_reach(head_dim: usize, c: f32, q_scale: f32) -> f32 {
 }
 
 /// Head dims that have kernels; those between are padded ([`packed_dim`]).
-pub const HEAD_DIMS: [usize; 5] = [32, 64, 96, 128, 256];
+pub const HEAD_DIMS: [usize; 6] = [32, 64, 96, 128, 256, 512];
 
 /// Head dims are multiples of this: 16 bytes of float16, and whole groups of what the rotations and the output's stores take.
 pub const HEAD_DIM_STEP: usize = 8;
@@ -149,10 +149,16 @@ pub const fn rotation(head_dim: usize) -> usize {
     1 << head_dim.trailing_zeros()
 }
 
-/// Dims that change sign before the rotation, a bit each, the same again for dims from 256 on: without, a constant would go into one dim.
-/// The fractions of the square roots of the first eight primes.
-const SIGNS: [u32; 8] =
-    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+/// Dims that change sign before the rotation, a bit each: without, a constant would go into one dim.
+/// The fractions of the square roots of the first sixteen primes.
+#[rustfmt::skip]
+const SIGNS: [u32; SIGN_WORDS] = [
+    0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19,
+    0xcbbb_9d5d, 0x629a_292a, 0x9159_015a, 0x152f_ecd8, 0x6733_2667, 0x8eb4_4a87, 0xdb0c_2e0d, 0x47b5_481d,
+];
+
+/// Words of the signs of the widest head's dims.
+pub(crate) const SIGN_WORDS: usize = HEAD_DIMS[HEAD_DIMS.len() - 1] / 32;
 
 /// Whether dim `dim` of Q and K changes its sign before the rotation.
 #[inline(always)]
@@ -165,7 +171,7 @@ pub const fn negative(dim: usize) -> bool {
 #[inline(always)]
 #[must_use]
 pub const fn signs(dim: usize) -> u32 {
-    SIGNS[dim / 32 % 8]
+    SIGNS[dim / 32]
 }
 
 /// Dims that the rotation of V mixes: four neighbours, which one lane has in the end.
@@ -316,7 +322,7 @@ mod tests {
     #[test]
     fn blocks_are_covered_once() {
         for head_dim in HEAD_DIMS {
-            let (mut k, mut v) = ([false; 128 * 256], [false; 128 * 256]);
+            let (mut k, mut v) = ([false; 128 * 512], [false; 128 * 512]);
             for key in 0..KV_BLOCK {
                 for dim in 0..head_dim {
                     assert!(!core::mem::replace(&mut k[k_offset(key, dim)], true));
@@ -333,7 +339,7 @@ mod tests {
             // C operand (PTX ISA, mma.m16n8k32): lane t of a quad holds the columns 2t and 2t+1 of a tile.
             assert_eq!(v_row(8 * t + 2 * tile + odd), 8 * tile + 2 * t + odd);
         }
-        assert!((0..256).all(|dim| v_row(dim) / V_GROUP == dim / V_GROUP));
+        assert!((0..512).all(|dim| v_row(dim) / V_GROUP == dim / V_GROUP));
     }
 
     #[test]
@@ -348,7 +354,7 @@ mod tests {
             }
         }
         (-127..=127).for_each(|code: i8| mix(v_byte(code) as u8 as usize));
-        assert_eq!((PACKED_FORMAT, hash), (3, 0x840e_709d_5870_7fc7), "new bytes need a new version");
+        assert_eq!((PACKED_FORMAT, hash), (3, 0xd28b_aa67_6e01_3fc7), "new bytes need a new version");
     }
 
     #[test]
@@ -391,15 +397,17 @@ mod tests {
 
     #[test]
     fn a_rotation_divides_its_head_dim() {
-        assert_eq!(HEAD_DIMS.map(rotation), [32, 64, 32, 128, 256]);
-        let negative_dims = (0..256).filter(|&dim| negative(dim)).count();
-        assert!((96..160).contains(&negative_dims), "{negative_dims}");
+        assert_eq!(HEAD_DIMS.map(rotation), [32, 64, 32, 128, 256, 512]);
+        for first in [0, 256] {
+            let negative_dims = (first..first + 256).filter(|&dim| negative(dim)).count();
+            assert!((96..160).contains(&negative_dims), "{negative_dims}");
+        }
     }
 
     #[test]
     fn packed_dims_are_the_next_ones() {
         for (head_dim, packed) in
-            [(8, 32), (32, 32), (40, 64), (72, 96), (80, 96), (104, 128), (136, 256), (256, 256), (264, 0)]
+            [(8, 32), (32, 32), (40, 64), (80, 96), (104, 128), (136, 256), (256, 256), (264, 512), (520, 0)]
         {
             assert_eq!(packed_dim(head_dim), packed);
         }

@@ -8,8 +8,9 @@
 //! 96 dims are held as 128 whose last quarter, the lanes' last vectors, is zeros.
 
 use crate::element::Element;
-use crate::layout::signs;
+use crate::layout::{SIGN_WORDS, signs};
 use crate::ptx::math::fma_rn_f32;
+use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shuffle::{shfl_bfly, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x_again;
@@ -32,7 +33,7 @@ pub(crate) struct Place {
     head_dim: u32,
     /// Whether that is a power of two.
     whole: bool,
-    /// Logarithm of the lanes that share a token: 0 to 3.
+    /// Logarithm of the lanes that share a token: 0 to 4, or to 5 where a lane has few dims.
     pub log_lanes: u32,
     /// The lane's number among them.
     pub lane: u32,
@@ -186,11 +187,8 @@ impl Place {
     pub unsafe fn over_many_lanes(&self, value: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
         unsafe {
             let mut value = self.over_lanes(value, &join);
-            if self.log_lanes > 3 {
-                value = join(value, f32::from_bits(shfl_bfly::<8>(value.to_bits())));
-                if self.log_lanes > 4 {
-                    value = join(value, f32::from_bits(shfl_bfly::<16>(value.to_bits())));
-                }
+            if self.log_lanes > 4 {
+                value = join(value, f32::from_bits(shfl_bfly::<16>(value.to_bits())));
             }
             value
         }
@@ -202,26 +200,45 @@ impl Place {
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
     pub unsafe fn butterflies<E: Element>(&self, x: &mut [f32; DIMS]) {
-        unsafe { self.butterflies_of::<E, DIMS>(x) }
+        unsafe { self.butterflies_of_lanes::<E, DIMS, 4>(x) }
     }
 
-    /// The same of `N` dims a lane.
+    /// The same of `N` dims a lane, in kernels where no more than eight lanes share a token.
     ///
     /// # Safety
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
     pub unsafe fn butterflies_of<E: Element, const N: usize>(&self, x: &mut [f32; N]) {
+        unsafe { self.butterflies_of_lanes::<E, N, 3>(x) }
+    }
+
+    /// The same where the logarithm of the lanes that share a token is `MOST` at most, 3 or 4.
+    ///
+    /// # Safety
+    /// All 32 lanes of a converged warp call it.
+    #[inline(always)]
+    unsafe fn butterflies_of_lanes<E: Element, const N: usize, const MOST: u32>(&self, x: &mut [f32; N]) {
         butterflies_here::<1, N>(x);
         butterflies_here::<2, N>(x);
         if E::LANES == 8 {
             butterflies_here::<4, N>(x);
         }
-        if self.log_lanes > 0 {
+        if N > DIMS {
+            let mut mask = 1;
+            // Opaque: a body for each number of lanes would be a third of the loop, and of the time that a driver takes to compile it.
+            while mask < self.lanes() {
+                unsafe { self.butterflies_between(x, mask) };
+                mask = opaque(mask * 2);
+            }
+        } else if self.log_lanes > 0 {
             unsafe { self.butterflies_between(x, 1) };
             if self.log_lanes > 1 {
                 unsafe { self.butterflies_between(x, 2) };
                 if self.log_lanes > 2 {
                     unsafe { self.butterflies_between(x, 4) };
+                    if MOST > 3 && self.log_lanes > 3 {
+                        unsafe { self.butterflies_between(x, 8) };
+                    }
                 }
             }
         }
@@ -266,6 +283,21 @@ impl Place {
         if E::LANES == 4 && self.whole {
             butterflies_here::<4, N>(x);
         }
+        // Of more dims a lane has more vectors; they are a power of two.
+        if N > MANY_LANES_DIMS {
+            butterflies_here::<8, N>(x);
+        }
+    }
+
+    /// Which of the lane's `N` dims change sign, a bit each from the lowest.
+    #[inline(always)]
+    pub fn signs<E: Element, const N: usize>(&self) -> u32 {
+        let mut word = 0;
+        unroll!(0..N / E::LANES, |i| {
+            let of_vector = signs_from(self.vector(i) * E::LANES as u32) & ((1 << E::LANES) - 1);
+            word |= of_vector << (i * E::LANES);
+        });
+        word
     }
 
     /// The butterflies whose other half is in lane `lane ^ mask`.
@@ -300,11 +332,14 @@ pub(crate) fn butterflies_here<const H: usize, const N: usize>(x: &mut [f32; N])
     });
 }
 
+/// Words of the signs of the widest head that the module has.
+const WORDS: usize = if cfg!(any(quantize_wide, kernels = "dequantize")) { SIGN_WORDS } else { SIGN_WORDS / 2 };
+
 /// Which dims from `dim` to the next multiple of 32 change sign, a bit each from the lowest.
 #[inline(always)]
 pub(crate) fn signs_from(dim: u32) -> u32 {
     let mut word = 0;
-    unroll!(0..8, |i| {
+    unroll!(0..WORDS, |i| {
         // No table: it would be a variable in memory.
         word = selp_b32(dim / 32 == i as u32, signs(32 * i), word);
     });

@@ -15,7 +15,8 @@ use int_flash_attention::reference::{self, Bounds, Int8};
 use int_flash_attention::{AttentionProblem, DType, HostQuantized, HostTensor, Scheme, Scored, SeqLens, Window};
 use int_flash_attention_kernels::config::short::SHORT;
 use int_flash_attention_kernels::config::{self, AttentionVariant, Family};
-use int_flash_attention_kernels::quantize::launch::{CONVERT, GATHER, PAGE_SCALES};
+use int_flash_attention_kernels::layout::packed_dim;
+use int_flash_attention_kernels::quantize::launch::{CONVERT, GATHER, PAGE_SCALES, quantize};
 use ptx_machine::Module;
 use std::sync::{Arc, OnceLock};
 
@@ -247,8 +248,14 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
         return prefill::of();
     }
     for dtype in [DType::F16, DType::BF16, DType::F32] {
-        if kernel == format!("quantize_{dtype}") {
-            return Ok(conversions::quantization(dtype));
+        if kernel == format!("quantize_{dtype}") || kernel == format!("quantize_{dtype}_d32") {
+            let is = |head_dim| quantize(packed_dim(head_dim), dtype.code()).entry == kernel;
+            let mut checks = conversions::quantization(dtype);
+            checks.retain(|check| !matches!(check, Check::Tensors(check) if !is(check.case.problem.head_dim)));
+            return Ok(checks);
+        }
+        if kernel == format!("quantize_wide_{dtype}") {
+            return Ok(conversions::wide_quantization(dtype));
         }
         // What it finds is in what `quantize` makes of it.
         if kernel == format!("v_amax_{dtype}") {

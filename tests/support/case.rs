@@ -201,7 +201,7 @@ pub const AWKWARD: [(usize, usize); 12] = [
 ];
 
 /// Head dims that are padded: to each of the kernels' own, by a little and by much.
-pub const PADDED_DIMS: [usize; 10] = [8, 24, 40, 56, 72, 80, 112, 136, 192, 248];
+pub const PADDED_DIMS: [usize; 11] = [8, 24, 40, 56, 72, 80, 112, 136, 192, 248, 328];
 
 /// Head dims of Q and K with others of V.
 pub const VALUE_DIMS: [[usize; 2]; 5] = [[192, 128], [256, 128], [200, 104], [72, 96], [96, 80]];

@@ -1,7 +1,7 @@
 //! The paged cache: the append kernels on the PTX machine, bit for bit the reference, and the cache against a plain model of it.
 
 use int_flash_attention::{CacheShape, DType, HostCache, HostTables, HostTensor, Shape, TensorLayout};
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_tests::cache::{
     Cache, New, any_cache, any_slots, append_as_reference, behaves_as_a_model, copy_as_reference, gather_as_reference,
 };
@@ -32,7 +32,7 @@ fn tensors(
 #[test]
 fn appended_tokens_are_the_references() {
     let simulator = Simulator::new();
-    for (seed, (d, dtype)) in HEAD_DIMS.into_iter().flat_map(|d| DTYPES.map(|dtype| (d, dtype))).enumerate() {
+    for (seed, (d, dtype)) in CACHE_HEAD_DIMS.into_iter().flat_map(|d| DTYPES.map(|dtype| (d, dtype))).enumerate() {
         let mut noise = Noise::new(seed as u64, [9; 4]);
         for (tokens, seqlen_q) in [(1, 1), (64, 1), (127, 127), (128, 64), (300, 3)] {
             let [loud, odd] = [noise.word(), noise.word()].map(|word| word.is_multiple_of(2));
@@ -190,7 +190,7 @@ fn the_cpus_cache_behaves_as_a_model() {
 #[test]
 fn gathered_pages_are_the_references() {
     let simulator = Simulator::new();
-    for (seed, d) in HEAD_DIMS.into_iter().enumerate() {
+    for (seed, d) in CACHE_HEAD_DIMS.into_iter().enumerate() {
         let shape = CacheShape::new(6, 2, d).unwrap();
         let mut cache = any_cache(shape, seed % 2 == 0, seed as u64);
         let [_, k, v] = tensors([Values::LoudTokens; 3], [2, 2], 500, d, DType::F16, Placement::Bhnd, seed as u64);

@@ -51,6 +51,11 @@ fn each_variant_d256() {
     each_variant(256);
 }
 
+#[test]
+fn each_variant_d512() {
+    each_variant(512);
+}
+
 /// Head dims that are padded, in each kernel that they go to: types, layouts and windows in turn. Memory of the PTX machine ends with the
 /// tensors, so that one element beyond them is an error.
 #[test]

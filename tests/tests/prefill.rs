@@ -5,7 +5,7 @@ use int_flash_attention::{
     Scored, Shape, TensorLayout, reference,
 };
 use int_flash_attention_kernels::config::Family;
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_tests::prefill::{
     CHANGES, LONG, PrefillCase, PrefillKernels, SHORT, as_contiguous, case, runs_as_contiguous,
 };
@@ -103,7 +103,7 @@ fn hostile_tables_reach_nothing_outside() {
 /// The CPU reads the pages as the operands that are gathered from them, in every head dim.
 #[test]
 fn the_cpu_reads_pages() {
-    for (i, head_dim) in HEAD_DIMS.into_iter().enumerate() {
+    for (i, head_dim) in CACHE_HEAD_DIMS.into_iter().enumerate() {
         for packed in [true, false] {
             let case = case(&LONG, head_dim, packed, CHANGES[i % CHANGES.len()], i as u64).unwrap();
             let cache = case.cache.sequences(&case.tables).unwrap();

@@ -35,6 +35,10 @@ fn wrong_shapes_slots_and_pages_are_refused_and_leave_nothing() {
 fn sizes_are_checked() {
     assert!(CacheShape::new(0, 1, 32).is_err() && CacheShape::new(1, 0, 32).is_err());
     assert!(matches!(CacheShape::new(1, 1, 33), Err(Error::CacheHeadDim { .. })));
+    for (head_dim, way) in [(136, "zeros to the next of them (with softmax_scale 1/sqrt(136))"), (512, "as tensors")] {
+        let error = CacheShape::new(1, 1, head_dim).unwrap_err().to_string();
+        assert!(error.contains(way), "{error}");
+    }
     assert!(matches!(CacheShape::new(1 << 25, 1, 32), Err(Error::TooLarge { .. })));
     assert!(matches!(CacheShape::new(1 << 24, usize::MAX, 32), Err(Error::TooLarge { .. })));
     assert!(matches!(CacheShape::new(1 << 24, (1 << 24) - 1, 256), Err(Error::Overflow { .. })));

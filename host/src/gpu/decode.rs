@@ -12,7 +12,7 @@ use int_flash_attention_driver::DeviceAttribute;
 use int_flash_attention_kernels::config::decode::{
     self as config, MERGE, MERGE_BOUNDS, MERGE_LEAST_DIMS, OVERLAPPING_MERGE, merge_shared_bytes, partials, workspace,
 };
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_kernels::params::{Global, MergeSplitsParams, MergedParams, SplitParams, Strided};
 
 /// The fewest blocks that a worker is given: what a piece costs, and its part in the merge, are small beside one.
@@ -83,7 +83,7 @@ impl Gpu {
         output.layout.check_disjoint()?;
         let overlaps = self.overlaps();
         let variant = config::decode(problem.head_dim, problem.v4_pages > 0, overlaps)
-            .ok_or_else(|| Error::CacheHeadDim { given: problem.head_dim, allowed: HEAD_DIMS.to_vec() })?;
+            .ok_or_else(|| Error::CacheHeadDim { given: problem.head_dim, allowed: CACHE_HEAD_DIMS.to_vec() })?;
         let shared = self.attribute(DeviceAttribute::MaxSharedMemoryPerMultiprocessor)? as usize;
         let all = self.multiprocessors()? * variant.ctas(shared);
         let (workers, min_blocks) = workers.unwrap_or((problem.workers(all), MIN_BLOCKS));

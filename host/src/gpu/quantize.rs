@@ -159,7 +159,7 @@ impl QuantizeKvPlan {
     }
 
     /// The same where the tokens of a block of K share a scale if they are about as large, or where each has its own, whatever kernel would attend
-    /// to the plan's problem: for tokens that are a part of another problem's. In the paper's scheme each has its own.
+    /// to the plan's problem: for tokens that are a part of another problem's. In the paper's scheme each has its own, and in heads of more than 256 dims.
     #[must_use]
     pub fn with_shared_k(self, shared: bool) -> Self {
         Self { pass: self.pass.with_shared_k(shared), ..self }
@@ -286,8 +286,8 @@ impl Pass {
         }
         let params = problem.quantize_params(q.as_ref(), kv.as_ref().map(|(k, v)| [k, v]));
         let AttentionProblem { head_dim, scheme, .. } = *problem;
-        let [quantize, v_amax] = [launch::QUANTIZE, launch::V_AMAX].map(|of_dtypes| &of_dtypes[dtype.code() as usize]);
         let head_dim = packed_dim(head_dim);
+        let (quantize, v_amax) = (launch::quantize(head_dim, dtype.code()), &launch::V_AMAX[dtype.code() as usize]);
         let threads = launch::threads(head_dim, dtype.size());
         let too_many = |kernel| {
             move || Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
@@ -316,7 +316,9 @@ impl Pass {
 
     /// With one scale for the tokens of a block of K that are about as large, or with one for each.
     pub(super) fn with_shared_k(mut self, shared: bool) -> Self {
-        self.params.share_k = u32::from(shared && self.params.quantize_kv != 0 && self.problem.scheme.rotates());
+        let wide = self.params.head_dim as usize > launch::NARROW_DIMS;
+        let may = self.params.quantize_kv != 0 && self.problem.scheme.rotates() && !wide;
+        self.params.share_k = u32::from(shared && may);
         self
     }
 

@@ -10,6 +10,7 @@ mod window;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use int_flash_attention_kernels::config::{ATTENTION, Family, head_dims};
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_kernels::layout::{HEAD_DIM_STEP, HEAD_DIMS, packed_dim};
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
@@ -45,7 +46,7 @@ pub struct AttentionProblem {
     pub seqlen_q: usize,
     /// Key and value tokens of a sequence, or the most where they are unlike.
     pub seqlen_kv: usize,
-    /// Channels of a head, a multiple of 8 up to 256 (in the paper's scheme 128). Those between the kernels' own (32, 64, 96, 128, 256) are
+    /// Channels of a head, a multiple of 8 up to 512 (in the paper's scheme 128). Those between the kernels' own (32, 64, 96, 128, 256, 512) are
     /// padded where the operands are packed; tensors have no padding.
     pub head_dim: usize,
     /// Which keys a query sees.
@@ -325,7 +326,10 @@ impl AttentionProblem {
 
 /// Whether caches, decode and the merge of states, which pad nothing, have this head dim.
 pub(crate) fn check_cache_head_dim(given: usize) -> Result<()> {
-    if HEAD_DIMS.contains(&given) { Ok(()) } else { Err(Error::CacheHeadDim { given, allowed: HEAD_DIMS.to_vec() }) }
+    if CACHE_HEAD_DIMS.contains(&given) {
+        return Ok(());
+    }
+    Err(Error::CacheHeadDim { given, allowed: CACHE_HEAD_DIMS.to_vec() })
 }
 
 /// Whether the INT8 kernels and the packed layouts have this head dim.

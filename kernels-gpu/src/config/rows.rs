@@ -6,14 +6,15 @@
 //! A kernel for another head dim is another row: `cargo xtask build` compiles it, `cargo xtask check` shows its registers and
 //! spills, the library launches it and the tests run it.
 
-/// The INT8 kernels for every GPU. `head_dim`: of Q and K, `head_dim_v`: of V and the output, no larger; `m16_tiles`: m16 tiles of query rows a warp; `slots`: K or V blocks in shared memory;
+/// The INT8 kernels for every GPU. `head_dim`: of Q and K, `head_dim_v`: of V and the output, no larger; `m16_tiles`: m16 tiles of query rows a warp; `slots`: K or V blocks in shared memory,
+/// or pieces of them ([`PIECE_DIMS`](super::sm80::PIECE_DIMS));
 /// `ctas`: CTAs that an SM should hold on GPUs of each class of shared memory (`CLASSES`: 99, 163 and 227 KiB a CTA), 0 where the
 /// class has another row; `team`: warps that share rows. A row that is not for the largest class has the KiB of the
 /// smallest that it is for in its name. `kind`:
 /// [`Kind`](super::Kind), plain where it is left out.
 ///
 /// Where two shapes of a kernel are as fast, the one that does not spill stands here (docs/kernel-log/sm80.md); docs/testing.md lists what spills all
-/// the same. The paper's scheme has no 256: its float32 scores leave no registers for so wide a head.
+/// the same. The paper's scheme has no 256 and 512: its float32 scores leave no registers for so wide a head.
 macro_rules! sm80_rows {
     ($emit:ident) => {
         $emit! {
@@ -28,6 +29,7 @@ macro_rules! sm80_rows {
             attention_sm80_d256_v128_default { head_dim: 256, head_dim_v: 128, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [1, 2, 2], team: 2 }
             attention_sm80_d256_default_kib99 { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 0, 0], team: 2 }
             attention_sm80_d256_default { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [0, 2, 2], team: 2 }
+            attention_sm80_d512_default { head_dim: 512, head_dim_v: 512, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 1, 1], team: 4 }
             attention_sm80_d32_default_general { head_dim: 32, head_dim_v: 32, scheme: Default, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1, kind: General }
             attention_sm80_d32_paper_general { head_dim: 32, head_dim_v: 32, scheme: Paper, m16_tiles: 1, warps: 4, slots: 4, ctas: [3, 3, 3], team: 1, kind: General }
             attention_sm80_d64_default_general { head_dim: 64, head_dim_v: 64, scheme: Default, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 3, 3], team: 1, kind: General }
@@ -36,7 +38,9 @@ macro_rules! sm80_rows {
             attention_sm80_d96_paper_general { head_dim: 96, head_dim_v: 96, scheme: Paper, m16_tiles: 1, warps: 4, slots: 3, ctas: [2, 3, 3], team: 1, kind: General }
             attention_sm80_d128_default_general { head_dim: 128, head_dim_v: 128, scheme: Default, m16_tiles: 1, warps: 4, slots: 2, ctas: [2, 2, 2], team: 1, kind: General }
             attention_sm80_d128_paper_general { head_dim: 128, head_dim_v: 128, scheme: Paper, m16_tiles: 1, warps: 4, slots: 2, ctas: [2, 2, 2], team: 1, kind: General }
+            attention_sm80_d256_v128_default_general { head_dim: 256, head_dim_v: 128, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 1, 1], team: 2, kind: General }
             attention_sm80_d256_default_general { head_dim: 256, head_dim_v: 256, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 1, 1], team: 2, kind: General }
+            attention_sm80_d512_default_general { head_dim: 512, head_dim_v: 512, scheme: Default, m16_tiles: 1, warps: 8, slots: 2, ctas: [1, 1, 1], team: 4, kind: General }
         }
     };
 }
@@ -95,6 +99,10 @@ macro_rules! conversion_rows {
             quantize_f16 { part: "quantize", overlaps: false }
             quantize_bf16 { part: "quantize", overlaps: false }
             quantize_f32 { part: "quantize", overlaps: false }
+            quantize_f16_d32 { part: "quantize", overlaps: false }
+            quantize_bf16_d32 { part: "quantize", overlaps: false }
+            v_amax { part: "quantize", overlaps: false }
+            quantize_wide { part: "quantize", overlaps: false }
             append_f16 { part: "quantize", overlaps: false }
             append_bf16 { part: "quantize", overlaps: false }
             append_f32 { part: "quantize", overlaps: false }

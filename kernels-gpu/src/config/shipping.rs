@@ -1,6 +1,7 @@
 //! What ships of the modules: machine code for which GPUs beside the PTX, and the cargo features that bring a module.
 
 use super::{ATTENTION, Family, Kind, Module, Scheme};
+use crate::quantize::launch::{NARROW_DIMS, QUANTIZE_WIDE};
 
 /// A GPU architecture that machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,13 +75,14 @@ impl Module {
     }
 
     /// Those of which the package has machine code: all of its architectures where a first job is likely to wait for it, the default
-    /// scheme's plain kernels and what stands around them, but for float32 and pages with V in 4 bits; none else, so that the package stays small
+    /// scheme's plain kernels and what stands around them, but for float32, heads of more than 256 dims and pages with V in 4 bits; none else, so that the package stays small
     /// (docs/decisions/0004). For the same reason a GPU of 8.9 runs that of 8.6.
     pub fn machine_code(&self) -> impl Iterator<Item = &'static Architecture> + use<> {
         let attention = ATTENTION.iter().find(|variant| variant.name == self.name);
         let usual = attention.is_some_and(|v| v.scheme == Scheme::Default && v.kind == Kind::Plain);
         let there = usual || ["quantize", "dequantize", "decode", "merge", "short"].contains(&self.part);
-        let seldom = self.name.ends_with("_f32") || self.name.contains("_v4") || self.name == "convert_pages";
+        let wide = attention.is_some_and(|v| v.head_dim > NARROW_DIMS) || self.name == QUANTIZE_WIDE[0].module;
+        let seldom = wide || self.name.ends_with("_f32") || self.name.contains("_v4") || self.name == "convert_pages";
         self.architectures().filter(move |architecture| there && !seldom && architecture.name != "sm_89")
     }
 
@@ -171,10 +173,12 @@ mod tests {
                 "baseline_f16_d64",
                 "quantize_f32",
                 "decode_v4_d64",
-                "convert_pages"
+                "convert_pages",
+                "attention_sm80_d512_default",
+                "quantize_wide"
             ]
             .map(of),
-            [0; 6]
+            [0; 8]
         );
     }
 

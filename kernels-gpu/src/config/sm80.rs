@@ -9,10 +9,25 @@ pub const MAX_WARPS: usize = 8;
 /// Bytes of the variables that a CTA keeps in shared memory instead of in registers (`attention/sm80/shared_vars.rs`).
 pub const VARS_BYTES: usize = 96 + 4 * MAX_WARPS;
 
-/// Where that is: behind a ring of `slots` K or V blocks and two blocks' key factors.
+/// Dims of a block that a slot of the ring has room for, at most.
+pub const PIECE_DIMS: usize = 256;
+
+/// Pieces that a block comes in: as many dims of all its keys each.
+#[must_use]
+pub const fn pieces(head_dim: usize) -> usize {
+    head_dim.div_ceil(PIECE_DIMS)
+}
+
+/// Bytes of the ring, and where two blocks' key factors begin: `slots` pieces of K or V blocks.
+#[must_use]
+pub const fn ring_bytes(head_dim: usize, slots: usize) -> usize {
+    slots * (block_bytes(head_dim) / pieces(head_dim))
+}
+
+/// Where the variables are: behind the ring and the key factors.
 #[must_use]
 pub const fn vars_offset(head_dim: usize, slots: usize) -> usize {
-    slots * block_bytes(head_dim) + 2 * KV_BLOCK * 4
+    ring_bytes(head_dim, slots) + 2 * KV_BLOCK * 4
 }
 
 /// Where what the teams share begins: behind that.

@@ -15,7 +15,7 @@ use crate::ptx::math::{add_rn_f32, mul_rn_f32, prmt};
 use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{ctaid_x, tid_x};
-use crate::rotation::{DIMS, Place, signs_from, vectors};
+use crate::rotation::{DIMS, Place, vectors};
 use crate::seqlens::sequence_of_tile;
 use crate::smem;
 
@@ -44,7 +44,7 @@ struct Block {
 #[inline(always)]
 unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
     unsafe {
-        let signs = signs::<E>(&Place::new(block.head_dim, block.head_dim.next_power_of_two()));
+        let signs = Place::new(block.head_dim, block.head_dim.next_power_of_two()).signs::<E, DIMS>();
         let factor = 1.0 / rotation(block.head_dim as usize) as f32;
         let mut first = tid_x() / 32 * Place::new(block.head_dim, block.head_dim.next_power_of_two()).tokens();
         while first < block.count {
@@ -112,17 +112,6 @@ unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
             first += threads(block.head_dim as usize) as u32 / 32 * place.tokens();
         }
     }
-}
-
-/// Which of the lane's dims change sign, a bit each from the lowest.
-#[inline(always)]
-fn signs<E: Element>(place: &Place) -> u32 {
-    let mut word = 0;
-    unroll!(0..vectors::<E>(), |i| {
-        let of_vector = signs_from(place.vector(i) * E::LANES as u32) & ((1 << E::LANES) - 1);
-        word |= of_vector << (i * E::LANES);
-    });
-    word
 }
 
 /// V.

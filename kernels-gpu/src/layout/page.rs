@@ -29,6 +29,8 @@ pub const MAX_PAGES: usize = u32::MAX as usize / PAGE_TOKENS;
 /// The slot of a token that is not to be written.
 pub const NO_SLOT: u32 = u32::MAX;
 
+/// Head dims that a page may have: those with kernels that append to it and decode from it, which pad nothing.
+pub const CACHE_HEAD_DIMS: [usize; 5] = [32, 64, 96, 128, 256];
 /// Head dims that pages with V in 4 bits may have: those with decode kernels for them.
 pub const V4_HEAD_DIMS: [usize; 2] = [64, 128];
 
@@ -107,12 +109,12 @@ pub const fn page_v_scale_offset(head_dim: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{HEAD_DIMS, PACKED_FORMAT};
+    use super::super::PACKED_FORMAT;
     use super::*;
 
     #[test]
     fn the_parts_of_a_head_follow_one_another_aligned() {
-        for d in HEAD_DIMS {
+        for d in CACHE_HEAD_DIMS {
             assert_eq!(page_v_offset(d), block_bytes(d));
             assert_eq!(page_k_scale_offset(d), page_v_offset(d) + block_bytes(d));
             assert_eq!(page_v_scale_offset(d), page_k_scale_offset(d) + 512);

@@ -105,7 +105,7 @@ pub const fn v4_byte(nibble: u32, (from, step): (u32, u32)) -> u32 {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::super::HEAD_DIMS;
+    use super::super::page::CACHE_HEAD_DIMS;
     use super::*;
     use std::vec;
 
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn nibbles_and_steps_are_covered_once_and_tokens_share_no_byte() {
-        for d in HEAD_DIMS {
+        for d in CACHE_HEAD_DIMS {
             let (mut nibbles, mut owner) = (vec![0_u8; v4_steps_offset(d)], vec![None; v4_block_bytes(d)]);
             for (key, dim) in (0..KV_BLOCK).flat_map(|key| (0..d).map(move |dim| (key, dim))) {
                 let (byte, bit) = v4_offset(key, dim);

@@ -1,16 +1,17 @@
 //! The entry points: parameters to CTAs' work (docs/kernel-abi.md, "Entry points").
 
 use super::offset::Source;
-use super::tile::Tile;
+use super::tile::{D32, Tile, WIDE};
 use super::work::{Item, Operand, Work};
-use super::{tokens, values};
+use super::{tokens, values, wide};
 use crate::division::div_rem;
 use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS, block_bytes};
-use crate::params::{Global, QuantizeParams, SeqLens};
+use crate::params::{Global, QuantizeParams, SeqLens, Strided};
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32};
 use crate::ptx::opaque::opaque;
-use crate::ptx::special::{ctaid_x, tid_x};
+use crate::ptx::select::selp_b32;
+use crate::ptx::special::{ctaid_x, ntid_x, tid_x};
 use crate::seqlens::{Tokens, sequence_of_tile};
 use core::ptr::null_mut;
 
@@ -96,38 +97,75 @@ impl Run {
     }
 }
 
+/// One of two fields of the parameter. Selected as a value: the compiler would select the address, for which it copies the whole parameter to memory.
 #[inline(always)]
-unsafe fn keys<E: Element>(p: &QuantizeParams, run: &Run) {
+fn either(first: bool, a: u64, b: u64) -> u64 {
+    let [low, high] = [0, 32].map(|shift| u64::from(selp_b32(first, (a >> shift) as u32, (b >> shift) as u32)));
+    high << 32 | low
+}
+
+/// [`either`] of two arrays.
+#[inline(always)]
+fn array<T>(first: bool, a: Global<T>, b: Global<T>) -> Global<T> {
+    Global::new(either(first, a.address(), b.address()))
+}
+
+/// A run of K, or of head `head_q` of Q.
+#[inline(always)]
+unsafe fn tokens<E: Element>(p: &QuantizeParams, run: &Run, keys: bool, head_q: u32) {
     let offset = at(p.k_offset, run.head(p) * p.dims as usize);
-    if !run.is_within(&run.kv) {
-        // Of no tokens: the threads are more than dims.
-        let thread = tid_x();
-        let none = (run.kv.len == 0) & (run.item.tile == 0) & (thread < p.dims) & (p.goes_on == 0);
-        unsafe { st_global_f32(none, offset.wrapping_add(thread as usize), [0.0]) };
+    let (tokens, head, first);
+    if keys {
+        (tokens, head) = (run.kv, run.item.head_kv);
+        first = run.first_block(p) as usize * KV_BLOCK;
+    } else {
+        (tokens, head) = (run.q, head_q);
+        first = (run.q.batch * p.heads_q + head_q) as usize * p.seqlens.total_q as usize + run.q.first as usize;
+    }
+    if !run.is_within(&tokens) {
+        // Of no tokens.
+        let none = keys & (tokens.len == 0) & (run.item.tile == 0) & (p.goes_on == 0);
+        let mut dim = tid_x();
+        while dim < p.dims {
+            unsafe { st_global_f32(none, offset.wrapping_add(dim as usize), [0.0]) };
+            dim += ntid_x();
+        }
         return;
     }
-    let first = run.first_block(p);
-    let rows = run.rows_of_k::<E>(p);
-    let offset = if run.item.tile == 0 && p.goes_on == 0 { offset } else { null_mut() };
+    let of = Strided {
+        data: array(keys, p.k.data, p.q.data),
+        stride_b: either(keys, p.k.stride_b as u64, p.q.stride_b as u64) as i64,
+        stride_h: either(keys, p.k.stride_h as u64, p.q.stride_h as u64) as i64,
+        stride_n: either(keys, p.k.stride_n as u64, p.q.stride_n as u64) as i64,
+    };
+    let rows = Rows::new::<E>(&of, tokens.batch, head).skip(tokens.first);
+    let offset = if keys & (run.item.tile == 0) & (p.goes_on == 0) { offset } else { null_mut() };
+    let [low, high] = [first as u32, (first >> 32) as u32];
     let out = |tile: Tile| {
-        let block = opaque(first) as usize + tile.index as usize;
+        let token = ((opaque(high) as usize) << 32 | opaque(low) as usize) + tile.first() as usize;
         tokens::Output {
-            bytes: at(p.k_out, block * block_bytes(p.head_dim as usize)),
-            scale: at(p.k_scale, block * KV_BLOCK),
-            bias: null_mut(),
-            block_scale: at(p.k_block_scale, block),
+            bytes: at(array(keys, p.k_out, p.q_out), token * p.head_dim as usize),
+            scale: at(array(keys, p.k_scale, p.q_scale), token),
+            bias: at(p.q_bias, token),
+            block_scale: at(p.k_block_scale, token / KV_BLOCK),
             // Not of the head's first block.
             shares: (p.share_k != 0) & ((tile.index != 0) | (p.goes_on != 0)),
         }
     };
-    let tile = Tile { index: run.item.tile, seqlen: run.kv.len };
-    let source = run.source(p, rows);
+    let tile = Tile { index: run.item.tile, seqlen: tokens.len };
+    let source = run.source(p, run.rows_of_k::<E>(p));
     unsafe {
         let (rotates, end) = (p.rotate != 0, run.end(&tile));
-        if E::BYTES == 2 && p.head_dim > 32 {
-            tokens::quantize::<E, true, 64>(p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
+        if WIDE {
+            if keys {
+                wide::tokens::<E, true>(p.dims, rows, tile, end, source, offset, out);
+            } else {
+                wide::tokens::<E, false>(p.dims, rows, tile, end, source, offset, out);
+            }
+        } else if E::BYTES == 2 && !D32 {
+            tokens::quantize::<E, 64>(keys, p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
         } else {
-            tokens::quantize::<E, true, 32>(p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
+            tokens::quantize::<E, 32>(keys, p.head_dim, p.dims, rotates, rows, tile, end, source, offset, out);
         }
     }
 }
@@ -159,35 +197,10 @@ unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
         // No tile has the number of the first block where that is elsewhere.
         let first_block = if p.goes_on == 0 { 0 } else { u32::MAX };
         let scales = values::Scaling { rotates, steps: false, head_amax, first_block };
-        values::quantize::<E>(p.head_dim_v, p.dims_v, scales, rows, tile, run.end(&tile), out);
-    }
-}
-
-#[inline(always)]
-unsafe fn queries<E: Element>(p: &QuantizeParams, run: &Run, head: u32) {
-    if !run.is_within(&run.q) {
-        return;
-    }
-    let tile = Tile { index: run.item.tile, seqlen: run.q.len };
-    let (of_all, first) = (run.q.batch * p.heads_q + head, run.q.first);
-    let out = |tile: Tile| {
-        let token = opaque(of_all) as usize * p.seqlens.total_q as usize + (opaque(first) + tile.first()) as usize;
-        tokens::Output {
-            bytes: at(p.q_out, token * p.head_dim as usize),
-            scale: at(p.q_scale, token),
-            bias: at(p.q_bias, token),
-            block_scale: null_mut(),
-            shares: false,
-        }
-    };
-    let rows = Rows::new::<E>(&p.q, run.q.batch, head).skip(first);
-    let source = run.source(p, run.rows_of_k::<E>(p));
-    unsafe {
-        let (rotates, end) = (p.rotate != 0, run.end(&tile));
-        if E::BYTES == 2 && p.head_dim > 32 {
-            tokens::quantize::<E, false, 64>(p.head_dim, p.dims, rotates, rows, tile, end, source, null_mut(), out);
+        if WIDE {
+            wide::values::<E>(p.dims_v, scales, rows, tile, run.end(&tile), out);
         } else {
-            tokens::quantize::<E, false, 32>(p.head_dim, p.dims, rotates, rows, tile, end, source, null_mut(), out);
+            values::quantize::<E>(p.head_dim_v, p.dims_v, scales, rows, tile, run.end(&tile), out);
         }
     }
 }
@@ -197,11 +210,12 @@ unsafe fn quantize<E: Element>(p: &QuantizeParams) {
     let work = Work::new(p);
     unsafe {
         let run = Run::new(p, work.item(ctaid_x()));
-        match run.item.operand {
-            Operand::Keys => keys::<E>(p, &run),
-            Operand::Values => values::<E>(p, &run),
-            Operand::Queries(of_group) => queries::<E>(p, &run, run.item.head_kv * work.group() + of_group),
-        }
+        let (keys, of_group) = match run.item.operand {
+            Operand::Values => return values::<E>(p, &run),
+            Operand::Keys => (true, 0),
+            Operand::Queries(of_group) => (false, of_group),
+        };
+        tokens::<E>(p, &run, keys, run.item.head_kv * work.group() + of_group);
     }
 }
 
@@ -221,8 +235,8 @@ unsafe fn v_amax<E: Element>(p: &QuantizeParams) {
 }
 
 macro_rules! entries {
-    ($($element:ty => $quantize:ident, $v_amax:ident;)*) => {$(
-        /// Q, K and V to INT8.
+    ($($element:ty => [$($quantize:ident),*], $v_amax:ident;)*) => {$(
+        $(/// Q, K and V to INT8.
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `quantize_*`.
@@ -231,13 +245,13 @@ macro_rules! entries {
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $quantize(params: QuantizeParams) {
             unsafe { quantize::<$element>(&params) }
-        }
+        })*
 
         /// The largest magnitude of each head of V, for the paper's scheme.
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `v_amax_*`.
-        #[cfg($quantize)]
+        #[cfg(v_amax)]
         #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $v_amax(params: QuantizeParams) {
@@ -247,7 +261,28 @@ macro_rules! entries {
 }
 
 entries! {
-    F16 => quantize_f16, v_amax_f16;
-    Bf16 => quantize_bf16, v_amax_bf16;
-    F32 => quantize_f32, v_amax_f32;
+    F16 => [quantize_f16, quantize_f16_d32], v_amax_f16;
+    Bf16 => [quantize_bf16, quantize_bf16_d32], v_amax_bf16;
+    F32 => [quantize_f32], v_amax_f32;
+}
+
+macro_rules! wide_entries {
+    ($($element:ty => $quantize:ident;)*) => {$(
+        /// Q, K and V to INT8, of wide heads.
+        ///
+        /// # Safety
+        /// As docs/kernel-abi.md says of `quantize_*`.
+        #[cfg(quantize_wide)]
+        #[cfg_attr(feature = "cuda-std", cuda_std::kernel)]
+        #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
+        pub unsafe extern "ptx-kernel" fn $quantize(params: QuantizeParams) {
+            unsafe { quantize::<$element>(&params) }
+        }
+    )*};
+}
+
+wide_entries! {
+    F16 => quantize_wide_f16;
+    Bf16 => quantize_wide_bf16;
+    F32 => quantize_wide_f32;
 }

@@ -1,6 +1,6 @@
 //! How the quantization kernels are launched: blocks, grids, shared memory. The host and the kernels read the same functions.
 
-use crate::layout::{KV_BLOCK, kv_blocks};
+use crate::layout::{HEAD_DIMS, KV_BLOCK, kv_blocks};
 use crate::params::QuantizeParams;
 use crate::quantize::append::work::FEW_THREADS;
 use crate::quantize::work::Work;
@@ -29,11 +29,43 @@ pub const QUANTIZE: &[Bounds] = &[
     Bounds { module: "quantize_f32", entry: "quantize_f32", threads: 1024, min_ctas: 1 },
 ];
 
+/// The same for heads of 32 dims: of halves, code of its own (`tokens`), for which no other launch waits while a driver compiles it.
+const QUANTIZE_D32: &[Bounds] = &[
+    Bounds { module: "quantize_f16_d32", entry: "quantize_f16_d32", threads: threads(32, 2), min_ctas: 8 },
+    Bounds { module: "quantize_bf16_d32", entry: "quantize_bf16_d32", threads: threads(32, 2), min_ctas: 8 },
+    QUANTIZE[2],
+];
+
+/// `quantize_wide_*`, in the same order: of heads of more than [`NARROW_DIMS`].
+pub const QUANTIZE_WIDE: &[Bounds] = &[
+    Bounds { module: "quantize_wide", entry: "quantize_wide_f16", threads: WIDE_THREADS, min_ctas: 2 },
+    Bounds { module: "quantize_wide", entry: "quantize_wide_bf16", threads: WIDE_THREADS, min_ctas: 2 },
+    Bounds { module: "quantize_wide", entry: "quantize_wide_f32", threads: WIDE_THREADS, min_ctas: 1 },
+];
+
+/// Dims of a head of which a CTA has a tile of [`KV_BLOCK`] tokens in its registers and its shared memory, at most.
+pub const NARROW_DIMS: usize = 256;
+/// Dims of the widest head.
+pub const WIDE_DIMS: usize = HEAD_DIMS[HEAD_DIMS.len() - 1];
+/// Threads of a CTA of `quantize_wide_*`.
+pub const WIDE_THREADS: usize = 256;
+
+/// The entry point that quantizes heads of so many dims, of elements with this code (`params::dtype`).
+#[must_use]
+pub const fn quantize(head_dim: usize, dtype: u32) -> &'static Bounds {
+    let of_dtypes = match head_dim {
+        0..=32 => QUANTIZE_D32,
+        33..=NARROW_DIMS => QUANTIZE,
+        _ => QUANTIZE_WIDE,
+    };
+    &of_dtypes[dtype as usize]
+}
+
 /// `v_amax_*`, in the same order: the paper's scheme launches them before `quantize_*`.
 pub const V_AMAX: &[Bounds] = &[
-    Bounds { module: "quantize_f16", entry: "v_amax_f16", threads: 512, min_ctas: 2 },
-    Bounds { module: "quantize_bf16", entry: "v_amax_bf16", threads: 512, min_ctas: 2 },
-    Bounds { module: "quantize_f32", entry: "v_amax_f32", threads: 1024, min_ctas: 1 },
+    Bounds { module: "v_amax", entry: "v_amax_f16", threads: 512, min_ctas: 2 },
+    Bounds { module: "v_amax", entry: "v_amax_bf16", threads: 512, min_ctas: 2 },
+    Bounds { module: "v_amax", entry: "v_amax_f32", threads: 1024, min_ctas: 1 },
 ];
 
 /// `append_*`, in the same order.
@@ -103,16 +135,20 @@ pub const fn page_scales_grid(batch: usize, heads_kv: usize, seqlen_kv: usize) -
 
 /// All entry points of quantization and of caches.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
-    QUANTIZE.iter().chain(V_AMAX).chain(APPEND).chain(APPEND_FEW).chain([&GATHER, &CONVERT, &PAGE_SCALES])
+    let quantize = QUANTIZE.iter().chain(&QUANTIZE_D32[..2]).chain(QUANTIZE_WIDE);
+    quantize.chain(V_AMAX).chain(APPEND).chain(APPEND_FEW).chain([&GATHER, &CONVERT, &PAGE_SCALES])
 }
 
 /// 16-byte vectors of a tile that a thread has.
 pub const THREAD_VECTORS: usize = 8;
 
-/// Threads of a CTA: as many as have a whole tile of [`KV_BLOCK`] tokens, whatever the head dim. A multiprocessor holds 1024 of them at the
+/// Threads of a CTA: as many as have a whole tile of [`KV_BLOCK`] tokens, whatever the head dim up to [`NARROW_DIMS`]. A multiprocessor holds 1024 of them at the
 /// registers and the shared memory that they have, and so up to 128 KiB that are on their way.
 #[must_use]
 pub const fn threads(head_dim: usize, element_bytes: usize) -> usize {
+    if head_dim > NARROW_DIMS {
+        return WIDE_THREADS;
+    }
     padded(head_dim) * element_bytes * KV_BLOCK / (16 * THREAD_VECTORS)
 }
 
@@ -132,6 +168,11 @@ pub(crate) const fn padded_of_threads(threads: u32, element_bytes: usize) -> u32
 /// Dynamic shared memory of a CTA of `quantize_*`: the tile as it comes, and what `behind_raw` says.
 #[must_use]
 pub const fn shared_bytes(head_dim: usize, element_bytes: usize) -> usize {
+    if head_dim > NARROW_DIMS {
+        let of_tokens = wide_ends_bytes(4) + 2 * 4 * WIDE_THREADS / 32;
+        let of_values = value_bytes(WIDE_DIMS, element_bytes);
+        return if of_tokens > of_values { of_tokens } else { of_values };
+    }
     raw_bytes(head_dim, element_bytes) + behind_raw(padded(head_dim), element_bytes)
 }
 
@@ -150,9 +191,18 @@ pub(crate) const fn table_bytes(element_bytes: usize) -> usize {
 /// scales of K's tokens, of two tiles.
 const fn behind_raw(padded: usize, element_bytes: usize) -> usize {
     let of_tokens = KV_BLOCK * padded + table_bytes(element_bytes) + 2 * 4 * KV_BLOCK;
-    // V: a number of each token for each 4 vectors of it, of two tiles, and two more.
-    let of_values = 4 * KV_BLOCK * (2 * (padded * element_bytes / 64) + 2);
+    let of_values = value_bytes(padded, element_bytes);
     if of_tokens > of_values { of_tokens } else { of_values }
+}
+
+/// What V needs: a number of each token for each 4 vectors of it, of two tiles, and two more.
+const fn value_bytes(padded: usize, element_bytes: usize) -> usize {
+    4 * KV_BLOCK * (2 * (padded * element_bytes / 64) + 2)
+}
+
+/// Bytes of what the warps of a CTA of `quantize_wide_*` make K's offset of: the least and the largest elements of each dim.
+pub(crate) const fn wide_ends_bytes(element_bytes: usize) -> usize {
+    2 * WIDE_DIMS * element_bytes * WIDE_THREADS / 32
 }
 
 /// Grid of `quantize_*`. `None` where there are more tiles than a grid has CTAs.
@@ -187,12 +237,11 @@ pub(crate) const fn grid(batch: usize, heads: usize, each: usize) -> Option<u32>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::HEAD_DIMS;
     use crate::params::SeqLens;
 
     #[test]
     fn threads_hold_a_tile_and_are_within_the_bounds() {
-        for d in HEAD_DIMS {
+        for d in HEAD_DIMS.into_iter().filter(|d| *d <= NARROW_DIMS) {
             for (bounds, bytes) in QUANTIZE.iter().chain(V_AMAX).chain(APPEND).zip([2, 2, 4].into_iter().cycle()) {
                 let threads = threads(d, bytes);
                 assert!(threads <= bounds.threads && threads.is_multiple_of(32), "{} {d}", bounds.entry);

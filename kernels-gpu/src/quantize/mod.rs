@@ -6,6 +6,7 @@
 //!             what is taken out of K, from the head's first tokens                     offset.rs
 //!             Q and K by token, rotated: row-major and packed                          tokens.rs
 //!             V by token or by block, rotated four dims at a time: packed, transposed  values.rs
+//! wide        the same of heads of which a CTA has no room for a tile                      wide.rs
 //! append      new tokens to the pages of a cache, whole pages of V by block              append/
 //! gather      pages of a cache to the operands of attention                            gather.rs
 //! convert     pages of a cache with V in 8 bits to pages with 4, and back               pages.rs
@@ -63,3 +64,5 @@ mod tile;
 mod tokens;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod values;
+#[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
+mod wide;

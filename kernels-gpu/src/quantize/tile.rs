@@ -1,20 +1,25 @@
 //! A tile of the caller's rows.
 
-use super::launch::{THREAD_VECTORS, padded_of_threads, raw_bytes};
+use super::launch::{THREAD_VECTORS, WIDE_DIMS, padded_of_threads, raw_bytes};
 use crate::element::{Element, Rows, Vector, load, load_elements};
 use crate::layout::KV_BLOCK;
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::cp_async::{commit_group, cp_async_16_zfill, wait_group};
-use crate::ptx::opaque::opaque;
+use crate::ptx::opaque::{opaque, rolled};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_v4_u32};
 use crate::ptx::special::{ntid_x, tid_x_again};
 use crate::smem;
 
+/// Whether this is a module for halves of heads of 32 dims: a lane has 32 of a token there, else 64 (`tokens`).
+pub(crate) const D32: bool = cfg!(any(quantize_f16_d32, quantize_bf16_d32));
+/// Whether this is the module for heads of more dims than a CTA has all of a tile of (`wide`).
+pub(crate) const WIDE: bool = cfg!(quantize_wide);
+
 /// The head dim, or the next power of two. The threads of the CTA say it, which takes no computation and no register.
 #[inline(always)]
 pub(crate) fn padded<E: Element>() -> u32 {
-    padded_of_threads(ntid_x(), E::BYTES)
+    if WIDE { WIDE_DIMS as u32 } else { padded_of_threads(ntid_x(), E::BYTES) }
 }
 
 /// Shared address behind the tile as it comes.
@@ -102,9 +107,10 @@ impl Vectors {
             } else {
                 let mut i = 0;
                 while i < N {
+                    // This is the slow way: by ptxas too.
+                    rolled();
                     let loaded = load_elements::<E>(rows.at(place(i)));
                     st_shared_v4_u32(true, to + i as u32 * STEP, if has(i) { loaded } else { [0; 4] });
-                    // Rolled: this is the slow way.
                     i = opaque(i as u32 + 1) as usize;
                 }
             }
@@ -165,5 +171,5 @@ pub(crate) unsafe fn request_none<E: Element>() {
 /// Whether a tile waits in shared memory.
 #[inline(always)]
 pub(crate) const fn in_shared<E: Element>() -> bool {
-    raw_bytes(1, E::BYTES) > 0
+    !WIDE && raw_bytes(1, E::BYTES) > 0
 }

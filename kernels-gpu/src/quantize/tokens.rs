@@ -31,9 +31,9 @@ pub(crate) struct Output {
     pub bytes: *mut u8,
     /// The tile's scales.
     pub scale: *mut f32,
-    /// The tile's `q_bias`, or null.
+    /// The tile's `q_bias`, or null; of no meaning of K.
     pub bias: *mut f32,
-    /// The block's `k_block_scale`.
+    /// The block's `k_block_scale`; of no meaning of Q.
     pub block_scale: *mut f32,
     /// Whether the tokens of the block share a scale where they are about as large.
     pub shares: bool,
@@ -51,16 +51,21 @@ fn after<E: Element, const N: usize>(step: u32) -> u32 {
     if steps::<E, N>() > 1 { opaque(step + 1) } else { step + 1 }
 }
 
-/// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where `KEYS`, else of Q (row-major). `dims` of the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says
-/// where the tile does, as often as it is asked, so that its addresses take no registers meanwhile.
+/// Quantizes the tiles from `tile` to before number `end`: of K (without its offset, packed, padded) where they are `keys`, else of Q (row-major). `dims` of
+/// the packed `head_dim` are in the tensor. `offset` is where K's goes, or null; `out` says where the tile does, as often as it is asked, so that its
+/// addresses take no registers meanwhile.
 ///
 /// Each warp goes its own way, a step ahead with its loads: its tokens' codes are its own, and no barrier holds it but that of a block of K. Where a
 /// scale is shared, all tokens' are made before the first code. Of several steps they are rotated once for each: to keep them would take their registers.
 ///
+/// The loops of K and Q are apart, which is faster; what comes before them is there once, as a driver takes as long to compile a module as that is.
+///
 /// # Safety
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
 #[inline(always)]
-pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn quantize<E: Element, const N: usize>(
+    keys: bool,
     head_dim: u32,
     dims: u32,
     rotates: bool,
@@ -73,7 +78,6 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
 ) {
     unsafe {
         let lane = Lane::new::<E, N>(head_dim, dims);
-        let copied = Copied::new::<E, KEYS, N>(&lane.place);
         if in_shared::<E>() {
             let mut step = 0;
             while step < steps::<E, N>() {
@@ -82,6 +86,27 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
             }
         }
         prepare::<E, N>(dims, source, offset);
+        if keys {
+            tiles::<E, true, N>(&lane, head_dim, rotates, &rows, tile, end, &out);
+        } else {
+            tiles::<E, false, N>(&lane, head_dim, rotates, &rows, tile, end, &out);
+        }
+    }
+}
+
+/// The tiles of K or of Q, of which halves of the first are on their way.
+#[inline(always)]
+unsafe fn tiles<E: Element, const KEYS: bool, const N: usize>(
+    lane: &Lane,
+    head_dim: u32,
+    rotates: bool,
+    rows: &Rows,
+    tile: Tile,
+    end: u32,
+    out: &impl Fn(Tile) -> Output,
+) {
+    unsafe {
+        let copied = Copied::new::<E, KEYS, N>(&lane.place);
         let mut tile = tile;
         loop {
             let to = out(tile);
@@ -89,8 +114,8 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
                 wait::<E, 0>();
                 let mut step = 0;
                 while step < steps::<E, N>() {
-                    let anew = Lane::new::<E, N>(opaque(head_dim), dims);
-                    own_scale::<E, N>(if in_shared::<E>() { &lane } else { &anew }, rotates, &rows, tile, step);
+                    let anew = Lane::new::<E, N>(opaque(head_dim), lane.dims);
+                    own_scale::<E, N>(if in_shared::<E>() { lane } else { &anew }, rotates, rows, tile, step);
                     step = after::<E, N>(step);
                 }
                 bar_sync();
@@ -99,9 +124,9 @@ pub(crate) unsafe fn quantize<E: Element, const KEYS: bool, const N: usize>(
             // Rolled: two steps of K, and of Q, are more instructions than a multiprocessor holds near.
             while step < steps::<E, N>() {
                 // Floats are in registers, so that there are none for this.
-                let anew = Lane::new::<E, N>(opaque(head_dim), dims);
-                let lane = if in_shared::<E>() { &lane } else { &anew };
-                one::<E, KEYS, N>(lane, &copied, rotates, &rows, tile, step, end, &to);
+                let anew = Lane::new::<E, N>(opaque(head_dim), lane.dims);
+                let lane = if in_shared::<E>() { lane } else { &anew };
+                one::<E, KEYS, N>(lane, &copied, rotates, rows, tile, step, end, &to);
                 step = after::<E, N>(step);
             }
             if KEYS && !to.shares {

@@ -49,13 +49,13 @@ pub(crate) struct Output {
 }
 
 /// The lane's part of a block.
-struct Place {
+pub(super) struct Place {
     /// Row of 32 keys.
     panel: u32,
     /// Eight neighbouring bytes of it.
     octet: u32,
     /// Vector of a token.
-    vector: u32,
+    pub vector: u32,
     /// Whether the lane has one; if not, it repeats another's.
     has: bool,
 }
@@ -73,7 +73,7 @@ impl Place {
     }
 
     #[inline(always)]
-    fn of_unit<E: Element>(head_dim: u32, octet: u32, unit: u32) -> Self {
+    pub fn of_unit<E: Element>(head_dim: u32, octet: u32, unit: u32) -> Self {
         // SAFETY: a token has vectors.
         let (panel, vector) = unsafe { div_rem(unit, head_dim / E::LANES as u32) };
         Self { panel: panel.min(V_PANELS as u32 - 1), octet, vector, has: panel < V_PANELS as u32 }
@@ -99,14 +99,14 @@ impl Place {
 
     /// Token and vector of the lane's key number `i`, or of the last key and the last vector of `dims` where there are fewer.
     #[inline(always)]
-    fn at<E: Element>(&self, first: u32, count: u32, dims: u32, i: usize) -> (u32, u32) {
+    pub fn at<E: Element>(&self, first: u32, count: u32, dims: u32, i: usize) -> (u32, u32) {
         (first + self.key(i).min(count - 1), self.vector.min(dims / E::LANES as u32 - 1))
     }
 }
 
 /// The dims of a vector.
 #[inline(always)]
-fn floats<E: Element>(vector: &Vector) -> [f32; 8] {
+pub(super) fn floats<E: Element>(vector: &Vector) -> [f32; 8] {
     let mut x = [0.0; 8];
     unroll!(0..E::LANES, |i| {
         x[i] = E::get(vector, i);
@@ -116,7 +116,7 @@ fn floats<E: Element>(vector: &Vector) -> [f32; 8] {
 
 /// Rotates the dims of a vector; their largest magnitude, not finite where one's is not.
 #[inline(always)]
-fn rotate<E: Element>(x: &mut [f32; 8]) -> f32 {
+pub(super) fn rotate<E: Element>(x: &mut [f32; 8]) -> f32 {
     let mut amax = [0.0; 2];
     unroll!(0..E::LANES / V_ROTATION, |i| {
         let four = [x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]];
@@ -164,12 +164,12 @@ fn inverse_address<E: Element>(key: u32) -> u32 {
 
 /// The largest magnitudes of a tile's keys.
 #[derive(Clone, Copy)]
-struct Largest {
-    tile: u32,
+pub(super) struct Largest {
+    pub tile: u32,
     /// How many parts there are of each.
-    parts: u32,
+    pub parts: u32,
     /// What they are at least: in the paper's scheme, which has no parts, the head's.
-    least: f32,
+    pub least: f32,
 }
 
 impl Largest {
@@ -202,10 +202,10 @@ pub(crate) struct Scaling {
 }
 
 /// The scales of a block before they are shared or not.
-struct Scales {
+pub(super) struct Scales {
     largest: f32,
     /// Whether all tokens have the largest.
-    shared: bool,
+    pub shared: bool,
 }
 
 /// Quantizes and packs the blocks of V from `tile` to before number `end`; `dims` of the packed `head_dim` are in the tensor.
@@ -316,7 +316,7 @@ unsafe fn one<E: Element>(
         let parts = if rotates { head_dim / (4 * E::LANES) as u32 } else { 0 };
         let largest = Largest { tile: tile.index, parts, least: head_amax };
         let scales = Scales::decide::<E>(&largest, tile.index == first_block, steps);
-        let (mut inverse, mut masks) = ([reciprocal(scales.largest, rcp_approx_ftz_f32, fma_rn_f32); 8], [u32::MAX; 2]);
+        let (mut inverse, mut masks) = (scales.inverse(), [u32::MAX; 2]);
         let whole = scales.shared & (tile.count() == KV_BLOCK as u32);
         if !whole {
             each_scale::<E>(&largest, tile.count());
@@ -325,21 +325,33 @@ unsafe fn one<E: Element>(
         }
         scales.write::<E>(whole, tile, rotates, &out(tile));
 
-        let words = codes::<E>(&x, &inverse);
-        let place = Place::of(places.own);
-        let dim = (place.vector * E::LANES as u32) as usize;
-        let to = out(tile).bytes.wrapping_add((place.panel * head_dim) as usize * ROW_BYTES);
-        let to = to.wrapping_add(swizzle(v_row(dim), 8 * place.octet as usize));
-        unroll!(0..E::LANES, |dim| {
-            let codes = [words[dim][0] & masks[0] ^ V_OFFSETS, words[dim][1] & masks[1] ^ V_OFFSETS];
-            st_global_cs_v2_u32(place.has, to.wrapping_add(FURTHER[dim] * ROW_BYTES), codes);
-        });
+        store::<E>(&x, &inverse, masks, &Place::of(places.own), head_dim, out(tile).bytes);
     }
+}
+
+/// Stores the codes of the lane's part of a block that is at `bytes`.
+#[inline(always)]
+pub(super) unsafe fn store<E: Element>(
+    x: &[[f32; 8]; 8],
+    inverse: &[f32; 8],
+    masks: [u32; 2],
+    place: &Place,
+    head_dim: u32,
+    bytes: *mut u8,
+) {
+    let words = codes::<E>(x, inverse);
+    let dim = (place.vector * E::LANES as u32) as usize;
+    let to = bytes.wrapping_add((place.panel * head_dim) as usize * ROW_BYTES);
+    let to = to.wrapping_add(swizzle(v_row(dim), 8 * place.octet as usize));
+    unroll!(0..E::LANES, |dim| {
+        let codes = [words[dim][0] & masks[0] ^ V_OFFSETS, words[dim][1] & masks[1] ^ V_OFFSETS];
+        unsafe { st_global_cs_v2_u32(place.has, to.wrapping_add(FURTHER[dim] * ROW_BYTES), codes) };
+    });
 }
 
 /// The largest magnitudes of the lanes' keys, each over four vectors, to shared memory.
 #[inline(always)]
-unsafe fn largest_of_parts<E: Element>(tile: u32, place: &Place, eight: &[f32; 8]) {
+pub(super) unsafe fn largest_of_parts<E: Element>(tile: u32, place: &Place, eight: &[f32; 8]) {
     unsafe {
         // A lane and its neighbour of another vector take four of the eight keys each, then two of the four.
         let choose = |upper: bool, a: f32, b: f32| f32::from_bits(selp_b32(upper, b.to_bits(), a.to_bits()));
@@ -363,7 +375,7 @@ unsafe fn largest_of_parts<E: Element>(tile: u32, place: &Place, eight: &[f32; 8
 
 /// The keys' own scales, rounded up, and their reciprocals, a few by each thread.
 #[inline(always)]
-unsafe fn each_scale<E: Element>(amax: &Largest, count: u32) {
+pub(super) unsafe fn each_scale<E: Element>(amax: &Largest, count: u32) {
     unsafe {
         let mut key = 4 * tid_x();
         while key < KV_BLOCK as u32 {
@@ -384,7 +396,7 @@ unsafe fn each_scale<E: Element>(amax: &Largest, count: u32) {
 impl Scales {
     /// What the whole block comes to; the same for all threads, each warp works it out. Keys that are not there are as the last one.
     #[inline(always)]
-    unsafe fn decide<E: Element>(amax: &Largest, first_block: bool, steps: bool) -> Self {
+    pub unsafe fn decide<E: Element>(amax: &Largest, first_block: bool, steps: bool) -> Self {
         unsafe {
             let four = amax.of_keys::<E>(4 * (tid_x() % 32));
             let largest = max_nan_f32(max_nan_f32(four[0], four[1]), max_nan_f32(four[2], four[3]));
@@ -412,7 +424,7 @@ impl Scales {
 
     /// The scales of the block's tokens, the block's and the head's; `whole` says that all tokens are there and have the largest.
     #[inline(always)]
-    unsafe fn write<E: Element>(&self, whole: bool, tile: Tile, rotates: bool, out: &Output) {
+    pub unsafe fn write<E: Element>(&self, whole: bool, tile: Tile, rotates: bool, out: &Output) {
         unsafe {
             let (count, mut key) = (tile.count(), tid_x());
             while key < KV_BLOCK as u32 {
@@ -437,9 +449,15 @@ impl Scales {
         }
     }
 
+    /// The reciprocals of the scales of eight keys of a block all of whose tokens have the largest.
+    #[inline(always)]
+    pub fn inverse(&self) -> [f32; 8] {
+        [reciprocal(self.largest, rcp_approx_ftz_f32, fma_rn_f32); 8]
+    }
+
     /// The reciprocals of the scales of the lane's eight keys, and 0xff in the bytes of those that have codes.
     #[inline(always)]
-    unsafe fn of_keys<E: Element>(&self, place: &Place) -> ([f32; 8], [u32; 2]) {
+    pub unsafe fn of_keys<E: Element>(&self, place: &Place) -> ([f32; 8], [u32; 2]) {
         let largest = reciprocal(self.largest, rcp_approx_ftz_f32, fma_rn_f32);
         let (mut inverse, mut masks) = ([0.0; 8], [0; 2]);
         unroll!(0..4, |pair| {

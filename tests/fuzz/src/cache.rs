@@ -6,7 +6,7 @@ use int_flash_attention::{
     CacheFormat, CacheShape, DType, DecodeHeads, DecodeProblem, HostCache, HostPagedKv, HostQ, HostTensor, PagedKv,
     PrefillProblem, Scheme, Shape, Split, TensorLayout, Window, reference,
 };
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_kernels::layout::page::{MAX_PAGES, V4_HEAD_DIMS, page_head_bytes};
 
 const PAGE: usize = CacheShape::PAGE_TOKENS;
@@ -29,12 +29,12 @@ fn size(u: &mut Unstructured<'_>) -> Result<usize> {
 }
 
 fn head_dim(u: &mut Unstructured<'_>) -> Result<usize> {
-    if u.ratio(7, 8)? { Ok(*u.choose(&HEAD_DIMS)?) } else { size(u) }
+    if u.ratio(7, 8)? { Ok(*u.choose(&CACHE_HEAD_DIMS)?) } else { size(u) }
 }
 
 /// What docs say of sizes, in numbers that do not overflow.
 fn allowed(CacheShape { pages, v4_pages, heads_kv, head_dim }: &CacheShape) -> bool {
-    let known = HEAD_DIMS.contains(head_dim);
+    let known = CACHE_HEAD_DIMS.contains(head_dim);
     let bytes = |pages: usize| if known { (pages * heads_kv) as u128 * page_head_bytes(*head_dim) as u128 } else { 0 };
     known
         && (1..=MAX_PAGES).contains(pages)

@@ -28,7 +28,7 @@ fn size(u: &mut Unstructured<'_>) -> Result<usize> {
 }
 
 fn any(u: &mut Unstructured<'_>) -> Result<AttentionProblem> {
-    let head_dim = if u.ratio(7, 8)? { *u.choose(&[32, 64, 72, 80, 96, 128, 200, 256])? } else { size(u)? };
+    let head_dim = if u.ratio(7, 8)? { *u.choose(&[32, 64, 72, 80, 96, 128, 200, 256, 264, 512])? } else { size(u)? };
     let heads_kv = size(u)?;
     let heads_q = if u.ratio(3, 4)? { heads_kv.wrapping_mul(u.int_in_range(1..=3)?) } else { size(u)? };
     let mut problem = AttentionProblem::new(size(u)?, heads_q, heads_kv, size(u)?, size(u)?, head_dim);
@@ -59,7 +59,7 @@ fn allowed(p: &AttentionProblem) -> bool {
         && p.heads_q.is_multiple_of(p.heads_kv)
         && p.softmax_scale.is_none_or(f32::is_finite)
         && p.head_dim.is_multiple_of(8)
-        && (1..=if p.scheme == Scheme::Default { 256 } else { 128 }).contains(&p.head_dim)
+        && (1..=if p.scheme == Scheme::Default { 512 } else { 128 }).contains(&p.head_dim)
 }
 
 fn run(u: &mut Unstructured<'_>) -> Result<()> {

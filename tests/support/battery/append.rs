@@ -7,7 +7,7 @@ use crate::sim::{Places, SimulatedCache, Simulator};
 use crate::values::{Noise, Values};
 use anyhow::{Context, Result};
 use int_flash_attention::{CacheShape, DType, HostCache, HostTensor, Shape, TensorLayout};
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_kernels::layout::page::{PAGE_TOKENS, V4_HEAD_DIMS};
 use ptx_machine::Module;
 use std::sync::Arc;
@@ -77,12 +77,12 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
     .into_iter()
     .enumerate()
     {
-        for (j, head_dim) in HEAD_DIMS.into_iter().enumerate() {
+        for (j, head_dim) in CACHE_HEAD_DIMS.into_iter().enumerate() {
             // Each place with some of the head dims.
             if i >= 2 && (i + j) % 3 != 0 {
                 continue;
             }
-            let seed = (i * HEAD_DIMS.len() + j) as u64;
+            let seed = (i * CACHE_HEAD_DIMS.len() + j) as u64;
             // In the last of the pages, the whole one's number is less, and in all of them.
             let v4_pages = if V4_HEAD_DIMS.contains(&head_dim) { [0, 3, 0, 5][i % 4] } else { 0 };
             let shape = CacheShape::new(5, 2, head_dim)?.with_v4_pages(v4_pages)?;
@@ -128,7 +128,7 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
 /// One head of 32 channels, all tokens in one launch.
 fn one_head(dtype: DType, slots: Vec<i64>, shape: CacheShape) -> Result<Check> {
     let tensor = |values: Values, seed| {
-        values.tensor(dtype, TensorLayout::bnhd(Shape::new(1, 1, slots.len(), HEAD_DIMS[0])?), seed)
+        values.tensor(dtype, TensorLayout::bnhd(Shape::new(1, 1, slots.len(), CACHE_HEAD_DIMS[0])?), seed)
     };
     Ok(Check::Append(Box::new(AppendCheck {
         cache: any_cache(shape, false, 0),
@@ -152,7 +152,7 @@ fn pages_anywhere(dtype: DType) -> Result<Check> {
         slots.resize(slots.len() + gap, -1);
         slots.extend((from..from + PAGE_TOKENS).map(|token| (2 * PAGE_TOKENS * run + token) as i64));
     }
-    one_head(dtype, slots, CacheShape::new(32, 1, HEAD_DIMS[0])?)
+    one_head(dtype, slots, CacheShape::new(32, 1, CACHE_HEAD_DIMS[0])?)
 }
 
 /// Tokens of a single channel that is as large as the type holds, or as small: their scales end before they do.
@@ -193,5 +193,5 @@ fn nearly_pages(dtype: DType) -> Result<Check> {
         slots[at] = if run % 2 == 0 { -1 } else { page(32, run) };
         slots.extend([-1; 32]);
     }
-    one_head(dtype, slots, CacheShape::new(33, 1, HEAD_DIMS[0])?)
+    one_head(dtype, slots, CacheShape::new(33, 1, CACHE_HEAD_DIMS[0])?)
 }

@@ -5,7 +5,7 @@ use crate::cache::{any_cache, gather_as_reference};
 use crate::sim::{SimulatedCache, Simulator};
 use anyhow::{Context, Result};
 use int_flash_attention::{CacheShape, HostCache, HostTables};
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_kernels::layout::page::V4_HEAD_DIMS;
 use ptx_machine::Module;
 use std::sync::Arc;
@@ -31,7 +31,8 @@ impl GatherCheck {
 pub(super) fn of() -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     let v4 = V4_HEAD_DIMS.map(|head_dim| (head_dim, 4));
-    for (seed, (head_dim, v4_pages)) in HEAD_DIMS.map(|head_dim| (head_dim, 0)).into_iter().chain(v4).enumerate() {
+    for (seed, (head_dim, v4_pages)) in CACHE_HEAD_DIMS.map(|head_dim| (head_dim, 0)).into_iter().chain(v4).enumerate()
+    {
         let shape = CacheShape::new(6, 2, head_dim)?.with_v4_pages(v4_pages)?;
         for (i, (lengths, seqlen_kv, ahead)) in [
             ([500, 256, 116], 500, 0),

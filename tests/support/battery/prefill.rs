@@ -7,7 +7,7 @@ use crate::sim::Simulator;
 use anyhow::{Context, Result};
 use int_flash_attention::{DType, HostQuantized, Scheme, Scored, TensorLayout};
 use int_flash_attention_kernels::config::{AttentionVariant, Family, Kind};
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use ptx_machine::Module;
 use std::sync::Arc;
 
@@ -44,12 +44,13 @@ pub(super) fn of() -> Result<Vec<Check>> {
         let case = case(&SHORT, head_dim, true, CHANGES[0], seed as u64)?;
         Ok(check(Family::Sm80, crate::case::MOST_SHARED, case))
     };
-    HEAD_DIMS.into_iter().enumerate().map(one).collect()
+    CACHE_HEAD_DIMS.into_iter().enumerate().map(one).collect()
 }
 
 /// Of a kernel that caches have: packed queries, on few blocks and on many.
 pub(super) fn of_attention(variant: &AttentionVariant) -> Vec<Result<Check>> {
-    if variant.scheme != Scheme::Default || variant.head_dim != variant.head_dim_v {
+    let cached = CACHE_HEAD_DIMS.contains(&variant.head_dim) && variant.head_dim == variant.head_dim_v;
+    if variant.scheme != Scheme::Default || !cached {
         return Vec::new();
     }
     let change = if variant.kind == Kind::General { CHANGES[3] } else { CHANGES[0] };

@@ -47,14 +47,14 @@ impl Simulator {
             share_k: u32::from(narrow),
             ..params
         };
-        let entry = format!("quantize_{}", k.dtype());
+        let quantize = launch::quantize(d, k.dtype().code());
         let at = Grid {
-            kernel: &entry,
+            kernel: quantize.entry,
             grid: [launch::quantize_ctas(&params).context("the grid overflows")?, 1, 1],
             threads: launch::threads(d, k.dtype().size()),
             shared: launch::shared_bytes(d, k.dtype().size()),
         };
-        self.launch(&entry, &at, &[structure(&params)], &memory)?;
+        self.launch(quantize.module, &at, &[structure(&params)], &memory)?;
         let (scheme, packed, format) = (problem.scheme, None, PackedFormat::CURRENT);
         let k = QuantizedK {
             shape: problem.kv_shape(),

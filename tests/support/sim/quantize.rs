@@ -87,19 +87,20 @@ impl Simulator {
         };
         let overflow = || format!("the grid overflows for {problem:?}");
         let threads = quantization::threads(packed, dtype.size());
+        let quantize = quantization::quantize(packed, dtype.code());
         if !scheme.rotates() && makes_kv {
             let ctas = quantization::v_amax_ctas(&params);
             let grid = [ctas.with_context(overflow)?, 1, 1];
             let at = Grid { kernel: &format!("v_amax_{dtype}"), grid, threads, shared: 0 };
-            self.launch(&format!("quantize_{dtype}"), &at, &[structure(&params)], &memory)?;
+            self.launch("v_amax", &at, &[structure(&params)], &memory)?;
         }
         let at = Grid {
-            kernel: &format!("quantize_{dtype}"),
+            kernel: quantize.entry,
             grid: [quantization::quantize_ctas(&params).with_context(overflow)?, 1, 1],
             threads,
             shared: quantization::shared_bytes(packed, dtype.size()),
         };
-        self.launch(&format!("quantize_{dtype}"), &at, &[structure(&params)], &memory)?;
+        self.launch(quantize.module, &at, &[structure(&params)], &memory)?;
 
         let spans = self.spans(problem);
         let of_q = |unit: usize| Parts::new(&spans, problem.heads_q, unit, |span, head| span.rows(problem, head));

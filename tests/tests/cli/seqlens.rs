@@ -11,11 +11,18 @@ fn packed_sequences_and_key_lengths_run_on_the_cpu_and_on_the_ptx_machine() {
         let [_, k, _] = good(dims);
         [half_tensor("q", q_dims, wave), k, half_tensor("v", dims, |i| 1.0 + wave(5 * i + 2))]
     };
+    let other_values = |dims: [usize; 4], head_dim_v| {
+        let [b, h, n, _] = dims;
+        let v = half_tensor("v", [b, h, n, head_dim_v], |i| 1.0 + wave(5 * i + 2));
+        [half_tensor("q", dims, wave), half_tensor("k", dims, |i| wave(3 * i + 1)), v]
+    };
     let (packed, batch) = ([1, 2, 140, 32], [2, 2, 70, 32]);
     for (tensors, more, devices) in [
         (tensors(packed, packed), &["--seqlens", "5,0,131,4", "--causal"][..], &["cpu"][..]),
         (tensors([1, 2, 9, 32], packed), &["--seqlens", "4,5", "--seqlens-kv", "130,10"], &["cpu", "sim"]),
         (tensors(batch, batch), &["--seqlens-kv", "70,3"], &["cpu"]),
+        (other_values([1, 1, 140, 192], 128), &["--seqlens", "5,131,4", "--causal"], &["cpu", "sim"]),
+        (other_values([1, 1, 9, 264], 264), &["--seqlens", "5,4"], &["cpu", "sim"]),
     ] {
         for &device in devices {
             let folder = Folder::new("seqlens");

@@ -80,7 +80,7 @@ fn plans_refuse_what_the_gpu_does_not_have() {
         let layout = TensorLayout::strided(huge.q_shape(), [0; 3]).unwrap();
         let kv = TensorLayout::bhnd(huge.kv_shape());
         let quantize = hopper.plan_quantize(&huge, &QuantizeLayouts { q: layout, k: kv, v: kv, dtype: DType::F16 });
-        assert!(matches!(quantize, Err(Error::Grid { kernel: "quantize_f16", .. })), "{quantize:?}");
+        assert!(matches!(quantize, Err(Error::Grid { kernel: "quantize_f16_d32", .. })), "{quantize:?}");
         let out = TensorLayout::bhnd(huge.q_shape());
         let dequantize = hopper.plan_dequantize(&huge, Operand::Q, &out, DType::F16);
         assert!(matches!(dequantize, Err(Error::Grid { kernel: "dequantize_f16", .. })), "{dequantize:?}");

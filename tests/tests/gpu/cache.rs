@@ -8,7 +8,7 @@ use int_flash_attention::{
     GatherProblem, Gpu, HostCache, HostK, HostQ, HostTables, HostTensor, HostV, NewTokens, QuantizedQ, Scheme, SeqLens,
     Shape, Slots, TensorLayout,
 };
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_tests::cache::{Cache, New, any_cache, any_slots, append_as_reference, behaves_as_a_model};
 use int_flash_attention_tests::case::Placement;
 use int_flash_attention_tests::cases;
@@ -112,7 +112,7 @@ pub fn appends(on: &OnGpu) -> Result<()> {
 pub fn append(on: &OnGpu, seed: u64) -> Result<()> {
     let mut noise = Noise::new(seed, [5; 4]);
     let mut any = |below: usize| noise.word() as usize % below;
-    let (d, dtype) = (HEAD_DIMS[any(HEAD_DIMS.len())], [DType::F16, DType::BF16, DType::F32][any(3)]);
+    let (d, dtype) = (CACHE_HEAD_DIMS[any(CACHE_HEAD_DIMS.len())], [DType::F16, DType::BF16, DType::F32][any(3)]);
     let (heads_kv, group, seqlen) = (1 + any(4), 1 + any(4), 1 + any(5));
     let most = [20, 200, 400][any(3)];
     let tokens = seqlen * (1 + any(most));

@@ -8,7 +8,7 @@ use int_flash_attention::{
     Shape, Split, States, StreamRef, TensorLayout, ViewPagedKv, Window,
 };
 use int_flash_attention_kernels::config::decode::DECODE;
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_tests::continuation::decode_is_prefill;
 use int_flash_attention_tests::decode::{
     DecodeCase, DecodeKernels, MergeCase, Numbers, bits, cases_for, matches_the_reference, merges_as_the_reference,
@@ -151,7 +151,7 @@ pub fn matches(on: &OnGpu) -> Result<()> {
 
 /// Softcap, ALiBi, sinks and windows over sequences of unlike lengths mean the same in both.
 pub fn is_prefill(gpu: &OnGpu) -> Result<()> {
-    HEAD_DIMS.into_iter().try_for_each(|head_dim| {
+    CACHE_HEAD_DIMS.into_iter().try_for_each(|head_dim| {
         decode_is_prefill(gpu, |lengths| gpu.with_lengths(lengths), head_dim).with_context(|| head_dim.to_string())
     })
 }

@@ -8,7 +8,7 @@ use int_flash_attention::{
     SeqLens, Sequences, Stream, TensorLayout, reference,
 };
 use int_flash_attention_kernels::config::short::SHORT;
-use int_flash_attention_tests::case::{AWKWARD, Case, Placement, WINDOWS, any_case, takes_narrow};
+use int_flash_attention_tests::case::{AWKWARD, Case, Placement, VALUE_DIMS, WINDOWS, any_case, takes_narrow};
 use int_flash_attention_tests::sequences;
 use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{cases, check_cases, properties};
@@ -78,6 +78,15 @@ pub fn match_the_reference(on: &OnGpu) -> Result<()> {
             all(&OnGpu { ahead, ..on.clone() }, &case)?;
         }
     }
+    // Head dims that are padded, those of which values have others, and wide heads, of which a run of the quantizer has several tiles.
+    let alike = [72, 80, 328, 512].map(|head_dim| [head_dim; 2]);
+    for (seed, [head_dim, value_dim]) in VALUE_DIMS.into_iter().chain(alike).enumerate() {
+        for window in WINDOWS {
+            let problem = AttentionProblem::new(2, 4, 2, 67, 201, head_dim).with_head_dim_v(value_dim);
+            all(on, &Case::plain(problem.with_window(window), seed as u64))?;
+        }
+    }
+    all(on, &Case::plain(AttentionProblem::new(1, 8, 8, 40, 8300, 512), 7))?;
     check_cases(cases(150), &any_case(300), |case| all(on, case)).map_err(anyhow::Error::msg)
 }
 

@@ -170,9 +170,13 @@ fn awkward_lengths(gpu: &OnGpu) -> Result<()> {
 
 fn hostile_values(gpu: &OnGpu) -> Result<()> {
     for (seed, values) in Values::ALL.into_iter().enumerate() {
-        for (scheme, head_dim) in
-            [(Scheme::Default, 64), (Scheme::Paper, 64), (Scheme::Default, 256), (Scheme::Paper, 128)]
-        {
+        for (scheme, head_dim) in [
+            (Scheme::Default, 64),
+            (Scheme::Paper, 64),
+            (Scheme::Default, 256),
+            (Scheme::Default, 512),
+            (Scheme::Paper, 128),
+        ] {
             for dtype in [DType::F16, DType::BF16, DType::F32] {
                 let problem = AttentionProblem::new(1, 2, 1, 150, 300, head_dim).with_causal(true).with_scheme(scheme);
                 let case = Case { values: [values; 3], dtype, out_dtype: dtype, ..Case::plain(problem, seed as u64) };
@@ -273,7 +277,7 @@ fn no_keys(on: &OnGpu) -> Result<()> {
             properties::all(on, &Case { problem, ..case }).with_context(|| format!("{} {window}", variant.name))?;
         }
     }
-    for (seed, head_dim) in HEAD_DIMS.into_iter().enumerate() {
+    for (seed, head_dim) in config::BASELINE.iter().map(|variant| variant.head_dim).enumerate() {
         let problem = AttentionProblem::new(1, 2, 1, 300, 20, head_dim).with_causal(true);
         float16_case(on, &Case::plain(problem, seed as u64))?;
     }
@@ -293,6 +297,8 @@ fn long_sequences(gpu: &OnGpu) -> Result<()> {
         (128, local),
         (256, Window::FULL),
         (256, sliding),
+        (512, Window::FULL),
+        (512, sliding),
     ] {
         for scheme in [Scheme::Default, Scheme::Paper] {
             let problem = AttentionProblem::new(1, 2, 2, 4000, 9001, head_dim).with_window(window).with_scheme(scheme);
@@ -339,7 +345,7 @@ fn values_at(o: &HostTensor, rows: &[usize]) -> Vec<f64> {
 
 fn float16(gpu: &OnGpu) -> Result<()> {
     for (seed, (seqlen_q, seqlen_kv)) in AWKWARD.into_iter().enumerate() {
-        for head_dim in HEAD_DIMS {
+        for head_dim in config::BASELINE.iter().map(|variant| variant.head_dim) {
             let problem = AttentionProblem::new(1, 4, 2, seqlen_q, seqlen_kv, head_dim).with_window(WINDOWS[seed % 4]);
             let mut case = Case::plain(problem, seed as u64);
             case.placement = [Placement::Padded { token: 8, head: 16, batch: 0 }; 4];

@@ -6,7 +6,7 @@ use int_flash_attention::{
     AttentionOutput, DType, DecodeResult, DeviceBuffer, DeviceQ, Family, HostTensor, PagedKv, PrefillPlan,
     PrefillQueries, ScoreMod, ScoreViews, Stream, TensorLayout, Window,
 };
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_tests::case::variant_of;
 use int_flash_attention_tests::prefill::{CHANGES, LONG, PrefillCase, PrefillKernels, case, runs_as_contiguous};
 use int_flash_attention_tests::values::Noise;
@@ -91,7 +91,7 @@ impl PrefillKernels for OnGpu {
 /// Every change of the scores and head dim, packed and not: the bits of the same kernels on operands that are gathered.
 pub fn as_operands(on: &OnGpu) -> Result<()> {
     for (i, &change) in CHANGES.iter().enumerate() {
-        for (seed, head_dim) in HEAD_DIMS.into_iter().enumerate() {
+        for (seed, head_dim) in CACHE_HEAD_DIMS.into_iter().enumerate() {
             for packed in [true, false] {
                 let case = case(&LONG, head_dim, packed, change, (5 * i + seed) as u64)?;
                 let what = || format!("{head_dim} {change:?} {packed}");

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use half::f16;
 use int_flash_attention::{
     AttentionProblem, BiasLayout, DType, Device, Error, HostBias, HostData, HostMask, HostScores, MaskKind, MaskLayout,
-    Options, Scheme, ScoreMod, ScoreTensors, Scored, SeqLens, Window, attention, reference,
+    Options, Scheme, ScoreMod, ScoreTensors, Scored, SeqLens, TensorLayout, Window, attention, reference,
 };
 use int_flash_attention_kernels::config::{self, Family, Kind};
 use int_flash_attention_kernels::layout::MAX_SCALE;
@@ -151,6 +151,38 @@ fn elements_of_no_query_or_key_are_not_read() {
     assert!(want.1.iter().any(|lse| lse.is_finite()) && want.1.iter().all(|lse| !lse.is_nan()));
     for rest in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         assert_eq!(run(rest), want, "{rest}");
+    }
+}
+
+/// Values of another head dim than keys, and heads whose blocks come in pieces: plain and with a softcap, on the CPU in one call and by the kernels for
+/// every GPU, near the definition.
+#[test]
+fn packs_of_other_value_dims_and_of_wide_heads() {
+    for (head_dim, value_dim) in [(192, 128), (328, 328)] {
+        let problem = AttentionProblem::new(1, 2, 1, 1, 1, head_dim).with_head_dim_v(value_dim);
+        let (case, lens) = packed(Case::plain(problem, 9), &[(40, 40), (3, 130), (0, 5)], 0);
+        let [q, k, v] = case.tensors().unwrap();
+        let lengths = lens.map(Vec::as_slice);
+        for softcap in [None, Some(2.0)] {
+            let scores = HostScores { softcap, ..HostScores::default() };
+            let options = Options { window: Window::CAUSAL, lengths, scores, ..Options::default() };
+            let problem = options.problem(&q, &k, &v).unwrap();
+            let scored = options.scored(&problem);
+            let (want, _) = definition(&scored, &lengths, [&q, &k, &v]);
+            let cpu = attention(Device::Cpu, &q, &k, &v, &options).unwrap().o;
+            let simulator = Simulator::new().with_lengths(&lens);
+            let operands = simulator.quantize(&problem, &q, &k, &v).unwrap();
+            let out = TensorLayout::bhnd(problem.o_shape());
+            let (machine, _) = simulator.attention(&scored, &operands, &out, DType::F16, false).unwrap();
+            for (of, got) in [("cpu", cpu.dense_f64()), ("machine", machine.dense_f64())] {
+                assert_eq!(got.len(), want.len(), "{of}");
+                let squares = |x: f64, y: f64| (x - y) * (x - y);
+                let error: f64 = got.iter().zip(&want).map(|(&got, &want)| squares(got, want)).sum();
+                let all: f64 = want.iter().map(|&want| squares(want, 0.0)).sum();
+                let relative = (error / all).sqrt();
+                assert!(relative < 2e-2, "{of} {head_dim} {value_dim} {softcap:?}: {relative}");
+            }
+        }
     }
 }
 

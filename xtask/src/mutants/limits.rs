@@ -5,7 +5,7 @@
 
 use super::ptx::{Statement, statements};
 use int_flash_attention_kernels::layout::HEAD_DIMS;
-use int_flash_attention_kernels::layout::page::{MAX_PAGES, page_head_bytes};
+use int_flash_attention_kernels::layout::page::{CACHE_HEAD_DIMS, MAX_PAGES, page_head_bytes};
 use int_flash_attention_kernels::params::{
     AppendParams, AttentionParams, BaselineParams, BlockParams, ConvertParams, DecodeParams, DequantizeParams,
     GatherParams, MergeSplitsParams, MergeStatesParams, MergedParams, QuantizeParams, SplitParams,
@@ -25,9 +25,11 @@ const TOKENS: u64 = (1 << 31) - 256;
 const CACHE_HEADS: u64 = (1 << 24) - 1;
 /// Head dims, packed or not.
 const DIMS: u64 = HEAD_DIMS[HEAD_DIMS.len() - 1] as u64;
+/// Those of caches and of what is merged.
+const CACHE_DIMS: u64 = CACHE_HEAD_DIMS[CACHE_HEAD_DIMS.len() - 1] as u64;
 const PAGES: u64 = MAX_PAGES as u64;
 /// What the blocks of a head of a cache's page are apart.
-const PAGE_BYTES: u64 = page_head_bytes(DIMS as usize) as u64;
+const PAGE_BYTES: u64 = page_head_bytes(CACHE_DIMS as usize) as u64;
 /// More operands than an instruction goes back to.
 const DEPTH: usize = 24;
 
@@ -38,13 +40,16 @@ fn parameters(kernel: &str) -> Vec<(usize, u64)> {
     }
     let split = |base: usize| limits!(base, SplitParams { batch: HEADS, heads_kv: HEADS, group: HEADS, seqlen_q: 8 });
     let merged = |base: usize| {
-        limits!(base, MergedParams { heads_q: HEADS, seqlen_q: TOKENS, head_dim: DIMS, o_dtype: 2, cta_dims: DIMS })
+        limits!(
+            base,
+            MergedParams { heads_q: HEADS, seqlen_q: TOKENS, head_dim: CACHE_DIMS, o_dtype: 2, cta_dims: CACHE_DIMS }
+        )
     };
     let begins = |name: &str| kernel.starts_with(name);
     if begins("append") {
         let of = limits!(
             0,
-            AppendParams { heads_kv: CACHE_HEADS, head_dim: DIMS, pages: PAGES, slot_bytes: 8, v8_pages: PAGES }
+            AppendParams { heads_kv: CACHE_HEADS, head_dim: CACHE_DIMS, pages: PAGES, slot_bytes: 8, v8_pages: PAGES }
         );
         return of.to_vec();
     }
@@ -70,12 +75,18 @@ fn parameters(kernel: &str) -> Vec<(usize, u64)> {
     if begins("gather") {
         let of = limits!(
             0,
-            GatherParams { pages: PAGES, seqlen_kv: TOKENS, heads_kv: CACHE_HEADS, head_dim: DIMS, v8_pages: PAGES }
+            GatherParams {
+                pages: PAGES,
+                seqlen_kv: TOKENS,
+                heads_kv: CACHE_HEADS,
+                head_dim: CACHE_DIMS,
+                v8_pages: PAGES
+            }
         );
         return of.to_vec();
     }
     if begins("convert") {
-        return limits!(0, ConvertParams { v8_pages: PAGES, heads_kv: CACHE_HEADS, head_dim: DIMS }).to_vec();
+        return limits!(0, ConvertParams { v8_pages: PAGES, heads_kv: CACHE_HEADS, head_dim: CACHE_DIMS }).to_vec();
     }
     if begins("decode") {
         let own = limits!(0, DecodeParams { page_count: PAGES, v8_pages: PAGES });

@@ -46,7 +46,13 @@ pub(crate) unsafe fn store<K: Kernel<MT>, const MT: usize>(
 /// First of the lane's dims.
 #[inline(always)]
 fn first_dim<K: Kernel<MT>, const MT: usize>(place: &Place) -> usize {
-    place.member as usize * (K::HEAD_DIM_V / K::TEAM) + NEIGHBOURS * place.lane.quad as usize
+    place.member as usize * (K::HEAD_DIM_V / K::PIECES / K::TEAM) + NEIGHBOURS * place.lane.quad as usize
+}
+
+/// How far behind it those of its group number `group` are: of each piece the warp has as many groups.
+const fn further<K: Kernel<MT>, const MT: usize>(group: usize) -> usize {
+    let of_piece = K::HEAD_DIM_V / K::PIECES / K::TEAM / V_GROUP;
+    group / of_piece * (K::HEAD_DIM_V / K::PIECES) + group % of_piece * V_GROUP
 }
 
 impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
@@ -63,9 +69,9 @@ impl<K: Kernel<MT>, const MT: usize> OutputRows for Warp<'_, K, MT> {
                         sums[i] = self.acc.o[mt][TILES * group + i / 2][2 * half + i % 2];
                     });
                     let o = finished.output(sums);
-                    let address = first.wrapping_add(V_GROUP * group * E::BYTES);
-                    let inside =
-                        row < self.place.sequence.seqlen_q && has_dim(self.params, first_dim + V_GROUP * group);
+                    let further = further::<K, MT>(group);
+                    let address = first.wrapping_add(further * E::BYTES);
+                    let inside = row < self.place.sequence.seqlen_q && has_dim(self.params, first_dim + further);
                     unsafe { store_neighbours::<E, WHOLE>(inside, address, &o, finished.seen) };
                 });
             });

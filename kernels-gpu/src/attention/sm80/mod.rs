@@ -2,15 +2,16 @@
 //!
 //! One CTA owns `16 * MT * WARPS / TEAM` query rows of one head; a team of `TEAM` warps shares `16 * MT` of them. A warp makes
 //! the scores and P of its part of a block's keys and the output of its part of the dims: 32 rows use each fragment of K and V
-//! twice, and a team keeps their output in registers where one warp could not. Per block of 128 keys:
+//! twice, and a team keeps their output in registers where one warp could not. A block of a head of more than 256 dims comes in
+//! pieces of so many dims. Per block of 128 keys:
 //!
 //! ```text
-//! pipeline.next_k          K block lands in shared memory, the next one is requested
+//! pipeline.next            K block lands in shared memory, the next one is requested
 //! scores::block            S = Q K^T                int8 tensor cores, straight to the softmax's working unit
 //! ScoreMod::apply          S changes                in kernels of the general kind: softcap, ALiBi, bias, mask
 //! mask                     S = -inf                 where the window ends in the block
 //! softmax.exponents, step  m, P                     the team's maximum, exponentials, P to bytes in registers
-//! pipeline.next_v          V block lands, and the team's P
+//! pipeline.next            V block lands, and the team's P
 //! softmax.add_block        w, l                     the block's weight and row sum
 //! output::update           O += w * (P V)           int8 tensor cores, float sums
 //! ```
@@ -34,8 +35,8 @@ use super::sequence::{Cursor, Sequence};
 use super::softmax::{BlockScales, Softmax, warp_reach};
 use super::window::Window;
 use super::{KEY_STEPS, KEY_TILES};
-use crate::config::sm80::{MAX_WARPS, team_offset, vars_offset};
-use crate::layout::KV_BLOCK;
+use crate::config::sm80::{MAX_WARPS, pieces, team_offset, vars_offset};
+use crate::layout::{KV_BLOCK, V_GROUP};
 use crate::params::AttentionParams;
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::ld_global_nc_f32;
@@ -45,7 +46,7 @@ use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
 use core::marker::PhantomData;
 use mask::{mask, scored};
 use numbers::Numbers;
-use pipeline::Pipeline;
+use pipeline::{Of, Pipeline};
 use place::{Place, notes, place};
 use scores::{KeyFactors, Query};
 use shared_vars::SharedVars;
@@ -62,6 +63,8 @@ pub(crate) trait Kernel<const MT: usize> {
     const WARPS: usize;
     const SLOTS: usize;
     const TEAM: usize;
+    /// Pieces that a block of K comes in, and one of V.
+    const PIECES: usize = pieces(Self::HEAD_DIM);
     /// Query rows of a CTA.
     const TILE_M: u32 = (16 * MT * Self::WARPS / Self::TEAM) as u32;
     /// n8 tiles of a block's keys that a warp has.
@@ -89,6 +92,8 @@ pub(crate) const fn pairs(mt: usize) -> usize {
 pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &AttentionParams) {
     // A thread brings the scale of its own key of a block, where it has one.
     const { assert!(32 * K::WARPS >= KV_BLOCK && K::WARPS <= MAX_WARPS && K::HEAD_DIM_V <= K::HEAD_DIM) }
+    // A warp stores whole groups of dims of each piece.
+    const { assert!(K::HEAD_DIM_V.is_multiple_of(K::PIECES * K::TEAM * V_GROUP)) }
     unsafe {
         // The longest rows first, so that the last CTAs of the grid are the short ones.
         let index = if Window::of(params).grows() { nctaid_x() - 1 - ctaid_x() } else { ctaid_x() };
@@ -206,8 +211,8 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
             let place = place::place::<K, MT>(vars.row(), vars.sequence(), opaque(tid_x()));
             query = Query::load(params, K::HEAD_DIM, &place);
         }
-        let k = pipeline.next_k(params, vars, block);
-        let mut s = scores::block(&query, k, factors, softmax, block, place);
+        let next_k = |piece| pipeline.next(params, vars, block, Of::K(piece));
+        let mut s = scores::block(&query, next_k, factors, softmax, block, place);
         K::ScoreMod::apply(&mut s, || scored::<K, MT>(params, block, vars));
         let [full_from, full_to] = vars.full();
         if block >= full_to {
@@ -240,7 +245,7 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
         });
         // Before the wait, which hides the load.
         let common_factor = vars.common_factor();
-        let v = pipeline.next_v(params, vars, block);
+        let v = pipeline.next(params, vars, block, Of::V(0));
         let shrink = shrink::<K, MT>(params, || blocks_of(place, vars), block + 1, more, next_scales);
         factors.publish(block + 1, next_scale, common_factor * shrink);
         let mut next_special = false;
@@ -261,7 +266,11 @@ unsafe fn step<K: Kernel<MT>, const MT: usize>(
             scales,
             notes,
         );
-        output::update::<K, MT>(acc, &p, v, place.member, &row);
+        output::update::<K, MT>(acc, &p, v, 0, place.member, &row);
+        unroll!(1..K::PIECES, |piece| {
+            let v = pipeline.next(params, vars, block, Of::V(piece));
+            output::update::<K, MT>(acc, &p, v, piece, place.member, &row);
+        });
         next_special
     }
 }

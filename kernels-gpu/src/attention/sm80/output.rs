@@ -10,23 +10,25 @@ use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::mma::mma_m16n8k32_s32_u8_u8;
 
 /// Warps of the largest team.
-const MAX_TEAM: usize = 2;
+const MAX_TEAM: usize = 4;
 
-/// Adds the block at shared address `v`, in the dims of member `member`.
+/// Adds piece `piece` of a block, which is at shared address `v`, in the dims of member `member`.
 #[inline(always)]
 pub(crate) unsafe fn update<K: Kernel<MT>, const MT: usize>(
     acc: &mut Accumulator<MT>,
     p: &Probabilities<MT>,
     v: u32,
+    piece: usize,
     member: u32,
     row: &<K::Softmax as Softmax<MT>>::Row,
 ) {
-    let (d, steps) = (K::HEAD_DIM_V, K::KEY_STEPS);
+    let (d, steps) = (K::HEAD_DIM_V / K::PIECES, K::KEY_STEPS);
+    let first = piece * (d / 8 / K::TEAM);
     let mut panels = [panel_row(v) + member * (d / K::TEAM * ROW_BYTES) as u32; MAX_TEAM];
     unroll!(0..K::TEAM, |other| {
         panels[other] += (member ^ other as u32) * (steps * d * ROW_BYTES) as u32;
     });
-    unroll!(0..K::HEAD_DIM_V / 16 / K::TEAM / pairs(MT), |group| {
+    unroll!(0..K::HEAD_DIM_V / K::PIECES / 16 / K::TEAM / pairs(MT), |group| {
         let mut pv = [[[[0; 4]; 2]; MT]; MAX_PAIRS];
         unroll!(0..KEY_STEPS, |step| {
             unroll!(0..pairs(MT), |i| {
@@ -46,7 +48,7 @@ pub(crate) unsafe fn update<K: Kernel<MT>, const MT: usize>(
             unroll!(0..MT, |mt| {
                 unroll!(0..2, |n| {
                     unroll!(0..4, |j| {
-                        let o = &mut acc.o[mt][2 * (group * pairs(MT) + i) + n][j];
+                        let o = &mut acc.o[mt][first + 2 * (group * pairs(MT) + i) + n][j];
                         *o = K::Softmax::accumulate(*o, pv[i][mt][n][j], row, mt, j / 2);
                     });
                 });

@@ -5,11 +5,12 @@ use super::{Kernel, MAX_PAIRS, pairs};
 use crate::attention::lane::panel_row;
 use crate::attention::sequence::at;
 use crate::attention::softmax::{MAGIC, MAGIC_BITS, Softmax};
+use crate::config::sm80::{PIECE_DIMS, ring_bytes};
 use crate::layout::{KV_BLOCK, ROW_BYTES, slot_key};
 use crate::params::AttentionParams;
 use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};
 use crate::ptx::ldmatrix::ldmatrix_x4;
-use crate::ptx::math::mul_rn_f32;
+use crate::ptx::math::{add_rn_f32, mul_rn_f32};
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
 use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{ld_shared_v4_f32, st_shared_f32};
@@ -17,7 +18,7 @@ use crate::ptx::special::tid_x;
 use core::marker::PhantomData;
 
 /// k steps of the widest head.
-const MAX_STEPS: usize = 8;
+const MAX_STEPS: usize = 16;
 
 /// The warp's query rows as A fragments.
 #[derive(Clone, Copy)]
@@ -91,7 +92,7 @@ pub(crate) struct KeyFactors<K, const MT: usize> {
 impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
     #[inline(always)]
     pub(crate) fn new(place: &Place) -> Self {
-        let shared = place.shared + (K::SLOTS * KV_BLOCK * K::HEAD_DIM) as u32;
+        let shared = place.shared + ring_bytes(K::HEAD_DIM, K::SLOTS) as u32;
         Self { shared, thread: place.thread, kernel: PhantomData }
     }
 
@@ -130,32 +131,52 @@ impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
     }
 }
 
-/// The scores of the team's rows against the warp's keys of the block at shared address `k`, in the softmax's working unit.
+/// The products of two n8 tiles of keys.
+type Products<const MT: usize> = [[[i32; 4]; 2]; MT];
+
+/// Adds to the products of a group of pairs of n8 tiles those of the dims of piece `piece`, whose rows begin at shared address `row`.
+#[inline(always)]
+unsafe fn add_products<K: Kernel<MT>, const MT: usize>(
+    acc: &mut [Products<MT>; MAX_PAIRS],
+    query: &Query<MT>,
+    row: u32,
+    group: usize,
+    piece: usize,
+) {
+    let steps = K::HEAD_DIM / ROW_BYTES / K::PIECES;
+    unroll!(0..K::HEAD_DIM / ROW_BYTES / K::PIECES, |step| {
+        unroll!(0..pairs(MT), |i| {
+            let offset = (step * KV_BLOCK * ROW_BYTES + (group * pairs(MT) + i) * 16 * ROW_BYTES) as u32;
+            let b = unsafe { ldmatrix_x4(row + offset) };
+            unroll!(0..MT, |mt| {
+                let a = query.fragment[mt][piece * steps + step];
+                acc[i][mt][0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], acc[i][mt][0]) };
+                acc[i][mt][1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], acc[i][mt][1]) };
+            });
+        });
+    });
+}
+
+/// The scores of the team's rows against the warp's keys of a block, in the softmax's working unit; `next` is the shared address of each of its pieces in turn.
 #[inline(always)]
 pub(crate) unsafe fn block<K: Kernel<MT>, const MT: usize>(
     query: &Query<MT>,
-    k: u32,
+    mut next: impl FnMut(usize) -> u32,
     keys: &KeyFactors<K, MT>,
     softmax: &K::Softmax,
     block: u32,
     place: &Place,
 ) -> <K::Softmax as Softmax<MT>>::Scores {
-    let mut scores = K::Softmax::empty();
     let first = place.member * (K::KEY_TILES / 2) as u32;
-    let row = panel_row(k) + first * (16 * ROW_BYTES) as u32;
+    let mut row = |piece: usize| panel_row(next(piece)) + first * (16 * ROW_BYTES) as u32;
+    if K::PIECES > 1 {
+        return unsafe { block_of_pieces(query, row, keys, softmax, block, place) };
+    }
+    let mut scores = K::Softmax::empty();
+    let row = row(0);
     unroll!(0..K::KEY_TILES / 2 / pairs(MT), |group| {
         let mut acc = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
-        unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
-            unroll!(0..pairs(MT), |i| {
-                let offset = (step * KV_BLOCK * ROW_BYTES + (group * pairs(MT) + i) * 16 * ROW_BYTES) as u32;
-                let b = unsafe { ldmatrix_x4(row + offset) };
-                unroll!(0..MT, |mt| {
-                    let a = query.fragment[mt][step];
-                    acc[i][mt][0] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[0], b[1]], acc[i][mt][0]) };
-                    acc[i][mt][1] = unsafe { mma_m16n8k32_s32_s8_s8(a, [b[2], b[3]], acc[i][mt][1]) };
-                });
-            });
-        });
+        unsafe { add_products::<K, MT>(&mut acc, query, row, group, 0) };
         unroll!(0..pairs(MT), |i| {
             let factors = unsafe { keys.factors(block, first + (group * pairs(MT) + i) as u32, place) };
             let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
@@ -168,6 +189,54 @@ pub(crate) unsafe fn block<K: Kernel<MT>, const MT: usize>(
                         let sums = [f32::from_bits(acc[2 * half] as u32), f32::from_bits(acc[2 * half + 1] as u32)];
                         softmax.scores_of_magic(&mut scores, mt, half, tile, sums, key);
                     });
+                });
+            });
+        });
+    });
+    scores
+}
+
+/// [`block`] whose pieces' rows begin at `row`. The products of all dims leave the range of those that start at `MAGIC`, and those of a piece do not: their
+/// sum is exact in float32.
+#[inline(always)]
+unsafe fn block_of_pieces<K: Kernel<MT>, const MT: usize>(
+    query: &Query<MT>,
+    mut row: impl FnMut(usize) -> u32,
+    keys: &KeyFactors<K, MT>,
+    softmax: &K::Softmax,
+    block: u32,
+    place: &Place,
+) -> <K::Softmax as Softmax<MT>>::Scores {
+    // Float32 has all integers up to 2^24.
+    const { assert!(127 * 127 * PIECE_DIMS < 1 << 22 && 127 * 127 * K::HEAD_DIM < 1 << 24) }
+    const { assert!(K::PIECES == 1 || K::KEY_TILES == 2 * pairs(MT)) }
+    let mut sums = [[[[0.0; 4]; 2]; MT]; MAX_PAIRS];
+    unroll!(0..K::PIECES, |piece| {
+        let row = row(piece);
+        let mut acc = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
+        unsafe { add_products::<K, MT>(&mut acc, query, row, 0, piece) };
+        unroll!(0..pairs(MT), |i| {
+            unroll!(0..MT, |mt| {
+                unroll!(0..2, |n| {
+                    unroll!(0..4, |j| {
+                        let of_piece = add_rn_f32(f32::from_bits(acc[i][mt][n][j] as u32), -MAGIC);
+                        let before = sums[i][mt][n][j];
+                        sums[i][mt][n][j] = if piece == 0 { of_piece } else { add_rn_f32(before, of_piece) };
+                    });
+                });
+            });
+        });
+    });
+    let mut scores = K::Softmax::empty();
+    let first = place.member * (K::KEY_TILES / 2) as u32;
+    unroll!(0..pairs(MT), |i| {
+        let factors = unsafe { keys.factors(block, first + i as u32, place) };
+        unroll!(0..2, |n| {
+            unroll!(0..MT, |mt| {
+                unroll!(0..2, |half| {
+                    let sums = [sums[i][mt][n][2 * half], sums[i][mt][n][2 * half + 1]];
+                    let key = [factors[2 * n], factors[2 * n + 1]];
+                    softmax.scores_of_sums(&mut scores, mt, half, 2 * i + n, sums, key);
                 });
             });
         });

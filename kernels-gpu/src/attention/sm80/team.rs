@@ -69,13 +69,18 @@ impl<K: Kernel<MT>, const MT: usize> Team<MT> for SharingTeam<K, MT> {
         if K::TEAM > 1 {
             // The two words of a row group are those of its two rows.
             const { assert!(MT == 1 || K::TEAM == 1) }
-            const { assert!(K::TEAM <= 2) }
+            const { assert!(K::TEAM <= 4) }
+            let both = |a: [f32; 2], b: [f32; 2]| [join(a[0], b[0]), join(a[1], b[1])];
             unsafe {
                 self.settle();
                 st_shared_v2_u32(self.writes, self.maxima_of(0), own[0].map(f32::to_bits));
                 bar_sync_some(1 + self.team, 32 * K::TEAM as u32);
-                let theirs = ld_shared_v2_u32(self.maxima_of(1)).map(f32::from_bits);
-                joined[0] = [join(own[0][0], theirs[0]), join(own[0][1], theirs[1])];
+                let of = |other| ld_shared_v2_u32(self.maxima_of(other)).map(f32::from_bits);
+                joined[0] = both(own[0], of(1));
+                // Neighbours first, in all members: an order of its own would round a sum otherwise.
+                if K::TEAM > 2 {
+                    joined[0] = both(joined[0], both(of(2), of(3)));
+                }
             }
         }
         joined

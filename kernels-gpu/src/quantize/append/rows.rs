@@ -3,7 +3,7 @@
 use super::pages::slot;
 use super::work::{FEW_LANE_DIMS, LANE_DIMS};
 use crate::division::div_rem;
-use crate::element::{Element, Rows, Vector, load};
+use crate::element::{Element, Rows, load_dims};
 use crate::layout::page::{NO_SLOT, PAGE_TOKENS, page_head, page_head_offset, page_v_offset};
 use crate::layout::v4::{v4_nibble_by, v4_offset, v4_range, v4_reciprocal, v4_step_offset};
 use crate::layout::{MAX_SCALE, MIN_SCALE, ROW_BYTES, V_GROUP, V_OFFSETS, V_ROTATION, k_offset, rotate_v, v_offset};
@@ -260,7 +260,7 @@ unsafe fn rotated<E: Element, const OF: u8, const N: usize>(
             _ => &p.v,
         };
         let rows = Rows::new::<E>(tensor, 0, head);
-        let raw = vectors_of::<E, N>(&rows, |i| (token, vector_or_other::<E, N>(place, i)));
+        let raw = load_dims::<E, N>(&rows, |i| (token, vector_or_other::<E, N>(place, i)));
         let mut x = [0.0; N];
         unroll!(0..N / E::LANES, |i| {
             unroll!(0..E::LANES, |j| {
@@ -369,31 +369,4 @@ unsafe fn in_order(place: &Place, mut sum: f32, each: impl Fn(f32) -> f32) -> f3
         turn += 1;
     }
     sum
-}
-
-/// The lane's vectors of a row; all of them are under way at once.
-///
-/// # Safety
-/// They are in the tensor, which the grid does not write.
-#[inline(always)]
-unsafe fn vectors_of<E: Element, const N: usize>(
-    rows: &Rows,
-    place: impl Fn(usize) -> (u32, u32),
-) -> [Vector; DIMS / 4] {
-    let mut all = [[0; 4]; DIMS / 4];
-    macro_rules! load {
-        ($count:expr) => {{
-            let some = unsafe { load::<E, { $count }>(rows, place) };
-            unroll!(0..$count, |i| {
-                all[i] = some[i];
-            });
-        }};
-    }
-    match N / E::LANES {
-        1 => load!(1),
-        2 => load!(2),
-        4 => load!(4),
-        _ => load!(8),
-    }
-    all
 }

@@ -134,13 +134,13 @@ impl Work {
 mod tests {
     extern crate std;
     use super::*;
-    use crate::layout::HEAD_DIMS;
+    use crate::layout::page::CACHE_HEAD_DIMS;
     use std::collections::HashSet;
 
     #[test]
     fn every_token_of_every_head_comes_once() {
         for (tokens, heads_q, heads_kv) in [(1, 4, 2), (70, 4, 2), (127, 0, 3), (128, 2, 2), (1000, 8, 1)] {
-            for (d, bytes) in HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
+            for (d, bytes) in CACHE_HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
                 let shape = Shape::new(tokens, heads_q, heads_kv, d, bytes).unwrap();
                 let work = Work::new(tokens, heads_q, heads_kv, padded(d) as u32, shape.threads as u32);
                 let mut seen = HashSet::new();
@@ -160,7 +160,7 @@ mod tests {
     fn few_tokens_are_spread_and_need_little_shared_memory() {
         let shape = Shape::new(64, 32, 8, 128, 2).unwrap();
         assert_eq!(shape, Shape { ctas: (32 + 2 * 8) * 8, threads: 128, shared_bytes: 8 * 132 });
-        for (d, bytes) in HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
+        for (d, bytes) in CACHE_HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
             let shape = Shape::new(128, 32, 8, d, bytes).unwrap();
             let row_tokens = Work::new(128, 32, 8, padded(d) as u32, shape.threads as u32).row_tokens;
             // What `rows::STAGED_VALUES` leaves there.
