@@ -4,16 +4,18 @@ use super::place::Place;
 use super::{Kernel, MAX_PAIRS, pairs};
 use crate::attention::lane::panel_row;
 use crate::attention::sequence::at;
-use crate::attention::softmax::{MAGIC, MAGIC_BITS, Softmax};
+use crate::attention::softmax::{MAGIC_BITS, Softmax};
+use crate::config::sm80::parked_offset;
 use crate::layout::{KV_BLOCK, ROW_BYTES, slot_key};
 use crate::params::AttentionParams;
 use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};
 use crate::ptx::ldmatrix::ldmatrix_x4;
-use crate::ptx::math::mul_rn_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{ld_shared_v4_f32, st_shared_f32};
+use crate::ptx::select::selp_b32;
+use crate::ptx::shared::{ld_shared_v4_f32, ld_shared_v4_u32, st_shared_f32, st_shared_v4_u32};
 use crate::ptx::special::tid_x;
+use crate::smem;
 use core::marker::PhantomData;
 
 /// k steps of the widest head.
@@ -48,6 +50,34 @@ impl<const MT: usize> Query<MT> {
         });
         Self { fragment }
     }
+
+    /// Stores it, for this thread to load again.
+    #[inline(always)]
+    pub(crate) unsafe fn park<K: Kernel<MT>>(&self) {
+        unroll!(0..MT, |mt| {
+            unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
+                unsafe { st_shared_v4_u32(true, Self::place_of::<K>(mt, step), self.fragment[mt][step]) };
+            });
+        });
+    }
+
+    /// What [`Self::park`] stored.
+    #[inline(always)]
+    pub(crate) unsafe fn parked<K: Kernel<MT>>() -> Self {
+        let Self { mut fragment } = Self::NONE;
+        unroll!(0..MT, |mt| {
+            unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
+                fragment[mt][step] = unsafe { ld_shared_v4_u32(Self::place_of::<K>(mt, step)) };
+            });
+        });
+        Self { fragment }
+    }
+
+    #[inline(always)]
+    fn place_of<K: Kernel<MT>>(mt: usize, step: usize) -> u32 {
+        let first = smem::base() + parked_offset(K::HEAD_DIM, K::SLOTS, MT, K::WARPS, K::TEAM) as u32;
+        first + 16 * opaque(tid_x()) + ((mt * (K::HEAD_DIM / ROW_BYTES) + step) * 16 * 32 * K::WARPS) as u32
+    }
 }
 
 /// The scales of the lane's query rows; 1 for rows past the end.
@@ -60,6 +90,19 @@ pub(crate) unsafe fn query_scales<const MT: usize>(params: &AttentionParams, pla
             if row < place.sequence.seqlen_q {
                 scales[mt][half] = unsafe { ld_global_nc_f32(place.sequence.q_scale(params, row)) };
             }
+        });
+    });
+    scales
+}
+
+/// Of the lane's query rows, the scales of those that there are; 0 for the others.
+#[inline(always)]
+pub(crate) fn scales_of_rows<const MT: usize>(place: &Place, q_scales: [[f32; 2]; MT]) -> [f32; 4] {
+    let mut scales = [0.0; 4];
+    unroll!(0..MT, |mt| {
+        unroll!(0..2, |half| {
+            let is = place.lane.query(mt, half) < place.sequence.seqlen_q;
+            scales[2 * mt + half] = f32::from_bits(selp_b32(is, q_scales[mt][half].to_bits(), 0));
         });
     });
     scales
@@ -125,24 +168,23 @@ impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
 
     /// The factors of this lane's four keys of the n8 tiles `2 * pair` and `2 * pair + 1`.
     #[inline(always)]
-    unsafe fn factors(&self, block: u32, pair: u32, place: &Place) -> [f32; 4] {
+    pub(crate) unsafe fn factors(&self, block: u32, pair: u32, place: &Place) -> [f32; 4] {
         unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 4) + place.lane.quad * 16 + pair * 64) }
     }
 }
 
-/// The scores of the team's rows against the warp's keys of the block at shared address `k`, in the softmax's working unit.
+/// The sums of a lane's keys of two neighbouring n8 tiles, which began at [`MAGIC_BITS`].
+pub(crate) type PairSums<const MT: usize> = [[[i32; 4]; 2]; MT];
+
+/// The sums of the team's rows and the warp's keys of the block at shared address `k`: `take` gets those of each pair of n8 tiles.
 #[inline(always)]
 pub(crate) unsafe fn block<K: Kernel<MT>, const MT: usize>(
     query: &Query<MT>,
     k: u32,
-    keys: &KeyFactors<K, MT>,
-    softmax: &K::Softmax,
-    block: u32,
     place: &Place,
-) -> <K::Softmax as Softmax<MT>>::Scores {
-    let mut scores = K::Softmax::empty();
-    let first = place.member * (K::KEY_TILES / 2) as u32;
-    let row = panel_row(k) + first * (16 * ROW_BYTES) as u32;
+    mut take: impl FnMut(usize, &PairSums<MT>),
+) {
+    let row = panel_row(k) + first_pair::<K, MT>(place) * (16 * ROW_BYTES) as u32;
     unroll!(0..K::KEY_TILES / 2 / pairs(MT), |group| {
         let mut acc = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
         unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
@@ -157,20 +199,13 @@ pub(crate) unsafe fn block<K: Kernel<MT>, const MT: usize>(
             });
         });
         unroll!(0..pairs(MT), |i| {
-            let factors = unsafe { keys.factors(block, first + (group * pairs(MT) + i) as u32, place) };
-            let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
-            unroll!(0..2, |n| {
-                let tile = 2 * (group * pairs(MT) + i) + n;
-                let key = [factors[2 * n], bias[2 * n], factors[2 * n + 1], bias[2 * n + 1]];
-                unroll!(0..MT, |mt| {
-                    unroll!(0..2, |half| {
-                        let acc = &acc[i][mt][n];
-                        let sums = [f32::from_bits(acc[2 * half] as u32), f32::from_bits(acc[2 * half + 1] as u32)];
-                        softmax.scores_of_magic(&mut scores, mt, half, tile, sums, key);
-                    });
-                });
-            });
+            take(group * pairs(MT) + i, &acc[i]);
         });
     });
-    scores
+}
+
+/// The first pair of n8 tiles of a block's keys that the warp has.
+#[inline(always)]
+pub(crate) fn first_pair<K: Kernel<MT>, const MT: usize>(place: &Place) -> u32 {
+    place.member * (K::KEY_TILES / 2) as u32
 }
