@@ -80,7 +80,11 @@ impl AttentionVariant {
     /// Whether it takes narrow blocks as such (docs/kernel-abi.md, "narrow").
     #[must_use]
     pub const fn takes_narrow(&self) -> bool {
-        matches!((self.family, self.scheme), (Family::Sm90a, Scheme::Default))
+        match (self.family, self.scheme, self.kind) {
+            (Family::Sm90a, Scheme::Default, _) => true,
+            (Family::Sm80, Scheme::Default, Kind::Plain) => sm80::takes_narrow(self.head_dim),
+            _ => false,
+        }
     }
 
     /// The KiB of shared memory a CTA that the smallest GPUs have that it is for.

@@ -6,8 +6,15 @@ use crate::layout::{KV_BLOCK, block_bytes};
 /// Most warps of a CTA.
 pub const MAX_WARPS: usize = 8;
 
+/// Whether the plain kernel of the default scheme for this head dim takes narrow blocks as such (docs/kernel-abi.md): where 32 rows a warp make it
+/// pay, and the sums of 16 bits fit positive float16.
+#[must_use]
+pub const fn takes_narrow(head_dim: usize) -> bool {
+    matches!(head_dim, 64 | 128)
+}
+
 /// Bytes of the variables that a CTA keeps in shared memory instead of in registers (`attention/sm80/shared_vars.rs`).
-pub const VARS_BYTES: usize = 96 + 4 * MAX_WARPS;
+pub const VARS_BYTES: usize = 144 + 12 * MAX_WARPS;
 
 /// Dims of a block that a slot of the ring has room for, at most.
 pub const PIECE_DIMS: usize = 256;
@@ -67,5 +74,17 @@ pub const fn sums_offset(head_dim: usize, slots: usize, mt: usize, warps: usize,
 /// Shared memory of an attention CTA.
 #[must_use]
 pub const fn shared_bytes(head_dim: usize, slots: usize, mt: usize, warps: usize, team: usize) -> usize {
+    parked_offset(head_dim, slots, mt, warps, team) + parked_bytes(head_dim, mt, warps, team)
+}
+
+/// Where the threads' parts of Q begin, behind their sums.
+#[must_use]
+pub const fn parked_offset(head_dim: usize, slots: usize, mt: usize, warps: usize, team: usize) -> usize {
     sums_offset(head_dim, slots, mt, warps, team) + 32 * warps * 16 * mt
+}
+
+/// Bytes of Q that a CTA keeps in shared memory: where a warp has 32 rows and all of their output, nothing else has registers for it.
+#[must_use]
+pub const fn parked_bytes(head_dim: usize, mt: usize, warps: usize, team: usize) -> usize {
+    if mt == 2 && team == 1 { 16 * mt * warps * head_dim } else { 0 }
 }

@@ -99,23 +99,25 @@ fn plans_share_scales_of_k_for_narrow_blocks() {
     {
         let of = |head_dim, keys| AttentionProblem::new(1, 2, 2, 20, keys, head_dim);
         let softcap = ScoreMod { softcap: Some(30.0), ..ScoreMod::NONE };
-        for (p, narrow) in [
-            (of(64, 384), true),
-            (of(64, 383), false),
-            (of(128, 256), true),
-            (of(128, 255), false),
-            (of(112, 4096).with_causal(true), true),
-            (of(80, 4096), true),
-            (of(192, 4096), true),
-            (of(32, 4096), false),
-            (of(192, 4096).with_head_dim_v(128), false),
-            (of(128, 4096).with_head_dim_v(64), false),
-            (of(128, 4096).with_scheme(Scheme::Paper), false),
-            (of(64, 4096).with_score_mod(softcap), false),
-            (of(64, 4096).with_score_mod(ScoreMod { sinks: true, ..ScoreMod::NONE }), true),
-            (AttentionProblem { heads_kv: 0, ..of(64, 4096) }, false),
+        for (p, hopper, ampere) in [
+            (of(64, 384), true, true),
+            (of(64, 383), true, true),
+            (of(128, 256), true, true),
+            (of(128, 255), true, true),
+            (of(112, 4096).with_causal(true), true, true),
+            (of(80, 4096), true, false),
+            (of(80, 383), false, false),
+            (of(192, 4096), true, false),
+            (of(192, 255), false, false),
+            (of(32, 4096), false, false),
+            (of(192, 4096).with_head_dim_v(128), false, false),
+            (of(128, 4096).with_head_dim_v(64), false, false),
+            (of(128, 4096).with_scheme(Scheme::Paper), false, false),
+            (of(64, 4096).with_score_mod(softcap), false, false),
+            (of(64, 4096).with_score_mod(ScoreMod { sinks: true, ..ScoreMod::NONE }), true, true),
+            (AttentionProblem { heads_kv: 0, ..of(64, 4096) }, false, false),
         ] {
-            for (gpu, narrow) in [(Gpu::new(0).unwrap(), narrow), (Gpu::new(1).unwrap(), false)] {
+            for (gpu, narrow) in [(Gpu::new(0).unwrap(), hopper), (Gpu::new(1).unwrap(), ampere)] {
                 assert_eq!(gpu.takes_narrow(&p), narrow, "{p:?}");
                 if p.check().is_err() {
                     continue;

@@ -8,6 +8,7 @@ use int_flash_attention::{
     SeqLens, Sequences, Stream, TensorLayout, reference,
 };
 use int_flash_attention_kernels::config::short::SHORT;
+use int_flash_attention_kernels::layout::KV_BLOCK;
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, VALUE_DIMS, WINDOWS, any_case, takes_narrow};
 use int_flash_attention_tests::sequences;
 use int_flash_attention_tests::values::Values;
@@ -96,8 +97,8 @@ pub fn fill_the_card(on: &OnGpu) -> Result<()> {
         (200, 12, 12, 33, 33, 32),
         (32, 12, 12, 128, 128, 32),
         (2, 10, 10, 4096, 77, 64),
-        (16, 16, 4, 257, 257, 64),
-        // Fewer keys than the kernels for sm_90a are taken for, whose narrow blocks are other numbers.
+        // Fewer keys than two whole blocks: narrow ones are other numbers, and the first is none.
+        (16, 16, 4, 255, 255, 64),
         (1, 32, 1, 1000, 255, 128),
     ] {
         let problem = AttentionProblem::new(batch, heads_q, heads_kv, seqlen_q, seqlen_kv, head_dim);
@@ -115,8 +116,8 @@ pub fn fill_the_card(on: &OnGpu) -> Result<()> {
 
 /// Packs by both ways, which give the same up to the order of sums.
 pub fn packs(on: &OnGpu) -> Result<()> {
-    // Shorter than what a kernel with narrow blocks attends to on Hopper: those have other codes of K, and 16 bits of a score.
-    let unlike = [0, 1, 33, 130, 257, 64, 0, 380, 16, 5];
+    // Shorter than two whole blocks: narrow ones have other codes of K, and 16 bits of a score, and the first is none.
+    let unlike = [0, 1, 33, 130, 255, 64, 0, 180, 16, 5];
     let sentences: Vec<u32> = (0..256).map(|i| 8 + i * 29 % 57).collect();
     for (lengths, head_dim) in
         [(&unlike[..], 32), (&unlike, 64), (&[3, 200, 0, 77, 250], 128), (&sentences, 32), (&sentences, 64)]
@@ -125,7 +126,7 @@ pub fn packs(on: &OnGpu) -> Result<()> {
         let (tokens, longest) = (cu[lengths.len()] as usize, lengths.iter().copied().max().unwrap_or(1) as usize);
         let problem = AttentionProblem::new(lengths.len(), 12, 12, longest, longest, head_dim)
             .with_sequences(Sequences::Packed { total_q: tokens, total_kv: tokens });
-        ensure!(!on.gpu.takes_narrow(&problem), "{problem:?} is for narrow blocks");
+        ensure!(longest < 2 * KV_BLOCK, "{problem:?} has narrow blocks");
         let cu = on.gpu.upload(&cu)?;
         let offsets = SeqLens::Packed { cu_seqlens_q: cu.slice(), cu_seqlens_kv: cu.slice() };
         let stream = on.gpu.stream()?;

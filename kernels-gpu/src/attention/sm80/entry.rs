@@ -15,6 +15,18 @@ macro_rules! softmax {
     };
 }
 
+macro_rules! narrow {
+    (Default, 64) => {
+        super::front::Narrow
+    };
+    (Default, 128) => {
+        super::front::Narrow
+    };
+    ($scheme:ident, $d:tt $(, General)?) => {
+        super::front::Wide
+    };
+}
+
 macro_rules! score_mod {
     () => {
         crate::attention::score_mod::Plain
@@ -25,7 +37,7 @@ macro_rules! score_mod {
 }
 
 macro_rules! entries {
-    ($($name:ident { head_dim: $d:literal, head_dim_v: $dv:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal,
+    ($($name:ident { head_dim: $d:tt, head_dim_v: $dv:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal,
         slots: $slots:literal,
         ctas: $ctas:expr, team: $team:literal $(, kind: $kind:ident)? })*) => {$(
         #[cfg($name)]
@@ -36,6 +48,7 @@ macro_rules! entries {
             impl Kernel<$mt> for Row {
                 type Softmax = softmax!($scheme, $mt $(, $kind)?);
                 type ScoreMod = score_mod!($($kind)?);
+                type Narrow = narrow!($scheme, $d $(, $kind)?);
                 const HEAD_DIM: usize = $d;
                 const HEAD_DIM_V: usize = $dv;
                 const WARPS: usize = $warps;

@@ -4,7 +4,6 @@ use super::Kernel;
 use super::place::lane;
 use super::shared_vars::SharedVars;
 use crate::attention::score_mod::Scored;
-use crate::attention::softmax::Softmax;
 use crate::attention::window::Window;
 use crate::layout::KV_BLOCK;
 use crate::params::AttentionParams;
@@ -25,13 +24,14 @@ pub(crate) fn scored<'a, K: Kernel<MT>, const MT: usize>(
     Scored { params, sequence, lane, first_key, tiles: K::KEY_TILES }
 }
 
-/// Hides the scores of a block that lie before (`LEFT`) or behind the window of their row.
+/// Has the scores of a block hidden that lie before (`LEFT`) or behind the window of their row: `hide` is given the row and the first key
+/// that stays, or is hidden, counted from the lane's first.
 #[inline(always)]
 pub(crate) unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
     params: &AttentionParams,
-    scores: &mut <K::Softmax as Softmax<MT>>::Scores,
     block: u32,
     vars: &SharedVars,
+    mut hide: impl FnMut(usize, usize, i32),
 ) {
     // Opaque, and the row from shared memory: what only this needs would be in registers across the loop.
     let (lane, member) = unsafe { lane::<K, MT>(vars.row(), opaque(tid_x())) };
@@ -42,9 +42,9 @@ pub(crate) unsafe fn mask<K: Kernel<MT>, const MT: usize, const LEFT: bool>(
         unroll!(0..2, |half| {
             let row = lane.query(mt, half);
             if LEFT {
-                K::Softmax::hide_before(scores, mt, half, window.first_in_block(row, block) - first, K::KEY_TILES);
+                hide(mt, half, window.first_in_block(row, block) - first);
             } else {
-                K::Softmax::hide_from(scores, mt, half, window.end_in_block(row, block) - first, K::KEY_TILES);
+                hide(mt, half, window.end_in_block(row, block) - first);
             }
         });
     });

@@ -3,7 +3,7 @@
 
 use super::place::Place;
 use super::shared_vars::SharedVars;
-use crate::attention::sequence::Cursor;
+use crate::attention::sequence::{Cursor, is_paged};
 use crate::attention::window::Blocks;
 use crate::params::AttentionParams;
 use crate::ptx::opaque::opaque;
@@ -20,7 +20,8 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// Stores those of the first blocks, visible after the next barrier.
+    /// Stores those of the first blocks, visible after the next barrier. Of blocks that are no pages no others are needed: the numbers of all
+    /// are as far from their places.
     #[inline(always)]
     pub(crate) unsafe fn new(params: &AttentionParams, place: &Place, vars: &SharedVars, blocks: &Blocks) -> Self {
         let ahead = if place.thread < BLOCKS_AHEAD { place.thread } else { BLOCKS_AHEAD };
@@ -28,19 +29,22 @@ impl Numbers {
         let is = blocks.first < blocks.end;
         unsafe {
             let next = Cursor::new(params, &place.sequence, if block < last { block } else { last }, is);
-            vars.store_number(place.thread < BLOCKS_AHEAD, block, next.number(params, || place.sequence));
+            let number = next.number(params, || place.sequence);
+            vars.store_number(place.thread <= BLOCKS_AHEAD, block, last, number);
             Self { next }
         }
     }
 
-    /// Stores the number of the block that is [`BLOCKS_AHEAD`] of this one, and asks for the next.
+    /// Stores the number of the page that is [`BLOCKS_AHEAD`] of this block, and asks for the next.
     #[inline(always)]
     pub(crate) unsafe fn advance(&mut self, params: &AttentionParams, vars: &SharedVars, block: u32) {
-        let ahead = opaque(block) + BLOCKS_AHEAD;
-        unsafe {
-            let number = self.next.number(params, || vars.sequence());
-            vars.store_number(opaque(tid_x()) == BLOCKS_AHEAD, ahead, number);
-            self.next.advance(params, || (vars.sequence(), ahead + 1), ahead < vars.last_block());
+        if is_paged(params) {
+            let ahead = opaque(block) + BLOCKS_AHEAD;
+            unsafe {
+                let (last, number) = (vars.last_block(), self.next.number(params, || vars.sequence()));
+                vars.store_number(opaque(tid_x()) == BLOCKS_AHEAD, ahead, last, number);
+                self.next.advance(params, || (vars.sequence(), ahead + 1), ahead < last);
+            }
         }
     }
 }

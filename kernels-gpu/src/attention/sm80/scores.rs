@@ -5,7 +5,7 @@ use super::{Kernel, MAX_PAIRS, pairs};
 use crate::attention::lane::panel_row;
 use crate::attention::sequence::at;
 use crate::attention::softmax::{MAGIC, MAGIC_BITS, Softmax};
-use crate::config::sm80::{PIECE_DIMS, ring_bytes};
+use crate::config::sm80::{PIECE_DIMS, parked_offset};
 use crate::layout::{KV_BLOCK, ROW_BYTES, slot_key};
 use crate::params::AttentionParams;
 use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};
@@ -13,8 +13,10 @@ use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::math::{add_rn_f32, mul_rn_f32};
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
 use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{ld_shared_v4_f32, st_shared_f32};
+use crate::ptx::select::selp_b32;
+use crate::ptx::shared::{ld_shared_v4_f32, ld_shared_v4_u32, st_shared_f32, st_shared_v4_u32};
 use crate::ptx::special::tid_x;
+use crate::smem;
 use core::marker::PhantomData;
 
 /// k steps of the widest head.
@@ -49,6 +51,34 @@ impl<const MT: usize> Query<MT> {
         });
         Self { fragment }
     }
+
+    /// Stores it, for this thread to load again.
+    #[inline(always)]
+    pub(crate) unsafe fn park<K: Kernel<MT>>(&self) {
+        unroll!(0..MT, |mt| {
+            unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
+                unsafe { st_shared_v4_u32(true, Self::place_of::<K>(mt, step), self.fragment[mt][step]) };
+            });
+        });
+    }
+
+    /// What [`Self::park`] stored.
+    #[inline(always)]
+    pub(crate) unsafe fn parked<K: Kernel<MT>>() -> Self {
+        let Self { mut fragment } = Self::NONE;
+        unroll!(0..MT, |mt| {
+            unroll!(0..K::HEAD_DIM / ROW_BYTES, |step| {
+                fragment[mt][step] = unsafe { ld_shared_v4_u32(Self::place_of::<K>(mt, step)) };
+            });
+        });
+        Self { fragment }
+    }
+
+    #[inline(always)]
+    fn place_of<K: Kernel<MT>>(mt: usize, step: usize) -> u32 {
+        let first = smem::base() + parked_offset(K::HEAD_DIM, K::SLOTS, MT, K::WARPS, K::TEAM) as u32;
+        first + 16 * opaque(tid_x()) + ((mt * (K::HEAD_DIM / ROW_BYTES) + step) * 16 * 32 * K::WARPS) as u32
+    }
 }
 
 /// The scales of the lane's query rows; 1 for rows past the end.
@@ -61,6 +91,19 @@ pub(crate) unsafe fn query_scales<const MT: usize>(params: &AttentionParams, pla
             if row < place.sequence.seqlen_q {
                 scales[mt][half] = unsafe { ld_global_nc_f32(place.sequence.q_scale(params, row)) };
             }
+        });
+    });
+    scales
+}
+
+/// Of the lane's query rows, the scales of those that there are; 0 for the others.
+#[inline(always)]
+pub(crate) fn scales_of_rows<const MT: usize>(place: &Place, q_scales: [[f32; 2]; MT]) -> [f32; 4] {
+    let mut scales = [0.0; 4];
+    unroll!(0..MT, |mt| {
+        unroll!(0..2, |half| {
+            let is = place.lane.query(mt, half) < place.sequence.seqlen_q;
+            scales[2 * mt + half] = f32::from_bits(selp_b32(is, q_scales[mt][half].to_bits(), 0));
         });
     });
     scales
@@ -126,18 +169,15 @@ impl<K: Kernel<MT>, const MT: usize> KeyFactors<K, MT> {
 
     /// The factors of this lane's four keys of the n8 tiles `2 * pair` and `2 * pair + 1`.
     #[inline(always)]
-    unsafe fn factors(&self, block: u32, pair: u32, place: &Place) -> [f32; 4] {
+    pub(crate) unsafe fn factors(&self, block: u32, pair: u32, place: &Place) -> [f32; 4] {
         unsafe { ld_shared_v4_f32(self.shared + block % 2 * (KV_BLOCK as u32 * 4) + place.lane.quad * 16 + pair * 64) }
     }
 }
 
-/// The products of two n8 tiles of keys.
-type Products<const MT: usize> = [[[i32; 4]; 2]; MT];
-
 /// Adds to the products of a group of pairs of n8 tiles those of the dims of piece `piece`, whose rows begin at shared address `row`.
 #[inline(always)]
 unsafe fn add_products<K: Kernel<MT>, const MT: usize>(
-    acc: &mut [Products<MT>; MAX_PAIRS],
+    acc: &mut [PairSums<MT>; MAX_PAIRS],
     query: &Query<MT>,
     row: u32,
     group: usize,
@@ -157,51 +197,45 @@ unsafe fn add_products<K: Kernel<MT>, const MT: usize>(
     });
 }
 
-/// The scores of the team's rows against the warp's keys of a block, in the softmax's working unit; `next` is the shared address of each of its pieces in turn.
+/// The sums of a lane's keys of two neighbouring n8 tiles, which began at [`MAGIC_BITS`].
+pub(crate) type PairSums<const MT: usize> = [[[i32; 4]; 2]; MT];
+
+/// The sums of the team's rows and the warp's keys of the block at shared address `k`: `take` gets those of each pair of n8 tiles.
 #[inline(always)]
 pub(crate) unsafe fn block<K: Kernel<MT>, const MT: usize>(
     query: &Query<MT>,
-    mut next: impl FnMut(usize) -> u32,
-    keys: &KeyFactors<K, MT>,
-    softmax: &K::Softmax,
-    block: u32,
+    k: u32,
     place: &Place,
-) -> <K::Softmax as Softmax<MT>>::Scores {
-    let first = place.member * (K::KEY_TILES / 2) as u32;
-    let mut row = |piece: usize| panel_row(next(piece)) + first * (16 * ROW_BYTES) as u32;
-    if K::PIECES > 1 {
-        return unsafe { block_of_pieces(query, row, keys, softmax, block, place) };
-    }
-    let mut scores = K::Softmax::empty();
-    let row = row(0);
+    mut take: impl FnMut(usize, &PairSums<MT>),
+) {
+    let row = first_row::<K, MT>(k, place);
     unroll!(0..K::KEY_TILES / 2 / pairs(MT), |group| {
         let mut acc = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
         unsafe { add_products::<K, MT>(&mut acc, query, row, group, 0) };
         unroll!(0..pairs(MT), |i| {
-            let factors = unsafe { keys.factors(block, first + (group * pairs(MT) + i) as u32, place) };
-            let bias = factors.map(|factor| mul_rn_f32(-MAGIC, factor));
-            unroll!(0..2, |n| {
-                let tile = 2 * (group * pairs(MT) + i) + n;
-                let key = [factors[2 * n], bias[2 * n], factors[2 * n + 1], bias[2 * n + 1]];
-                unroll!(0..MT, |mt| {
-                    unroll!(0..2, |half| {
-                        let acc = &acc[i][mt][n];
-                        let sums = [f32::from_bits(acc[2 * half] as u32), f32::from_bits(acc[2 * half + 1] as u32)];
-                        softmax.scores_of_magic(&mut scores, mt, half, tile, sums, key);
-                    });
-                });
-            });
+            take(group * pairs(MT) + i, &acc[i]);
         });
     });
-    scores
 }
 
-/// [`block`] whose pieces' rows begin at `row`. The products of all dims leave the range of those that start at `MAGIC`, and those of a piece do not: their
-/// sum is exact in float32.
+/// The first pair of n8 tiles of a block's keys that the warp has.
 #[inline(always)]
-unsafe fn block_of_pieces<K: Kernel<MT>, const MT: usize>(
+pub(crate) fn first_pair<K: Kernel<MT>, const MT: usize>(place: &Place) -> u32 {
+    place.member * (K::KEY_TILES / 2) as u32
+}
+
+/// Where the warp's first row is in the panel of a lane's rows of the block, or piece of one, at shared address `k`.
+#[inline(always)]
+fn first_row<K: Kernel<MT>, const MT: usize>(k: u32, place: &Place) -> u32 {
+    panel_row(k) + first_pair::<K, MT>(place) * (16 * ROW_BYTES) as u32
+}
+
+/// The scores of the team's rows and the warp's keys of a block that comes in pieces; `next` is the shared address of each in turn. The products
+/// of all dims leave the range of those that start at `MAGIC`, and those of a piece do not: their sum is exact in float32.
+#[inline(always)]
+pub(crate) unsafe fn block_of_pieces<K: Kernel<MT>, const MT: usize>(
     query: &Query<MT>,
-    mut row: impl FnMut(usize) -> u32,
+    mut next: impl FnMut(usize) -> u32,
     keys: &KeyFactors<K, MT>,
     softmax: &K::Softmax,
     block: u32,
@@ -212,7 +246,7 @@ unsafe fn block_of_pieces<K: Kernel<MT>, const MT: usize>(
     const { assert!(K::PIECES == 1 || K::KEY_TILES == 2 * pairs(MT)) }
     let mut sums = [[[[0.0; 4]; 2]; MT]; MAX_PAIRS];
     unroll!(0..K::PIECES, |piece| {
-        let row = row(piece);
+        let row = first_row::<K, MT>(next(piece), place);
         let mut acc = [[[[MAGIC_BITS; 4]; 2]; MT]; MAX_PAIRS];
         unsafe { add_products::<K, MT>(&mut acc, query, row, 0, piece) };
         unroll!(0..pairs(MT), |i| {
@@ -228,7 +262,7 @@ unsafe fn block_of_pieces<K: Kernel<MT>, const MT: usize>(
         });
     });
     let mut scores = K::Softmax::empty();
-    let first = place.member * (K::KEY_TILES / 2) as u32;
+    let first = first_pair::<K, MT>(place);
     unroll!(0..pairs(MT), |i| {
         let factors = unsafe { keys.factors(block, first + i as u32, place) };
         unroll!(0..2, |n| {

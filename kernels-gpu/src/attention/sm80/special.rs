@@ -76,6 +76,12 @@ pub(crate) unsafe fn shrink<K: Kernel<MT>, const MT: usize>(
     shrink
 }
 
+/// The unit of a narrow block's scores, without the row's scale.
+#[inline(always)]
+pub(crate) fn narrow_unit<K: Kernel<MT>, const MT: usize>(params: &AttentionParams, k_block_scale: f32) -> f32 {
+    K::Softmax::narrow_unit(params, K::HEAD_DIM, k_block_scale)
+}
+
 /// What a special block needs, worked out anew where it is rare.
 pub(crate) struct Special<'a, K, const MT: usize> {
     pub params: &'a AttentionParams,

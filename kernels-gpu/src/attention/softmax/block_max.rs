@@ -1,9 +1,11 @@
 //! The default scheme: P in u8, scaled by the row's maximum inside the block; float16 exponentials; integer row sums.
 //!
-//! Blocks whose scores are beyond float16, or whose values have scales of their own, are in `special`; those whose keys share a scale, on
-//! GPUs that have the instructions, in `narrow`.
+//! Blocks whose scores are beyond float16, or whose values have scales of their own, are in `special`; those whose keys share a scale in
+//! `narrow`, and in `narrow_magic` for GPUs without its instructions.
 
 pub(crate) mod narrow;
+#[cfg(kernels = "sm80")]
+pub(crate) mod narrow_magic;
 mod special;
 
 use super::{
@@ -289,6 +291,7 @@ pub(super) unsafe fn quad_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
 }
 
 /// The sums of P of a quad's two rows, step by step.
+#[derive(Clone, Copy)]
 pub(crate) struct CodeSums([i32; 4]);
 
 impl CodeSums {

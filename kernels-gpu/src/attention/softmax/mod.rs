@@ -5,6 +5,8 @@ mod block_max;
 mod float_max;
 mod paper;
 
+#[cfg(kernels = "sm80")]
+pub(crate) use block_max::narrow_magic;
 pub(crate) use block_max::{BlockMax, CodeSums, NEG_INFINITY, narrow, score_factor};
 #[cfg(kernels = "sm80")]
 pub(crate) use float_max::FloatMax;

@@ -25,9 +25,9 @@ const LEAST: u32 = 0xc000_c000;
 /// the largest maximum for 16 bits.
 const HIDDEN: u32 = 0xb800_b800;
 /// The exponent of a row that sees no key of the block.
-const UNSEEN: f32 = -1e30;
+pub(super) const UNSEEN: f32 = -1e30;
 /// 2048, 1024 and -2048 as pairs of float16, and minus zero.
-const TOP: u32 = 0x6800_6800;
+pub(super) const TOP: u32 = 0x6800_6800;
 const BOTTOM: u32 = 0x6400_6400;
 const MINUS_TOP: u32 = 0xe800_e800;
 const MINUS_ZERO: u32 = 0x8000_8000;
@@ -119,7 +119,7 @@ impl Exponents {
         // 2048 less that, of both rows at once: the complement is one too little.
         let base = add_s16x2(!largest, TOP + 0x0001_0001);
         let unit = units.map(|unit| cvt_rn_f16x2_f32(unit, unit));
-        let offset = unit.map(|unit| fma_rn_f16x2(unit, MINUS_TOP, MINUS_ZERO));
+        let offset = unit.map(argument_offset);
         Self { scores, units, unit, offset, largest, base: [prmt(base, base, 0x1010), prmt(base, base, 0x3232)] }
     }
 
@@ -165,14 +165,25 @@ impl Exponents {
     /// The codes of P of a pair of keys, in the low bytes of the halves.
     #[inline(always)]
     fn codes(&self, polynomials: u32, half: usize, tile: usize) -> u32 {
-        let (n, unit, offset) = (self.score(half, tile), self.unit[half], self.offset[half]);
-        let e = if polynomials >> (tile % 8) & 1 == 1 {
-            polynomial(n, unit, offset)
-        } else {
-            ex2_approx_f16x2(fma_rn_f16x2(n, unit, offset))
-        };
-        fma_rn_f16x2(e, CODES, HALF_MAGIC)
+        codes(polynomials, tile, self.score(half, tile), self.unit[half], self.offset[half])
     }
+}
+
+/// What is added to 2048 and less, times the unit, for the exponents' argument.
+#[inline(always)]
+pub(super) fn argument_offset(unit: u32) -> u32 {
+    fma_rn_f16x2(unit, MINUS_TOP, MINUS_ZERO)
+}
+
+/// The codes of P of a pair of scores as float16, in tile `tile`, in the low bytes of the halves.
+#[inline(always)]
+pub(super) fn codes(polynomials: u32, tile: usize, n: u32, unit: u32, offset: u32) -> u32 {
+    let e = if polynomials >> (tile % 8) & 1 == 1 {
+        polynomial(n, unit, offset)
+    } else {
+        ex2_approx_f16x2(fma_rn_f16x2(n, unit, offset))
+    };
+    fma_rn_f16x2(e, CODES, HALF_MAGIC)
 }
 
 /// The exponentials as polynomials of degree 2, on the units of sums and products where `ex2` has one of its own, and the longest queue.
