@@ -1,9 +1,9 @@
 //! Modules, each loaded when a plan first needs a kernel of it, and launches.
 
+use super::Gpu;
 use super::embedded;
-use super::{Gpu, StreamRef};
 use crate::error::{Error, RefusedCode, Result};
-use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
+use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module, StreamHandle};
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::params::Params;
 use int_flash_attention_kernels::quantize::launch::QUANTIZE;
@@ -122,6 +122,26 @@ impl Kernel {
     pub(super) const fn with_ctas(self, ctas: u32) -> Self {
         Self { shape: LaunchShape { grid: [ctas, 1, 1], ..self.shape }, ..self }
     }
+
+    /// Gives the kernel, whose only parameter is a structure, to a stream: one call of the driver.
+    ///
+    /// # Safety
+    /// The kernel's context is current, and the stream is alive and of it. The kernel's parameter is such a structure, and its addresses have
+    /// the sizes that docs/kernel-abi.md says.
+    #[inline]
+    pub(super) unsafe fn launch<P: Params>(&self, driver: Driver, stream: StreamHandle, params: &P) -> Result<()> {
+        let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let Self { function, shape, overlapping, .. } = *self;
+        // SAFETY: the caller's promise; the driver copies the structure and does not write to it. A kernel that is said to overlap waits.
+        unsafe {
+            if overlapping {
+                driver.launch_overlapping(function, shape, stream, &mut pointers)?;
+            } else {
+                driver.launch(function, shape, stream, &mut pointers)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Gpu {
@@ -207,30 +227,6 @@ impl Gpu {
         let loaded = loaded.and_then(|module| with_kernel(driver, name, Some(code.architecture), module, entry));
         // A driver from before the toolkit that made the code refuses it, and may still know the PTX.
         loaded.or_else(|why| compile(embedded.ptx, Some(RefusedCode { architecture: code.architecture, why })))
-    }
-
-    /// Launches a kernel whose only parameter is a structure.
-    ///
-    /// # Safety
-    /// The kernel's parameter is such a structure, and its addresses have the sizes that docs/kernel-abi.md says.
-    #[inline]
-    pub(super) unsafe fn launch_with<P: Params>(
-        &self,
-        kernel: &Kernel,
-        stream: StreamRef<'_>,
-        params: &P,
-    ) -> Result<()> {
-        let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        let (driver, Kernel { function, shape, overlapping, .. }) = (self.bind()?, *kernel);
-        // SAFETY: the caller's promise; the driver copies the structure and does not write to it. A kernel that is said to overlap waits.
-        unsafe {
-            if overlapping {
-                driver.launch_overlapping(function, shape, stream.handle(), &mut pointers)?;
-            } else {
-                driver.launch(function, shape, stream.handle(), &mut pointers)?;
-            }
-        }
-        Ok(())
     }
 }
 

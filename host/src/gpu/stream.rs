@@ -180,7 +180,7 @@ impl Event {
         let stream = stream.into();
         let launch = self.gpu.launching(stream)?;
         // SAFETY: both are alive and of one context.
-        Ok(unsafe { self.gpu.bind()?.record_event(self.handle, launch.stream()) }?)
+        Ok(unsafe { launch.driver().record_event(self.handle, launch.stream()) }?)
     }
 
     /// Waits until the mark has been reached.
@@ -235,7 +235,7 @@ impl Graph {
         launch.keep_all(&self.kept);
         let exec = self.exec.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: both are alive and of one context; no other thread uses the graph.
-        Ok(unsafe { self.gpu.bind()?.launch_graph(*exec, launch.stream()) }?)
+        Ok(unsafe { launch.driver().launch_graph(*exec, launch.stream()) }?)
     }
 }
 

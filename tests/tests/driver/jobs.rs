@@ -171,6 +171,23 @@ fn plans_of_one_kernel_do_not_hinder_each_other() {
     nothing_is_left(&session);
 }
 
+/// A launch asks which context is current, once, and gives the stream its kernels: nothing is looked up, allocated or waited for.
+#[test]
+fn a_job_is_its_kernels_launches_and_nothing_else() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let (stream, p) = (gpu.stream().unwrap(), problem());
+        for (path, kernels) in [(JobPath::Fused, 1), (JobPath::Quantized, 2)] {
+            let plan = plan(&gpu, path, &p).unwrap();
+            let mut job = Buffers::new(&gpu, &p, plan.workspace_bytes()).unwrap();
+            let calls = session.calls_of(|| job.launch(&plan, &stream).unwrap());
+            assert_eq!(calls, [("cuCtxGetCurrent", 1), ("cuLaunchKernel", kernels)].into(), "{path:?}");
+        }
+    }
+    nothing_is_left(&session);
+}
+
 #[test]
 fn a_recorded_job_keeps_its_memory() {
     let session = begin(&[PretendedGpu::H200]);
