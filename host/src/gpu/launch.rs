@@ -111,6 +111,19 @@ impl Launch<'_> {
         if self.recording.is_some() { Err(Error::Recording { what }) } else { Ok(self.stream()) }
     }
 
+    /// Whether the stream is being recorded, by this crate or by whoever it is of.
+    #[inline]
+    pub(super) fn is_recorded(&self) -> Result<bool> {
+        match self.stream.home() {
+            StreamHome::Of(_) | StreamHome::Foreign => Ok(self.recording.is_some()),
+            StreamHome::Current if !self.stream.is_per_thread() => Ok(false),
+            // SAFETY: alive and of this context, as promised.
+            StreamHome::Current | StreamHome::Promised => {
+                Ok(unsafe { self.driver.recording(self.stream()) }?.is_some())
+            }
+        }
+    }
+
     /// What a graph keeps that is launched here, for the recording.
     pub(super) fn keep_all(&self, kept: &Kept) {
         if let Some(id) = self.recording {

@@ -148,6 +148,11 @@ impl<'a> StreamRef<'a> {
         self.handle
     }
 
+    /// Whether it is the calling thread's default stream: of the default streams the one that can be recorded.
+    pub(super) fn is_per_thread(self) -> bool {
+        self.handle == Self::PER_THREAD.handle
+    }
+
     #[inline]
     pub(super) const fn home(self) -> StreamHome<'a> {
         self.home

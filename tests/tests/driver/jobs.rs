@@ -171,18 +171,30 @@ fn plans_of_one_kernel_do_not_hinder_each_other() {
     nothing_is_left(&session);
 }
 
-/// A launch asks which context is current, once, and gives the stream its kernels: nothing is looked up, allocated or waited for.
+/// A launch asks which context is current, once, and gives the stream its kernels: nothing is looked up, allocated or waited for. Two kernels are one
+/// launch, but on a second stream, where they would wait for those on the first.
 #[test]
-fn a_job_is_its_kernels_launches_and_nothing_else() {
+fn a_job_is_one_launch_and_nothing_else() {
     let session = begin(&[PretendedGpu::H200]);
     {
         let gpu = Gpu::new(0).unwrap();
-        let (stream, p) = (gpu.stream().unwrap(), problem());
-        for (path, kernels) in [(JobPath::Fused, 1), (JobPath::Quantized, 2)] {
+        let (stream, other, p) = (gpu.stream().unwrap(), gpu.stream().unwrap(), problem());
+        let [one, two] = [1, 2].map(|kernels| [("cuCtxGetCurrent", 1), ("cuLaunchKernel", kernels)].into());
+        let chain = [("cuCtxGetCurrent", 1), ("cuGraphExecKernelNodeSetParams", 2), ("cuGraphLaunch", 1)].into();
+        for (path, stream, want) in
+            [(JobPath::Fused, [&stream, &other], [&one, &one]), (JobPath::Quantized, [&stream, &other], [&chain, &two])]
+        {
             let plan = plan(&gpu, path, &p).unwrap();
-            let mut job = Buffers::new(&gpu, &p, plan.workspace_bytes()).unwrap();
-            let calls = session.calls_of(|| job.launch(&plan, &stream).unwrap());
-            assert_eq!(calls, [("cuCtxGetCurrent", 1), ("cuLaunchKernel", kernels)].into(), "{path:?}");
+            // Memory that is not that of the launch before.
+            for stream in stream.into_iter().zip(want).chain([(stream[0], want[0])]) {
+                let mut job = Buffers::new(&gpu, &p, plan.workspace_bytes()).unwrap();
+                let before = session.launched().len();
+                let calls = session.calls_of(|| job.launch(&plan, stream.0).unwrap());
+                assert_eq!(&calls, stream.1, "{path:?}");
+                let kernels = &session.launched()[before..];
+                assert_eq!(kernels.last().map(String::as_str), Some(plan.kernel()));
+                assert_eq!(kernels.len(), if path == JobPath::Fused { 1 } else { 2 });
+            }
         }
     }
     nothing_is_left(&session);
