@@ -148,27 +148,40 @@ pub fn same_but_bias(got: &HostQuantized, want: &HostQuantized) -> Result<()> {
     Ok(())
 }
 
-/// `q_bias` against the sum in float64: n float32 additions of products err by at most n+1 roundings of the absolute sum.
-pub(crate) fn bias_within_rounding(
-    problem: &AttentionProblem,
-    got: &[f32],
-    k_offset: &[f32],
-    q: &HostTensor,
-) -> Result<()> {
+/// What `q_bias` is, in float64, and by how much a sum in float32 may be off, in any order: n additions of products err by at most n+1 roundings of
+/// the absolute sum. One of a row that is no number, or that overflows, may be anything.
+///
+/// # Panics
+///
+/// If `q` or `k_offset` are not those of the problem.
+#[must_use]
+pub fn bias_sums(problem: &AttentionProblem, k_offset: &[f32], q: &HostTensor) -> Vec<(f64, f64)> {
     let (shape, d) = (problem.q_shape(), problem.head_dim);
-    ensure!(got.len() == shape.rows(), "q_bias has {} elements, should have {}", got.len(), shape.rows());
-    for (row, &got) in got.iter().enumerate() {
+    let row = |row: usize| {
         let (head, n) = (row / shape.seqlen, row % shape.seqlen);
         let (b, h) = (head / shape.heads, head % shape.heads);
         let offset = &k_offset[(b * problem.heads_kv + h / problem.group()) * d..][..d];
         let products = || (0..d).map(|i| f64::from(q.get(b, h, n, i)) * f64::from(offset[i]));
         let (sum, magnitude) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
         let bound = (d + 1) as f64 * (magnitude * f64::from(f32::EPSILON) / 2.0 + 2f64.powi(-149));
-        // A row that is no number has none.
-        let overflows = magnitude.is_nan() || magnitude >= f64::from(f32::MAX);
+        (sum, if magnitude < f64::from(f32::MAX) { bound } else { f64::INFINITY })
+    };
+    (0..shape.rows()).map(row).collect()
+}
+
+/// `q_bias` against the sum in float64.
+pub(crate) fn bias_within_rounding(
+    problem: &AttentionProblem,
+    got: &[f32],
+    k_offset: &[f32],
+    q: &HostTensor,
+) -> Result<()> {
+    let want = bias_sums(problem, k_offset, q);
+    ensure!(got.len() == want.len(), "q_bias has {} elements, should have {}", got.len(), want.len());
+    for (row, (&got, (sum, bound))) in got.iter().zip(want).enumerate() {
         ensure!(
-            overflows || (f64::from(got) - sum).abs() <= bound,
-            "q_bias[{b},{h},{n}] is {got}, should be {sum} within {bound:e}"
+            bound.is_infinite() || (f64::from(got) - sum).abs() <= bound,
+            "q_bias of row {row} is {got}, should be {sum} within {bound:e}"
         );
     }
     Ok(())
