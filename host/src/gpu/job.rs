@@ -209,7 +209,8 @@ impl JobPlan {
         }
     }
 
-    /// Gives the job to the stream: no allocation, no waiting, capturable. `q`, `k`, `v` and `o` in the plan's layouts; `lse`
+    /// Gives the job to the stream: no allocation, no waiting, capturable. On the stream of the plan's first launch it is one call of the driver; on
+    /// another, where two kernels take two, make a plan of its own. `q`, `k`, `v` and `o` in the plan's layouts; `lse`
     /// `[batch][heads_q][seqlen_q]`, exactly where the plan was made with it.
     ///
     /// # Errors
