@@ -116,7 +116,7 @@ impl Launch<'_> {
     pub(super) fn is_recorded(&self) -> Result<bool> {
         match self.stream.home() {
             StreamHome::Of(_) | StreamHome::Foreign => Ok(self.recording.is_some()),
-            StreamHome::Current if !self.stream.is_per_thread() => Ok(false),
+            StreamHome::Current | StreamHome::Promised if self.stream.is_legacy() => Ok(false),
             // SAFETY: alive and of this context, as promised.
             StreamHome::Current | StreamHome::Promised => {
                 Ok(unsafe { self.driver.recording(self.stream()) }?.is_some())

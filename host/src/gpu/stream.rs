@@ -148,9 +148,9 @@ impl<'a> StreamRef<'a> {
         self.handle
     }
 
-    /// Whether it is the calling thread's default stream: of the default streams the one that can be recorded.
-    pub(super) fn is_per_thread(self) -> bool {
-        self.handle == Self::PER_THREAD.handle
+    /// Whether it is the default stream of the context, which cannot be recorded.
+    pub(super) fn is_legacy(self) -> bool {
+        [Self::DEFAULT.handle, Self::LEGACY.handle].contains(&self.handle)
     }
 
     #[inline]
