@@ -33,6 +33,7 @@
 //! a *mixed* block of V is one whose tokens have a scale each. Shapes are written `[batch][head][token][dim]`.
 #![deny(missing_docs)]
 
+mod attention;
 mod cache;
 #[cfg(feature = "cudarc")]
 mod cudarc_interop;
@@ -56,13 +57,14 @@ mod shape;
 mod tensor;
 mod view;
 
+pub use attention::{Options, Output, attention};
 #[doc(hidden)]
 pub use cache::PageCopy;
 pub use cache::{AppendProblem, CacheFormat, CacheShape, GatherProblem, HostCache, HostTables, KvCache, PageTables};
 #[cfg(feature = "cudarc")]
 pub use cudarc_interop::{CudarcSlice, CudarcSliceMut};
 pub use decode::{DecodeHeads, DecodeProblem, DecodeResult, HostPagedKv, PagedKv, Split, ViewPagedKv, merged_params};
-pub use device::{Device, Options, Output, attention};
+pub use device::Device;
 pub use dtype::{DType, Element};
 pub use error::{Error, RefusedCode, Result};
 pub use gpu::{

@@ -1,7 +1,8 @@
 //! What the library refuses, at the edge: each size, stride and length once as it must be, and once a step beyond.
 
 use int_flash_attention::{
-    AttentionProblem, DType, Error, HostQuantized, HostTensor, Scheme, Shape, TensorLayout, reference,
+    AttentionProblem, CacheShape, DType, Device, Error, HostCache, HostQuantized, HostTensor, Options, Scheme, SeqLens,
+    Shape, TensorLayout, attention, reference,
 };
 
 fn shape(sizes: [usize; 4]) -> Shape {
@@ -26,6 +27,25 @@ fn counts_as_disjoint([batch, heads, seqlen, head_dim]: [usize; 4], strides: [i6
         let start = layout.offset(b, h, n);
         taken[start..start + head_dim].iter_mut().all(|taken| !std::mem::replace(taken, true))
     })
+}
+
+/// What is too short is what the sentence speaks of, not the tensors that it goes with.
+#[test]
+fn short_lists_are_named() {
+    let x = HostTensor::from_fn(DType::F16, TensorLayout::bhnd(shape([1, 2, 3, 64])), |_, _, n, _| n as f32).unwrap();
+    let mut cache = HostCache::alloc(CacheShape::new(2, 2, 64).unwrap()).unwrap();
+    let error = cache.append(&x, &x, &[0, 1]).unwrap_err();
+    assert_eq!(error, Error::Length { name: "slots", given: 2, expected: 3 });
+    for offsets in [&[][..], &[0]] {
+        for (cu_seqlens_q, cu_seqlens_kv, name) in
+            [(offsets, &[0, 3][..], "cu_seqlens_q"), (&[0, 3], offsets, "cu_seqlens_kv")]
+        {
+            let lengths = SeqLens::Packed { cu_seqlens_q, cu_seqlens_kv };
+            let options = Options { lengths, ..Options::default() };
+            let error = attention(Device::Cpu, &x, &x, &x, &options).unwrap_err();
+            assert_eq!(error, Error::Length { name, given: offsets.len(), expected: 2 });
+        }
+    }
 }
 
 #[test]

@@ -121,34 +121,3 @@ impl Noise {
         (-2.0 * radius.ln()).sqrt() * (std::f32::consts::TAU * angle).cos()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use int_flash_attention::Shape;
-
-    #[test]
-    fn normal_values_are_normal_and_differ_along_every_axis() {
-        let shape = Shape::new(3, 5, 64, 64).unwrap();
-        let t = Values::Normal.tensor(DType::F32, TensorLayout::bhnd(shape), 7).unwrap();
-        let dense = t.dense_f64();
-        let n = dense.len() as f64;
-        let mean = dense.iter().sum::<f64>() / n;
-        let variance = dense.iter().map(|x| x * x).sum::<f64>() / n;
-        assert!(mean.abs() < 5.0 / n.sqrt() && (variance - 1.0).abs() < 10.0 / n.sqrt(), "{mean} {variance}");
-        let first = t.get(0, 0, 0, 0);
-        assert!(
-            [t.get(1, 0, 0, 0), t.get(0, 1, 0, 0), t.get(0, 0, 1, 0), t.get(0, 0, 0, 1)].iter().all(|&x| x != first)
-        );
-    }
-
-    #[test]
-    fn all_kinds_are_finite_in_all_types() {
-        let shape = Shape::new(1, 2, 130, 32).unwrap();
-        for dtype in [DType::F16, DType::BF16, DType::F32] {
-            for kind in Values::ALL {
-                kind.tensor(dtype, TensorLayout::bhnd(shape), 1).unwrap().check_finite("x").unwrap();
-            }
-        }
-    }
-}

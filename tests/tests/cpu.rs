@@ -10,6 +10,7 @@ use int_flash_attention_kernels::layout::{HEAD_DIMS, KV_BLOCK, MAX_SCALE, kv_blo
 use int_flash_attention_tests::case::{AWKWARD, Case, Placement, any_case};
 use int_flash_attention_tests::scores::Scores;
 use int_flash_attention_tests::unseen::{self, any_unseen};
+use int_flash_attention_tests::values::Values;
 use int_flash_attention_tests::{cases, check_cases, properties};
 use proptest::strategy::Strategy;
 use std::cell::Cell;
@@ -216,4 +217,45 @@ fn what_a_row_does_not_see_does_not_change_it() {
             Ok(attention(Device::Cpu, q, k, v, &options)?.o)
         })
     }));
+}
+
+#[test]
+fn normal_values_are_normal_and_differ_along_every_axis() {
+    let shape = Shape::new(3, 5, 64, 64).unwrap();
+    let t = Values::Normal.tensor(DType::F32, TensorLayout::bhnd(shape), 7).unwrap();
+    let dense = t.dense_f64();
+    let n = dense.len() as f64;
+    let mean = dense.iter().sum::<f64>() / n;
+    let variance = dense.iter().map(|x| x * x).sum::<f64>() / n;
+    assert!(mean.abs() < 5.0 / n.sqrt() && (variance - 1.0).abs() < 10.0 / n.sqrt(), "{mean} {variance}");
+    let first = t.get(0, 0, 0, 0);
+    assert!([t.get(1, 0, 0, 0), t.get(0, 1, 0, 0), t.get(0, 0, 1, 0), t.get(0, 0, 0, 1)].iter().all(|&x| x != first));
+}
+
+#[test]
+fn all_kinds_are_finite_in_all_types() {
+    let shape = Shape::new(1, 2, 130, 32).unwrap();
+    for dtype in [DType::F16, DType::BF16, DType::F32] {
+        for kind in Values::ALL {
+            kind.tensor(dtype, TensorLayout::bhnd(shape), 1).unwrap().check_finite("x").unwrap();
+        }
+    }
+}
+
+#[test]
+fn results_without_a_number_or_of_another_length_are_not_within_bounds() {
+    let within = |got: &[f64], want: &[f64]| properties::within("o", got, want, &vec![f64::INFINITY; want.len()], 1);
+    assert!(within(&[1.0, 2.0], &[1.0, 3.0]).is_ok());
+    assert!(within(&[1.0, f64::NAN], &[1.0, 3.0]).is_err());
+    assert!(within(&[1.0], &[1.0, 3.0]).is_err() && within(&[1.0, 3.0, 3.0], &[1.0, 3.0]).is_err());
+}
+
+#[test]
+fn the_largest_number_stands_for_what_the_type_cannot_hold() {
+    let layout = TensorLayout::bhnd(Shape::new(1, 1, 1, 5).unwrap());
+    let [plus, minus] = [65504.0, -65504.0];
+    let got = [plus, minus, minus, plus, f32::INFINITY];
+    let o = HostTensor::from_fn(DType::F16, layout, |_, _, _, d| got[d]).unwrap();
+    let (want, bound) = ([7e4, 7e4, 7e4, 6e4, 7e4], [1.0, 1.0, 2e5, 1.0, 1.0]);
+    assert_eq!(properties::representable(&o, &want, &bound), [7e4, -65504.0, 7e4, 65504.0, f64::INFINITY]);
 }

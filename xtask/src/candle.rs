@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The package.
@@ -25,10 +25,14 @@ done
 [ -z "$folder" ] || : > "$folder/$(basename "$source" .cu).ptx"
 "#;
 
+/// Where cargo keeps what it has looked at without making code of it. Apart from what is built, because candle's CUDA side has no kernels in it here.
+pub fn looks_dir() -> PathBuf {
+    workspace::target().join("looked-at")
+}
+
 /// Lints of the CUDA side, on the sources of candle-core with its feature `cuda`, candle-kernels and cudarc. Nothing is linked.
 pub fn check_cuda() -> Result<()> {
-    // A folder of its own: what comes out has no kernels in it.
-    let folder = workspace::target().join("candle-without-nvcc");
+    let folder = looks_dir();
     let tools = folder.join("bin");
     fs::create_dir_all(&tools).with_context(|| format!("cannot make {}", tools.display()))?;
     let nvcc = tools.join("nvcc");

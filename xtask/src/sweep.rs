@@ -2,7 +2,7 @@
 //!
 //! To try shapes, add a row for each to the variant table, `cargo xtask build --module NAME --out DIR`, and sweep that folder.
 
-use crate::check::{assemble_all, jobs, print_sweep};
+use crate::check::{Depth, assemble_all, jobs, print_sweep};
 use crate::tools::Tools;
 use crate::workspace;
 use anyhow::{Result, bail};
@@ -32,7 +32,7 @@ pub fn run(args: &Args) -> Result<()> {
     if jobs.is_empty() {
         bail!("{} holds no module for {}", folder.display(), args.arch.join(", "));
     }
-    let (mut rows, refused) = assemble_all(&tools, &folder, &jobs, |_, _, _| Ok(()))?;
+    let (mut rows, refused) = assemble_all(&tools, &folder, &jobs, Depth::Loops, |_, _, _| Ok(()))?;
     rows.retain(|row| args.kernel.is_empty() || args.kernel.iter().any(|part| row.resources.kernel.contains(part)));
     println!("{}", tools.version()?);
     print_sweep(&rows);

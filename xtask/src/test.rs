@@ -34,10 +34,10 @@ impl Tally {
 type Step = fn() -> Result<Tally>;
 
 const STEPS: [(&str, Step); 14] = [
-    ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
+    ("fmt", || cargo(&["fmt", "--all", "--check"])),
     ("clippy", clippy),
     ("device-clippy", device_clippy),
-    ("doc", || cargo(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])),
+    ("doc", doc),
     ("build", || xtask(&["build", "--check"])),
     ("check", check),
     ("package", || assembled(&["package", "--allow-dirty", "--checked"])),
@@ -100,9 +100,16 @@ fn cargo_command() -> Command {
     command
 }
 
+/// A command that looks at packages without making code of them.
+fn looks(args: &[&str]) -> Command {
+    let mut command = cargo_command();
+    command.args(args).arg("--quiet").env("CARGO_TARGET_DIR", candle::looks_dir());
+    command
+}
+
 /// One cargo command that passes or fails.
-fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<Tally> {
-    succeed(cargo_command().args(args).envs(env.iter().copied()))
+fn cargo(args: &[&str]) -> Result<Tally> {
+    succeed(cargo_command().args(args))
 }
 
 /// One command of this program.
@@ -121,9 +128,13 @@ fn succeed(command: &mut Command) -> Result<Tally> {
 /// Lints of everything, and of the library as small as it can be built. The tests of the workspace turn the library's features on: with
 /// all features of all packages candle's CUDA side would need nvcc.
 fn clippy() -> Result<Tally> {
-    cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
-    let smallest = ["clippy", "--package", "int-flash-attention", "--all-targets", "--no-default-features", "--quiet"];
-    cargo(&[&smallest[..], &["--", "-D", "warnings"]].concat(), &[])
+    succeed(looks(&["clippy", "--workspace", "--all-targets"]).args(["--", "-D", "warnings"]))?;
+    let smallest = ["clippy", "--package", "int-flash-attention", "--all-targets", "--no-default-features"];
+    succeed(looks(&smallest).args(["--", "-D", "warnings"]))
+}
+
+fn doc() -> Result<Tally> {
+    succeed(looks(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 /// A command that needs the pinned ptxas; where that cannot be fetched this says so and counts as skipped.

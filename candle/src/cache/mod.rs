@@ -224,7 +224,7 @@ impl KvCache {
     /// Shapes or types that do not go together; a bias or a mask, which caches do not have; what the GPU says; on the CPU tables and lengths that are
     /// wrong.
     pub fn attend(&self, q: &Tensor, tables: &PagedTables, attention: &FlashAttn) -> Result<Tensor> {
-        self.attend_with(q, None, tables, attention)
+        self.attend_step(q, &self.step(q, None, tables, attention)?)
     }
 
     /// [`attend`](Self::attend) of unlike numbers of new tokens of the sequences, chunks of prompts and single tokens in one call: `q` is `(total_q,
@@ -243,19 +243,18 @@ impl KvCache {
         tables: &PagedTables,
         attention: &FlashAttn,
     ) -> Result<Tensor> {
-        self.attend_with(q, Some(queries), tables, attention)
+        self.attend_step(q, &self.step(q, Some(queries), tables, attention)?)
     }
 
-    fn attend_with(
+    /// An attention of these queries, checked.
+    fn step<'a>(
         &self,
         q: &Tensor,
-        packed: Option<&PackedQueries>,
-        tables: &PagedTables,
-        attention: &FlashAttn,
-    ) -> Result<Tensor> {
-        let step =
-            Step { call: AttendCall::new(&self.shape, q, packed, tables, attention)?, packed, tables, attention };
-        self.attend_step(q, &step)
+        packed: Option<&'a PackedQueries>,
+        tables: &'a PagedTables,
+        attention: &'a FlashAttn,
+    ) -> Result<Step<'a>> {
+        Ok(Step { call: AttendCall::new(&self.shape, q, packed, tables, attention)?, packed, tables, attention })
     }
 
     fn attend_step(&self, q: &Tensor, step: &Step<'_>) -> Result<Tensor> {
@@ -305,8 +304,7 @@ impl KvCache {
         attention: &FlashAttn,
     ) -> Result<Tensor> {
         // Nothing is appended where the attention is refused.
-        let step =
-            Step { call: AttendCall::new(&self.shape, q, packed, tables, attention)?, packed, tables, attention };
+        let step = self.step(q, packed, tables, attention)?;
         match &mut self.memory {
             Memory::Cpu(cache) => drop(cpu::host_tables(cache, tables)?),
             #[cfg(feature = "cuda")]

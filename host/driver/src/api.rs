@@ -2,8 +2,8 @@
 
 use crate::error::DriverError;
 use crate::types::{
-    Context, DeviceOrdinal, DevicePtr, EventHandle, Function, Graph, GraphExec, LaunchConfig, MemcpyPeer, Module,
-    StreamHandle,
+    Context, DeviceOrdinal, DevicePtr, EventHandle, Function, Graph, GraphExec, GraphNode, KernelNode, LaunchConfig,
+    MemcpyPeer, Module, StreamHandle,
 };
 use libloading::Library;
 use std::ffi::{c_char, c_void};
@@ -133,6 +133,9 @@ api! {
     event_synchronize = "cuEventSynchronize" (EventHandle);
     event_elapsed_time = "cuEventElapsedTime" (*mut f32, EventHandle, EventHandle);
 
+    graph_create = "cuGraphCreate" (*mut Graph, u32);
+    graph_add_kernel_node = "cuGraphAddKernelNode" (*mut GraphNode, Graph, *const GraphNode, usize, *const KernelNode);
+    graph_exec_kernel_node_set_params = "cuGraphExecKernelNodeSetParams" (GraphExec, GraphNode, *const KernelNode);
     graph_instantiate = "cuGraphInstantiateWithFlags" (*mut GraphExec, Graph, u64);
     graph_launch = "cuGraphLaunch" (GraphExec, StreamHandle);
     graph_destroy = "cuGraphDestroy" (Graph);

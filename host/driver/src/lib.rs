@@ -27,6 +27,7 @@
 mod api;
 mod device;
 mod error;
+mod graph;
 mod memory;
 mod module;
 mod stream;
@@ -39,7 +40,7 @@ mod types;
 pub use error::DriverError;
 pub use types::{
     CaptureMode, Context, DeviceAttribute, DeviceOrdinal, DevicePtr, EventHandle, Function, FunctionAttribute, Graph,
-    GraphExec, LaunchShape, Module, StreamHandle,
+    GraphExec, GraphNode, LaunchShape, Module, StreamHandle,
 };
 
 use api::{Api, api};

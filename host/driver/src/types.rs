@@ -45,6 +45,8 @@ handles! {
     EventHandle;
     /// `CUgraph`.
     Graph;
+    /// `CUgraphNode`.
+    GraphNode;
     /// `CUgraphExec`.
     GraphExec;
 }
@@ -174,6 +176,19 @@ pub(crate) struct LaunchConfig {
 }
 
 const _: () = assert!(size_of::<LaunchAttribute>() == 72 && size_of::<LaunchConfig>() == 56);
+
+/// `CUDA_KERNEL_NODE_PARAMS`, as the functions without a version in their names take it.
+#[repr(C)]
+pub(crate) struct KernelNode {
+    pub(crate) function: Function,
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: [u32; 3],
+    pub(crate) shared_bytes: u32,
+    pub(crate) arguments: *mut *mut c_void,
+    pub(crate) extra: *mut *mut c_void,
+}
+
+const _: () = assert!(size_of::<KernelNode>() == 56);
 
 /// `CUDA_MEMCPY3D_PEER`: rows of bytes from a place on a GPU to one on another.
 #[repr(C)]

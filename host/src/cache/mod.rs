@@ -292,8 +292,12 @@ impl HostCache {
     /// Arrays or tensors of other shapes; a slot that is not in the pool, or of two tokens. The cache is as it was then.
     pub fn append(&mut self, k: &HostTensor, v: &HostTensor, slots: &[i64]) -> Result<()> {
         self.check()?;
-        self.shape.check_new("k", k.shape(), slots.len())?;
-        self.shape.check_new("v", v.shape(), slots.len())?;
+        let tokens = k.shape().seqlen;
+        self.shape.check_new("k", k.shape(), tokens)?;
+        self.shape.check_new("v", v.shape(), tokens)?;
+        if slots.len() != tokens {
+            return Err(Error::Length { name: "slots", given: slots.len(), expected: tokens });
+        }
         if v.dtype() != k.dtype() {
             return Err(Error::DTypeMismatch { name: "v", given: v.dtype(), expected: k.dtype() });
         }

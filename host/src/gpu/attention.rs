@@ -322,6 +322,11 @@ impl AttentionPlan {
         &self.output
     }
 
+    /// What it launches.
+    pub(super) const fn launched(&self) -> &Kernel {
+        &self.kernel
+    }
+
     /// The parameter, all but the addresses.
     #[inline]
     pub(super) fn params(&self) -> &AttentionParams {

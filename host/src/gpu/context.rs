@@ -248,19 +248,6 @@ impl SharedContext {
         Ok(Recorder { context: self.clone(), stream, id })
     }
 
-    /// The recording that a stream is part of, if there is one.
-    ///
-    /// # Safety
-    /// The stream is alive, and of this context.
-    #[inline]
-    pub(super) unsafe fn recording(&self, stream: StreamHandle) -> Result<Option<u64>> {
-        if !self.is_recording() {
-            return Ok(None);
-        }
-        // SAFETY: the caller's promise.
-        Ok(unsafe { self.bind()?.recording(stream) }?)
-    }
-
     /// Whether a recording is this crate's.
     pub(super) fn records(&self, id: u64) -> bool {
         let recordings = self.recordings.read().unwrap_or_else(PoisonError::into_inner);

@@ -2,6 +2,7 @@
 
 use super::ScoreViews;
 use super::attention::AttentionPlan;
+use super::chain::Chain;
 use super::kernel::Kernel;
 use super::memory::Checked;
 use super::quantize::{Pass, QuantizeLayouts};
@@ -11,6 +12,7 @@ use crate::problem::{AttentionProblem, Scheme, ScoreMod, SeqLens};
 use crate::quantized::Lengths;
 use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short, short_grid};
 use int_flash_attention_kernels::params::{AttentionParams, Global, QuantizeParams, ShortParams, Strided};
+use std::sync::Arc;
 
 /// How a [`JobPlan`] does its job; the output is the same but for the order of float32 sums, and for narrow blocks
 /// ([`Gpu::takes_narrow`]).
@@ -47,6 +49,8 @@ struct Quantized {
     attention: AttentionPlan,
     arrays: Arrays,
     workspace_bytes: usize,
+    /// Both kernels in one launch, where there are no more of them.
+    chain: Option<Arc<Chain>>,
 }
 
 impl Gpu {
@@ -177,7 +181,9 @@ impl Gpu {
         let pass = pass.with_shared_k(self.takes_narrow(problem));
         let attention = self.plan_attention_anyway(problem, output)?;
         let (arrays, workspace_bytes) = Arrays::of(problem, pass.workspace_len())?;
-        Ok(Way::Quantized(Box::new(Quantized { pass, attention, arrays, workspace_bytes })))
+        let chain = |quantize| Chain::new(self, (quantize, &pass.params), (attention.launched(), attention.params()));
+        let chain = pass.only_kernel().map(chain).transpose()?.map(Arc::new);
+        Ok(Way::Quantized(Box::new(Quantized { pass, attention, arrays, workspace_bytes, chain })))
     }
 }
 
@@ -210,7 +216,8 @@ impl JobPlan {
         }
     }
 
-    /// Gives the job to the stream: no allocation, no waiting, capturable. `q`, `k`, `v` and `o` in the plan's layouts; `lse`
+    /// Gives the job to the stream: no allocation, no waiting, capturable. On the stream of the plan's first launch it is one call of the driver; on
+    /// another, where two kernels take two, make a plan of its own. `q`, `k`, `v` and `o` in the plan's layouts; `lse`
     /// `[batch][heads_q][seqlen_q]`, exactly where the plan was made with it.
     ///
     /// # Errors
@@ -304,6 +311,9 @@ impl JobPlan {
                 // SAFETY: both parameters are whole: the tensors have been checked, and the arrays lie in the workspace one behind the
                 // other with the lengths of the problem. The attention reads what the stream has the quantization write before.
                 unsafe {
+                    if let Some(chain) = &way.chain {
+                        return chain.launch(launch, &quantize, &attention);
+                    }
                     way.pass.launch(&self.gpu, launch, &quantize)?;
                     way.attention.launch_params(launch, &attention)
                 }

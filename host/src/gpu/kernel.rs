@@ -1,9 +1,11 @@
 //! Modules, each loaded when a plan first needs a kernel of it, and launches.
 
+use super::Gpu;
 use super::embedded;
-use super::{Gpu, StreamRef};
 use crate::error::{Error, RefusedCode, Result};
-use int_flash_attention_driver::{Driver, DriverError, Function, FunctionAttribute, LaunchShape, Module};
+use int_flash_attention_driver::{
+    Driver, DriverError, Function, FunctionAttribute, Graph, GraphExec, GraphNode, LaunchShape, Module, StreamHandle,
+};
 use int_flash_attention_kernels::config::{self, Family};
 use int_flash_attention_kernels::params::Params;
 use int_flash_attention_kernels::quantize::launch::QUANTIZE;
@@ -101,6 +103,11 @@ fn missing(module: &'static str, entry: &'static str, error: DriverError) -> Err
     }
 }
 
+/// The arguments of a kernel whose only parameter is a structure. The driver copies that and does not write to it.
+fn pointers<P: Params>(params: &P) -> [*mut c_void; 1] {
+    [std::ptr::from_ref(params).cast_mut().cast()]
+}
+
 /// A kernel and the blocks and threads of its launches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernel {
@@ -121,6 +128,56 @@ impl Kernel {
     /// The same with a grid of so many blocks.
     pub(super) const fn with_ctas(self, ctas: u32) -> Self {
         Self { shape: LaunchShape { grid: [ctas, 1, 1], ..self.shape }, ..self }
+    }
+
+    /// Adds the kernel to a graph, behind others of it.
+    ///
+    /// # Safety
+    /// As of [`launch`](Self::launch) but for the addresses; graph and nodes are alive.
+    pub(super) unsafe fn add_to<P: Params>(
+        &self,
+        driver: Driver,
+        graph: Graph,
+        after: &[GraphNode],
+        params: &P,
+    ) -> Result<GraphNode> {
+        // SAFETY: the caller's promise.
+        Ok(unsafe { driver.add_kernel_node(graph, after, self.function, self.shape, &mut pointers(params)) }?)
+    }
+
+    /// Sets what the kernel is given in a graph's launches from now on.
+    ///
+    /// # Safety
+    /// As of [`launch`](Self::launch); the node is the kernel's, its graph is alive, and no other thread uses `exec`.
+    #[inline]
+    pub(super) unsafe fn set<P: Params>(
+        &self,
+        driver: Driver,
+        exec: GraphExec,
+        node: GraphNode,
+        params: &P,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        Ok(unsafe { driver.set_kernel_node(exec, node, self.function, self.shape, &mut pointers(params)) }?)
+    }
+
+    /// Gives the kernel, whose only parameter is a structure, to a stream: one call of the driver.
+    ///
+    /// # Safety
+    /// The kernel's context is current, and the stream is alive and of it. The kernel's parameter is such a structure, and its addresses have
+    /// the sizes that docs/kernel-abi.md says.
+    #[inline]
+    pub(super) unsafe fn launch<P: Params>(&self, driver: Driver, stream: StreamHandle, params: &P) -> Result<()> {
+        let (mut pointers, Self { function, shape, overlapping, .. }) = (pointers(params), *self);
+        // SAFETY: the caller's promise; the driver copies the structure and does not write to it. A kernel that is said to overlap waits.
+        unsafe {
+            if overlapping {
+                driver.launch_overlapping(function, shape, stream, &mut pointers)?;
+            } else {
+                driver.launch(function, shape, stream, &mut pointers)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -207,30 +264,6 @@ impl Gpu {
         let loaded = loaded.and_then(|module| with_kernel(driver, name, Some(code.architecture), module, entry));
         // A driver from before the toolkit that made the code refuses it, and may still know the PTX.
         loaded.or_else(|why| compile(embedded.ptx, Some(RefusedCode { architecture: code.architecture, why })))
-    }
-
-    /// Launches a kernel whose only parameter is a structure.
-    ///
-    /// # Safety
-    /// The kernel's parameter is such a structure, and its addresses have the sizes that docs/kernel-abi.md says.
-    #[inline]
-    pub(super) unsafe fn launch_with<P: Params>(
-        &self,
-        kernel: &Kernel,
-        stream: StreamRef<'_>,
-        params: &P,
-    ) -> Result<()> {
-        let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        let (driver, Kernel { function, shape, overlapping, .. }) = (self.bind()?, *kernel);
-        // SAFETY: the caller's promise; the driver copies the structure and does not write to it. A kernel that is said to overlap waits.
-        unsafe {
-            if overlapping {
-                driver.launch_overlapping(function, shape, stream.handle(), &mut pointers)?;
-            } else {
-                driver.launch(function, shape, stream.handle(), &mut pointers)?;
-            }
-        }
-        Ok(())
     }
 }
 

@@ -6,12 +6,13 @@ use super::memory::Home;
 use super::stream::StreamHome;
 use super::{Gpu, StreamRef};
 use crate::error::{Error, Result};
-use int_flash_attention_driver::{DevicePtr, StreamHandle};
+use int_flash_attention_driver::{DevicePtr, Driver, StreamHandle};
 use int_flash_attention_kernels::params::Params;
 
-/// A launch for a stream of the GPU's context.
+/// A launch for a stream of the GPU's context, which is current on the thread.
 pub(super) struct Launch<'a> {
     gpu: &'a Gpu,
+    driver: Driver,
     stream: StreamRef<'a>,
     /// The recording that the stream is part of.
     recording: Option<u64>,
@@ -22,12 +23,12 @@ impl Gpu {
     #[inline]
     pub(super) fn launching<'a>(&'a self, stream: StreamRef<'a>) -> Result<Launch<'a>> {
         let context = &self.0.context;
+        let driver = self.bind()?;
         match stream.home() {
             StreamHome::Of(gpu) if gpu.0.context.handle != context.handle => {
                 return Err(self.other_context("the stream", gpu.place()));
             }
             StreamHome::Foreign => {
-                let driver = self.bind()?;
                 // SAFETY: the stream is borrowed as long as the reference.
                 if unsafe { driver.stream_context(stream.handle()) }? != context.handle {
                     return Err(self.other_context("the stream", "another context".into()));
@@ -44,11 +45,11 @@ impl Gpu {
             StreamHome::Of(_) | StreamHome::Current | StreamHome::Promised => {}
         }
         // SAFETY: alive as long as the reference, and of this context as just checked or promised.
-        let recording = unsafe { context.recording(stream.handle()) }?;
+        let recording = if context.is_recording() { unsafe { driver.recording(stream.handle()) }? } else { None };
         if let Some(id) = recording {
             context.keep(id, [], [self.clone()]);
         }
-        Ok(Launch { gpu: self, stream, recording })
+        Ok(Launch { gpu: self, driver, stream, recording })
     }
 
     /// The context, for a sentence.
@@ -82,7 +83,7 @@ impl Launch<'_> {
             }
             Home::Promised => {}
             Home::Foreign => {
-                let (device, of) = self.gpu.bind()?.pointer_home(ptr)?;
+                let (device, of) = self.driver.pointer_home(ptr)?;
                 // Memory of a pool has no context.
                 if device != context.device || !(of.is_null() || of == context.handle) {
                     return Err(self.gpu.other_context(name, format!("CUDA device {device}")));
@@ -95,6 +96,11 @@ impl Launch<'_> {
         Ok(ptr)
     }
 
+    /// The driver, with the context current.
+    pub(super) const fn driver(&self) -> Driver {
+        self.driver
+    }
+
     /// The stream's handle.
     pub(super) const fn stream(&self) -> StreamHandle {
         self.stream.handle()
@@ -103,6 +109,19 @@ impl Launch<'_> {
     /// The stream's handle, where it is not being recorded.
     pub(super) fn not_recorded(&self, what: &'static str) -> Result<StreamHandle> {
         if self.recording.is_some() { Err(Error::Recording { what }) } else { Ok(self.stream()) }
+    }
+
+    /// Whether the stream is being recorded, by this crate or by whoever it is of.
+    #[inline]
+    pub(super) fn is_recorded(&self) -> Result<bool> {
+        match self.stream.home() {
+            StreamHome::Of(_) | StreamHome::Foreign => Ok(self.recording.is_some()),
+            StreamHome::Current | StreamHome::Promised if self.stream.is_legacy() => Ok(false),
+            // SAFETY: alive and of this context, as promised.
+            StreamHome::Current | StreamHome::Promised => {
+                Ok(unsafe { self.driver.recording(self.stream()) }?.is_some())
+            }
+        }
     }
 
     /// What a graph keeps that is launched here, for the recording.
@@ -115,10 +134,10 @@ impl Launch<'_> {
     /// Gives a kernel to the stream whose only parameter is a structure.
     ///
     /// # Safety
-    /// As `Gpu::launch_with`.
+    /// As of [`Kernel::launch`].
     #[inline]
     pub(super) unsafe fn kernel_with<P: Params>(&self, kernel: &Kernel, params: &P) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.gpu.launch_with(kernel, self.stream, params) }
+        // SAFETY: the caller's promise; the context is current.
+        unsafe { kernel.launch(self.driver, self.stream(), params) }
     }
 }

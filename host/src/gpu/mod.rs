@@ -37,6 +37,7 @@ mod attention;
 mod baseline;
 mod buffer;
 mod cache;
+mod chain;
 mod context;
 mod decode;
 mod dequantize;

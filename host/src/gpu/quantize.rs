@@ -396,6 +396,11 @@ impl Pass {
         Ok(())
     }
 
+    /// The kernel, where it is all that a launch is.
+    pub(super) const fn only_kernel(&self) -> Option<&Kernel> {
+        if self.v_amax.is_none() { Some(&self.kernel) } else { None }
+    }
+
     /// # Safety
     /// The operands that the pass is of have been added to the parameters.
     pub(super) unsafe fn launch(&self, gpu: &Gpu, launch: &Launch<'_>, params: &QuantizeParams) -> Result<()> {

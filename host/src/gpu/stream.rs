@@ -148,6 +148,11 @@ impl<'a> StreamRef<'a> {
         self.handle
     }
 
+    /// Whether it is the default stream of the context, which cannot be recorded.
+    pub(super) fn is_legacy(self) -> bool {
+        [Self::DEFAULT.handle, Self::LEGACY.handle].contains(&self.handle)
+    }
+
     #[inline]
     pub(super) const fn home(self) -> StreamHome<'a> {
         self.home
@@ -180,7 +185,7 @@ impl Event {
         let stream = stream.into();
         let launch = self.gpu.launching(stream)?;
         // SAFETY: both are alive and of one context.
-        Ok(unsafe { self.gpu.bind()?.record_event(self.handle, launch.stream()) }?)
+        Ok(unsafe { launch.driver().record_event(self.handle, launch.stream()) }?)
     }
 
     /// Waits until the mark has been reached.
@@ -235,7 +240,7 @@ impl Graph {
         launch.keep_all(&self.kept);
         let exec = self.exec.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: both are alive and of one context; no other thread uses the graph.
-        Ok(unsafe { self.gpu.bind()?.launch_graph(*exec, launch.stream()) }?)
+        Ok(unsafe { launch.driver().launch_graph(*exec, launch.stream()) }?)
     }
 }
 

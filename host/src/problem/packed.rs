@@ -150,6 +150,12 @@ impl AttentionProblem {
             let keys = matches!(lengths, SeqLens::KeyLengths { .. });
             return Ok(self.with_sequences(if keys { Sequences::KeyLengths } else { Sequences::Equal }));
         };
+        // One more than sequences.
+        for (name, offsets) in [("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_kv", cu_seqlens_kv)] {
+            if offsets.len() < 2 {
+                return Err(Error::Length { name, given: offsets.len(), expected: 2 });
+            }
+        }
         let (total_q, total_kv) = (self.seqlen_q, self.seqlen_kv);
         for (name, shape, offsets) in [("q", self.q_shape(), cu_seqlens_q), ("k", self.kv_shape(), cu_seqlens_kv)] {
             let end = offsets.last().map_or(0, |&end| end as usize);

@@ -295,34 +295,20 @@ impl RingPlan {
                 None => SeqLens::Equal,
             };
             let out = o.skip(self.output.layout.offset(0, 0, part.start))?;
+            let attend = |o: AnySliceMut<'_>, lse| planned.attention.launch_with(stream, &operands, &lengths, o, lse);
+            let (new_o, new_lse) = &mut self.new;
             match (&planned.then, &mut part.state) {
-                (Then::State, Some((o, lse))) => {
-                    planned.attention.launch_with(stream, &operands, &lengths, o.into(), Some(lse.into()))?;
-                }
+                (Then::State, Some((o, lse))) => attend(o.into(), Some(lse.into()))?,
                 (Then::Merge(merge), Some((o, lse))) => {
-                    let new = &mut self.new;
-                    planned.attention.launch_with(
-                        stream,
-                        &operands,
-                        &lengths,
-                        (&mut new.0).into(),
-                        Some((&mut new.1).into()),
-                    )?;
-                    merge.launch_in_place(stream, (o.into(), lse.into()), ((&new.0).into(), (&new.1).into()))?;
+                    attend((&mut *new_o).into(), Some((&mut *new_lse).into()))?;
+                    merge.launch_in_place(stream, (o.into(), lse.into()), ((&*new_o).into(), (&*new_lse).into()))?;
                 }
                 (Then::Finish(merge), Some((o, lse))) => {
-                    let new = &mut self.new;
-                    planned.attention.launch_with(
-                        stream,
-                        &operands,
-                        &lengths,
-                        (&mut new.0).into(),
-                        Some((&mut new.1).into()),
-                    )?;
-                    let states = States::Two([((&*o).into(), (&*lse).into()), ((&new.0).into(), (&new.1).into())]);
+                    attend((&mut *new_o).into(), Some((&mut *new_lse).into()))?;
+                    let states = States::Two([((&*o).into(), (&*lse).into()), ((&*new_o).into(), (&*new_lse).into())]);
                     merge.launch(stream, &states, None, out, None)?;
                 }
-                _ => planned.attention.launch_with(stream, &operands, &lengths, out, None)?,
+                _ => attend(out, None)?,
             }
         }
         Ok(())

@@ -141,12 +141,15 @@ impl UlyssesPlan {
         self.quantized.record(stream)?;
         self.travel.wait(&self.quantized)?;
         let of_tokens = arrays(&ViewMutOperands { q: local.q, k: k_out, v: v_out });
+        let of_tokens: Vec<_> = of_tokens.iter().map(DeviceSliceMut::as_slice).collect();
         let exchange = Exchange { gpu: &self.gpu, ulysses: &self.ulysses, rank: self.rank, ranks };
+        let operands = self.ulysses.operands();
         for (number, group) in self.groups.iter_mut().enumerate() {
             let of_heads = arrays(&group.operands.view_mut());
+            let way = Way { arrays: &operands, from: Side::Tokens, out: &of_tokens, into: &of_heads };
             // Copies on a GPU may be work of its multiprocessors, which attention leaves nothing of: all are before it.
-            exchange.to_own_heads(number, stream, &of_tokens, &of_heads)?;
-            exchange.to_heads(number, &self.travel, &of_tokens, &of_heads)?;
+            exchange.keep(number, stream, &way)?;
+            exchange.send(number, &self.travel, &way)?;
             group.arrived.record(&self.travel)?;
         }
         if !ranks.copies_beside_kernels() {
@@ -156,19 +159,22 @@ impl UlyssesPlan {
         }
         self.own_spread.record(stream)?;
         self.beside.wait(&self.own_spread)?;
-        let output = self.ulysses.output(self.output.dtype.size());
+        let output = [self.ulysses.output(self.output.dtype.size())];
+        let into = std::slice::from_ref(o.bytes());
         for (number, group) in self.groups.iter_mut().enumerate() {
             let stream = if number % 2 == 0 { stream } else { &self.beside };
             stream.wait(&group.arrived)?;
             let to = AnySliceMut::from_bytes(group.o.slice_mut(), self.output.dtype);
             group.attention.launch(stream, &group.operands.view(), to, None)?;
             group.attended.record(stream)?;
-            exchange.to_own_tokens(number, stream, &output, group.o.slice(), o.bytes())?;
+            let out = &[group.o.slice()];
+            exchange.keep(number, stream, &Way { arrays: &output, from: Side::Heads, out, into })?;
             group.kept.record(stream)?;
         }
         for (number, group) in self.groups.iter().enumerate() {
             self.travel.wait(&group.attended)?;
-            exchange.to_tokens(number, &self.travel, &output, group.o.slice(), o.bytes())?;
+            let out = &[group.o.slice()];
+            exchange.send(number, &self.travel, &Way { arrays: &output, from: Side::Heads, out, into })?;
             self.travel.wait(&group.kept)?;
         }
         self.returned.record(&self.travel)?;
@@ -182,6 +188,36 @@ impl UlyssesPlan {
     }
 }
 
+/// Which of a rank's two kinds of arrays: its tokens of all heads, or all tokens of its heads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Tokens,
+    Heads,
+}
+
+/// Arrays that go from one side to the other: operands to the ranks of the heads, outputs back to the ranks of the tokens.
+struct Way<'a> {
+    arrays: &'a [Spread],
+    from: Side,
+    out: &'a [DeviceSlice<'a, u8>],
+    into: &'a [DeviceSliceMut<'a, u8>],
+}
+
+impl<'a> Way<'a> {
+    fn to(&self) -> Side {
+        match self.from {
+            Side::Tokens => Side::Heads,
+            Side::Heads => Side::Tokens,
+        }
+    }
+
+    fn each(
+        &self,
+    ) -> impl Iterator<Item = (&'a Spread, &'a DeviceSlice<'a, u8>, &'a DeviceSliceMut<'a, u8>)> + use<'a> {
+        self.arrays.iter().zip(self.out.iter().zip(self.into)).map(|(array, (out, into))| (array, out, into))
+    }
+}
+
 /// A rank's exchanges, of a group of heads each.
 struct Exchange<'a> {
     gpu: &'a Gpu,
@@ -191,107 +227,58 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    fn others(&self) -> impl Iterator<Item = usize> + use<> {
-        let rank = self.rank;
-        (0..self.ulysses.ranks).filter(move |&peer| peer != rank)
+    /// What this rank's arrays of one side and a peer's of the other have in common.
+    fn rows(&self, side: Side, array: &Spread, number: usize, peer: usize) -> Vec<Rows> {
+        let (of_tokens, of_heads) = match side {
+            Side::Tokens => (self.rank, peer),
+            Side::Heads => (peer, self.rank),
+        };
+        self.ulysses.rows(array, of_tokens, &self.ulysses.groups(of_heads).swap_remove(number))
     }
 
-    fn heads(&self, rank: usize, number: usize) -> Heads {
-        self.ulysses.groups(rank).swap_remove(number)
-    }
-
-    /// Operands of the rank's tokens, of all heads, to the ranks of the heads; those of this rank's heads arrive.
-    fn to_heads(
-        &self,
-        number: usize,
-        stream: &Stream,
-        of_tokens: &[DeviceSliceMut<'_, u8>],
-        of_heads: &[DeviceSliceMut<'_, u8>],
-    ) -> Result<()> {
-        let (arrays, own) = (self.ulysses.operands(), self.heads(self.rank, number));
+    /// A group to the other ranks, while theirs arrives.
+    fn send(&self, number: usize, stream: &Stream, way: &Way<'_>) -> Result<()> {
+        let (from, to) = (way.from, way.to());
         let (mut sends, mut receives) = (Vec::new(), Vec::new());
-        for peer in self.others() {
-            let heads = self.heads(peer, number);
-            for (array, (from, to)) in arrays.iter().zip(of_tokens.iter().zip(of_heads)) {
-                let out = self.ulysses.rows(array, self.rank, &heads).into_iter();
-                sends.extend(out.map(|rows| Message { peer, bytes: rows.on_tokens(from.as_slice()) }));
-                let incoming = self.ulysses.rows(array, peer, &own).into_iter();
-                receives.extend(incoming.map(|rows| Message { peer, bytes: rows.on_heads_mut(to) }));
+        for peer in (0..self.ulysses.ranks).filter(|&peer| peer != self.rank) {
+            for (array, out, into) in way.each() {
+                let outgoing = self.rows(from, array, number, peer).into_iter();
+                sends.extend(outgoing.map(|rows| Message { peer, bytes: rows.read(from, *out) }));
+                let incoming = self.rows(to, array, number, peer).into_iter();
+                receives.extend(incoming.map(|rows| Message { peer, bytes: rows.write(to, into) }));
             }
         }
         self.ranks.exchange(stream.into(), &sends, &mut receives)
     }
 
-    /// Of the rank's own heads what stays here.
-    fn to_own_heads(
-        &self,
-        number: usize,
-        stream: &Stream,
-        of_tokens: &[DeviceSliceMut<'_, u8>],
-        of_heads: &[DeviceSliceMut<'_, u8>],
-    ) -> Result<()> {
-        let own = self.heads(self.rank, number);
-        for (array, (from, to)) in self.ulysses.operands().iter().zip(of_tokens.iter().zip(of_heads)) {
-            for rows in self.ulysses.rows(array, self.rank, &own) {
-                self.gpu.copy_rows(stream.into(), rows.on_tokens(from.as_slice()), rows.on_heads_mut(to))?;
+    /// What of a group stays on this rank.
+    fn keep(&self, number: usize, stream: &Stream, way: &Way<'_>) -> Result<()> {
+        for (array, out, into) in way.each() {
+            for rows in self.rows(way.from, array, number, self.rank) {
+                self.gpu.copy_rows(stream.into(), rows.read(way.from, *out), rows.write(way.to(), into))?;
             }
-        }
-        Ok(())
-    }
-
-    /// Outputs of all tokens of this rank's heads, to the ranks of the tokens; those of this rank's tokens arrive.
-    fn to_tokens(
-        &self,
-        number: usize,
-        stream: &Stream,
-        array: &Spread,
-        of_heads: DeviceSlice<'_, u8>,
-        of_tokens: &DeviceSliceMut<'_, u8>,
-    ) -> Result<()> {
-        let own = self.heads(self.rank, number);
-        let (mut sends, mut receives) = (Vec::new(), Vec::new());
-        for peer in self.others() {
-            let out = self.ulysses.rows(array, peer, &own).into_iter();
-            sends.extend(out.map(|rows| Message { peer, bytes: rows.on_heads(of_heads) }));
-            let incoming = self.ulysses.rows(array, self.rank, &self.heads(peer, number)).into_iter();
-            receives.extend(incoming.map(|rows| Message { peer, bytes: rows.on_tokens_mut(of_tokens) }));
-        }
-        self.ranks.exchange(stream.into(), &sends, &mut receives)
-    }
-
-    /// Of these what stays here.
-    fn to_own_tokens(
-        &self,
-        number: usize,
-        stream: &Stream,
-        array: &Spread,
-        of_heads: DeviceSlice<'_, u8>,
-        of_tokens: &DeviceSliceMut<'_, u8>,
-    ) -> Result<()> {
-        for rows in self.ulysses.rows(array, self.rank, &self.heads(self.rank, number)) {
-            self.gpu.copy_rows(stream.into(), rows.on_heads(of_heads), rows.on_tokens_mut(of_tokens))?;
         }
         Ok(())
     }
 }
 
 impl Rows {
-    /// In the array of all heads of a rank's tokens.
-    fn on_tokens<'a>(&self, array: DeviceSlice<'a, u8>) -> DeviceRows<DeviceSlice<'a, u8>> {
-        DeviceRows::new(array.part(self.of_tokens, self.len()), self.rows, self.bytes, self.bytes)
+    /// Where they begin in the arrays of a side, the bytes from there to their end, and from one to the next.
+    fn on(&self, side: Side) -> [usize; 3] {
+        match side {
+            Side::Tokens => [self.of_tokens, self.len(), self.bytes],
+            Side::Heads => [self.of_heads, self.span(), self.pitch],
+        }
     }
 
-    fn on_tokens_mut<'a>(&self, array: &DeviceSliceMut<'a, u8>) -> DeviceRows<DeviceSliceMut<'a, u8>> {
-        DeviceRows::new(array.part(self.of_tokens, self.len()), self.rows, self.bytes, self.bytes)
+    fn read<'a>(&self, side: Side, array: DeviceSlice<'a, u8>) -> DeviceRows<DeviceSlice<'a, u8>> {
+        let [start, len, pitch] = self.on(side);
+        DeviceRows::new(array.part(start, len), self.rows, self.bytes, pitch)
     }
 
-    /// In the array of all tokens of a rank's heads.
-    fn on_heads<'a>(&self, array: DeviceSlice<'a, u8>) -> DeviceRows<DeviceSlice<'a, u8>> {
-        DeviceRows::new(array.part(self.of_heads, self.span()), self.rows, self.bytes, self.pitch)
-    }
-
-    fn on_heads_mut<'a>(&self, array: &DeviceSliceMut<'a, u8>) -> DeviceRows<DeviceSliceMut<'a, u8>> {
-        DeviceRows::new(array.part(self.of_heads, self.span()), self.rows, self.bytes, self.pitch)
+    fn write<'a>(&self, side: Side, array: &DeviceSliceMut<'a, u8>) -> DeviceRows<DeviceSliceMut<'a, u8>> {
+        let [start, len, pitch] = self.on(side);
+        DeviceRows::new(array.part(start, len), self.rows, self.bytes, pitch)
     }
 }
 

@@ -34,7 +34,7 @@
 
 use super::Bounds;
 use super::head::Head;
-use super::int8::{Int8, Row, run};
+use super::int8::{Int8, Output, Row, run};
 use super::rows::Rows;
 use super::softmax::Softmax;
 use crate::dtype::DType;
@@ -53,8 +53,7 @@ pub fn gpu_bounds<'a>(
     dtype: DType,
 ) -> Result<(Int8, Bounds)> {
     let scored = problem.into();
-    let out = run::<true>(scored, operands, Rows::all(scored.problem), None)?;
-    Ok(rounded(out.result, out.bounds, dtype))
+    bounded(scored, operands, Rows::all(scored.problem), dtype, |out| (out.result, out.bounds))
 }
 
 /// [`gpu_bounds`] for a machine whose `ex2` is the rounded exact value, so that its codes are those of [`int8`](super::int8):
@@ -68,8 +67,7 @@ pub fn ideal_bounds<'a>(
     dtype: DType,
 ) -> Result<(Int8, Bounds)> {
     let scored = problem.into();
-    let out = run::<true>(scored, operands, Rows::all(scored.problem), None)?;
-    Ok(rounded(out.result, out.ideal, dtype))
+    bounded(scored, operands, Rows::all(scored.problem), dtype, |out| (out.result, out.ideal))
 }
 
 /// [`gpu_bounds`] for these query positions of every head.
@@ -83,16 +81,22 @@ pub fn gpu_bounds_rows<'a>(
     rows: &[usize],
 ) -> Result<(Int8, Bounds)> {
     let scored = problem.into();
-    let out = run::<true>(scored, operands, Rows::some(scored.problem, rows)?, None)?;
-    Ok(rounded(out.result, out.bounds, dtype))
+    bounded(scored, operands, Rows::some(scored.problem, rows)?, dtype, |out| (out.result, out.bounds))
 }
 
-/// With the output's rounding.
-fn rounded(result: Int8, mut bounds: Bounds, dtype: DType) -> (Int8, Bounds) {
+/// The result of some rows and one of its bounds, with the output's rounding.
+fn bounded(
+    scored: Scored<'_>,
+    operands: &HostQuantized,
+    rows: Rows<'_>,
+    dtype: DType,
+    of: fn(Output) -> (Int8, Bounds),
+) -> Result<(Int8, Bounds)> {
+    let (result, mut bounds) = of(run::<true>(scored, operands, rows, None)?);
     for (bound, &o) in bounds.o.iter_mut().zip(&result.o) {
         *bound += dtype.half_step(o.abs() + *bound);
     }
-    (result, bounds)
+    Ok((result, bounds))
 }
 
 impl<S: Softmax> Row<S> {

@@ -2,7 +2,7 @@
 
 use crate::module::{Module, is_ptx, kernels};
 use crate::recording::{CAPTURED_EVENT, IMPLICIT, UNSUPPORTED, exchange_mode};
-use crate::work::{Word, attribute, copy, fill, launch, on_stream, store, stream_recording};
+use crate::work::{KernelNode, Word, attribute, copy, fill, launch, on_stream, store, stream_recording};
 use crate::world::{Stream, World, current, set_current, with};
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
@@ -356,6 +356,38 @@ calls! {
         Ok(())
     }
 
+    cuGraphCreate(graph: *mut Word, _flags: u32) |world| {
+        world.context()?;
+        let handle = world.handle();
+        world.graphs.insert(handle, Vec::new());
+        unsafe { store(graph, handle) };
+        Ok(())
+    }
+    cuGraphAddKernelNode(
+        node: *mut Word, graph: Word, _after: *const Word, count: usize, params: *const KernelNode
+    ) |world| {
+        // SAFETY: the caller of the driver's function promises the same.
+        let launch = unsafe { launch(world, (*params).function, (*params).arguments) }?;
+        let launches = world.graphs.get_mut(&graph).ok_or(400_u32)?;
+        // Graphs are chains here.
+        if count != launches.len().min(1) { return Err(1) }
+        launches.push(launch);
+        let place = launches.len() - 1;
+        let handle = world.handle();
+        world.nodes.insert(handle, (graph, place));
+        unsafe { store(node, handle) };
+        Ok(())
+    }
+    cuGraphExecKernelNodeSetParams(exec: Word, node: Word, params: *const KernelNode) |world| {
+        let &(graph, place) = world.nodes.get(&node).ok_or(400_u32)?;
+        if !world.graphs.contains_key(&graph) {
+            world.violation(format!("node {node:#x} is used after its graph's end"));
+        }
+        // SAFETY: the caller of the driver's function promises the same.
+        let launch = unsafe { launch(world, (*params).function, (*params).arguments) }?;
+        *world.execs.get_mut(&exec).and_then(|launches| launches.get_mut(place)).ok_or(400_u32)? = launch;
+        Ok(())
+    }
     cuGraphInstantiateWithFlags(exec: *mut Word, graph: Word, _flags: u64) |world| {
         let launches = world.graphs.get(&graph).cloned().ok_or(400_u32)?;
         let handle = world.handle();

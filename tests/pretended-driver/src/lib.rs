@@ -14,6 +14,7 @@ mod work;
 mod world;
 
 use int_flash_attention_driver::Driver;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 pub use world::{Alive, PretendedGpu};
@@ -62,6 +63,14 @@ impl Session {
     #[must_use]
     pub fn calls(&self, name: &str) -> usize {
         world::with(|world| world.calls.get(name).copied().unwrap_or(0))
+    }
+
+    /// The functions that some work calls, by their names in the library, and how often each.
+    pub fn calls_of(&self, work: impl FnOnce()) -> BTreeMap<&'static str, usize> {
+        let before = world::with(|world| world.calls.clone());
+        work();
+        let new = |(&name, &count): (&&'static str, &usize)| (name, count - before.get(name).copied().unwrap_or(0));
+        world::with(|world| world.calls.iter().map(new).filter(|&(_, count)| count > 0).collect())
     }
 
     /// Lets every call of a function return this `CUresult` from now on.

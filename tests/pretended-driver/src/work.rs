@@ -6,6 +6,16 @@ use std::ffi::c_void;
 /// Addresses, sizes and handles.
 pub(crate) type Word = usize;
 
+/// `CUDA_KERNEL_NODE_PARAMS`.
+#[repr(C)]
+pub(crate) struct KernelNode {
+    pub(crate) function: Word,
+    /// Blocks, threads and shared memory.
+    _shape: [u32; 7],
+    pub(crate) arguments: *mut *mut c_void,
+    _extra: *mut *mut c_void,
+}
+
 /// Stores a result.
 ///
 /// # Safety

@@ -97,6 +97,8 @@ pub(crate) struct World {
     pub(crate) recordings: HashMap<u64, Recording>,
     pub(crate) graphs: HashMap<usize, Vec<Launch>>,
     pub(crate) execs: HashMap<usize, Vec<Launch>>,
+    /// A node's graph, and its place there.
+    pub(crate) nodes: HashMap<usize, (usize, usize)>,
     pub(crate) modules: HashMap<usize, Module>,
     /// A function's module, and its place there.
     pub(crate) functions: HashMap<usize, (usize, usize)>,

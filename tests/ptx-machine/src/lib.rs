@@ -88,7 +88,9 @@ mod exec;
 mod isa;
 mod memory;
 mod module;
-mod numeric;
+/// Public for the tests in `tests/`: unit tests would have the whole machine compiled once more.
+#[doc(hidden)]
+pub mod numeric;
 mod parse;
 mod registers;
 mod report;

@@ -7,13 +7,13 @@ pub(crate) const NAN_F32: u32 = 0x7fff_ffff;
 
 /// A binary floating-point format of up to 32 bits.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Format {
+pub struct Format {
     exponent_bits: u32,
     mantissa_bits: u32,
 }
 
 /// `.f16`.
-pub(crate) const F16: Format = Format { exponent_bits: 5, mantissa_bits: 10 };
+pub const F16: Format = Format { exponent_bits: 5, mantissa_bits: 10 };
 /// `.bf16`.
 pub(crate) const BF16: Format = Format { exponent_bits: 8, mantissa_bits: 7 };
 /// `.f32`.
@@ -38,7 +38,7 @@ impl Format {
     }
 
     /// The value of the given bits.
-    pub(crate) fn decode(self, bits: u32) -> f64 {
+    pub fn decode(self, bits: u32) -> f64 {
         let mantissa = f64::from(bits & ((1 << self.mantissa_bits) - 1));
         let exponent = bits >> self.mantissa_bits & ((1 << self.exponent_bits) - 1);
         let scale = |power: i32| f64::from_bits(((1023 + power) as u64) << 52);
@@ -50,6 +50,11 @@ impl Format {
             (hidden + mantissa) * scale(power)
         };
         if bits & self.sign() != 0 { -magnitude } else { magnitude }
+    }
+
+    /// The bits of the nearest number, of two the even one.
+    pub fn nearest(self, value: f64) -> u32 {
+        self.encode(value, Rounding::Rn)
     }
 
     /// The bits of the value, rounded once.
@@ -87,7 +92,7 @@ impl Format {
 
 /// The value of an `f16`; as [`Format::decode`], for all lanes at once.
 #[inline(always)]
-pub(crate) fn f16_to_f32(bits: u32) -> f32 {
+pub fn f16_to_f32(bits: u32) -> f32 {
     // Scaling by 2^112 moves the exponent from one bias to the other, subnormals included.
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
     let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
@@ -96,7 +101,7 @@ pub(crate) fn f16_to_f32(bits: u32) -> f32 {
 
 /// The `f16` nearest to a value; as [`Format::encode`], for all lanes at once.
 #[inline(always)]
-pub(crate) fn f32_to_f16(x: f32) -> u32 {
+pub fn f32_to_f16(x: f32) -> u32 {
     let bits = x.to_bits();
     let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
     // Adding one half makes the last bit of the sum worth 2^-24, an `f16`'s smallest step.
@@ -110,7 +115,7 @@ pub(crate) fn f32_to_f16(x: f32) -> u32 {
 
 /// `a + b`, rounded to odd: what is not exact gets a last bit of one, so that rounding again goes the right way.
 #[inline(always)]
-pub(crate) fn add_odd(a: f32, b: f32) -> f32 {
+pub fn add_odd(a: f32, b: f32) -> f32 {
     let sum = a + b;
     let b_part = sum - a;
     let error = (a - (sum - b_part)) + (b - b_part);
@@ -131,7 +136,7 @@ pub(crate) fn round_even(x: f64) -> f64 {
 
 /// `2^x`, within one part in 2^50 for every `f32`, so that rounding it to `f32` is almost always correct rounding.
 #[inline(always)]
-pub(crate) fn exp2(x: f64) -> f64 {
+pub fn exp2(x: f64) -> f64 {
     // ln(2)^k / k!
     const TERMS: [f64; 14] = [
         1.3691488853904128e-12,
@@ -157,45 +162,4 @@ pub(crate) fn exp2(x: f64) -> f64 {
     let mantissa = TERMS.iter().fold(0.0, |sum, term| sum * rest + term);
     let scaled = f64::from_bits(mantissa.to_bits().wrapping_add(power << 52));
     if x.is_nan() { x } else { scaled }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// All 65536 halves, and their neighbourhoods in `f32`.
-    #[test]
-    fn the_quick_conversions_are_the_plain_ones() {
-        for bits in 0..=0xffff {
-            let (quick, plain) = (f16_to_f32(bits), F16.decode(bits));
-            assert!(f64::from(quick) == plain || quick.is_nan() && plain.is_nan(), "{bits:#x}");
-            for step in [-1, 0, 1, 0xfff, 0x1000, 0x1001, 0x1800] {
-                let x = f32::from_bits(quick.to_bits().wrapping_add_signed(step));
-                assert_eq!(f32_to_f16(x), F16.encode(x.into(), Rounding::Rn), "{x}");
-            }
-        }
-    }
-
-    #[test]
-    fn sums_rounded_to_odd_round_again_as_exact_ones() {
-        let mut state = 1_u32;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            f16_to_f32(state >> 16 & 0xbfff)
-        };
-        for _ in 0..200_000 {
-            let (product, c) = (next() * next(), next());
-            let exact = f64::from(product) + f64::from(c);
-            assert_eq!(f32_to_f16(add_odd(product, c)), F16.encode(exact, Rounding::Rn), "{product} + {c}");
-        }
-    }
-
-    #[test]
-    fn powers_of_two_are_as_good_as_the_library_s() {
-        for i in -20_000..20_000 {
-            let x = f64::from(i as f32 * 0.0077);
-            let (own, libm) = (exp2(x), x.exp2());
-            assert!((own - libm).abs() <= libm * 2_f64.powi(-50), "{x}");
-        }
-    }
 }

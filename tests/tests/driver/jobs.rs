@@ -2,9 +2,10 @@
 
 use crate::{layouts, nothing_is_left, problem, sentence};
 use half::f16;
+use int_flash_attention::driver::{CaptureMode, Driver};
 use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, DeviceBuffer, DeviceSliceMut, Error, Gpu, JobPath, JobPlan,
-    QuantizeLayouts, Result, Scheme, Shape, Stream, TensorLayout,
+    QuantizeLayouts, Result, Scheme, Shape, Stream, StreamRef, TensorLayout,
 };
 use int_flash_attention_kernels::config::short::short;
 use pretended_driver::{PretendedGpu, begin};
@@ -173,6 +174,62 @@ fn plans_of_one_kernel_do_not_hinder_each_other() {
         let small = plan(&gpu, JobPath::Fused, &of(300)).unwrap();
         for (plan, p) in [(&small, of(300)), (&large, of(500))] {
             Buffers::new(&gpu, &p, 0).unwrap().launch(plan, &stream).unwrap();
+        }
+    }
+    nothing_is_left(&session);
+}
+
+/// A launch asks which context is current, once, and gives the stream its kernels: nothing is looked up, allocated or waited for. Two kernels are one
+/// launch, but on a second stream, where they would wait for those on the first.
+#[test]
+fn a_job_is_one_launch_and_nothing_else() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let (stream, other, p) = (gpu.stream().unwrap(), gpu.stream().unwrap(), problem());
+        let [one, two] = [1, 2].map(|kernels| [("cuCtxGetCurrent", 1), ("cuLaunchKernel", kernels)].into());
+        let chain = [("cuCtxGetCurrent", 1), ("cuGraphExecKernelNodeSetParams", 2), ("cuGraphLaunch", 1)].into();
+        for (path, stream, want) in
+            [(JobPath::Fused, [&stream, &other], [&one, &one]), (JobPath::Quantized, [&stream, &other], [&chain, &two])]
+        {
+            let plan = plan(&gpu, path, &p).unwrap();
+            // Memory that is not that of the launch before.
+            for stream in stream.into_iter().zip(want).chain([(stream[0], want[0])]) {
+                let mut job = Buffers::new(&gpu, &p, plan.workspace_bytes()).unwrap();
+                let before = session.launched().len();
+                let calls = session.calls_of(|| job.launch(&plan, stream.0).unwrap());
+                assert_eq!(&calls, stream.1, "{path:?}");
+                let kernels = &session.launched()[before..];
+                assert_eq!(kernels.last().map(String::as_str), Some(plan.kernel()));
+                assert_eq!(kernels.len(), if path == JobPath::Fused { 1 } else { 2 });
+            }
+        }
+    }
+    nothing_is_left(&session);
+}
+
+/// A stream that another library records gets the kernels themselves.
+#[test]
+fn a_recording_of_another_library_has_the_kernels() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let (p, driver) = (problem(), Driver::load().unwrap());
+        let plan = plan(&gpu, JobPath::Quantized, &p).unwrap();
+        let Buffers { inputs: [q, k, v], mut workspace, mut o, mut lse } =
+            Buffers::new(&gpu, &p, plan.workspace_bytes()).unwrap();
+        let stream = driver.create_stream().unwrap();
+        // SAFETY: the stream is alive, and the graph is never launched.
+        unsafe {
+            driver.begin_capture(stream, CaptureMode::Relaxed).unwrap();
+            let calls = session.calls_of(|| {
+                let (inputs, lse) = ([(&q).into(), (&k).into(), (&v).into()], Some(lse.slice_mut()));
+                let stream = StreamRef::from_raw(stream.0);
+                plan.launch(stream, inputs, workspace.slice_mut(), (&mut o).into(), lse).unwrap();
+            });
+            assert_eq!((calls.get("cuLaunchKernel"), calls.get("cuGraphLaunch")), (Some(&2), None));
+            driver.destroy_graph(driver.end_capture(stream).unwrap()).unwrap();
+            driver.destroy_stream(stream).unwrap();
         }
     }
     nothing_is_left(&session);

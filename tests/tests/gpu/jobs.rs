@@ -4,8 +4,8 @@ use crate::device::{OnGpu, bits, f16_inputs};
 use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DeviceBuffer, Gpu, JobPath, JobPlan, QuantizeLayouts, Scheme, Scored,
-    SeqLens, Sequences, Stream, TensorLayout, reference,
+    AttentionOutput, AttentionProblem, DType, Device, DeviceBuffer, Gpu, JobPath, JobPlan, Options, QuantizeLayouts,
+    Scheme, Scored, SeqLens, Sequences, Stream, TensorLayout, reference,
 };
 use int_flash_attention_kernels::config::short::SHORT;
 use int_flash_attention_kernels::layout::KV_BLOCK;
@@ -204,4 +204,39 @@ impl Job {
         let Self { inputs: [q, k, v], workspace, o } = self;
         plan.launch(stream, [(&*q).into(), (&*k).into(), (&*v).into()], workspace.slice_mut(), o.into(), None)
     }
+}
+
+/// `attention` on host tensors, GPU against CPU; it takes no `Gpu`, so the PTX is always the embedded.
+pub fn on_host_tensors(gpu: &OnGpu) -> Result<()> {
+    let generated = any_case(200);
+    check_cases(cases(30), &generated, |case| {
+        let [q, k, v] = case.tensors()?;
+        let (problem, scores) = (case.problem, case.scores());
+        let options = Options {
+            scores: scores.of_heads(&problem),
+            window: problem.window,
+            scheme: problem.scheme,
+            softmax_scale: problem.softmax_scale,
+            lse: case.lse,
+            output_dtype: Some(DType::F32),
+            ..Options::default()
+        };
+        let got = int_flash_attention::attention(Device::Cuda(0), &q, &k, &v, &options)?;
+        // The kernel that such a job takes.
+        let layouts = QuantizeLayouts { q: q.layout(), k: k.layout(), v: v.layout(), dtype: q.dtype() };
+        let output =
+            AttentionOutput { layout: TensorLayout::bhnd(problem.o_shape()), dtype: DType::F32, lse: case.lse };
+        let narrow = takes_narrow(gpu.gpu.plan_job(&problem, &layouts, &output)?.kernel());
+        let scored = scores.scored(&problem).with_narrow(narrow);
+        let operands = reference::quantize(scored, &q, &k, &v)?;
+        let (want, bounds) = reference::gpu_bounds(scored, &operands, DType::F32)?;
+        properties::within("o", &got.o.dense_f64(), &want.o, &bounds.o, problem.head_dim)?;
+        ensure!(got.lse.is_some() == case.lse, "the log-sum-exp was asked for and not given, or the reverse");
+        if let Some(lse) = got.lse {
+            let lse: Vec<f64> = lse.into_iter().map(f64::from).collect();
+            properties::within("lse", &lse, &want.lse, &bounds.lse, 1)?;
+        }
+        Ok(())
+    })
+    .map_err(anyhow::Error::msg)
 }

@@ -1,7 +1,7 @@
 //! Offsets and element counts beyond 32 bits.
 
 use crate::device::{OnGpu, quantized};
-use crate::values_at;
+use crate::rows::values_at;
 use anyhow::{Context, Result, ensure};
 use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut};

@@ -1,6 +1,6 @@
 //! `cargo xtask check --against REV`: what changed in the kernels since a commit, in the figures that `check` shows.
 
-use super::rows::{self, Row};
+use super::rows::{self, Depth, Row};
 use crate::assembler::Scratch;
 use crate::tools::Tools;
 use crate::workspace;
@@ -33,7 +33,7 @@ pub fn print(tools: &Tools, revision: &str, folder: &Path, now: &[Row]) -> Resul
         .into_iter()
         .filter(|(module, _)| scratch.path().join(format!("{}.ptx", module.name)).is_file())
         .collect();
-    let (before, refused) = rows::assemble_all(tools, scratch.path(), &jobs, |_, _, _| Ok(()))?;
+    let (before, refused) = rows::assemble_all(tools, scratch.path(), &jobs, Depth::Loops, |_, _, _| Ok(()))?;
     for error in refused {
         eprintln!("{revision}: {error:#}");
     }

@@ -2,7 +2,7 @@
 
 use super::occupancy::{CLASSES, Class, Cta};
 use super::ptxas::{self, Resources};
-use super::sass;
+use super::{cubin, sass};
 use crate::assembler::{Assembled, Scratch, assemble};
 use crate::tools::Tools;
 use crate::workspace;
@@ -13,6 +13,8 @@ use int_flash_attention_kernels::config::{ATTENTION, BASELINE, MODULES, Module};
 use int_flash_attention_kernels::layout::KV_BLOCK;
 use rayon::prelude::*;
 use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -27,7 +29,7 @@ pub struct Row {
     pub losses: Vec<String>,
     pub instructions: u32,
     pub sass: sass::Counts,
-    /// Instructions of the main loop alone.
+    /// Instructions of the main loop alone, where they were asked for.
     pub main_loop: sass::Counts,
     /// How its row launches it; the quantization kernels' launches depend on the head dim and have none.
     pub plan: Option<Plan>,
@@ -107,24 +109,47 @@ pub fn jobs(architecture: impl Fn(&str) -> bool) -> Vec<(&'static Module, &'stat
     MODULES.iter().flat_map(of_module).filter(|(_, name)| architecture(name)).collect()
 }
 
+/// How much there is to know of instructions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// How many there are of each in a kernel: a listing an architecture.
+    Counts,
+    /// Those of its main loop as well: a listing a module.
+    Loops,
+}
+
+/// A module that ptxas has assembled for an architecture.
+type Made = (&'static Module, &'static str, Assembled);
+
 /// The rows of these modules, whose PTX is in a folder, and what did not assemble. `look` sees the machine code of each.
 pub fn assemble_all(
     tools: &Tools,
     folder: &Path,
     jobs: &[(&'static Module, &'static str)],
+    depth: Depth,
     look: impl Fn(&Module, &str, &Assembled) -> Result<()> + Sync,
 ) -> Result<(Vec<Row>, Vec<anyhow::Error>)> {
     let scratch = Scratch::new("check")?;
-    let one = |&(module, arch): &(&'static Module, &'static str)| {
-        let ptx = folder.join(format!("{}.ptx", module.name));
-        let assembled = assemble(&tools.ptxas, &ptx, arch, &scratch)?;
+    let ptx = |module: &Module| folder.join(format!("{}.ptx", module.name));
+    let one = |&(module, arch): &(&'static Module, &'static str)| -> Result<Made> {
+        let assembled = assemble(&tools.ptxas, &ptx(module), arch, &scratch)?;
         look(module, arch, &assembled)?;
-        rows(tools, &ptx, module.name, arch, &assembled)
+        Ok((module, arch, assembled))
     };
-    let outcome: Vec<Result<Vec<Row>>> = jobs.par_iter().map(one).collect();
-    let (mut rows, mut refused) = (Vec::new(), Vec::new());
-    for module in outcome {
-        match module {
+    let (mut made, mut refused) = (Vec::new(), Vec::new());
+    for outcome in jobs.par_iter().map(one).collect::<Vec<_>>() {
+        match outcome {
+            Ok(module) => made.push(module),
+            Err(error) => refused.push(error),
+        }
+    }
+    let listed: Vec<Listed> = match depth {
+        Depth::Loops => made.par_iter().map(|(_, _, assembled)| with_loops(tools, assembled)).collect::<Result<_>>()?,
+        Depth::Counts => counted(tools, &made, &scratch)?,
+    };
+    let mut rows = Vec::new();
+    for ((module, arch, assembled), listed) in made.iter().zip(listed) {
+        match self::rows(&ptx(module), module.name, arch, assembled, listed) {
             Ok(module) => rows.extend(module),
             Err(error) => refused.push(error),
         }
@@ -132,8 +157,45 @@ pub fn assemble_all(
     Ok((rows, refused))
 }
 
+/// A module's kernels, each with its instructions and those of its main loop.
+type Listed = BTreeMap<String, (sass::Counts, sass::Counts)>;
+
+fn with_loops(tools: &Tools, assembled: &Assembled) -> Result<Listed> {
+    let listing = workspace::capture(Command::new(&tools.nvdisasm).arg("-c").arg(&assembled.file))?;
+    let kernels = sass::read(&String::from_utf8_lossy(&listing.stdout));
+    Ok(kernels.into_iter().map(|(name, kernel)| (name, (kernel.counts(), kernel.main_loop()))).collect())
+}
+
+/// Of all modules, without loops: the code of all that are for one architecture in one file.
+fn counted(tools: &Tools, made: &[Made], scratch: &Scratch) -> Result<Vec<Listed>> {
+    let architectures: BTreeSet<&str> = made.iter().map(|(_, arch, _)| *arch).collect();
+    let of_architecture = |arch: &&str| -> Result<Vec<(usize, String, sass::Counts)>> {
+        let (mut code, mut ends, mut kernels) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, (_, _, assembled)) in made.iter().enumerate().filter(|(_, (_, of, _))| of == arch) {
+            for (name, bytes) in cubin::kernels(&assembled.cubin)? {
+                code.extend(bytes);
+                ends.push(code.len());
+                kernels.push((index, name));
+            }
+        }
+        let file = scratch.path().join(format!("{arch}.bin"));
+        fs::write(&file, code)?;
+        // `sm_90a` is `SM90a` there.
+        let mut command = Command::new(&tools.nvdisasm);
+        command.arg("--binary").arg(arch.replace("sm_", "SM")).arg(&file);
+        let counts = sass::count_all(&String::from_utf8_lossy(&workspace::capture(&mut command)?.stdout), &ends);
+        Ok(kernels.into_iter().zip(counts).map(|((index, name), counts)| (index, name, counts)).collect())
+    };
+    let counts: Vec<_> = architectures.par_iter().map(of_architecture).collect::<Result<_>>()?;
+    let mut listed = vec![Listed::new(); made.len()];
+    for (index, name, counts) in counts.into_iter().flatten() {
+        listed[index].insert(name, (counts, sass::Counts::new()));
+    }
+    Ok(listed)
+}
+
 /// A module's kernels.
-fn rows(tools: &Tools, ptx: &Path, module: &str, arch: &str, assembled: &Assembled) -> Result<Vec<Row>> {
+fn rows(ptx: &Path, module: &str, arch: &str, assembled: &Assembled, mut listed: Listed) -> Result<Vec<Row>> {
     let resources = ptxas::parse(&assembled.report);
     let losses = ptxas::losses(&assembled.report);
     if resources.is_empty() {
@@ -142,13 +204,10 @@ fn rows(tools: &Tools, ptx: &Path, module: &str, arch: &str, assembled: &Assembl
     if let Some((_, loss)) = losses.iter().find(|(named, _)| !resources.iter().any(|r| r.kernel == *named)) {
         bail!("{} for {arch}: ptxas says of no kernel in particular: {loss}", workspace::shown(ptx));
     }
-    let listing = workspace::capture(Command::new(&tools.nvdisasm).arg("-c").arg(&assembled.file))?;
-    let mut kernels = sass::read(&String::from_utf8_lossy(&listing.stdout));
     let row = |resources: Resources| {
         let of_kernel = losses.iter().filter(|(kernel, _)| *kernel == resources.kernel);
         let losses = of_kernel.map(|(_, loss)| loss.clone()).collect();
-        let kernel = kernels.remove(&resources.kernel).unwrap_or_default();
-        let sass = kernel.counts();
+        let (sass, main_loop) = listed.remove(&resources.kernel).unwrap_or_default();
         let mut row = Row {
             module: module.to_owned(),
             arch: arch.to_owned(),
@@ -157,7 +216,7 @@ fn rows(tools: &Tools, ptx: &Path, module: &str, arch: &str, assembled: &Assembl
             losses,
             instructions: sass.values().sum(),
             sass,
-            main_loop: kernel.main_loop(),
+            main_loop,
             ctas: None,
             faults: Vec::new(),
         };

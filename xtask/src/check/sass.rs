@@ -55,6 +55,22 @@ pub fn read(listing: &str) -> BTreeMap<String, Kernel> {
     kernels
 }
 
+/// The instructions of kernels whose code lies one behind the other, of `nvdisasm --binary`'s listing: a listing for many kernels, of which it needs
+/// longest to begin. `ends` are where each kernel's bytes end. Branches have no labels there.
+pub fn count_all(listing: &str, ends: &[usize]) -> Vec<Counts> {
+    let mut opcodes = vec![Vec::new(); ends.len()];
+    for line in listing.lines().map(str::trim) {
+        let address = line.strip_prefix("/*").and_then(|rest| rest.split_once("*/"));
+        let address = address.and_then(|(address, _)| usize::from_str_radix(address, 16).ok());
+        if let (Some(address), Some((_, opcode))) = (address, opcode(line))
+            && let Some(kernel) = opcodes.get_mut(ends.partition_point(|&end| end <= address))
+        {
+            kernel.push(opcode.to_owned());
+        }
+    }
+    opcodes.iter().map(|opcodes| count(opcodes.iter())).collect()
+}
+
 impl Kernel {
     /// All instructions.
     pub fn counts(&self) -> Counts {
@@ -161,6 +177,16 @@ mod tests {
         assert_eq!(kernels["foo"].counts(), counts([("IMAD", 1), ("BRA", 1), ("IMMA", 1)]));
         assert_eq!(kernels["bar"].counts(), counts([("EXIT", 1)]));
         assert!(kernels["foo"].main_loop().is_empty());
+    }
+
+    #[test]
+    fn kernels_behind_one_another_are_told_apart() {
+        let listing = "\t.headerflags\t@\"EF_CUDA_SM80\"\n        /*0000*/  IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;\n        /*0010*/ NOP;\n\
+            /*0020*/ @!P0 BRA 0x4e0 ;\n        /*0030*/ EXIT ;\n";
+        assert_eq!(
+            count_all(listing, &[0x20, 0x20, 0x40]),
+            [counts([("IMAD", 1)]), Counts::new(), counts([("BRA", 1), ("EXIT", 1)])]
+        );
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Global memory: allocations far apart, shared by every CTA that runs.
 
+use super::pages::{Page, Pages};
 use super::{ALLOCATION_BITS, FIRST_ALLOCATION, Packet, Refusal, low_mask};
 use crate::error::Error;
-use bytemuck::allocation::zeroed_slice_box;
 use bytemuck::{AnyBitPattern, NoUninit};
+use std::sync::Mutex;
 use std::sync::atomic::{
     AtomicU8, AtomicU32,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
-use std::sync::{Mutex, OnceLock};
 
 /// An address in global memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,20 +32,14 @@ struct Allocation {
     /// Where the first word begins: the base, rounded down so that aligned values are whole words.
     origin: u64,
     page_bits: u32,
-    pages: Box<[OnceLock<Page>]>,
+    pages: Pages,
     /// Whether the host has written all of it, which spares the check.
     complete: bool,
 }
 
-struct Page {
-    words: Box<[AtomicU32]>,
-    /// One bit for each byte of the word that something has written.
-    written: Box<[AtomicU8]>,
-}
-
 /// Pages are no smaller, and an allocation has no more of them.
 const SMALLEST_PAGE_BITS: u32 = 16;
-const MOST_PAGE_BITS: u32 = 19;
+const MOST_PAGE_BITS: u32 = 22;
 /// The largest access.
 const WIDEST: u64 = 16;
 
@@ -54,7 +48,7 @@ impl Allocation {
         let origin = base & !(WIDEST - 1);
         let all = base - origin + bytes;
         let page_bits = SMALLEST_PAGE_BITS.max((all.max(1).ilog2() + 1).saturating_sub(MOST_PAGE_BITS));
-        let pages = (0..all.div_ceil(1 << page_bits)).map(|_| OnceLock::new()).collect();
+        let pages = Pages::new(all.div_ceil(1 << page_bits) as usize);
         Self { base, bytes, origin, page_bits, pages, complete: false }
     }
 
@@ -65,13 +59,12 @@ impl Allocation {
         ((offset >> self.page_bits) as usize, (offset & ((1 << self.page_bits) - 1)) as usize)
     }
 
-    /// A page to be written to; its memory is the system's zeros until it is touched.
+    /// A page to be written to.
     #[inline(always)]
     fn page(&self, page: usize) -> &Page {
-        self.pages[page].get_or_init(|| {
+        self.pages.touch(page, || {
             let end = self.base - self.origin + self.bytes;
-            let words = (end - ((page as u64) << self.page_bits)).min(1 << self.page_bits).div_ceil(4) as usize;
-            Page { words: zeroed_slice_box(words), written: zeroed_slice_box(words) }
+            (end - ((page as u64) << self.page_bits)).min(1 << self.page_bits).div_ceil(4) as usize
         })
     }
 }
@@ -155,7 +148,7 @@ impl Memory {
         for (address, byte) in (ptr.0..).zip(bytes) {
             let (page, place) = allocation.split(address);
             let (word, lane) = (place / 4, place % 4);
-            let page = allocation.pages[page].get().filter(|page| page.written[word].load(Relaxed) >> lane & 1 == 1);
+            let page = allocation.pages.get(page).filter(|page| page.written[word].load(Relaxed) >> lane & 1 == 1);
             let page = page.ok_or(Error::HostUninitialised { address })?;
             *byte = (page.words[word].load(Relaxed) >> (8 * lane)) as u8;
         }
@@ -169,7 +162,7 @@ impl Memory {
     /// When it points into none.
     pub fn written(&self, ptr: DevPtr) -> Result<u64, Error> {
         let index = self.find(ptr.0, 0).ok_or_else(|| out_of_bounds(ptr, 0))?;
-        let pages = self.allocations[index].pages.iter().filter_map(OnceLock::get);
+        let pages = self.allocations[index].pages.touched();
         let of_word = |word: &AtomicU8| u64::from(word.load(Relaxed).count_ones());
         Ok(pages.flat_map(|page| page.written.iter().map(of_word)).sum())
     }
@@ -204,7 +197,7 @@ impl Memory {
     #[inline(always)]
     pub(crate) fn load(&self, address: u64, bytes: u32) -> Result<Packet, Refusal> {
         let (allocation, page, word, lane) = self.place(address, bytes)?;
-        let page = allocation.pages[page].get().ok_or(Refusal::Uninitialised)?;
+        let page = allocation.pages.get(page).ok_or(Refusal::Uninitialised)?;
         let mut out = [0; 4];
         if bytes < 4 {
             let want = ((1 << bytes) - 1) << lane;

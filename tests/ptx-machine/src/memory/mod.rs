@@ -5,6 +5,7 @@
 
 mod global;
 mod local;
+mod pages;
 mod party;
 mod shared;
 

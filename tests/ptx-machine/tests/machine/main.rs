@@ -11,6 +11,7 @@ mod integer;
 mod matrix;
 mod mbarrier;
 mod memory;
+mod numeric;
 mod pipeline;
 mod refusals;
 mod shipped;
