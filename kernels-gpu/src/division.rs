@@ -15,7 +15,6 @@ pub(crate) unsafe fn div_rem(a: u32, b: u32) -> (u32, u32) {
 ///
 /// # Safety
 /// `b` is not zero.
-#[cfg(target_arch = "nvptx64")]
 #[inline(always)]
 pub(crate) unsafe fn div_rem_or_one(a: u32, b: u32) -> (u32, u32) {
     // SAFETY: the caller's promise.

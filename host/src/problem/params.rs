@@ -8,6 +8,7 @@ use int_flash_attention_kernels::params::{
     AttentionParams, BaselineParams, BlockParams, DequantizeParams, Global, QuantizeParams, SeqLens, ShortParams,
     Strided, UNLIMITED, operand,
 };
+use int_flash_attention_kernels::quantize::work::Work;
 
 impl AttentionProblem {
     /// What the INT8 kernels are handed for an output of this layout and type, all but the addresses. For the launches of this crate
@@ -89,7 +90,7 @@ impl AttentionProblem {
     pub fn quantize_params(&self, q: Option<&TensorLayout>, kv: Option<[&TensorLayout; 2]>) -> QuantizeParams {
         let unused = TensorLayout::bhnd(self.q_shape());
         let [k, v] = kv.unwrap_or([&unused; 2]);
-        QuantizeParams {
+        let params = QuantizeParams {
             q: strided(q.unwrap_or(&unused)),
             k: strided(k),
             v: strided(v),
@@ -106,7 +107,8 @@ impl AttentionProblem {
             rotate: u32::from(self.scheme.rotates()),
             seqlens: self.seqlens_params(),
             ..QuantizeParams::NONE
-        }
+        };
+        QuantizeParams { work: Work::new(&params), ..params }
     }
 
     /// What the dequantization kernels are handed for an operand (`int_flash_attention_kernels::params::operand`), all but the addresses.

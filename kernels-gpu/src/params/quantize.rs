@@ -1,6 +1,7 @@
 //! What `quantize_*` and `dequantize_*` are handed.
 
 use super::{Global, Params, SeqLens, Strided, operand};
+use crate::quantize::work::Work;
 
 /// The parameter of `quantize_*`: Q, K and V, or K and V alone (`heads_q` 0), or Q alone (`quantize_kv` 0).
 #[repr(C)]
@@ -65,6 +66,8 @@ pub struct QuantizeParams {
     pub share_k: u32,
     /// Zero.
     pub reserved: u32,
+    /// Which CTA does what: [`Work::new`] of the rest.
+    pub work: Work,
     /// Where sequences have lengths of their own.
     pub seqlens: SeqLens,
 }
@@ -101,6 +104,7 @@ impl QuantizeParams {
         goes_on: 0,
         share_k: 0,
         reserved: 0,
+        work: Work::NONE,
         seqlens: SeqLens::NONE,
     };
 }
@@ -156,7 +160,10 @@ impl DequantizeParams {
     };
 }
 
-const _: () = assert!(size_of::<QuantizeParams>() == 3 * size_of::<Strided>() + 12 * 8 + 14 * 4 + size_of::<SeqLens>());
+const _: () = assert!(
+    size_of::<QuantizeParams>()
+        == 3 * size_of::<Strided>() + 12 * 8 + 14 * 4 + size_of::<Work>() + size_of::<SeqLens>()
+);
 const _: () = assert!(size_of::<DequantizeParams>() == 3 * 8 + size_of::<Strided>() + 8 * 4 + size_of::<SeqLens>());
 
 // SAFETY: the sizes above are the sums of the fields'.

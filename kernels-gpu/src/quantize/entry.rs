@@ -2,7 +2,7 @@
 
 use super::offset::Source;
 use super::tile::{D32, Tile, WIDE};
-use super::work::{Item, Operand, Work};
+use super::work::{Item, Operand};
 use super::{tokens, values, wide};
 use crate::division::div_rem;
 use crate::element::{Bf16, Element, F16, F32, Rows};
@@ -207,15 +207,14 @@ unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
 
 #[inline(always)]
 unsafe fn quantize<E: Element>(p: &QuantizeParams) {
-    let work = Work::new(p);
     unsafe {
-        let run = Run::new(p, work.item(ctaid_x()));
+        let run = Run::new(p, p.work.item(ctaid_x()));
         let (keys, of_group) = match run.item.operand {
             Operand::Values => return values::<E>(p, &run),
             Operand::Keys => (true, 0),
             Operand::Queries(of_group) => (false, of_group),
         };
-        tokens::<E>(p, &run, keys, run.item.head_kv * work.group() + of_group);
+        tokens::<E>(p, &run, keys, run.item.head_kv * p.work.group() + of_group);
     }
 }
 

@@ -3,7 +3,6 @@
 use crate::layout::{HEAD_DIMS, KV_BLOCK, kv_blocks};
 use crate::params::QuantizeParams;
 use crate::quantize::append::work::FEW_THREADS;
-use crate::quantize::work::Work;
 
 /// An entry point and what ptxas may assume of its launches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,10 +204,10 @@ pub(crate) const fn wide_ends_bytes(element_bytes: usize) -> usize {
     2 * WIDE_DIMS * element_bytes * WIDE_THREADS / 32
 }
 
-/// Grid of `quantize_*`. `None` where there are more tiles than a grid has CTAs.
+/// Grid of `quantize_*`, by the parameters' `work`. `None` where there are more tiles than a grid has CTAs.
 #[must_use]
 pub fn quantize_ctas(params: &QuantizeParams) -> Option<u32> {
-    Work::new(params).ctas()
+    params.work.ctas()
 }
 
 /// Grid of `v_amax_*`: a CTA for each block of V. `None` where there are more than a grid has.

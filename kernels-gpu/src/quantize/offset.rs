@@ -5,8 +5,8 @@
 
 use super::launch::{THREAD_VECTORS, table_bytes};
 use super::middle::middle;
-use super::tile::{behind_raw, padded};
-use crate::element::{Element, Rows, load};
+use super::tile::{behind_raw, in_shared, padded};
+use crate::element::{Element, Rows, Vector, load};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32};
@@ -20,6 +20,8 @@ use crate::rotation::{Place, signs_from};
 const ROWS: u32 = (KV_BLOCK / THREAD_VECTORS) as u32;
 /// Vectors of the first tokens that a thread loads.
 const LOADS: usize = OFFSET_TOKENS / ROWS as usize;
+
+const _: () = assert!(LOADS == 4);
 
 /// Lanes that share a token, at most, where each has `N` dims of it.
 const fn max_lanes<const N: usize>() -> u32 {
@@ -86,16 +88,25 @@ pub(crate) unsafe fn prepare<E: Element, const N: usize>(dims: u32, source: Sour
             let last = (dims / E::LANES as u32 - 1, count - 1);
             let at = |i: usize| ((row + ROWS * i as u32).min(last.1), vector.min(last.0));
             let (mut low, mut high) = ([0; 4], [0; 4]);
-            // Two at a time: the tile is in registers, or about to be.
-            unroll!(0..LOADS / 2, |half| {
-                let two = load::<E, 2>(&rows, |i| at(2 * half + i));
+            let mut add = |first: bool, a: &Vector, b: &Vector| {
                 unroll!(0..4, |word| {
-                    let (a, b) = (two[0][word], two[1][word]);
-                    let before = if half == 0 { (a, a) } else { (low[word], high[word]) };
+                    let (a, b) = (a[word], b[word]);
+                    let before = if first { (a, a) } else { (low[word], high[word]) };
                     low[word] = E::min(before.0, E::min(a, b));
                     high[word] = E::max(before.1, E::max(a, b));
                 });
-            });
+            };
+            if in_shared::<E>() {
+                let four = load::<E, LOADS>(&rows, at);
+                add(true, &four[0], &four[1]);
+                add(false, &four[2], &four[3]);
+            } else {
+                // Two at a time: the tile is in registers, or about to be.
+                unroll!(0..LOADS / 2, |half| {
+                    let two = load::<E, 2>(&rows, |i| at(2 * half + i));
+                    add(half == 0, &two[0], &two[1]);
+                });
+            }
             let to = behind_raw::<E>() + row * 2 * row_bytes + 16 * vector;
             st_shared_v4_u32(true, to, low);
             st_shared_v4_u32(true, to + row_bytes, high);

@@ -5,13 +5,14 @@
 //! Runs are long where there are tiles enough for all multiprocessors: what a CTA does once, of which making K's offset is the most, is
 //! done less often.
 
-use crate::division::div_rem;
+use crate::division::{div_rem, div_rem_or_one};
 use crate::layout::KV_BLOCK;
 use crate::params::QuantizeParams;
 use crate::quantize::launch::{MAX_GRID, padded};
 use crate::seqlens::packed_tiles;
 
-/// The runs of a launch.
+/// The runs of a launch. The host works them out: a CTA asks for nothing before it knows its own.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
     /// Tiles of a run.
@@ -63,12 +64,13 @@ const ENOUGH: u32 = 1 << 17;
 const LONGEST: u32 = 16;
 
 impl Work {
-    /// The runs that the parameters ask for. `heads_kv` is not zero.
-    #[inline(always)]
+    /// None.
+    pub const NONE: Self = Self { run: 0, kv_runs: 0, q_runs: 0, group: 0, heads_kv: 0, batch: 0 };
+
+    /// The runs that the parameters ask for, whatever theirs are.
     #[must_use]
     pub fn new(p: &QuantizeParams) -> Self {
-        // SAFETY: there is a head.
-        let group = unsafe { div_rem(p.heads_q, p.heads_kv) }.0;
+        let group = p.heads_q.checked_div(p.heads_kv).unwrap_or(0);
         let packed = (if p.quantize_kv != 0 { p.seqlens.packed_kv } else { p.seqlens.packed_q }) != 0;
         let (seqlens, sequences) = (&p.seqlens, if packed { p.batch } else { 0 });
         let kv = if p.quantize_kv != 0 { seqlens.total_kv } else { 0 };
@@ -78,7 +80,6 @@ impl Work {
     }
 
     /// Of so many tokens of K and of Q, none where they are not quantized; with so many `sequences` where they are packed.
-    #[inline(always)]
     const fn of_tokens(batch: u32, sequences: u32, heads_kv: u32, group: u32, [kv, q]: [u32; 2], padded: u32) -> Self {
         let [kv_tiles, q_tiles] = [runs(kv, sequences, 1), runs(q, sequences, 1)];
         let each = 2 * kv_tiles as u64 + group as u64 * q_tiles as u64;
@@ -132,7 +133,7 @@ impl Work {
                 return Item { batch, head_kv, operand, tile: tile * run, tiles: run };
             }
             let (head, tile) = div_rem(cta - kv_ctas, self.q_runs);
-            let (head, of_group) = div_rem(head, self.group);
+            let (head, of_group) = div_rem_or_one(head, self.group);
             let (batch, head_kv) = div_rem(head, self.heads_kv);
             Item { batch, head_kv, operand: Operand::Queries(of_group), tile: tile * run, tiles: run }
         }
@@ -140,7 +141,6 @@ impl Work {
 }
 
 /// Runs of a head of so many tokens, of which there may be none; with a run of its own for each sequence where they are packed.
-#[inline(always)]
 const fn runs(tokens: u32, sequences: u32, tiles: u32) -> u32 {
     let unit = tiles * KV_BLOCK as u32;
     if sequences == 0 || tokens == 0 { tokens.div_ceil(unit) } else { packed_tiles(tokens, sequences, unit) }
