@@ -5,7 +5,7 @@ use super::{Kernel, MAX_PAIRS, pairs};
 use crate::attention::lane::panel_row;
 use crate::attention::sequence::at;
 use crate::attention::softmax::{MAGIC, MAGIC_BITS, Softmax};
-use crate::config::sm80::{PIECE_DIMS, parked_offset};
+use crate::config::sm80::{PIECE_DIMS, parked_offset, ring_bytes};
 use crate::layout::{KV_BLOCK, ROW_BYTES, slot_key};
 use crate::params::AttentionParams;
 use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};

@@ -4,7 +4,7 @@
 //! `narrow`, and in `narrow_magic` for GPUs without its instructions.
 
 pub(crate) mod narrow;
-#[cfg(kernels = "sm80")]
+#[cfg(any(kernels = "sm80", kernels = "short"))]
 pub(crate) mod narrow_magic;
 mod special;
 

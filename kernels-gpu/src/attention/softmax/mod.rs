@@ -5,7 +5,7 @@ mod block_max;
 mod float_max;
 mod paper;
 
-#[cfg(kernels = "sm80")]
+#[cfg(any(kernels = "sm80", kernels = "short"))]
 pub(crate) use block_max::narrow_magic;
 pub(crate) use block_max::{BlockMax, CodeSums, NEG_INFINITY, narrow, score_factor};
 #[cfg(kernels = "sm80")]
