@@ -138,7 +138,8 @@ impl TensorCheck {
         let (problem, inputs) = (&case.problem, case.tensors()?);
         let [q, k, v] = &inputs;
         let scores = case.scores();
-        let narrow = variant_on(self.shared_bytes, self.family, problem).is_some_and(AttentionVariant::takes_narrow);
+        let variant = variant_on(self.shared_bytes, self.family, problem);
+        let narrow = !matches!(self.what, What::Short) && variant.is_some_and(AttentionVariant::takes_narrow);
         let scored = scores.scored(problem).with_narrow(narrow);
         let on_host = lengths.map(Vec::as_slice);
         if let What::Float16 = self.what {

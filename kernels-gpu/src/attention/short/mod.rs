@@ -20,7 +20,7 @@
 //! ```
 //!
 //! What lies behind the last key is not worked on: K and V end with a whole panel of 32 keys, and a block is gone through panel by
-//! panel. All else is as in `super::sm80`, block by block of the same 128 keys, so that a row's numbers are the same.
+//! panel. All else is as in `super::sm80`, block by block of the same 128 keys, so that a row's numbers are the same, narrow blocks aside: none are here.
 //!
 //! # Safety
 //! As `super::sm80`, and of `crate::quantize`. The compiler does not know that a shuffle must stay one instruction for the whole warp:
