@@ -16,7 +16,7 @@ fn wrong_shapes_slots_and_pages_are_refused_and_leave_nothing() {
         (vec![0, 256, 1], "token 1 has the slot 256; the cache has the slots 0 to 255, and -1 leaves a token out"),
         (vec![0, 1, -2], "token 2 has the slot -2"),
         (vec![7, 1, 7], "the tokens 0 and 2 have both the slot 7"),
-        (vec![0, 1], "k has the shape"),
+        (vec![0, 1], "slots holds 2 elements; 3 are needed"),
     ] {
         let error = cache.append(&x, &x, &slots).unwrap_err().to_string();
         assert!(error.starts_with(sentence), "{error}");

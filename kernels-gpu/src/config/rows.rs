@@ -85,7 +85,7 @@ macro_rules! short_rows {
     ($emit:ident) => {
         $emit! {
             attention_short_d32 { head_dim: 32, m16_tiles: 1, most_warps: 8, min_ctas: 3, any_queries: 64, to_keys: 256, to_keys_filled: 256 }
-            attention_short_d64 { head_dim: 64, m16_tiles: 1, most_warps: 16, min_ctas: 1, any_queries: 128, to_keys: 512, to_keys_filled: 1024 }
+            attention_short_d64 { head_dim: 64, m16_tiles: 1, most_warps: 16, min_ctas: 1, any_queries: 128, to_keys: 512, to_keys_filled: 512 }
             attention_short_d128 { head_dim: 128, m16_tiles: 1, most_warps: 8, min_ctas: 1, any_queries: 0, to_keys: 256, to_keys_filled: 512 }
         }
     };

@@ -1,7 +1,8 @@
 //! What ships of the modules: machine code for which GPUs beside the PTX, and the cargo features that bring a module.
 
+use super::shared_memory::class_of;
 use super::{ATTENTION, Family, Kind, Module, Scheme};
-use crate::quantize::launch::{NARROW_DIMS, QUANTIZE_WIDE};
+use crate::quantize::launch::NARROW_DIMS;
 
 /// A GPU architecture that machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +11,8 @@ pub struct Architecture {
     pub name: &'static str,
     /// Its compute capability, major and minor.
     pub capability: (u32, u32),
+    /// KiB of shared memory that a CTA may have.
+    pub shared_kib: usize,
 }
 
 impl Architecture {
@@ -35,13 +38,13 @@ pub const TEGRA: [(u32, u32); 2] = [(8, 7), (10, 1)];
 
 /// What machine code is made for. Every other GPU compiles the PTX.
 pub const ARCHITECTURES: [Architecture; 7] = [
-    Architecture { name: "sm_80", capability: (8, 0) },
-    Architecture { name: "sm_86", capability: (8, 6) },
-    Architecture { name: "sm_89", capability: (8, 9) },
-    Architecture { name: "sm_90", capability: (9, 0) },
-    Architecture { name: "sm_90a", capability: (9, 0) },
-    Architecture { name: "sm_100", capability: (10, 0) },
-    Architecture { name: "sm_120", capability: (12, 0) },
+    Architecture { name: "sm_80", capability: (8, 0), shared_kib: 163 },
+    Architecture { name: "sm_86", capability: (8, 6), shared_kib: 99 },
+    Architecture { name: "sm_89", capability: (8, 9), shared_kib: 99 },
+    Architecture { name: "sm_90", capability: (9, 0), shared_kib: 227 },
+    Architecture { name: "sm_90a", capability: (9, 0), shared_kib: 227 },
+    Architecture { name: "sm_100", capability: (10, 0), shared_kib: 227 },
+    Architecture { name: "sm_120", capability: (12, 0), shared_kib: 99 },
 ];
 
 /// The machine code that a GPU of this compute capability runs, of what there is: its own, or that of the nearest older minor version.
@@ -75,15 +78,18 @@ impl Module {
     }
 
     /// Those of which the package has machine code: all of its architectures where a first job is likely to wait for it, the default
-    /// scheme's plain kernels and what stands around them, but for float32, heads of more than 256 dims and pages with V in 4 bits; none else, so that the package stays small
+    /// scheme's plain kernels on the GPUs for which they are planned, and what stands around them, but for float32, heads of more than 256 dims, V of other dims than K, short heads of bfloat16 and pages with V
+    /// in 4 bits; none else, so that the package stays small
     /// (docs/decisions/0004). For the same reason a GPU of 8.9 runs that of 8.6.
     pub fn machine_code(&self) -> impl Iterator<Item = &'static Architecture> + use<> {
         let attention = ATTENTION.iter().find(|variant| variant.name == self.name);
         let usual = attention.is_some_and(|v| v.scheme == Scheme::Default && v.kind == Kind::Plain);
         let there = usual || ["quantize", "dequantize", "decode", "merge", "short"].contains(&self.part);
-        let wide = attention.is_some_and(|v| v.head_dim > NARROW_DIMS) || self.name == QUANTIZE_WIDE[0].module;
-        let seldom = wide || self.name.ends_with("_f32") || self.name.contains("_v4") || self.name == "convert_pages";
-        self.architectures().filter(move |architecture| there && !seldom && architecture.name != "sm_89")
+        let wide = attention.is_some_and(|v| v.head_dim > NARROW_DIMS || v.head_dim_v != v.head_dim);
+        let seldom = ["quantize_wide", "quantize_bf16_d32", "convert_pages"].contains(&self.name);
+        let seldom = seldom || wide || self.name.ends_with("_f32") || self.name.contains("_v4");
+        let planned = move |kib: usize| attention.is_none_or(|v| v.ctas[class_of(kib << 10)] > 0);
+        self.architectures().filter(move |a| there && !seldom && a.name != "sm_89" && planned(a.shared_kib))
     }
 
     /// Whether it is in the published package. The yardstick is for whoever works on this repository.
@@ -166,6 +172,8 @@ mod tests {
     fn machine_code_is_of_what_first_jobs_load() {
         let of = |name: &str| MODULES.iter().find(|module| module.name == name).unwrap().machine_code().count();
         assert_eq!(["quantize_f16", "attention_sm80_d64_default", "attention_sm90a_d128_default"].map(of), [5, 5, 1]);
+        // On the GPUs that have its row: 8.6 and 12.0, and all others.
+        assert_eq!(["attention_sm80_d256_default_kib99", "attention_sm80_d256_default"].map(of), [2, 3]);
         assert_eq!(
             [
                 "attention_sm80_d64_paper",
@@ -175,10 +183,12 @@ mod tests {
                 "decode_v4_d64",
                 "convert_pages",
                 "attention_sm80_d512_default",
+                "attention_sm80_d256_v128_default",
+                "quantize_bf16_d32",
                 "quantize_wide"
             ]
             .map(of),
-            [0; 8]
+            [0; 10]
         );
     }
 

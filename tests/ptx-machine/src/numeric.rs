@@ -99,7 +99,7 @@ pub fn f16_to_f32(bits: u32) -> f32 {
     f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
 }
 
-/// The `f16` nearest to a value; as [`Format::encode`], for all lanes at once.
+/// The `f16` nearest to a value; as `Format::encode`, for all lanes at once.
 #[inline(always)]
 pub fn f32_to_f16(x: f32) -> u32 {
     let bits = x.to_bits();

@@ -252,8 +252,8 @@ fn a_problem_without_a_kernel_is_refused_alike_on_every_device() {
     let has = "there are kernels for multiples of 8 up to";
     let float16 = "a score needs all channels of its head, so that a wider head cannot be taken in parts: leave its layers to a float16 attention";
     for (scheme, head_dim, expected) in [
-        ("paper", 256, format!("error: head_dim is 256; {has} 128: the default scheme has them up to 256\n")),
-        ("default", 512, format!("error: head_dim is 512; {has} 256: {float16}\n")),
+        ("paper", 256, format!("error: head_dim is 256; {has} 128: the default scheme has them up to 512\n")),
+        ("default", 520, format!("error: head_dim is 520; {has} 512: {float16}\n")),
     ] {
         std::fs::write(&input, encode(&good([1, 1, 3, head_dim]))).expect("the input is written");
         for device in ["cpu", "sim"] {

@@ -6,7 +6,7 @@ use crate::{cache, decode, device, jobs, prefill};
 use anyhow::{Context, Error, Result, ensure};
 use int_flash_attention::{AttentionProblem, DecodeProblem, Family, JobPath, Split, Stream, StreamRef, reference};
 use int_flash_attention_kernels::config::decode::DECODE;
-use int_flash_attention_kernels::layout::HEAD_DIMS;
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
 use int_flash_attention_tests::case::{any_case, any_scored_case};
 use int_flash_attention_tests::decode::{DecodeCase, Numbers, WINDOWS, matches_the_reference};
 use int_flash_attention_tests::prefill::CHANGES;
@@ -92,7 +92,8 @@ fn prefills(on: &OnGpu, seed: u64) -> Result<()> {
         })
         .collect();
     lengths[0].1 += 1;
-    let (head_dim, packed, change) = (HEAD_DIMS[any(HEAD_DIMS.len())], any(2) == 0, CHANGES[any(CHANGES.len())]);
+    let (head_dim, packed, change) =
+        (CACHE_HEAD_DIMS[any(CACHE_HEAD_DIMS.len())], any(2) == 0, CHANGES[any(CHANGES.len())]);
     prefill::runs(on, &lengths, head_dim, packed, change, seed)
         .with_context(|| format!("{lengths:?}, head dim {head_dim}, packed {packed}, {change:?}"))
 }

@@ -19,7 +19,7 @@ use std::process::Command;
 
 /// Survivors that change nothing for a reason that ptxas does not see (docs/testing.md): kind, kernel, what stands there, and what
 /// stands in its line, the one before and the one that its last operand, `$`, is from; `*` for anything.
-const NO_CHANGE: [(Kind, &str, &str, &str); 11] = [
+const NO_CHANGE: [(Kind, &str, &str, &str); 12] = [
     // Plus or minus zero.
     (Kind::Arithmetic, "attention", ", 0f00000000", ""),
     // Whether a window has no end on the right, which decides whether the longest tiles are first.
@@ -38,6 +38,8 @@ const NO_CHANGE: [(Kind, &str, &str, &str); 11] = [
     (Kind::Stride, "attention", "mul.wide.u32*, 4", ""),
     // The first of a lane's eight dims, which is compared with a head dim that is a multiple of eight.
     (Kind::Constant, "attention", "or.b32", "add.s64*\tor.b32"),
+    // The slot of what is no token: no number from the pool's slots on is one's.
+    (Kind::Constant, "append", "mov.b32*, -1", "setp.ge.u32"),
     // In the first block in which the left end of the window hides nothing from any row, its mask hides nothing.
     (Kind::Compare, "attention_sm80", "setp.lt.u32", "ld.shared.v2.u32 {$,"),
 ];

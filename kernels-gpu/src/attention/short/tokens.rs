@@ -17,17 +17,20 @@ use crate::quantize::pack::codes4;
 use crate::quantize::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
 use crate::rotation::{DIMS, Place, butterflies_across, butterflies_here};
 
-/// [`LANE_DIMS`] of the row that the module is built for.
+/// Dims of a token that a lane holds, in the row that the module is built for; of several rows, or none, nothing is made.
+pub(crate) const LANE_DIMS: usize = lane_dims(head_dim());
+
 macro_rules! of_row {
     ($($name:ident { head_dim: $d:literal, $($rest:tt)* })*) => {
-        $(
-            /// Dims of a token that a lane holds.
-            #[cfg($name)]
-            pub(crate) const LANE_DIMS: usize = lane_dims($d);
-        )*
-        /// Of no row: nothing is made of it.
-        #[cfg(not(any($($name),*)))]
-        pub(crate) const LANE_DIMS: usize = lane_dims(64);
+        const fn head_dim() -> usize {
+            let mut head_dim = 64;
+            $(
+                if cfg!($name) {
+                    head_dim = $d;
+                }
+            )*
+            head_dim
+        }
     };
 }
 short_rows!(of_row);

@@ -10,7 +10,7 @@ use crate::layout::{KV_BLOCK, ROW_BYTES, slot_key};
 use crate::params::AttentionParams;
 use crate::ptx::global::{ld_global_nc_f32, ld_global_nc_u32};
 use crate::ptx::ldmatrix::ldmatrix_x4;
-use crate::ptx::math::{add_rn_f32, mul_rn_f32};
+use crate::ptx::math::add_rn_f32;
 use crate::ptx::mma::mma_m16n8k32_s32_s8_s8;
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
