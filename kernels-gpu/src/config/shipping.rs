@@ -2,7 +2,8 @@
 
 use super::shared_memory::class_of;
 use super::{ATTENTION, Family, Kind, Module, Scheme};
-use crate::quantize::launch::NARROW_DIMS;
+use crate::params::dtype::BF16;
+use crate::quantize::launch::{CONVERT, NARROW_DIMS, QUANTIZE_D32, QUANTIZE_WIDE};
 
 /// A GPU architecture that machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,15 +79,15 @@ impl Module {
     }
 
     /// Those of which the package has machine code: all of its architectures where a first job is likely to wait for it, the default
-    /// scheme's plain kernels on the GPUs for which they are planned, and what stands around them, but for float32, heads of more than 256 dims, V of other dims than K, short heads of bfloat16 and pages with V
-    /// in 4 bits; none else, so that the package stays small
-    /// (docs/decisions/0004). For the same reason a GPU of 8.9 runs that of 8.6.
+    /// scheme's plain kernels on the GPUs for which they are planned, and what stands around them, but for float32, heads of more than
+    /// 256 dims, V of other dims than K, heads of 32 dims in bfloat16 and pages with V in 4 bits; none else, so that the package stays
+    /// small (docs/decisions/0004). For the same reason a GPU of 8.9 runs that of 8.6.
     pub fn machine_code(&self) -> impl Iterator<Item = &'static Architecture> + use<> {
         let attention = ATTENTION.iter().find(|variant| variant.name == self.name);
         let usual = attention.is_some_and(|v| v.scheme == Scheme::Default && v.kind == Kind::Plain);
         let there = usual || ["quantize", "dequantize", "decode", "merge", "short"].contains(&self.part);
         let wide = attention.is_some_and(|v| v.head_dim > NARROW_DIMS || v.head_dim_v != v.head_dim);
-        let seldom = ["quantize_wide", "quantize_bf16_d32", "convert_pages"].contains(&self.name);
+        let seldom = [QUANTIZE_WIDE[0], QUANTIZE_D32[BF16 as usize], CONVERT].iter().any(|of| of.module == self.name);
         let seldom = seldom || wide || self.name.ends_with("_f32") || self.name.contains("_v4");
         let planned = move |kib: usize| attention.is_none_or(|v| v.ctas[class_of(kib << 10)] > 0);
         self.architectures().filter(move |a| there && !seldom && a.name != "sm_89" && planned(a.shared_kib))

@@ -29,7 +29,7 @@ pub const QUANTIZE: &[Bounds] = &[
 ];
 
 /// The same for heads of 32 dims: of halves, code of its own (`tokens`), for which no other launch waits while a driver compiles it.
-const QUANTIZE_D32: &[Bounds] = &[
+pub const QUANTIZE_D32: &[Bounds] = &[
     Bounds { module: "quantize_f16_d32", entry: "quantize_f16_d32", threads: threads(32, 2), min_ctas: 8 },
     Bounds { module: "quantize_bf16_d32", entry: "quantize_bf16_d32", threads: threads(32, 2), min_ctas: 8 },
     QUANTIZE[2],

@@ -1,6 +1,8 @@
 //! The entry points, from the table `sm80_rows`.
 
+use super::front::{Pick, Picked, Wide};
 use super::{Kernel, attention};
+use crate::config::sm80::takes_narrow;
 use crate::params::AttentionParams;
 
 macro_rules! softmax {
@@ -16,14 +18,11 @@ macro_rules! softmax {
 }
 
 macro_rules! narrow {
-    (Default, 64) => {
-        super::front::Narrow
+    (Default, $d:literal) => {
+        <Pick<{ takes_narrow($d) }> as Picked>::Front
     };
-    (Default, 128) => {
-        super::front::Narrow
-    };
-    ($scheme:ident, $d:tt $(, General)?) => {
-        super::front::Wide
+    ($scheme:ident, $d:literal $(, General)?) => {
+        Wide
     };
 }
 
@@ -37,7 +36,7 @@ macro_rules! score_mod {
 }
 
 macro_rules! entries {
-    ($($name:ident { head_dim: $d:tt, head_dim_v: $dv:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal,
+    ($($name:ident { head_dim: $d:literal, head_dim_v: $dv:literal, scheme: $scheme:ident, m16_tiles: $mt:literal, warps: $warps:literal,
         slots: $slots:literal,
         ctas: $ctas:expr, team: $team:literal $(, kind: $kind:ident)? })*) => {$(
         #[cfg($name)]

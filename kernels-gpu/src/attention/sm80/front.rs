@@ -79,6 +79,21 @@ pub(crate) trait Front<K: Kernel<MT>, const MT: usize> {
     ) -> <K::Softmax as Softmax<MT>>::Row;
 }
 
+/// The front of a kernel's narrow blocks.
+pub(crate) struct Pick<const TAKES_NARROW: bool>;
+
+pub(crate) trait Picked {
+    type Front;
+}
+
+impl Picked for Pick<true> {
+    type Front = Narrow;
+}
+
+impl Picked for Pick<false> {
+    type Front = Wide;
+}
+
 /// In float16, as in every kernel.
 pub(crate) struct Wide;
 

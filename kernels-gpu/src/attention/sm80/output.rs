@@ -15,7 +15,7 @@ const MAX_TEAM: usize = 4;
 /// The sums of a block's P V.
 pub(crate) type Sums<const MT: usize> = [[[i32; 4]; MAX_TILES]; MT];
 
-/// n8 tiles of the output of the widest head.
+/// n8 tiles of the output, at most, of a warp that has its rows for itself.
 const MAX_TILES: usize = 32;
 
 pub(crate) const fn no_sums<const MT: usize>() -> Sums<MT> {
