@@ -12,7 +12,7 @@ mod build;
 mod candle;
 mod check;
 mod demo;
-mod licences;
+mod deny;
 mod machine_code;
 mod mutants;
 mod output;

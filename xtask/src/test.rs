@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that can be known without looking at a figure.
 
-use crate::{candle, licences, user, workspace};
+use crate::{candle, deny, user, workspace};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run these steps only (fmt, clippy, device-clippy, doc, build, check, package, tests, candle, mutants, libnvvm, nvvm, oldest, licences, user)
+    /// Run these steps only (fmt, clippy, device-clippy, doc, build, check, package, tests, candle, mutants, libnvvm, nvvm, oldest, deny, user)
     #[arg(long = "only", value_name = "STEP")]
     only: Vec<String>,
 }
@@ -46,7 +46,7 @@ const STEPS: [(&str, Step); 14] = [
     ("mutants", || xtask(&["mutants", "--sample", "4", "--seed", "1"])),
     ("nvvm", nvvm),
     ("oldest", oldest),
-    ("licences", licences),
+    ("deny", deny),
     ("user", user),
 ];
 
@@ -214,9 +214,24 @@ fn candle() -> Result<Tally> {
     Ok(PASSED)
 }
 
-/// What the published packages depend on.
-fn licences() -> Result<Tally> {
-    println!("{} packages, all under licences that are allowed", licences::check()?);
+/// What the workspace is built from. Without cargo-deny the licences alone are looked at, and without a database of advisories all else;
+/// what is not looked at is said, and counts as skipped.
+fn deny() -> Result<Tally> {
+    let skipped = |why: &str| {
+        println!("SKIPPED: {why}");
+        Tally { skipped: 1, ..PASSED }
+    };
+    if !deny::installed() {
+        println!("{} packages, all under licences that are allowed", deny::licences()?);
+        return Ok(skipped(
+            "without cargo-deny (`cargo install cargo-deny --locked`) no look at advisories, yanked versions and sources",
+        ));
+    }
+    deny::check()?;
+    if let Err(error) = deny::fetch_advisories() {
+        return Ok(skipped(&format!("advisories are not known: {error:#}")));
+    }
+    deny::check_advisories()?;
     Ok(PASSED)
 }
 
