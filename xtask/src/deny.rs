@@ -35,9 +35,9 @@ pub fn fetch_advisories() -> Result<()> {
     workspace::capture(&mut cargo(&["deny", "fetch", "db"])).map(|_| ())
 }
 
-/// Whether there is an advisory for any package, by that copy.
+/// Whether there is an advisory for any package, by such a copy.
 pub fn check_advisories() -> Result<()> {
-    workspace::capture(&mut cargo(&["deny", "--locked", "check", "--disable-fetch", "advisories"])).map(|_| ())
+    workspace::capture(&mut cargo(&["deny", "--locked", "check", "advisories"])).map(|_| ())
 }
 
 /// Where cargo-deny is not installed: whether the licences of all packages, with all features and on every system, are allowed. The number of
