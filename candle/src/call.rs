@@ -70,7 +70,10 @@ impl Place {
         let strides = match *layout.stride() {
             [batch, token, head, 1] => [batch, head, token],
             [token, head, 1] => [0, head, token],
-            _ => bail!("{NAME}: the last dim of {name} must be contiguous, its strides are {:?}", layout.stride()),
+            _ => bail!(
+                "{NAME}: the last dim of {name} must be contiguous, its strides are {:?}; `contiguous` copies what is not",
+                layout.stride()
+            ),
         };
         Ok(Self { shape: Shape { batch, heads, seqlen, head_dim }, strides })
     }
@@ -119,7 +122,10 @@ impl Call {
 /// Whether heads of K and V serve those of Q.
 pub fn check_heads(heads_q: usize, heads_kv: usize) -> Result<()> {
     if heads_kv == 0 || !heads_q.is_multiple_of(heads_kv) {
-        bail!("{NAME}: the {heads_kv} heads of k and v do not divide the {heads_q} heads of q")
+        bail!(
+            "{NAME}: the {heads_kv} heads of k and v do not divide the {heads_q} heads of q. Heads are the last dim but one: of tensors that are \
+             (batch, heads, seqlen, head_dim) give `transpose(1, 2)`"
+        )
     }
     Ok(())
 }

@@ -92,7 +92,8 @@ impl<'a> Options<'a> {
 pub struct Output {
     /// The output, contiguous in the order of [`Options::output_order`].
     pub o: HostTensor,
-    /// The log-sum-exp, `[batch][heads_q][seqlen_q]`, if it was wanted.
+    /// The log-sum-exp of each row's scores (scaled, natural logarithm), `[batch][heads_q][seqlen_q]`, if it was wanted; `-inf` of a row that sees
+    /// no key.
     pub lse: Option<Vec<f32>>,
 }
 

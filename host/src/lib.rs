@@ -22,12 +22,18 @@
 //! needed to use it, and the NVIDIA driver, one for CUDA 12.1 or later, is looked for when a GPU is asked for, not when the program starts.
 //!
 //! # Features
+//! On by default, and left out by `default-features = false` where a program is to be small:
+//! * `machine-code`: machine code of the kernels that a first job is likely to load, which so need not wait for the driver's compiler.
+//! * `sm90a`: attention on Hopper's own instructions; without it Hopper runs the kernels for all GPUs.
+//! * `paper`: the kernels of [`Scheme::Paper`]; the CPU has it in any case.
+//!
+//! Off by default:
 //! * `cust`: `cust`'s buffers, slices, pointers and streams wherever this crate takes its own. Programs still link and start
 //!   without a toolkit or a driver; only cust's build script asks for a toolkit's folder, and is content with
 //!   `CUDA_LIBRARY_PATH=/` (see [`driver`]).
 //! * `cudarc`: `CudarcSlice` and `CudarcSliceMut` make views of `cudarc`'s memory, and its streams are taken.
 //! * `nccl`: [`ranks`] over NVIDIA's NCCL, which is looked for when a communicator is made.
-//! * `baseline`: attention in float16, to measure against.
+//! * `baseline`: attention in float16, to measure against; in the project's repository alone.
 //!
 //! Words: a *scheme* is how Q, K, V and P become 8 bits ([`Scheme`]); a *layout* is where a tensor's elements lie ([`TensorLayout`]);
 //! a *mixed* block of V is one whose tokens have a scale each. Shapes are written `[batch][head][token][dim]`.

@@ -65,7 +65,11 @@ impl std::str::FromStr for Window {
             number => number.parse().map(Some).map_err(|_| Error::Window { given: s.into(), side: number.into() }),
         };
         let Some((left, right)) = s.split_once(',') else {
-            return Err(Error::Parse { what: "window", given: s.into(), allowed: "LEFT,RIGHT" });
+            return Err(Error::Parse {
+                what: "window",
+                given: s.into(),
+                allowed: "LEFT,RIGHT (numbers of keys, or inf), as 4095,0",
+            });
         };
         Ok(Self { left: side(left)?, right: side(right)? })
     }
