@@ -133,8 +133,11 @@ fn clippy() -> Result<Tally> {
     succeed(looks(&smallest).args(["--", "-D", "warnings"]))
 }
 
+/// The documentation, the library's with the features that docs.rs shows.
 fn doc() -> Result<Tally> {
-    succeed(looks(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+    let features = "int-flash-attention/cudarc,int-flash-attention/cust,int-flash-attention/nccl";
+    let arguments = ["doc", "--workspace", "--no-deps", "--features", features];
+    succeed(looks(&arguments).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 /// A command that needs the pinned ptxas; where that cannot be fetched this says so and counts as skipped.
