@@ -1,6 +1,7 @@
 //! Survivors that change nothing: ptxas makes the same machine code of them, or there is a reason that it does not see.
 
 use super::Fate;
+use super::dead::is_dead;
 use super::kernel::Kernel;
 use super::kinds::Kind;
 use super::limits::Limits;
@@ -19,7 +20,7 @@ use std::process::Command;
 
 /// Survivors that change nothing for a reason that ptxas does not see (docs/testing.md): kind, kernel, what stands there, and what
 /// stands in its line, the one before and the one that its last operand, `$`, is from; `*` for anything.
-const NO_CHANGE: [(Kind, &str, &str, &str); 12] = [
+const NO_CHANGE: [(Kind, &str, &str, &str); 13] = [
     // Plus or minus zero.
     (Kind::Arithmetic, "attention", ", 0f00000000", ""),
     // Whether a window has no end on the right, which decides whether the longest tiles are first.
@@ -36,6 +37,8 @@ const NO_CHANGE: [(Kind, &str, &str, &str); 12] = [
     (Kind::Constant, "_general", "mov.*, 0", "@p ld.global.nc"),
     // The place of a head, sequence or block in an array of four bytes each: 2^30 of them have more than 4 TiB of K.
     (Kind::Stride, "attention", "mul.wide.u32*, 4", ""),
+    // Where a key's bias of two bytes is in its row: a sequence has fewer than 2^31 keys.
+    (Kind::Stride, "_general", "mul.wide.u32*, 2", ""),
     // The first of a lane's eight dims, which is compared with a head dim that is a multiple of eight.
     (Kind::Constant, "attention", "or.b32", "add.s64*\tor.b32"),
     // The slot of what is no token: no number from the pool's slots on is one's.
@@ -125,6 +128,9 @@ pub(super) fn find_equivalents(kernels: &[Kernel], mutants: &[&Mutant], fates: &
         Ok(match code {
             None => Fate::Refused("by ptxas".into()),
             code if code == originals[&mutants[i].kernel] => Fate::Equivalent,
+            _ if before[i] == Fate::Unreached && is_dead(&kernel.name, &kernel.text, mutants[i].line(kernel) - 1) => {
+                Fate::Equivalent
+            }
             _ if changes_nothing(kernel, mutants[i]) || is_within_limits(kernel, mutants[i]) => Fate::Equivalent,
             _ => before[i].clone(),
         })

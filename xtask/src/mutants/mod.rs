@@ -1,5 +1,6 @@
 //! `cargo xtask mutants`: one mistake at a time in the PTX that ships, to see whether the tests would notice.
 
+mod dead;
 mod equivalent;
 mod host;
 mod kernel;
