@@ -130,10 +130,13 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
         cases = cases.into_iter().step_by(if variant.kind == Kind::Plain { 8 } else { 16 }).collect();
     }
     // Every way to store rows, and to read what changes scores, is code of its own.
-    if wide || variant.kind == Kind::General {
-        cases.extend(far);
+    if wide && variant.kind == Kind::Plain {
+        cases.extend(far.clone());
     }
     if variant.kind == Kind::General {
+        let softcap = ScoreMod { softcap: Some(20.0), ..ScoreMod::NONE };
+        let changed = |case: Case| Case { problem: case.problem.with_score_mod(softcap), ..case };
+        cases.extend(far.map(|(case, places, n)| (changed(case), places, n)));
         cases.extend(far_score_tensors(sized));
     }
     let check = |(case, places, multiprocessors): (Case, Places, u32)| {
