@@ -1,7 +1,7 @@
 //! Attention on operands: plain and general kernels of every family.
 
 use super::{Check, TensorCheck, What, masks, padded, unlike, windows};
-use crate::case::{Case, WINDOWS};
+use crate::case::{Case, WINDOWS, variant_on};
 use crate::scores::some_score_mod;
 use crate::sequences::packed;
 use crate::sim::Places;
@@ -10,6 +10,10 @@ use int_flash_attention::{Alibi, AttentionProblem, BiasLayout, DType, MaskKind, 
 use int_flash_attention_kernels::config::{AttentionVariant, Family, Kind, sm80};
 
 /// The checks of a kernel.
+///
+/// # Panics
+///
+/// When a case is one that another kernel is for.
 pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
     let first = Case::of_variant(variant, 0);
     let problem = first.problem.with_window(Window::FULL).with_score_mod(ScoreMod::NONE);
@@ -141,6 +145,8 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
     }
     let check = |(case, places, multiprocessors): (Case, Places, u32)| {
         let (family, shared_bytes) = (variant.family, variant.from_kib() << 10);
+        let runs = variant_on(shared_bytes, family, &case.problem).map_or("none", |runs| runs.name);
+        assert_eq!(runs, variant.name, "another kernel is for {case:?}");
         let check = TensorCheck::new(What::Attention, case);
         Check::Tensors(Box::new(TensorCheck { places, family, multiprocessors, shared_bytes, ..check }))
     };
