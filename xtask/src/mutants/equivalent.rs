@@ -35,7 +35,8 @@ const NO_CHANGE: [(Kind, &str, &str, &str); 13] = [
     (Kind::Barrier, "sm90a", "mbarrier.try_wait", ""),
     // The bias or mask of a key behind the last one, whose score is hidden whatever it is.
     (Kind::Constant, "_general", "mov.*, 0", "@p ld.global.nc"),
-    // The place of a head, sequence or block in an array of four bytes each: 2^30 of them have more than 4 TiB of K.
+    // The place of a head or sequence in an array of four bytes each: 2^30 of them that are not nearly all empty have more than 4 TiB of K.
+    // Those of blocks do not live to come here.
     (Kind::Stride, "attention", "mul.wide.u32*, 4", ""),
     // Where a key's bias of two bytes is in its row: a sequence has fewer than 2^31 keys.
     (Kind::Stride, "_general", "mul.wide.u32*, 2", ""),
