@@ -10,7 +10,9 @@ use super::ptx;
 use crate::tools::Tools;
 use crate::workspace;
 use anyhow::{Context, Result};
-use int_flash_attention_kernels::params::AttentionParams;
+use int_flash_attention_kernels::config::{ATTENTION, Scheme};
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
+use int_flash_attention_kernels::params::{AttentionParams, BlockParams};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -50,9 +52,25 @@ const NO_CHANGE: [(Kind, &str, &str, &str); 13] = [
 
 /// Of the parameters, those that are zero in every plan of a kernel, by where their eight bytes begin.
 fn zeros(kernel: &str) -> Vec<usize> {
+    let Some(variant) = ATTENTION.iter().find(|variant| variant.name == kernel) else { return Vec::new() };
+    let mut zeros = Vec::new();
     // K has no offset in the paper's scheme.
-    if kernel.contains("_paper") { vec![offset_of!(AttentionParams, q_bias)] } else { Vec::new() }
+    if variant.scheme == Scheme::Paper {
+        zeros.push(offset_of!(AttentionParams, q_bias));
+    }
+    // Blocks are no pages where there are no caches: of another scheme, of other head dims.
+    let cached = CACHE_HEAD_DIMS.contains(&variant.head_dim) && variant.head_dim == variant.head_dim_v;
+    if variant.scheme == Scheme::Paper || !cached {
+        let blocks = offset_of!(AttentionParams, blocks);
+        // A stride of 32 bits, and behind it the number of pages.
+        zeros.extend(
+            [offset_of!(BlockParams, block_table), offset_of!(BlockParams, table_stride)].map(|at| blocks + at),
+        );
+    }
+    zeros
 }
+
+const _: () = assert!(offset_of!(BlockParams, pages) == offset_of!(BlockParams, table_stride) + 4);
 
 /// The kernel as it is launched: with zeros for the parameters that are always so.
 fn as_launched(kernel: &str, text: &str) -> String {
@@ -156,5 +174,12 @@ mod tests {
         assert_eq!(as_launched("attention_sm80_d64_paper", &text(load)), text(zero));
         let other = load.replace("_paper", "_default");
         assert_eq!(as_launched("attention_sm80_d64_default", &text(&other)), text(&other));
+        let pages = offset_of!(AttentionParams, blocks) + offset_of!(BlockParams, table_stride);
+        let load = |kernel: &str| text(&format!("ld.param.b64 \t%rd5, [{kernel}_param_0+{pages}];"));
+        for kernel in ["attention_sm80_d64_paper", "attention_sm80_d512_default", "attention_sm80_d256_v128_default"] {
+            assert_eq!(as_launched(kernel, &load(kernel)), text(zero), "{kernel}");
+        }
+        let cached = "attention_sm80_d256_default";
+        assert_eq!(as_launched(cached, &load(cached)), load(cached));
     }
 }
