@@ -62,7 +62,8 @@ impl Scores {
         let mask = |layout: MaskLayout| {
             let bytes = 0..layout.span(problem).unwrap();
             let byte = |at| match layout.kind {
-                MaskKind::Bytes => u8::from(keeps(at)) * (1 + (at % 255) as u8),
+                // One bit of those that keep a key, or all of them.
+                MaskKind::Bytes => u8::from(keeps(at)) * 1_u8.checked_shl(at as u32 % 9).unwrap_or(u8::MAX),
                 MaskKind::Bits => (0..8).map(|bit| u8::from(keeps(8 * at + bit)) << bit).sum(),
             };
             bytes.map(byte).collect()

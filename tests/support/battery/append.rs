@@ -122,6 +122,7 @@ pub(super) fn of(dtype: DType) -> Result<Vec<Check>> {
     for tokens in [21, 150] {
         checks.push(loudest(dtype, tokens)?);
     }
+    checks.push(far_v4(dtype)?);
     Ok(checks)
 }
 
@@ -155,12 +156,34 @@ fn pages_anywhere(dtype: DType) -> Result<Check> {
     one_head(dtype, slots, CacheShape::new(32, 1, CACHE_HEAD_DIMS[0])?)
 }
 
-/// Tokens of a single channel that is as large as the type holds, or as small: their scales end before they do.
+/// A few tokens on pages with V in 4 bits that lie more than 32 bits behind the pool's first byte, as do those with V in 8 bits in front of them.
+fn far_v4(dtype: DType) -> Result<Check> {
+    let shape = CacheShape::new(4, 2, V4_HEAD_DIMS[0])?.with_v4_pages(2)?;
+    let tensor = |heads: usize| {
+        let layout = TensorLayout::bnhd(Shape::new(1, heads, 9, V4_HEAD_DIMS[0])?);
+        Values::Normal.tensor(dtype, layout, heads as u64)
+    };
+    Ok(Check::Append(Box::new(AppendCheck {
+        cache: any_cache(shape, true, 2),
+        tensors: [tensor(4)?, tensor(2)?, tensor(2)?],
+        seqlen_q: 1,
+        slots: vec![3, 130, 257, -1, 400, 390, 511, 4, 256],
+        wide: true,
+        places: Places::Usual,
+        ahead: 1 << 19,
+        few: false,
+    })))
+}
+
+/// Tokens of a single channel that is as large as the type holds, or as small: their scales end before they do. Of K and V some are no numbers.
 fn loudest(dtype: DType, tokens: usize) -> Result<Check> {
     let most = dtype.largest() as f32;
     let tensor = |heads: usize| {
         let layout = TensorLayout::bnhd(Shape::new(1, heads, tokens, 64)?);
         let value = |_, h: usize, n: usize, d: usize| {
+            if heads == 2 && n % 8 == 7 {
+                return if n % 16 == 7 { f32::INFINITY } else { f32::NAN };
+            }
             let loudness = [most, -most / 2.0, 1e-38, 0.0, 1.0, most / 10.0][(n + h) % 6];
             if d == (5 * n + h) % 64 { loudness } else { 0.0 }
         };

@@ -1,7 +1,7 @@
 //! Attention on operands: plain and general kernels of every family.
 
 use super::{Check, TensorCheck, What, masks, padded, unlike, windows};
-use crate::case::{Case, WINDOWS};
+use crate::case::{Case, WINDOWS, variant_on};
 use crate::scores::some_score_mod;
 use crate::sequences::packed;
 use crate::sim::Places;
@@ -10,6 +10,10 @@ use int_flash_attention::{Alibi, AttentionProblem, BiasLayout, DType, MaskKind, 
 use int_flash_attention_kernels::config::{AttentionVariant, Family, Kind, sm80};
 
 /// The checks of a kernel.
+///
+/// # Panics
+///
+/// When a case is one that another kernel is for.
 pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
     let first = Case::of_variant(variant, 0);
     let problem = first.problem.with_window(Window::FULL).with_score_mod(ScoreMod::NONE);
@@ -57,7 +61,8 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
         (DType::F32, padded(0, 0, 0)),
         (DType::F32, padded(1, 0, 0)),
     ];
-    cases.extend(stores.map(|(out_dtype, placement)| (out(small(), out_dtype, placement), Places::AllFar, 2)));
+    let far = stores.map(|(out_dtype, placement)| (out(small(), out_dtype, placement), Places::AllFar, 2));
+    cases.extend(far.clone());
     // A tail that ends inside the pair of keys of a lane, for each eight keys of a block; and an end of the queries in each eight
     // rows of a warp, for each way to store them.
     for eighth in 0..16 {
@@ -128,8 +133,20 @@ pub(super) fn of(variant: &AttentionVariant) -> Vec<Check> {
     if wide {
         cases = cases.into_iter().step_by(if variant.kind == Kind::Plain { 8 } else { 16 }).collect();
     }
+    // Every way to store rows, and to read what changes scores, is code of its own.
+    if wide && variant.kind == Kind::Plain {
+        cases.extend(far.clone());
+    }
+    if variant.kind == Kind::General {
+        let softcap = ScoreMod { softcap: Some(20.0), ..ScoreMod::NONE };
+        let changed = |case: Case| Case { problem: case.problem.with_score_mod(softcap), ..case };
+        cases.extend(far.map(|(case, places, n)| (changed(case), places, n)));
+        cases.extend(far_score_tensors(sized));
+    }
     let check = |(case, places, multiprocessors): (Case, Places, u32)| {
         let (family, shared_bytes) = (variant.family, variant.from_kib() << 10);
+        let runs = variant_on(shared_bytes, family, &case.problem).map_or("none", |runs| runs.name);
+        assert_eq!(runs, variant.name, "another kernel is for {case:?}");
         let check = TensorCheck::new(What::Attention, case);
         Check::Tensors(Box::new(TensorCheck { places, family, multiprocessors, shared_bytes, ..check }))
     };
@@ -159,38 +176,46 @@ fn more_tiles_than_32_bits(variant: &AttentionVariant, first: &Case) -> TensorCh
     TensorCheck { lengths, family, multiprocessors: 2, shared_bytes, ..TensorCheck::new(What::Attention, case) }
 }
 
-/// Biases and masks of every type, of one row that ends at each of a lane's keys, where it and the memory end together; and with strides of
-/// more than 32 bits.
-fn score_tensors(sized: impl Fn(usize, usize, usize, usize) -> Case) -> Vec<(Case, Places, u32)> {
-    let types = [(DType::F16, MaskKind::Bytes), (DType::BF16, MaskKind::Bits), (DType::F32, MaskKind::Bytes)];
-    let with = |case: Case, (dtype, kind): (DType, MaskKind)| {
-        let AttentionProblem { batch, heads_q, seqlen_q, seqlen_kv, .. } = case.problem;
-        let dims = [batch, heads_q, seqlen_q, seqlen_kv];
-        let score_mod = ScoreMod {
-            bias: BiasLayout::broadcast(dtype, dims, &case.problem).ok(),
-            mask: MaskLayout::broadcast(kind, dims, &case.problem).ok(),
-            alibi: Some(Alibi::PerSequence),
-            ..ScoreMod::NONE
-        };
-        Case { problem: case.problem.with_score_mod(score_mod), ..case }
+/// Types of biases and masks that between them are all.
+const SCORE_TYPES: [(DType, MaskKind); 3] =
+    [(DType::F16, MaskKind::Bytes), (DType::BF16, MaskKind::Bits), (DType::F32, MaskKind::Bytes)];
+
+/// A case with a bias, a mask and slopes that have each dimension.
+fn with_score_tensors(case: Case, (dtype, kind): (DType, MaskKind)) -> Case {
+    let AttentionProblem { batch, heads_q, seqlen_q, seqlen_kv, .. } = case.problem;
+    let dims = [batch, heads_q, seqlen_q, seqlen_kv];
+    let score_mod = ScoreMod {
+        bias: BiasLayout::broadcast(dtype, dims, &case.problem).ok(),
+        mask: MaskLayout::broadcast(kind, dims, &case.problem).ok(),
+        alibi: Some(Alibi::PerSequence),
+        ..ScoreMod::NONE
     };
+    Case { problem: case.problem.with_score_mod(score_mod), ..case }
+}
+
+/// Biases and masks of every type, of one row that ends at each of a lane's keys, where it and the memory end together.
+fn score_tensors(sized: impl Fn(usize, usize, usize, usize) -> Case) -> Vec<(Case, Places, u32)> {
     let mut cases = Vec::new();
-    for (which, types) in types.into_iter().enumerate() {
-        for at in 0..3 {
-            cases.push((with(sized(2, 2, 3, 9), types), Places::Far(at), 1));
-        }
+    for (which, types) in SCORE_TYPES.into_iter().enumerate() {
         // Rows all of whose keys the bias hides, or the mask, beside others.
-        cases.push((with(sized(1, 1, 130, 128), types), Places::Usual, 1));
+        cases.push((with_score_tensors(sized(1, 1, 130, 128), types), Places::Usual, 1));
         for tile in 0..16 {
             // Of bits, a byte is behind the end with the tile's first key; else each lane of four has some of the ends.
             let even = 8 * tile + if types.1 == MaskKind::Bits { 0 } else { 2 * ((tile + which) % 4) };
             for keys in [even.max(1), 8 * tile + 1 + 2 * ((tile + which + 1) % 4)] {
                 let case = Case { seed: keys as u64, ..sized(1, 1, 1, keys) };
-                cases.push((with(case, types), Places::Usual, 1));
+                cases.push((with_score_tensors(case, types), Places::Usual, 1));
             }
         }
     }
     cases
+}
+
+/// Biases and masks of every type with strides of more than 32 bits, for each of a lane's rows: with keys that are read one by one, and with whole
+/// blocks, of which several are read at a time.
+fn far_score_tensors(sized: impl Fn(usize, usize, usize, usize) -> Case) -> impl Iterator<Item = (Case, Places, u32)> {
+    let all = SCORE_TYPES.into_iter().flat_map(|types| [9, 128].map(|keys| (types, keys)));
+    all.map(move |(types, keys)| (with_score_tensors(sized(2, 2, 35, keys), types), Places::AllFar, 1))
 }
 
 /// Sequences of unlike lengths, under each window in packs and with key lengths.

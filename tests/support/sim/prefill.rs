@@ -20,6 +20,23 @@ struct Launched {
     lse: DevPtr,
 }
 
+/// Entries between the rows of a table that is far: behind two rows are more than 32 bits count.
+const FAR_BLOCKS: usize = 1 << 31;
+
+/// Of the longest sequence that there may be: each head has as many scales of blocks.
+const FAR_TOKENS: usize = (1 << 31) - 1000;
+
+/// The block table, row by row. Of the last row there is what a launch may read, and where rows are far there is nothing between them.
+fn table(memory: &mut Memory, case: &PrefillCase, stride: usize) -> Result<DevPtr> {
+    let own = case.tables.max_blocks;
+    let table = memory.alloc(4 * (stride * (case.tables.batch - 1) + case.problem.max_blocks()) as u64, 256);
+    for (sequence, row) in case.table().chunks(own).enumerate() {
+        let row: Vec<u32> = row.iter().map(|&page| page.saturating_add(case.ahead as u32)).collect();
+        memory.write(table.offset(4 * (stride * sequence) as u64), &row)?;
+    }
+    Ok(table)
+}
+
 impl Simulator {
     /// Launches a prefill whose offsets may be none, and makes no use of its results.
     ///
@@ -31,7 +48,12 @@ impl Simulator {
     }
 
     fn launched(&self, case: &PrefillCase, dtype: DType) -> Result<Launched> {
-        let problem = &case.problem;
+        let mut problem = case.problem;
+        let mut table_stride = case.tables.max_blocks;
+        if self.places.is_far(0) {
+            problem.attention.seqlen_kv = FAR_TOKENS;
+            table_stride += FAR_BLOCKS;
+        }
         problem.check()?;
         let p = &problem.attention;
         let mut memory = Memory::new();
@@ -41,8 +63,7 @@ impl Simulator {
         // What is no page is read as the first one.
         memory.write(pool, &case.cache.pool[..case.cache.shape.page_bytes()])?;
         memory.write(last(pool, own as u64, pool_bytes as u64), &case.cache.pool)?;
-        let table: Vec<u32> = case.table().iter().map(|&page| page.saturating_add(case.ahead as u32)).collect();
-        let block_table = global(memory.alloc_from(&table));
+        let block_table = global(table(&mut memory, case, table_stride)?);
         let seqlens_kv: Global<u32> = global(memory.alloc_from(&case.tables.seqlens_kv));
         let heads = p.batch * p.heads_kv;
         let floats = |memory: &mut Memory, len: usize| global(memory.alloc(4 * len as u64, 256));
@@ -56,7 +77,7 @@ impl Simulator {
             v_block_scale,
             v_unit,
             pages: pages as u32,
-            table_stride: case.tables.max_blocks as u32,
+            table_stride: table_stride as u32,
             seqlen_kv: p.seqlen_kv as u32,
             heads_kv: p.heads_kv as u32,
             head_dim: p.head_dim as u32,
@@ -70,7 +91,7 @@ impl Simulator {
         let variant = on(self.family).or_else(|| on(Family::Sm80)).context("no kernel")?;
         let rows = problem.q_shape().rows();
         let o = self.places.output(&mut memory, &TensorLayout::bnhd(problem.q_shape()), dtype)?;
-        let params = problem.params(o.layout(), dtype, pages, case.tables.max_blocks);
+        let params = problem.params(o.layout(), dtype, pages, table_stride);
         let grid = variant.grid(&params, self.multiprocessors).context("too many tiles")?;
         let [v, k_scale, v_scale] = problem.page_parts().map(|at| pool.offset(at as u64));
         let lse = memory.alloc(4 * rows as u64, 256);

@@ -85,9 +85,11 @@ impl Places {
             let offset = |strides: [i64; 3], at: [usize; 3]| {
                 strides.iter().zip(at).map(|(&stride, at)| stride as u64 * at as u64).sum::<u64>() * size
             };
+            // As an allocator gives it, or not aligned to more than an element: kernels may read several at a time.
+            let align = if (bytes.len() as u64 / size).is_multiple_of(3) { size } else { 256 };
             if let Self::Far(_) | Self::AllFar = self {
                 let last = [p.batch - 1, p.heads_q - 1, p.seqlen_q - 1];
-                let array = memory.alloc(offset(far(strides), last) + row, size);
+                let array = memory.alloc(offset(far(strides), last) + row, align);
                 for (b, h, n) in rows(p.q_shape()) {
                     let from = offset(strides, [b, h, n]) as usize;
                     memory.write(array.offset(offset(far(strides), [b, h, n])), &bytes[from..][..row as usize])?;
@@ -95,8 +97,6 @@ impl Places {
                 return Ok(array);
             }
             let before = offset(strides, [batches, heads, 0]);
-            // As an allocator gives it, or not aligned to more than an element: kernels may read several at a time.
-            let align = if (bytes.len() as u64 / size).is_multiple_of(3) { size } else { 256 };
             let array = memory.alloc(before + bytes.len() as u64, align);
             memory.write(array.offset(before), bytes)?;
             Ok(array)
@@ -119,7 +119,7 @@ impl Places {
     }
 
     /// Whether this dimension's stride is more than 2^32 elements.
-    fn is_far(self, dimension: usize) -> bool {
+    pub(super) fn is_far(self, dimension: usize) -> bool {
         self == Self::AllFar || self == Self::Far(dimension)
     }
 

@@ -1,6 +1,7 @@
 //! Survivors that change nothing: ptxas makes the same machine code of them, or there is a reason that it does not see.
 
 use super::Fate;
+use super::dead::is_dead;
 use super::kernel::Kernel;
 use super::kinds::Kind;
 use super::limits::Limits;
@@ -9,7 +10,9 @@ use super::ptx;
 use crate::tools::Tools;
 use crate::workspace;
 use anyhow::{Context, Result};
-use int_flash_attention_kernels::params::AttentionParams;
+use int_flash_attention_kernels::config::{ATTENTION, Scheme};
+use int_flash_attention_kernels::layout::page::CACHE_HEAD_DIMS;
+use int_flash_attention_kernels::params::{AttentionParams, BlockParams};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,7 +22,7 @@ use std::process::Command;
 
 /// Survivors that change nothing for a reason that ptxas does not see (docs/testing.md): kind, kernel, what stands there, and what
 /// stands in its line, the one before and the one that its last operand, `$`, is from; `*` for anything.
-const NO_CHANGE: [(Kind, &str, &str, &str); 12] = [
+const NO_CHANGE: [(Kind, &str, &str, &str); 13] = [
     // Plus or minus zero.
     (Kind::Arithmetic, "attention", ", 0f00000000", ""),
     // Whether a window has no end on the right, which decides whether the longest tiles are first.
@@ -34,8 +37,11 @@ const NO_CHANGE: [(Kind, &str, &str, &str); 12] = [
     (Kind::Barrier, "sm90a", "mbarrier.try_wait", ""),
     // The bias or mask of a key behind the last one, whose score is hidden whatever it is.
     (Kind::Constant, "_general", "mov.*, 0", "@p ld.global.nc"),
-    // The place of a head, sequence or block in an array of four bytes each: 2^30 of them have more than 4 TiB of K.
+    // The place of a head or sequence in an array of four bytes each: 2^30 of them that are not nearly all empty have more than 4 TiB of K.
+    // Those of blocks do not live to come here.
     (Kind::Stride, "attention", "mul.wide.u32*, 4", ""),
+    // Where a key's bias of two bytes is in its row: a sequence has fewer than 2^31 keys.
+    (Kind::Stride, "_general", "mul.wide.u32*, 2", ""),
     // The first of a lane's eight dims, which is compared with a head dim that is a multiple of eight.
     (Kind::Constant, "attention", "or.b32", "add.s64*\tor.b32"),
     // The slot of what is no token: no number from the pool's slots on is one's.
@@ -46,9 +52,25 @@ const NO_CHANGE: [(Kind, &str, &str, &str); 12] = [
 
 /// Of the parameters, those that are zero in every plan of a kernel, by where their eight bytes begin.
 fn zeros(kernel: &str) -> Vec<usize> {
+    let Some(variant) = ATTENTION.iter().find(|variant| variant.name == kernel) else { return Vec::new() };
+    let mut zeros = Vec::new();
     // K has no offset in the paper's scheme.
-    if kernel.contains("_paper") { vec![offset_of!(AttentionParams, q_bias)] } else { Vec::new() }
+    if variant.scheme == Scheme::Paper {
+        zeros.push(offset_of!(AttentionParams, q_bias));
+    }
+    // Blocks are no pages where there are no caches: of another scheme, of other head dims.
+    let cached = CACHE_HEAD_DIMS.contains(&variant.head_dim) && variant.head_dim == variant.head_dim_v;
+    if variant.scheme == Scheme::Paper || !cached {
+        let blocks = offset_of!(AttentionParams, blocks);
+        // A stride of 32 bits, and behind it the number of pages.
+        zeros.extend(
+            [offset_of!(BlockParams, block_table), offset_of!(BlockParams, table_stride)].map(|at| blocks + at),
+        );
+    }
+    zeros
 }
+
+const _: () = assert!(offset_of!(BlockParams, pages) == offset_of!(BlockParams, table_stride) + 4);
 
 /// The kernel as it is launched: with zeros for the parameters that are always so.
 fn as_launched(kernel: &str, text: &str) -> String {
@@ -125,6 +147,9 @@ pub(super) fn find_equivalents(kernels: &[Kernel], mutants: &[&Mutant], fates: &
         Ok(match code {
             None => Fate::Refused("by ptxas".into()),
             code if code == originals[&mutants[i].kernel] => Fate::Equivalent,
+            _ if before[i] == Fate::Unreached && is_dead(&kernel.name, &kernel.text, mutants[i].line(kernel) - 1) => {
+                Fate::Equivalent
+            }
             _ if changes_nothing(kernel, mutants[i]) || is_within_limits(kernel, mutants[i]) => Fate::Equivalent,
             _ => before[i].clone(),
         })
@@ -149,5 +174,12 @@ mod tests {
         assert_eq!(as_launched("attention_sm80_d64_paper", &text(load)), text(zero));
         let other = load.replace("_paper", "_default");
         assert_eq!(as_launched("attention_sm80_d64_default", &text(&other)), text(&other));
+        let pages = offset_of!(AttentionParams, blocks) + offset_of!(BlockParams, table_stride);
+        let load = |kernel: &str| text(&format!("ld.param.b64 \t%rd5, [{kernel}_param_0+{pages}];"));
+        for kernel in ["attention_sm80_d64_paper", "attention_sm80_d512_default", "attention_sm80_d256_v128_default"] {
+            assert_eq!(as_launched(kernel, &load(kernel)), text(zero), "{kernel}");
+        }
+        let cached = "attention_sm80_d256_default";
+        assert_eq!(as_launched(cached, &load(cached)), load(cached));
     }
 }

@@ -8,7 +8,7 @@ use int_flash_attention_kernels::layout::HEAD_DIMS;
 use int_flash_attention_kernels::layout::page::{CACHE_HEAD_DIMS, MAX_PAGES, page_head_bytes};
 use int_flash_attention_kernels::params::{
     AppendParams, AttentionParams, BaselineParams, BlockParams, ConvertParams, DecodeParams, DequantizeParams,
-    GatherParams, MergeSplitsParams, MergeStatesParams, MergedParams, QuantizeParams, SplitParams,
+    GatherParams, MergeSplitsParams, MergeStatesParams, MergedParams, QuantizeParams, ScoreParams, SplitParams,
 };
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -103,12 +103,13 @@ fn parameters(kernel: &str) -> Vec<(usize, u64)> {
     let sizes =
         limits!(0, AttentionParams { batch: HEADS, heads_q: HEADS, heads_kv: HEADS, group: HEADS, o_dims: DIMS });
     let tokens = limits!(0, AttentionParams { seqlen_q: TOKENS, seqlen_kv: TOKENS, o_dtype: 2 });
+    let score = limits!(offset_of!(AttentionParams, score), ScoreParams { alibi_stride_b: HEADS });
     let blocks = offset_of!(AttentionParams, blocks);
     let blocks = limits!(
         blocks,
         BlockParams { pages: PAGES, k_bytes: PAGE_BYTES, v_bytes: PAGE_BYTES, scale_bytes: PAGE_BYTES }
     );
-    if begins("attention") { [&sizes[..], &tokens, &blocks].concat() } else { Vec::new() }
+    if begins("attention") { [&sizes[..], &tokens, &score, &blocks].concat() } else { Vec::new() }
 }
 
 /// The instructions of a kernel, and which of them write a register.

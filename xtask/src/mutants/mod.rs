@@ -1,5 +1,6 @@
 //! `cargo xtask mutants`: one mistake at a time in the PTX that ships, to see whether the tests would notice.
 
+mod dead;
 mod equivalent;
 mod host;
 mod kernel;
@@ -57,7 +58,8 @@ enum Fate {
     Survived,
     /// It survived because no check comes by: the instruction may as well be a trap.
     Unreached,
-    /// The assembler makes the same machine code of it as it is launched, it is one of `equivalent::NO_CHANGE`, or no launch is so large ([`limits`]).
+    /// The assembler makes the same machine code of it as it is launched, it is one of `equivalent::NO_CHANGE`, no launch is so large ([`limits`]), or no thread
+    /// comes to it ([`dead`]).
     Equivalent,
 }
 
