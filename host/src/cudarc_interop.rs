@@ -7,7 +7,29 @@ use int_flash_attention_driver::StreamHandle;
 use std::marker::PhantomData;
 
 mod sealed {
-    /// `cudarc`'s own types, whose addresses and lengths are right. Anyone can implement its traits.
+    /// `cudarc`'s own types, whose addresses and lengths are right. Anyone can implement its traits:
+    ///
+    /// ```compile_fail,E0277
+    /// use cudarc::driver::{CudaStream, DevicePtr, DeviceSlice, SyncOnDrop};
+    /// use std::sync::Arc;
+    /// struct Forged(Arc<CudaStream>);
+    /// impl DeviceSlice<f32> for Forged {
+    ///     fn len(&self) -> usize {
+    ///         1 << 40
+    ///     }
+    ///     fn stream(&self) -> &Arc<CudaStream> {
+    ///         &self.0
+    ///     }
+    /// }
+    /// impl DevicePtr<f32> for Forged {
+    ///     fn device_ptr<'a>(&'a self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+    ///         (0x1000, SyncOnDrop::sync_stream(stream))
+    ///     }
+    /// }
+    /// fn take(forged: &Forged) {
+    ///     let _ = int_flash_attention::CudarcSlice::new(forged, &forged.0);
+    /// }
+    /// ```
     pub trait Memory {}
 }
 

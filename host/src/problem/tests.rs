@@ -63,7 +63,8 @@ fn problems_built_by_hand_do_not_panic() {
     let offsets: &[u32] = &[0, 5];
     assert!(many.spans(&SeqLens::Equal).is_err());
     assert!(packed.spans(&SeqLens::Packed { cu_seqlens_q: offsets, cu_seqlens_kv: offsets }).is_err());
-    let span = Span { sequence: usize::MAX, batch: usize::MAX, q: 3..usize::MAX, kv: 9..3 };
+    let span =
+        Span { sequence: usize::MAX, batch: usize::MAX, q: 3..usize::MAX, kv: std::ops::Range { start: 9, end: 3 } };
     for problem in [huge, many, packed] {
         let _ = (span.rows(&problem, usize::MAX), span.blocks(&problem, usize::MAX), span.head(&problem, 2));
     }
