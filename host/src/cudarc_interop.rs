@@ -2,12 +2,45 @@
 
 use crate::gpu::{DeviceSlice, DeviceSliceMut, StreamRef};
 use bytemuck::Pod;
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop};
+use int_flash_attention_driver::StreamHandle;
 use std::marker::PhantomData;
 
-/// `cudarc` memory to be read by launches on a stream.
+mod sealed {
+    /// `cudarc`'s own types, whose addresses and lengths are right. Anyone can implement its traits:
+    ///
+    /// ```compile_fail,E0277
+    /// use cudarc::driver::{CudaStream, DevicePtr, DeviceSlice, SyncOnDrop};
+    /// use std::sync::Arc;
+    /// struct Forged(Arc<CudaStream>);
+    /// impl DeviceSlice<f32> for Forged {
+    ///     fn len(&self) -> usize {
+    ///         1 << 40
+    ///     }
+    ///     fn stream(&self) -> &Arc<CudaStream> {
+    ///         &self.0
+    ///     }
+    /// }
+    /// impl DevicePtr<f32> for Forged {
+    ///     fn device_ptr<'a>(&'a self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+    ///         (0x1000, SyncOnDrop::sync_stream(stream))
+    ///     }
+    /// }
+    /// fn take(forged: &Forged) {
+    ///     let _ = int_flash_attention::CudarcSlice::new(forged, &forged.0);
+    /// }
+    /// ```
+    pub trait Memory {}
+}
+
+impl<T> sealed::Memory for CudaSlice<T> {}
+impl<T> sealed::Memory for CudaView<'_, T> {}
+impl<T> sealed::Memory for CudaViewMut<'_, T> {}
+
+/// `cudarc` memory to be read by launches on a stream; those on other streams are refused.
 ///
-/// `cudarc` orders the use of a slice on several streams by events, which it records when the address has been used. This object therefore lives from before the launch until after it:
+/// `cudarc` orders the use of a slice on several streams by events, which it records when the address has been used. This object therefore lives from before the launch until after it,
+/// and is dropped and not forgotten:
 ///
 /// ```no_run
 /// use cudarc::driver::CudaContext;
@@ -25,32 +58,34 @@ use std::marker::PhantomData;
 pub struct CudarcSlice<'a, T> {
     address: u64,
     len: usize,
+    stream: StreamHandle,
     /// Marks the end of the use when it is dropped.
     _used: SyncOnDrop<'a>,
     elements: PhantomData<&'a [T]>,
 }
 
 impl<'a, T: Pod> CudarcSlice<'a, T> {
-    /// A `CudaSlice` or `CudaView`; the stream waits for what writes it.
+    /// A `CudaSlice`, `CudaView` or `CudaViewMut`; the stream waits for what writes it.
     #[must_use]
-    pub fn new(memory: &'a impl DevicePtr<T>, stream: &'a CudaStream) -> Self {
+    pub fn new(memory: &'a (impl DevicePtr<T> + sealed::Memory), stream: &'a CudaStream) -> Self {
         let len = memory.len();
         let (address, used) = memory.device_ptr(stream);
-        Self { address, len, _used: used, elements: PhantomData }
+        Self { address, len, stream: handle(stream), _used: used, elements: PhantomData }
     }
 
     /// To be read by a kernel.
     #[must_use]
     pub fn view(&self) -> DeviceSlice<'_, T> {
-        // SAFETY: the slice's own address and length, borrowed as long as the view.
-        unsafe { DeviceSlice::foreign(self.address, self.len) }
+        // SAFETY: the slice's own address and length, borrowed as long as the view; `cudarc` waits for the stream before others have it.
+        unsafe { DeviceSlice::foreign_on(self.address, self.len, self.stream) }
     }
 }
 
-/// `cudarc` memory to be written by launches on a stream.
+/// `cudarc` memory to be written by launches on a stream; as [`CudarcSlice`].
 pub struct CudarcSliceMut<'a, T> {
     address: u64,
     len: usize,
+    stream: StreamHandle,
     /// Marks the end of the use when it is dropped.
     _used: SyncOnDrop<'a>,
     elements: PhantomData<&'a mut [T]>,
@@ -59,18 +94,22 @@ pub struct CudarcSliceMut<'a, T> {
 impl<'a, T: Pod> CudarcSliceMut<'a, T> {
     /// A `CudaSlice` or `CudaViewMut`; the stream waits for what uses it.
     #[must_use]
-    pub fn new(memory: &'a mut impl DevicePtrMut<T>, stream: &'a CudaStream) -> Self {
+    pub fn new(memory: &'a mut (impl DevicePtrMut<T> + sealed::Memory), stream: &'a CudaStream) -> Self {
         let len = memory.len();
         let (address, used) = memory.device_ptr_mut(stream);
-        Self { address, len, _used: used, elements: PhantomData }
+        Self { address, len, stream: handle(stream), _used: used, elements: PhantomData }
     }
 
     /// To be written by a kernel.
     #[must_use]
     pub fn view_mut(&mut self) -> DeviceSliceMut<'_, T> {
-        // SAFETY: the slice's own address and length, borrowed as long as the view.
-        unsafe { DeviceSliceMut::foreign(self.address, self.len) }
+        // SAFETY: the slice's own address and length, borrowed as long as the view; `cudarc` waits for the stream before others have it.
+        unsafe { DeviceSliceMut::foreign_on(self.address, self.len, self.stream) }
     }
+}
+
+fn handle(stream: &CudaStream) -> StreamHandle {
+    StreamHandle(stream.cu_stream().cast())
 }
 
 impl<'a> From<&'a CudaStream> for StreamRef<'a> {

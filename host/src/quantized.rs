@@ -194,7 +194,7 @@ impl Lengths {
 
 /// Blocks of a head of so many packed tokens, in which every sequence begins a block (`int_flash_attention_kernels::seqlens`).
 pub(crate) const fn packed_blocks(tokens: usize, sequences: usize) -> usize {
-    tokens / KV_BLOCK + sequences
+    (tokens / KV_BLOCK).saturating_add(sequences)
 }
 
 /// The length of an array, given against needed.
@@ -202,13 +202,37 @@ pub(crate) fn check_len(name: &'static str, given: usize, expected: usize) -> Re
     if given == expected { Ok(()) } else { Err(Error::Length { name, given, expected }) }
 }
 
-/// Whether scales are what a quantizer gives: NaN is that of a token that is no number, and of a mixed block of V.
 /// Whether an operand is of the scheme that is planned.
 #[inline]
 pub(crate) fn check_scheme(name: &'static str, planned: Scheme, given: Scheme) -> Result<()> {
     if given == planned { Ok(()) } else { Err(Error::OperandScheme { name, given, planned }) }
 }
 
+/// Whether the queries are of the scheme that is planned, and their `bias` is there exactly where it has one.
+#[inline]
+pub(crate) fn check_q<I, F>(scheme: Scheme, q: &QuantizedQ<I, F>) -> Result<()> {
+    check_scheme("q", scheme, q.scheme)?;
+    let (given, planned) = match (scheme, &q.bias) {
+        (Scheme::Default, None) => ("not given", "with"),
+        (Scheme::Paper, Some(_)) => ("given", "without"),
+        _ => return Ok(()),
+    };
+    Err(Error::Optional { name: "q_bias", given, planned })
+}
+
+/// Whether an operand's one batch has as many sequences as is planned.
+#[inline]
+pub(crate) fn check_packing(name: &'static str, given: Option<usize>, planned: Option<usize>) -> Result<()> {
+    if given == planned {
+        return Ok(());
+    }
+    let of = |packed: Option<usize>| {
+        packed.map_or_else(|| "one sequence a batch".to_owned(), |sequences| format!("{sequences} packed sequences"))
+    };
+    Err(Error::ShapeMismatch { name, given: of(given), expected: of(planned) })
+}
+
+/// Whether scales are what a quantizer gives: NaN is that of a token that is no number, and of a mixed block of V.
 fn check_scales(name: &'static str, scales: &[f32]) -> Result<()> {
     match scales.iter().position(|scale| !scale.is_nan() && !(0.0..f32::INFINITY).contains(scale)) {
         Some(at) => Err(Error::Scale { name, value: scales[at], at }),

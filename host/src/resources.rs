@@ -13,6 +13,15 @@ pub(crate) fn zeroed<T: Zeroable>(what: &'static str, len: usize) -> Result<Vec<
     bytemuck::allocation::try_zeroed_vec(len).map_err(refused)
 }
 
+/// `len` times the same for `what`.
+pub(crate) fn filled<T: Copy>(what: &'static str, value: T, len: usize) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    let refused = |_| Error::Memory { what, bytes: len.saturating_mul(size_of::<T>()) };
+    values.try_reserve_exact(len).map_err(refused)?;
+    values.resize(len, value);
+    Ok(values)
+}
+
 /// Whether there is room for `bytes` more. What is allocated in many small parts later cannot be refused one by one.
 pub(crate) fn room_for(what: &'static str, bytes: usize) -> Result<()> {
     Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| Error::Memory { what, bytes })
@@ -59,6 +68,8 @@ mod tests {
         assert!(matches!(zeroed::<f32>("a test", usize::MAX), Err(Error::Memory { bytes: usize::MAX, .. })));
         assert!(room_for("a test", usize::MAX / 2).is_err() && room_for("a test", 1 << 10).is_ok());
         assert_eq!(zeroed::<i8>("a test", 3).unwrap(), [0; 3]);
+        assert!(matches!(filled("a test", 1.0_f32, 1 << 60), Err(Error::Memory { .. })));
+        assert_eq!(filled("a test", -1_i8, 3).unwrap(), [-1; 3]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What the library refuses, at the edge: each size, stride and length once as it must be, and once a step beyond.
 
 use int_flash_attention::{
-    AttentionProblem, CacheShape, DType, Device, Error, HostCache, HostQuantized, HostTensor, Options, Scheme, SeqLens,
-    Shape, TensorLayout, attention, reference,
+    AttentionProblem, CacheShape, DType, DecodeHeads, DecodeProblem, Device, Error, HostCache, HostPagedKv,
+    HostQuantized, HostTensor, Options, PrefillProblem, Scheme, ScoreTensors, SeqLens, Sequences, Shape, TensorLayout,
+    attention, reference,
 };
 
 fn shape(sizes: [usize; 4]) -> Shape {
@@ -145,4 +146,65 @@ fn operands_are_of_the_problems_scheme() {
         refused("k", HostQuantized { k: mixed.k.clone(), ..good.clone() });
         refused("v", HostQuantized { v: mixed.v.clone(), ..good });
     }
+}
+
+/// As a GPU's plans do: the default scheme's queries have a bias, the paper's have none.
+#[test]
+fn queries_have_a_bias_where_their_scheme_has_one() {
+    for scheme in [Scheme::Default, Scheme::Paper] {
+        let problem = AttentionProblem::new(1, 2, 1, 5, 140, 32).with_scheme(scheme);
+        let mut wrong = operands(&problem);
+        wrong.q.bias = match scheme {
+            Scheme::Default => None,
+            Scheme::Paper => Some(vec![0.0; 10]),
+        };
+        let refused = reference::int8(&problem, &wrong).map(|_| ());
+        assert!(matches!(refused, Err(Error::Optional { name: "q_bias", .. })), "{scheme}: {refused:?}");
+    }
+    let problem = DecodeProblem::new(1, 2, 1, 128, 32);
+    let cache = HostCache::alloc(CacheShape::new(1, 1, 32).unwrap()).unwrap();
+    let q = HostTensor::new(vec![1.0_f32; 64], TensorLayout::bhnd(problem.q_shape())).unwrap();
+    let q = reference::quantize_q(Scheme::Default, &q, None).unwrap();
+    let pages =
+        HostPagedKv { pages: &*cache.pool, v4_pages: 0, block_table: &[0], table_stride: 1, seqlens_kv: &[100] };
+    let prefill = PrefillProblem::new(1, 2, 1, 1, 128, 32);
+    for refused in [
+        problem.on_cpu(&q, &pages, &DecodeHeads::default()).map(|_| ()),
+        prefill.on_cpu(&q, None, &pages, &ScoreTensors::default()).map(|_| ()),
+    ] {
+        assert!(matches!(refused, Err(Error::Optional { name: "q_bias", .. })), "{refused:?}");
+    }
+}
+
+/// Whatever number of sequences operands say that they are packed of, and whether the problem's are packed or not.
+#[test]
+fn operands_are_packed_as_the_problem_is() {
+    let dense = AttentionProblem::new(1, 2, 1, 5, 140, 32);
+    let good = operands(&dense);
+    for packed in [0, 1, 2, usize::MAX / 2, usize::MAX] {
+        let (mut k, mut v) = (good.k.clone(), good.v.clone());
+        (k.packed, v.packed) = (Some(packed), Some(packed));
+        // As long as it says, where memory has that.
+        let blocks = 140 / 128 + packed.min(2);
+        k.data.resize(blocks * 128 * 32, 0);
+        // Of V, the code 0.
+        v.data.resize(blocks * 128 * 32, i8::MIN);
+        for scales in [&mut k.scale, &mut v.scale] {
+            scales.resize(blocks * 128, 0.0);
+        }
+        for scales in [&mut k.block_scale, &mut v.block_scale] {
+            scales.resize(blocks, 0.0);
+        }
+        k.offset.resize(packed.min(2) * 32, 0.0);
+        v.unit.resize(packed.min(2), 1.0);
+        assert_eq!((k.check().is_ok(), v.check().is_ok()), (packed <= 2, packed <= 2), "{packed}");
+        for wrong in [HostQuantized { k, ..good.clone() }, HostQuantized { v, ..good.clone() }] {
+            assert!(reference::int8(&dense, &wrong).is_err(), "{packed}");
+            assert!(reference::dequantized_bounds(&dense, &wrong, DType::F32).is_err(), "{packed}");
+        }
+    }
+    let pack = dense.with_sequences(Sequences::Packed { total_q: 5, total_kv: 140 });
+    let lengths = SeqLens::Packed { cu_seqlens_q: &[0, 5][..], cu_seqlens_kv: &[0, 140][..] };
+    let refused = reference::sequences::int8(&pack, &lengths, &good).map(|_| ());
+    assert!(matches!(refused, Err(Error::ShapeMismatch { name: "k", .. })), "{refused:?}");
 }

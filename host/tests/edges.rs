@@ -3,7 +3,8 @@
 
 use int_flash_attention::{
     Alibi, AttentionProblem, BiasLayout, CacheShape, DType, DecodeHeads, DecodeProblem, Error, HostCache, HostData,
-    HostPagedKv, HostTensor, MaskKind, MaskLayout, ScoreMod, ScoreTensors, Scored, Shape, TensorLayout, reference,
+    HostPagedKv, HostTables, HostTensor, MaskKind, MaskLayout, PrefillProblem, Scheme, ScoreMod, ScoreTensors, Scored,
+    Shape, TensorLayout, reference,
 };
 
 fn tensor(dtype: DType, sizes: [usize; 4]) -> HostTensor {
@@ -21,13 +22,73 @@ fn a_decode_has_up_to_eight_new_tokens_and_2_to_the_31_units() {
     let units = |batch, heads, blocks: usize| DecodeProblem::new(batch, heads, heads, 128 * blocks, 32).check();
     assert_eq!(units(32_768, 32_767, 2), Ok(()));
     assert!(matches!(units(32_768, 32_768, 2), Err(Error::TooLarge { name: "the work of a decode", .. })));
-    for softcap in [f32::MIN_POSITIVE, f32::MAX] {
+    // As attention of more tokens has it: beyond, a score is less than what its kernels lose of the cap.
+    for softcap in [1.0 / 16384.0, 16384.0] {
         assert_eq!(DecodeProblem { softcap: Some(softcap), ..good }.check(), Ok(()));
     }
-    for softcap in [-1.0, f32::INFINITY] {
+    for softcap in [-1.0, 0.0, f32::MIN_POSITIVE, 16385.0, f32::MAX, f32::INFINITY, f32::NAN] {
         let refused = DecodeProblem { softcap: Some(softcap), ..good }.check();
-        assert!(matches!(refused, Err(Error::DecodeSoftcap { .. })), "{softcap}");
+        assert!(matches!(refused, Err(Error::Softcap { .. })), "{softcap}");
     }
+}
+
+/// Kernels have strides of tables in 32 bits.
+#[test]
+fn rows_of_tables_are_counted_with_32_bits() {
+    let cache = HostCache::alloc(CacheShape::new(1, 1, 32).unwrap()).unwrap();
+    let q = cache.quantize_q(&tensor(DType::F32, [1, 1, 1, 32])).unwrap();
+    let of = |table_stride| HostPagedKv {
+        pages: &*cache.pool,
+        v4_pages: 0,
+        block_table: &[0],
+        table_stride,
+        seqlens_kv: &[0],
+    };
+    let (decode, prefill) = (DecodeProblem::new(1, 1, 1, 128, 32), PrefillProblem::new(1, 1, 1, 1, 128, 32));
+    let most = u32::MAX as usize;
+    for (stride, fits) in [(1, true), (most, true), (most + 1, false), (usize::MAX, false)] {
+        let results = [
+            decode.on_cpu(&q, &of(stride), &DecodeHeads::default()).map(|_| ()),
+            prefill.on_cpu(&q, None, &of(stride), &ScoreTensors::default()).map(|_| ()),
+        ];
+        for result in results {
+            let refused = matches!(result, Err(Error::TooLarge { name: "a row of block_table", .. }));
+            assert_eq!((result.is_ok(), refused), (fits, !fits), "{stride}: {result:?}");
+        }
+    }
+}
+
+/// Tensors that pose as more than memory holds.
+#[test]
+fn what_a_cache_has_no_memory_for_is_an_error() {
+    let cache = HostCache::alloc(CacheShape::new(1, 1, 32).unwrap()).unwrap();
+    let shape = Shape::new(1 << 24, 1 << 10, 1 << 20, 32).unwrap();
+    let posed = HostTensor::new(vec![1.0_f32; 32], TensorLayout::strided(shape, [0; 3]).unwrap()).unwrap();
+    let refused = cache.quantize_q(&posed).map(|_| ());
+    assert!(matches!(refused, Err(Error::Memory { .. })), "{refused:?}");
+    for refused in [
+        reference::quantize_q(Scheme::Default, &posed, None).map(|_| ()),
+        reference::quantize_k(Scheme::Default, &posed).map(|_| ()),
+        reference::quantize_v(Scheme::Default, &posed).map(|_| ()),
+        reference::quantize_v(Scheme::Paper, &posed).map(|_| ()),
+    ] {
+        assert!(matches!(refused, Err(Error::Memory { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn sequences_longer_than_32_bits_count_are_refused() {
+    let tables = |max_blocks: usize, length| HostTables {
+        batch: 1,
+        max_blocks,
+        block_table: (0..max_blocks as u32).collect(),
+        seqlens_kv: vec![length],
+    };
+    for (new, length) in [(usize::MAX, 0), (1 << 32, 0), (1, u32::MAX)] {
+        let refused = tables(1 << 25, length).extend(&[new]);
+        assert!(matches!(refused, Err(Error::SequenceLength { sequence: 0, .. })), "{new}");
+    }
+    assert!(matches!(tables(1, 128).extend(&[1]), Err(Error::SequenceLength { given: 129, max: 128, .. })));
 }
 
 #[test]

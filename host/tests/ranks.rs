@@ -1,7 +1,7 @@
 //! Attention over simulated ranks on the CPU, against one device and against float64.
 
 use int_flash_attention::ranks::{
-    Communicator, Message, RanksDecode, RanksError, RingProblem, Simulated, UlyssesProblem,
+    Communicator, Host, Message, RanksDecode, RanksError, RingProblem, Simulated, UlyssesProblem,
 };
 use int_flash_attention::reference::{self, Int8, exact_bounds, first_excess, int8, quantize};
 use int_flash_attention::{
@@ -271,6 +271,67 @@ fn what_ranks_cannot_do_is_refused() {
     let alone = Simulated::ranks(1);
     let given = RingProblem { ranks: 2, ..ring }.on_cpu(&alone[0], &q, &kv, &kv);
     assert_eq!(given, Err(RanksError::Ranks { given: 1, planned: 2 }.into()));
+}
+
+/// Fields are public, and ranks are numbers that anyone may name: what there is not has nothing.
+#[test]
+fn ranks_and_problems_built_by_hand_do_not_panic() {
+    for (tokens, ranks) in
+        [(0, 0), (0, 3), (700, 0), (700, 2), (700, usize::MAX), (usize::MAX, 2), (usize::MAX, usize::MAX)]
+    {
+        for window in [Window::CAUSAL, Window::FULL, Window { left: Some(usize::MAX), right: Some(3) }] {
+            let attention = AttentionProblem::new(1, 4, 2, tokens, tokens, 32).with_window(window);
+            let (ring, ulysses) = (RingProblem { attention, ranks }, UlyssesProblem { attention, ranks });
+            let decode = RanksDecode { decode: DecodeProblem::new(1, 4, 2, tokens, 32), ranks };
+            let fine = (tokens, ranks) == (700, 2);
+            let check = [ring.check(), ulysses.check()];
+            assert!(check.iter().all(|check| check.is_ok() == fine), "{tokens} {ranks} {window}: {check:?}");
+            for rank in [0, 1, 2, ranks.wrapping_sub(1), ranks, usize::MAX] {
+                let there = fine && rank < 2;
+                if ranks <= 3 {
+                    assert_eq!(ring.parts(rank).is_empty(), !there && (rank >= ranks || tokens == 0), "{rank}");
+                    let _ = ring.steps(rank);
+                }
+                let chunks = ring.chunks(rank);
+                assert!(chunks.iter().all(|chunk| chunk.start < chunk.end && chunk.end <= tokens), "{chunks:?}");
+                assert!(rank < ranks || chunks.is_empty() && ulysses.tokens(rank).is_empty(), "{rank} of {ranks}");
+                assert!(rank < ranks || ulysses.heads_q(rank).is_empty() && ulysses.heads_kv(rank).is_empty());
+                let _ = (ring.q_shape(rank), ring.o_shape(rank), ulysses.o_shape(rank), decode.of_rank(rank));
+                let _ = (ulysses.of_heads(rank), ulysses.of_tokens(rank));
+            }
+        }
+    }
+}
+
+/// A communicator that says that it is a rank that there is not.
+#[test]
+fn a_rank_that_there_is_not_is_refused() {
+    struct Says(usize);
+    impl Communicator<Host> for Says {
+        fn rank(&self) -> usize {
+            self.0
+        }
+        fn ranks(&self) -> usize {
+            2
+        }
+        fn exchange(&self, _: (), _: &[Message<&[u8]>], _: &mut [Message<&mut [u8]>]) -> Result<()> {
+            Ok(())
+        }
+    }
+    let attention = AttentionProblem::new(1, 2, 1, 700, 700, 32);
+    let (ring, ulysses) = (RingProblem { attention, ranks: 2 }, UlyssesProblem { attention, ranks: 2 });
+    let (q, kv) = (tensor(ring.q_shape(0), 1), tensor(ring.kv_shape(0), 2));
+    let cache = HostCache::alloc(CacheShape::new(1, 1, 32).unwrap()).unwrap();
+    let tables = HostTables::contiguous(1, 1);
+    let decode = RanksDecode { decode: DecodeProblem::new(1, 2, 1, 128, 32), ranks: 2 };
+    let of_decode = cache.quantize_q(&tensor(decode.decode.q_shape(), 1)).unwrap();
+    for given in [2, 5, usize::MAX] {
+        let refused = Err(RanksError::NoRank { given, ranks: 2 }.into());
+        assert_eq!(ring.on_cpu(&Says(given), &q, &kv, &kv), refused);
+        assert_eq!(ulysses.on_cpu(&Says(given), &q, &kv, &kv), refused);
+        let pages = cache.sequences(&tables).unwrap();
+        assert_eq!(decode.on_cpu(&Says(given), &of_decode, &pages, None), refused);
+    }
 }
 
 /// A rank that ends early is an error of the others, and not a wait without end.

@@ -185,7 +185,10 @@ impl DecodeCase {
     ///
     /// When the reference refuses the case.
     pub fn want(&self, dtype: DType) -> Result<(Int8, Bounds)> {
-        Ok(reference::decode_bounds(&self.problem, &self.q, &self.cache(), &self.heads(), dtype)?)
+        // A kernel takes none as zeros; the reference asks for it, as plans do.
+        let bias = self.q.bias.clone().or_else(|| Some(vec![0.0; self.q.scale.len()]));
+        let q = HostQ { bias, ..self.q.clone() };
+        Ok(reference::decode_bounds(&self.problem, &q, &self.cache(), &self.heads(), dtype)?)
     }
 
     /// The sizes of the pool.

@@ -56,6 +56,17 @@ fn masks_end_at_every_key() {
     matches_the_reference(&Simulator::new(), &tails(128), DType::F32).unwrap();
 }
 
+/// A window that hides no key of the longest sequence hides some of a longer one, which counts as cut behind them.
+#[test]
+fn windows_end_in_sequences_longer_than_the_longest() {
+    for left in [298, 299, 300, 382] {
+        let window = Window { left: Some(left), right: Some(0) };
+        let problem = DecodeProblem { window, ..DecodeProblem::new(4, 2, 1, 300, 64) };
+        let case = DecodeCase::new(problem, &[299, 301, 384, 10_000], 1);
+        matches_the_reference(&Simulator::new(), &case, DType::F32).unwrap_or_else(|error| panic!("{left}: {error:#}"));
+    }
+}
+
 /// A sequence's bits are the same alone and in a batch, and for any number of workers.
 #[test]
 fn fixed_splits_give_a_sequence_the_same_bits_in_every_batch() {

@@ -111,7 +111,9 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("--softmax-scale must be a finite number");
     }
     let destination = output::Target::of(&args.output)?;
-    destination.refuse_input(&args.input)?;
+    for input in [args.input.as_path()].into_iter().chain(args.scores.files()) {
+        destination.refuse_input(input)?;
+    }
     let of_heads = args.scores.of_heads()?;
     let inputs = tensors::read(&args.input, args.layout, args.scores.wanted())?;
     let (target, why_not_gpu) = args.device.resolve();

@@ -37,6 +37,11 @@ impl ScoreArgs {
         Wanted { mask: self.mask, bias: self.bias }
     }
 
+    /// What may be files that numbers are read from.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        [&self.alibi, &self.sinks].into_iter().flatten().map(Path::new)
+    }
+
     /// The numbers.
     pub fn of_heads(&self) -> Result<OfHeads> {
         let read = |flag, text: &Option<String>| text.as_deref().map(|text| numbers(flag, text)).transpose();

@@ -80,14 +80,26 @@ impl Bias {
 pub fn read(path: &Path, order: Order, more: Wanted) -> Result<Inputs> {
     let cannot = || format!("cannot read {}", path.display());
     let mut file = File::open(path).with_context(cannot)?;
-    let inputs = if file.metadata().with_context(cannot)?.is_file() {
+    let about = file.metadata().with_context(cannot)?;
+    // The kernel's own files say that they are empty.
+    let inputs = if about.is_file() && about.len() > 0 {
         parse(&mut file, order, more)
     } else {
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).with_context(cannot)?;
+        let bytes = stream(&mut file).with_context(cannot)?;
         parse(&mut Cursor::new(bytes), order, more)
     };
     inputs.with_context(|| format!("in {}", path.display()))
+}
+
+/// All of a FIFO or a device, or its first bytes where these begin no file of tensors: some devices have no end.
+fn stream(file: &mut File) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(9).read_to_end(&mut bytes)?;
+    let length = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+    if length <= MAX_HEADER && bytes.last() == Some(&b'{') {
+        file.read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// [`read`] of what is open already.
@@ -164,7 +176,7 @@ fn header(source: &mut impl Read, end: u64, wanted: [bool; WANTED.len()]) -> Res
     let mut length = [0; 8];
     source.read_exact(&mut length).map_err(|_| not_whole("it is shorter than a header's length"))?;
     let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER || length > end - 8 {
+    if length > MAX_HEADER || length > end.saturating_sub(8) {
         return Err(not_whole(format!("its header should have {length} bytes")));
     }
     let mut text = Vec::new();

@@ -7,7 +7,8 @@ use crate::host;
 use candle_core::op::BackpropOp;
 use candle_core::{DType as Type, Result, Storage, Tensor, bail};
 use int_flash_attention::{
-    AttentionProblem, DecodeHeads, HostCache, HostTables, Quantized, ScoreTensors, Scored, TensorLayout, reference,
+    AttentionProblem, CacheShape, DecodeHeads, HostCache, HostTables, Quantized, ScoreTensors, Scored, TensorLayout,
+    reference,
 };
 
 pub fn set_k_offset(cache: &mut HostCache, offset: &Tensor) -> Result<()> {
@@ -22,14 +23,41 @@ pub fn set_k_offset(cache: &mut HostCache, offset: &Tensor) -> Result<()> {
 pub fn append(cache: &mut HostCache, call: &AppendCall, k: &Tensor, v: &Tensor, slots: &Tensor) -> Result<()> {
     let layout = TensorLayout::bnhd(call.layouts[0].shape());
     let (k, v) = (host::tensor("k", k, layout)?, host::tensor("v", v, layout)?);
-    let slots = match slots.dtype() {
+    cache.append(&k, &v, &host_slots(slots)?).map_err(refused)
+}
+
+fn host_slots(slots: &Tensor) -> Result<Vec<i64>> {
+    Ok(match slots.dtype() {
         Type::I64 => host::values("slot_mapping", slots)?,
         _ => {
             let of = |slot: u32| if slot == u32::MAX { -1 } else { i64::from(slot) };
-            host::values("slot_mapping", slots)?.into_iter().map(of).collect::<Vec<i64>>()
+            host::values("slot_mapping", slots)?.into_iter().map(of).collect()
         }
-    };
-    cache.append(&k, &v, &slots).map_err(refused)
+    })
+}
+
+/// [`append`], then [`attend`]. Where the attention is refused, the pages are as they were.
+pub fn append_and_attend(
+    cache: &mut HostCache,
+    call: &AppendCall,
+    [q, k, v]: [&Tensor; 3],
+    slots: &Tensor,
+    step: &Step<'_>,
+) -> Result<Tensor> {
+    host_tables(cache, step.tables)?;
+    let written = host_slots(slots)?;
+    cache.shape.check_slots(&written).map_err(refused)?;
+    let page = |&slot: &i64| Some((usize::try_from(slot).ok()? / CacheShape::PAGE_TOKENS) as u32);
+    let mut pages: Vec<u32> = written.iter().filter_map(page).collect();
+    pages.sort_unstable();
+    pages.dedup();
+    let before = read_pages(cache, &pages)?;
+    append(cache, call, k, v, slots)?;
+    let output = attend(cache, q, step);
+    if output.is_err() {
+        write_pages(cache, &pages, &before)?;
+    }
+    output
 }
 
 /// The output, in the shape of `q`.

@@ -306,7 +306,13 @@ impl KvCache {
         // Nothing is appended where the attention is refused.
         let step = self.step(q, packed, tables, attention)?;
         match &mut self.memory {
-            Memory::Cpu(cache) => drop(cpu::host_tables(cache, tables)?),
+            Memory::Cpu(cache) => {
+                let new = AppendCall::new(&self.shape, None, k, v, slot_mapping)?;
+                if new.tokens > 0 {
+                    self.written = true;
+                    return cpu::append_and_attend(cache, &new, [q, k, v], slot_mapping, &step);
+                }
+            }
             #[cfg(feature = "cuda")]
             Memory::Cuda(pool) => {
                 let new = AppendCall::new(&self.shape, Some(&step.call), k, v, slot_mapping)?;

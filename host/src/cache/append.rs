@@ -67,7 +67,7 @@ impl AppendProblem {
     /// What the kernel is handed for new tokens in these places (of Q, where there is one, with the shape of its operand, K and V), all but the addresses.
     ///
     /// # Errors
-    /// Shapes that do not go together; more tokens than was said.
+    /// Shapes that do not go together; no tokens, or more than was said.
     #[doc(hidden)]
     pub fn params(
         &self,
@@ -78,6 +78,9 @@ impl AppendProblem {
         let CacheShape { pages, heads_kv, head_dim, .. } = self.cache;
         let v8_pages = self.cache.v8_pages() as u32;
         let tokens = k.shape().seqlen;
+        if tokens == 0 {
+            return Err(Error::ZeroSize { name: "the number of new tokens" });
+        }
         if tokens > self.max_tokens {
             let way = "that many were said when the plan was made";
             return Err(Error::TooLarge { name: "the number of new tokens", given: tokens, max: self.max_tokens, way });

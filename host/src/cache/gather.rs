@@ -1,9 +1,10 @@
 //! Pages as the operands that attention reads.
 
-use super::{CacheShape, HeadPlace, HostCache, HostTables};
+use super::{CacheShape, HeadPlace, HostCache, HostTables, check_stride};
 use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme};
+use crate::problem::{AttentionProblem, Scheme, check_seqlen};
 use crate::quantized::{HostK, HostV, Lengths, PackedFormat, QuantizedK, QuantizedV};
+use crate::resources::{filled, zeroed};
 use crate::shape::Shape;
 use int_flash_attention_kernels::layout::page::page_bytes;
 use int_flash_attention_kernels::layout::{KV_BLOCK, MIN_SCALE, block_bytes, k_offset, kv_blocks, v_byte, v_offset};
@@ -32,6 +33,7 @@ impl GatherProblem {
     /// Whether there is a kernel for it: its grid, and the lengths of the operands' arrays.
     pub(crate) fn check(&self) -> Result<(u32, Lengths)> {
         self.cache.check()?;
+        check_seqlen("seqlen_kv", self.seqlen_kv)?;
         let lengths = Lengths::of(self.shape())?;
         let grid = gather_ctas(self.batch, self.cache.heads_kv, self.seqlen_kv);
         let ctas = grid.ok_or_else(|| Error::Grid { kernel: "gather_pages", shape: self.shape().to_string() })?;
@@ -49,6 +51,7 @@ impl GatherProblem {
         if max_blocks < expected {
             return Err(Error::Length { name: "a row of block_table", given: max_blocks, expected });
         }
+        check_stride(max_blocks)?;
         Ok(GatherParams {
             pages: self.cache.pages as u32,
             v8_pages: self.cache.v8_pages() as u32,
@@ -109,8 +112,8 @@ fn gather(
         shape,
         scheme,
         format,
-        data: vec![0; lengths.kv_data],
-        scale: vec![0.0; lengths.kv_scale],
+        data: zeroed("the gathered keys", lengths.kv_data)?,
+        scale: zeroed("the scales of gathered keys", lengths.kv_scale)?,
         block_scale: vec![0.0; lengths.blocks],
         offset: vec![0.0; lengths.channels],
     };
@@ -119,8 +122,8 @@ fn gather(
         shape,
         scheme,
         format,
-        data: vec![v_byte(0); lengths.kv_data],
-        scale: vec![0.0; lengths.kv_scale],
+        data: filled("the gathered values", v_byte(0), lengths.kv_data)?,
+        scale: zeroed("the scales of gathered values", lengths.kv_scale)?,
         block_scale: vec![MIN_SCALE; lengths.blocks],
         unit: vec![1.0; lengths.heads],
     };

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::problem::{AttentionProblem, Scheme, check_cache_head_dim};
 use crate::quantized::HostQ;
 use crate::reference;
+use crate::resources::zeroed;
 use crate::shape::Shape;
 use crate::tensor::HostTensor;
 use int_flash_attention_kernels::layout::page::{
@@ -40,6 +41,7 @@ pub use append::AppendProblem;
 pub use copies::PageCopy;
 pub use gather::GatherProblem;
 pub(crate) use gather::gather_sequence;
+pub(crate) use tables::check_stride;
 pub use tables::{HostTables, PageTables};
 
 /// How the bytes of a pool's pages lie, and what they mean. Version 2; version 1, which had no pages with V in 4 bits, is read as well.
@@ -318,8 +320,12 @@ impl HostCache {
             return Err(Error::HeadGroups { heads_q: heads, heads_kv });
         }
         AttentionProblem::check_shape("q", q.shape(), Shape { head_dim: self.shape.head_dim, ..q.shape() })?;
-        let offset = self.k_offset.clone().unwrap_or_else(|| vec![0.0; heads_kv * head_dim]);
-        reference::quantize_q(Scheme::Default, q, Some(&offset.repeat(batch)))
+        let channels = heads_kv * head_dim;
+        let mut offset = zeroed("the offset of K", batch.saturating_mul(channels))?;
+        if let Some(one) = &self.k_offset {
+            offset.chunks_exact_mut(channels).for_each(|of_sequence| of_sequence.copy_from_slice(one));
+        }
+        reference::quantize_q(Scheme::Default, q, Some(&offset))
     }
 
     /// Copies pages, the pairs `(from, to)` one after the other. From a page with V in 8 bits to one with 4, V is rounded; back to one with 8, nothing is

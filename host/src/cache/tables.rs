@@ -18,6 +18,15 @@ pub struct PageTables<T> {
     pub seqlens_kv: T,
 }
 
+/// Whether the kernels, which do so with 32 bits, count from one sequence's entries to the next one's.
+pub(crate) fn check_stride(entries: usize) -> Result<()> {
+    let (max, way) = (u32::MAX as usize, "its entries are counted with 32 bits; no sequence has so many pages");
+    if entries <= max {
+        return Ok(());
+    }
+    Err(Error::TooLarge { name: "a row of block_table", given: entries, max, way })
+}
+
 /// Block tables and lengths in the host's memory.
 pub type HostTables = PageTables<Vec<u32>>;
 
@@ -75,11 +84,12 @@ impl HostTables {
         self.check_sizes()?;
         crate::quantized::check_len("the numbers of new tokens", new.len(), self.batch)?;
         let mut longer = self.clone();
-        for (length, &new) in longer.seqlens_kv.iter_mut().zip(new) {
-            // What is too long is found below.
-            *length = u32::try_from(new).ok().and_then(|new| length.checked_add(new)).unwrap_or(u32::MAX);
+        for (sequence, (length, &new)) in longer.seqlens_kv.iter_mut().zip(new).enumerate() {
+            let given = (*length as usize).saturating_add(new);
+            let max = (u32::MAX as usize).min(self.max_blocks.saturating_mul(PAGE_TOKENS));
+            let fits = u32::try_from(given).ok().filter(|_| given <= max);
+            *length = fits.ok_or(Error::SequenceLength { sequence, given, max })?;
         }
-        longer.check_sizes()?;
         let mut uses: HashMap<u32, (usize, usize)> = HashMap::new();
         for sequence in 0..self.batch {
             for &page in longer.pages_of(sequence) {

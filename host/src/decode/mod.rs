@@ -1,10 +1,10 @@
 //! A few new tokens of each sequence against a paged cache of K and V.
 
-use crate::cache::{CacheShape, check_v4_pages};
+use crate::cache::{CacheShape, check_stride, check_v4_pages};
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceSlice, DeviceSliceMut};
-use crate::problem::{AttentionProblem, Scheme, Window, check_cache_head_dim};
-use crate::quantized::{HostQ, Lengths, check_scheme};
+use crate::problem::{AttentionProblem, Scheme, Window, check_cache_head_dim, check_softcap};
+use crate::quantized::{HostQ, Lengths, check_q};
 use crate::reference;
 use crate::shape::Shape;
 use int_flash_attention_kernels::config::decode::{MAX_NEW_TOKENS, TILE_ROWS};
@@ -43,7 +43,7 @@ pub struct DecodeProblem {
     pub heads_kv: usize,
     /// New tokens of each sequence, 1 to [`MAX_NEW_TOKENS`](Self::MAX_NEW_TOKENS).
     pub seqlen_q: usize,
-    /// The longest sequence, new tokens included; longer ones count as cut there.
+    /// The longest sequence, new tokens included; longer ones count as cut where its last block of 128 ends.
     pub max_seqlen_kv: usize,
     /// Channels of a head.
     pub head_dim: usize,
@@ -51,7 +51,7 @@ pub struct DecodeProblem {
     pub window: Window,
     /// Factor of the scores; `None` is `1 / sqrt(head_dim)`.
     pub softmax_scale: Option<f32>,
-    /// Scores become `softcap * tanh(score / softcap)`.
+    /// Scores become `softcap * tanh(score / softcap)`; from 2^-14 to 2^14.
     pub softcap: Option<f32>,
     /// Whether launches are given a slope a query head: `slope * distance` is taken off a score (ALiBi).
     pub alibi: bool,
@@ -216,10 +216,7 @@ impl DecodeProblem {
         }
         check_cache_head_dim(self.head_dim)?;
         check_v4_pages(self.v4_pages, MAX_PAGES, self.head_dim)?;
-        match self.softcap {
-            Some(given) if !(given > 0.0 && given.is_finite()) => return Err(Error::DecodeSoftcap { given }),
-            _ => {}
-        }
+        check_softcap(self.softcap)?;
         match self.split {
             Split::Fixed(given) if given == 0 || !given.is_multiple_of(KV_BLOCK) => {
                 return Err(Error::SplitLength { given });
@@ -277,6 +274,7 @@ impl DecodeProblem {
                 expected: self.max_blocks(),
             });
         }
+        check_stride(table_stride)?;
         Ok(pages)
     }
 
@@ -298,7 +296,7 @@ impl DecodeProblem {
         self.check()?;
         self.check_heads(heads)?;
         q.check()?;
-        check_scheme("q", Scheme::Default, q.scheme)?;
+        check_q(Scheme::Default, q)?;
         AttentionProblem::check_shape("q", q.shape, self.q_shape())?;
         self.check_pages(cache.pages.len(), cache.v4_pages, cache.table_stride)?;
         let at_least = |name, given, expected| {

@@ -12,7 +12,9 @@ impl DecodeProblem {
     #[doc(hidden)]
     #[must_use]
     pub fn split_params(&self, workers: usize, min_blocks: usize) -> SplitParams {
-        let (window_left, window_right) = window_params(self.window.of_lengths(self.seqlen_q, self.max_seqlen_kv));
+        // Of lengths that are beyond the longest, too, up to where they are cut.
+        let longest = self.max_blocks() * KV_BLOCK;
+        let (window_left, window_right) = window_params(self.window.of_lengths(self.seqlen_q, longest));
         let (split_blocks, max_splits) = match self.split {
             Split::Even => (0, 0),
             Split::Fixed(keys) => {

@@ -221,13 +221,6 @@ pub enum Error {
         given: f32,
     },
 
-    /// A softcap of a decode that is no bound.
-    #[error("softcap is {given}; it has to be a positive number, or left out")]
-    DecodeSoftcap {
-        /// The softcap given.
-        given: f32,
-    },
-
     /// A tensor of the scores that the problem does not have, or that is missing.
     #[error("{name} was {given}; the problem is one {posed} it (`AttentionProblem::score_mod`)")]
     ScoreTensor {
@@ -706,6 +699,15 @@ pub enum Error {
     Recording {
         /// What was asked.
         what: &'static str,
+    },
+
+    /// Memory of another library in a launch on another stream than it orders its use by.
+    #[error(
+        "{name} is memory that its library frees and reuses behind the work of another stream than the launch's; give the wrapper (`CudarcSlice::new`) the stream that is launched on"
+    )]
+    OtherStream {
+        /// Which operand.
+        name: &'static str,
     },
 
     /// Memory of another library in a recorded launch, or a recording of another library.

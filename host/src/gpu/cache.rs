@@ -140,7 +140,7 @@ impl Gpu {
     /// 4, V is rounded; back to one with 8, nothing is lost any more. (The kernel that does so has been loaded by the plan of an append to such a cache.)
     ///
     /// # Errors
-    /// A page that is not of the pool, and nothing is copied then; a wrong pool; no kernel that fits this GPU; the driver's.
+    /// Sizes that no cache has; a page that is not of the pool, and nothing is copied then; a wrong pool; no kernel that fits this GPU; the driver's.
     pub fn copy_pages<'s>(
         &self,
         stream: impl Into<StreamRef<'s>>,
@@ -148,6 +148,7 @@ impl Gpu {
         pairs: &[(u32, u32)],
     ) -> Result<()> {
         let launch = self.launching(stream.into())?;
+        cache.shape.check()?;
         cache.shape.check_pages("a copy of pages", pairs.iter().flat_map(|&(from, to)| [from, to]))?;
         let pool = cache.pool.checked(&launch, "the pool", cache.shape.bytes())?;
         let driver = self.bind()?;
@@ -222,6 +223,7 @@ impl Gpu {
     ) -> Result<()> {
         let launch = self.launching(stream)?;
         let stream = launch.not_recorded("a copy of pages from or to the host")?;
+        cache.shape.check()?;
         cache.shape.check_pages("a copy of pages", pages.iter().copied())?;
         let pool = cache.pool.checked(&launch, "the pool", cache.shape.bytes())?;
         let expected = cache.shape.bytes_of(pages);

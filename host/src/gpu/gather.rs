@@ -58,8 +58,9 @@ impl GatherPlan {
         }
         check_scheme("k", Scheme::Default, k.scheme)?;
         check_scheme("v", Scheme::Default, v.scheme)?;
-        let entries = (problem.batch - 1) * tables.max_blocks + kv_blocks(problem.seqlen_kv);
         let mut params: GatherParams = problem.params(tables.batch, tables.max_blocks)?;
+        let entries =
+            (problem.batch - 1).saturating_mul(tables.max_blocks).saturating_add(kv_blocks(problem.seqlen_kv));
         params.pool = Global::new(cache.pool.checked(launch, "the pool", cache.shape.bytes())?);
         params.block_table = Global::new(tables.block_table.checked_elements(launch, "block_table", entries)?);
         params.seqlens_kv = Global::new(tables.seqlens_kv.checked_elements(launch, "seqlens_kv", problem.batch)?);

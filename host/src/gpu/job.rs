@@ -77,6 +77,7 @@ impl Gpu {
         layouts: &QuantizeLayouts,
         output: &AttentionOutput,
     ) -> Result<JobPlan> {
+        problem.check()?;
         let (heads, lengths) = Self::fused_heads(problem);
         let pays = match self.fused(problem) {
             Ok(variant) => variant.pays(heads, lengths, self.multiprocessors()?, self.0.shared_bytes),

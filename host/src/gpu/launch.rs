@@ -33,20 +33,25 @@ impl Gpu {
                 if unsafe { driver.stream_context(stream.handle()) }? != context.handle {
                     return Err(self.other_context("the stream", "another context".into()));
                 }
-                // SAFETY: as above. A recording of the other library would keep nothing of what it is given here.
-                if let Some(id) = unsafe { driver.recording(stream.handle()) }?
-                    && !context.records(id)
-                {
-                    return Err(Error::RecordedForeign {
-                        name: "what is launched on a stream that another library records",
-                    });
-                }
             }
             StreamHome::Of(_) | StreamHome::Current | StreamHome::Promised => {}
         }
+        // Streams that other libraries have as well, of which nobody has promised anything.
+        let shared = match stream.home() {
+            StreamHome::Foreign => true,
+            StreamHome::Current => !stream.is_legacy(),
+            StreamHome::Of(_) | StreamHome::Promised => false,
+        };
+        let ask = shared || context.is_recording();
         // SAFETY: alive as long as the reference, and of this context as just checked or promised.
-        let recording = if context.is_recording() { unsafe { driver.recording(stream.handle()) }? } else { None };
+        let recording = if ask { unsafe { driver.recording(stream.handle()) }? } else { None };
         if let Some(id) = recording {
+            // A recording of another library would keep nothing of what it is given here.
+            if shared && !context.records(id) {
+                return Err(Error::RecordedForeign {
+                    name: "what is launched on a stream that another library records",
+                });
+            }
             context.keep(id, [], [self.clone()]);
         }
         Ok(Launch { gpu: self, driver, stream, recording })
@@ -82,7 +87,10 @@ impl Launch<'_> {
                 }
             }
             Home::Promised => {}
-            Home::Foreign => {
+            Home::Foreign { ordered_by } => {
+                if ordered_by.is_some_and(|stream| stream != self.stream()) {
+                    return Err(Error::OtherStream { name });
+                }
                 let (device, of) = self.driver.pointer_home(ptr)?;
                 // Memory of a pool has no context.
                 if device != context.device || !(of.is_null() || of == context.handle) {
@@ -115,12 +123,10 @@ impl Launch<'_> {
     #[inline]
     pub(super) fn is_recorded(&self) -> Result<bool> {
         match self.stream.home() {
-            StreamHome::Of(_) | StreamHome::Foreign => Ok(self.recording.is_some()),
-            StreamHome::Current | StreamHome::Promised if self.stream.is_legacy() => Ok(false),
+            StreamHome::Of(_) | StreamHome::Foreign | StreamHome::Current => Ok(self.recording.is_some()),
+            StreamHome::Promised if self.stream.is_legacy() => Ok(false),
             // SAFETY: alive and of this context, as promised.
-            StreamHome::Current | StreamHome::Promised => {
-                Ok(unsafe { self.driver.recording(self.stream()) }?.is_some())
-            }
+            StreamHome::Promised => Ok(unsafe { self.driver.recording(self.stream()) }?.is_some()),
         }
     }
 

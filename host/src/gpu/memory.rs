@@ -5,7 +5,7 @@ use super::launch::Launch;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use bytemuck::Pod;
-use int_flash_attention_driver::DevicePtr;
+use int_flash_attention_driver::{DevicePtr, StreamHandle};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -18,7 +18,10 @@ pub(super) enum Home<'a> {
     Promised,
     /// Another library's memory, borrowed for the call: the driver is asked where it is.
     #[cfg_attr(not(any(feature = "cudarc", feature = "cust")), allow(dead_code))]
-    Foreign,
+    Foreign {
+        /// The stream behind whose work the library orders what comes after, where it does not wait for the whole GPU.
+        ordered_by: Option<StreamHandle>,
+    },
 }
 
 /// Elements in a GPU's memory, to be read.
@@ -70,9 +73,18 @@ macro_rules! view {
             ///
             /// # Safety
             /// As [`from_raw`](Self::from_raw), without the context and the graphs.
-            #[cfg(any(feature = "cudarc", feature = "cust"))]
+            #[cfg(feature = "cust")]
             pub(crate) const unsafe fn foreign(ptr: DevicePtr, len: usize) -> Self {
-                Self::of(ptr, len, Home::Foreign)
+                Self::of(ptr, len, Home::Foreign { ordered_by: None })
+            }
+
+            /// Another library's memory, which it frees and gives others behind the work of one stream.
+            ///
+            /// # Safety
+            /// As [`from_raw`](Self::from_raw) for launches on that stream, without the context and the graphs.
+            #[cfg(feature = "cudarc")]
+            pub(crate) const unsafe fn foreign_on(ptr: DevicePtr, len: usize, stream: StreamHandle) -> Self {
+                Self::of(ptr, len, Home::Foreign { ordered_by: Some(stream) })
             }
 
             /// Elements.

@@ -3,10 +3,11 @@
 use super::launch::Launch;
 use super::memory::Checked;
 use super::{DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu};
-use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme};
-pub(super) use crate::quantized::check_scheme;
+use crate::error::Result;
+use crate::problem::AttentionProblem;
+use crate::quantized::check_packing;
 use crate::quantized::{HostK, HostQ, HostQuantized, HostV, Lengths, Quantized, QuantizedK, QuantizedQ, QuantizedV};
+pub(super) use crate::quantized::{check_q, check_scheme};
 use crate::shape::Shape;
 
 /// Quantized queries that own their memory.
@@ -161,17 +162,6 @@ fn same_shape(name: &'static str, given: Shape, expected: Shape) -> Result<()> {
     AttentionProblem::check_shape(name, given, expected)
 }
 
-#[inline]
-fn same_packing(name: &'static str, given: Option<usize>, lengths: &Lengths) -> Result<()> {
-    if given == lengths.packed {
-        return Ok(());
-    }
-    let of = |packed: Option<usize>| {
-        packed.map_or_else(|| "one sequence a batch".to_owned(), |sequences| format!("{sequences} packed sequences"))
-    };
-    Err(Error::ShapeMismatch { name, given: of(given), expected: of(lengths.packed) })
-}
-
 /// `data`, `scale`, `bias` (0 where it is not there).
 impl<I: Checked, F: Checked> Addresses<3> for QuantizedQ<I, F> {
     #[inline]
@@ -191,7 +181,7 @@ impl<I: Checked, F: Checked> Addresses<4> for QuantizedK<I, F> {
     #[inline]
     fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("k", self.shape, shape)?;
-        same_packing("k", self.packed, lengths)?;
+        check_packing("k", self.packed, lengths.packed)?;
         Ok([
             self.data.checked(launch, "k", lengths.kv_data)?,
             self.scale.checked(launch, "k_scale", lengths.kv_scale)?,
@@ -206,7 +196,7 @@ impl<I: Checked, F: Checked> Addresses<4> for QuantizedV<I, F> {
     #[inline]
     fn addresses(&self, launch: &Launch<'_>, shape: Shape, lengths: &Lengths) -> Result<[u64; 4]> {
         same_shape("v", self.shape, shape)?;
-        same_packing("v", self.packed, lengths)?;
+        check_packing("v", self.packed, lengths.packed)?;
         Ok([
             self.data.checked(launch, "v", lengths.kv_data)?,
             self.scale.checked(launch, "v_scale", lengths.kv_scale)?,
@@ -214,16 +204,4 @@ impl<I: Checked, F: Checked> Addresses<4> for QuantizedV<I, F> {
             self.unit.checked(launch, "v_unit", lengths.heads)?,
         ])
     }
-}
-
-/// Whether the operands are of the plan's scheme, and the queries' `bias` is there exactly where it has one.
-#[inline]
-pub(super) fn check_q<I, F>(scheme: Scheme, q: &QuantizedQ<I, F>) -> Result<()> {
-    check_scheme("q", scheme, q.scheme)?;
-    let (given, planned) = match (scheme, &q.bias) {
-        (Scheme::Default, None) => ("not given", "with"),
-        (Scheme::Paper, Some(_)) => ("given", "without"),
-        _ => return Ok(()),
-    };
-    Err(Error::Optional { name: "q_bias", given, planned })
 }

@@ -17,6 +17,7 @@ use std::ops::Range;
 
 pub use int_flash_attention_kernels::config::Scheme;
 pub use packed::{HostSeqLens, SeqLens, Sequences, Span};
+pub(crate) use score::check_softcap;
 pub use score::{Alibi, BiasLayout, MaskKind, MaskLayout, ScoreMod};
 pub use window::Window;
 
@@ -268,15 +269,7 @@ impl AttentionProblem {
             ("the number of query tokens", q.seqlen),
             ("the number of key tokens", kv.seqlen),
         ] {
-            match seqlen {
-                0 => return Err(Error::ZeroSize { name }),
-                1..=MAX_SEQLEN => {}
-                given => {
-                    let way =
-                        "positions are 32-bit numbers; take the queries in parts, each with the keys that it sees";
-                    return Err(Error::TooLarge { name, given, max: MAX_SEQLEN, way });
-                }
-            }
+            check_seqlen(name, seqlen)?;
         }
         for (name, given) in [("batch", self.batch), ("heads_q", self.heads_q)] {
             if given > MAX_GRID_YZ {
@@ -321,6 +314,18 @@ impl AttentionProblem {
             return Ok(());
         }
         Err(Error::ShapeMismatch { name, given: given.to_string(), expected: expected.to_string() })
+    }
+}
+
+/// Whether kernels count so many tokens.
+pub(crate) fn check_seqlen(name: &'static str, seqlen: usize) -> Result<()> {
+    match seqlen {
+        0 => Err(Error::ZeroSize { name }),
+        1..=MAX_SEQLEN => Ok(()),
+        given => {
+            let way = "positions are 32-bit numbers; take the queries in parts, each with the keys that it sees";
+            Err(Error::TooLarge { name, given, max: MAX_SEQLEN, way })
+        }
     }
 }
 

@@ -95,8 +95,8 @@ impl Span {
     /// The rows of query head `head` among those of all heads, in Q's arrays, the output and the log-sum-exp.
     #[must_use]
     pub const fn rows(&self, problem: &AttentionProblem, head: usize) -> Range<usize> {
-        let first = (self.batch * problem.heads_q + head) * problem.q_shape().seqlen;
-        first + self.q.start..first + self.q.end
+        let first = place(self.batch, problem.heads_q, head).saturating_mul(problem.q_shape().seqlen);
+        first.saturating_add(self.q.start)..first.saturating_add(self.q.end)
     }
 
     /// The blocks of a head of K or V among those of all heads.
@@ -107,15 +107,20 @@ impl Span {
             Some(sequences) => (packed_blocks(tokens, sequences), packed_blocks(self.kv.start, self.sequence)),
             None => (kv_blocks(tokens), 0),
         };
-        let first = (self.batch * problem.heads_kv + head) * of_head + before;
-        first..first + kv_blocks(self.kv.end - self.kv.start)
+        let first = place(self.batch, problem.heads_kv, head).saturating_mul(of_head).saturating_add(before);
+        first..first.saturating_add(kv_blocks(self.kv.end.saturating_sub(self.kv.start)))
     }
 
     /// The head of K and V among those of all sequences, in the arrays that have a number or a token a head.
     #[must_use]
     pub const fn head(&self, problem: &AttentionProblem, head: usize) -> usize {
-        self.sequence * problem.heads_kv + head
+        place(self.sequence, problem.heads_kv, head)
     }
+}
+
+/// A head among those of all batches. Fields are public: numbers that no problem has end at `usize::MAX`.
+const fn place(batch: usize, heads: usize, head: usize) -> usize {
+    batch.saturating_mul(heads).saturating_add(head)
 }
 
 impl AttentionProblem {
@@ -186,9 +191,10 @@ impl AttentionProblem {
     /// Where each sequence lies.
     ///
     /// # Errors
-    /// Lengths of another kind than the problem's; offsets that do not begin at 0, that decrease, or that go beyond the tokens that there
+    /// As [`check_sizes`](Self::check_sizes); lengths of another kind than the problem's; offsets that do not begin at 0, that decrease, or that go beyond the tokens that there
     /// are; a sequence longer than the problem's; another number of sequences.
     pub fn spans(&self, lengths: &HostSeqLens<'_>) -> Result<Vec<Span>> {
+        self.check_sizes()?;
         self.check_kind(lengths)?;
         match (self.sequences, lengths) {
             (Sequences::Packed { total_q, total_kv }, SeqLens::Packed { cu_seqlens_q, cu_seqlens_kv }) => {

@@ -87,6 +87,14 @@ impl MaskKind {
 /// The largest softcap: beyond, float32's roundings of it would be larger than those of the quantization.
 pub(crate) const MAX_SOFTCAP: f32 = 16384.0;
 
+/// Whether kernels cap scores there.
+pub(crate) fn check_softcap(softcap: Option<f32>) -> Result<()> {
+    match softcap {
+        Some(given) if !(1.0 / MAX_SOFTCAP..=MAX_SOFTCAP).contains(&given) => Err(Error::Softcap { given }),
+        _ => Ok(()),
+    }
+}
+
 /// The strides of a dense tensor `[batch][head][query][row]`, in which dimensions of 1 are shared.
 fn strides(name: &'static str, dims: [usize; 4], row: usize, p: &AttentionProblem) -> Result<[usize; 3]> {
     let sizes = [p.batch, p.heads_q, p.seqlen_q, p.seqlen_kv];
@@ -175,10 +183,7 @@ impl ScoreMod {
     }
 
     pub(super) fn check(&self, problem: &AttentionProblem) -> Result<()> {
-        match self.softcap {
-            Some(given) if !(1.0 / MAX_SOFTCAP..=MAX_SOFTCAP).contains(&given) => return Err(Error::Softcap { given }),
-            _ => {}
-        }
+        check_softcap(self.softcap)?;
         let tokens = problem.seqlen_q.saturating_add(problem.seqlen_kv);
         if self.alibi.is_some() && tokens > MAX_SEQLEN {
             let way = "the distances of ALiBi are 32-bit numbers; take the queries in parts";

@@ -57,6 +57,17 @@ fn problems_built_by_hand_do_not_panic() {
     let huge = AttentionProblem::new(usize::MAX, 0, 0, 1, usize::MAX, 0).with_causal(true);
     assert_eq!(huge.visible_keys(usize::MAX), 0..usize::MAX - 1);
     assert!(huge.check().is_err() && huge.q_shape().check().is_err() && huge.group() == 0);
+    // More sequences than memory has spans for.
+    let many = AttentionProblem::new(usize::MAX, 2, 1, 5, 7, 64);
+    let packed = many.with_sequences(Sequences::Packed { total_q: usize::MAX, total_kv: usize::MAX });
+    let offsets: &[u32] = &[0, 5];
+    assert!(many.spans(&SeqLens::Equal).is_err());
+    assert!(packed.spans(&SeqLens::Packed { cu_seqlens_q: offsets, cu_seqlens_kv: offsets }).is_err());
+    let span =
+        Span { sequence: usize::MAX, batch: usize::MAX, q: 3..usize::MAX, kv: std::ops::Range { start: 9, end: 3 } };
+    for problem in [huge, many, packed] {
+        let _ = (span.rows(&problem, usize::MAX), span.blocks(&problem, usize::MAX), span.head(&problem, 2));
+    }
 }
 
 #[test]

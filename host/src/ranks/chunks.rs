@@ -4,17 +4,24 @@ use int_flash_attention_kernels::layout::{KV_BLOCK, kv_blocks};
 use std::ops::Range;
 
 /// Chunk number `chunk` of `count` of so many tokens. Chunks are of whole blocks of 128, but for the last one's tail, so that blocks are those
-/// of the whole sequence; they differ by a block at most, and the first is never empty.
+/// of the whole sequence; they differ by a block at most, and the first is never empty. A chunk that there is not has no tokens.
 pub(super) fn chunk(tokens: usize, count: usize, chunk: usize) -> Range<usize> {
-    let start = |chunk: usize| ((chunk * kv_blocks(tokens)).div_ceil(count) * KV_BLOCK).min(tokens);
+    if chunk >= count {
+        return tokens..tokens;
+    }
+    // Numbers of ranks and tokens that nobody has checked.
+    let (blocks, count) = (kv_blocks(tokens) as u128, count as u128);
+    let start = |chunk: usize| (chunk as u128 * blocks).div_ceil(count).saturating_mul(KV_BLOCK as u128);
+    let start = |chunk: usize| start(chunk).min(tokens as u128) as usize;
     start(chunk)..start(chunk + 1)
 }
 
-/// The chunks of a rank, those of no tokens left out. In zigzag order it has one of the first half and its mirror image of the second: a
+/// The chunks of a rank, those of no tokens left out; a rank that there is not has none. In zigzag order it has one of the first half and its mirror image of the second: a
 /// causal query sees all before it, so that all ranks have the same work. The last rank's are neighbours, and one: fewer launches, and fewer states to be merged.
 pub(super) fn chunks(tokens: usize, ranks: usize, zigzag: bool, rank: usize) -> Vec<Range<usize>> {
     let of_two = |number| chunk(tokens, 2 * ranks, number);
     let all = match zigzag {
+        _ if rank >= ranks => return Vec::new(),
         true => vec![of_two(rank), of_two(2 * ranks - 1 - rank)],
         false => vec![chunk(tokens, ranks, rank)],
     };

@@ -84,12 +84,16 @@ pub(crate) fn check_peers(ranks: usize, peers: impl IntoIterator<Item = usize>) 
 
 /// Whether a communicator is that which a plan was made with, or one like it.
 pub(crate) fn check_rank(ranks: &dyn Communicator<OnGpu>, count: usize, planned: usize) -> Result<()> {
-    check_ranks(ranks.ranks(), count)?;
-    let given = ranks.rank();
+    let given = check_ranks(ranks, count)?;
     if given == planned { Ok(()) } else { Err(RanksError::Rank { given, planned }.into()) }
 }
 
-/// Whether a communicator has as many ranks as a problem.
-pub(crate) fn check_ranks(given: usize, planned: usize) -> Result<()> {
-    if given == planned { Ok(()) } else { Err(RanksError::Ranks { given, planned }.into()) }
+/// The rank of a communicator that has as many as a problem. Anyone can write one, and it may say anything.
+pub(crate) fn check_ranks<P: Place>(ranks: &dyn Communicator<P>, planned: usize) -> Result<usize> {
+    let given = ranks.ranks();
+    if given != planned {
+        return Err(RanksError::Ranks { given, planned }.into());
+    }
+    let given = ranks.rank();
+    if given < planned { Ok(given) } else { Err(RanksError::NoRank { given, ranks: planned }.into()) }
 }

@@ -45,7 +45,7 @@ impl RanksDecode {
     /// What a rank computes on its own part: all of it is before the new tokens, but on the last rank. Sinks are the merge's.
     #[must_use]
     pub fn of_rank(&self, rank: usize) -> DecodeProblem {
-        let window = if rank + 1 == self.ranks { self.decode.window } else { Window::FULL };
+        let window = if rank.checked_add(1) == Some(self.ranks) { self.decode.window } else { Window::FULL };
         DecodeProblem { window, sinks: false, ..self.decode }
     }
 
@@ -61,9 +61,9 @@ impl RanksDecode {
         sinks: Option<&[f32]>,
     ) -> Result<Int8> {
         self.check()?;
-        check_ranks(ranks.ranks(), self.ranks)?;
+        let rank = check_ranks(ranks, self.ranks)?;
         self.decode.check_heads(&DecodeHeads { alibi_slopes: None, sinks })?;
-        let own = self.of_rank(ranks.rank()).on_cpu(q, cache, &DecodeHeads::default())?;
+        let own = self.of_rank(rank).on_cpu(q, cache, &DecodeHeads::default())?;
         let shape = self.decode.q_shape();
         let mine: Vec<f32> = own.o.iter().chain(&own.lse).map(|&x| x as f32).collect();
         let mut all = vec![0.0_f32; self.ranks * mine.len()];

@@ -34,14 +34,14 @@ impl Gpu {
         output: &AttentionOutput,
     ) -> Result<RanksDecodePlan> {
         plan.check()?;
-        check_ranks(ranks.ranks(), plan.ranks)?;
+        let rank = check_ranks(ranks, plan.ranks)?;
         let shape = plan.decode.q_shape();
         let state = AttentionOutput { layout: TensorLayout::bhnd(shape), dtype: DType::F32, lse: true };
-        let decode = self.plan_decode(&plan.of_rank(ranks.rank()), &state)?;
+        let decode = self.plan_decode(&plan.of_rank(rank), &state)?;
         Ok(RanksDecodePlan {
             gpu: self.clone(),
             plan: *plan,
-            rank: ranks.rank(),
+            rank,
             merge: self.plan_merge(plan.ranks, output, plan.decode.sinks)?,
             workspace: self.alloc(decode.workspace_len())?,
             decode,

@@ -22,6 +22,15 @@ pub enum RanksError {
         planned: usize,
     },
 
+    /// A communicator of a rank that there is not.
+    #[error("the communicator says that it is rank {given} of {ranks}; ranks count from 0 on, up to {ranks} less one")]
+    NoRank {
+        /// The rank.
+        given: usize,
+        /// How many there are.
+        ranks: usize,
+    },
+
     /// A message to or from a rank that there is not.
     #[error("a message names rank {given}; there are {ranks}, from 0 on")]
     Peer {

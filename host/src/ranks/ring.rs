@@ -68,7 +68,7 @@ impl RingProblem {
     #[must_use]
     pub fn zigzag(&self) -> bool {
         let Window { left, right } = self.attention.window.of_lengths(self.tokens(), self.tokens());
-        left.is_none() && right.is_some() && kv_blocks(self.tokens()) >= 2 * self.ranks
+        left.is_none() && right.is_some() && kv_blocks(self.tokens()) / 2 >= self.ranks
     }
 
     /// The tokens of a rank, of those of the whole sequence: up to two chunks, in order and not neighbours.
@@ -108,7 +108,7 @@ impl RingProblem {
             let to = (shift > 0 && !self.pairs(to, rank).is_empty()).then_some(to);
             Step { source, to, receives: shift > 0 && !pairs.is_empty(), pairs }
         };
-        let all = (0..self.ranks).map(step);
+        let all = (0..if rank < self.ranks { self.ranks } else { 0 }).map(step);
         all.filter(|step| step.to.is_some() || !step.pairs.is_empty()).collect()
     }
 

@@ -140,8 +140,8 @@ impl RingProblem {
         v: impl Into<HostView<'a>>,
     ) -> Result<Int8> {
         self.check()?;
-        check_ranks(ranks.ranks(), self.ranks)?;
-        let (q, k, v, rank) = (q.into(), k.into(), v.into(), ranks.rank());
+        let rank = check_ranks(ranks, self.ranks)?;
+        let (q, k, v) = (q.into(), k.into(), v.into());
         AttentionProblem::check_shape("q", q.shape(), self.q_shape(rank))?;
         AttentionProblem::check_shape("k", k.shape(), self.kv_shape(rank))?;
         AttentionProblem::check_shape("v", v.shape(), self.v_shape(rank))?;

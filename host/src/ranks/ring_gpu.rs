@@ -100,8 +100,7 @@ impl Gpu {
         output: &AttentionOutput,
     ) -> Result<RingPlan> {
         ring.check()?;
-        check_ranks(ranks.ranks(), ring.ranks)?;
-        let rank = ranks.rank();
+        let rank = check_ranks(ranks, ring.ranks)?;
         for (name, given, expected) in [
             ("q", layouts.q, ring.q_shape(rank)),
             ("k", layouts.k, ring.kv_shape(rank)),

@@ -112,15 +112,16 @@ impl UlyssesProblem {
     /// The heads of Q that a rank computes.
     #[must_use]
     pub fn heads_q(&self, rank: usize) -> Range<usize> {
-        let each = self.attention.heads_q / self.ranks;
-        rank * each..(rank + 1) * each
+        let each = self.attention.heads_q.checked_div(self.ranks).filter(|_| rank < self.ranks).unwrap_or(0);
+        rank * each..rank * each + each
     }
 
     /// The heads of K and V that these use: where there are fewer than ranks, several ranks have one.
     #[must_use]
     pub fn heads_kv(&self, rank: usize) -> Range<usize> {
         let Range { start, end } = self.heads_q(rank);
-        let group = self.attention.group();
+        // Where there are no heads, or none of K and V, there are none of these.
+        let group = self.attention.group().max(1);
         start / group..end.div_ceil(group)
     }
 

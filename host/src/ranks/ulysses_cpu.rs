@@ -28,8 +28,8 @@ impl UlyssesProblem {
         v: impl Into<HostView<'a>>,
     ) -> Result<Int8> {
         self.check()?;
-        check_ranks(ranks.ranks(), self.ranks)?;
-        let (q, k, v, rank) = (q.into(), k.into(), v.into(), ranks.rank());
+        let rank = check_ranks(ranks, self.ranks)?;
+        let (q, k, v) = (q.into(), k.into(), v.into());
         let (local, own) = (self.of_tokens(rank), self.of_heads(rank));
         AttentionProblem::check_shape("q", q.shape(), local.q_shape())?;
         AttentionProblem::check_shape("k", k.shape(), local.kv_shape())?;

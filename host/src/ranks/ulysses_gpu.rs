@@ -70,8 +70,7 @@ impl Gpu {
         output: &AttentionOutput,
     ) -> Result<UlyssesPlan> {
         ulysses.check()?;
-        check_ranks(ranks.ranks(), ulysses.ranks)?;
-        let rank = ranks.rank();
+        let rank = check_ranks(ranks, ulysses.ranks)?;
         let local = ulysses.of_tokens(rank);
         let shape = ulysses.o_shape(rank);
         AttentionProblem::check_shape("o", output.layout.shape(), shape)?;

@@ -9,7 +9,7 @@ use super::softmax::{BlockMax, BlockSums, Codes, FloatMax, RunningMax, Softmax};
 use crate::error::Result;
 use crate::problem::{AttentionProblem, Scheme};
 use crate::progress::{ProgressFn, Ticker};
-use crate::quantized::{HostQuantized, check_scheme};
+use crate::quantized::{HostQuantized, check_packing, check_q, check_scheme};
 use crate::scores::Scored;
 use int_flash_attention_kernels::config::Kind;
 use int_flash_attention_kernels::layout::{KV_BLOCK, V_OFFSET, V_ROTATION, block_bytes};
@@ -99,8 +99,10 @@ pub(super) fn check_operands(problem: &AttentionProblem, x: &HostQuantized) -> R
     x.q.check()?;
     x.k.check()?;
     x.v.check()?;
-    for (name, given) in [("q", x.q.scheme), ("k", x.k.scheme), ("v", x.v.scheme)] {
-        check_scheme(name, problem.scheme, given)?;
+    check_q(problem.scheme, &x.q)?;
+    for (name, scheme, packed) in [("k", x.k.scheme, x.k.packed), ("v", x.v.scheme, x.v.packed)] {
+        check_scheme(name, problem.scheme, scheme)?;
+        check_packing(name, packed, problem.packed())?;
     }
     AttentionProblem::check_shape("q", x.q.shape, problem.q_shape())?;
     AttentionProblem::check_shape("k", x.k.shape, problem.kv_shape())?;

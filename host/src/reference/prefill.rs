@@ -7,7 +7,7 @@ use crate::decode::HostPagedKv;
 use crate::error::{Error, Result};
 use crate::prefill::PrefillProblem;
 use crate::problem::{AttentionProblem, Scheme, SeqLens, Span};
-use crate::quantized::{HostQ, HostQuantized, check_scheme};
+use crate::quantized::{HostQ, HostQuantized, check_q};
 use crate::scores::{ScoreTensors, Scored};
 
 /// The attention of a [`PrefillProblem`] on the host, before the output is rounded.
@@ -26,7 +26,7 @@ pub fn prefill(
     let scored = Scored::new(&whole, *tensors);
     scored.check()?;
     q.check()?;
-    check_scheme("q", Scheme::Default, q.scheme)?;
+    check_q(Scheme::Default, q)?;
     AttentionProblem::check_shape("q", q.shape, whole.q_shape())?;
     let spans = spans(problem, cu_seqlens_q, cache)?;
     let mut all = Whole::new(&scored, &spans);

@@ -10,6 +10,7 @@ use crate::problem::{AttentionProblem, Scheme};
 use crate::quantized::{
     HostK, HostQ, HostQuantized, HostV, Lengths, PackedFormat, QuantizedK, QuantizedQ, QuantizedV, check_len,
 };
+use crate::resources::{filled, zeroed};
 use crate::scores::Scored;
 use crate::shape::Shape;
 use crate::view::HostView;
@@ -38,9 +39,8 @@ pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Opti
         }
         Ok(shape.heads / heads_kv)
     })?;
-    let mut data = vec![0; lengths.q_data];
-    let mut scales = vec![0.0; lengths.q_scale];
-    let mut bias = vec![0.0; lengths.q_scale];
+    let mut data = zeroed("the codes of Q", lengths.q_data)?;
+    let [mut scales, mut bias] = [zeroed("the scales of Q", lengths.q_scale)?, zeroed("q_bias", lengths.q_scale)?];
     let packed = packed_dim(d);
     data.par_chunks_mut(packed).zip(&mut scales).zip(&mut bias).enumerate().with_min_len(64).for_each_init(
         || vec![0.0; packed],
@@ -115,10 +115,10 @@ pub(super) fn keys(scheme: Scheme, k: HostView<'_>, of_first: Option<&[f32]>, sh
         packed: None,
         scheme,
         format: PackedFormat::CURRENT,
-        data: vec![0; lengths.kv_data],
-        scale: vec![0.0; lengths.kv_scale],
-        block_scale: vec![0.0; lengths.blocks],
-        offset: of_first.map_or_else(|| vec![0.0; lengths.channels], <[f32]>::to_vec),
+        data: zeroed("the codes of K", lengths.kv_data)?,
+        scale: zeroed("the scales of K", lengths.kv_scale)?,
+        block_scale: zeroed("the scales of K's blocks", lengths.blocks)?,
+        offset: of_first.map_or_else(|| zeroed("k_offset", lengths.channels), |offset| Ok(offset.to_vec()))?,
     };
     check_len("k_offset", out.offset.len(), lengths.channels)?;
     let channels = out.offset.par_chunks_mut(d);
@@ -186,10 +186,10 @@ fn values(scheme: Scheme, v: HostView<'_>, of_first: Option<&[f32]>) -> Result<H
         packed: None,
         scheme,
         format: PackedFormat::CURRENT,
-        data: vec![v_byte(0); lengths.kv_data],
-        scale: vec![0.0; lengths.kv_scale],
-        block_scale: vec![0.0; lengths.blocks],
-        unit: of_first.map_or_else(|| vec![1.0; lengths.heads], <[f32]>::to_vec),
+        data: filled("the codes of V", v_byte(0), lengths.kv_data)?,
+        scale: zeroed("the scales of V", lengths.kv_scale)?,
+        block_scale: zeroed("the scales of V's blocks", lengths.blocks)?,
+        unit: of_first.map_or_else(|| filled("v_unit", 1.0, lengths.heads), |unit| Ok(unit.to_vec()))?,
     };
     check_len("v_unit", out.unit.len(), lengths.heads)?;
     let d = packed_dim(d);

@@ -20,8 +20,11 @@ pub const SYSTEM_BYTES: usize = 1 << 10;
 /// may have `there`.
 #[must_use]
 pub const fn asked(needed: usize, there: usize, here: usize) -> usize {
+    if there >= here {
+        return needed;
+    }
     let ctas = (there + SYSTEM_BYTES) / (needed + SYSTEM_BYTES);
-    if ctas == 0 || there >= here {
+    if ctas == 0 {
         return needed;
     }
     (here + SYSTEM_BYTES) / ctas / 128 * 128 - SYSTEM_BYTES

@@ -134,7 +134,7 @@ impl Cache {
         let blocks = longest.div_ceil(PAGE);
         let entries = (self.batch as u128 - 1) * self.table_stride as u128 + blocks as u128;
         self.pool.len() == self.shape.bytes()
-            && self.table_stride >= blocks
+            && (blocks..=u32::MAX as usize).contains(&self.table_stride)
             && self.block_table.len() as u128 >= entries
             && self.seqlens_kv.len() >= self.batch
     }
@@ -149,7 +149,10 @@ fn queries(u: &mut Unstructured<'_>, shape: Shape) -> Result<HostQ> {
     let at = |b, h, n, d| few[(b * 3 + h * 7 + n * 11 + d) % 5];
     let q = HostTensor::from_fn(DType::F32, TensorLayout::bhnd(shape), at).expect("a small tensor");
     let scheme = if u.ratio(1, 16)? { Scheme::Paper } else { Scheme::Default };
-    let mut q = reference::quantize_q(scheme, &q, None).expect("a small tensor");
+    // In the default scheme with the share of K's offset, which is of nothing.
+    let offset = vec![0.0; shape.batch * shape.head_dim];
+    let offset = (scheme == Scheme::Default).then_some(offset.as_slice());
+    let mut q = reference::quantize_q(scheme, &q, offset).expect("a small tensor");
     // Whatever the values were, these are operands.
     q.scale.iter_mut().filter(|scale| !scale.is_finite()).for_each(|scale| *scale = 1.0);
     Ok(q)
@@ -174,7 +177,11 @@ fn decode(u: &mut Unstructured<'_>, cache: &Cache, heads_q: usize, longest: usiz
     problem.seqlen_q = if u.ratio(1, 16)? { size(u)? } else { u.int_in_range(1..=3)? };
     problem.window = window;
     problem.v4_pages = v4_pages;
-    problem.softcap = if u.ratio(1, 4)? { Some(f32::arbitrary(u)?) } else { None };
+    problem.softcap = match u.int_in_range(0..=7_u8)? {
+        0 => Some(f32::arbitrary(u)?),
+        1 => Some(f32::from(u16::arbitrary(u)?) / 256.0),
+        _ => None,
+    };
     problem.softmax_scale = if u.ratio(1, 8)? { Some(f32::arbitrary(u)?) } else { None };
     problem.split = if u.ratio(1, 4)? { Split::Fixed(64 * u.int_in_range(0..=5)?) } else { Split::Even };
     let numbers = |u: &mut Unstructured<'_>| -> Result<Option<Vec<f32>>> {
@@ -185,7 +192,7 @@ fn decode(u: &mut Unstructured<'_>, cache: &Cache, heads_q: usize, longest: usiz
     let heads = DecodeHeads { alibi_slopes: slopes.as_deref(), sinks: sinks.as_deref() };
     let allowed = (1..=8).contains(&problem.seqlen_q)
         && (1..=(1 << 31) - 256).contains(&longest)
-        && problem.softcap.is_none_or(|cap| cap > 0.0 && cap.is_finite())
+        && problem.softcap.is_none_or(|cap| (1.0 / 16384.0..=16384.0).contains(&cap))
         && problem.softmax_scale.is_none_or(f32::is_finite)
         && !matches!(problem.split, Split::Fixed(keys) if keys == 0 || keys % PAGE > 0);
     let checked = problem.check();

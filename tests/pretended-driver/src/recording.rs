@@ -9,9 +9,12 @@
 //! | allocating, loading and unloading modules, on a thread that records (not relaxed), unless the thread is in relaxed mode; with a global recording on every thread that is in global mode | 900, that recording is broken |
 //! | freeing memory, the same; it waits for the GPU, too | the same |
 
-use crate::world::{Launch, World};
+use crate::world::{Launch, Stream, World};
 use std::cell::Cell;
 use std::thread::ThreadId;
+
+/// `CU_STREAM_PER_THREAD`.
+pub(crate) const PER_THREAD: usize = 2;
 
 pub(crate) const GLOBAL: i32 = 0;
 pub(crate) const RELAXED: i32 = 2;
@@ -82,6 +85,11 @@ impl World {
 
     pub(crate) fn begin_recording(&mut self, stream: usize, mode: i32) -> Result<(), u32> {
         let id = self.handle() as u64;
+        if stream == PER_THREAD {
+            // There as long as it is recorded.
+            let context = self.context()?;
+            self.streams.entry(stream).or_insert(Stream { context, recording: None });
+        }
         let found = self.streams.get_mut(&stream).ok_or(UNSUPPORTED)?;
         if found.recording.is_some() {
             return Err(1);
@@ -104,6 +112,9 @@ impl World {
         let forked = self.streams.values().filter(|stream| stream.recording == Some(id)).count() > 1;
         for stream in self.streams.values_mut().filter(|stream| stream.recording == Some(id)) {
             stream.recording = None;
+        }
+        if stream == PER_THREAD {
+            self.streams.remove(&stream);
         }
         let recording = self.recordings.remove(&id).ok_or(1_u32)?;
         if recording.mode != RELAXED && recording.thread != std::thread::current().id() {

@@ -1,5 +1,6 @@
 //! What the functions do: copies, fills and launches, at once or into a recording.
 
+use crate::recording::PER_THREAD;
 use crate::world::{Launch, World};
 use std::ffi::c_void;
 
@@ -62,9 +63,9 @@ pub(crate) fn fill(world: &mut World, to: Word, byte: u8, bytes: usize) -> Resul
 /// A stream's recording; the stream is of the current context.
 pub(crate) fn stream_recording(world: &mut World, stream: Word) -> Result<Option<u64>, u32> {
     let context = world.context()?;
-    // The default streams.
-    if stream <= 2 {
-        return Ok(None);
+    // The default streams; the thread's can be recorded.
+    if stream <= PER_THREAD {
+        return Ok(world.streams.get(&stream).and_then(|stream| stream.recording));
     }
     match world.streams.get(&stream) {
         Some(found) if found.context == context => Ok(found.recording),

@@ -158,3 +158,19 @@ fn results_that_are_not_finite_are_refused() {
         refused("range", &file, &more, "left the range of the scheme");
     }
 }
+
+/// Files of the kernel that say that they are empty, and devices that have no end.
+#[test]
+fn what_is_no_file_of_tensors_is_soon_refused() {
+    let folder = Folder::new("kernel");
+    let output = folder.file("out");
+    for input in ["/proc/self/auxv", "/proc/self/stat", "/dev/zero", "/dev/null", "/dev/urandom", "/proc/self/mem"] {
+        // Without a limit a program that reads all of it would end with all memory.
+        let result = limited(1 << 20, &[("RAYON_NUM_THREADS", "2")], Path::new(input), &output, &[]);
+        let said = String::from_utf8_lossy(&result.stderr).into_owned();
+        assert_eq!(result.status.code(), Some(1), "{input}: {said}");
+        assert!(said.starts_with("error: ") && said.lines().count() == 1 && said.len() < 400, "{input}: {said}");
+        assert!(said.contains("not a whole safetensors file") || said.contains("cannot read"), "{input}: {said}");
+    }
+    assert!(!output.exists());
+}

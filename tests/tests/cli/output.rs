@@ -74,6 +74,26 @@ fn a_file_keeps_its_mode_and_a_new_one_has_the_usual() {
     assert_eq!(names(&folder), ["in", "new", "out"]);
 }
 
+/// Files that flags name are inputs too.
+#[test]
+fn files_of_numbers_are_not_overwritten() {
+    let (folder, input) = with_input("numbers");
+    symlink("sinks", folder.file("link")).expect("a link");
+    for (flag, name) in [("--sinks", "sinks"), ("--alibi", "slopes")] {
+        fs::write(folder.file(name), "0.5 0.25").expect("a file");
+        let path = folder.file(name);
+        let more = [flag, path.to_str().expect("a name")];
+        for target in if flag == "--sinks" { &["sinks", "link"][..] } else { &["slopes"] } {
+            let result = run(&input, &folder.file(target), &more);
+            let said = stderr(&result);
+            assert!(!result.status.success() && said.contains("is the input"), "{flag} {target}: {said}");
+            assert_eq!(fs::read_to_string(&path).expect("still there"), "0.5 0.25");
+        }
+        assert!(run(&input, &folder.file("out"), &more).status.success());
+    }
+    is_output(&fs::read(folder.file("out")).expect("an output"));
+}
+
 #[test]
 fn devices_and_fifos_are_written_through() {
     let (folder, input) = with_input("devices");

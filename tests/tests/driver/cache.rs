@@ -3,8 +3,9 @@
 use crate::nothing_is_left;
 use half::f16;
 use int_flash_attention::{
-    AppendProblem, Appended, AttentionProblem, CacheShape, DType, DeviceBuffer, DeviceCache, DeviceQ, DeviceSliceMut,
-    Error, Gpu, NewTokens, PageCopy, Shape, Slots, TensorLayout, ViewMutCache,
+    AppendProblem, Appended, AttentionProblem, CacheShape, DType, DeviceBuffer, DeviceCache, DeviceK, DeviceQ,
+    DeviceSliceMut, DeviceV, Error, GatherProblem, Gpu, HostTables, NewTokens, PageCopy, Shape, Slots, TensorLayout,
+    ViewMutCache, ViewTables,
 };
 use pretended_driver::{PretendedGpu, begin};
 
@@ -45,6 +46,8 @@ fn appends_refuse_what_does_not_fit() {
         let (floats, far): (DeviceBuffer<f32>, DeviceBuffer<f16>) =
             (gpu.alloc(130 * 2 * 64).unwrap(), other.alloc(130 * 2 * 64).unwrap());
         let of = |data| NewTokens { data, layout: layout(2, 130) };
+        let no_tokens = TensorLayout::bnhd(Shape { batch: 1, heads: 2, seqlen: 0, head_dim: 64 });
+        let none = NewTokens { data: (&data).into(), layout: no_tokens };
         let mut view = cache.view_mut();
         for (new, sentence) in [
             (Appended { q: None, ..good }, "q was not given"),
@@ -55,6 +58,7 @@ fn appends_refuse_what_does_not_fit() {
             (Appended { v: of((&far).into()), ..good }, "v is of CUDA device 1"),
             (Appended { slots: Slots::I64(slots.slice().range(1, 130).unwrap()), ..good }, "the slots holds 129"),
             (Appended { k: tensor(2, 131), ..good }, "the number of new tokens is 131"),
+            (Appended { k: none, v: none, ..good }, "the number of new tokens is 0"),
         ] {
             let text = refused(&new, &mut view).to_string();
             assert!(text.starts_with(sentence), "{sentence}: {text}");
@@ -117,6 +121,70 @@ fn pages_of_two_kinds() {
         });
         let of = |page: u32| (shape.page_range(page).len(), shape.page_range(page).start);
         assert_eq!(steps.collect::<Vec<_>>(), [(0, 2), (0, 1), of(1), (0, 1), of(3)]);
+    }
+    nothing_is_left(&session);
+}
+
+/// Sizes are public: those that no cache has lead no copy out of the pool.
+#[test]
+fn pages_of_sizes_that_nobody_checked_are_not_copied() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let stream = gpu.stream().unwrap();
+        let good = CacheShape::new(6, 2, 64).unwrap().with_v4_pages(3).unwrap();
+        let mut cache = DeviceCache::alloc(&gpu, good).unwrap();
+        let mut bytes = vec![0; good.page_bytes()];
+        for shape in [
+            CacheShape { head_dim: 40, ..good },
+            CacheShape { head_dim: 0, ..good },
+            CacheShape { head_dim: 32, ..good },
+            CacheShape { heads_kv: 0, ..good },
+            CacheShape { pages: 2, ..good },
+            CacheShape { pages: usize::MAX, v4_pages: usize::MAX, ..good },
+        ] {
+            cache.shape = shape;
+            bytes.resize(shape.bytes_of(&[0]).min(good.page_bytes()), 0);
+            let results = [
+                gpu.copy_pages(&stream, &mut cache.view_mut(), &[(0, 5)]),
+                gpu.copy_pages(&stream, &mut cache.view_mut(), &[(0, 1)]),
+                gpu.pages_to_host(&stream, &cache.view(), &[0], &mut bytes),
+                gpu.pages_from_host(&stream, &mut cache.view_mut(), &[0], &bytes),
+            ];
+            assert!(results.iter().all(Result::is_err), "{shape:?}: {results:?}");
+        }
+        assert!(session.launched().is_empty());
+    }
+    nothing_is_left(&session);
+}
+
+/// The stride of a table's rows is whatever a caller says.
+#[test]
+fn gathers_refuse_what_does_not_fit() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let stream = gpu.stream().unwrap();
+        let shape = CacheShape::new(6, 2, 64).unwrap();
+        let cache = DeviceCache::alloc(&gpu, shape).unwrap();
+        let plan = gpu.plan_gather(&GatherProblem { cache: shape, batch: 3, seqlen_kv: 200 }).unwrap();
+        let operands = AttentionProblem::new(3, 2, 2, 1, 200, 64);
+        let (mut k, mut v) = (DeviceK::alloc(&gpu, &operands).unwrap(), DeviceV::alloc(&gpu, &operands).unwrap());
+        let tables = HostTables::contiguous(3, 2).to_device(&gpu, &shape).unwrap();
+        let mut gather = |batch, max_blocks| {
+            let tables = ViewTables { batch, max_blocks, ..tables.view() };
+            plan.launch(&stream, &cache.view(), &tables, &mut k.view_mut(), &mut v.view_mut())
+        };
+        assert_eq!(gather(3, 2), Ok(()));
+        assert!(matches!(gather(2, 2), Err(Error::Length { name: "the tables' batch", .. })));
+        assert!(matches!(gather(3, 1), Err(Error::Length { name: "a row of block_table", .. })));
+        assert!(matches!(gather(3, 3), Err(Error::Length { name: "block_table", expected: 8, .. })));
+        // Of which twice as many are 2 less than none, and none.
+        for max_blocks in [usize::MAX, 1 << 63, u32::MAX as usize + 1] {
+            let refused = gather(3, max_blocks);
+            assert!(matches!(refused, Err(Error::TooLarge { name: "a row of block_table", .. })), "{refused:?}");
+        }
+        assert_eq!(session.launched().len(), 1);
     }
     nothing_is_left(&session);
 }

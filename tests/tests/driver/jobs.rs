@@ -124,6 +124,30 @@ fn plans_refuse_what_there_is_no_way_for() {
     nothing_is_left(&session);
 }
 
+/// Fields of a problem are public: the way is chosen when they have been looked at.
+#[test]
+fn problems_built_by_hand_are_refused_by_any_way() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let (inputs, output) = tensors(&problem());
+        for problem in [
+            AttentionProblem::new(0, 0, 0, 0, 0, 64),
+            AttentionProblem::new(1, 2, 0, 10, 20, 64),
+            AttentionProblem::new(1, 2, 1, 0, 20, 64),
+            AttentionProblem::new(1, 2, 1, 10, 0, 64),
+            AttentionProblem::new(usize::MAX, 2, 2, 10, 20, 64),
+            AttentionProblem::new(2, usize::MAX, usize::MAX, usize::MAX, 20, 64),
+        ] {
+            sentence(gpu.plan_job(&problem, &inputs, &output));
+            for path in BOTH {
+                sentence(gpu.plan_job_of(path, &problem, &inputs, &output));
+            }
+        }
+    }
+    nothing_is_left(&session);
+}
+
 #[test]
 fn launches_refuse_buffers_that_do_not_fit() {
     let session = begin(&[PretendedGpu::H200, PretendedGpu::H200]);

@@ -163,6 +163,12 @@ fn plans_take_the_kernel_for_the_shared_memory_there_is() {
         let o = output(TensorLayout::bhnd(p.q_shape()));
         let plan = Gpu::new(2).unwrap().plan_attention_as_with(99 << 10, &p, &o).unwrap();
         assert_eq!(plan.kernel(), "attention_sm80_d256_default_kib99");
+        // As on one that has more than there is.
+        for more in [1 << 20, usize::MAX] {
+            let plan = Gpu::new(2).unwrap().plan_attention_as_with(more, &p, &o).unwrap();
+            assert_eq!(plan.kernel(), "attention_sm80_d256_default");
+        }
+        assert!(Gpu::new(2).unwrap().plan_attention_as_with(0, &p, &o).is_err());
     }
     nothing_is_left(&session);
 }

@@ -2,10 +2,12 @@
 
 use crate::{is_other_context, nothing_is_left};
 use half::f16;
-use int_flash_attention::ranks::{Communicator, Message, Peers, RanksDecode, RanksError, RingProblem, UlyssesProblem};
+use int_flash_attention::ranks::{
+    Communicator, Message, OnGpu, Peers, RanksDecode, RanksError, RingProblem, UlyssesProblem,
+};
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DecodeProblem, DecodeResult, DeviceQ, DeviceRows, DeviceSlice, Error,
-    Gpu, QuantizeLayouts, Result, TensorLayout, ViewPagedKv, Window,
+    AttentionOutput, AttentionProblem, DType, DecodeProblem, DecodeResult, DeviceQ, DeviceRows, DeviceSlice,
+    DeviceSliceMut, Error, Gpu, QuantizeLayouts, Result, StreamRef, TensorLayout, ViewPagedKv, Window,
 };
 use int_flash_attention_kernels::layout::page::page_bytes;
 use pretended_driver::{PretendedGpu, Session, begin};
@@ -241,5 +243,64 @@ fn ulysses_and_decode_launch_on_every_gpu() {
     // Q's arrays and outputs are of two heads.
     assert_eq!(session.calls("cuMemcpy3DPeerAsync"), 2 * (2 * 2 * 2 * 3) + outputs);
     drop(gpus);
+    nothing_is_left(&session);
+}
+
+/// Anyone can write a communicator, and it can say anything: a rank that there is not has no place in a plan's memory.
+#[test]
+fn a_rank_that_there_is_not_is_refused() {
+    #[derive(Debug)]
+    struct Says(usize);
+    impl Communicator<OnGpu> for Says {
+        fn rank(&self) -> usize {
+            self.0
+        }
+        fn ranks(&self) -> usize {
+            2
+        }
+        fn exchange(
+            &self,
+            _: StreamRef<'_>,
+            _: &[Message<DeviceRows<DeviceSlice<'_, u8>>>],
+            _: &mut [Message<DeviceRows<DeviceSliceMut<'_, u8>>>],
+        ) -> Result<()> {
+            Ok(())
+        }
+    }
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let decode = RanksDecode { decode: DecodeProblem::new(1, 4, 2, 512, 64), ranks: 2 };
+        let ring = RingProblem { attention: AttentionProblem::new(1, 2, 1, 300, 300, 64), ranks: 2 };
+        let ulysses = UlyssesProblem { attention: AttentionProblem::new(1, 4, 2, 300, 300, 64), ranks: 2 };
+        let output = |shape| AttentionOutput { layout: TensorLayout::bhnd(shape), dtype: DType::F16, lse: false };
+        let inputs = layouts(&ring, 0);
+        for given in [2, 3, 1 << 20, usize::MAX] {
+            let rank = Says(given);
+            for refused in [
+                gpu.plan_decode_over_ranks(&decode, &rank, &output(decode.decode.q_shape())).map(|_| ()),
+                gpu.plan_ring(&ring, &rank, &inputs.0, &inputs.1).map(|_| ()),
+                gpu.plan_ulysses(&ulysses, &rank, &inputs.0, &inputs.1).map(|_| ()),
+            ] {
+                assert_eq!(refused, Err(RanksError::NoRank { given, ranks: 2 }.into()));
+            }
+        }
+        // It may say something else later.
+        let mut plan = gpu.plan_decode_over_ranks(&decode, &Says(1), &output(decode.decode.q_shape())).unwrap();
+        let q = DeviceQ::alloc(&gpu, &AttentionProblem::new(1, 4, 2, 1, 512, 64)).unwrap();
+        let (pages, table) = (gpu.alloc::<u8>(4 * page_bytes(2, 64)).unwrap(), gpu.alloc::<u32>(4).unwrap());
+        let mut o = gpu.alloc::<f16>(decode.decode.q_shape().elements()).unwrap();
+        let cache = ViewPagedKv {
+            pages: pages.slice(),
+            v4_pages: 0,
+            block_table: table.slice(),
+            table_stride: 4,
+            seqlens_kv: table.slice(),
+        };
+        let stream = gpu.stream().unwrap();
+        let result = DecodeResult { o: (&mut o).into(), lse: None };
+        let refused = plan.launch(&stream, &Says(0), &q.view(), &cache, None, result);
+        assert_eq!(refused, Err(RanksError::Rank { given: 0, planned: 1 }.into()));
+    }
     nothing_is_left(&session);
 }

@@ -1,8 +1,10 @@
 //! Recordings: what a graph keeps alive, what may happen beside them, and how they end.
 
 use crate::{Job, layouts, nothing_is_left, problem};
+use int_flash_attention::driver::{CaptureMode, Driver, StreamHandle};
 use int_flash_attention::{
-    AttentionOutput, DType, DeviceSlice, DeviceSliceMut, Error, Gpu, HostTensor, Operand, Options, StreamRef,
+    AttentionOutput, DType, DeviceSlice, DeviceSliceMut, Error, Gpu, HostTensor, JobPath, Operand, Options,
+    QuantizeLayouts, StreamRef,
 };
 use pretended_driver::{PretendedGpu, Session, begin};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -230,6 +232,38 @@ fn memory_that_another_librarys_recording_keeps_from_being_freed_is_freed_later(
         session.refuse_nothing();
         gpu.alloc::<f32>(10).unwrap();
         assert_eq!(session.alive().allocations, 0);
+    }
+    nothing_is_left(&session);
+}
+
+/// A thread's default stream is every library's.
+#[test]
+fn what_another_library_records_on_the_threads_stream_is_refused() {
+    let session = begin(&[PretendedGpu::H200]);
+    {
+        let gpu = Gpu::new(0).unwrap();
+        let mut job = Job::new(&gpu).unwrap();
+        let (q, kv) = layouts(&problem());
+        let output = AttentionOutput { layout: q, dtype: DType::F16, lse: true };
+        let layouts = QuantizeLayouts { q, k: kv, v: kv, dtype: DType::F16 };
+        let plan = gpu.plan_job_of(JobPath::Quantized, &problem(), &layouts, &output).unwrap();
+        let mut workspace = gpu.alloc::<u8>(plan.workspace_bytes()).unwrap();
+        let event = gpu.event().unwrap();
+        let mut launch = |job: &mut Job| {
+            let [q, k, v] = &job.inputs;
+            let inputs = [q.into(), k.into(), v.into()];
+            let (o, lse) = ((&mut job.o).into(), Some(job.lse.slice_mut()));
+            plan.launch(StreamRef::PER_THREAD, inputs, workspace.slice_mut(), o, lse)
+        };
+        launch(&mut job).unwrap();
+        let (driver, stream) = (Driver::load().unwrap(), StreamHandle(std::ptr::without_provenance_mut(2)));
+        // SAFETY: the thread's default stream.
+        unsafe { driver.begin_capture(stream, CaptureMode::Relaxed) }.unwrap();
+        assert!(matches!(launch(&mut job), Err(Error::RecordedForeign { .. })));
+        assert!(matches!(event.record(StreamRef::PER_THREAD), Err(Error::RecordedForeign { .. })));
+        // SAFETY: as above; nothing else has the graph.
+        unsafe { driver.destroy_graph(driver.end_capture(stream).unwrap()) }.unwrap();
+        launch(&mut job).unwrap();
     }
     nothing_is_left(&session);
 }

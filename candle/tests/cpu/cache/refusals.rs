@@ -66,6 +66,16 @@ fn refused_appends_leave_the_cache_as_it_was() -> Result<()> {
     let q = tensor((1, 4, 4, DIM), 0.1, DType::F16)?;
     let both = cache.append_and_attend([&q, &x, &x], &good, &far, &FlashAttn::new(0.1));
     assert!(refusal(both).to_string().contains("sequence 0 has 129 tokens"));
+    // What is found out when it is computed: slopes that are no numbers, and offsets.
+    let four = PagedTables { context_lens: Tensor::new(&[4_u32], &Device::Cpu)?, ..far };
+    let nan = FlashAttn::new(0.1).with_alibi_slopes(Tensor::new(&[f32::NAN; 4], &Device::Cpu)?);
+    let back = PackedQueries { seqlens_q: Tensor::new(&[3_u32, 0], &Device::Cpu)?, max_seqlen_q: 4 };
+    let packed = q.squeeze(0)?;
+    for (queries, attention, part) in [(&back, &FlashAttn::new(0.1), "cu_seqlens_q"), (&back, &nan, "alibi_slopes")] {
+        let both = cache.append_and_attend_varlen([&packed, &x, &x], &good, queries, &four, attention);
+        let error = refusal(both).to_string();
+        assert!(error.contains(part), "{part}: {error}");
+    }
     assert!(cache.read_pages(&(0..PAGES as u32).collect::<Vec<_>>())?.iter().all(|&byte| byte == 0));
     Ok(())
 }

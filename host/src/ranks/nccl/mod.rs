@@ -59,7 +59,7 @@ impl Nccl {
     pub fn new(gpu: &Gpu, id: NcclId, rank: usize, ranks: usize) -> Result<Self> {
         let functions = Functions::get()?;
         if rank >= ranks {
-            return Err(RanksError::Peer { given: rank, ranks }.into());
+            return Err(RanksError::NoRank { given: rank, ranks }.into());
         }
         let mut comm: Comm = std::ptr::null_mut();
         gpu.bind()?;

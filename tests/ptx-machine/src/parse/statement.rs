@@ -5,8 +5,9 @@ use super::{Failure, Init, Instruction, Operand, Statement, Variable};
 use crate::memory::Space;
 use crate::ty::Ty;
 
-/// Registers that a file may declare, and bytes of its variables: a few characters could ask for all memory there is.
-const MOST_REGISTERS: u32 = 1 << 20;
+/// Registers that a file may declare, and bytes of its variables: a few characters could ask for all memory there is, or for seconds. The largest
+/// kernels have 15 thousand.
+const MOST_REGISTERS: u32 = 1 << 16;
 const MOST_BYTES: u64 = 1 << 26;
 /// The largest alignment of a variable or parameter.
 const MOST_ALIGN: u32 = 1 << 16;

@@ -46,6 +46,18 @@ fn unknown_instructions_types_and_modifiers() {
     }
 }
 
+/// A few characters declare as many registers as the largest kernels have, several times over, and no more.
+#[test]
+fn registers_without_end() {
+    for (count, fits) in [(60_000, true), (65_536, false), (815_339, false), (u32::MAX, false)] {
+        let body = format!(".reg .pred %many<{count}>;");
+        match Module::load(&kernel(&body)) {
+            Ok(_) => assert!(fits, "{count} were accepted"),
+            Err(error) => assert!(!fits && error.to_string().contains("registers"), "{count}: {error}"),
+        }
+    }
+}
+
 #[test]
 fn unknown_forms_of_hopper_instructions() {
     let bodies = [
