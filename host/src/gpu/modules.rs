@@ -207,9 +207,15 @@ impl Gpu {
                     Found::Source(source) => sources.push(source),
                 }
             }
-            // The first error of them, and all that have none.
-            let compiled = self.compile(driver, &sources).into_iter();
-            compiled.fold(Ok(()), |done, one| done.and(one.map(|loaded| modules.push(loaded))))
+            let mut done = Ok(());
+            for compiled in self.compile(driver, &sources) {
+                // The first error of them, and all that have none.
+                match compiled {
+                    Ok(loaded) => modules.push(loaded),
+                    Err(error) => done = done.and(Err(error)),
+                }
+            }
+            done
         })
     }
 
