@@ -14,19 +14,20 @@ use int_flash_attention::{
 use pretended_driver::{PretendedGpu, Session, begin};
 
 /// Calls that allocate, fill, load or wait.
-const CALLS: [&str; 9] = [
+const CALLS: [&str; 10] = [
     "cuMemAlloc_v2",
     "cuMemFree_v2",
     "cuMemsetD8Async",
     "cuMemsetD8_v2",
     "cuModuleLoadDataEx",
+    "cuLibraryLoadData",
     "cuStreamSynchronize",
     "cuEventSynchronize",
     "cuCtxSynchronize",
     "cuStreamCreate",
 ];
 
-fn counted(session: &Session) -> [usize; 9] {
+fn counted(session: &Session) -> [usize; 10] {
     CALLS.map(|name| session.calls(name))
 }
 

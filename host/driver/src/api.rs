@@ -3,9 +3,8 @@
 use crate::error::DriverError;
 use crate::types::{
     Context, DeviceOrdinal, DevicePtr, EventHandle, Function, Graph, GraphExec, GraphNode, KernelNode, LaunchConfig,
-    MemcpyPeer, Module, StreamHandle,
+    Library, MemcpyPeer, Module, StreamHandle,
 };
-use libloading::Library;
 use std::ffi::{c_char, c_void};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
@@ -23,7 +22,7 @@ pub(crate) type Lookup = fn(&str) -> Option<NonNull<c_void>>;
 /// Where the functions come from.
 enum Source {
     /// The driver, opened once and never closed (its functions may be called from any thread, to the end).
-    Library(Library),
+    Library(libloading::Library),
     Given(Lookup),
 }
 
@@ -38,7 +37,7 @@ pub(crate) fn set_lookup(lookup: Lookup) -> bool {
 pub(crate) fn function(symbol: &'static str) -> Result<NonNull<c_void>, DriverError> {
     let source = SOURCE.get_or_init(|| {
         // SAFETY: the initializers of the NVIDIA driver have no preconditions.
-        unsafe { Library::new(LIBRARY) }.map(Source::Library).map_err(|error| error.to_string())
+        unsafe { libloading::Library::new(LIBRARY) }.map(Source::Library).map_err(|error| error.to_string())
     });
     let source = source.as_ref();
     let found = match source.map_err(|detail| DriverError::NotFound { library: LIBRARY, detail: detail.clone() })? {
@@ -95,6 +94,11 @@ api! {
     module_load_data_ex = "cuModuleLoadDataEx" (*mut Module, *const c_void, u32, *mut i32, *mut *mut c_void);
     module_unload = "cuModuleUnload" (Module);
     module_get_function = "cuModuleGetFunction" (*mut Function, Module, *const c_char);
+    library_load_data = "cuLibraryLoadData"
+        (*mut Library, *const c_void, *mut i32, *mut *mut c_void, u32, *mut i32, *mut *mut c_void, u32);
+    library_unload = "cuLibraryUnload" (Library);
+    library_get_kernel = "cuLibraryGetKernel" (*mut *mut c_void, Library, *const c_char);
+    kernel_get_function = "cuKernelGetFunction" (*mut Function, *mut c_void);
     func_get_attribute = "cuFuncGetAttribute" (*mut i32, i32, Function);
     func_set_attribute = "cuFuncSetAttribute" (Function, i32, i32);
     launch_kernel = "cuLaunchKernel"

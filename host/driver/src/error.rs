@@ -14,7 +14,7 @@ pub enum DriverError {
     },
 
     /// The driver is there and too old.
-    #[error("the NVIDIA driver has no function {symbol}; a driver for CUDA 11.4 or later is needed")]
+    #[error("the NVIDIA driver has no function {symbol}; a driver for CUDA 12.0 or later is needed")]
     MissingFunction {
         /// The function.
         symbol: &'static str,

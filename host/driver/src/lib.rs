@@ -40,7 +40,7 @@ mod types;
 pub use error::DriverError;
 pub use types::{
     CaptureMode, Context, DeviceAttribute, DeviceOrdinal, DevicePtr, EventHandle, Function, FunctionAttribute, Graph,
-    GraphExec, GraphNode, LaunchShape, Module, StreamHandle,
+    GraphExec, GraphNode, LaunchShape, Library, Module, StreamHandle,
 };
 
 use api::{Api, api};
@@ -73,7 +73,7 @@ impl Driver {
     /// Opens and initializes the driver (once; later calls return at once).
     ///
     /// # Errors
-    /// [`DriverError::NotFound`] without a driver, [`DriverError::MissingFunction`] with one from before CUDA 11.4,
+    /// [`DriverError::NotFound`] without a driver, [`DriverError::MissingFunction`] with one from before CUDA 12.0,
     /// [`DriverError::Forked`] in the child of a process that had loaded it, or what `cuInit` says, for instance that there is
     /// no GPU.
     pub fn load() -> Result<Self> {
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn a_missing_driver_is_a_sentence() {
         match Driver::load() {
-            Ok(driver) => assert!(driver.version().unwrap() >= 11040),
+            Ok(driver) => assert!(driver.version().unwrap() >= 12000),
             Err(error) => {
                 let sentence = error.to_string();
                 assert!(sentence.contains("libcuda.so.1") || error.code().is_some(), "{sentence}");

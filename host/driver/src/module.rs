@@ -2,7 +2,7 @@
 
 use crate::error::DriverError;
 use crate::types::{
-    Function, FunctionAttribute, LaunchAttribute, LaunchConfig, LaunchShape, Module, StreamHandle, jit,
+    Function, FunctionAttribute, LaunchAttribute, LaunchConfig, LaunchShape, Library, Module, StreamHandle, jit,
 };
 use crate::{Driver, Result};
 use std::ffi::{CString, c_void};
@@ -88,6 +88,54 @@ impl Driver {
         // SAFETY: the caller's promise; the name ends in a zero byte.
         let code = unsafe { (self.0.module_get_function)(&mut function, module, name.as_ptr()) };
         self.check("cuModuleGetFunction", code)?;
+        Ok(function)
+    }
+
+    /// Loads PTX as a library, which is of no context. Unlike [`load_module`](Self::load_module), threads that do this do not wait for each
+    /// other while the driver assembles; where it fails there is no log. The driver may assemble only when a
+    /// [`library_function`](Self::library_function) is asked for.
+    ///
+    /// # Errors
+    /// What `cuLibraryLoadData` says.
+    pub fn load_library(self, ptx: &str) -> Result<Library> {
+        let source = CString::new(ptx).map_err(|_| DriverError::Name { name: "the PTX".to_owned() })?;
+        let mut library = Library::NULL;
+        // SAFETY: text that ends in a zero byte, of which the driver keeps a copy; no options. (A log's buffer would have to outlive the
+        // call, since the driver may assemble later.)
+        let code = unsafe {
+            let (names, values) = (std::ptr::null_mut(), std::ptr::null_mut());
+            (self.0.library_load_data)(&mut library, source.as_ptr().cast(), names, values, 0, names, values, 0)
+        };
+        self.check("cuLibraryLoadData", code)?;
+        Ok(library)
+    }
+
+    /// Unloads a library.
+    ///
+    /// # Safety
+    /// The library is from [`load_library`](Self::load_library); neither it nor a function of it is used any more.
+    ///
+    /// # Errors
+    /// What `cuLibraryUnload` says.
+    pub unsafe fn unload_library(self, library: Library) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check("cuLibraryUnload", unsafe { (self.0.library_unload)(library) })
+    }
+
+    /// A library's function, for the current context.
+    ///
+    /// # Safety
+    /// The library is loaded.
+    ///
+    /// # Errors
+    /// What `cuLibraryGetKernel` and `cuKernelGetFunction` say, for instance that there is none of this name.
+    pub unsafe fn library_function(self, library: Library, name: &str) -> Result<Function> {
+        let name = CString::new(name).map_err(|_| DriverError::Name { name: name.to_owned() })?;
+        let (mut kernel, mut function) = (std::ptr::null_mut(), Function::NULL);
+        // SAFETY: the caller's promise; the name ends in a zero byte.
+        self.check("cuLibraryGetKernel", unsafe { (self.0.library_get_kernel)(&mut kernel, library, name.as_ptr()) })?;
+        // SAFETY: the kernel is of a library that is loaded.
+        self.check("cuKernelGetFunction", unsafe { (self.0.kernel_get_function)(&mut function, kernel) })?;
         Ok(function)
     }
 

@@ -39,6 +39,8 @@ handles! {
     Module;
     /// `CUfunction`.
     Function;
+    /// `CUlibrary`.
+    Library;
     /// `CUstream`.
     StreamHandle;
     /// `CUevent`.

@@ -4,6 +4,7 @@ use super::cache::ViewMutCache;
 use super::kernel::Kernel;
 use super::launch::Launch;
 use super::memory::Checked;
+use super::modules::Wanted;
 use super::operands::{Addresses, ViewMutQ, check_q};
 use super::{AnySlice, DeviceSlice, Gpu, StreamRef};
 use crate::cache::{AppendProblem, CacheShape};
@@ -12,7 +13,7 @@ use crate::problem::Scheme;
 use crate::quantized::Lengths;
 use crate::shape::{Shape, TensorLayout};
 use int_flash_attention_kernels::params::Global;
-use int_flash_attention_kernels::quantize::launch::{APPEND, APPEND_FEW, Bounds};
+use int_flash_attention_kernels::quantize::launch::{APPEND, APPEND_FEW, Bounds, CONVERT};
 
 /// A tensor of new tokens, `[1, heads, tokens, head_dim]`; `TensorLayout::bnhd` is that of `(tokens, heads, head_dim)` in memory.
 #[derive(Clone, Copy, Debug)]
@@ -82,20 +83,20 @@ impl Gpu {
     pub fn plan_append(&self, problem: &AppendProblem) -> Result<AppendPlan> {
         problem.check()?;
         let bounds = &APPEND[problem.dtype.code() as usize];
+        let few_bounds = if self.overlaps() { &APPEND_FEW[problem.dtype.code() as usize] } else { bounds };
+        let mut wanted = vec![Wanted::from(bounds), Wanted::from(few_bounds)];
         if problem.cache.v4_pages > 0 {
             // Copies of its pages have no plan to load it, and may be recorded.
-            self.convert_kernel(1)?;
+            wanted.push(Wanted::from(&CONVERT));
         }
+        self.load(&wanted)?;
         let kernel = |bounds: &Bounds, tokens: usize| {
             let grid = problem.grid(tokens)?;
             self.kernel(bounds.module, bounds.entry, [grid.ctas, 1, 1], grid.threads, grid.shared_bytes)
         };
         let few_tokens = problem.max_tokens.min(CacheShape::PAGE_TOKENS - 1);
-        let few = if self.overlaps() {
-            kernel(&APPEND_FEW[problem.dtype.code() as usize], few_tokens)?.overlapping()
-        } else {
-            kernel(bounds, few_tokens)?
-        };
+        let few = kernel(few_bounds, few_tokens)?;
+        let few = if self.overlaps() { few.overlapping() } else { few };
         Ok(AppendPlan { gpu: self.clone(), problem: *problem, few, many: kernel(bounds, problem.max_tokens)? })
     }
 }

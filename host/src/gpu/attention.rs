@@ -170,13 +170,15 @@ impl Gpu {
     /// Operands are right in every kernel, with shared scales or without. No kernel attends a wrong problem.
     #[must_use]
     pub fn takes_narrow(&self, problem: &AttentionProblem) -> bool {
-        if problem.check().is_err() {
-            return false;
-        }
+        self.attention_variant(problem).is_ok_and(AttentionVariant::takes_narrow)
+    }
+
+    /// The variant that [`plan_attention`](Self::plan_attention) takes for a problem.
+    pub(super) fn attention_variant(&self, problem: &AttentionProblem) -> Result<&'static AttentionVariant> {
+        problem.check()?;
         // Any output: the kernel does not depend on it.
         let params = problem.params(&TensorLayout::bhnd(problem.o_shape()), DType::F16);
-        let variant = self.variant(&self.families(), problem, &params, Choice::Fastest, self.0.shared_bytes);
-        variant.is_ok_and(AttentionVariant::takes_narrow)
+        self.variant(&self.families(), problem, &params, Choice::Fastest, self.0.shared_bytes)
     }
 
     /// The variant of the first of these families that is of this choice and for GPUs with so much shared memory.

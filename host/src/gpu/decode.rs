@@ -2,6 +2,7 @@
 
 use super::kernel::Kernel;
 use super::memory::Checked;
+use super::modules::Wanted;
 use super::operands::{Addresses, ViewQ, check_q};
 use super::{AttentionOutput, DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
 use crate::decode::{DecodeHeads, DecodeProblem, DecodeResult, Split, ViewPagedKv, merged_params};
@@ -89,21 +90,19 @@ impl Gpu {
         let (workers, min_blocks) = workers.unwrap_or((problem.workers(all), MIN_BLOCKS));
         let split = problem.split_params(workers, min_blocks);
         let lengths = problem.q_lengths()?;
+        let (entry, merge) = (MERGE_BOUNDS[1].entry, if variant.overlaps { OVERLAPPING_MERGE } else { MERGE });
+        self.load(&[Wanted::alone(variant.name), Wanted { module: merge, entry }])?;
         let attend =
             self.kernel(variant.name, variant.name, [workers as u32, 1, 1], variant.threads, variant.shared_bytes)?;
-        let entry = MERGE_BOUNDS[1].entry;
         let d = problem.head_dim;
         // Few rows would leave most of the GPU idle.
         let few = lengths.q_scale * (d / MERGE_LEAST_DIMS) <= MERGE_CTAS * self.multiprocessors()?;
         let cta_dims = if few { MERGE_LEAST_DIMS } else { d };
         let ctas = i32::try_from(lengths.q_scale * (d / cta_dims))
             .map_err(|_| Error::Grid { kernel: entry, shape: problem.q_shape().to_string() })?;
-        let of = |module| self.kernel(module, entry, [ctas as u32, 1, 1], cta_dims, merge_shared_bytes(cta_dims));
-        let (attend, merge) = if variant.overlaps {
-            (attend.overlapping(), of(OVERLAPPING_MERGE)?.overlapping())
-        } else {
-            (attend, of(MERGE)?)
-        };
+        let merge = self.kernel(merge, entry, [ctas as u32, 1, 1], cta_dims, merge_shared_bytes(cta_dims))?;
+        let (attend, merge) =
+            if variant.overlaps { (attend.overlapping(), merge.overlapping()) } else { (attend, merge) };
         let overflow = || Error::Overflow { what: "the workspace", shape: problem.q_shape().to_string() };
         let workspace = workspace(&split, d).ok_or_else(overflow)?;
         Ok(DecodePlan {

@@ -5,6 +5,7 @@ use super::attention::AttentionPlan;
 use super::chain::Chain;
 use super::kernel::Kernel;
 use super::memory::Checked;
+use super::modules::Wanted;
 use super::quantize::{Pass, QuantizeLayouts};
 use super::{AnySlice, AnySliceMut, AttentionOutput, DeviceSeqLens, DeviceSliceMut, Gpu, StreamRef};
 use crate::error::{Error, Result};
@@ -178,6 +179,9 @@ impl Gpu {
         layouts: &QuantizeLayouts,
         output: &AttentionOutput,
     ) -> Result<Way> {
+        let mut wanted = Pass::wanted(problem, layouts.dtype, true);
+        wanted.push(Wanted::alone(self.attention_variant(problem)?.name));
+        self.load(&wanted)?;
         let pass = Pass::new(self, problem, layouts.dtype, Some(layouts.q), Some((layouts.k, layouts.v)))?;
         let pass = pass.with_shared_k(self.takes_narrow(problem));
         let attention = self.plan_attention_anyway(problem, output)?;

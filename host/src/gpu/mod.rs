@@ -50,6 +50,7 @@ mod kernel;
 mod launch;
 mod memory;
 mod merge;
+mod modules;
 mod one_buffer;
 mod operands;
 mod prefill;
@@ -89,7 +90,7 @@ pub use stream::{Event, Graph, Stream, StreamRef};
 use crate::error::{Error, Result};
 use context::SharedContext;
 use int_flash_attention_driver::{DeviceAttribute, DeviceOrdinal, Driver};
-use kernel::Modules;
+use modules::Modules;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -194,8 +195,8 @@ impl Gpu {
             return Ok(gpu.clone());
         }
         let gpu = Self::new(ordinal)?;
-        // What every job needs; a GPU whose driver cannot compile or load it is of no use.
-        gpu.load_quantization()?;
+        // A GPU whose driver cannot compile or load the kernels is of no use.
+        gpu.load_any()?;
         kept.push((ordinal, gpu.clone()));
         Ok(gpu)
     }

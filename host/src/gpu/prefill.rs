@@ -3,6 +3,7 @@
 use super::attention::AttentionPlan;
 use super::kernel::Kernel;
 use super::memory::{Checked, Words};
+use super::modules::Wanted;
 use super::operands::{Addresses, ViewQ, check_q};
 use super::{AttentionOutput, DeviceSlice, DeviceSliceMut, Family, Gpu, ScoreViews, StreamRef};
 use crate::decode::{DecodeResult, ViewPagedKv};
@@ -67,7 +68,10 @@ impl Gpu {
     /// [`Error::SlowInt8`] as of [`plan_attention`](Self::plan_attention).
     pub fn plan_prefill(&self, problem: &PrefillProblem, output: &AttentionOutput) -> Result<PrefillPlan> {
         problem.check()?;
-        self.prefill_with(problem, self.plan_attention(&problem.whole(), output)?)
+        self.check_int8_rate()?;
+        let whole = problem.whole();
+        self.load(&[Wanted::alone(self.attention_variant(&whole)?.name), Wanted::from(&PAGE_SCALES)])?;
+        self.prefill_with(problem, self.plan_attention(&whole, output)?)
     }
 
     /// [`plan_prefill`](Self::plan_prefill) with a kernel of this family, for comparisons.

@@ -3,6 +3,7 @@
 use super::kernel::Kernel;
 use super::launch::Launch;
 use super::memory::Checked;
+use super::modules::Wanted;
 use super::operands::{Addresses, ViewMutK, ViewMutOperands, ViewMutQ, ViewMutV, check_q, check_scheme};
 use super::{AnySlice, DeviceSeqLens, DeviceSlice, DeviceSliceMut, Gpu, StreamRef};
 use crate::dtype::DType;
@@ -13,7 +14,7 @@ use crate::ranks::RanksError;
 use crate::shape::TensorLayout;
 use int_flash_attention_kernels::layout::packed_dim;
 use int_flash_attention_kernels::params::{Global, QuantizeParams, Strided};
-use int_flash_attention_kernels::quantize::launch;
+use int_flash_attention_kernels::quantize::launch::{self, Bounds};
 
 /// The tensors that a [`QuantizePlan`] reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,17 +286,17 @@ impl Pass {
             AttentionProblem::check_shape("v", v.shape(), problem.v_shape())?;
         }
         let params = problem.quantize_params(q.as_ref(), kv.as_ref().map(|(k, v)| [k, v]));
-        let AttentionProblem { head_dim, scheme, .. } = *problem;
-        let head_dim = packed_dim(head_dim);
-        let (quantize, v_amax) = (launch::quantize(head_dim, dtype.code()), &launch::V_AMAX[dtype.code() as usize]);
+        let head_dim = packed_dim(problem.head_dim);
+        let (quantize, v_amax) = Self::kernels(problem, dtype, kv.is_some());
         let threads = launch::threads(head_dim, dtype.size());
         let too_many = |kernel| {
             move || Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
         };
         let ctas = launch::quantize_ctas(&params).ok_or_else(too_many(quantize.entry))?;
         let shared = launch::shared_bytes(head_dim, dtype.size());
+        gpu.load(&Self::wanted(problem, dtype, kv.is_some()))?;
         let kernel = gpu.kernel(quantize.module, quantize.entry, [ctas, 1, 1], threads, shared)?;
-        let amax = || {
+        let amax = |v_amax: &Bounds| {
             let ctas = launch::v_amax_ctas(&params).ok_or_else(too_many(v_amax.entry))?;
             gpu.kernel(v_amax.module, v_amax.entry, [ctas, 1, 1], threads, 0)
         };
@@ -303,7 +304,7 @@ impl Pass {
         let kv_spans = kv.as_ref().map(|(k, v)| (k, v)).unzip();
         Ok(Self {
             kernel,
-            v_amax: (kv.is_some() && scheme == Scheme::Paper).then(amax).transpose()?,
+            v_amax: v_amax.map(amax).transpose()?,
             problem: *problem,
             dtype,
             q_lengths: Lengths::of(problem.q_shape())?,
@@ -312,6 +313,18 @@ impl Pass {
             spans: [span(q.as_ref()), span(kv_spans.0), span(kv_spans.1)],
             params,
         })
+    }
+
+    /// `quantize`, and where there are values to look at before it, what does so.
+    fn kernels(problem: &AttentionProblem, dtype: DType, kv: bool) -> (&'static Bounds, Option<&'static Bounds>) {
+        let v_amax = (kv && problem.scheme == Scheme::Paper).then(|| &launch::V_AMAX[dtype.code() as usize]);
+        (launch::quantize(packed_dim(problem.head_dim), dtype.code()), v_amax)
+    }
+
+    /// What a pass over Q, and over K and V, loads.
+    pub(super) fn wanted(problem: &AttentionProblem, dtype: DType, kv: bool) -> Vec<Wanted> {
+        let (quantize, v_amax) = Self::kernels(problem, dtype, kv);
+        [quantize].into_iter().chain(v_amax).map(Wanted::from).collect()
     }
 
     /// With one scale for the tokens of a block of K that are about as large, or with one for each.

@@ -1,10 +1,11 @@
 //! The functions, by the names under which the library exports them.
 
-use crate::module::{Module, is_ptx, kernels};
+use crate::meeting::come;
+use crate::module::{assemble, find, is_ptx};
 use crate::recording::{CAPTURED_EVENT, IMPLICIT, UNSUPPORTED, exchange_mode};
 use crate::work::{KernelNode, Word, attribute, copy, fill, launch, on_stream, store, stream_recording};
-use crate::world::{Stream, World, current, set_current, with};
-use std::ffi::{CStr, c_char, c_void};
+use crate::world::{Function, Stream, World, current, set_current, with};
+use std::ffi::{c_char, c_void};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
@@ -15,6 +16,7 @@ macro_rules! calls {
             $(#[$doc])*
             #[allow(non_snake_case)]
             unsafe extern "system" fn $name($($argument: $type),*) -> u32 {
+                come(stringify!($name));
                 let call = |$world: &mut World| -> Result<(), u32> {
                     before($world, stringify!($name))?;
                     $body
@@ -132,28 +134,52 @@ calls! {
             return Err(218);
         }
         // SAFETY: PTX ends in a zero byte.
-        let text = unsafe { CStr::from_ptr(image) }.to_string_lossy();
-        let mut kernels = kernels(&text);
-        kernels.retain(|kernel| !world.left_out.contains(&kernel.name.as_str()));
+        unsafe { store(module, assemble(world, image, Some(context))) };
+        Ok(())
+    }
+    cuLibraryLoadData(
+        library: *mut Word, image: *const c_char, _names: *mut i32, _values: *mut *mut c_void, _options: u32,
+        _library_names: *mut i32, _library_values: *mut *mut c_void, _library_options: u32
+    ) |world| {
+        world.unsafe_call()?;
+        // CUDA_ERROR_INVALID_PTX
+        if !world.assembler_log.is_empty() { return Err(218) }
+        // SAFETY: PTX ends in a zero byte.
+        unsafe { store(library, assemble(world, image, None)) };
+        Ok(())
+    }
+    cuLibraryUnload(library: Word) |world| {
+        world.unsafe_call()?;
+        world.kernels.retain(|_, (of, _)| *of != library);
+        world.unload(library, true)
+    }
+    cuLibraryGetKernel(kernel: *mut Word, library: Word, name: *const c_char) |world| {
+        let index = find(world, library, name)?;
         let handle = world.handle();
-        world.modules.insert(handle, Module { context, kernels });
-        unsafe { store(module, handle) };
+        world.kernels.insert(handle, (library, index));
+        unsafe { store(kernel, handle) };
+        Ok(())
+    }
+    cuKernelGetFunction(function: *mut Word, kernel: Word) |world| {
+        let context = world.context()?;
+        // As a module, which it is loaded as.
+        world.unsafe_call()?;
+        let &(module, index) = world.kernels.get(&kernel).ok_or(400_u32)?;
+        let handle = world.handle();
+        world.functions.insert(handle, Function { module, index, context });
+        unsafe { store(function, handle) };
         Ok(())
     }
     cuModuleUnload(module: Word) |world| {
         world.context()?;
         world.unsafe_call()?;
-        world.functions.retain(|_, (of, _)| *of != module);
-        world.modules.remove(&module).map(|_| ()).ok_or(400)
+        world.unload(module, false)
     }
     cuModuleGetFunction(function: *mut Word, module: Word, name: *const c_char) |world| {
-        // SAFETY: names end in a zero byte.
-        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
-        let kernels = &world.modules.get(&module).ok_or(400_u32)?.kernels;
-        // CUDA_ERROR_NOT_FOUND
-        let index = kernels.iter().position(|kernel| kernel.name == name).ok_or(500_u32)?;
+        let index = find(world, module, name)?;
+        let context = world.modules[&module].context.ok_or(400_u32)?;
         let handle = world.handle();
-        world.functions.insert(handle, (module, index));
+        world.functions.insert(handle, Function { module, index, context });
         unsafe { store(function, handle) };
         Ok(())
     }

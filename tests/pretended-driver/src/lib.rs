@@ -8,6 +8,7 @@
 //! Recordings are broken by what breaks them on a GPU (`recording.rs` has the table), whole-device waits on any thread among it.
 
 mod calls;
+mod meeting;
 mod module;
 mod recording;
 mod work;
@@ -37,6 +38,7 @@ pub fn begin(gpus: &[PretendedGpu]) -> Session {
     // SAFETY: the functions have the driver's signatures, and their effects as far as this crate's users ask for them.
     INSTALL.call_once(|| assert!(unsafe { Driver::set_lookup(calls::lookup) }, "a driver was loaded before"));
     world::reset(gpus);
+    meeting::cancel();
     Session { _one: one }
 }
 
@@ -81,6 +83,11 @@ impl Session {
     /// Lets all functions work again.
     pub fn refuse_nothing(&self) {
         world::with(|world| world.refused.clear());
+    }
+
+    /// Lets threads that call a function wait until so many have called it; one that waits in vain is a violation.
+    pub fn meet(&self, function: &'static str, threads: usize) {
+        meeting::arrange(function, threads);
     }
 
     /// What the assembler writes when a module is refused.

@@ -1,7 +1,12 @@
 //! Modules: the kernels that a PTX text declares, and how long the parameters of each are.
 
+use crate::work::Word;
+use crate::world::World;
+use std::ffi::{CStr, c_char};
+
 pub(crate) struct Module {
-    pub(crate) context: usize,
+    /// None of a library, which is of no context.
+    pub(crate) context: Option<usize>,
     pub(crate) kernels: Vec<Kernel>,
 }
 
@@ -11,8 +16,28 @@ pub(crate) struct Kernel {
     pub(crate) parameters: Vec<usize>,
 }
 
+/// A module or a library of PTX that ends in a zero byte.
+pub(crate) fn assemble(world: &mut World, ptx: *const c_char, context: Option<usize>) -> Word {
+    // SAFETY: that is what the image is.
+    let text = unsafe { CStr::from_ptr(ptx) }.to_string_lossy();
+    let mut kernels = kernels(&text);
+    kernels.retain(|kernel| !world.left_out.contains(&kernel.name.as_str()));
+    let handle = world.handle();
+    world.modules.insert(handle, Module { context, kernels });
+    handle
+}
+
+/// A kernel's place in its module or library.
+pub(crate) fn find(world: &World, module: Word, name: *const c_char) -> Result<usize, u32> {
+    // SAFETY: names end in a zero byte.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    let kernels = &world.modules.get(&module).ok_or(400_u32)?.kernels;
+    // CUDA_ERROR_NOT_FOUND
+    kernels.iter().position(|kernel| kernel.name == name).ok_or(500)
+}
+
 /// The kernels of a PTX text.
-pub(crate) fn kernels(ptx: &str) -> Vec<Kernel> {
+fn kernels(ptx: &str) -> Vec<Kernel> {
     let kernel = |text: &str| {
         let (name, rest) = text.split_once('(')?;
         let parameters = rest.split_once(')')?.0.split(".param").skip(1).map(bytes).collect();

@@ -1,7 +1,7 @@
 //! What the functions do: copies, fills and launches, at once or into a recording.
 
 use crate::recording::PER_THREAD;
-use crate::world::{Launch, World};
+use crate::world::{Function, Launch, World};
 use std::ffi::c_void;
 
 /// Addresses, sizes and handles.
@@ -114,9 +114,8 @@ fn run(world: &mut World, launches: Vec<Launch>) {
 /// `arguments` point to as many values as the kernel has parameters, each as long as its parameter.
 pub(crate) unsafe fn launch(world: &mut World, function: Word, arguments: *mut *mut c_void) -> Result<Launch, u32> {
     let context = world.context()?;
-    let &(module, index) = world.functions.get(&function).ok_or(400_u32)?;
-    let module = &world.modules[&module];
-    let (kernel, of) = (&module.kernels[index], module.context);
+    let &Function { module, index, context: of } = world.functions.get(&function).ok_or(400_u32)?;
+    let kernel = &world.modules[&module].kernels[index];
     let name = kernel.name.clone();
     // SAFETY: the caller's promise.
     let arguments = unsafe { std::slice::from_raw_parts(arguments, kernel.parameters.len()) };

@@ -48,6 +48,8 @@ pub struct Alive {
     pub contexts: usize,
     /// Modules.
     pub modules: usize,
+    /// Libraries.
+    pub libraries: usize,
     /// Streams.
     pub streams: usize,
     /// Events.
@@ -71,6 +73,15 @@ pub(crate) struct Stream {
     pub(crate) context: usize,
     /// The recording that it is part of.
     pub(crate) recording: Option<u64>,
+}
+
+/// A kernel for launches in a context.
+#[derive(Clone, Copy)]
+pub(crate) struct Function {
+    /// The module or library that it is of, and its place there.
+    pub(crate) module: usize,
+    pub(crate) index: usize,
+    pub(crate) context: usize,
 }
 
 /// What a launch was given.
@@ -100,8 +111,9 @@ pub(crate) struct World {
     /// A node's graph, and its place there.
     pub(crate) nodes: HashMap<usize, (usize, usize)>,
     pub(crate) modules: HashMap<usize, Module>,
-    /// A function's module, and its place there.
-    pub(crate) functions: HashMap<usize, (usize, usize)>,
+    /// A library's kernel: its library, and its place there.
+    pub(crate) kernels: HashMap<usize, (usize, usize)>,
+    pub(crate) functions: HashMap<usize, Function>,
     pub(crate) launched: Vec<String>,
     pub(crate) violations: Vec<String>,
     pub(crate) calls: HashMap<&'static str, usize>,
@@ -163,7 +175,8 @@ impl World {
     pub(crate) fn alive(&self) -> Alive {
         Alive {
             contexts: self.retained.iter().sum(),
-            modules: self.modules.len(),
+            modules: self.modules.values().filter(|module| module.context.is_some()).count(),
+            libraries: self.modules.values().filter(|module| module.context.is_none()).count(),
             streams: self.streams.len(),
             events: self.events.len(),
             allocations: self.allocations.len(),
@@ -187,7 +200,7 @@ impl World {
             let context = primary(gpu);
             let left = self.streams.values().filter(|stream| stream.context == context).count()
                 + self.allocations.values().filter(|allocation| allocation.context == context).count()
-                + self.modules.values().filter(|module| module.context == context).count();
+                + self.modules.values().filter(|module| module.context == Some(context)).count();
             if left > 0 {
                 self.violation(format!("the context of GPU {gpu} ends with {left} things in it"));
             }
@@ -216,6 +229,18 @@ impl World {
         }
         // CUDA_ERROR_INVALID_CONTEXT
         self.gpu_of(context).map(|_| context).ok_or(201)
+    }
+
+    /// A module's end, or a library's.
+    pub(crate) fn unload(&mut self, handle: usize, library: bool) -> Result<(), u32> {
+        let found = self.modules.get(&handle).ok_or(400_u32)?;
+        if found.context.is_none() != library {
+            self.violation(format!("{handle:#x} is unloaded as what it is not"));
+            return Err(400);
+        }
+        self.functions.retain(|_, function| function.module != handle);
+        self.modules.remove(&handle);
+        Ok(())
     }
 
     /// Bytes allocated, uninitialized as far as anyone should rely on.

@@ -7,6 +7,7 @@ mod decode;
 mod devices;
 mod foreign;
 mod jobs;
+mod modules;
 mod one_buffer;
 mod plans;
 mod prefill;

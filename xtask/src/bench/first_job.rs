@@ -5,7 +5,7 @@ use crate::workspace;
 use anyhow::{Context, Result, bail, ensure};
 use half::f16;
 use int_flash_attention::{
-    AttentionOutput, AttentionProblem, DType, DeviceOperands, Gpu, QuantizeLayouts, StreamRef, TensorLayout, Window,
+    AttentionOutput, AttentionProblem, DType, Gpu, JobPath, QuantizeLayouts, StreamRef, TensorLayout, Window,
 };
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -20,10 +20,8 @@ const RUNS: usize = 5;
 pub struct Once {
     /// Making the context.
     context: f64,
-    /// The quantization's plan, which loads its module.
-    plan_quantize: f64,
-    /// The attention's plan, which loads its module.
-    plan_attention: f64,
+    /// The plan, which loads a module for the quantization and one for the attention.
+    plan: f64,
     /// Memory, copies, launches and the wait for the result.
     job: f64,
     /// The modules and the architecture of their machine code; none where the driver compiled PTX.
@@ -32,7 +30,7 @@ pub struct Once {
 
 impl Once {
     fn beyond_context(&self) -> f64 {
-        self.plan_quantize + self.plan_attention + self.job
+        self.plan + self.job
     }
 }
 
@@ -45,8 +43,7 @@ struct Figure {
     form: &'static str,
     modules: Vec<(String, Option<String>)>,
     context_ms: Spread,
-    plan_quantize_ms: Spread,
-    plan_attention_ms: Spread,
+    plan_ms: Spread,
     job_ms: Spread,
     /// All but the context.
     beyond_context_ms: Spread,
@@ -82,17 +79,15 @@ pub fn run(device: usize, head_dims: &[usize], ptx: Option<&Path>, json: Option<
                 form,
                 modules: runs[0].modules.clone(),
                 context_ms: of(|once| once.context),
-                plan_quantize_ms: of(|once| once.plan_quantize),
-                plan_attention_ms: of(|once| once.plan_attention),
+                plan_ms: of(|once| once.plan),
                 job_ms: of(|once| once.job),
                 beyond_context_ms: of(Once::beyond_context),
             };
             println!(
-                "head_dim {head_dim:3}{} {form:12} context {:.1} ms; plans {:.1} + {:.1}, job {:.1}, together {:.1} ms ({:.1} to {:.1})",
+                "head_dim {head_dim:3}{} {form:12} context {:.1} ms; plan {:.1}, job {:.1}, together {:.1} ms ({:.1} to {:.1})",
                 if causal { " causal" } else { "       " },
                 figure.context_ms.median,
-                figure.plan_quantize_ms.median,
-                figure.plan_attention_ms.median,
+                figure.plan_ms.median,
                 figure.job_ms.median,
                 figure.beyond_context_ms.median,
                 figure.beyond_context_ms.least,
@@ -141,18 +136,14 @@ pub fn once(device: usize, head_dim: usize, causal: bool, folder: Option<&Path>)
     };
     let context = lap();
     let layouts = QuantizeLayouts { q: layout, k: layout, v: layout, dtype: DType::F16 };
-    let quantize = gpu.plan_quantize(&problem, &layouts)?;
-    let plan_quantize = lap();
-    let attention = gpu.plan_attention(&problem, &AttentionOutput { layout, dtype: DType::F16, lse: false })?;
-    let plan_attention = lap();
-    let mut operands = DeviceOperands::alloc(&gpu, &problem)?;
-    let mut workspace = gpu.alloc::<f32>(quantize.workspace_len())?;
+    let output = AttentionOutput { layout, dtype: DType::F16, lse: false };
+    let plan = gpu.plan_job_of(JobPath::Quantized, &problem, &layouts, &output)?;
+    let planned = lap();
+    let mut workspace = gpu.alloc::<u8>(plan.workspace_bytes())?;
     let mut o = gpu.alloc::<f16>(layout.span())?;
     let x = gpu.upload(&values)?;
     let stream = StreamRef::DEFAULT;
-    let (q, k, v) = ((&x).into(), (&x).into(), (&x).into());
-    quantize.launch(stream, q, k, v, workspace.slice_mut(), &mut operands.view_mut())?;
-    attention.launch(stream, &operands.view(), (&mut o).into(), None)?;
+    plan.launch(stream, [(&x).into(), (&x).into(), (&x).into()], workspace.slice_mut(), (&mut o).into(), None)?;
     let result = o.to_vec()?;
     let job = lap();
     if result.iter().all(|x| *x == f16::ZERO) || result.iter().any(|x| !x.is_finite()) {
@@ -161,6 +152,6 @@ pub fn once(device: usize, head_dim: usize, causal: bool, folder: Option<&Path>)
     let modules: Vec<_> =
         gpu.loaded_modules().into_iter().map(|(name, form)| (name.to_owned(), form.map(str::to_owned))).collect();
     ensure!(modules.len() == 2, "a job of two kernels loaded {} modules", modules.len());
-    println!("{}", serde_json::to_string(&Once { context, plan_quantize, plan_attention, job, modules })?);
+    println!("{}", serde_json::to_string(&Once { context, plan: planned, job, modules })?);
     Ok(())
 }
