@@ -4,15 +4,13 @@
 //! the four octets of a row of 32 keys, so that they write whole sectors.
 
 use super::launch::THREAD_VECTORS;
-use super::pack::{clamp, code, with_byte};
 use super::reduce::over_warp;
 use super::scale::{reciprocal, round_up_to_step, scale, v_unit};
 use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, wait};
 use crate::division::div_rem;
 use crate::element::{Element, Rows, Vector, load};
 use crate::layout::{
-    KV_BLOCK, ROW_BYTES, V_FIRST_RATIO, V_OFFSETS, V_PANELS, V_ROTATION, V_SCALE_RATIO, octet_key, rotate_v,
-    rotated_v_maxima, swizzle, v_row,
+    KV_BLOCK, ROW_BYTES, V_FIRST_RATIO, V_OFFSETS, V_PANELS, V_SCALE_RATIO, octet_key, swizzle, v_row,
 };
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_cs_v2_u32, st_global_f32};
@@ -23,6 +21,7 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32};
 use crate::ptx::shuffle::{first_lane, shfl_bfly, vote_any};
 use crate::ptx::special::{ntid_x, tid_x, tid_x_again};
+use crate::rotation::Values;
 
 /// How many rows further a lane's dims stand than the first, which is a multiple of four: all are swizzled alike.
 pub(crate) const FURTHER: [usize; 8] = [0, 1, 8, 9, 16, 17, 24, 25];
@@ -102,30 +101,6 @@ impl Place {
     pub fn at<E: Element>(&self, first: u32, count: u32, dims: u32, i: usize) -> (u32, u32) {
         (first + self.key(i).min(count - 1), self.vector.min(dims / E::LANES as u32 - 1))
     }
-}
-
-/// The dims of a vector.
-#[inline(always)]
-pub(super) fn floats<E: Element>(vector: &Vector) -> [f32; 8] {
-    let mut x = [0.0; 8];
-    unroll!(0..E::LANES, |i| {
-        x[i] = E::get(vector, i);
-    });
-    x
-}
-
-/// Rotates the dims of a vector; their largest magnitude, not finite where one's is not.
-#[inline(always)]
-pub(super) fn rotate<E: Element>(x: &mut [f32; 8]) -> f32 {
-    let mut amax = [0.0; 2];
-    unroll!(0..E::LANES / V_ROTATION, |i| {
-        let four = [x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]];
-        let maxima = rotated_v_maxima(four);
-        amax[i] = max_nan_f32(maxima.0, maxima.1);
-        let four = rotate_v(four);
-        (x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]) = (four[0], four[1], four[2], four[3]);
-    });
-    if E::LANES == 8 { max_nan_f32(amax[0], amax[1]) } else { amax[0] }
 }
 
 /// The largest magnitude of a vector's dims, not finite where one's is not.
@@ -293,7 +268,7 @@ unsafe fn one<E: Element>(
     unsafe {
         let Scaling { rotates, steps, head_amax, first_block } = scaling;
         wait::<E, 0>();
-        let (mut x, mut eight, from) = ([[0.0; 8]; 8], [0.0; 8], own_raw());
+        let (mut eight, from) = ([0.0; 8], own_raw());
         unroll!(0..8, |key| {
             raw.in_registers::<E>(key, from + key as u32 * STEP);
         });
@@ -303,12 +278,13 @@ unsafe fn one<E: Element>(
             warp_sync();
             request::<E>(&mut Vectors::none(), dims, places, &rows(), next);
         }
+        let mut x = [E::values(&[0; 4]); 8];
         unroll!(0..8, |key| {
-            x[key] = floats::<E>(&raw.vector(key));
+            x[key] = E::values(&raw.vector(key));
         });
         if rotates {
             unroll!(0..8, |key| {
-                eight[key] = rotate::<E>(&mut x[key]);
+                eight[key] = x[key].rotate();
             });
             largest_of_parts::<E>(tile.index, &Place::of(places.own), &eight);
         }
@@ -325,26 +301,36 @@ unsafe fn one<E: Element>(
         }
         scales.write::<E>(whole, tile, rotates, &out(tile));
 
-        store::<E>(&x, &inverse, masks, &Place::of(places.own), head_dim, out(tile).bytes);
+        store::<E>(&x, &inverse, masks, rotates, &Place::of(places.own), head_dim, out(tile).bytes);
     }
 }
 
 /// Stores the codes of the lane's part of a block that is at `bytes`.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it; the bytes are the block's.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn store<E: Element>(
-    x: &[[f32; 8]; 8],
+    x: &[E::Values; 8],
     inverse: &[f32; 8],
     masks: [u32; 2],
+    rotated: bool,
     place: &Place,
     head_dim: u32,
     bytes: *mut u8,
 ) {
-    let words = codes::<E>(x, inverse);
+    let four = |key: usize| {
+        let inverse = [inverse[key], inverse[key + 1], inverse[key + 2], inverse[key + 3]];
+        // SAFETY: in whole warps.
+        unsafe { E::Values::encode([&x[key], &x[key + 1], &x[key + 2], &x[key + 3]], inverse, rotated) }
+    };
+    let words = [four(0), four(4)];
     let dim = (place.vector * E::LANES as u32) as usize;
     let to = bytes.wrapping_add((place.panel * head_dim) as usize * ROW_BYTES);
     let to = to.wrapping_add(swizzle(v_row(dim), 8 * place.octet as usize));
     unroll!(0..E::LANES, |dim| {
-        let codes = [words[dim][0] & masks[0] ^ V_OFFSETS, words[dim][1] & masks[1] ^ V_OFFSETS];
+        let codes = [words[0][dim] & masks[0] ^ V_OFFSETS, words[1][dim] & masks[1] ^ V_OFFSETS];
         unsafe { st_global_cs_v2_u32(place.has, to.wrapping_add(FURTHER[dim] * ROW_BYTES), codes) };
     });
 }
@@ -470,19 +456,6 @@ impl Scales {
         });
         (inverse, masks)
     }
-}
-
-/// The codes of the lane's keys, eight bytes for each of its dims.
-#[inline(always)]
-fn codes<E: Element>(x: &[[f32; 8]; 8], inverse: &[f32; 8]) -> [[u32; 2]; 8] {
-    let mut words = [[0; 2]; 8];
-    unroll!(0..8, |key| {
-        unroll!(0..E::LANES, |dim| {
-            let code = code(clamp::<E>(mul_rn_f32(x[key][dim], inverse[key])));
-            words[dim][key / 4] = with_byte(words[dim][key / 4], key % 4, code);
-        });
-    });
-    words
 }
 
 /// The largest magnitude of a block of V into that of its head.

@@ -2,7 +2,7 @@
 
 use super::Kernel;
 use super::shared::Shared;
-use super::tokens::{Tokens, encode, offsets, signed, vectors};
+use super::tokens::{Tokens, encode, offsets, signed};
 use crate::element::Element;
 use crate::layout::{KV_BLOCK, ROW_BYTES, swizzle};
 use crate::ptx::select::selp_b32;
@@ -15,16 +15,9 @@ use crate::ptx::shared::st_shared_u32;
 #[inline(always)]
 pub(crate) unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
     let code = |place: &_, raw, token: u32, inside: bool| unsafe {
-        let mut x = signed::<E>(place, &raw, shared.signs());
-        unroll!(0..vectors::<E>(), |i| {
-            unroll!(0..E::LANES / 4, |quad| {
-                let offsets = offsets::<E>(place, shared.offsets(), i, quad);
-                unroll!(0..4, |j| {
-                    x[i * E::LANES + 4 * quad + j] -= offsets[j];
-                });
-            });
-        });
-        let coded = encode::<E, false>(place, x, inside);
+        let x = signed::<E>(place, &raw, shared.signs());
+        let offset = offsets::<E>(place, shared.offsets());
+        let coded = encode::<E>(place, K::HEAD_DIM, x, Some(&offset), inside);
         coded.store::<E>(place, |dim| {
             let panel = shared.k() + dim / ROW_BYTES as u32 * shared.k_panel();
             panel + swizzle(token as usize, dim as usize % ROW_BYTES) as u32

@@ -5,6 +5,7 @@ use super::{Kernel, Team};
 use crate::config::short::RANGES_WARPS;
 use crate::element::{Element, Rows, load};
 use crate::layout::{OFFSET_TOKENS, ROW_BYTES};
+use crate::ptx::math::cvt_rn_f16x2_f32;
 use crate::ptx::opaque::rolled;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::shfl_bfly;
@@ -113,12 +114,20 @@ pub(crate) unsafe fn tables<E: Element, K: Kernel<MT>, const MT: usize>(shared: 
             }
             let signs = signs_from(dim);
             let mut mask = 0;
+            let offset = |i: usize| middle(E::get(&[low; 4], i), E::get(&[high; 4], i));
             unroll!(0..E::IN_WORD, |i| {
                 let sign = (signs >> i) << 31;
                 mask |= sign >> (32 - 8 * E::BYTES * (i + 1));
-                let offset = middle(E::get(&[low; 4], i), E::get(&[high; 4], i));
-                st_shared_u32(true, shared.offsets() + 4 * (dim + i as u32), offset.to_bits() ^ sign);
+                if !E::HALF {
+                    st_shared_u32(true, shared.offsets() + 4 * (dim + i as u32), offset(i).to_bits() ^ sign);
+                }
             });
+            if E::HALF {
+                // A vector's, in the first half of the place that float32 would have.
+                let at = dim / E::LANES as u32 * (4 * E::LANES) as u32 + dim % E::LANES as u32 * E::BYTES as u32;
+                let two = cvt_rn_f16x2_f32(offset(1), offset(0));
+                st_shared_u32(true, shared.offsets() + at, two ^ mask);
+            }
             st_shared_u32(true, shared.signs() + 4 * word, mask);
         }
         word += 32 * team.size;

@@ -137,7 +137,7 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
                     let to = shared.rows(self.warp, true) + 4 * of_tile;
                     st_shared_u32(place.lane == place.lanes() - few_lanes(&place), to, bias.to_bits());
                 }
-                let coded = encode::<E, true>(&place, x, true);
+                let coded = encode::<E>(&place, K::HEAD_DIM, x, None, true);
                 coded.store::<E>(&place, |dim| {
                     let panel = self.codes() + dim / ROW_BYTES as u32 * panel(MT);
                     panel + swizzle(of_tile as usize, dim as usize % ROW_BYTES) as u32
