@@ -6,8 +6,6 @@ use crate::params::Strided;
 use crate::ptx::global::{
     ld_global_nc_u16, ld_global_nc_u32, ld_global_nc_v4_u32, st_global_u16, st_global_u32, st_global_v4_u32,
 };
-use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32};
-use crate::rotation::{Dims, FloatValues, Floats, HalfValues, Halves, Values};
 use crate::ptx::math::{
     cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_bf16x2_f32, cvt_rn_f16x2_f32, cvt_rn_satfinite_bf16x2_f32,
     cvt_rn_satfinite_f16x2_f32, max_bf16x2, max_f16x2, min_bf16x2, min_f16x2,
@@ -24,33 +22,9 @@ pub(crate) trait Element {
     const LANES: usize = 16 / Self::BYTES;
     /// Elements of a word of 4 bytes.
     const IN_WORD: usize = 4 / Self::BYTES;
-    /// Whether tokens are rotated in float16.
-    const HALF: bool;
-    /// What a lane has of a token of Q or K.
-    type Dims<const N: usize>: Dims<N>;
-    /// What it has of one of V.
-    type Values: Values;
 
     /// Element `i` of a vector, exactly, in float32.
     fn get(vector: &Vector, i: usize) -> f32;
-
-    /// Puts vector number `i` in its place.
-    fn put<const N: usize>(x: &mut Self::Dims<N>, i: usize, vector: &Vector);
-
-    /// A vector of V.
-    fn values(vector: &Vector) -> Self::Values;
-
-    /// Of the offsets of a vector's dims, which are at this shared address, those of vector number `i` in their place.
-    ///
-    /// # Safety
-    /// They are there.
-    unsafe fn put_offsets<const N: usize>(x: &mut Self::Dims<N>, i: usize, at: u32);
-
-    /// Four of them, from `4 * quad` on, in float32.
-    ///
-    /// # Safety
-    /// They are there.
-    unsafe fn offsets4(at: u32, quad: usize) -> [f32; 4];
 
     /// A vector of the first [`LANES`](Self::LANES) of `values`, rounded to nearest even.
     fn pack(values: &[f32; 8]) -> Vector;
@@ -74,32 +48,6 @@ pub(crate) struct F32;
 
 impl Element for F16 {
     const BYTES: usize = 2;
-    const HALF: bool = true;
-    type Dims<const N: usize> = Halves<N>;
-    type Values = HalfValues;
-
-    #[inline(always)]
-    fn put<const N: usize>(x: &mut Halves<N>, i: usize, vector: &Vector) {
-        unroll!(0..4, |word| {
-            x.0[4 * i + word] = vector[word];
-        });
-    }
-
-    #[inline(always)]
-    fn values(vector: &Vector) -> HalfValues {
-        HalfValues(*vector)
-    }
-
-    #[inline(always)]
-    unsafe fn put_offsets<const N: usize>(x: &mut Halves<N>, i: usize, at: u32) {
-        Self::put(x, i, &unsafe { ld_shared_v4_u32(at) });
-    }
-
-    #[inline(always)]
-    unsafe fn offsets4(at: u32, quad: usize) -> [f32; 4] {
-        let [a, b] = unsafe { ld_shared_v2_u32(at + 8 * quad as u32) };
-        [cvt_f32_f16_low(a), cvt_f32_f16_high(a), cvt_f32_f16_low(b), cvt_f32_f16_high(b)]
-    }
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -139,29 +87,6 @@ impl Element for F16 {
 
 impl Element for Bf16 {
     const BYTES: usize = 2;
-    const HALF: bool = false;
-    type Dims<const N: usize> = Floats<N>;
-    type Values = FloatValues<8>;
-
-    #[inline(always)]
-    fn put<const N: usize>(x: &mut Floats<N>, i: usize, vector: &Vector) {
-        put_floats::<Self, N>(x, i, vector);
-    }
-
-    #[inline(always)]
-    fn values(vector: &Vector) -> FloatValues<8> {
-        FloatValues(floats::<Self>(vector))
-    }
-
-    #[inline(always)]
-    unsafe fn put_offsets<const N: usize>(x: &mut Floats<N>, i: usize, at: u32) {
-        unsafe { put_float_offsets::<Self, N>(x, i, at) }
-    }
-
-    #[inline(always)]
-    unsafe fn offsets4(at: u32, quad: usize) -> [f32; 4] {
-        unsafe { ld_shared_v4_u32(at + 16 * quad as u32) }.map(f32::from_bits)
-    }
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -201,29 +126,6 @@ impl Element for Bf16 {
 
 impl Element for F32 {
     const BYTES: usize = 4;
-    const HALF: bool = false;
-    type Dims<const N: usize> = Floats<N>;
-    type Values = FloatValues<4>;
-
-    #[inline(always)]
-    fn put<const N: usize>(x: &mut Floats<N>, i: usize, vector: &Vector) {
-        put_floats::<Self, N>(x, i, vector);
-    }
-
-    #[inline(always)]
-    fn values(vector: &Vector) -> FloatValues<4> {
-        FloatValues(floats::<Self>(vector))
-    }
-
-    #[inline(always)]
-    unsafe fn put_offsets<const N: usize>(x: &mut Floats<N>, i: usize, at: u32) {
-        unsafe { put_float_offsets::<Self, N>(x, i, at) }
-    }
-
-    #[inline(always)]
-    unsafe fn offsets4(at: u32, quad: usize) -> [f32; 4] {
-        unsafe { ld_shared_v4_u32(at + 16 * quad as u32) }.map(f32::from_bits)
-    }
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -249,35 +151,6 @@ impl Element for F32 {
     fn max(a: u32, b: u32) -> u32 {
         f32::from_bits(a).max(f32::from_bits(b)).to_bits()
     }
-}
-
-/// A vector in float32.
-#[inline(always)]
-fn floats<E: Element>(vector: &Vector) -> [f32; 8] {
-    let mut x = [0.0; 8];
-    unroll!(0..E::LANES, |i| {
-        x[i] = E::get(vector, i);
-    });
-    x
-}
-
-/// [`Element::put`] of types that are worked on in float32.
-#[inline(always)]
-fn put_floats<E: Element, const N: usize>(x: &mut Floats<N>, i: usize, vector: &Vector) {
-    unroll!(0..E::LANES, |j| {
-        x.0[i * E::LANES + j] = E::get(vector, j);
-    });
-}
-
-/// [`Element::put_offsets`] of these types.
-#[inline(always)]
-unsafe fn put_float_offsets<E: Element, const N: usize>(x: &mut Floats<N>, i: usize, at: u32) {
-    unroll!(0..E::LANES / 4, |quad| {
-        let four = unsafe { E::offsets4(at, quad) };
-        unroll!(0..4, |j| {
-            x.0[i * E::LANES + 4 * quad + j] = four[j];
-        });
-    });
 }
 
 /// Where a head's rows lie: token `i` starts `i * stride` bytes after `base`, its dims are contiguous.

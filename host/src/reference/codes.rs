@@ -3,8 +3,8 @@
 use crate::dtype::DType;
 use crate::problem::Scheme;
 use int_flash_attention_kernels::layout::{
-    FAINT_FACTOR, LEAST_SCALE_16, LOUD_UNIT, MAX_16, MAX_SCALE, MIN_SCALE, OFFSET_TOKENS, V_ROTATION, V_UNIT_16, V_SCALE_FRACTIONS, V_SCALE_STEPS, loud, negative, rotate_v,
-    rotate_v_back, rotation,
+    FAINT_FACTOR, LEAST_SCALE_16, LOUD_UNIT, MAX_16, MAX_SCALE, MIN_SCALE, OFFSET_TOKENS, V_ROTATION,
+    V_SCALE_FRACTIONS, V_SCALE_STEPS, V_UNIT_16, loud, negative, rotate_v, rotate_v_back, rotation,
 };
 
 /// The largest INT8 code.

@@ -1,8 +1,6 @@
 //! Quantization to INT8 (arXiv 2409.16997, section 3.2; docs/kernel-abi.md, "Quantization").
 
-use super::codes::{
-    Arithmetic, amax, code, k_offset, round_up_to_10_bits, round_up_to_step, token_scale, v_scale,
-};
+use super::codes::{Arithmetic, amax, code, k_offset, round_up_to_10_bits, round_up_to_step, token_scale, v_scale};
 use super::packed::resized;
 use super::simd::{Kernel, Vectors, dispatch};
 use crate::error::{Error, Result};

@@ -22,7 +22,8 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
-use crate::rotation::{DIMS, Dims, Place, Unit};
+use crate::quantize::arithmetic::{Rotated, Token, Unit};
+use crate::rotation::{DIMS, Place};
 
 /// Where a tile goes.
 pub(crate) struct Output {
@@ -39,14 +40,14 @@ pub(crate) struct Output {
 }
 
 /// Tokens that a lane converts of a tile, one after the other.
-const fn steps<E: Element, const N: usize>() -> u32 {
+const fn steps<E: Rotated, const N: usize>() -> u32 {
     (THREAD_VECTORS * E::LANES / N) as u32
 }
 
 /// The number of the step after `step`. The compiler learns it of a single step alone, which then is no loop, whose counter and addresses took the registers
 /// that spilled on sm_80 to sm_89; of two it would unroll them.
 #[inline(always)]
-fn after<E: Element, const N: usize>(step: u32) -> u32 {
+fn after<E: Rotated, const N: usize>(step: u32) -> u32 {
     if steps::<E, N>() > 1 { opaque(step + 1) } else { step + 1 }
 }
 
@@ -63,7 +64,7 @@ fn after<E: Element, const N: usize>(step: u32) -> u32 {
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn quantize<E: Element, const N: usize>(
+pub(crate) unsafe fn quantize<E: Rotated, const N: usize>(
     keys: bool,
     head_dim: u32,
     dims: u32,
@@ -96,7 +97,7 @@ pub(crate) unsafe fn quantize<E: Element, const N: usize>(
 
 /// The tiles of K or of Q, of which halves of the first are on their way.
 #[inline(always)]
-unsafe fn tiles<E: Element, const KEYS: bool, const N: usize>(
+unsafe fn tiles<E: Rotated, const KEYS: bool, const N: usize>(
     lane: &Lane,
     head_dim: u32,
     rotates: bool,
@@ -167,7 +168,7 @@ struct Copied {
 
 impl Copied {
     #[inline(always)]
-    fn new<E: Element, const KEYS: bool, const N: usize>(place: &Place) -> Self {
+    fn new<E: Rotated, const KEYS: bool, const N: usize>(place: &Place) -> Self {
         let (warp, lane, head_dim) = (tid_x_again() / 32, tid_x_again() % 32, place.head_dim());
         let first = warp * steps::<E, N>() * place.tokens();
         let at = |i: u32| {
@@ -188,16 +189,16 @@ impl Copied {
 
 impl Lane {
     #[inline(always)]
-    fn new<E: Element, const N: usize>(head_dim: u32, dims: u32) -> Self {
+    fn new<E: Rotated, const N: usize>(head_dim: u32, dims: u32) -> Self {
         let place = Place::of_lanes_with::<N>(head_dim, padded::<E>());
         Self { place, dims, row: tid_x_again() / 32 * steps::<E, N>() * place.tokens() + place.token, loud: false }
     }
 
     /// Looks at K's offset.
     #[inline(always)]
-    unsafe fn listen<E: Element, const N: usize>(&mut self) {
+    unsafe fn listen<E: Rotated, const N: usize>(&mut self) {
         if E::HALF {
-            let mut offset = E::Dims::<N>::none();
+            let mut offset = E::Token::<N>::none();
             unroll!(0..N / E::LANES, |i| {
                 let at = Tables::new::<E>().offsets::<E, N>(self.place.lane, i as u32);
                 unsafe { E::put_offsets(&mut offset, i, at) };
@@ -214,7 +215,7 @@ impl Lane {
 
     /// Starts loading the warp's tokens of step `step` of a tile to shared memory.
     #[inline(always)]
-    unsafe fn request<E: Element, const N: usize>(&self, rows: &Rows, tile: Tile, step: u32) {
+    unsafe fn request<E: Rotated, const N: usize>(&self, rows: &Rows, tile: Tile, step: u32) {
         unsafe {
             let (brought, rows) = (Brought::new::<E, N>(&self.place, step), rows.skip(tile.first()));
             if rows.aligned & self.place.is_whole(self.dims) & (tile.count() == KV_BLOCK as u32) {
@@ -246,7 +247,7 @@ impl Lane {
 
     /// The lane's token of a tile, in registers.
     #[inline(always)]
-    unsafe fn load<E: Element>(&self, rows: &Rows, tile: Tile, step: u32) -> Vectors {
+    unsafe fn load<E: Rotated>(&self, rows: &Rows, tile: Tile, step: u32) -> Vectors {
         let (mut raw, row) = (Vectors::none(), self.token(tile, step));
         let vector = |i: usize| (row, self.place.vector_of::<E>(i, self.dims));
         let has = |i: usize| self.place.is_of::<E>(i, self.dims);
@@ -272,7 +273,7 @@ struct Brought {
 
 impl Brought {
     #[inline(always)]
-    fn new<E: Element, const N: usize>(place: &Place, step: u32) -> Self {
+    fn new<E: Rotated, const N: usize>(place: &Place, step: u32) -> Self {
         let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
         let log = (N / E::LANES).trailing_zeros() + place.log_lanes;
         let first = (warp * steps::<E, N>() + step) * place.tokens();
@@ -295,7 +296,7 @@ impl Brought {
 
 /// Shared address of the lane's vector number `i` of a step.
 #[inline(always)]
-fn raw_of<E: Element, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
+fn raw_of<E: Rotated, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
     let lane = tid_x_again() % 32;
     let token = (lane & !(place.lanes() - 1)) * (16 * (N / E::LANES) as u32);
     // Opaque: what is exchanged of each vector would be in a register across the loop.
@@ -305,7 +306,7 @@ fn raw_of<E: Element, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
 
 /// The lane's vectors of a step.
 #[inline(always)]
-unsafe fn vectors<E: Element, const N: usize>(
+unsafe fn vectors<E: Rotated, const N: usize>(
     lane: &Lane,
     rows: &Rows,
     tile: Tile,
@@ -329,15 +330,15 @@ unsafe fn vectors<E: Element, const N: usize>(
 /// The lane's part of a token before the rotation's transforms, K without its offset, and in what unit; and of Q, if it is wanted, the sums of its product with K's
 /// offset: apart for the vectors that two lanes of [`DIMS`] would have, so that the rounded sum is the same in the kernels for short K and V.
 #[inline(always)]
-unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
+unsafe fn signed<E: Rotated, const KEYS: bool, const N: usize>(
     lane: &Lane,
     rotates: bool,
     raw: &[Vector; THREAD_VECTORS],
     biased: bool,
-) -> (E::Dims<N>, Unit, [[f32; 4]; 2]) {
+) -> (E::Token<N>, Unit, [[f32; 4]; 2]) {
     unsafe {
         let (place, tables) = (&lane.place, Tables::new::<E>());
-        let mut x = E::Dims::<N>::none();
+        let mut x = E::Token::<N>::none();
         let mut bias = [[0.0; 4]; 2];
         unroll!(0..N / E::LANES, |i| {
             let mut vector = raw[i];
@@ -362,7 +363,7 @@ unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
         let limit = if rotates { loud(place.head_dim() as usize) } else { f32::INFINITY };
         let unit = x.quieten(place, limit, KEYS & lane.loud);
         if KEYS {
-            let mut offset = E::Dims::<N>::none();
+            let mut offset = E::Token::<N>::none();
             unroll!(0..N / E::LANES, |i| {
                 E::put_offsets(&mut offset, i, offsets(i));
             });
@@ -374,7 +375,7 @@ unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
 
 /// The scale that each token of K of the warp's step would have alone, to shared memory.
 #[inline(always)]
-unsafe fn own_scale<E: Element, const N: usize>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
+unsafe fn own_scale<E: Rotated, const N: usize>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
     unsafe {
         let (mut x, unit, _) = signed::<E, true, N>(lane, rotates, &vectors::<E, N>(lane, rows, tile, step), false);
         if rotates {
@@ -387,7 +388,7 @@ unsafe fn own_scale<E: Element, const N: usize>(lane: &Lane, rotates: bool, rows
 
 /// A token's own scale to shared memory: NaN of one that is not finite, zero of padding.
 #[inline(always)]
-unsafe fn store_own<E: Element>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
+unsafe fn store_own<E: Rotated>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
     unsafe {
         let row = lane.row + step * lane.place.tokens();
         let scale = selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits());
@@ -399,7 +400,7 @@ unsafe fn store_own<E: Element>(lane: &Lane, tile: Tile, step: u32, amax: f32, s
 /// A step of the warp: a token of each few lanes.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
+unsafe fn one<E: Rotated, const KEYS: bool, const N: usize>(
     lane: &Lane,
     copied: &Copied,
     rotates: bool,
@@ -502,7 +503,7 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
 /// # Safety
 /// All 32 lanes of a converged warp call it, the first warp's among others.
 #[inline(always)]
-unsafe fn block_scale<E: Element>(tile: Tile, to: *mut f32) -> f32 {
+unsafe fn block_scale<E: Rotated>(tile: Tile, to: *mut f32) -> f32 {
     unsafe {
         let thread = tid_x_again();
         let scales = Tables::new::<E>().scales::<E>(tile.index) + 16 * (thread % 32);

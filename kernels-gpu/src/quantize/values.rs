@@ -21,7 +21,7 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32};
 use crate::ptx::shuffle::{first_lane, shfl_bfly, vote_any};
 use crate::ptx::special::{ntid_x, tid_x, tid_x_again};
-use crate::rotation::Values;
+use crate::quantize::arithmetic::{Rotated, Values};
 
 /// How many rows further a lane's dims stand than the first, which is a multiple of four: all are swizzled alike.
 pub(crate) const FURTHER: [usize; 8] = [0, 1, 8, 9, 16, 17, 24, 25];
@@ -61,18 +61,18 @@ pub(super) struct Place {
 
 impl Place {
     #[inline(always)]
-    fn new<E: Element>(head_dim: u32) -> Self {
+    fn new<E: Rotated>(head_dim: u32) -> Self {
         Self::of_unit::<E>(head_dim, tid_x() % 4, tid_x() / 4)
     }
 
     /// That which the lane brings: of the warp's, but with vectors of the same key in neighbouring lanes.
     #[inline(always)]
-    fn brought<E: Element>(head_dim: u32) -> Self {
+    fn brought<E: Rotated>(head_dim: u32) -> Self {
         Self::of_unit::<E>(head_dim, tid_x() / 8 % 4, tid_x() / 32 * 8 + tid_x() % 8)
     }
 
     #[inline(always)]
-    pub fn of_unit<E: Element>(head_dim: u32, octet: u32, unit: u32) -> Self {
+    pub fn of_unit<E: Rotated>(head_dim: u32, octet: u32, unit: u32) -> Self {
         // SAFETY: a token has vectors.
         let (panel, vector) = unsafe { div_rem(unit, head_dim / E::LANES as u32) };
         Self { panel: panel.min(V_PANELS as u32 - 1), octet, vector, has: panel < V_PANELS as u32 }
@@ -98,14 +98,14 @@ impl Place {
 
     /// Token and vector of the lane's key number `i`, or of the last key and the last vector of `dims` where there are fewer.
     #[inline(always)]
-    pub fn at<E: Element>(&self, first: u32, count: u32, dims: u32, i: usize) -> (u32, u32) {
+    pub fn at<E: Rotated>(&self, first: u32, count: u32, dims: u32, i: usize) -> (u32, u32) {
         (first + self.key(i).min(count - 1), self.vector.min(dims / E::LANES as u32 - 1))
     }
 }
 
 /// The largest magnitude of a vector's dims, not finite where one's is not.
 #[inline(always)]
-fn amax<E: Element>(vector: &Vector) -> f32 {
+fn amax<E: Rotated>(vector: &Vector) -> f32 {
     let mut amax = E::get(vector, 0).abs();
     unroll!(1..E::LANES, |i| {
         amax = max_nan_f32(amax, E::get(vector, i).abs());
@@ -115,25 +115,25 @@ fn amax<E: Element>(vector: &Vector) -> f32 {
 
 /// Parts of a token, of 4 vectors each.
 #[inline(always)]
-fn parts<E: Element>() -> u32 {
+fn parts<E: Rotated>() -> u32 {
     padded::<E>() / (4 * E::LANES) as u32
 }
 
 /// Shared address of a key's largest magnitude in part `part`. Two tiles have places, so that one's are read while the next one's come.
 #[inline(always)]
-fn part_address<E: Element>(tile: u32, part: u32, key: u32) -> u32 {
+fn part_address<E: Rotated>(tile: u32, part: u32, key: u32) -> u32 {
     behind_raw::<E>() + 4 * ((tile % 2 * parts::<E>() + part) * KV_BLOCK as u32 + key)
 }
 
 /// Shared address of a key's own scale, rounded up.
 #[inline(always)]
-fn own_address<E: Element>(key: u32) -> u32 {
+fn own_address<E: Rotated>(key: u32) -> u32 {
     part_address::<E>(0, 2 * parts::<E>(), key)
 }
 
 /// Shared address of its reciprocal, NaN where the key has no codes.
 #[inline(always)]
-fn inverse_address<E: Element>(key: u32) -> u32 {
+fn inverse_address<E: Rotated>(key: u32) -> u32 {
     part_address::<E>(0, 2 * parts::<E>() + 1, key)
 }
 
@@ -150,7 +150,7 @@ pub(super) struct Largest {
 impl Largest {
     /// Of `N` keys from `key` on; NaN or infinite where an element is.
     #[inline(always)]
-    unsafe fn of_keys<E: Element>(&self, key: u32) -> [f32; 4] {
+    unsafe fn of_keys<E: Rotated>(&self, key: u32) -> [f32; 4] {
         let (mut amax, mut part) = ([self.least; 4], 0);
         while part < self.parts {
             let four = unsafe { ld_shared_v4_u32(part_address::<E>(self.tile, part, key)) }.map(f32::from_bits);
@@ -189,7 +189,7 @@ pub(super) struct Scales {
 /// # Safety
 /// Every thread of the CTA calls it; tile and output are in their tensor and arrays.
 #[inline(always)]
-pub(crate) unsafe fn quantize<E: Element>(
+pub(crate) unsafe fn quantize<E: Rotated>(
     head_dim: u32,
     dims: u32,
     scaling: Scaling,
@@ -241,7 +241,7 @@ fn own_raw() -> u32 {
 
 /// Starts loading a tile, of which `dims` of a token are in the tensor.
 #[inline(always)]
-unsafe fn request<E: Element>(raw: &mut Vectors, dims: u32, places: &Places, rows: &Rows, tile: Tile) {
+unsafe fn request<E: Rotated>(raw: &mut Vectors, dims: u32, places: &Places, rows: &Rows, tile: Tile) {
     unsafe {
         let place = Place::of(if in_shared::<E>() { places.brought } else { places.own });
         let count = tile.count();
@@ -254,7 +254,7 @@ unsafe fn request<E: Element>(raw: &mut Vectors, dims: u32, places: &Places, row
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn one<E: Element>(
+unsafe fn one<E: Rotated>(
     head_dim: u32,
     dims: u32,
     scaling: Scaling,
@@ -311,7 +311,7 @@ unsafe fn one<E: Element>(
 /// All 32 lanes of a converged warp call it; the bytes are the block's.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn store<E: Element>(
+pub(super) unsafe fn store<E: Rotated>(
     x: &[E::Values; 8],
     inverse: &[f32; 8],
     masks: [u32; 2],
@@ -337,7 +337,7 @@ pub(super) unsafe fn store<E: Element>(
 
 /// The largest magnitudes of the lanes' keys, each over four vectors, to shared memory.
 #[inline(always)]
-pub(super) unsafe fn largest_of_parts<E: Element>(tile: u32, place: &Place, eight: &[f32; 8]) {
+pub(super) unsafe fn largest_of_parts<E: Rotated>(tile: u32, place: &Place, eight: &[f32; 8]) {
     unsafe {
         // A lane and its neighbour of another vector take four of the eight keys each, then two of the four.
         let choose = |upper: bool, a: f32, b: f32| f32::from_bits(selp_b32(upper, b.to_bits(), a.to_bits()));
@@ -361,7 +361,7 @@ pub(super) unsafe fn largest_of_parts<E: Element>(tile: u32, place: &Place, eigh
 
 /// The keys' own scales, rounded up, and their reciprocals, a few by each thread.
 #[inline(always)]
-pub(super) unsafe fn each_scale<E: Element>(amax: &Largest, count: u32) {
+pub(super) unsafe fn each_scale<E: Rotated>(amax: &Largest, count: u32) {
     unsafe {
         let mut key = 4 * tid_x();
         while key < KV_BLOCK as u32 {
@@ -382,7 +382,7 @@ pub(super) unsafe fn each_scale<E: Element>(amax: &Largest, count: u32) {
 impl Scales {
     /// What the whole block comes to; the same for all threads, each warp works it out. Keys that are not there are as the last one.
     #[inline(always)]
-    pub unsafe fn decide<E: Element>(amax: &Largest, first_block: bool, steps: bool) -> Self {
+    pub unsafe fn decide<E: Rotated>(amax: &Largest, first_block: bool, steps: bool) -> Self {
         unsafe {
             let four = amax.of_keys::<E>(4 * (tid_x() % 32));
             let largest = max_nan_f32(max_nan_f32(four[0], four[1]), max_nan_f32(four[2], four[3]));
@@ -410,7 +410,7 @@ impl Scales {
 
     /// The scales of the block's tokens, the block's and the head's; `whole` says that all tokens are there and have the largest.
     #[inline(always)]
-    pub unsafe fn write<E: Element>(&self, whole: bool, tile: Tile, rotates: bool, out: &Output) {
+    pub unsafe fn write<E: Rotated>(&self, whole: bool, tile: Tile, rotates: bool, out: &Output) {
         unsafe {
             let (count, mut key) = (tile.count(), tid_x());
             while key < KV_BLOCK as u32 {
@@ -443,7 +443,7 @@ impl Scales {
 
     /// The reciprocals of the scales of the lane's eight keys, and 0xff in the bytes of those that have codes.
     #[inline(always)]
-    pub unsafe fn of_keys<E: Element>(&self, place: &Place) -> ([f32; 8], [u32; 2]) {
+    pub unsafe fn of_keys<E: Rotated>(&self, place: &Place) -> ([f32; 8], [u32; 2]) {
         let largest = reciprocal(self.largest, rcp_approx_ftz_f32, fma_rn_f32);
         let (mut inverse, mut masks) = ([0.0; 8], [0; 2]);
         unroll!(0..4, |pair| {
@@ -463,7 +463,7 @@ impl Scales {
 /// # Safety
 /// All threads of the CTA call it; the tile is in the tensor.
 #[inline(always)]
-pub(crate) unsafe fn add_amax<E: Element>(head_dim: u32, dims: u32, rows: &Rows, tile: Tile, head_amax: *mut u32) {
+pub(crate) unsafe fn add_amax<E: Rotated>(head_dim: u32, dims: u32, rows: &Rows, tile: Tile, head_amax: *mut u32) {
     unsafe {
         let place = Place::new::<E>(head_dim);
         let (first, count) = (tile.first(), tile.count());

@@ -21,7 +21,8 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_f32, ld_shared_v4_u32, st_shared_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::first_lane;
 use crate::ptx::special::tid_x_again;
-use crate::rotation::{Dims, Place, Values};
+use crate::quantize::arithmetic::{Rotated, Token, Values};
+use crate::rotation::Place;
 use crate::smem;
 
 /// Dims of a token that a lane has.
@@ -34,7 +35,7 @@ const WARPS: u32 = (WIDE_THREADS / 32) as u32;
 /// # Safety
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
 #[inline(always)]
-pub(crate) unsafe fn tokens<E: Element, const KEYS: bool>(
+pub(crate) unsafe fn tokens<E: Rotated, const KEYS: bool>(
     dims: u32,
     rows: Rows,
     mut tile: Tile,
@@ -77,19 +78,19 @@ pub(crate) unsafe fn tokens<E: Element, const KEYS: bool>(
 /// One token, whose vectors these are, of `count` tokens; its scale.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn one<E: Element, const KEYS: bool>(
+unsafe fn one<E: Rotated, const KEYS: bool>(
     place: &Place,
     dims: u32,
     raw: &Own,
     row: u32,
     count: u32,
-    offset: &E::Dims<DIMS>,
+    offset: &E::Token<DIMS>,
     signs: u32,
     out: &Output,
 ) -> f32 {
     unsafe {
         let inside = row < count;
-        let mut x = E::Dims::<DIMS>::none();
+        let mut x = E::Token::<DIMS>::none();
         unroll!(0..DIMS / E::LANES, |i| {
             E::put(&mut x, i, &raw[i].map(|word| selp_b32(place.is_of::<E>(i, dims), word, 0)));
         });
@@ -161,7 +162,7 @@ unsafe fn block_scale(tile: Tile, largest: f32, to: *mut f32) {
 /// # Safety
 /// Every thread of the CTA calls it; the source is in its tensor or array.
 #[inline(always)]
-unsafe fn offset_of<E: Element>(place: &Place, dims: u32, source: Source, out: *mut f32) -> E::Dims<DIMS> {
+unsafe fn offset_of<E: Rotated>(place: &Place, dims: u32, source: Source, out: *mut f32) -> E::Token<DIMS> {
     unsafe {
         let mut offset = [0.0; DIMS];
         let dim = |i: usize| place.vector(i / E::LANES) as usize * E::LANES + i % E::LANES;
@@ -184,7 +185,7 @@ unsafe fn offset_of<E: Element>(place: &Place, dims: u32, source: Source, out: *
             let inside = place.is_of::<E>(i / E::LANES, dims);
             offset[i] = f32::from_bits(selp_b32(inside, offset[i].to_bits(), 0));
         });
-        let offset = E::Dims::<DIMS>::of(&offset);
+        let offset = E::Token::<DIMS>::of(&offset);
         unroll!(0..DIMS, |i| {
             let writes = place.is_of::<E>(i / E::LANES, dims) & (tid_x_again() < 32) & !out.is_null();
             st_global_f32(writes, out.wrapping_add(dim(i)), [offset.get(i)]);
@@ -201,7 +202,7 @@ type Own = [Vector; 8];
 /// # Safety
 /// Every thread of the CTA calls it; the rows are in the tensor.
 #[inline(always)]
-unsafe fn ends<E: Element>(place: &Place, dims: u32, rows: &Rows, count: u32) -> (Own, Own) {
+unsafe fn ends<E: Rotated>(place: &Place, dims: u32, rows: &Rows, count: u32) -> (Own, Own) {
     unsafe {
         let row_bytes = (WIDE_DIMS * E::BYTES) as u32;
         let mut row = tid_x_again() / 32;
@@ -244,13 +245,13 @@ unsafe fn ends<E: Element>(place: &Place, dims: u32, rows: &Rows, count: u32) ->
 }
 
 /// Rounds in which the threads go through a block of V, a vector of dims of eight keys each.
-const fn rounds<E: Element>() -> u32 {
+const fn rounds<E: Rotated>() -> u32 {
     (WIDE_DIMS * E::BYTES * KV_BLOCK / (16 * THREAD_VECTORS * WIDE_THREADS)) as u32
 }
 
 /// A lane's keys of a tile of V, rotated, and their largest magnitudes.
 #[inline(always)]
-unsafe fn rotated<E: Element>(
+unsafe fn rotated<E: Rotated>(
     rows: &Rows,
     tile: Tile,
     dims: u32,
@@ -272,7 +273,7 @@ unsafe fn rotated<E: Element>(
 /// # Safety
 /// Every thread of the CTA calls it; tile and output are in their tensor and arrays.
 #[inline(always)]
-pub(crate) unsafe fn values<E: Element>(
+pub(crate) unsafe fn values<E: Rotated>(
     dims: u32,
     scaling: values::Scaling,
     rows: impl Fn() -> Rows,

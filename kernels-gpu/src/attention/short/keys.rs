@@ -7,13 +7,14 @@ use crate::element::Element;
 use crate::layout::{KV_BLOCK, ROW_BYTES, swizzle};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::st_shared_u32;
+use crate::quantize::arithmetic::Rotated;
 
 /// Codes and scales of all tokens; behind the last, to a whole panel, codes and scales of zero.
 ///
 /// # Safety
 /// K's team calls it, a barrier after `offset::tables`.
 #[inline(always)]
-pub(crate) unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
+pub(crate) unsafe fn quantize<E: Rotated, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
     let code = |place: &_, raw, token: u32, inside: bool| unsafe {
         let x = signed::<E>(place, &raw, shared.signs());
         let offset = offsets::<E>(place, shared.offsets());

@@ -13,6 +13,7 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
 use crate::ptx::shuffle::{shfl_idx, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x;
+use crate::quantize::arithmetic::{Rotated, Token};
 use crate::quantize::scale::{BEYOND_10_BITS, round_up, token_scale};
 use crate::rotation::{DIMS, Dims, Place};
 
@@ -35,7 +36,7 @@ macro_rules! of_row {
 short_rows!(of_row);
 
 /// Vectors of a token that a lane has.
-pub(crate) const fn vectors<E: Element>() -> usize {
+pub(crate) const fn vectors<E: Rotated>() -> usize {
     LANE_DIMS / E::LANES
 }
 
@@ -67,7 +68,7 @@ pub(crate) fn place<K: Kernel<MT>, const MT: usize>() -> Place {
 /// # Safety
 /// The token is in the tensor.
 #[inline(always)]
-pub(crate) unsafe fn load_token<E: Element>(rows: &Rows, place: &Place, token: u32) -> Part {
+pub(crate) unsafe fn load_token<E: Rotated>(rows: &Rows, place: &Place, token: u32) -> Part {
     let mut raw = [[0; 4]; VECTORS];
     // As many at once as there are of halves: their number depends on the type.
     unroll!(0..vectors::<E>() / HALVES, |some| {
@@ -93,7 +94,7 @@ impl<'a> Tokens<'a> {
     /// # Safety
     /// They are in the tensor.
     #[inline(always)]
-    pub(crate) unsafe fn new<E: Element, K: Kernel<MT>, const MT: usize>(
+    pub(crate) unsafe fn new<E: Rotated, K: Kernel<MT>, const MT: usize>(
         rows: &'a Rows,
         count: u32,
         team: Team,
@@ -110,7 +111,7 @@ impl<'a> Tokens<'a> {
     /// # Safety
     /// In whole warps.
     #[inline(always)]
-    pub(crate) unsafe fn each<E: Element, K: Kernel<MT>, const MT: usize>(
+    pub(crate) unsafe fn each<E: Rotated, K: Kernel<MT>, const MT: usize>(
         mut self,
         shared: &Shared<K, MT>,
         take: impl Fn(&Place, Part, u32, bool),
@@ -132,8 +133,8 @@ impl<'a> Tokens<'a> {
 /// # Safety
 /// `signs` is the shared address of the signs of all dims.
 #[inline(always)]
-pub(crate) unsafe fn signed<E: Element>(place: &Place, raw: &Part, signs: u32) -> E::Dims<LANE_DIMS> {
-    let mut x = E::Dims::<LANE_DIMS>::none();
+pub(crate) unsafe fn signed<E: Rotated>(place: &Place, raw: &Part, signs: u32) -> E::Token<LANE_DIMS> {
+    let mut x = E::Token::<LANE_DIMS>::none();
     unroll!(0..vectors::<E>(), |i| {
         let mut vector = raw[i];
         let signs = unsafe { ld_shared_v4_u32(signs + 16 * place.vector(i)) };
@@ -147,7 +148,7 @@ pub(crate) unsafe fn signed<E: Element>(place: &Place, raw: &Part, signs: u32) -
 
 /// Shared address of the offsets of the lane's vector number `i`; `offsets` is that of all dims.
 #[inline(always)]
-fn offsets_of<E: Element>(place: &Place, offsets: u32, i: usize) -> u32 {
+fn offsets_of<E: Rotated>(place: &Place, offsets: u32, i: usize) -> u32 {
     offsets + (4 * E::LANES) as u32 * place.vector(i)
 }
 
@@ -156,8 +157,8 @@ fn offsets_of<E: Element>(place: &Place, offsets: u32, i: usize) -> u32 {
 /// # Safety
 /// `offsets` is the shared address of those of all dims.
 #[inline(always)]
-pub(crate) unsafe fn offsets<E: Element>(place: &Place, offsets: u32) -> E::Dims<LANE_DIMS> {
-    let mut x = E::Dims::<LANE_DIMS>::none();
+pub(crate) unsafe fn offsets<E: Rotated>(place: &Place, offsets: u32) -> E::Token<LANE_DIMS> {
+    let mut x = E::Token::<LANE_DIMS>::none();
     unroll!(0..vectors::<E>(), |i| {
         unsafe { E::put_offsets(&mut x, i, offsets_of::<E>(place, offsets, i)) };
     });
@@ -176,7 +177,7 @@ pub(crate) fn few_lanes(place: &Place) -> u32 {
 /// # Safety
 /// In whole warps; `to` is the shared address of the offsets of all dims.
 #[inline(always)]
-pub(crate) unsafe fn product<E: Element>(place: &Place, x: &E::Dims<LANE_DIMS>, to: u32) -> f32 {
+pub(crate) unsafe fn product<E: Rotated>(place: &Place, x: &E::Token<LANE_DIMS>, to: u32) -> f32 {
     let few = few_lanes(place);
     let from = tid_x() % 32 - place.lane + (place.lane.wrapping_sub(few) & (place.lanes() - 1));
     let mut sums = [0.0_f32; 4];
@@ -207,7 +208,7 @@ pub(crate) unsafe fn product<E: Element>(place: &Place, x: &E::Dims<LANE_DIMS>, 
 /// # Safety
 /// In whole warps.
 #[inline(always)]
-unsafe fn rotate<E: Element>(place: &Place, x: &mut E::Dims<LANE_DIMS>) {
+unsafe fn rotate<E: Rotated>(place: &Place, x: &mut E::Token<LANE_DIMS>) {
     x.here::<1>();
     x.here::<2>();
     if E::LANES == 8 {
@@ -236,11 +237,11 @@ unsafe fn rotate<E: Element>(place: &Place, x: &mut E::Dims<LANE_DIMS>) {
 /// # Safety
 /// In whole warps.
 #[inline(always)]
-pub(crate) unsafe fn encode<E: Element>(
+pub(crate) unsafe fn encode<E: Rotated>(
     place: &Place,
     head_dim: usize,
-    mut x: E::Dims<LANE_DIMS>,
-    offset: Option<&E::Dims<LANE_DIMS>>,
+    mut x: E::Token<LANE_DIMS>,
+    offset: Option<&E::Token<LANE_DIMS>>,
     kept: bool,
 ) -> Coded {
     unsafe {
@@ -269,7 +270,7 @@ impl Coded {
     /// # Safety
     /// The bytes are this thread's.
     #[inline(always)]
-    pub(crate) unsafe fn store<E: Element>(&self, place: &Place, to: impl Fn(u32) -> u32) {
+    pub(crate) unsafe fn store<E: Rotated>(&self, place: &Place, to: impl Fn(u32) -> u32) {
         unroll!(0..vectors::<E>(), |i| {
             let to = to(place.vector(i) * E::LANES as u32);
             unsafe {

@@ -11,14 +11,15 @@ use crate::ptx::opaque::rolled;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_u32};
 use crate::ptx::special::tid_x;
-use crate::rotation::{Place, Values};
+use crate::quantize::arithmetic::{Rotated, Values};
+use crate::rotation::Place;
 
 /// The largest magnitude of each token. Behind the last, to a whole panel, those of the last.
 ///
 /// # Safety
 /// V's team calls it.
 #[inline(always)]
-pub(crate) unsafe fn magnitudes<E: Element, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
+pub(crate) unsafe fn magnitudes<E: Rotated, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
     let of_token = |place: &Place, raw: Part, token: u32, _: bool| unsafe {
         let mut amax = E::values(&raw[0]).largest_rotated();
         unroll!(1..vectors::<E>(), |i| {
@@ -35,7 +36,7 @@ pub(crate) unsafe fn magnitudes<E: Element, K: Kernel<MT>, const MT: usize>(toke
 /// # Safety
 /// V's team calls it, a barrier after `blocks::values`.
 #[inline(always)]
-pub(crate) unsafe fn pack<E: Element, K: Kernel<MT>, const MT: usize>(
+pub(crate) unsafe fn pack<E: Rotated, K: Kernel<MT>, const MT: usize>(
     rows: &Rows,
     count: u32,
     shared: &Shared<K, MT>,

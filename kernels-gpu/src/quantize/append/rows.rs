@@ -18,9 +18,10 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32};
 use crate::ptx::shuffle::{shfl_idx, vote_any};
 use crate::ptx::special::{ntid_x, tid_x_again};
+use crate::quantize::arithmetic::{Rotated, Token, Unit};
 use crate::quantize::scale::{BEYOND_10_BITS, round_up, round_up_to_step, scale, token_scale};
 use crate::quantize::values::FURTHER;
-use crate::rotation::{DIMS, Dims, MANY_LANES_DIMS, Place, Unit, signs_from};
+use crate::rotation::{DIMS, MANY_LANES_DIMS, Place, signs_from};
 use crate::smem;
 
 const _: () = assert!(LANE_DIMS as usize == DIMS && FEW_LANE_DIMS as usize == MANY_LANES_DIMS);
@@ -40,7 +41,7 @@ pub(super) const STAGED_VALUES: u8 = 3;
 /// # Safety
 /// Every thread of the CTA calls it; the launch has the tokens and the head.
 #[inline(always)]
-pub(super) unsafe fn quantize<E: Element, const OF: u8, const N: usize>(
+pub(super) unsafe fn quantize<E: Rotated, const OF: u8, const N: usize>(
     p: &AppendParams,
     head: u32,
     first: u32,
@@ -55,7 +56,7 @@ pub(super) unsafe fn quantize<E: Element, const OF: u8, const N: usize>(
 }
 
 #[inline(always)]
-unsafe fn of_one_warp<E: Element, const OF: u8, const N: usize>(
+unsafe fn of_one_warp<E: Rotated, const OF: u8, const N: usize>(
     p: &AppendParams,
     place: &Place,
     head: u32,
@@ -239,13 +240,13 @@ fn query_row(p: &AppendParams, head: u32, token: u32) -> usize {
 
 /// The lane's part of a token, rotated; of Q, its `q_bias` is written meanwhile.
 #[inline(always)]
-unsafe fn rotated<E: Element, const OF: u8, const N: usize>(
+unsafe fn rotated<E: Rotated, const OF: u8, const N: usize>(
     p: &AppendParams,
     place: &Place,
     head: u32,
     token: u32,
     inside: bool,
-) -> (E::Dims<N>, Unit) {
+) -> (E::Token<N>, Unit) {
     unsafe {
         let tensor = match OF {
             QUERIES => &p.q,
@@ -254,7 +255,7 @@ unsafe fn rotated<E: Element, const OF: u8, const N: usize>(
         };
         let rows = Rows::new::<E>(tensor, 0, head);
         let raw = load_dims::<E, N>(&rows, |i| (token, vector_or_other::<E, N>(place, i)));
-        let mut x = E::Dims::<N>::none();
+        let mut x = E::Token::<N>::none();
         unroll!(0..N / E::LANES, |i| {
             // What is not there is zero.
             E::put(&mut x, i, &raw[i].map(|word| selp_b32(has::<E, N>(place, i), word, 0)));
@@ -289,7 +290,7 @@ unsafe fn rotated<E: Element, const OF: u8, const N: usize>(
                 }
             });
         }
-        let offset = E::Dims::<N>::of(&offset);
+        let offset = E::Token::<N>::of(&offset);
         let limit = loud(p.head_dim as usize);
         let unit = x.quieten(place, limit, (OF == KEYS) & (offset.largest() >= limit));
         if OF == KEYS {
@@ -320,13 +321,13 @@ unsafe fn rotated<E: Element, const OF: u8, const N: usize>(
 
 /// Whether the token has the lane's vector number `i`.
 #[inline(always)]
-fn has<E: Element, const N: usize>(place: &Place, i: usize) -> bool {
+fn has<E: Rotated, const N: usize>(place: &Place, i: usize) -> bool {
     if N == DIMS { place.has::<E>(i) } else { place.is_of::<E>(i, place.head_dim()) }
 }
 
 /// The number in the token of the lane's vector number `i`, or of another where the token has no such.
 #[inline(always)]
-fn vector_or_other<E: Element, const N: usize>(place: &Place, i: usize) -> u32 {
+fn vector_or_other<E: Rotated, const N: usize>(place: &Place, i: usize) -> u32 {
     if N == DIMS { place.vector_or_first::<E>(i) } else { place.vector_of::<E>(i, place.head_dim()) }
 }
 

@@ -7,21 +7,14 @@
 //!
 //! 96 dims are held as 128 whose last quarter, the lanes' last vectors, is zeros.
 //!
-//! What the dims of a lane are, and what is done with them, goes by the element type ([`Dims`]): float16 stays what it is, two in a word.
-
-mod dims;
-mod float16;
-mod float32;
-
-pub(crate) use dims::{Dims, Unit, Values};
-pub(crate) use float16::{HalfValues, Halves};
-pub(crate) use float32::{FloatValues, Floats};
+//! They are float32 here; what is quantized of a float16 tensor stays float16 (`crate::quantize::arithmetic`).
 
 use crate::element::Element;
 use crate::layout::{SIGN_WORDS, signs};
+use crate::ptx::math::fma_rn_f32;
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
-use crate::ptx::shuffle::shfl_bfly;
+use crate::ptx::shuffle::{shfl_bfly, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x_again;
 
 /// Floats that a lane holds.
@@ -33,6 +26,41 @@ pub(crate) const MANY_LANES_DIMS: usize = 8;
 /// Vectors that a lane holds.
 pub(crate) const fn vectors<E: Element>() -> usize {
     DIMS / E::LANES
+}
+
+/// `N` dims of a token.
+pub(crate) trait Dims<const N: usize>: Copy {
+    /// The butterflies whose halves are `H` dims apart.
+    fn here<const H: usize>(&mut self);
+
+    /// The butterflies whose other half is in lane `lane ^ mask`: the sum where this lane's is the first half, bit 0 of `second` clear, else the
+    /// other's less this.
+    ///
+    /// # Safety
+    /// All 32 lanes of a converged warp call it.
+    unsafe fn across(&mut self, mask: u32, second: u32);
+}
+
+/// In float32.
+impl<const N: usize> Dims<N> for [f32; N] {
+    #[inline(always)]
+    fn here<const H: usize>(&mut self) {
+        unroll!(0..N / 2, |pair| {
+            let i = pair / H * 2 * H + pair % H;
+            let (a, b) = (self[i], self[i + H]);
+            (self[i], self[i + H]) = (a + b, a - b);
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn across(&mut self, mask: u32, second: u32) {
+        let sign = f32::from_bits(1.0_f32.to_bits() | second << 31);
+        unroll!(0..N, |i| {
+            let other = f32::from_bits(unsafe { shfl_sync_bfly_b32(self[i].to_bits(), mask) });
+            // One rounding of a sum: the product is exact.
+            self[i] = fma_rn_f32(self[i], sign, other);
+        });
+    }
 }
 
 /// A lane's place among those of its warp.
@@ -208,7 +236,7 @@ impl Place {
     /// # Safety
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
-    pub unsafe fn butterflies<E: Element>(&self, x: &mut E::Dims<DIMS>) {
+    pub unsafe fn butterflies<E: Element>(&self, x: &mut impl Dims<DIMS>) {
         unsafe { self.butterflies_of_lanes::<E, DIMS, 4>(x) }
     }
 
@@ -217,7 +245,7 @@ impl Place {
     /// # Safety
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
-    pub unsafe fn butterflies_of<E: Element, const N: usize>(&self, x: &mut E::Dims<N>) {
+    pub unsafe fn butterflies_of<E: Element, const N: usize>(&self, x: &mut impl Dims<N>) {
         unsafe { self.butterflies_of_lanes::<E, N, 3>(x) }
     }
 
@@ -226,7 +254,7 @@ impl Place {
     /// # Safety
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
-    unsafe fn butterflies_of_lanes<E: Element, const N: usize, const MOST: u32>(&self, x: &mut E::Dims<N>) {
+    unsafe fn butterflies_of_lanes<E: Element, const N: usize, const MOST: u32>(&self, x: &mut impl Dims<N>) {
         x.here::<1>();
         x.here::<2>();
         if E::LANES == 8 {
@@ -276,7 +304,7 @@ impl Place {
     /// # Safety
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
-    pub unsafe fn butterflies_of_many_lanes<E: Element, const N: usize>(&self, x: &mut E::Dims<N>) {
+    pub unsafe fn butterflies_of_many_lanes<E: Element, const N: usize>(&self, x: &mut impl Dims<N>) {
         x.here::<1>();
         x.here::<2>();
         if E::LANES == 8 {

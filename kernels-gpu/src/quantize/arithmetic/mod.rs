@@ -1,9 +1,41 @@
 //! What is done with a lane's part of a token, in the arithmetic of its type (docs/kernel-abi.md, "Quantization").
 
-use super::Place;
+mod float16;
+mod float32;
+
+use crate::element::{Element, Vector};
+use crate::rotation::{Dims, Place};
+
+/// An element type, and what its tokens are rotated in.
+pub(crate) trait Rotated: Element {
+    /// Whether that is float16.
+    const HALF: bool;
+    /// What a lane has of a token of Q or K.
+    type Token<const N: usize>: Token<N>;
+    /// What it has of one of V.
+    type Values: Values;
+
+    /// Puts vector number `i` in its place.
+    fn put<const N: usize>(x: &mut Self::Token<N>, i: usize, vector: &Vector);
+
+    /// A vector of V.
+    fn values(vector: &Vector) -> Self::Values;
+
+    /// Puts the offsets of a vector's dims, which are at this shared address, in the place of vector number `i`.
+    ///
+    /// # Safety
+    /// They are there.
+    unsafe fn put_offsets<const N: usize>(x: &mut Self::Token<N>, i: usize, at: u32);
+
+    /// Four of them, from `4 * quad` on, in float32.
+    ///
+    /// # Safety
+    /// They are there.
+    unsafe fn offsets4(at: u32, quad: usize) -> [f32; 4];
+}
 
 /// `N` dims of a token of Q or K.
-pub(crate) trait Dims<const N: usize>: Copy {
+pub(crate) trait Token<const N: usize>: Dims<N> {
     /// Zeros.
     fn none() -> Self;
 
@@ -18,16 +50,6 @@ pub(crate) trait Dims<const N: usize>: Copy {
 
     /// Changes signs: of the dims whose bits are set, the first one's lowest. No more than 32 of them.
     fn negate(&mut self, signs: u32);
-
-    /// The butterflies whose halves are `H` dims apart.
-    fn here<const H: usize>(&mut self);
-
-    /// The butterflies whose other half is in lane `lane ^ mask`: the sum where this lane's is the first half, bit 0 of `second` clear, else the
-    /// other's less this.
-    ///
-    /// # Safety
-    /// All 32 lanes of a converged warp call it.
-    unsafe fn across(&mut self, mask: u32, second: u32);
 
     /// The rotation of V in place of that of Q and K, four dims at a time.
     fn rotate_v(&mut self) -> Unit;

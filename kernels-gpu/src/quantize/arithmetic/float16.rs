@@ -3,16 +3,20 @@
 //! Float16 holds sums of so many dims unless they are loud, of which a token is brought into a unit of its own. Codes are `rne(x * (1/scale))` by one instruction for two
 //! of them: 1536 added in float16 leaves an integer in the low byte. What float16 has no reciprocal for is far below what else a token may be (`FAINT_FACTOR`).
 
-use super::{Dims, Place, Unit, Values};
+use super::{Rotated, Token, Unit, Values};
+use crate::element::{F16, Vector};
 use crate::layout::{FAINT_FACTOR, LEAST_SCALE_16, LOUD_UNIT, V_ROTATION, V_UNIT_16};
 use crate::ptx::math::{
-    abs_f16x2, add_rn_f16x2, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rn_satfinite_f16x2_f32, fma_rn_f16x2, fma_rn_f32,
-    high_twice, low_twice, max_f32, max_nan_f16x2, max_nan_f32, mul_rn_f16x2, mul_rn_f32, prmt, rcp_approx_ftz_f32, sub_rn_f16x2,
+    abs_f16x2, add_rn_f16x2, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rn_satfinite_f16x2_f32,
+    fma_rn_f16x2, fma_rn_f32, high_twice, low_twice, max_f32, max_nan_f16x2, max_nan_f32, mul_rn_f16x2, mul_rn_f32,
+    prmt, rcp_approx_ftz_f32, sub_rn_f16x2,
 };
 use crate::ptx::select::selp_b32;
+use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32};
 use crate::ptx::shuffle::{shfl_sync_bfly_b32, vote_any};
 use crate::quantize::pack::code;
 use crate::quantize::scale::reciprocal;
+use crate::rotation::{Dims, Place};
 
 /// 1536 twice: added, it rounds to an integer, which is in the low byte.
 const ROUNDER: u32 = 0x6600_6600;
@@ -30,7 +34,36 @@ const _: () = assert!(LOUD_UNIT == 1024.0 && FAINT_FACTOR == 65536.0 && V_UNIT_1
 
 /// `N` dims of Q or K in the first `N / 2` words.
 #[derive(Clone, Copy)]
-pub(crate) struct Halves<const N: usize>(pub [u32; N]);
+pub(crate) struct Halves<const N: usize>([u32; N]);
+
+impl Rotated for F16 {
+    const HALF: bool = true;
+    type Token<const N: usize> = Halves<N>;
+    type Values = HalfValues;
+
+    #[inline(always)]
+    fn put<const N: usize>(x: &mut Halves<N>, i: usize, vector: &Vector) {
+        unroll!(0..4, |word| {
+            x.0[4 * i + word] = vector[word];
+        });
+    }
+
+    #[inline(always)]
+    fn values(vector: &Vector) -> HalfValues {
+        HalfValues(*vector)
+    }
+
+    #[inline(always)]
+    unsafe fn put_offsets<const N: usize>(x: &mut Halves<N>, i: usize, at: u32) {
+        Self::put(x, i, &unsafe { ld_shared_v4_u32(at) });
+    }
+
+    #[inline(always)]
+    unsafe fn offsets4(at: u32, quad: usize) -> [f32; 4] {
+        let [a, b] = unsafe { ld_shared_v2_u32(at + 8 * quad as u32) };
+        [cvt_f32_f16_low(a), cvt_f32_f16_high(a), cvt_f32_f16_low(b), cvt_f32_f16_high(b)]
+    }
+}
 
 /// Sum and difference of a word's halves.
 #[inline(always)]
@@ -66,6 +99,34 @@ fn bytes(a: u32, b: u32) -> u32 {
 
 impl<const N: usize> Dims<N> for Halves<N> {
     #[inline(always)]
+    fn here<const H: usize>(&mut self) {
+        let x = &mut self.0;
+        if H == 1 {
+            unroll!(0..N / 2, |i| {
+                x[i] = within(x[i]);
+            });
+        } else {
+            unroll!(0..N / 4, |pair| {
+                let i = pair / (H / 2) * H + pair % (H / 2);
+                let (a, b) = (x[i], x[i + H / 2]);
+                (x[i], x[i + H / 2]) = (add_rn_f16x2(a, b), sub_rn_f16x2(a, b));
+            });
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn across(&mut self, mask: u32, second: u32) {
+        let sign = ONE | (second & 1) * SIGNS;
+        unroll!(0..N / 2, |i| {
+            let other = unsafe { shfl_sync_bfly_b32(self.0[i], mask) };
+            // One rounding of a sum: the product is exact.
+            self.0[i] = fma_rn_f16x2(self.0[i], sign, other);
+        });
+    }
+}
+
+impl<const N: usize> Token<N> for Halves<N> {
+    #[inline(always)]
     fn none() -> Self {
         Self([0; N])
     }
@@ -96,32 +157,6 @@ impl<const N: usize> Dims<N> for Halves<N> {
         unroll!(0..N / 2, |i| {
             let [first, second] = [signs >> (2 * i) & 1, signs >> (2 * i + 1) & 1];
             self.0[i] ^= first << 15 | second << 31;
-        });
-    }
-
-    #[inline(always)]
-    fn here<const H: usize>(&mut self) {
-        let x = &mut self.0;
-        if H == 1 {
-            unroll!(0..N / 2, |i| {
-                x[i] = within(x[i]);
-            });
-        } else {
-            unroll!(0..N / 4, |pair| {
-                let i = pair / (H / 2) * H + pair % (H / 2);
-                let (a, b) = (x[i], x[i + H / 2]);
-                (x[i], x[i + H / 2]) = (add_rn_f16x2(a, b), sub_rn_f16x2(a, b));
-            });
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn across(&mut self, mask: u32, second: u32) {
-        let sign = ONE | (second & 1) * SIGNS;
-        unroll!(0..N / 2, |i| {
-            let other = unsafe { shfl_sync_bfly_b32(self.0[i], mask) };
-            // One rounding of a sum: the product is exact.
-            self.0[i] = fma_rn_f16x2(self.0[i], sign, other);
         });
     }
 
@@ -208,7 +243,7 @@ fn codes2(word: u32, inverse: f32) -> u32 {
 
 /// Eight dims of V.
 #[derive(Clone, Copy)]
-pub(crate) struct HalfValues(pub [u32; 4]);
+pub(crate) struct HalfValues([u32; 4]);
 
 impl Values for HalfValues {
     #[inline(always)]
