@@ -256,6 +256,48 @@ mod tests {
     }
 
     #[test]
+    fn float16_is_rounded_as_it_is_defined() {
+        let near = (0..0x7bff_u16).flat_map(|bits| {
+            let [low, high] = [bits, bits + 1].map(|bits| half::f16::from_bits(bits).to_f32());
+            let middle = (low + high) / 2.0;
+            [low, middle, f32::from_bits(middle.to_bits() - 1), f32::from_bits(middle.to_bits() + 1)]
+        });
+        for x in near.flat_map(|x| [x, -x]) {
+            assert_eq!(to_float16(x).to_bits(), half::f16::from_f32(x).to_f32().to_bits(), "{x:e}");
+        }
+    }
+
+    #[test]
+    fn float16_tokens_of_any_magnitude_are_within_a_step() {
+        for d in [32, 64, 96, 128, 256, 512] {
+            for magnitude in [6e-8_f32, 1e-6, 1e-3, 1.0, 60.0, 500.0, 3e4, 65504.0] {
+                let element = |i: usize| half::f16::from_f32(magnitude * ((i * i) as f32).sin()).to_f32();
+                let exact: Vec<f32> = (0..d).map(element).collect();
+                let offset: Vec<f32> = (0..d).map(|i| if i % 5 == 0 { -magnitude } else { 0.0 }).collect();
+                let offset: Vec<f32> = offset.into_iter().map(to_float16).collect();
+                let within = |rotated: &[f32], unit: f32, scale: f32, exact: &[f32]| {
+                    let [factor, inverse] = Arithmetic::Float16.inverse(scale / unit);
+                    for (x, exact) in rotated.iter().zip(exact) {
+                        let steps = f64::from(code(x * factor, inverse)) - f64::from(*exact) / f64::from(scale);
+                        assert!(steps.abs() <= 1.0, "{steps} steps of d={d}, {magnitude:e}");
+                    }
+                };
+                let (mut x, mut wide) = (exact.clone(), exact.clone());
+                let unit = Arithmetic::Float16.rotate(&mut x, Some(&offset));
+                Arithmetic::Float32.rotate(&mut wide, Some(&offset));
+                within(&x, unit, token_scale(amax(&x) * unit), &wide);
+                let (mut x, mut wide) = (exact.clone(), exact);
+                let unit = Arithmetic::Float16.rotate_v(&mut x);
+                Arithmetic::Float32.rotate_v(&mut wide);
+                // Elements below 2^-12 lose bits.
+                if magnitude > 1e-5 {
+                    within(&x, unit, v_scale(amax(&x) * unit), &wide);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn no_first_token_is_larger_without_the_offset() {
         for values in
             [[1.0, 2.0, 9.0], [-3.0, -3.5, -8.0], [-1.0, 2.0, 9.0], [5.0, 5.0, 5.0], [1.0, 2.0, f32::INFINITY]]
