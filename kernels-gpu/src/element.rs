@@ -22,8 +22,6 @@ pub(crate) trait Element {
     const LANES: usize = 16 / Self::BYTES;
     /// Elements of a word of 4 bytes.
     const IN_WORD: usize = 4 / Self::BYTES;
-    /// Whether the quotient of a value and the scale of its token or block can leave the bytes' range.
-    const CLAMPS: bool;
 
     /// Element `i` of a vector, exactly, in float32.
     fn get(vector: &Vector, i: usize) -> f32;
@@ -50,7 +48,6 @@ pub(crate) struct F32;
 
 impl Element for F16 {
     const BYTES: usize = 2;
-    const CLAMPS: bool = false;
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -90,7 +87,6 @@ impl Element for F16 {
 
 impl Element for Bf16 {
     const BYTES: usize = 2;
-    const CLAMPS: bool = true;
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {
@@ -130,7 +126,6 @@ impl Element for Bf16 {
 
 impl Element for F32 {
     const BYTES: usize = 4;
-    const CLAMPS: bool = true;
 
     #[inline(always)]
     fn get(vector: &Vector, i: usize) -> f32 {

@@ -149,6 +149,25 @@ pub const fn rotation(head_dim: usize) -> usize {
     1 << head_dim.trailing_zeros()
 }
 
+/// From this magnitude of an element, or of what is taken out of K, a float16 token of Q or K is rotated in units of [`LOUD_UNIT`]: sums of
+/// smaller ones stay within float16.
+#[inline(always)]
+#[must_use]
+pub const fn loud(head_dim: usize) -> f32 {
+    ((1 << 15) / rotation(head_dim)) as f32
+}
+
+/// The unit of loud tokens: with it every float16 token's sums stay within float16.
+pub const LOUD_UNIT: f32 = 1024.0;
+/// The unit of float16 tokens of V, for the same reason.
+pub const V_UNIT_16: f32 = 4.0;
+/// A scale, in the unit of what is rotated, that float16 has no reciprocal of is taken times [`FAINT_FACTOR`], as what is rotated is.
+pub const LEAST_SCALE_16: f32 = 1.0 / (1 << 15) as f32;
+/// With it all scales of tokens that are not zero have reciprocals.
+pub const FAINT_FACTOR: f32 = (1 << 16) as f32;
+/// The largest float16.
+pub const MAX_16: f32 = 65_504.0;
+
 /// Dims that change sign before the rotation, a bit each: without, a constant would go into one dim.
 /// The fractions of the square roots of the first sixteen primes.
 #[rustfmt::skip]

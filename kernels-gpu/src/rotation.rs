@@ -6,6 +6,8 @@
 //! in registers, some between lanes, some in registers again.
 //!
 //! 96 dims are held as 128 whose last quarter, the lanes' last vectors, is zeros.
+//!
+//! They are float32 here; what is quantized of a float16 tensor stays float16 (`crate::quantize::arithmetic`).
 
 use crate::element::Element;
 use crate::layout::{SIGN_WORDS, signs};
@@ -24,6 +26,41 @@ pub(crate) const MANY_LANES_DIMS: usize = 8;
 /// Vectors that a lane holds.
 pub(crate) const fn vectors<E: Element>() -> usize {
     DIMS / E::LANES
+}
+
+/// `N` dims of a token.
+pub(crate) trait Dims<const N: usize>: Copy {
+    /// The butterflies whose halves are `H` dims apart.
+    fn here<const H: usize>(&mut self);
+
+    /// The butterflies whose other half is in lane `lane ^ mask`: the sum where this lane's is the first half, bit 0 of `second` clear, else the
+    /// other's less this.
+    ///
+    /// # Safety
+    /// All 32 lanes of a converged warp call it.
+    unsafe fn across(&mut self, mask: u32, second: u32);
+}
+
+/// In float32.
+impl<const N: usize> Dims<N> for [f32; N] {
+    #[inline(always)]
+    fn here<const H: usize>(&mut self) {
+        unroll!(0..N / 2, |pair| {
+            let i = pair / H * 2 * H + pair % H;
+            let (a, b) = (self[i], self[i + H]);
+            (self[i], self[i + H]) = (a + b, a - b);
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn across(&mut self, mask: u32, second: u32) {
+        let sign = f32::from_bits(1.0_f32.to_bits() | second << 31);
+        unroll!(0..N, |i| {
+            let other = f32::from_bits(unsafe { shfl_sync_bfly_b32(self[i].to_bits(), mask) });
+            // One rounding of a sum: the product is exact.
+            self[i] = fma_rn_f32(self[i], sign, other);
+        });
+    }
 }
 
 /// A lane's place among those of its warp.
@@ -199,7 +236,7 @@ impl Place {
     /// # Safety
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
-    pub unsafe fn butterflies<E: Element>(&self, x: &mut [f32; DIMS]) {
+    pub unsafe fn butterflies<E: Element>(&self, x: &mut impl Dims<DIMS>) {
         unsafe { self.butterflies_of_lanes::<E, DIMS, 4>(x) }
     }
 
@@ -208,7 +245,7 @@ impl Place {
     /// # Safety
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
-    pub unsafe fn butterflies_of<E: Element, const N: usize>(&self, x: &mut [f32; N]) {
+    pub unsafe fn butterflies_of<E: Element, const N: usize>(&self, x: &mut impl Dims<N>) {
         unsafe { self.butterflies_of_lanes::<E, N, 3>(x) }
     }
 
@@ -217,11 +254,11 @@ impl Place {
     /// # Safety
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
-    unsafe fn butterflies_of_lanes<E: Element, const N: usize, const MOST: u32>(&self, x: &mut [f32; N]) {
-        butterflies_here::<1, N>(x);
-        butterflies_here::<2, N>(x);
+    unsafe fn butterflies_of_lanes<E: Element, const N: usize, const MOST: u32>(&self, x: &mut impl Dims<N>) {
+        x.here::<1>();
+        x.here::<2>();
         if E::LANES == 8 {
-            butterflies_here::<4, N>(x);
+            x.here::<4>();
         }
         if N > DIMS {
             let mut mask = 1;
@@ -245,19 +282,19 @@ impl Place {
         // Between the lane's vectors: all of them, but for the 32 dims of 96 that go together, which are no more than two vectors of floats or one of
         // halves of each lane.
         if E::LANES == 4 {
-            butterflies_here::<4, N>(x);
+            x.here::<4>();
         }
         // Of halves, two of the four lanes with half as many dims are vectors of the same lane.
         if N > DIMS {
-            butterflies_here::<8, N>(x);
+            x.here::<8>();
         }
         if self.whole {
             if N == DIMS {
-                butterflies_here::<8, N>(x);
+                x.here::<8>();
             }
-            butterflies_here::<16, N>(x);
+            x.here::<16>();
             if N > DIMS {
-                butterflies_here::<32, N>(x);
+                x.here::<32>();
             }
         }
     }
@@ -267,11 +304,11 @@ impl Place {
     /// # Safety
     /// All 32 lanes of a converged warp call it.
     #[inline(always)]
-    pub unsafe fn butterflies_of_many_lanes<E: Element, const N: usize>(&self, x: &mut [f32; N]) {
-        butterflies_here::<1, N>(x);
-        butterflies_here::<2, N>(x);
+    pub unsafe fn butterflies_of_many_lanes<E: Element, const N: usize>(&self, x: &mut impl Dims<N>) {
+        x.here::<1>();
+        x.here::<2>();
         if E::LANES == 8 {
-            butterflies_here::<4, N>(x);
+            x.here::<4>();
         }
         // Of 96 dims 32 go together.
         let lanes = if self.whole { self.lanes() } else { (DIMS / E::LANES) as u32 };
@@ -281,11 +318,11 @@ impl Place {
             mask *= 2;
         }
         if E::LANES == 4 && self.whole {
-            butterflies_here::<4, N>(x);
+            x.here::<4>();
         }
         // Of more dims a lane has more vectors; they are a power of two.
         if N > MANY_LANES_DIMS {
-            butterflies_here::<8, N>(x);
+            x.here::<8>();
         }
     }
 
@@ -302,34 +339,9 @@ impl Place {
 
     /// The butterflies whose other half is in lane `lane ^ mask`.
     #[inline(always)]
-    pub unsafe fn butterflies_between<const N: usize>(&self, x: &mut [f32; N], mask: u32) {
-        unsafe { butterflies_across(x, mask, self.lane >> mask.trailing_zeros()) }
+    pub unsafe fn butterflies_between<const N: usize>(&self, x: &mut impl Dims<N>, mask: u32) {
+        unsafe { x.across(mask, self.lane >> mask.trailing_zeros()) }
     }
-}
-
-/// The butterflies whose other half is in lane `lane ^ mask`: the sum where this lane's is the first half, bit 0 of `second` clear, else the
-/// other's less this.
-///
-/// # Safety
-/// All 32 lanes of a converged warp call it.
-#[inline(always)]
-pub(crate) unsafe fn butterflies_across<const N: usize>(x: &mut [f32; N], mask: u32, second: u32) {
-    let sign = f32::from_bits(1.0_f32.to_bits() | second << 31);
-    unroll!(0..N, |i| {
-        let other = f32::from_bits(unsafe { shfl_sync_bfly_b32(x[i].to_bits(), mask) });
-        // One rounding of a sum: the product is exact.
-        x[i] = fma_rn_f32(x[i], sign, other);
-    });
-}
-
-/// The butterflies whose halves are `H` registers apart.
-#[inline(always)]
-pub(crate) fn butterflies_here<const H: usize, const N: usize>(x: &mut [f32; N]) {
-    unroll!(0..N / 2, |pair| {
-        let i = pair / H * 2 * H + pair % H;
-        let (a, b) = (x[i], x[i + H]);
-        (x[i], x[i + H]) = (a + b, a - b);
-    });
 }
 
 /// Words of the signs of the widest head that the module has.

@@ -1,8 +1,9 @@
 //! New tokens to the pages of a cache (docs/kernel-abi.md, "Paged cache").
 
-use super::codes::{amax, code, rotate, rotate_token_of_v, round_up_to_step, token_scale, v_scale};
+use super::codes::{Arithmetic, amax, code, round_up_to_step, token_scale, v_scale};
 use super::quantize::share;
 use crate::cache::{HeadPlace, HostCache};
+use crate::problem::Scheme;
 use crate::tensor::HostTensor;
 use int_flash_attention_kernels::layout::page::PAGE_TOKENS;
 use rayon::prelude::*;
@@ -19,7 +20,8 @@ pub(crate) fn append(cache: &mut HostCache, k: &HostTensor, v: &HostTensor, slot
         .into_par_iter()
         .map(|head| {
             let offset = offset.map(|offset| &offset[head * d..][..d]);
-            [tokens_of_k(k.read_head(0, head), offset, d), tokens_of_v(v.read_head(0, head), &pages, d)]
+            let [of_k, of_v] = [k, v].map(|tensor| Arithmetic::of(Scheme::Default, tensor.dtype()));
+            [tokens_of_k(of_k, k.read_head(0, head), offset, d), tokens_of_v(of_v, v.read_head(0, head), &pages, d)]
         })
         .collect();
     for (head, [k, v]) in of_heads.iter().enumerate() {
@@ -46,36 +48,39 @@ fn whole_pages(slots: &[i64]) -> Vec<usize> {
     slots.windows(PAGE_TOKENS).enumerate().filter(|(_, page)| whole(page)).map(|(token, _)| token).collect()
 }
 
-fn tokens_of_k(mut rows: Vec<f32>, offset: Option<&[f32]>, d: usize) -> Tokens {
-    let scale = |row: &mut [f32]| {
-        for (x, &offset) in row.iter_mut().zip(offset.into_iter().flatten()) {
-            *x -= offset;
-        }
-        rotate(row);
-        token_scale(amax(row))
+fn tokens_of_k(arithmetic: Arithmetic, mut rows: Vec<f32>, offset: Option<&[f32]>, d: usize) -> Tokens {
+    let of_token = |row: &mut [f32]| {
+        let unit = arithmetic.rotate(row, offset);
+        (token_scale(amax(row) * unit), unit)
     };
-    let scales: Vec<f32> = rows.chunks_exact_mut(d).map(scale).collect();
-    Tokens { codes: codes(&rows, &scales, d), scales }
+    let (scales, units): (Vec<f32>, Vec<f32>) = rows.chunks_exact_mut(d).map(of_token).unzip();
+    Tokens { codes: codes(arithmetic, &rows, scales.iter().zip(&units), d), scales }
 }
 
-fn tokens_of_v(mut rows: Vec<f32>, pages: &[usize], d: usize) -> Tokens {
-    let scale = |row: &mut [f32]| {
-        rotate_token_of_v(row);
-        v_scale(amax(row))
+fn tokens_of_v(arithmetic: Arithmetic, mut rows: Vec<f32>, pages: &[usize], d: usize) -> Tokens {
+    let of_token = |row: &mut [f32]| {
+        let unit = arithmetic.rotate_v(row);
+        (v_scale(amax(row) * unit), unit)
     };
-    let mut scales: Vec<f32> = rows.chunks_exact_mut(d).map(scale).collect();
+    let (mut scales, units): (Vec<f32>, Vec<f32>) = rows.chunks_exact_mut(d).map(of_token).unzip();
     for &page in pages {
         share(&mut scales[page..][..PAGE_TOKENS], true);
     }
     // What is rounded up already stays.
     scales.iter_mut().for_each(|scale| *scale = round_up_to_step(*scale));
-    Tokens { codes: codes(&rows, &scales, d), scales }
+    Tokens { codes: codes(arithmetic, &rows, scales.iter().zip(&units), d), scales }
 }
 
-fn codes(rows: &[f32], scales: &[f32], d: usize) -> Vec<i8> {
-    let of_token = |(row, &scale): (&[f32], &f32)| {
-        let inverse = 1.0 / scale;
-        row.iter().map(|&x| code(x, inverse)).collect::<Vec<_>>()
+/// Of scales, and of the unit that each token is in.
+fn codes<'a>(
+    arithmetic: Arithmetic,
+    rows: &[f32],
+    scales: impl Iterator<Item = (&'a f32, &'a f32)>,
+    d: usize,
+) -> Vec<i8> {
+    let of_token = |(row, (scale, unit)): (&[f32], (&f32, &f32))| {
+        let [factor, inverse] = arithmetic.inverse(scale / unit);
+        row.iter().map(|&x| code(x * factor, inverse)).collect::<Vec<_>>()
     };
     rows.chunks_exact(d).zip(scales).flat_map(of_token).collect()
 }

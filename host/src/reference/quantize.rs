@@ -1,8 +1,6 @@
 //! Quantization to INT8 (arXiv 2409.16997, section 3.2; docs/kernel-abi.md, "Quantization").
 
-use super::codes::{
-    amax, code, k_offset, rotate, rotate_token_of_v, round_up_to_10_bits, round_up_to_step, token_scale, v_scale,
-};
+use super::codes::{Arithmetic, amax, code, k_offset, round_up_to_10_bits, round_up_to_step, token_scale, v_scale};
 use super::packed::resized;
 use super::simd::{Kernel, Vectors, dispatch};
 use crate::error::{Error, Result};
@@ -39,6 +37,7 @@ pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Opti
         }
         Ok(shape.heads / heads_kv)
     })?;
+    let arithmetic = Arithmetic::of(scheme, q.dtype());
     let mut data = zeroed("the codes of Q", lengths.q_data)?;
     let [mut scales, mut bias] = [zeroed("the scales of Q", lengths.q_scale)?, zeroed("q_bias", lengths.q_scale)?];
     let packed = packed_dim(d);
@@ -49,7 +48,7 @@ pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Opti
             q.read_row(head / shape.heads, head % shape.heads, token, &mut x[..d]);
             x[d..].fill(0.0);
             let k_offset = k_offset.map(|offset| &offset[head / group * d..][..d]);
-            dispatch(TokenOfQ { scheme, x, k_offset, codes, scale, bias });
+            dispatch(TokenOfQ { scheme, arithmetic, x, k_offset, codes, scale, bias });
         },
     );
     Ok(QuantizedQ { shape, scheme, data, scale: scales, bias: k_offset.map(|_| bias) })
@@ -58,6 +57,7 @@ pub fn quantize_q<'a>(scheme: Scheme, q: impl Into<HostView<'a>>, k_offset: Opti
 /// A token of Q, and where it is quantized to.
 struct TokenOfQ<'a> {
     scheme: Scheme,
+    arithmetic: Arithmetic,
     x: &'a mut [f32],
     /// What was taken out of the keys of its head.
     k_offset: Option<&'a [f32]>,
@@ -69,20 +69,18 @@ struct TokenOfQ<'a> {
 impl Kernel for TokenOfQ<'_> {
     #[inline(always)]
     fn run(self, _: impl Vectors) {
-        let Self { scheme, x, k_offset, codes, scale, bias } = self;
+        let Self { scheme, arithmetic, x, k_offset, codes, scale, bias } = self;
         if let Some(offset) = k_offset {
             *bias = x.iter().zip(offset).map(|(&x, &m)| f64::from(x) * f64::from(m)).sum::<f64>() as f32;
         }
-        if scheme.rotates() {
-            rotate(x);
-        }
-        *scale = token_scale(amax(x));
+        let unit = if scheme.rotates() { arithmetic.rotate(x, None) } else { 1.0 };
+        *scale = token_scale(amax(x) * unit);
         if scheme.rotates() {
             *scale = round_up_to_10_bits(*scale);
         }
-        let inverse = 1.0 / *scale;
+        let [factor, inverse] = arithmetic.inverse(*scale / unit);
         for (code_out, &x) in codes.iter_mut().zip(&*x) {
-            *code_out = code(x, inverse);
+            *code_out = code(x * factor, inverse);
         }
     }
 }
@@ -108,6 +106,7 @@ pub fn quantize_k_on<'a>(k: impl Into<HostView<'a>>, offset: &[f32]) -> Result<H
 pub(super) fn keys(scheme: Scheme, k: HostView<'_>, of_first: Option<&[f32]>, shares: bool) -> Result<HostK> {
     let shape = k.shape();
     let lengths = Lengths::of(shape)?;
+    let arithmetic = Arithmetic::of(scheme, k.dtype());
     let d = shape.head_dim;
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedK {
@@ -128,28 +127,26 @@ pub(super) fn keys(scheme: Scheme, k: HostView<'_>, of_first: Option<&[f32]>, sh
     heads.for_each(|(head, (((data, scales), block_scales), offset))| {
         let rows = k.read_head(head / shape.heads, head % shape.heads);
         if scheme.rotates() && of_first.is_none() {
-            offset.copy_from_slice(&k_offset(&rows, shape.head_dim));
+            offset.copy_from_slice(&k_offset(&rows, shape.head_dim, arithmetic));
         }
         let mut rows = resized(rows, shape.head_dim, d);
         let blocks = data.par_chunks_mut(block_bytes(d)).zip(scales.par_chunks_mut(KV_BLOCK)).zip(block_scales);
         let blocks = blocks.zip(rows.par_chunks_mut(KV_BLOCK * d)).enumerate();
         blocks.for_each(|(block, (((data, scales), block_scale), rows))| {
-            for (row, key_scale) in rows.chunks_exact_mut(d).zip(&mut *scales) {
+            let mut units = [1.0; KV_BLOCK];
+            for ((row, key_scale), unit) in rows.chunks_exact_mut(d).zip(&mut *scales).zip(&mut units) {
                 if scheme.rotates() {
-                    for (x, &offset) in row.iter_mut().zip(&*offset) {
-                        *x -= offset;
-                    }
-                    rotate(row);
+                    *unit = arithmetic.rotate(row, Some(offset));
                 }
-                *key_scale = token_scale(amax(row));
+                *key_scale = token_scale(amax(row) * *unit);
             }
             if shares && scheme.rotates() && (block > 0 || of_first.is_some()) {
                 share_of_keys(scales);
             }
-            for ((key, row), key_scale) in rows.chunks_exact(d).enumerate().zip(&*scales) {
-                let inverse = 1.0 / key_scale;
+            for (((key, row), key_scale), unit) in rows.chunks_exact(d).enumerate().zip(&*scales).zip(units) {
+                let [factor, inverse] = arithmetic.inverse(key_scale / unit);
                 for (dim, &x) in row.iter().enumerate() {
-                    data[layout::k_offset(key, dim)] = code(x, inverse);
+                    data[layout::k_offset(key, dim)] = code(x * factor, inverse);
                 }
             }
             *block_scale = scales.iter().copied().fold(0.0, f32::max);
@@ -179,6 +176,7 @@ pub fn quantize_v_on<'a>(v: impl Into<HostView<'a>>, unit: &[f32]) -> Result<Hos
 fn values(scheme: Scheme, v: HostView<'_>, of_first: Option<&[f32]>) -> Result<HostV> {
     let shape = v.shape();
     let lengths = Lengths::of(shape)?;
+    let arithmetic = Arithmetic::of(scheme, v.dtype());
     let d = shape.head_dim;
     let blocks = kv_blocks(shape.seqlen);
     let mut out = QuantizedV {
@@ -201,18 +199,19 @@ fn values(scheme: Scheme, v: HostView<'_>, of_first: Option<&[f32]>) -> Result<H
         let blocks = data.par_chunks_mut(block_bytes(d)).zip(scales.par_chunks_mut(KV_BLOCK)).zip(&mut *block_scales);
         blocks.zip(rows.par_chunks_mut(KV_BLOCK * d)).enumerate().for_each(
             |(block, (((data, scales), block_scale), rows))| {
+                let mut unit = 1.0;
                 if scheme.rotates() {
-                    rows.chunks_exact_mut(d).for_each(rotate_token_of_v);
+                    rows.chunks_exact_mut(d).for_each(|row| unit = arithmetic.rotate_v(row));
                 }
                 let scales = &mut scales[..rows.len() / d];
                 for (scale, row) in scales.iter_mut().zip(rows.chunks_exact(d)) {
-                    *scale = of_head.unwrap_or_else(|| v_scale(amax(row)));
+                    *scale = of_head.unwrap_or_else(|| v_scale(amax(row) * unit));
                 }
                 *block_scale = share(scales, block == 0 && of_first.is_none());
                 for ((key, row), scale) in rows.chunks_exact(d).enumerate().zip(&*scales) {
-                    let inverse = 1.0 / scale;
+                    let [factor, inverse] = arithmetic.inverse(scale / unit);
                     for (dim, &x) in row.iter().enumerate() {
-                        data[v_offset(key, dim, d)] = v_byte(code(x, inverse));
+                        data[v_offset(key, dim, d)] = v_byte(code(x * factor, inverse));
                     }
                 }
             },

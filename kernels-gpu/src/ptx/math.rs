@@ -57,6 +57,8 @@ unary! {
     lg2_approx_ftz_f32(f32) -> f32 = "lg2.approx.ftz.f32";
     /// An integer rounded to float32: exact up to 2^24.
     cvt_rn_f32_s32(i32) -> f32 = "cvt.rn.f32.s32";
+    /// Magnitudes of two float16.
+    abs_f16x2(u32) -> u32 = "abs.f16x2";
     /// 1/a; at most 1 ulp off.
     rcp_approx_ftz_f32(f32) -> f32 = "rcp.approx.ftz.f32";
 }
@@ -70,6 +72,12 @@ binary! {
     cvt_rn_satfinite_f16x2_f32(f32, f32) -> u32 = "cvt.rn.satfinite.f16x2.f32";
     /// Two bfloat16 from two floats, nearest even, at most the largest finite magnitude; `b` goes to the low half. (PTX ISA 8.1.)
     cvt_rn_satfinite_bf16x2_f32(f32, f32) -> u32 = "cvt.rn.satfinite.bf16x2.f32";
+    /// Sums of float16, rounded to nearest, never contracted.
+    add_rn_f16x2(u32, u32) -> u32 = "add.rn.f16x2";
+    /// Differences of float16, rounded to nearest, never contracted.
+    sub_rn_f16x2(u32, u32) -> u32 = "sub.rn.f16x2";
+    /// Products of float16, rounded to nearest, never contracted.
+    mul_rn_f16x2(u32, u32) -> u32 = "mul.rn.f16x2";
     /// The larger of each of two float16.
     max_f16x2(u32, u32) -> u32 = "max.f16x2";
     /// The larger of each of two float16; NaN where one is.
@@ -115,6 +123,30 @@ ternary! {
     mad_lo_u32(u32, u32, u32) -> u32 = "mad.lo.u32";
     /// Byte permutation: byte i of the result is byte `c >> 4i & 7` of the pair (a low, b high).
     prmt(u32, u32, u32) -> u32 = "prmt.b32";
+}
+
+/// The low half twice. Of what reads it in float16, ptxas makes a modifier.
+#[inline(always)]
+#[must_use]
+pub fn low_twice(a: u32) -> u32 {
+    let d;
+    // SAFETY: register arithmetic of the one thread.
+    unsafe {
+        asm!("{{ .reg .b16 l, h; mov.b32 {{l, h}}, {1}; mov.b32 {0}, {{l, l}}; }}", out(reg32) d, in(reg32) a, options(pure, nomem, nostack));
+    }
+    d
+}
+
+/// The high half twice, likewise.
+#[inline(always)]
+#[must_use]
+pub fn high_twice(a: u32) -> u32 {
+    let d;
+    // SAFETY: register arithmetic of the one thread.
+    unsafe {
+        asm!("{{ .reg .b16 l, h; mov.b32 {{l, h}}, {1}; mov.b32 {0}, {{h, h}}; }}", out(reg32) d, in(reg32) a, options(pure, nomem, nostack));
+    }
+    d
 }
 
 /// A float rounded towards plus infinity to float16, in the low half.

@@ -12,6 +12,7 @@ use crate::ptx::global::{ld_global_nc_f32, st_global_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::special::{ctaid_x, ntid_x, tid_x};
+use crate::quantize::arithmetic::Rotated;
 use crate::seqlens::{Tokens, sequence_of_tile};
 use core::ptr::null_mut;
 
@@ -78,7 +79,7 @@ impl Run {
 
     /// The rows of the sequence's head of K.
     #[inline(always)]
-    fn rows_of_k<E: Element>(&self, p: &QuantizeParams) -> Rows {
+    fn rows_of_k<E: Rotated>(&self, p: &QuantizeParams) -> Rows {
         Rows::new::<E>(&p.k, self.kv.batch, self.item.head_kv).skip(self.kv.first)
     }
 
@@ -112,7 +113,7 @@ fn array<T>(first: bool, a: Global<T>, b: Global<T>) -> Global<T> {
 
 /// A run of K, or of head `head_q` of Q.
 #[inline(always)]
-unsafe fn tokens<E: Element>(p: &QuantizeParams, run: &Run, keys: bool, head_q: u32) {
+unsafe fn tokens<E: Rotated>(p: &QuantizeParams, run: &Run, keys: bool, head_q: u32) {
     let offset = at(p.k_offset, run.head(p) * p.dims as usize);
     let (tokens, head, first);
     if keys {
@@ -171,7 +172,7 @@ unsafe fn tokens<E: Element>(p: &QuantizeParams, run: &Run, keys: bool, head_q: 
 }
 
 #[inline(always)]
-unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
+unsafe fn values<E: Rotated>(p: &QuantizeParams, run: &Run) {
     let (first, head) = (run.first_block(p), run.head(p));
     if !run.is_within(&run.kv) {
         let none = (run.kv.len == 0) & (run.item.tile == 0) & (tid_x() == 0) & (p.goes_on == 0);
@@ -206,7 +207,7 @@ unsafe fn values<E: Element>(p: &QuantizeParams, run: &Run) {
 }
 
 #[inline(always)]
-unsafe fn quantize<E: Element>(p: &QuantizeParams) {
+unsafe fn quantize<E: Rotated>(p: &QuantizeParams) {
     unsafe {
         let run = Run::new(p, p.work.item(ctaid_x()));
         let (keys, of_group) = match run.item.operand {
@@ -219,7 +220,7 @@ unsafe fn quantize<E: Element>(p: &QuantizeParams) {
 }
 
 #[inline(always)]
-unsafe fn v_amax<E: Element>(p: &QuantizeParams) {
+unsafe fn v_amax<E: Rotated>(p: &QuantizeParams) {
     unsafe {
         let (head, tile) = div_rem(ctaid_x(), p.seqlens.kv_blocks(p.batch));
         let (batch, head_kv) = div_rem(head, p.heads_kv);

@@ -42,6 +42,8 @@ pub mod launch;
 pub(crate) mod scale;
 pub mod work;
 
+#[cfg(all(target_arch = "nvptx64", any(kernels = "quantize", kernels = "short")))]
+pub(crate) mod arithmetic;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]
 mod entry;
 #[cfg(all(target_arch = "nvptx64", kernels = "quantize"))]

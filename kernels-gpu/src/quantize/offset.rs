@@ -10,10 +10,12 @@ use crate::element::{Element, Rows, Vector, load};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32};
+use crate::ptx::math::{cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32, st_shared_v4_u32};
 use crate::ptx::special::tid_x_again;
+use crate::quantize::arithmetic::Rotated;
 use crate::rotation::{Place, signs_from};
 
 /// Rows that the CTA loads at a time: it has eight vectors a thread of 128 rows.
@@ -50,25 +52,25 @@ pub(crate) struct Tables {
 
 impl Tables {
     #[inline(always)]
-    pub fn new<E: Element>() -> Self {
+    pub fn new<E: Rotated>() -> Self {
         Self { base: behind_raw::<E>() + KV_BLOCK as u32 * padded::<E>() }
     }
 
     /// Shared address of the sign masks of vector `i` of lane `lane`: of each element, its sign bit where its dim changes sign.
     #[inline(always)]
-    pub fn signs<E: Element, const N: usize>(&self, lane: u32, i: u32) -> u32 {
+    pub fn signs<E: Rotated, const N: usize>(&self, lane: u32, i: u32) -> u32 {
         self.base + (16 + 4 * E::LANES as u32) * (lane + max_lanes::<N>() * i)
     }
 
-    /// Shared address of the offsets of the vector, negative where its dim changes sign: they are taken out after.
+    /// Shared address of the offsets of the vector, negative where its dim changes sign: they are taken out after. Float32, or float16 where tokens are rotated in it.
     #[inline(always)]
-    pub fn offsets<E: Element, const N: usize>(&self, lane: u32, i: u32) -> u32 {
+    pub fn offsets<E: Rotated, const N: usize>(&self, lane: u32, i: u32) -> u32 {
         self.signs::<E, N>(lane, i) + 16
     }
 
     /// Shared address of the scales of the tokens of tile `tile`: two have places, so that one's are read while the next one's come.
     #[inline(always)]
-    pub fn scales<E: Element>(&self, tile: u32) -> u32 {
+    pub fn scales<E: Rotated>(&self, tile: u32) -> u32 {
         self.base + table_bytes(E::BYTES) as u32 + tile % 2 * (4 * KV_BLOCK as u32)
     }
 }
@@ -78,7 +80,7 @@ impl Tables {
 /// # Safety
 /// Every thread of the CTA calls it; the source is in its tensor or array.
 #[inline(always)]
-pub(crate) unsafe fn prepare<E: Element, const N: usize>(dims: u32, source: Source, out: *mut f32) {
+pub(crate) unsafe fn prepare<E: Rotated, const N: usize>(dims: u32, source: Source, out: *mut f32) {
     unsafe {
         let row_bytes = padded::<E>() * E::BYTES as u32;
         if let Source::Rows(rows, count) = source {
@@ -149,15 +151,27 @@ pub(crate) unsafe fn prepare<E: Element, const N: usize>(dims: u32, source: Sour
             let rotates = !matches!(source, Source::None);
             let signs = selp_b32(rotates, signs_from(dim), 0);
             let mut mask = 0;
+            if E::HALF {
+                let word = cvt_rn_f16x2_f32(offset[1], offset[0]);
+                offset = [cvt_f32_f16_low(word), cvt_f32_f16_high(word)];
+            }
             unroll!(0..E::IN_WORD, |j| {
                 let sign = (signs >> j) << 31;
                 mask |= sign >> (32 - 8 * E::BYTES * (j + 1));
                 let offset = selp_b32(inside, offset[j].to_bits(), 0);
-                st_shared_u32(true, tables.offsets::<E, N>(lane, place) + 4 * (element + j as u32), offset ^ sign);
+                if !E::HALF {
+                    st_shared_u32(true, tables.offsets::<E, N>(lane, place) + 4 * (element + j as u32), offset ^ sign);
+                }
                 let to = out.wrapping_add(dim as usize + j);
                 st_global_f32(inside & !out.is_null(), to, [f32::from_bits(offset)]);
             });
-            st_shared_u32(true, tables.signs::<E, N>(lane, place) + 4 * (element / E::IN_WORD as u32), mask);
+            let of_words = 4 * (element / E::IN_WORD as u32);
+            st_shared_u32(true, tables.signs::<E, N>(lane, place) + of_words, mask);
+            if E::HALF {
+                // Exactly: they have been rounded.
+                let word = selp_b32(inside, cvt_rn_f16x2_f32(offset[1], offset[0]), 0);
+                st_shared_u32(true, tables.offsets::<E, N>(lane, place) + of_words, word ^ mask);
+            }
         }
         bar_sync();
     }

@@ -1,6 +1,5 @@
 //! Floats to bytes without conversion instructions (they run at a quarter of the rate).
 
-use crate::element::Element;
 use crate::ptx::math::{add_rn_f32, prmt};
 
 /// 1.5 * 2^23: added to an integer's neighbourhood it rounds to nearest even, and the integer is in the low bits.
@@ -32,10 +31,10 @@ pub(crate) fn with_byte(word: u32, i: usize, byte: u32) -> u32 {
 
 /// The largest quotients that are codes.
 ///
-/// This matters where a scale is the largest there is. Float16 has no such values (`E::CLAMPS`): there the quotient rounds to 127 at
-/// most, as the scale comes from the largest magnitude.
+/// This matters where a scale is the largest there is. Float16 has no such values: there the quotient rounds to 127 at most, as the scale comes from
+/// the largest magnitude.
 #[inline(always)]
 #[allow(clippy::manual_clamp)] // `clamp` asserts its bounds, and a kernel has no panic
-pub(crate) fn clamp<E: Element>(y: f32) -> f32 {
-    if E::CLAMPS { y.max(-127.0).min(127.0) } else { y }
+pub(crate) fn clamp(y: f32) -> f32 {
+    y.max(-127.0).min(127.0)
 }

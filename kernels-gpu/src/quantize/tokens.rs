@@ -8,21 +8,21 @@
 
 use super::launch::THREAD_VECTORS;
 use super::offset::{Source, Tables, prepare};
-use super::pack::{clamp, codes4};
 use super::reduce::over_warp;
-use super::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
+use super::scale::{BEYOND_10_BITS, round_up, token_scale};
 use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
 use crate::element::{Element, Rows, Vector, load_elements};
-use crate::layout::{K_SCALE_RATIO, KV_BLOCK, MAX_SCALE, ROW_BYTES, k_offset};
+use crate::layout::{K_SCALE_RATIO, KV_BLOCK, MAX_SCALE, ROW_BYTES, k_offset, loud};
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::cp_async::{commit_group, cp_async_16, cp_async_16_zfill};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
-use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
+use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
+use crate::quantize::arithmetic::{Rotated, Token, Unit};
 use crate::rotation::{DIMS, Place};
 
 /// Where a tile goes.
@@ -40,14 +40,14 @@ pub(crate) struct Output {
 }
 
 /// Tokens that a lane converts of a tile, one after the other.
-const fn steps<E: Element, const N: usize>() -> u32 {
+const fn steps<E: Rotated, const N: usize>() -> u32 {
     (THREAD_VECTORS * E::LANES / N) as u32
 }
 
 /// The number of the step after `step`. The compiler learns it of a single step alone, which then is no loop, whose counter and addresses took the registers
 /// that spilled on sm_80 to sm_89; of two it would unroll them.
 #[inline(always)]
-fn after<E: Element, const N: usize>(step: u32) -> u32 {
+fn after<E: Rotated, const N: usize>(step: u32) -> u32 {
     if steps::<E, N>() > 1 { opaque(step + 1) } else { step + 1 }
 }
 
@@ -64,7 +64,7 @@ fn after<E: Element, const N: usize>(step: u32) -> u32 {
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn quantize<E: Element, const N: usize>(
+pub(crate) unsafe fn quantize<E: Rotated, const N: usize>(
     keys: bool,
     head_dim: u32,
     dims: u32,
@@ -77,7 +77,7 @@ pub(crate) unsafe fn quantize<E: Element, const N: usize>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        let lane = Lane::new::<E, N>(head_dim, dims);
+        let mut lane = Lane::new::<E, N>(head_dim, dims);
         if in_shared::<E>() {
             let mut step = 0;
             while step < steps::<E, N>() {
@@ -87,6 +87,7 @@ pub(crate) unsafe fn quantize<E: Element, const N: usize>(
         }
         prepare::<E, N>(dims, source, offset);
         if keys {
+            lane.listen::<E, N>();
             tiles::<E, true, N>(&lane, head_dim, rotates, &rows, tile, end, &out);
         } else {
             tiles::<E, false, N>(&lane, head_dim, rotates, &rows, tile, end, &out);
@@ -96,7 +97,7 @@ pub(crate) unsafe fn quantize<E: Element, const N: usize>(
 
 /// The tiles of K or of Q, of which halves of the first are on their way.
 #[inline(always)]
-unsafe fn tiles<E: Element, const KEYS: bool, const N: usize>(
+unsafe fn tiles<E: Rotated, const KEYS: bool, const N: usize>(
     lane: &Lane,
     head_dim: u32,
     rotates: bool,
@@ -151,6 +152,8 @@ struct Lane {
     dims: u32,
     /// Its first row of a tile.
     row: u32,
+    /// Whether K's offset has a dim of the lane's that is loud.
+    loud: bool,
 }
 
 /// What a lane copies of its warp's codes: 16 of them at a time.
@@ -165,7 +168,7 @@ struct Copied {
 
 impl Copied {
     #[inline(always)]
-    fn new<E: Element, const KEYS: bool, const N: usize>(place: &Place) -> Self {
+    fn new<E: Rotated, const KEYS: bool, const N: usize>(place: &Place) -> Self {
         let (warp, lane, head_dim) = (tid_x_again() / 32, tid_x_again() % 32, place.head_dim());
         let first = warp * steps::<E, N>() * place.tokens();
         let at = |i: u32| {
@@ -186,9 +189,22 @@ impl Copied {
 
 impl Lane {
     #[inline(always)]
-    fn new<E: Element, const N: usize>(head_dim: u32, dims: u32) -> Self {
+    fn new<E: Rotated, const N: usize>(head_dim: u32, dims: u32) -> Self {
         let place = Place::of_lanes_with::<N>(head_dim, padded::<E>());
-        Self { place, dims, row: tid_x_again() / 32 * steps::<E, N>() * place.tokens() + place.token }
+        Self { place, dims, row: tid_x_again() / 32 * steps::<E, N>() * place.tokens() + place.token, loud: false }
+    }
+
+    /// Looks at K's offset.
+    #[inline(always)]
+    unsafe fn listen<E: Rotated, const N: usize>(&mut self) {
+        if E::HALF {
+            let mut offset = E::Token::<N>::none();
+            unroll!(0..N / E::LANES, |i| {
+                let at = Tables::new::<E>().offsets::<E, N>(self.place.lane, i as u32);
+                unsafe { E::put_offsets(&mut offset, i, at) };
+            });
+            self.loud = offset.largest() >= loud(self.place.head_dim() as usize);
+        }
     }
 
     /// The lane's token of step `step` of a tile, where the tile has as many: else its last.
@@ -199,7 +215,7 @@ impl Lane {
 
     /// Starts loading the warp's tokens of step `step` of a tile to shared memory.
     #[inline(always)]
-    unsafe fn request<E: Element, const N: usize>(&self, rows: &Rows, tile: Tile, step: u32) {
+    unsafe fn request<E: Rotated, const N: usize>(&self, rows: &Rows, tile: Tile, step: u32) {
         unsafe {
             let (brought, rows) = (Brought::new::<E, N>(&self.place, step), rows.skip(tile.first()));
             if rows.aligned & self.place.is_whole(self.dims) & (tile.count() == KV_BLOCK as u32) {
@@ -231,7 +247,7 @@ impl Lane {
 
     /// The lane's token of a tile, in registers.
     #[inline(always)]
-    unsafe fn load<E: Element>(&self, rows: &Rows, tile: Tile, step: u32) -> Vectors {
+    unsafe fn load<E: Rotated>(&self, rows: &Rows, tile: Tile, step: u32) -> Vectors {
         let (mut raw, row) = (Vectors::none(), self.token(tile, step));
         let vector = |i: usize| (row, self.place.vector_of::<E>(i, self.dims));
         let has = |i: usize| self.place.is_of::<E>(i, self.dims);
@@ -257,7 +273,7 @@ struct Brought {
 
 impl Brought {
     #[inline(always)]
-    fn new<E: Element, const N: usize>(place: &Place, step: u32) -> Self {
+    fn new<E: Rotated, const N: usize>(place: &Place, step: u32) -> Self {
         let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
         let log = (N / E::LANES).trailing_zeros() + place.log_lanes;
         let first = (warp * steps::<E, N>() + step) * place.tokens();
@@ -280,7 +296,7 @@ impl Brought {
 
 /// Shared address of the lane's vector number `i` of a step.
 #[inline(always)]
-fn raw_of<E: Element, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
+fn raw_of<E: Rotated, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
     let lane = tid_x_again() % 32;
     let token = (lane & !(place.lanes() - 1)) * (16 * (N / E::LANES) as u32);
     // Opaque: what is exchanged of each vector would be in a register across the loop.
@@ -290,7 +306,7 @@ fn raw_of<E: Element, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
 
 /// The lane's vectors of a step.
 #[inline(always)]
-unsafe fn vectors<E: Element, const N: usize>(
+unsafe fn vectors<E: Rotated, const N: usize>(
     lane: &Lane,
     rows: &Rows,
     tile: Tile,
@@ -311,16 +327,18 @@ unsafe fn vectors<E: Element, const N: usize>(
     }
 }
 
-/// The lane's part of a token before the rotation's transforms, K without its offset; and of Q the sums of its product with K's offset: apart for the vectors
-/// that two lanes of [`DIMS`] would have, so that the rounded sum is the same in the kernels for short K and V.
+/// The lane's part of a token before the rotation's transforms, K without its offset, and in what unit; and of Q, if it is wanted, the sums of its product with K's
+/// offset: apart for the vectors that two lanes of [`DIMS`] would have, so that the rounded sum is the same in the kernels for short K and V.
 #[inline(always)]
-unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
-    place: &Place,
+unsafe fn signed<E: Rotated, const KEYS: bool, const N: usize>(
+    lane: &Lane,
+    rotates: bool,
     raw: &[Vector; THREAD_VECTORS],
-) -> ([f32; N], [[f32; 4]; 2]) {
+    biased: bool,
+) -> (E::Token<N>, Unit, [[f32; 4]; 2]) {
     unsafe {
-        let tables = Tables::new::<E>();
-        let mut x = [0.0; N];
+        let (place, tables) = (&lane.place, Tables::new::<E>());
+        let mut x = E::Token::<N>::none();
         let mut bias = [[0.0; 4]; 2];
         unroll!(0..N / E::LANES, |i| {
             let mut vector = raw[i];
@@ -328,41 +346,49 @@ unsafe fn signed<E: Element, const KEYS: bool, const N: usize>(
             unroll!(0..4, |word| {
                 vector[word] ^= signs[word];
             });
-            unroll!(0..E::LANES / 4, |quad| {
-                let at = tables.offsets::<E, N>(place.lane, i as u32) + 16 * quad as u32;
-                let offset = ld_shared_v4_u32(at).map(f32::from_bits);
-                unroll!(0..4, |j| {
-                    let value = E::get(&vector, 4 * quad + j);
-                    if KEYS {
-                        x[i * E::LANES + 4 * quad + j] = value - offset[j];
-                    } else {
-                        x[i * E::LANES + 4 * quad + j] = value;
+            E::put(&mut x, i, &vector);
+        });
+        let offsets = |i: usize| tables.offsets::<E, N>(place.lane, i as u32);
+        if !KEYS && (biased || !E::HALF) {
+            unroll!(0..N / E::LANES, |i| {
+                unroll!(0..E::LANES / 4, |quad| {
+                    let four = E::offsets4(offsets(i), quad);
+                    unroll!(0..4, |j| {
                         let sum = &mut bias[i % (N / DIMS)][j];
-                        *sum = fma_rn_f32(value, offset[j], *sum);
-                    }
+                        *sum = fma_rn_f32(x.get(i * E::LANES + 4 * quad + j), four[j], *sum);
+                    });
                 });
             });
-        });
-        (x, bias)
+        }
+        let limit = if rotates { loud(place.head_dim() as usize) } else { f32::INFINITY };
+        let unit = x.quieten(place, limit, KEYS & lane.loud);
+        if KEYS {
+            let mut offset = E::Token::<N>::none();
+            unroll!(0..N / E::LANES, |i| {
+                E::put_offsets(&mut offset, i, offsets(i));
+            });
+            x.take_out(&offset, unit);
+        }
+        (x, unit, bias)
     }
 }
 
 /// The scale that each token of K of the warp's step would have alone, to shared memory.
 #[inline(always)]
-unsafe fn own_scale<E: Element, const N: usize>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
+unsafe fn own_scale<E: Rotated, const N: usize>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
     unsafe {
-        let (mut x, _) = signed::<E, true, N>(&lane.place, &vectors::<E, N>(lane, rows, tile, step));
+        let (mut x, unit, _) = signed::<E, true, N>(lane, rotates, &vectors::<E, N>(lane, rows, tile, step), false);
         if rotates {
             lane.place.butterflies_of::<E, N>(&mut x);
         }
-        let amax = lane.place.over_lanes(amax_of(&x), max_nan_f32);
+        let amax = lane.place.over_lanes(x.largest(), max_nan_f32) * unit.unit;
         store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
     }
 }
 
 /// A token's own scale to shared memory: NaN of one that is not finite, zero of padding.
 #[inline(always)]
-unsafe fn store_own<E: Element>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
+unsafe fn store_own<E: Rotated>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
     unsafe {
         let row = lane.row + step * lane.place.tokens();
         let scale = selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits());
@@ -374,7 +400,7 @@ unsafe fn store_own<E: Element>(lane: &Lane, tile: Tile, step: u32, amax: f32, s
 /// A step of the warp: a token of each few lanes.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
+unsafe fn one<E: Rotated, const KEYS: bool, const N: usize>(
     lane: &Lane,
     copied: &Copied,
     rotates: bool,
@@ -397,7 +423,7 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
                 request_none::<E>();
             }
         }
-        let (mut x, bias) = signed::<E, KEYS, N>(place, &raw);
+        let (mut x, unit, bias) = signed::<E, KEYS, N>(lane, rotates, &raw, !out.bias.is_null());
         let row = lane.row + step * place.tokens();
         let inside = row < tile.count();
         if !KEYS && !out.bias.is_null() {
@@ -422,11 +448,12 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
             let shared = block_scale::<E>(tile, out.block_scale);
             f32::from_bits(selp_b32(shared > 0.0, shared.to_bits(), own.to_bits()))
         };
-        let amax = place.over_lanes(amax_of(&x), max_nan_f32);
-        let (scale, number) = quotients::<E, N>(amax, &mut x, of, MAX_SCALE);
+        let amax = place.over_lanes(x.largest(), max_nan_f32) * unit.unit;
+        let (scale, number) = (of(amax), amax < f32::INFINITY);
+        x.encode(scale, unit, rotates, MAX_SCALE);
         let mut words = [0; MOST / 4];
         unroll!(0..N / 4, |i| {
-            words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
+            words[i] = x.codes4(i);
         });
         let coded = number & (!KEYS | inside);
         if vote_any(!coded) {
@@ -470,51 +497,13 @@ unsafe fn one<E: Element, const KEYS: bool, const N: usize>(
     }
 }
 
-/// The scale that `scale` gives to the token's largest magnitude, and whether all its elements are numbers; `x`, the lane's `N` dims, over the scale. Codes may
-/// be beyond their range, and are brought back, where the scale is `largest`, the largest there is.
-///
-/// # Safety
-/// All 32 lanes of a converged warp call it.
-#[inline(always)]
-pub(crate) unsafe fn quotients<E: Element, const N: usize>(
-    amax: f32,
-    x: &mut [f32; N],
-    scale: impl Fn(f32) -> f32,
-    largest: f32,
-) -> (f32, bool) {
-    unsafe {
-        let scale = scale(amax);
-        let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
-        unroll!(0..N, |i| {
-            x[i] = mul_rn_f32(x[i], inverse);
-        });
-        if E::CLAMPS && vote_any(scale >= largest) {
-            unroll!(0..N, |i| {
-                x[i] = clamp::<E>(x[i]);
-            });
-        }
-        (scale, amax < f32::INFINITY)
-    }
-}
-
-/// The largest magnitude of a lane's part of a token, not finite where one of its elements is not.
-#[inline(always)]
-pub(crate) fn amax_of<const N: usize>(x: &[f32; N]) -> f32 {
-    // As a tree: the tokens of other warps do not hide 32 steps.
-    let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
-    unroll!(4..N, |i| {
-        amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
-    });
-    max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]))
-}
-
 /// Stores the largest of the scales of a block of K, of which all warps have written theirs. Where all are numbers and near it, tokens may share
 /// it: then that, else zero. Padding is not near.
 ///
 /// # Safety
 /// All 32 lanes of a converged warp call it, the first warp's among others.
 #[inline(always)]
-unsafe fn block_scale<E: Element>(tile: Tile, to: *mut f32) -> f32 {
+unsafe fn block_scale<E: Rotated>(tile: Tile, to: *mut f32) -> f32 {
     unsafe {
         let thread = tid_x_again();
         let scales = Tables::new::<E>().scales::<E>(tile.index) + 16 * (thread % 32);

@@ -4,15 +4,13 @@
 //! the four octets of a row of 32 keys, so that they write whole sectors.
 
 use super::launch::THREAD_VECTORS;
-use super::pack::{clamp, code, with_byte};
 use super::reduce::over_warp;
 use super::scale::{reciprocal, round_up_to_step, scale, v_unit};
 use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, wait};
 use crate::division::div_rem;
 use crate::element::{Element, Rows, Vector, load};
 use crate::layout::{
-    KV_BLOCK, ROW_BYTES, V_FIRST_RATIO, V_OFFSETS, V_PANELS, V_ROTATION, V_SCALE_RATIO, octet_key, rotate_v,
-    rotated_v_maxima, swizzle, v_row,
+    KV_BLOCK, ROW_BYTES, V_FIRST_RATIO, V_OFFSETS, V_PANELS, V_SCALE_RATIO, octet_key, swizzle, v_row,
 };
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_cs_v2_u32, st_global_f32};
@@ -23,6 +21,7 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_u32, st_shared_f32, st_shared_v2_u32};
 use crate::ptx::shuffle::{first_lane, shfl_bfly, vote_any};
 use crate::ptx::special::{ntid_x, tid_x, tid_x_again};
+use crate::quantize::arithmetic::{Rotated, Values};
 
 /// How many rows further a lane's dims stand than the first, which is a multiple of four: all are swizzled alike.
 pub(crate) const FURTHER: [usize; 8] = [0, 1, 8, 9, 16, 17, 24, 25];
@@ -62,18 +61,18 @@ pub(super) struct Place {
 
 impl Place {
     #[inline(always)]
-    fn new<E: Element>(head_dim: u32) -> Self {
+    fn new<E: Rotated>(head_dim: u32) -> Self {
         Self::of_unit::<E>(head_dim, tid_x() % 4, tid_x() / 4)
     }
 
     /// That which the lane brings: of the warp's, but with vectors of the same key in neighbouring lanes.
     #[inline(always)]
-    fn brought<E: Element>(head_dim: u32) -> Self {
+    fn brought<E: Rotated>(head_dim: u32) -> Self {
         Self::of_unit::<E>(head_dim, tid_x() / 8 % 4, tid_x() / 32 * 8 + tid_x() % 8)
     }
 
     #[inline(always)]
-    pub fn of_unit<E: Element>(head_dim: u32, octet: u32, unit: u32) -> Self {
+    pub fn of_unit<E: Rotated>(head_dim: u32, octet: u32, unit: u32) -> Self {
         // SAFETY: a token has vectors.
         let (panel, vector) = unsafe { div_rem(unit, head_dim / E::LANES as u32) };
         Self { panel: panel.min(V_PANELS as u32 - 1), octet, vector, has: panel < V_PANELS as u32 }
@@ -99,38 +98,14 @@ impl Place {
 
     /// Token and vector of the lane's key number `i`, or of the last key and the last vector of `dims` where there are fewer.
     #[inline(always)]
-    pub fn at<E: Element>(&self, first: u32, count: u32, dims: u32, i: usize) -> (u32, u32) {
+    pub fn at<E: Rotated>(&self, first: u32, count: u32, dims: u32, i: usize) -> (u32, u32) {
         (first + self.key(i).min(count - 1), self.vector.min(dims / E::LANES as u32 - 1))
     }
 }
 
-/// The dims of a vector.
-#[inline(always)]
-pub(super) fn floats<E: Element>(vector: &Vector) -> [f32; 8] {
-    let mut x = [0.0; 8];
-    unroll!(0..E::LANES, |i| {
-        x[i] = E::get(vector, i);
-    });
-    x
-}
-
-/// Rotates the dims of a vector; their largest magnitude, not finite where one's is not.
-#[inline(always)]
-pub(super) fn rotate<E: Element>(x: &mut [f32; 8]) -> f32 {
-    let mut amax = [0.0; 2];
-    unroll!(0..E::LANES / V_ROTATION, |i| {
-        let four = [x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]];
-        let maxima = rotated_v_maxima(four);
-        amax[i] = max_nan_f32(maxima.0, maxima.1);
-        let four = rotate_v(four);
-        (x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]) = (four[0], four[1], four[2], four[3]);
-    });
-    if E::LANES == 8 { max_nan_f32(amax[0], amax[1]) } else { amax[0] }
-}
-
 /// The largest magnitude of a vector's dims, not finite where one's is not.
 #[inline(always)]
-fn amax<E: Element>(vector: &Vector) -> f32 {
+fn amax<E: Rotated>(vector: &Vector) -> f32 {
     let mut amax = E::get(vector, 0).abs();
     unroll!(1..E::LANES, |i| {
         amax = max_nan_f32(amax, E::get(vector, i).abs());
@@ -140,25 +115,25 @@ fn amax<E: Element>(vector: &Vector) -> f32 {
 
 /// Parts of a token, of 4 vectors each.
 #[inline(always)]
-fn parts<E: Element>() -> u32 {
+fn parts<E: Rotated>() -> u32 {
     padded::<E>() / (4 * E::LANES) as u32
 }
 
 /// Shared address of a key's largest magnitude in part `part`. Two tiles have places, so that one's are read while the next one's come.
 #[inline(always)]
-fn part_address<E: Element>(tile: u32, part: u32, key: u32) -> u32 {
+fn part_address<E: Rotated>(tile: u32, part: u32, key: u32) -> u32 {
     behind_raw::<E>() + 4 * ((tile % 2 * parts::<E>() + part) * KV_BLOCK as u32 + key)
 }
 
 /// Shared address of a key's own scale, rounded up.
 #[inline(always)]
-fn own_address<E: Element>(key: u32) -> u32 {
+fn own_address<E: Rotated>(key: u32) -> u32 {
     part_address::<E>(0, 2 * parts::<E>(), key)
 }
 
 /// Shared address of its reciprocal, NaN where the key has no codes.
 #[inline(always)]
-fn inverse_address<E: Element>(key: u32) -> u32 {
+fn inverse_address<E: Rotated>(key: u32) -> u32 {
     part_address::<E>(0, 2 * parts::<E>() + 1, key)
 }
 
@@ -175,7 +150,7 @@ pub(super) struct Largest {
 impl Largest {
     /// Of `N` keys from `key` on; NaN or infinite where an element is.
     #[inline(always)]
-    unsafe fn of_keys<E: Element>(&self, key: u32) -> [f32; 4] {
+    unsafe fn of_keys<E: Rotated>(&self, key: u32) -> [f32; 4] {
         let (mut amax, mut part) = ([self.least; 4], 0);
         while part < self.parts {
             let four = unsafe { ld_shared_v4_u32(part_address::<E>(self.tile, part, key)) }.map(f32::from_bits);
@@ -214,7 +189,7 @@ pub(super) struct Scales {
 /// # Safety
 /// Every thread of the CTA calls it; tile and output are in their tensor and arrays.
 #[inline(always)]
-pub(crate) unsafe fn quantize<E: Element>(
+pub(crate) unsafe fn quantize<E: Rotated>(
     head_dim: u32,
     dims: u32,
     scaling: Scaling,
@@ -266,7 +241,7 @@ fn own_raw() -> u32 {
 
 /// Starts loading a tile, of which `dims` of a token are in the tensor.
 #[inline(always)]
-unsafe fn request<E: Element>(raw: &mut Vectors, dims: u32, places: &Places, rows: &Rows, tile: Tile) {
+unsafe fn request<E: Rotated>(raw: &mut Vectors, dims: u32, places: &Places, rows: &Rows, tile: Tile) {
     unsafe {
         let place = Place::of(if in_shared::<E>() { places.brought } else { places.own });
         let count = tile.count();
@@ -279,7 +254,7 @@ unsafe fn request<E: Element>(raw: &mut Vectors, dims: u32, places: &Places, row
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn one<E: Element>(
+unsafe fn one<E: Rotated>(
     head_dim: u32,
     dims: u32,
     scaling: Scaling,
@@ -293,7 +268,7 @@ unsafe fn one<E: Element>(
     unsafe {
         let Scaling { rotates, steps, head_amax, first_block } = scaling;
         wait::<E, 0>();
-        let (mut x, mut eight, from) = ([[0.0; 8]; 8], [0.0; 8], own_raw());
+        let (mut eight, from) = ([0.0; 8], own_raw());
         unroll!(0..8, |key| {
             raw.in_registers::<E>(key, from + key as u32 * STEP);
         });
@@ -303,12 +278,13 @@ unsafe fn one<E: Element>(
             warp_sync();
             request::<E>(&mut Vectors::none(), dims, places, &rows(), next);
         }
+        let mut x = [E::values(&[0; 4]); 8];
         unroll!(0..8, |key| {
-            x[key] = floats::<E>(&raw.vector(key));
+            x[key] = E::values(&raw.vector(key));
         });
         if rotates {
             unroll!(0..8, |key| {
-                eight[key] = rotate::<E>(&mut x[key]);
+                eight[key] = x[key].rotate();
             });
             largest_of_parts::<E>(tile.index, &Place::of(places.own), &eight);
         }
@@ -325,33 +301,43 @@ unsafe fn one<E: Element>(
         }
         scales.write::<E>(whole, tile, rotates, &out(tile));
 
-        store::<E>(&x, &inverse, masks, &Place::of(places.own), head_dim, out(tile).bytes);
+        store::<E>(&x, &inverse, masks, rotates, &Place::of(places.own), head_dim, out(tile).bytes);
     }
 }
 
 /// Stores the codes of the lane's part of a block that is at `bytes`.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it; the bytes are the block's.
 #[inline(always)]
-pub(super) unsafe fn store<E: Element>(
-    x: &[[f32; 8]; 8],
+#[allow(clippy::too_many_arguments)]
+pub(super) unsafe fn store<E: Rotated>(
+    x: &[E::Values; 8],
     inverse: &[f32; 8],
     masks: [u32; 2],
+    rotated: bool,
     place: &Place,
     head_dim: u32,
     bytes: *mut u8,
 ) {
-    let words = codes::<E>(x, inverse);
+    let four = |key: usize| {
+        let inverse = [inverse[key], inverse[key + 1], inverse[key + 2], inverse[key + 3]];
+        // SAFETY: in whole warps.
+        unsafe { E::Values::encode([&x[key], &x[key + 1], &x[key + 2], &x[key + 3]], inverse, rotated) }
+    };
+    let words = [four(0), four(4)];
     let dim = (place.vector * E::LANES as u32) as usize;
     let to = bytes.wrapping_add((place.panel * head_dim) as usize * ROW_BYTES);
     let to = to.wrapping_add(swizzle(v_row(dim), 8 * place.octet as usize));
     unroll!(0..E::LANES, |dim| {
-        let codes = [words[dim][0] & masks[0] ^ V_OFFSETS, words[dim][1] & masks[1] ^ V_OFFSETS];
+        let codes = [words[0][dim] & masks[0] ^ V_OFFSETS, words[1][dim] & masks[1] ^ V_OFFSETS];
         unsafe { st_global_cs_v2_u32(place.has, to.wrapping_add(FURTHER[dim] * ROW_BYTES), codes) };
     });
 }
 
 /// The largest magnitudes of the lanes' keys, each over four vectors, to shared memory.
 #[inline(always)]
-pub(super) unsafe fn largest_of_parts<E: Element>(tile: u32, place: &Place, eight: &[f32; 8]) {
+pub(super) unsafe fn largest_of_parts<E: Rotated>(tile: u32, place: &Place, eight: &[f32; 8]) {
     unsafe {
         // A lane and its neighbour of another vector take four of the eight keys each, then two of the four.
         let choose = |upper: bool, a: f32, b: f32| f32::from_bits(selp_b32(upper, b.to_bits(), a.to_bits()));
@@ -375,7 +361,7 @@ pub(super) unsafe fn largest_of_parts<E: Element>(tile: u32, place: &Place, eigh
 
 /// The keys' own scales, rounded up, and their reciprocals, a few by each thread.
 #[inline(always)]
-pub(super) unsafe fn each_scale<E: Element>(amax: &Largest, count: u32) {
+pub(super) unsafe fn each_scale<E: Rotated>(amax: &Largest, count: u32) {
     unsafe {
         let mut key = 4 * tid_x();
         while key < KV_BLOCK as u32 {
@@ -396,7 +382,7 @@ pub(super) unsafe fn each_scale<E: Element>(amax: &Largest, count: u32) {
 impl Scales {
     /// What the whole block comes to; the same for all threads, each warp works it out. Keys that are not there are as the last one.
     #[inline(always)]
-    pub unsafe fn decide<E: Element>(amax: &Largest, first_block: bool, steps: bool) -> Self {
+    pub unsafe fn decide<E: Rotated>(amax: &Largest, first_block: bool, steps: bool) -> Self {
         unsafe {
             let four = amax.of_keys::<E>(4 * (tid_x() % 32));
             let largest = max_nan_f32(max_nan_f32(four[0], four[1]), max_nan_f32(four[2], four[3]));
@@ -424,7 +410,7 @@ impl Scales {
 
     /// The scales of the block's tokens, the block's and the head's; `whole` says that all tokens are there and have the largest.
     #[inline(always)]
-    pub unsafe fn write<E: Element>(&self, whole: bool, tile: Tile, rotates: bool, out: &Output) {
+    pub unsafe fn write<E: Rotated>(&self, whole: bool, tile: Tile, rotates: bool, out: &Output) {
         unsafe {
             let (count, mut key) = (tile.count(), tid_x());
             while key < KV_BLOCK as u32 {
@@ -457,7 +443,7 @@ impl Scales {
 
     /// The reciprocals of the scales of the lane's eight keys, and 0xff in the bytes of those that have codes.
     #[inline(always)]
-    pub unsafe fn of_keys<E: Element>(&self, place: &Place) -> ([f32; 8], [u32; 2]) {
+    pub unsafe fn of_keys<E: Rotated>(&self, place: &Place) -> ([f32; 8], [u32; 2]) {
         let largest = reciprocal(self.largest, rcp_approx_ftz_f32, fma_rn_f32);
         let (mut inverse, mut masks) = ([0.0; 8], [0; 2]);
         unroll!(0..4, |pair| {
@@ -472,25 +458,12 @@ impl Scales {
     }
 }
 
-/// The codes of the lane's keys, eight bytes for each of its dims.
-#[inline(always)]
-fn codes<E: Element>(x: &[[f32; 8]; 8], inverse: &[f32; 8]) -> [[u32; 2]; 8] {
-    let mut words = [[0; 2]; 8];
-    unroll!(0..8, |key| {
-        unroll!(0..E::LANES, |dim| {
-            let code = code(clamp::<E>(mul_rn_f32(x[key][dim], inverse[key])));
-            words[dim][key / 4] = with_byte(words[dim][key / 4], key % 4, code);
-        });
-    });
-    words
-}
-
 /// The largest magnitude of a block of V into that of its head.
 ///
 /// # Safety
 /// All threads of the CTA call it; the tile is in the tensor.
 #[inline(always)]
-pub(crate) unsafe fn add_amax<E: Element>(head_dim: u32, dims: u32, rows: &Rows, tile: Tile, head_amax: *mut u32) {
+pub(crate) unsafe fn add_amax<E: Rotated>(head_dim: u32, dims: u32, rows: &Rows, tile: Tile, head_amax: *mut u32) {
     unsafe {
         let place = Place::new::<E>(head_dim);
         let (first, count) = (tile.first(), tile.count());

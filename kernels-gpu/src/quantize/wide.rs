@@ -7,13 +7,12 @@
 use super::launch::{THREAD_VECTORS, WIDE_DIMS, WIDE_THREADS, wide_ends_bytes};
 use super::middle::middle;
 use super::offset::Source;
-use super::pack::codes4;
 use super::scale::{BEYOND_10_BITS, round_up, token_scale};
 use super::tile::Tile;
-use super::tokens::{Output, amax_of, quotients};
+use super::tokens::Output;
 use super::values;
 use crate::element::{Element, Rows, Vector, load, load_dims};
-use crate::layout::{KV_BLOCK, MAX_SCALE, k_offset};
+use crate::layout::{KV_BLOCK, MAX_SCALE, k_offset, loud};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32, st_global_u32, st_global_v2_u32};
 use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32};
@@ -22,6 +21,7 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_f32, ld_shared_v4_u32, st_shared_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::first_lane;
 use crate::ptx::special::tid_x_again;
+use crate::quantize::arithmetic::{Rotated, Token, Values};
 use crate::rotation::Place;
 use crate::smem;
 
@@ -35,7 +35,7 @@ const WARPS: u32 = (WIDE_THREADS / 32) as u32;
 /// # Safety
 /// Every thread of the CTA calls it; tile, source and output are in their tensors and arrays.
 #[inline(always)]
-pub(crate) unsafe fn tokens<E: Element, const KEYS: bool>(
+pub(crate) unsafe fn tokens<E: Rotated, const KEYS: bool>(
     dims: u32,
     rows: Rows,
     mut tile: Tile,
@@ -78,44 +78,48 @@ pub(crate) unsafe fn tokens<E: Element, const KEYS: bool>(
 /// One token, whose vectors these are, of `count` tokens; its scale.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn one<E: Element, const KEYS: bool>(
+unsafe fn one<E: Rotated, const KEYS: bool>(
     place: &Place,
     dims: u32,
     raw: &Own,
     row: u32,
     count: u32,
-    offset: &[f32; DIMS],
+    offset: &E::Token<DIMS>,
     signs: u32,
     out: &Output,
 ) -> f32 {
     unsafe {
         let inside = row < count;
-        let (mut x, mut bias) = ([0.0; DIMS], 0.0);
-        unroll!(0..DIMS, |i| {
-            let value = E::get(&raw[i / E::LANES], i % E::LANES);
-            let value = f32::from_bits(selp_b32(place.is_of::<E>(i / E::LANES, dims), value.to_bits(), 0));
-            if !KEYS {
-                bias = fma_rn_f32(value, offset[i], bias);
-            }
-            let rest = if KEYS { value - offset[i] } else { value };
-            x[i] = f32::from_bits(rest.to_bits() ^ signs << (31 - i) & 1 << 31);
+        let mut x = E::Token::<DIMS>::none();
+        unroll!(0..DIMS / E::LANES, |i| {
+            E::put(&mut x, i, &raw[i].map(|word| selp_b32(place.is_of::<E>(i, dims), word, 0)));
         });
         if !KEYS && !out.bias.is_null() {
+            let mut bias = 0.0;
+            unroll!(0..DIMS, |i| {
+                bias = fma_rn_f32(x.get(i), offset.get(i), bias);
+            });
             let bias = place.over_many_lanes(bias, add_rn_f32);
             st_global_f32(place.lane == 0, out.bias.wrapping_add(row as usize), [bias]);
         }
+        let limit = loud(WIDE_DIMS);
+        let unit = x.quieten(place, limit, KEYS & (offset.largest() >= limit));
+        if KEYS {
+            x.take_out(offset, unit);
+        }
+        x.negate(signs);
         place.butterflies_of_many_lanes::<E, DIMS>(&mut x);
 
         let beyond = if KEYS { 0 } else { BEYOND_10_BITS };
-        let of = |amax| round_up(token_scale(amax, fma_rn_f32), beyond);
-        let amax = place.over_many_lanes(amax_of(&x), max_nan_f32);
-        let (scale, number) = quotients::<E, DIMS>(amax, &mut x, of, MAX_SCALE);
+        let amax = place.over_many_lanes(x.largest(), max_nan_f32) * unit.unit;
+        let (scale, number) = (round_up(token_scale(amax, fma_rn_f32), beyond), amax < f32::INFINITY);
+        x.encode(scale, unit, true, MAX_SCALE);
         let mask = selp_b32(number & inside, u32::MAX, 0);
         unroll!(0..DIMS / E::LANES, |i| {
             let dim = place.vector(i) as usize * E::LANES;
             let to = if KEYS { k_offset(row as usize, dim) } else { row as usize * WIDE_DIMS + dim };
             let to = out.bytes.wrapping_add(to);
-            let four = |at: usize| codes4([x[at], x[at + 1], x[at + 2], x[at + 3]]) & mask;
+            let four = |at: usize| x.codes4(at / 4) & mask;
             if E::LANES == 8 {
                 st_global_v2_u32(true, to, [four(8 * i), four(8 * i + 4)]);
             } else {
@@ -158,7 +162,7 @@ unsafe fn block_scale(tile: Tile, largest: f32, to: *mut f32) {
 /// # Safety
 /// Every thread of the CTA calls it; the source is in its tensor or array.
 #[inline(always)]
-unsafe fn offset_of<E: Element>(place: &Place, dims: u32, source: Source, out: *mut f32) -> [f32; DIMS] {
+unsafe fn offset_of<E: Rotated>(place: &Place, dims: u32, source: Source, out: *mut f32) -> E::Token<DIMS> {
     unsafe {
         let mut offset = [0.0; DIMS];
         let dim = |i: usize| place.vector(i / E::LANES) as usize * E::LANES + i % E::LANES;
@@ -180,8 +184,11 @@ unsafe fn offset_of<E: Element>(place: &Place, dims: u32, source: Source, out: *
         unroll!(0..DIMS, |i| {
             let inside = place.is_of::<E>(i / E::LANES, dims);
             offset[i] = f32::from_bits(selp_b32(inside, offset[i].to_bits(), 0));
-            let writes = inside & (tid_x_again() < 32) & !out.is_null();
-            st_global_f32(writes, out.wrapping_add(dim(i)), [offset[i]]);
+        });
+        let offset = E::Token::<DIMS>::of(&offset);
+        unroll!(0..DIMS, |i| {
+            let writes = place.is_of::<E>(i / E::LANES, dims) & (tid_x_again() < 32) & !out.is_null();
+            st_global_f32(writes, out.wrapping_add(dim(i)), [offset.get(i)]);
         });
         offset
     }
@@ -195,7 +202,7 @@ type Own = [Vector; 8];
 /// # Safety
 /// Every thread of the CTA calls it; the rows are in the tensor.
 #[inline(always)]
-unsafe fn ends<E: Element>(place: &Place, dims: u32, rows: &Rows, count: u32) -> (Own, Own) {
+unsafe fn ends<E: Rotated>(place: &Place, dims: u32, rows: &Rows, count: u32) -> (Own, Own) {
     unsafe {
         let row_bytes = (WIDE_DIMS * E::BYTES) as u32;
         let mut row = tid_x_again() / 32;
@@ -238,8 +245,27 @@ unsafe fn ends<E: Element>(place: &Place, dims: u32, rows: &Rows, count: u32) ->
 }
 
 /// Rounds in which the threads go through a block of V, a vector of dims of eight keys each.
-const fn rounds<E: Element>() -> u32 {
+const fn rounds<E: Rotated>() -> u32 {
     (WIDE_DIMS * E::BYTES * KV_BLOCK / (16 * THREAD_VECTORS * WIDE_THREADS)) as u32
+}
+
+/// A lane's keys of a tile of V, rotated, and their largest magnitudes.
+#[inline(always)]
+unsafe fn rotated<E: Rotated>(
+    rows: &Rows,
+    tile: Tile,
+    dims: u32,
+    place: &values::Place,
+) -> ([E::Values; THREAD_VECTORS], [f32; THREAD_VECTORS]) {
+    let (first, count) = (tile.first(), tile.count());
+    let inside = place.vector < dims / E::LANES as u32;
+    let raw = unsafe { load::<E, THREAD_VECTORS>(rows, |i| place.at::<E>(first, count, dims, i)) };
+    let (mut x, mut amax) = ([E::values(&[0; 4]); THREAD_VECTORS], [0.0; THREAD_VECTORS]);
+    unroll!(0..THREAD_VECTORS, |key| {
+        x[key] = E::values(&raw[key].map(|word| selp_b32(inside, word, 0)));
+        amax[key] = x[key].rotate();
+    });
+    (x, amax)
 }
 
 /// Quantizes and packs the blocks of V from `tile` to before number `end`; `dims` are in the tensor. `rows` and `out` say where the head and the block are.
@@ -247,7 +273,7 @@ const fn rounds<E: Element>() -> u32 {
 /// # Safety
 /// Every thread of the CTA calls it; tile and output are in their tensor and arrays.
 #[inline(always)]
-pub(crate) unsafe fn values<E: Element>(
+pub(crate) unsafe fn values<E: Rotated>(
     dims: u32,
     scaling: values::Scaling,
     rows: impl Fn() -> Rows,
@@ -261,21 +287,10 @@ pub(crate) unsafe fn values<E: Element>(
     };
     unsafe {
         loop {
-            let rotated = |place: &values::Place| {
-                let (first, count) = (tile.first(), tile.count());
-                let inside = place.vector < dims / E::LANES as u32;
-                let raw = load::<E, THREAD_VECTORS>(&rows(), |i| place.at::<E>(first, count, dims, i));
-                let (mut x, mut amax) = ([[0.0; 8]; THREAD_VECTORS], [0.0; THREAD_VECTORS]);
-                unroll!(0..THREAD_VECTORS, |key| {
-                    x[key] = values::floats::<E>(&raw[key].map(|word| selp_b32(inside, word, 0)));
-                    amax[key] = values::rotate::<E>(&mut x[key]);
-                });
-                (x, amax)
-            };
             let mut round = 0;
             while round < rounds::<E>() {
                 let place = place(round);
-                values::largest_of_parts::<E>(tile.index, &place, &rotated(&place).1);
+                values::largest_of_parts::<E>(tile.index, &place, &rotated::<E>(&rows(), tile, dims, &place).1);
                 round = opaque(round + 1);
             }
             bar_sync();
@@ -291,12 +306,12 @@ pub(crate) unsafe fn values<E: Element>(
             let mut round = 0;
             while round < rounds::<E>() {
                 let place = place(round);
-                let x = rotated(&place).0;
+                let x = rotated::<E>(&rows(), tile, dims, &place).0;
                 let (mut inverse, mut masks) = (scales.inverse(), [u32::MAX; 2]);
                 if !whole {
                     (inverse, masks) = scales.of_keys::<E>(&place);
                 }
-                values::store::<E>(&x, &inverse, masks, &place, WIDE_DIMS as u32, out(tile).bytes);
+                values::store::<E>(&x, &inverse, masks, true, &place, WIDE_DIMS as u32, out(tile).bytes);
                 round = opaque(round + 1);
             }
             tile.index = first_lane(tile.index + 1);

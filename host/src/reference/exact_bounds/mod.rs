@@ -90,6 +90,7 @@ fn of_tensors(
     let whole = packed(problem);
     let wide = |x: Vec<f64>| resized(x, problem.head_dim, whole.head_dim);
     operands.k.offset = resized(operands.k.offset, problem.head_dim, whole.head_dim);
+    let halves = [q, k, v].iter().any(|x| x.dtype() == DType::F16);
     let head = |head| {
         let HeadF64 { q, k, v } = HeadF64::read(problem, q, k, v, head);
         Head::of_tensors(
@@ -97,6 +98,7 @@ fn of_tensors(
             &operands,
             HeadF64 { q: wide(q), k: wide(k), v: resized(v, problem.value_dim(), whole.value_dim()) },
             head,
+            halves,
         )
     };
     Ok(cut(problem, &whole, run(Scored { problem: &whole, ..scored }, dtype, rows, head)))

@@ -102,7 +102,8 @@ impl Row {
         let steps = |j: usize| {
             let key = self.keys.start + j;
             let sk: f64 = head.k_scale[key];
-            scale * head.half * (sq * head.k_norm[key] + sk * (q_norm + d * sq * head.half))
+            let rotated = head.rotation * (2.0 + head.rotation) * head.norms[0][self.index] * head.norms[1][key];
+            scale * (head.half * (sq * head.k_norm[key] + sk * (q_norm + d * sq * head.half)) + rotated * 1.01)
         };
         let float = (-20_f64).exp2();
         for (block, range) in (self.keys.start / KV_BLOCK..).zip(blocks(&self.keys)) {
@@ -201,7 +202,7 @@ impl Row {
             low += (w * (-score).exp() - shared).max(0.0);
             high += w + weight_error;
             let step = head.v_scale[self.keys.start + j];
-            values += (w + weight_error + output) * head.half * step;
+            values += (w + weight_error + output) * (head.half_v * step + head.faint_v);
             steps += (w + weight_error) * step;
             for (around, (v, o)) in around.iter_mut().zip(v.iter().zip(&self.o)) {
                 *around += weight_error * (v - o).abs() + output * v.abs();

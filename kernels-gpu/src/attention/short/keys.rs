@@ -2,29 +2,23 @@
 
 use super::Kernel;
 use super::shared::Shared;
-use super::tokens::{Tokens, encode, offsets, signed, vectors};
+use super::tokens::{Tokens, encode, offsets, signed};
 use crate::element::Element;
 use crate::layout::{KV_BLOCK, ROW_BYTES, swizzle};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::st_shared_u32;
+use crate::quantize::arithmetic::Rotated;
 
 /// Codes and scales of all tokens; behind the last, to a whole panel, codes and scales of zero.
 ///
 /// # Safety
 /// K's team calls it, a barrier after `offset::tables`.
 #[inline(always)]
-pub(crate) unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
+pub(crate) unsafe fn quantize<E: Rotated, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
     let code = |place: &_, raw, token: u32, inside: bool| unsafe {
-        let mut x = signed::<E>(place, &raw, shared.signs());
-        unroll!(0..vectors::<E>(), |i| {
-            unroll!(0..E::LANES / 4, |quad| {
-                let offsets = offsets::<E>(place, shared.offsets(), i, quad);
-                unroll!(0..4, |j| {
-                    x[i * E::LANES + 4 * quad + j] -= offsets[j];
-                });
-            });
-        });
-        let coded = encode::<E, false>(place, x, inside);
+        let x = signed::<E>(place, &raw, shared.signs());
+        let offset = offsets::<E>(place, shared.offsets());
+        let coded = encode::<E>(place, K::HEAD_DIM, x, Some(&offset), inside);
         coded.store::<E>(place, |dim| {
             let panel = shared.k() + dim / ROW_BYTES as u32 * shared.k_panel();
             panel + swizzle(token as usize, dim as usize % ROW_BYTES) as u32

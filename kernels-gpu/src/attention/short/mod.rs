@@ -46,6 +46,7 @@ use crate::ptx::barrier::{bar_sync, bar_sync_some, warp_sync};
 use crate::ptx::opaque::{opaque, rolled};
 use crate::ptx::shuffle::first_lane;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, ntid_x, tid_x};
+use crate::quantize::arithmetic::Rotated;
 use crate::seqlens;
 use queries::TileRows;
 use shared::Shared;
@@ -227,7 +228,7 @@ unsafe fn request<K: Kernel<MT>, const MT: usize>(tile: &TileRows<K, MT>) {
 
 /// Codes of K and V, and all that goes with them, to shared memory; visible after a barrier.
 #[inline(always)]
-unsafe fn quantize<E: Element, K: Kernel<MT>, const MT: usize>(
+unsafe fn quantize<E: Rotated, K: Kernel<MT>, const MT: usize>(
     params: &ShortParams,
     cta: &Cta,
     kv: &seqlens::Tokens,

@@ -5,21 +5,23 @@ use super::{Kernel, Team};
 use crate::config::short::RANGES_WARPS;
 use crate::element::{Element, Rows, load};
 use crate::layout::{OFFSET_TOKENS, ROW_BYTES};
+use crate::ptx::math::cvt_rn_f16x2_f32;
 use crate::ptx::opaque::rolled;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32, st_shared_v4_u32};
 use crate::ptx::shuffle::shfl_bfly;
 use crate::ptx::special::tid_x;
+use crate::quantize::arithmetic::Rotated;
 use crate::quantize::middle::middle;
 use crate::rotation::signs_from;
 
 /// Bytes of a row.
-const fn row_bytes<E: Element, K: Kernel<MT>, const MT: usize>() -> u32 {
+const fn row_bytes<E: Rotated, K: Kernel<MT>, const MT: usize>() -> u32 {
     (K::HEAD_DIM * E::BYTES) as u32
 }
 
 /// The least and the largest element of each channel that a warp has loaded, a row each of a warp. Where K's codes are later.
 #[inline(always)]
-fn range<E: Element, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>, warp: u32) -> u32 {
+fn range<E: Rotated, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>, warp: u32) -> u32 {
     // As many bytes as the codes of K have at least.
     const { assert!(2 * RANGES_WARPS * E::BYTES <= ROW_BYTES) }
     shared.k() + 2 * warp * row_bytes::<E, K, MT>()
@@ -30,7 +32,7 @@ fn range<E: Element, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>, war
 /// # Safety
 /// K's team calls it.
 #[inline(always)]
-pub(crate) unsafe fn ranges<E: Element, K: Kernel<MT>, const MT: usize>(
+pub(crate) unsafe fn ranges<E: Rotated, K: Kernel<MT>, const MT: usize>(
     rows: &Rows,
     count: u32,
     shared: &Shared<K, MT>,
@@ -74,7 +76,7 @@ pub(crate) unsafe fn ranges<E: Element, K: Kernel<MT>, const MT: usize>(
 
 /// The smaller of least and the larger of largest elements.
 #[inline(always)]
-fn joined<E: Element>(a: ([u32; 4], [u32; 4]), b: ([u32; 4], [u32; 4])) -> ([u32; 4], [u32; 4]) {
+fn joined<E: Rotated>(a: ([u32; 4], [u32; 4]), b: ([u32; 4], [u32; 4])) -> ([u32; 4], [u32; 4]) {
     let (mut low, mut high) = a;
     unroll!(0..4, |word| {
         (low[word], high[word]) = (E::min(low[word], b.0[word]), E::max(high[word], b.1[word]));
@@ -84,7 +86,7 @@ fn joined<E: Element>(a: ([u32; 4], [u32; 4]), b: ([u32; 4], [u32; 4])) -> ([u32
 
 /// With those of lane `lane ^ MASK`.
 #[inline(always)]
-unsafe fn over_lanes<E: Element, const MASK: u32>(low: [u32; 4], high: [u32; 4]) -> ([u32; 4], [u32; 4]) {
+unsafe fn over_lanes<E: Rotated, const MASK: u32>(low: [u32; 4], high: [u32; 4]) -> ([u32; 4], [u32; 4]) {
     unsafe {
         let low = low.map(|word| E::min(word, shfl_bfly::<MASK>(word)));
         (low, high.map(|word| E::max(word, shfl_bfly::<MASK>(word))))
@@ -96,7 +98,7 @@ unsafe fn over_lanes<E: Element, const MASK: u32>(low: [u32; 4], high: [u32; 4])
 /// # Safety
 /// K's team calls it, a barrier after [`ranges`].
 #[inline(always)]
-pub(crate) unsafe fn tables<E: Element, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>, team: Team) {
+pub(crate) unsafe fn tables<E: Rotated, K: Kernel<MT>, const MT: usize>(shared: &Shared<K, MT>, team: Team) {
     let mut word = tid_x();
     while word < row_bytes::<E, K, MT>() / 4 {
         rolled();
@@ -113,12 +115,20 @@ pub(crate) unsafe fn tables<E: Element, K: Kernel<MT>, const MT: usize>(shared: 
             }
             let signs = signs_from(dim);
             let mut mask = 0;
+            let offset = |i: usize| middle(E::get(&[low; 4], i), E::get(&[high; 4], i));
             unroll!(0..E::IN_WORD, |i| {
                 let sign = (signs >> i) << 31;
                 mask |= sign >> (32 - 8 * E::BYTES * (i + 1));
-                let offset = middle(E::get(&[low; 4], i), E::get(&[high; 4], i));
-                st_shared_u32(true, shared.offsets() + 4 * (dim + i as u32), offset.to_bits() ^ sign);
+                if !E::HALF {
+                    st_shared_u32(true, shared.offsets() + 4 * (dim + i as u32), offset(i).to_bits() ^ sign);
+                }
             });
+            if E::HALF {
+                // A vector's, in the first half of the place that float32 would have.
+                let at = dim / E::LANES as u32 * (4 * E::LANES) as u32 + dim % E::LANES as u32 * E::BYTES as u32;
+                let two = cvt_rn_f16x2_f32(offset(1), offset(0));
+                st_shared_u32(true, shared.offsets() + at, two ^ mask);
+            }
             st_shared_u32(true, shared.signs() + 4 * word, mask);
         }
         word += 32 * team.size;

@@ -14,6 +14,7 @@ use crate::ptx::ldmatrix::ldmatrix_x4;
 use crate::ptx::opaque::{opaque, rolled};
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32};
 use crate::ptx::special::tid_x;
+use crate::quantize::arithmetic::Rotated;
 use crate::rotation::Place;
 
 /// k steps of the widest head.
@@ -45,7 +46,7 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
     const HALVES: usize = vectors::<F16>();
 
     #[inline(always)]
-    fn rows<E: Element>(&self) -> Rows {
+    fn rows<E: Rotated>(&self) -> Rows {
         let Sequence { head_q, first_q, .. } = self.sequence;
         Rows::new::<E>(&self.params.q, self.sequence.batch_q(&self.params.attention), head_q).skip(first_q)
     }
@@ -76,7 +77,7 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
 
     /// Whether the rows come ahead of their use: floats have no room, and rows that are not aligned come element by element.
     #[inline(always)]
-    fn ahead<E: Element>(rows: &Rows) -> bool {
+    fn ahead<E: Rotated>(rows: &Rows) -> bool {
         E::BYTES == 2 && rows.aligned
     }
 
@@ -85,7 +86,7 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
     /// # Safety
     /// The row is one of the sequence; the warp has the fragments of the tile before.
     #[inline(always)]
-    pub(crate) unsafe fn request<E: Element>(&self) {
+    pub(crate) unsafe fn request<E: Rotated>(&self) {
         let (rows, place) = (self.rows::<E>(), place::<K, MT>());
         if Self::ahead::<E>(&rows) {
             // Opaque: a number that the compiler sees would unroll the loop.
@@ -108,7 +109,7 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
     /// # Safety
     /// In whole warps, a barrier after `offset::tables`, and with nothing else done in the warp's area since [`request`](Self::request).
     #[inline(always)]
-    pub(crate) unsafe fn quantize<E: Element>(&self) {
+    pub(crate) unsafe fn quantize<E: Rotated>(&self) {
         unsafe {
             let (rows, place, shared) = (self.rows::<E>(), place::<K, MT>(), &self.shared);
             let ahead = Self::ahead::<E>(&rows);
@@ -137,7 +138,7 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
                     let to = shared.rows(self.warp, true) + 4 * of_tile;
                     st_shared_u32(place.lane == place.lanes() - few_lanes(&place), to, bias.to_bits());
                 }
-                let coded = encode::<E, true>(&place, x, true);
+                let coded = encode::<E>(&place, K::HEAD_DIM, x, None, true);
                 coded.store::<E>(&place, |dim| {
                     let panel = self.codes() + dim / ROW_BYTES as u32 * panel(MT);
                     panel + swizzle(of_tile as usize, dim as usize % ROW_BYTES) as u32

@@ -6,16 +6,16 @@ use super::{Kernel, Team};
 use crate::config::rows::short_rows;
 use crate::config::short::lane_dims;
 use crate::element::{Element, Rows, Vector, load};
-use crate::layout::MAX_SCALE;
-use crate::ptx::math::{fma_rn_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
+use crate::layout::{MAX_SCALE, loud};
+use crate::ptx::math::{fma_rn_f32, max_nan_f32};
 use crate::ptx::opaque::{opaque, rolled};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
-use crate::ptx::shuffle::{shfl_idx, shfl_sync_bfly_b32, vote_any};
+use crate::ptx::shuffle::{shfl_idx, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x;
-use crate::quantize::pack::codes4;
-use crate::quantize::scale::{BEYOND_10_BITS, reciprocal, round_up, token_scale};
-use crate::rotation::{DIMS, Place, butterflies_across, butterflies_here};
+use crate::quantize::arithmetic::{Rotated, Token};
+use crate::quantize::scale::{BEYOND_10_BITS, round_up, token_scale};
+use crate::rotation::{DIMS, Dims, Place};
 
 /// Dims of a token that a lane holds, in the row that the module is built for; of several rows, or none, nothing is made.
 pub(crate) const LANE_DIMS: usize = lane_dims(head_dim());
@@ -36,7 +36,7 @@ macro_rules! of_row {
 short_rows!(of_row);
 
 /// Vectors of a token that a lane has.
-pub(crate) const fn vectors<E: Element>() -> usize {
+pub(crate) const fn vectors<E: Rotated>() -> usize {
     LANE_DIMS / E::LANES
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn place<K: Kernel<MT>, const MT: usize>() -> Place {
 /// # Safety
 /// The token is in the tensor.
 #[inline(always)]
-pub(crate) unsafe fn load_token<E: Element>(rows: &Rows, place: &Place, token: u32) -> Part {
+pub(crate) unsafe fn load_token<E: Rotated>(rows: &Rows, place: &Place, token: u32) -> Part {
     let mut raw = [[0; 4]; VECTORS];
     // As many at once as there are of halves: their number depends on the type.
     unroll!(0..vectors::<E>() / HALVES, |some| {
@@ -94,7 +94,7 @@ impl<'a> Tokens<'a> {
     /// # Safety
     /// They are in the tensor.
     #[inline(always)]
-    pub(crate) unsafe fn new<E: Element, K: Kernel<MT>, const MT: usize>(
+    pub(crate) unsafe fn new<E: Rotated, K: Kernel<MT>, const MT: usize>(
         rows: &'a Rows,
         count: u32,
         team: Team,
@@ -111,7 +111,7 @@ impl<'a> Tokens<'a> {
     /// # Safety
     /// In whole warps.
     #[inline(always)]
-    pub(crate) unsafe fn each<E: Element, K: Kernel<MT>, const MT: usize>(
+    pub(crate) unsafe fn each<E: Rotated, K: Kernel<MT>, const MT: usize>(
         mut self,
         shared: &Shared<K, MT>,
         take: impl Fn(&Place, Part, u32, bool),
@@ -133,29 +133,36 @@ impl<'a> Tokens<'a> {
 /// # Safety
 /// `signs` is the shared address of the signs of all dims.
 #[inline(always)]
-pub(crate) unsafe fn signed<E: Element>(place: &Place, raw: &Part, signs: u32) -> [f32; LANE_DIMS] {
-    let mut x = [0.0; LANE_DIMS];
+pub(crate) unsafe fn signed<E: Rotated>(place: &Place, raw: &Part, signs: u32) -> E::Token<LANE_DIMS> {
+    let mut x = E::Token::<LANE_DIMS>::none();
     unroll!(0..vectors::<E>(), |i| {
         let mut vector = raw[i];
         let signs = unsafe { ld_shared_v4_u32(signs + 16 * place.vector(i)) };
         unroll!(0..4, |word| {
             vector[word] ^= signs[word];
         });
-        unroll!(0..E::LANES, |j| {
-            x[i * E::LANES + j] = E::get(&vector, j);
-        });
+        E::put(&mut x, i, &vector);
     });
     x
 }
 
-/// The offsets of the lane's dims of vector `i`, four from `4 * quad` on.
+/// Shared address of the offsets of the lane's vector number `i`; `offsets` is that of all dims.
+#[inline(always)]
+fn offsets_of<E: Rotated>(place: &Place, offsets: u32, i: usize) -> u32 {
+    offsets + (4 * E::LANES) as u32 * place.vector(i)
+}
+
+/// The offsets of the lane's dims.
 ///
 /// # Safety
 /// `offsets` is the shared address of those of all dims.
 #[inline(always)]
-pub(crate) unsafe fn offsets<E: Element>(place: &Place, offsets: u32, i: usize, quad: usize) -> [f32; 4] {
-    let at = (4 * E::LANES) as u32 * place.vector(i) + 16 * quad as u32;
-    unsafe { ld_shared_v4_u32(offsets + at) }.map(f32::from_bits)
+pub(crate) unsafe fn offsets<E: Rotated>(place: &Place, offsets: u32) -> E::Token<LANE_DIMS> {
+    let mut x = E::Token::<LANE_DIMS>::none();
+    unroll!(0..vectors::<E>(), |i| {
+        unsafe { E::put_offsets(&mut x, i, offsets_of::<E>(place, offsets, i)) };
+    });
+    x
 }
 
 /// The lanes that a token has in the quantizer, where each has [`DIMS`] of its dims: of [`product`] those that have it are as many, the last ones.
@@ -170,7 +177,7 @@ pub(crate) fn few_lanes(place: &Place) -> u32 {
 /// # Safety
 /// In whole warps; `to` is the shared address of the offsets of all dims.
 #[inline(always)]
-pub(crate) unsafe fn product<E: Element>(place: &Place, x: &[f32; LANE_DIMS], to: u32) -> f32 {
+pub(crate) unsafe fn product<E: Rotated>(place: &Place, x: &E::Token<LANE_DIMS>, to: u32) -> f32 {
     let few = few_lanes(place);
     let from = tid_x() % 32 - place.lane + (place.lane.wrapping_sub(few) & (place.lanes() - 1));
     let mut sums = [0.0_f32; 4];
@@ -180,9 +187,9 @@ pub(crate) unsafe fn product<E: Element>(place: &Place, x: &[f32; LANE_DIMS], to
             sums = sums.map(|sum| f32::from_bits(unsafe { shfl_idx(sum.to_bits(), from) }));
         }
         unroll!(0..E::LANES / 4, |quad| {
-            let offsets = unsafe { offsets::<E>(place, to, i, quad) };
+            let offsets = unsafe { E::offsets4(offsets_of::<E>(place, to, i), quad) };
             unroll!(0..4, |j| {
-                sums[j] = fma_rn_f32(x[i * E::LANES + 4 * quad + j], offsets[j], sums[j]);
+                sums[j] = fma_rn_f32(x.get(i * E::LANES + 4 * quad + j), offsets[j], sums[j]);
             });
         });
     });
@@ -201,72 +208,57 @@ pub(crate) unsafe fn product<E: Element>(place: &Place, x: &[f32; LANE_DIMS], to
 /// # Safety
 /// In whole warps.
 #[inline(always)]
-unsafe fn rotate<E: Element>(place: &Place, x: &mut [f32; LANE_DIMS]) {
-    butterflies_here::<1, LANE_DIMS>(x);
-    butterflies_here::<2, LANE_DIMS>(x);
+unsafe fn rotate<E: Rotated>(place: &Place, x: &mut E::Token<LANE_DIMS>) {
+    x.here::<1>();
+    x.here::<2>();
     if E::LANES == 8 {
-        butterflies_here::<4, LANE_DIMS>(x);
+        x.here::<4>();
     }
     // Opaque: a number that the compiler sees would unroll the loop.
     let (mut mask, mut second, lanes) = (1, place.lane, opaque(place.lanes()));
     while mask < lanes {
         rolled();
-        unsafe { butterflies_across(x, mask, second) };
+        unsafe { x.across(mask, second) };
         (mask, second) = (2 * mask, second / 2);
     }
     if E::LANES == 4 {
-        butterflies_here::<4, LANE_DIMS>(x);
+        x.here::<4>();
     }
     if LANE_DIMS > 16 {
-        butterflies_here::<8, LANE_DIMS>(x);
+        x.here::<8>();
     }
     if LANE_DIMS > 8 {
-        butterflies_here::<{ LANE_DIMS / 2 }, LANE_DIMS>(x);
+        x.here::<{ LANE_DIMS / 2 }>();
     }
 }
 
-/// The largest of the lane's magnitudes and, by `over_lanes`, of the token's; NaN where one is.
+/// Rotates and quantizes a token, less `offset` where it is of K: codes of zero where `kept` is false or it is not finite.
 ///
 /// # Safety
 /// In whole warps.
 #[inline(always)]
-pub(crate) unsafe fn largest<const N: usize>(place: &Place, x: &[f32; N]) -> f32 {
-    let mut amax = [x[0].abs(), x[1].abs(), x[2].abs(), x[3].abs()];
-    unroll!(4..N, |i| {
-        amax[i % 4] = max_nan_f32(amax[i % 4], x[i].abs());
-    });
-    let amax = max_nan_f32(max_nan_f32(amax[0], amax[1]), max_nan_f32(amax[2], amax[3]));
-    unsafe { place.over_lanes(amax, max_nan_f32) }
-}
-
-/// Rotates and quantizes a token: codes of zero where `kept` is false or it is not finite.
-///
-/// # Safety
-/// In whole warps.
-#[inline(always)]
-pub(crate) unsafe fn encode<E: Element, const QUERY: bool>(
+pub(crate) unsafe fn encode<E: Rotated>(
     place: &Place,
-    mut x: [f32; LANE_DIMS],
+    head_dim: usize,
+    mut x: E::Token<LANE_DIMS>,
+    offset: Option<&E::Token<LANE_DIMS>>,
     kept: bool,
 ) -> Coded {
     unsafe {
-        rotate::<E>(place, &mut x);
-        let amax = largest(place, &x);
-        let number = amax < f32::INFINITY;
-        let scale = round_up(token_scale(amax, fma_rn_f32), if QUERY { BEYOND_10_BITS } else { 0 });
-        let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
-        unroll!(0..LANE_DIMS, |i| {
-            x[i] = mul_rn_f32(x[i], inverse);
-        });
-        if E::CLAMPS && vote_any(scale >= MAX_SCALE) {
-            unroll!(0..LANE_DIMS, |i| {
-                x[i] = crate::quantize::pack::clamp::<E>(x[i]);
-            });
+        let limit = loud(head_dim);
+        let unit = x.quieten(place, limit, offset.is_some_and(|offset| offset.largest() >= limit));
+        if let Some(offset) = offset {
+            x.take_out(offset, unit);
         }
+        rotate::<E>(place, &mut x);
+        let amax = place.over_lanes(x.largest(), max_nan_f32) * unit.unit;
+        let number = amax < f32::INFINITY;
+        let scale = round_up(token_scale(amax, fma_rn_f32), if offset.is_none() { BEYOND_10_BITS } else { 0 });
+        x.encode(scale, unit, true, MAX_SCALE);
         let mask = selp_b32(number & kept, u32::MAX, 0);
         let mut words = [0; LANE_DIMS / 4];
         unroll!(0..LANE_DIMS / 4, |i| {
-            words[i] = codes4([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]) & mask;
+            words[i] = x.codes4(i) & mask;
         });
         Coded { words, scale: f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits())) }
     }
@@ -278,7 +270,7 @@ impl Coded {
     /// # Safety
     /// The bytes are this thread's.
     #[inline(always)]
-    pub(crate) unsafe fn store<E: Element>(&self, place: &Place, to: impl Fn(u32) -> u32) {
+    pub(crate) unsafe fn store<E: Rotated>(&self, place: &Place, to: impl Fn(u32) -> u32) {
         unroll!(0..vectors::<E>(), |i| {
             let to = to(place.vector(i) * E::LANES as u32);
             unsafe {

@@ -2,51 +2,31 @@
 //! bytes of packed rows.
 
 use super::shared::Shared;
-use super::tokens::{LANE_DIMS, Part, Tokens, largest, vectors};
+use super::tokens::{Part, Tokens, vectors};
 use super::{Kernel, Team};
-use crate::element::{Element, Rows, Vector, load};
-use crate::layout::{
-    KV_BLOCK, ROW_BYTES, V_OFFSETS, V_ROTATION, octet_key, rotate_v, rotated_v_maxima, swizzle, v_row,
-};
-use crate::ptx::math::mul_rn_f32;
+use crate::element::{Element, Rows, load};
+use crate::layout::{KV_BLOCK, ROW_BYTES, V_OFFSETS, octet_key, swizzle, v_row};
+use crate::ptx::math::max_nan_f32;
 use crate::ptx::opaque::rolled;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_u32};
 use crate::ptx::special::tid_x;
-use crate::quantize::pack::{clamp, code, with_byte};
+use crate::quantize::arithmetic::{Rotated, Values};
 use crate::rotation::Place;
-
-/// The dims of a vector, rotated.
-#[inline(always)]
-fn rotated<E: Element>(vector: &Vector) -> [f32; 8] {
-    let mut x = [0.0; 8];
-    unroll!(0..E::LANES, |i| {
-        x[i] = E::get(vector, i);
-    });
-    unroll!(0..E::LANES / V_ROTATION, |i| {
-        let four = rotate_v([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
-        (x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]) = (four[0], four[1], four[2], four[3]);
-    });
-    x
-}
 
 /// The largest magnitude of each token. Behind the last, to a whole panel, those of the last.
 ///
 /// # Safety
 /// V's team calls it.
 #[inline(always)]
-pub(crate) unsafe fn magnitudes<E: Element, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
+pub(crate) unsafe fn magnitudes<E: Rotated, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
     let of_token = |place: &Place, raw: Part, token: u32, _: bool| unsafe {
-        let mut x = [0.0; LANE_DIMS / 2];
-        unroll!(0..vectors::<E>(), |i| {
-            unroll!(0..E::LANES / V_ROTATION, |four| {
-                let dim = |j| E::get(&raw[i], V_ROTATION * four + j);
-                let at = (E::LANES * i + V_ROTATION * four) / 2;
-                (x[at], x[at + 1]) = rotated_v_maxima([dim(0), dim(1), dim(2), dim(3)]);
-            });
+        let mut amax = E::values(&raw[0]).largest_rotated();
+        unroll!(1..vectors::<E>(), |i| {
+            amax = max_nan_f32(amax, E::values(&raw[i]).largest_rotated());
         });
         let at = shared.inverses(token / KV_BLOCK as u32) + 4 * (token % KV_BLOCK as u32);
-        st_shared_u32(place.lane == 0, at, largest(place, &x).to_bits());
+        st_shared_u32(place.lane == 0, at, place.over_lanes(amax, max_nan_f32).to_bits());
     };
     unsafe { tokens.each::<E, K, MT>(shared, of_token) };
 }
@@ -56,7 +36,7 @@ pub(crate) unsafe fn magnitudes<E: Element, K: Kernel<MT>, const MT: usize>(toke
 /// # Safety
 /// V's team calls it, a barrier after `blocks::values`.
 #[inline(always)]
-pub(crate) unsafe fn pack<E: Element, K: Kernel<MT>, const MT: usize>(
+pub(crate) unsafe fn pack<E: Rotated, K: Kernel<MT>, const MT: usize>(
     rows: &Rows,
     count: u32,
     shared: &Shared<K, MT>,
@@ -82,14 +62,11 @@ pub(crate) unsafe fn pack<E: Element, K: Kernel<MT>, const MT: usize>(
                     inverse[i] = of_key;
                 });
             });
-            let mut words = [0; 8];
+            let mut x = raw.map(|vector| E::values(&vector));
             unroll!(0..4, |key| {
-                let x = rotated::<E>(&raw[key]);
-                unroll!(0..E::LANES, |dim| {
-                    let code = code(clamp::<E>(mul_rn_f32(x[dim], inverse[key])));
-                    words[dim] = with_byte(words[dim], key, code);
-                });
+                x[key].rotate();
             });
+            let words = E::Values::encode([&x[0], &x[1], &x[2], &x[3]], inverse, true);
             let to = shared.v() + panel * (K::HEAD_DIM * ROW_BYTES) as u32;
             unroll!(0..E::LANES, |i| {
                 let row = v_row(vector as usize * E::LANES + i);

@@ -10,6 +10,7 @@ use crate::ptx::barrier::bar_sync;
 use crate::ptx::grid_dependency::{launch_dependents, wait};
 use crate::ptx::opaque::opaque;
 use crate::ptx::special::{ctaid_x, ntid_x};
+use crate::quantize::arithmetic::Rotated;
 use crate::quantize::tile::Tile;
 use crate::quantize::values;
 use crate::rotation::{DIMS, MANY_LANES_DIMS};
@@ -17,7 +18,7 @@ use core::ptr::null_mut;
 
 /// `FEW`: the launch has less than a page's tokens, and begins beside the one in front.
 #[inline(always)]
-unsafe fn append<E: Element, const FEW: bool>(p: &AppendParams) {
+unsafe fn append<E: Rotated, const FEW: bool>(p: &AppendParams) {
     if FEW {
         unsafe {
             wait();
@@ -61,7 +62,7 @@ unsafe fn append<E: Element, const FEW: bool>(p: &AppendParams) {
 
 /// V of the 128 tokens from `first` on, which are a page.
 #[inline(always)]
-unsafe fn whole_page<E: Element>(p: &AppendParams, head: u32, first: u32) {
+unsafe fn whole_page<E: Rotated>(p: &AppendParams, head: u32, first: u32) {
     unsafe {
         let d = p.head_dim as usize;
         let slot_of_first = slot(p, first);

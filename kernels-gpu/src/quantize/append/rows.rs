@@ -6,7 +6,7 @@ use crate::division::div_rem;
 use crate::element::{Element, Rows, load_dims};
 use crate::layout::page::{NO_SLOT, PAGE_TOKENS, page_head, page_head_offset, page_v_offset};
 use crate::layout::v4::{v4_nibble_by, v4_offset, v4_range, v4_reciprocal, v4_step_offset};
-use crate::layout::{MAX_SCALE, MIN_SCALE, ROW_BYTES, V_GROUP, V_OFFSETS, V_ROTATION, k_offset, rotate_v, v_offset};
+use crate::layout::{MAX_SCALE, MIN_SCALE, ROW_BYTES, V_GROUP, V_OFFSETS, k_offset, loud, v_offset};
 use crate::params::AppendParams;
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::global::{
@@ -18,9 +18,8 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32};
 use crate::ptx::shuffle::{shfl_idx, vote_any};
 use crate::ptx::special::{ntid_x, tid_x_again};
-use crate::quantize::pack::codes4;
+use crate::quantize::arithmetic::{Rotated, Token, Unit};
 use crate::quantize::scale::{BEYOND_10_BITS, round_up, round_up_to_step, scale, token_scale};
-use crate::quantize::tokens::{amax_of, quotients};
 use crate::quantize::values::FURTHER;
 use crate::rotation::{DIMS, MANY_LANES_DIMS, Place, signs_from};
 use crate::smem;
@@ -42,7 +41,7 @@ pub(super) const STAGED_VALUES: u8 = 3;
 /// # Safety
 /// Every thread of the CTA calls it; the launch has the tokens and the head.
 #[inline(always)]
-pub(super) unsafe fn quantize<E: Element, const OF: u8, const N: usize>(
+pub(super) unsafe fn quantize<E: Rotated, const OF: u8, const N: usize>(
     p: &AppendParams,
     head: u32,
     first: u32,
@@ -57,7 +56,7 @@ pub(super) unsafe fn quantize<E: Element, const OF: u8, const N: usize>(
 }
 
 #[inline(always)]
-unsafe fn of_one_warp<E: Element, const OF: u8, const N: usize>(
+unsafe fn of_one_warp<E: Rotated, const OF: u8, const N: usize>(
     p: &AppendParams,
     place: &Place,
     head: u32,
@@ -70,22 +69,17 @@ unsafe fn of_one_warp<E: Element, const OF: u8, const N: usize>(
         // On its way together with the token; floats leave no register for it.
         let late = E::BYTES == 4 && N == DIMS;
         let early_slot = if OF == QUERIES || late { 0 } else { slot(p, token) };
-        let mut x = rotated::<E, OF, N>(p, place, head, token, inside);
-        let amax = over_lanes::<N>(place, amax_of(&x), max_nan_f32);
-        let (scale, number) = match OF {
-            VALUES | STAGED_VALUES => {
-                let scale = |amax| round_up_to_step(scale(amax, fma_rn_f32));
-                quotients::<E, N>(amax, &mut x, scale, 1.0 / MIN_SCALE)
-            }
-            _ => {
-                let beyond = if OF == QUERIES { BEYOND_10_BITS } else { 0 };
-                let scale = |amax| round_up(token_scale(amax, fma_rn_f32), beyond);
-                quotients::<E, N>(amax, &mut x, scale, MAX_SCALE)
-            }
+        let (mut x, unit) = rotated::<E, OF, N>(p, place, head, token, inside);
+        let amax = over_lanes::<N>(place, x.largest(), max_nan_f32) * unit.unit;
+        let (scale, largest) = match OF {
+            VALUES | STAGED_VALUES => (round_up_to_step(scale(amax, fma_rn_f32)), 1.0 / MIN_SCALE),
+            _ => (round_up(token_scale(amax, fma_rn_f32), if OF == QUERIES { BEYOND_10_BITS } else { 0 }), MAX_SCALE),
         };
+        x.encode(scale, unit, true, largest);
+        let number = amax < f32::INFINITY;
         let mask = selp_b32(number, u32::MAX, 0);
         let scale = f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits()));
-        let quad = |at: usize| codes4([x[at], x[at + 1], x[at + 2], x[at + 3]]) & mask;
+        let quad = |at: usize| x.codes4(at / 4) & mask;
 
         let slot = if OF != QUERIES && late { slot(p, opaque(token)) } else { early_slot };
         let d = p.head_dim as usize;
@@ -246,13 +240,13 @@ fn query_row(p: &AppendParams, head: u32, token: u32) -> usize {
 
 /// The lane's part of a token, rotated; of Q, its `q_bias` is written meanwhile.
 #[inline(always)]
-unsafe fn rotated<E: Element, const OF: u8, const N: usize>(
+unsafe fn rotated<E: Rotated, const OF: u8, const N: usize>(
     p: &AppendParams,
     place: &Place,
     head: u32,
     token: u32,
     inside: bool,
-) -> [f32; N] {
+) -> (E::Token<N>, Unit) {
     unsafe {
         let tensor = match OF {
             QUERIES => &p.q,
@@ -261,51 +255,46 @@ unsafe fn rotated<E: Element, const OF: u8, const N: usize>(
         };
         let rows = Rows::new::<E>(tensor, 0, head);
         let raw = load_dims::<E, N>(&rows, |i| (token, vector_or_other::<E, N>(place, i)));
-        let mut x = [0.0; N];
+        let mut x = E::Token::<N>::none();
         unroll!(0..N / E::LANES, |i| {
-            unroll!(0..E::LANES, |j| {
-                let value = E::get(&raw[i], j);
-                // What is not there is zero.
-                x[i * E::LANES + j] = f32::from_bits(selp_b32(has::<E, N>(place, i), value.to_bits(), 0));
-            });
+            // What is not there is zero.
+            E::put(&mut x, i, &raw[i].map(|word| selp_b32(has::<E, N>(place, i), word, 0)));
         });
         if OF == VALUES || OF == STAGED_VALUES {
-            unroll!(0..N / V_ROTATION, |i| {
-                let four = rotate_v([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]);
-                (x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]) = (four[0], four[1], four[2], four[3]);
-            });
-            return x;
+            let unit = x.rotate_v();
+            return (x, unit);
         }
-        let mut bias = 0.0;
+        let (mut bias, mut offset) = (0.0, [0.0; N]);
         if !p.k_offset.is_null() {
             let place = Place::of_lanes_with::<N>(p.head_dim, p.head_dim.next_power_of_two());
             let head_kv = if OF == KEYS { head } else { div_rem(head, div_rem(p.heads_q, p.heads_kv).0).0 };
             let offsets = p.k_offset.ptr().wrapping_add(head_kv as usize * p.head_dim as usize);
             unroll!(0..N / E::LANES, |i| {
                 let dim = vector_or_other::<E, N>(&place, i) as usize * E::LANES;
-                let mut offset = [0.0; 8];
                 unroll!(0..E::LANES / 4, |four| {
                     let loaded = ld_global_nc_v4_f32(offsets.wrapping_add(dim + 4 * four));
                     unroll!(0..4, |j| {
                         let there = selp_b32(has::<E, N>(&place, i), loaded[j].to_bits(), 0);
-                        offset[4 * four + j] = f32::from_bits(there);
+                        offset[i * E::LANES + 4 * four + j] = f32::from_bits(there);
                     });
                 });
-                if OF == KEYS {
-                    unroll!(0..E::LANES, |j| {
-                        x[i * E::LANES + j] -= offset[j];
-                    });
-                } else {
+                if OF == QUERIES {
                     let product = |bias: f32| {
                         let mut bias = bias;
                         unroll!(0..E::LANES, |j| {
-                            bias = fma_rn_f32(x[i * E::LANES + j], offset[j], bias);
+                            bias = fma_rn_f32(x.get(i * E::LANES + j), offset[i * E::LANES + j], bias);
                         });
                         bias
                     };
                     bias = if N == DIMS { product(bias) } else { in_order(&place, bias, product) };
                 }
             });
+        }
+        let offset = E::Token::<N>::of(&offset);
+        let limit = loud(p.head_dim as usize);
+        let unit = x.quieten(place, limit, (OF == KEYS) & (offset.largest() >= limit));
+        if OF == KEYS {
+            x.take_out(&offset, unit);
         }
         if OF == QUERIES {
             // Of lanes with fewer dims the last ones have the sums.
@@ -315,31 +304,30 @@ unsafe fn rotated<E: Element, const OF: u8, const N: usize>(
             let to = p.q_bias.ptr().cast_mut().wrapping_add(query_row(p, head, opaque(token)));
             st_global_f32(inside & (place.lane == place.lanes() - lanes.lanes()), to, [bias]);
         }
+        let mut signs = 0;
         unroll!(0..N / E::LANES, |i| {
-            let signs = signs_from(place.vector(i) * E::LANES as u32);
-            unroll!(0..E::LANES, |j| {
-                let x = &mut x[i * E::LANES + j];
-                *x = f32::from_bits(x.to_bits() ^ signs << (31 - j) & 1 << 31);
-            });
+            let of_vector = signs_from(place.vector(i) * E::LANES as u32) & ((1 << E::LANES) - 1);
+            signs |= of_vector << (i * E::LANES);
         });
+        x.negate(signs);
         if N == DIMS {
             place.butterflies_of::<E, N>(&mut x);
         } else {
             place.butterflies_of_many_lanes::<E, N>(&mut x);
         }
-        x
+        (x, unit)
     }
 }
 
 /// Whether the token has the lane's vector number `i`.
 #[inline(always)]
-fn has<E: Element, const N: usize>(place: &Place, i: usize) -> bool {
+fn has<E: Rotated, const N: usize>(place: &Place, i: usize) -> bool {
     if N == DIMS { place.has::<E>(i) } else { place.is_of::<E>(i, place.head_dim()) }
 }
 
 /// The number in the token of the lane's vector number `i`, or of another where the token has no such.
 #[inline(always)]
-fn vector_or_other<E: Element, const N: usize>(place: &Place, i: usize) -> u32 {
+fn vector_or_other<E: Rotated, const N: usize>(place: &Place, i: usize) -> u32 {
     if N == DIMS { place.vector_or_first::<E>(i) } else { place.vector_of::<E>(i, place.head_dim()) }
 }
 
