@@ -287,7 +287,8 @@ impl Pass {
         let params = problem.quantize_params(q.as_ref(), kv.as_ref().map(|(k, v)| [k, v]));
         let AttentionProblem { head_dim, scheme, .. } = *problem;
         let head_dim = packed_dim(head_dim);
-        let (quantize, v_amax) = (launch::quantize(head_dim, dtype.code()), &launch::V_AMAX[dtype.code() as usize]);
+        let quantize = launch::quantize(head_dim, dtype.code(), scheme);
+        let v_amax = &launch::V_AMAX[dtype.code() as usize];
         let threads = launch::threads(head_dim, dtype.size());
         let too_many = |kernel| {
             move || Error::Grid { kernel, shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()) }
