@@ -249,7 +249,7 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
         return prefill::of();
     }
     for dtype in [DType::F16, DType::BF16, DType::F32] {
-        if ["", "_d32", "_paper"].iter().any(|of| kernel == format!("quantize_{dtype}{of}")) {
+        if ["", "_d32", "_paper", "_d32_paper"].iter().any(|of| kernel == format!("quantize_{dtype}{of}")) {
             let is = |p: &AttentionProblem| quantize(packed_dim(p.head_dim), dtype.code(), p.scheme).entry == kernel;
             let mut checks = conversions::quantization(dtype);
             checks.retain(|check| !matches!(check, Check::Tensors(check) if !is(&check.case.problem)));

@@ -262,7 +262,7 @@ macro_rules! entries {
 
 entries! {
     F16 => [quantize_f16, quantize_f16_d32], v_amax_f16;
-    F16OfPaper => [quantize_f16_paper];
+    F16OfPaper => [quantize_f16_paper, quantize_f16_d32_paper];
     Bf16 => [quantize_bf16, quantize_bf16_d32], v_amax_bf16;
     F32 => [quantize_f32], v_amax_f32;
 }

@@ -37,9 +37,11 @@ pub const QUANTIZE_D32: &[Bounds] = &[
     QUANTIZE[2],
 ];
 
-/// Of float16 in the paper's scheme, whose arithmetic is float32, of all head dims.
-pub const QUANTIZE_F16_PAPER: Bounds =
-    Bounds { module: "quantize_f16_paper", entry: "quantize_f16_paper", threads: HALVES, min_ctas: 1 };
+/// Of float16 in the paper's scheme, whose arithmetic is float32; and those of 32 dims.
+pub const QUANTIZE_F16_PAPER: [Bounds; 2] = [
+    Bounds { module: "quantize_f16_paper", entry: "quantize_f16_paper", ..QUANTIZE[0] },
+    Bounds { module: "quantize_f16_d32_paper", entry: "quantize_f16_d32_paper", ..QUANTIZE_D32[0] },
+];
 
 /// `quantize_wide_*`, in the same order: of heads of more than [`NARROW_DIMS`].
 pub const QUANTIZE_WIDE: &[Bounds] = &[
@@ -59,7 +61,7 @@ pub const WIDE_THREADS: usize = 256;
 #[must_use]
 pub const fn quantize(head_dim: usize, dtype: u32, scheme: Scheme) -> &'static Bounds {
     if dtype == F16 && matches!(scheme, Scheme::Paper) && head_dim <= NARROW_DIMS {
-        return &QUANTIZE_F16_PAPER;
+        return &QUANTIZE_F16_PAPER[(head_dim <= 32) as usize];
     }
     let of_dtypes = match head_dim {
         0..=32 => QUANTIZE_D32,
@@ -143,7 +145,7 @@ pub const fn page_scales_grid(batch: usize, heads_kv: usize, seqlen_kv: usize) -
 
 /// All entry points of quantization and of caches.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
-    let quantize = QUANTIZE.iter().chain(&QUANTIZE_D32[..2]).chain([&QUANTIZE_F16_PAPER]).chain(QUANTIZE_WIDE);
+    let quantize = QUANTIZE.iter().chain(&QUANTIZE_D32[..2]).chain(&QUANTIZE_F16_PAPER).chain(QUANTIZE_WIDE);
     quantize.chain(V_AMAX).chain(APPEND).chain(APPEND_FEW).chain([&GATHER, &CONVERT, &PAGE_SCALES])
 }
 
