@@ -41,6 +41,8 @@ pub(crate) trait Element {
 
 /// IEEE binary16.
 pub(crate) struct F16;
+/// [`F16`], worked on in float32: of the paper's scheme.
+pub(crate) struct F16OfPaper;
 /// bfloat16, the upper half of a float32.
 pub(crate) struct Bf16;
 /// IEEE binary32.
@@ -82,6 +84,35 @@ impl Element for F16 {
     #[inline(always)]
     fn max(a: u32, b: u32) -> u32 {
         max_f16x2(a, b)
+    }
+}
+
+impl Element for F16OfPaper {
+    const BYTES: usize = F16::BYTES;
+
+    #[inline(always)]
+    fn get(vector: &Vector, i: usize) -> f32 {
+        F16::get(vector, i)
+    }
+
+    #[inline(always)]
+    fn pack(x: &[f32; 8]) -> Vector {
+        F16::pack(x)
+    }
+
+    #[inline(always)]
+    fn pack_finite(x: &[f32; 8]) -> Vector {
+        F16::pack_finite(x)
+    }
+
+    #[inline(always)]
+    fn min(a: u32, b: u32) -> u32 {
+        F16::min(a, b)
+    }
+
+    #[inline(always)]
+    fn max(a: u32, b: u32) -> u32 {
+        F16::max(a, b)
     }
 }
 

@@ -249,10 +249,10 @@ pub fn of(kernel: &str) -> Result<Vec<Check>> {
         return prefill::of();
     }
     for dtype in [DType::F16, DType::BF16, DType::F32] {
-        if kernel == format!("quantize_{dtype}") || kernel == format!("quantize_{dtype}_d32") {
-            let is = |head_dim| quantize(packed_dim(head_dim), dtype.code()).entry == kernel;
+        if ["", "_d32", "_paper", "_d32_paper"].iter().any(|of| kernel == format!("quantize_{dtype}{of}")) {
+            let is = |p: &AttentionProblem| quantize(packed_dim(p.head_dim), dtype.code(), p.scheme).entry == kernel;
             let mut checks = conversions::quantization(dtype);
-            checks.retain(|check| !matches!(check, Check::Tensors(check) if !is(check.case.problem.head_dim)));
+            checks.retain(|check| !matches!(check, Check::Tensors(check) if !is(&check.case.problem)));
             return Ok(checks);
         }
         if kernel == format!("quantize_wide_{dtype}") {

@@ -318,7 +318,7 @@ impl Pass {
     /// `quantize`, and where there are values to look at before it, what does so.
     fn kernels(problem: &AttentionProblem, dtype: DType, kv: bool) -> (&'static Bounds, Option<&'static Bounds>) {
         let v_amax = (kv && problem.scheme == Scheme::Paper).then(|| &launch::V_AMAX[dtype.code() as usize]);
-        (launch::quantize(packed_dim(problem.head_dim), dtype.code()), v_amax)
+        (launch::quantize(packed_dim(problem.head_dim), dtype.code(), problem.scheme), v_amax)
     }
 
     /// What a pass over Q, and over K and V, loads.

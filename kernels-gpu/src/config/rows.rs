@@ -100,6 +100,8 @@ macro_rules! conversion_rows {
             quantize_bf16 { part: "quantize", overlaps: false }
             quantize_f32 { part: "quantize", overlaps: false }
             quantize_f16_d32 { part: "quantize", overlaps: false }
+            quantize_f16_paper { part: "quantize", overlaps: false }
+            quantize_f16_d32_paper { part: "quantize", overlaps: false }
             quantize_bf16_d32 { part: "quantize", overlaps: false }
             v_amax { part: "quantize", overlaps: false }
             quantize_wide { part: "quantize", overlaps: false }

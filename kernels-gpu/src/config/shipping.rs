@@ -3,7 +3,7 @@
 use super::shared_memory::class_of;
 use super::{ATTENTION, Family, Kind, Module, Scheme};
 use crate::params::dtype::BF16;
-use crate::quantize::launch::{CONVERT, NARROW_DIMS, QUANTIZE_D32, QUANTIZE_WIDE};
+use crate::quantize::launch::{CONVERT, NARROW_DIMS, QUANTIZE_D32, QUANTIZE_F16_PAPER, QUANTIZE_WIDE};
 
 /// A GPU architecture that machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,8 @@ impl Module {
         let usual = attention.is_some_and(|v| v.scheme == Scheme::Default && v.kind == Kind::Plain);
         let there = usual || ["quantize", "dequantize", "decode", "merge", "short"].contains(&self.part);
         let wide = attention.is_some_and(|v| v.head_dim > NARROW_DIMS || v.head_dim_v != v.head_dim);
-        let seldom = [QUANTIZE_WIDE[0], QUANTIZE_D32[BF16 as usize], CONVERT].iter().any(|of| of.module == self.name);
+        let seldom = [QUANTIZE_WIDE[0], QUANTIZE_D32[BF16 as usize], CONVERT];
+        let seldom = seldom.iter().chain(&QUANTIZE_F16_PAPER).any(|of| of.module == self.name);
         let seldom = seldom || wide || self.name.ends_with("_f32") || self.name.contains("_v4");
         let planned = move |kib: usize| attention.is_none_or(|v| v.ctas[class_of(kib << 10)] > 0);
         self.architectures().filter(move |a| there && !seldom && a.name != "sm_89" && planned(a.shared_kib))

@@ -5,7 +5,7 @@ use super::tile::{D32, Tile, WIDE};
 use super::work::{Item, Operand};
 use super::{tokens, values, wide};
 use crate::division::div_rem;
-use crate::element::{Bf16, Element, F16, F32, Rows};
+use crate::element::{Bf16, Element, F16, F16OfPaper, F32, Rows};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS, block_bytes};
 use crate::params::{Global, QuantizeParams, SeqLens, Strided};
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32};
@@ -156,7 +156,7 @@ unsafe fn tokens<E: Rotated>(p: &QuantizeParams, run: &Run, keys: bool, head_q: 
     let tile = Tile { index: run.item.tile, seqlen: tokens.len };
     let source = run.source(p, run.rows_of_k::<E>(p));
     unsafe {
-        let (rotates, end) = (p.rotate != 0, run.end(&tile));
+        let (rotates, end) = (E::rotates(p), run.end(&tile));
         if WIDE {
             if keys {
                 wide::tokens::<E, true>(p.dims, rows, tile, end, source, offset, out);
@@ -192,7 +192,7 @@ unsafe fn values<E: Rotated>(p: &QuantizeParams, run: &Run) {
     // Floats are in registers, so that there is none for this.
     let again = |x: u32| if E::BYTES == 4 { opaque(x) } else { x };
     let rows = || Rows::new::<E>(&p.v, again(run.kv.batch), again(run.item.head_kv)).skip(again(run.kv.first));
-    let rotates = p.rotate != 0;
+    let rotates = E::rotates(p);
     unsafe {
         let head_amax = if rotates { 0.0 } else { ld_global_nc_f32(at(p.v_amax, head).cast()) };
         // No tile has the number of the first block where that is elsewhere.
@@ -235,7 +235,7 @@ unsafe fn v_amax<E: Rotated>(p: &QuantizeParams) {
 }
 
 macro_rules! entries {
-    ($($element:ty => [$($quantize:ident),*], $v_amax:ident;)*) => {$(
+    ($($element:ty => [$($quantize:ident),*] $(, $v_amax:ident)?;)*) => {$(
         $(/// Q, K and V to INT8.
         ///
         /// # Safety
@@ -247,7 +247,7 @@ macro_rules! entries {
             unsafe { quantize::<$element>(&params) }
         })*
 
-        /// The largest magnitude of each head of V, for the paper's scheme.
+        $(/// The largest magnitude of each head of V, for the paper's scheme.
         ///
         /// # Safety
         /// As docs/kernel-abi.md says of `v_amax_*`.
@@ -256,12 +256,13 @@ macro_rules! entries {
         #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
         pub unsafe extern "ptx-kernel" fn $v_amax(params: QuantizeParams) {
             unsafe { v_amax::<$element>(&params) }
-        }
+        })?
     )*};
 }
 
 entries! {
     F16 => [quantize_f16, quantize_f16_d32], v_amax_f16;
+    F16OfPaper => [quantize_f16_paper, quantize_f16_d32_paper];
     Bf16 => [quantize_bf16, quantize_bf16_d32], v_amax_bf16;
     F32 => [quantize_f32], v_amax_f32;
 }

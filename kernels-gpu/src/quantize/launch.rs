@@ -1,7 +1,9 @@
 //! How the quantization kernels are launched: blocks, grids, shared memory. The host and the kernels read the same functions.
 
+use crate::config::Scheme;
 use crate::layout::{HEAD_DIMS, KV_BLOCK, kv_blocks};
 use crate::params::QuantizeParams;
+use crate::params::dtype::F16;
 use crate::quantize::append::work::FEW_THREADS;
 
 /// An entry point and what ptxas may assume of its launches.
@@ -35,6 +37,12 @@ pub const QUANTIZE_D32: &[Bounds] = &[
     QUANTIZE[2],
 ];
 
+/// Of float16 in the paper's scheme, whose arithmetic is float32; and those of 32 dims.
+pub const QUANTIZE_F16_PAPER: [Bounds; 2] = [
+    Bounds { module: "quantize_f16_paper", entry: "quantize_f16_paper", ..QUANTIZE[0] },
+    Bounds { module: "quantize_f16_d32_paper", entry: "quantize_f16_d32_paper", ..QUANTIZE_D32[0] },
+];
+
 /// `quantize_wide_*`, in the same order: of heads of more than [`NARROW_DIMS`].
 pub const QUANTIZE_WIDE: &[Bounds] = &[
     Bounds { module: "quantize_wide", entry: "quantize_wide_f16", threads: WIDE_THREADS, min_ctas: 2 },
@@ -49,9 +57,12 @@ pub const WIDE_DIMS: usize = HEAD_DIMS[HEAD_DIMS.len() - 1];
 /// Threads of a CTA of `quantize_wide_*`.
 pub const WIDE_THREADS: usize = 256;
 
-/// The entry point that quantizes heads of so many dims, of elements with this code (`params::dtype`).
+/// The entry point that quantizes heads of so many dims, of elements with this code (`params::dtype`), in this scheme.
 #[must_use]
-pub const fn quantize(head_dim: usize, dtype: u32) -> &'static Bounds {
+pub const fn quantize(head_dim: usize, dtype: u32, scheme: Scheme) -> &'static Bounds {
+    if dtype == F16 && matches!(scheme, Scheme::Paper) && head_dim <= NARROW_DIMS {
+        return &QUANTIZE_F16_PAPER[(head_dim <= 32) as usize];
+    }
     let of_dtypes = match head_dim {
         0..=32 => QUANTIZE_D32,
         33..=NARROW_DIMS => QUANTIZE,
@@ -134,7 +145,7 @@ pub const fn page_scales_grid(batch: usize, heads_kv: usize, seqlen_kv: usize) -
 
 /// All entry points of quantization and of caches.
 pub fn bounds() -> impl Iterator<Item = &'static Bounds> {
-    let quantize = QUANTIZE.iter().chain(&QUANTIZE_D32[..2]).chain(QUANTIZE_WIDE);
+    let quantize = QUANTIZE.iter().chain(&QUANTIZE_D32[..2]).chain(&QUANTIZE_F16_PAPER).chain(QUANTIZE_WIDE);
     quantize.chain(V_AMAX).chain(APPEND).chain(APPEND_FEW).chain([&GATHER, &CONVERT, &PAGE_SCALES])
 }
 

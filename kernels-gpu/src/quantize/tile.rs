@@ -12,7 +12,7 @@ use crate::ptx::special::{ntid_x, tid_x_again};
 use crate::smem;
 
 /// Whether this is a module for halves of heads of 32 dims: a lane has 32 of a token there, else 64 (`tokens`).
-pub(crate) const D32: bool = cfg!(any(quantize_f16_d32, quantize_bf16_d32));
+pub(crate) const D32: bool = cfg!(any(quantize_f16_d32, quantize_bf16_d32, quantize_f16_d32_paper));
 /// Whether this is the module for heads of more dims than a CTA has all of a tile of (`wide`).
 pub(crate) const WIDE: bool = cfg!(quantize_wide);
 

@@ -450,7 +450,7 @@ unsafe fn one<E: Rotated, const KEYS: bool, const N: usize>(
         };
         let amax = place.over_lanes(x.largest(), max_nan_f32) * unit.unit;
         let (scale, number) = (of(amax), amax < f32::INFINITY);
-        x.encode(scale, unit, rotates, MAX_SCALE);
+        x.encode(scale, unit, MAX_SCALE);
         let mut words = [0; MOST / 4];
         unroll!(0..N / 4, |i| {
             words[i] = x.codes4(i);

@@ -301,7 +301,7 @@ unsafe fn one<E: Rotated>(
         }
         scales.write::<E>(whole, tile, rotates, &out(tile));
 
-        store::<E>(&x, &inverse, masks, rotates, &Place::of(places.own), head_dim, out(tile).bytes);
+        store::<E>(&x, &inverse, masks, &Place::of(places.own), head_dim, out(tile).bytes);
     }
 }
 
@@ -310,12 +310,10 @@ unsafe fn one<E: Rotated>(
 /// # Safety
 /// All 32 lanes of a converged warp call it; the bytes are the block's.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn store<E: Rotated>(
     x: &[E::Values; 8],
     inverse: &[f32; 8],
     masks: [u32; 2],
-    rotated: bool,
     place: &Place,
     head_dim: u32,
     bytes: *mut u8,
@@ -323,7 +321,7 @@ pub(super) unsafe fn store<E: Rotated>(
     let four = |key: usize| {
         let inverse = [inverse[key], inverse[key + 1], inverse[key + 2], inverse[key + 3]];
         // SAFETY: in whole warps.
-        unsafe { E::Values::encode([&x[key], &x[key + 1], &x[key + 2], &x[key + 3]], inverse, rotated) }
+        unsafe { E::Values::encode([&x[key], &x[key + 1], &x[key + 2], &x[key + 3]], inverse) }
     };
     let words = [four(0), four(4)];
     let dim = (place.vector * E::LANES as u32) as usize;

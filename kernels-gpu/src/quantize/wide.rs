@@ -113,7 +113,7 @@ unsafe fn one<E: Rotated, const KEYS: bool>(
         let beyond = if KEYS { 0 } else { BEYOND_10_BITS };
         let amax = place.over_many_lanes(x.largest(), max_nan_f32) * unit.unit;
         let (scale, number) = (round_up(token_scale(amax, fma_rn_f32), beyond), amax < f32::INFINITY);
-        x.encode(scale, unit, true, MAX_SCALE);
+        x.encode(scale, unit, MAX_SCALE);
         let mask = selp_b32(number & inside, u32::MAX, 0);
         unroll!(0..DIMS / E::LANES, |i| {
             let dim = place.vector(i) as usize * E::LANES;
@@ -311,7 +311,7 @@ pub(crate) unsafe fn values<E: Rotated>(
                 if !whole {
                     (inverse, masks) = scales.of_keys::<E>(&place);
                 }
-                values::store::<E>(&x, &inverse, masks, true, &place, WIDE_DIMS as u32, out(tile).bytes);
+                values::store::<E>(&x, &inverse, masks, &place, WIDE_DIMS as u32, out(tile).bytes);
                 round = opaque(round + 1);
             }
             tile.index = first_lane(tile.index + 1);

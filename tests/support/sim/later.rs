@@ -47,7 +47,7 @@ impl Simulator {
             share_k: u32::from(narrow),
             ..params
         };
-        let quantize = launch::quantize(d, k.dtype().code());
+        let quantize = launch::quantize(d, k.dtype().code(), problem.scheme);
         let at = Grid {
             kernel: quantize.entry,
             grid: [launch::quantize_ctas(&params).context("the grid overflows")?, 1, 1],

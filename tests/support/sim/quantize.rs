@@ -87,7 +87,7 @@ impl Simulator {
         };
         let overflow = || format!("the grid overflows for {problem:?}");
         let threads = quantization::threads(packed, dtype.size());
-        let quantize = quantization::quantize(packed, dtype.code());
+        let quantize = quantization::quantize(packed, dtype.code(), scheme);
         if !scheme.rotates() && makes_kv {
             let ctas = quantization::v_amax_ctas(&params);
             let grid = [ctas.with_context(overflow)?, 1, 1];

@@ -254,7 +254,7 @@ pub(crate) unsafe fn encode<E: Rotated>(
         let amax = place.over_lanes(x.largest(), max_nan_f32) * unit.unit;
         let number = amax < f32::INFINITY;
         let scale = round_up(token_scale(amax, fma_rn_f32), if offset.is_none() { BEYOND_10_BITS } else { 0 });
-        x.encode(scale, unit, true, MAX_SCALE);
+        x.encode(scale, unit, MAX_SCALE);
         let mask = selp_b32(number & kept, u32::MAX, 0);
         let mut words = [0; LANE_DIMS / 4];
         unroll!(0..LANE_DIMS / 4, |i| {

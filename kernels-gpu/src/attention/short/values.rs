@@ -66,7 +66,7 @@ pub(crate) unsafe fn pack<E: Rotated, K: Kernel<MT>, const MT: usize>(
             unroll!(0..4, |key| {
                 x[key].rotate();
             });
-            let words = E::Values::encode([&x[0], &x[1], &x[2], &x[3]], inverse, true);
+            let words = E::Values::encode([&x[0], &x[1], &x[2], &x[3]], inverse);
             let to = shared.v() + panel * (K::HEAD_DIM * ROW_BYTES) as u32;
             unroll!(0..E::LANES, |i| {
                 let row = v_row(vector as usize * E::LANES + i);

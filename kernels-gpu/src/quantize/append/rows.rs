@@ -75,7 +75,7 @@ unsafe fn of_one_warp<E: Rotated, const OF: u8, const N: usize>(
             VALUES | STAGED_VALUES => (round_up_to_step(scale(amax, fma_rn_f32)), 1.0 / MIN_SCALE),
             _ => (round_up(token_scale(amax, fma_rn_f32), if OF == QUERIES { BEYOND_10_BITS } else { 0 }), MAX_SCALE),
         };
-        x.encode(scale, unit, true, largest);
+        x.encode(scale, unit, largest);
         let number = amax < f32::INFINITY;
         let mask = selp_b32(number, u32::MAX, 0);
         let scale = f32::from_bits(selp_b32(number, scale.to_bits(), f32::NAN.to_bits()));

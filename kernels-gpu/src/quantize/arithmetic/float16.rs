@@ -6,6 +6,7 @@
 use super::{Rotated, Token, Unit, Values};
 use crate::element::{F16, Vector};
 use crate::layout::{FAINT_FACTOR, LEAST_SCALE_16, LOUD_UNIT, V_ROTATION, V_UNIT_16};
+use crate::params::QuantizeParams;
 use crate::ptx::math::{
     abs_f16x2, add_rn_f16x2, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rn_satfinite_f16x2_f32,
     fma_rn_f16x2, fma_rn_f32, high_twice, low_twice, max_f32, max_nan_f16x2, max_nan_f32, mul_rn_f16x2, mul_rn_f32,
@@ -14,7 +15,6 @@ use crate::ptx::math::{
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32};
 use crate::ptx::shuffle::{shfl_sync_bfly_b32, vote_any};
-use crate::quantize::pack::code;
 use crate::quantize::scale::reciprocal;
 use crate::rotation::{Dims, Place};
 
@@ -40,6 +40,11 @@ impl Rotated for F16 {
     const HALF: bool = true;
     type Token<const N: usize> = Halves<N>;
     type Values = HalfValues;
+
+    #[inline(always)]
+    fn rotates(_: &QuantizeParams) -> bool {
+        true
+    }
 
     #[inline(always)]
     fn put<const N: usize>(x: &mut Halves<N>, i: usize, vector: &Vector) {
@@ -203,15 +208,8 @@ impl<const N: usize> Token<N> for Halves<N> {
     }
 
     #[inline(always)]
-    unsafe fn encode(&mut self, scale: f32, unit: Unit, rotated: bool, _: f32) {
+    unsafe fn encode(&mut self, scale: f32, unit: Unit, _: f32) {
         let x = &mut self.0;
-        if !rotated {
-            let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
-            unroll!(0..N / 2, |i| {
-                x[i] = codes2(x[i], inverse);
-            });
-            return;
-        }
         let mut scale = mul_rn_f32(scale, unit.reciprocal);
         let faint = scale < LEAST_SCALE_16;
         if unsafe { vote_any(faint) } {
@@ -232,13 +230,6 @@ impl<const N: usize> Token<N> for Halves<N> {
     fn codes4(&self, quad: usize) -> u32 {
         bytes(self.0[2 * quad], self.0[2 * quad + 1])
     }
-}
-
-/// The codes of a word's halves in float32 arithmetic, in the low bytes of both.
-#[inline(always)]
-fn codes2(word: u32, inverse: f32) -> u32 {
-    let of = |x: f32| code(mul_rn_f32(x, inverse));
-    prmt(of(cvt_f32_f16_low(word)), of(cvt_f32_f16_high(word)), 0x0400)
 }
 
 /// Eight dims of V.
@@ -265,34 +256,26 @@ impl Values for HalfValues {
     }
 
     #[inline(always)]
-    unsafe fn encode(keys: [&Self; 4], inverse: [f32; 4], rotated: bool) -> [u32; 8] {
+    unsafe fn encode(keys: [&Self; 4], inverse: [f32; 4]) -> [u32; 8] {
         let mut x = keys.map(|key| key.0);
-        if rotated {
-            let mut inverse = inverse.map(|inverse| mul_rn_f32(inverse, V_UNIT_16));
-            let faint = inverse.map(|inverse| inverse > 1.0 / LEAST_SCALE_16);
-            if unsafe { vote_any(faint[0] | faint[1] | faint[2] | faint[3]) } {
-                unroll!(0..4, |key| {
-                    let factor = selp_b32(faint[key], (1.0 / FAINT_FACTOR).to_bits(), 1.0_f32.to_bits());
-                    inverse[key] = mul_rn_f32(inverse[key], f32::from_bits(factor));
-                    let root = selp_b32(faint[key], FAINT_ROOT, ONE);
-                    unroll!(0..4, |i| {
-                        x[key][i] = mul_rn_f16x2(mul_rn_f16x2(x[key][i], root), root);
-                    });
-                });
-            }
+        let mut inverse = inverse.map(|inverse| mul_rn_f32(inverse, V_UNIT_16));
+        let faint = inverse.map(|inverse| inverse > 1.0 / LEAST_SCALE_16);
+        if unsafe { vote_any(faint[0] | faint[1] | faint[2] | faint[3]) } {
             unroll!(0..4, |key| {
-                let inverse = twice(inverse[key]);
+                let factor = selp_b32(faint[key], (1.0 / FAINT_FACTOR).to_bits(), 1.0_f32.to_bits());
+                inverse[key] = mul_rn_f32(inverse[key], f32::from_bits(factor));
+                let root = selp_b32(faint[key], FAINT_ROOT, ONE);
                 unroll!(0..4, |i| {
-                    x[key][i] = fma_rn_f16x2(x[key][i], inverse, ROUNDER);
-                });
-            });
-        } else {
-            unroll!(0..4, |key| {
-                unroll!(0..4, |i| {
-                    x[key][i] = codes2(x[key][i], inverse[key]);
+                    x[key][i] = mul_rn_f16x2(mul_rn_f16x2(x[key][i], root), root);
                 });
             });
         }
+        unroll!(0..4, |key| {
+            let inverse = twice(inverse[key]);
+            unroll!(0..4, |i| {
+                x[key][i] = fma_rn_f16x2(x[key][i], inverse, ROUNDER);
+            });
+        });
         let mut words = [0; 8];
         unroll!(0..4, |i| {
             // Of two keys each, the codes of a dim beside each other.

@@ -1,8 +1,9 @@
 //! Dims as float32: of bfloat16 and float32 tensors.
 
 use super::{Rotated, Token, Unit, Values};
-use crate::element::{Bf16, Element, F32, Vector};
+use crate::element::{Bf16, Element, F16OfPaper, F32, Vector};
 use crate::layout::{V_ROTATION, rotate_v, rotated_v_maxima};
+use crate::params::QuantizeParams;
 use crate::ptx::math::{fma_rn_f32, max_nan_f32, mul_rn_f32, rcp_approx_ftz_f32};
 use crate::ptx::shared::ld_shared_v4_u32;
 use crate::ptx::shuffle::vote_any;
@@ -11,11 +12,16 @@ use crate::quantize::scale::reciprocal;
 use crate::rotation::Place;
 
 macro_rules! in_float32 {
-    ($($element:ty),*) => {$(
+    ($($element:ty, $rotates:expr;)*) => {$(
         impl Rotated for $element {
             const HALF: bool = false;
             type Token<const N: usize> = [f32; N];
             type Values = FloatValues<{ <$element>::LANES }>;
+
+            #[inline(always)]
+            fn rotates(params: &QuantizeParams) -> bool {
+                $rotates(params)
+            }
 
             #[inline(always)]
             fn put<const N: usize>(x: &mut [f32; N], i: usize, vector: &Vector) {
@@ -50,7 +56,11 @@ macro_rules! in_float32 {
         }
     )*};
 }
-in_float32!(Bf16, F32);
+in_float32! {
+    F16OfPaper, |_| false;
+    Bf16, |params: &QuantizeParams| params.rotate != 0;
+    F32, |params: &QuantizeParams| params.rotate != 0;
+}
 
 impl<const N: usize> Token<N> for [f32; N] {
     #[inline(always)]
@@ -109,7 +119,7 @@ impl<const N: usize> Token<N> for [f32; N] {
     }
 
     #[inline(always)]
-    unsafe fn encode(&mut self, scale: f32, _: Unit, _: bool, largest: f32) {
+    unsafe fn encode(&mut self, scale: f32, _: Unit, largest: f32) {
         let inverse = reciprocal(scale, rcp_approx_ftz_f32, fma_rn_f32);
         unroll!(0..N, |i| {
             self[i] = mul_rn_f32(self[i], inverse);
@@ -155,7 +165,7 @@ impl<const L: usize> Values for FloatValues<L> {
     }
 
     #[inline(always)]
-    unsafe fn encode(keys: [&Self; 4], inverse: [f32; 4], _: bool) -> [u32; 8] {
+    unsafe fn encode(keys: [&Self; 4], inverse: [f32; 4]) -> [u32; 8] {
         let mut words = [0; 8];
         unroll!(0..4, |key| {
             unroll!(0..L, |dim| {

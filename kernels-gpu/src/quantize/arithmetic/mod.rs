@@ -4,12 +4,17 @@ mod float16;
 mod float32;
 
 use crate::element::{Element, Vector};
+use crate::params::QuantizeParams;
 use crate::rotation::{Dims, Place};
 
 /// An element type, and what its tokens are rotated in.
 pub(crate) trait Rotated: Element {
     /// Whether that is float16.
     const HALF: bool;
+
+    /// Whether these tensors are rotated.
+    fn rotates(params: &QuantizeParams) -> bool;
+
     /// What a lane has of a token of Q or K.
     type Token<const N: usize>: Token<N>;
     /// What it has of one of V.
@@ -64,12 +69,12 @@ pub(crate) trait Token<const N: usize>: Dims<N> {
     /// All 32 lanes of a converged warp call it.
     unsafe fn quieten(&mut self, place: &Place, limit: f32, loud: bool) -> Unit;
 
-    /// Makes codes of the dims, whose scale this is. Where `rotated` is false, in float32 whatever the type. Quotients may be beyond the range of codes, and are brought
+    /// Makes codes of the dims, whose scale this is. Quotients may be beyond the range of codes, and are brought
     /// back, where the scale is `largest`, the largest there is.
     ///
     /// # Safety
     /// All 32 lanes of a converged warp call it.
-    unsafe fn encode(&mut self, scale: f32, unit: Unit, rotated: bool, largest: f32);
+    unsafe fn encode(&mut self, scale: f32, unit: Unit, largest: f32);
 
     /// The codes of dims `4 * quad` on, after [`encode`](Self::encode).
     fn codes4(&self, quad: usize) -> u32;
@@ -96,9 +101,9 @@ pub(crate) trait Values: Copy {
     /// The largest magnitude that they would have.
     fn largest_rotated(&self) -> f32;
 
-    /// The codes of four keys, a word for each dim, given the reciprocals of their scales. Where `rotated` is false, in float32 whatever the type.
+    /// The codes of four keys, a word for each dim, given the reciprocals of their scales.
     ///
     /// # Safety
     /// All 32 lanes of a converged warp call it.
-    unsafe fn encode(keys: [&Self; 4], inverse: [f32; 4], rotated: bool) -> [u32; 8];
+    unsafe fn encode(keys: [&Self; 4], inverse: [f32; 4]) -> [u32; 8];
 }
