@@ -8,6 +8,9 @@ use int_flash_attention_kernels::layout::KV_BLOCK;
 /// Tokens that the model visits.
 const FEW: usize = 1 << 14;
 
+/// Tokens that a problem may have, of which there is one at least: positions, and those of the blocks around them, are signed numbers of 32 bits.
+const MOST: usize = (1 << 31) - 256;
+
 /// Lengths are taken where the model takes them; then no two sequences share a token, a row or a block, and none goes beyond its array.
 pub fn lengths(bytes: &[u8]) {
     // Too few bytes say nothing.
@@ -79,14 +82,20 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
         SeqLens::KeyLengths { .. } => Sequences::KeyLengths,
     };
     let problem = plain.with_sequences(planned);
-    let taken = match (planned, given) {
-        (Sequences::Equal, SeqLens::Equal) => true,
-        (Sequences::Packed { .. }, SeqLens::Packed { .. }) => q.is_taken(sequences) && kv.is_taken(sequences),
-        (Sequences::KeyLengths, SeqLens::KeyLengths { .. }) => {
-            keys.len() == sequences && keys.iter().all(|&keys| keys as usize <= kv.longest)
-        }
-        _ => false,
+    let tokens = match planned {
+        Sequences::Packed { total_q, total_kv } => [total_q, total_kv],
+        _ => [q.longest, kv.longest],
     };
+    let possible = [q.longest, kv.longest].into_iter().chain(tokens).all(|tokens| (1..=MOST).contains(&tokens));
+    let taken = possible
+        && match (planned, given) {
+            (Sequences::Equal, SeqLens::Equal) => true,
+            (Sequences::Packed { .. }, SeqLens::Packed { .. }) => q.is_taken(sequences) && kv.is_taken(sequences),
+            (Sequences::KeyLengths, SeqLens::KeyLengths { .. }) => {
+                keys.len() == sequences && keys.iter().all(|&keys| keys as usize <= kv.longest)
+            }
+            _ => false,
+        };
     let spans = match problem.spans(&given) {
         Ok(spans) => spans,
         Err(error) => {
