@@ -21,9 +21,13 @@ pub fn set_k_offset(cache: &mut HostCache, offset: &Tensor) -> Result<()> {
 }
 
 pub fn append(cache: &mut HostCache, call: &AppendCall, k: &Tensor, v: &Tensor, slots: &Tensor) -> Result<()> {
+    append_to(cache, call, k, v, &host_slots(slots)?)
+}
+
+fn append_to(cache: &mut HostCache, call: &AppendCall, k: &Tensor, v: &Tensor, slots: &[i64]) -> Result<()> {
     let layout = TensorLayout::bnhd(call.layouts[0].shape());
     let (k, v) = (host::tensor("k", k, layout)?, host::tensor("v", v, layout)?);
-    cache.append(&k, &v, &host_slots(slots)?).map_err(refused)
+    cache.append(&k, &v, slots).map_err(refused)
 }
 
 fn host_slots(slots: &Tensor) -> Result<Vec<i64>> {
@@ -45,14 +49,14 @@ pub fn append_and_attend(
     step: &Step<'_>,
 ) -> Result<Tensor> {
     host_tables(cache, step.tables)?;
-    let written = host_slots(slots)?;
-    cache.shape.check_slots(&written).map_err(refused)?;
+    let slots = host_slots(slots)?;
+    cache.shape.check_slots(&slots).map_err(refused)?;
     let page = |&slot: &i64| Some((usize::try_from(slot).ok()? / CacheShape::PAGE_TOKENS) as u32);
-    let mut pages: Vec<u32> = written.iter().filter_map(page).collect();
+    let mut pages: Vec<u32> = slots.iter().filter_map(page).collect();
     pages.sort_unstable();
     pages.dedup();
     let before = read_pages(cache, &pages)?;
-    append(cache, call, k, v, slots)?;
+    append_to(cache, call, k, v, &slots)?;
     let output = attend(cache, q, step);
     if output.is_err() {
         write_pages(cache, &pages, &before)?;

@@ -203,12 +203,17 @@ impl KvCache {
         if call.tokens == 0 {
             return Ok(());
         }
-        self.written = true;
         match &mut self.memory {
-            Memory::Cpu(cache) => cpu::append(cache, &call, k, v, slot_mapping),
+            Memory::Cpu(cache) => cpu::append(cache, &call, k, v, slot_mapping)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(pool) => cuda::append(pool, &call, [k, v], slot_mapping),
+            Memory::Cuda(pool) => {
+                // What a GPU says may come after it has written.
+                self.written = true;
+                cuda::append(pool, &call, [k, v], slot_mapping)?;
+            }
         }
+        self.written = true;
+        Ok(())
     }
 
     /// Attention of the last tokens of each sequence on all that the cache has of it. `q` is `(batch, heads_q, head_dim)`, a token of each sequence, or
@@ -309,8 +314,9 @@ impl KvCache {
             Memory::Cpu(cache) => {
                 let new = AppendCall::new(&self.shape, None, k, v, slot_mapping)?;
                 if new.tokens > 0 {
+                    let output = cpu::append_and_attend(cache, &new, [q, k, v], slot_mapping, &step)?;
                     self.written = true;
-                    return cpu::append_and_attend(cache, &new, [q, k, v], slot_mapping, &step);
+                    return Ok(output);
                 }
             }
             #[cfg(feature = "cuda")]
@@ -360,11 +366,15 @@ impl KvCache {
         if bytes.len() != expected {
             bail!("{NAME}: {} bytes were given for {} pages, which have {expected}", bytes.len(), pages.len())
         }
-        self.written = true;
         match &mut self.memory {
-            Memory::Cpu(cache) => cpu::write_pages(cache, pages, bytes),
+            Memory::Cpu(cache) => cpu::write_pages(cache, pages, bytes)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(pool) => cuda::write_pages(pool, pages, bytes),
+            Memory::Cuda(pool) => {
+                self.written = true;
+                cuda::write_pages(pool, pages, bytes)?;
+            }
         }
+        self.written = true;
+        Ok(())
     }
 }

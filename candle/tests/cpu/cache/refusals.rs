@@ -76,8 +76,12 @@ fn refused_appends_leave_the_cache_as_it_was() -> Result<()> {
         let error = refusal(both).to_string();
         assert!(error.contains(part), "{part}: {error}");
     }
+    // Nor do pages that there are not come back.
+    let page = cache.read_pages(&[0])?;
+    assert!(cache.write_pages(&[PAGES as u32], &page).is_err());
     assert!(cache.read_pages(&(0..PAGES as u32).collect::<Vec<_>>())?.iter().all(|&byte| byte == 0));
-    Ok(())
+    // So it is a cache without tokens.
+    cache.set_k_offset(&Tensor::zeros((HEADS_KV, DIM), DType::F32, &Device::Cpu)?)
 }
 
 #[test]
