@@ -10,6 +10,7 @@ pub mod decode;
 pub mod definition;
 pub mod prefill;
 pub mod properties;
+pub mod quickstart;
 pub mod ranks;
 pub mod scores;
 pub mod sequences;

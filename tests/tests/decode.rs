@@ -7,6 +7,7 @@ use int_flash_attention_tests::decode::{
     DecodeCase, DecodeKernels, MergeCase, bits, cases_for, hostile_case, many_sequences, matches_the_reference,
     merges_as_the_reference, tails,
 };
+use int_flash_attention_tests::quickstart::decode_loop;
 use int_flash_attention_tests::sequences::Lengths;
 use int_flash_attention_tests::sim::Simulator;
 
@@ -20,6 +21,12 @@ fn each_kernel_matches_the_reference() {
                 .unwrap_or_else(|error| panic!("{}: {error:#}", variant.name));
         }
     }
+}
+
+/// The loop that docs/quickstart.md shows, on the machine and beside the CPU.
+#[test]
+fn the_quickstarts_decode_loop_runs_on_the_machine() {
+    decode_loop().unwrap();
 }
 
 const PROBLEM: DecodeProblem = DecodeProblem::new(4, 4, 1, 900, 64);

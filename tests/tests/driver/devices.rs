@@ -38,7 +38,11 @@ fn auto_says_why_no_gpu_works() {
         let session = begin(&[PretendedGpu::V100; 2]);
         let (device, why) = Device::auto();
         assert_eq!(device, Device::Cpu);
-        let why = why.unwrap().to_string();
+        let why = why.unwrap();
+        let Error::NoUsableGpu { reasons } = &why else { panic!("{why:?}") };
+        let too_old = |why: &Error| matches!(why, Error::ComputeCapability { major: 7, minor: 0, .. });
+        assert!(reasons.len() == 2 && reasons.iter().all(too_old), "{reasons:?}");
+        let why = why.to_string();
         assert!(why.contains("cuda:0: Pretended V100 has compute capability 7.0"), "{why}");
         assert!(why.contains("cuda:1: Pretended V100"), "{why}");
         assert_eq!(session.alive(), pretended_driver::Alive::default(), "no context is made for a GPU that is too old");

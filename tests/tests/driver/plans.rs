@@ -2,7 +2,7 @@
 
 use crate::{Job, layouts, nothing_is_left, problem, sentence};
 use half::f16;
-use int_flash_attention::gpu::{AnySlice, AnySliceMut};
+use int_flash_attention::gpu::{AnySlice, AnySliceMut, BaselineLayouts};
 use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, DeviceOperands, DeviceSlice, DeviceSliceMut, Error, Family, Gpu, Operand,
     QuantizeLayouts, Scheme, ScoreMod, Shape, TensorLayout,
@@ -59,7 +59,9 @@ fn plans_refuse_what_the_gpu_does_not_have() {
         let p = problem();
         let o = output(layouts(&p).0);
         assert_eq!(hopper.plan_attention_of(Family::Sm90a, &p, &o).unwrap().family(), Family::Sm90a);
-        let text = sentence(small.plan_attention_of(Family::Sm90a, &p, &o).map(|_| ()));
+        let error = small.plan_attention_of(Family::Sm90a, &p, &o).err().unwrap();
+        assert!(matches!(&error, Error::Family { major: 8, minor: 6, family: Family::Sm90a, .. }), "{error:?}");
+        let text = error.to_string();
         assert!(text.contains("Pretended A10 has compute capability 8.6") && text.contains("sm_90a"), "{text}");
 
         // A GPU with less shared memory than any kernel needs.
@@ -74,6 +76,13 @@ fn plans_refuse_what_the_gpu_does_not_have() {
         let text = sentence(ultra.plan_attention(&p, &o).map(|_| ()));
         assert!(text.contains("0.07 times its float16 rate") && text.contains("plan_attention_of"), "{text}");
         assert!(ultra.plan_attention_of(Family::Sm80, &p, &o).is_ok());
+
+        // A head dim that the float16 kernels lack.
+        let odd = AttentionProblem { head_dim: 80, ..p };
+        let (q, kv) = layouts(&odd);
+        let error = small.plan_baseline(&odd, &BaselineLayouts { q, k: kv, v: kv, o: q, lse: false }).err().unwrap();
+        assert_eq!(error, Error::Float16HeadDim { given: 80, allowed: vec![32, 64, 96, 128, 256] });
+        assert!(error.to_string().contains("float16 kernels for [32, 64, 96, 128, 256]"), "{error}");
 
         // More blocks, and more tiles, than there are numbers for.
         let huge = AttentionProblem::new(65535, 65535, 65535, 1 << 20, 20, 32);

@@ -15,8 +15,8 @@ mod instructions;
 mod jobs;
 mod large;
 mod launches;
+mod layers;
 mod machine;
-mod minilm;
 mod packed;
 mod prefill;
 mod ranks;
@@ -36,7 +36,7 @@ use std::process::ExitCode;
 type Test = fn(&OnGpu) -> Result<()>;
 
 /// Tests of the attention kernels, for each family.
-const OF_FAMILIES: [(&str, Test); 25] = [
+const OF_FAMILIES: [(&str, Test); 26] = [
     ("padded_head_dims_match_the_reference", attention::padded_head_dims),
     ("generated_cases_match_the_reference", attention::generated_cases),
     ("awkward_lengths_match_the_reference", attention::awkward_lengths),
@@ -45,7 +45,8 @@ const OF_FAMILIES: [(&str, Test); 25] = [
     ("rows_that_are_not_aligned_match_the_reference", attention::unaligned_rows),
     ("tiles_that_see_no_key_are_zeros", attention::no_keys),
     ("long_sequences_match_the_reference", attention::long_sequences),
-    ("minilm_error_is_as_published", minilm::published_error),
+    ("minilm_error_is_as_published", layers::published_error),
+    ("decoder_layers_are_within_their_limits", layers::decoder),
     ("a_graph_replays_on_new_inputs", launches::graph),
     ("launches_repeat_bit_for_bit", launches::repeatable),
     ("strides_past_2_to_the_31_elements", far_strides),

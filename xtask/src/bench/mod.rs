@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: speed on this machine's GPU, each figure from launches whose output was checked.
 
 mod append;
+mod cards;
 mod case;
 mod compare;
 mod data;
@@ -189,6 +190,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     report.rows.extend(sdpa.unwrap_or_default());
     report::print(&report);
+    print!("{}", cards::text(bench.gpu.compute_capability(), bench.gpu.int8_rate(), &report));
     if let Some(file) = &args.json {
         workspace::write_atomically(file, &serde_json::to_vec_pretty(&report)?)?;
     }
