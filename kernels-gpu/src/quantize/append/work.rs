@@ -6,13 +6,11 @@
 
 use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
-use crate::quantize::launch::{MAX_GRID, padded, shared_bytes, threads};
+use crate::quantize::launch::{FEW_THREADS, MAX_GRID, padded, shared_bytes, threads};
 
-/// Threads of a CTA of a launch without whole pages.
-pub(crate) const FEW_THREADS: usize = 128;
 /// Elements of a token that a lane has.
 pub(crate) const LANE_DIMS: u32 = 32;
-/// The same in such a launch.
+/// The same in a launch without whole pages.
 pub(crate) const FEW_LANE_DIMS: u32 = 8;
 
 /// A launch's grid, block and shared memory.
