@@ -1,7 +1,7 @@
 //! A warp's tile of query rows against all blocks of keys that it sees: `super::super::sm80`, with everything in shared memory.
 
 use super::queries::{Query, TileRows};
-use super::tile::{PANEL_TILES, Scheme, Scores, Tile};
+use super::tile::{Scheme, Tile};
 use super::{Kernel, epilogue};
 use crate::attention::lane::panel_row;
 use crate::attention::output::{Accumulator, MAX_TILES};
@@ -20,6 +20,11 @@ use crate::ptx::mma::{mma_m16n8k32_s32_s8_s8, mma_m16n8k32_s32_u8_u8};
 use crate::ptx::opaque::{opaque, rolled};
 use crate::ptx::shared::{ld_shared_f32, ld_shared_v2_u32, ld_shared_v4_f32, ld_shared_v4_u32, st_shared_v4_u32};
 use crate::ptx::special::tid_x;
+
+type Scores<const MT: usize> = <Scheme<MT> as Softmax<MT>>::Scores;
+
+/// n8 tiles of a panel of keys.
+const PANEL_TILES: usize = KEY_TILES / KEY_STEPS;
 
 /// The tile from its codes to the output.
 ///

@@ -2,11 +2,11 @@
 
 use super::Kernel;
 use super::shared::Shared;
+use crate::attention::KEY_STEPS;
 use crate::attention::lane::Lane;
 use crate::attention::sequence::Sequence;
-use crate::attention::softmax::{BlockMax, Notes, Softmax};
+use crate::attention::softmax::{BlockMax, Notes};
 use crate::attention::window::{Blocks, Window};
-use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::layout::KV_BLOCK;
 use crate::params::AttentionParams;
 use crate::ptx::opaque::opaque;
@@ -15,10 +15,6 @@ use crate::ptx::special::tid_x;
 
 /// The scheme: the tensor cores add up P.
 pub(crate) type Scheme<const MT: usize> = BlockMax<MT, false>;
-pub(super) type Scores<const MT: usize> = <Scheme<MT> as Softmax<MT>>::Scores;
-
-/// n8 tiles of a panel of keys.
-pub(super) const PANEL_TILES: usize = KEY_TILES / KEY_STEPS;
 
 /// What the steps of a tile have in common.
 pub(crate) struct Tile<'a, K, const MT: usize> {
