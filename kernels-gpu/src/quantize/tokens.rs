@@ -6,24 +6,27 @@
 //! and those of 32 dims have code of their own: one for both, with two short tokens a lane, was 3 % slower on an H200 (docs/kernel-log/quantizer.md).
 //! Codes leave through shared memory, in the order of the output, so that all stores are 16 bytes a lane and neighbours.
 
+mod block_scale;
+mod request;
+
 use super::launch::THREAD_VECTORS;
 use super::offset::{Source, Tables, prepare};
-use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, round_up, token_scale};
-use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
-use crate::element::{Element, Rows, Vector, load_elements};
-use crate::layout::{K_SCALE_RATIO, KV_BLOCK, MAX_SCALE, ROW_BYTES, k_offset, loud};
+use super::tile::{Tile, Vectors, behind_raw, in_shared, padded, request_none, wait};
+use crate::element::{Element, Rows, Vector};
+use crate::layout::{MAX_SCALE, ROW_BYTES, k_offset, loud};
 use crate::ptx::barrier::{bar_sync, warp_sync};
-use crate::ptx::cp_async::{commit_group, cp_async_16, cp_async_16_zfill};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
-use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32};
+use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_nan_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
-use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32, st_shared_v4_u32};
+use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
 use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
 use crate::quantize::arithmetic::{Rotated, Token, Unit};
 use crate::rotation::{DIMS, Place};
+use block_scale::{block_scale, own_scale, store_own};
+use request::raw_of;
 
 /// Where a tile goes.
 pub(crate) struct Output {
@@ -38,6 +41,9 @@ pub(crate) struct Output {
     /// Whether the tokens of the block share a scale where they are about as large.
     pub shares: bool,
 }
+
+/// Dims of a token that a lane has, at most.
+const MOST: usize = 2 * DIMS;
 
 /// Tokens that a lane converts of a tile, one after the other.
 const fn steps<E: Rotated, const N: usize>() -> u32 {
@@ -213,38 +219,6 @@ impl Lane {
         (self.row + step * self.place.tokens()).min(tile.count() - 1)
     }
 
-    /// Starts loading the warp's tokens of step `step` of a tile to shared memory.
-    #[inline(always)]
-    unsafe fn request<E: Rotated, const N: usize>(&self, rows: &Rows, tile: Tile, step: u32) {
-        unsafe {
-            let (brought, rows) = (Brought::new::<E, N>(&self.place, step), rows.skip(tile.first()));
-            if rows.aligned & self.place.is_whole(self.dims) & (tile.count() == KV_BLOCK as u32) {
-                let mut at = rows.at((brought.row, brought.vector));
-                unroll!(0..N / E::LANES, |i| {
-                    cp_async_16(brought.to(i as u32), at);
-                    at = at.wrapping_offset(rows.stride.wrapping_mul(i64::from(brought.further)) as isize);
-                });
-            } else {
-                // A compiler that knew how many there are would unroll this, and have them all in registers that the token has.
-                let count = (padded::<E>() >> self.place.log_lanes) / E::LANES as u32;
-                let (mut i, last) = (0, self.dims / E::LANES as u32 - 1);
-                while i < count {
-                    let row = (brought.row + i * brought.further).min(tile.count() - 1);
-                    let (at, to) = (rows.at((row, brought.vector.min(last))), brought.to(i));
-                    let is = brought.vector <= last;
-                    if rows.aligned {
-                        cp_async_16_zfill(to, at, if is { 16 } else { 0 });
-                    } else {
-                        let loaded = load_elements::<E>(at);
-                        st_shared_v4_u32(true, to, loaded.map(|word| selp_b32(is, word, 0)));
-                    }
-                    i += 1;
-                }
-            }
-            commit_group();
-        }
-    }
-
     /// The lane's token of a tile, in registers.
     #[inline(always)]
     unsafe fn load<E: Rotated>(&self, rows: &Rows, tile: Tile, step: u32) -> Vectors {
@@ -254,54 +228,6 @@ impl Lane {
         unsafe { raw.request::<E, THREAD_VECTORS>(0, &rows.skip(tile.first()), has, vector) };
         raw
     }
-}
-
-/// What a lane brings of a warp's tokens: of 32 vectors that are neighbours in memory, each, so that a copy is of whole rows. Which lane brings a
-/// vector is not which works on it ([`Place`]): those lie one behind the other, but for the three lowest bits of a vector's number, which are exchanged so
-/// that eight lanes that read at a time have other banks each.
-struct Brought {
-    /// Its first row of the tile; the next ones are `further` rows behind.
-    row: u32,
-    further: u32,
-    /// Vector of the row.
-    vector: u32,
-    /// Where the first one goes.
-    first: u32,
-    /// What is exchanged of every second one's address.
-    odd: u32,
-}
-
-impl Brought {
-    #[inline(always)]
-    fn new<E: Rotated, const N: usize>(place: &Place, step: u32) -> Self {
-        let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
-        let log = (N / E::LANES).trailing_zeros() + place.log_lanes;
-        let first = (warp * steps::<E, N>() + step) * place.tokens();
-        let exchanged = lane ^ (lane >> 3 & !(place.lanes() - 1));
-        Self {
-            row: first + (lane >> log),
-            further: 32 >> log,
-            vector: lane & ((1 << log) - 1),
-            first: of_warp() + step * (STEP * (N / E::LANES) as u32) + 16 * exchanged,
-            odd: if N / E::LANES == 8 { 64 } else { 0 },
-        }
-    }
-
-    /// Shared address of vector number `i`.
-    #[inline(always)]
-    fn to(&self, i: u32) -> u32 {
-        (self.first ^ (i & 1) * self.odd) + STEP * i
-    }
-}
-
-/// Shared address of the lane's vector number `i` of a step.
-#[inline(always)]
-fn raw_of<E: Rotated, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
-    let lane = tid_x_again() % 32;
-    let token = (lane & !(place.lanes() - 1)) * (16 * (N / E::LANES) as u32);
-    // Opaque: what is exchanged of each vector would be in a register across the loop.
-    let exchanged = if N / E::LANES == 8 { lane % 8 ^ i << opaque(place.log_lanes) } else { lane / 2 % 4 ^ i };
-    of_warp() + step * (STEP * (N / E::LANES) as u32) + token + 16 * exchanged
 }
 
 /// The lane's vectors of a step.
@@ -370,30 +296,6 @@ unsafe fn signed<E: Rotated, const KEYS: bool, const N: usize>(
             x.take_out(&offset, unit);
         }
         (x, unit, bias)
-    }
-}
-
-/// The scale that each token of K of the warp's step would have alone, to shared memory.
-#[inline(always)]
-unsafe fn own_scale<E: Rotated, const N: usize>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
-    unsafe {
-        let (mut x, unit, _) = signed::<E, true, N>(lane, rotates, &vectors::<E, N>(lane, rows, tile, step), false);
-        if rotates {
-            lane.place.butterflies_of::<E, N>(&mut x);
-        }
-        let amax = lane.place.over_lanes(x.largest(), max_nan_f32) * unit.unit;
-        store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
-    }
-}
-
-/// A token's own scale to shared memory: NaN of one that is not finite, zero of padding.
-#[inline(always)]
-unsafe fn store_own<E: Rotated>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
-    unsafe {
-        let row = lane.row + step * lane.place.tokens();
-        let scale = selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits());
-        let scale = selp_b32(row < tile.count(), scale, 0);
-        st_shared_u32(lane.place.lane == 0, Tables::new::<E>().scales::<E>(tile.index) + 4 * row, scale);
     }
 }
 
@@ -496,27 +398,3 @@ unsafe fn one<E: Rotated, const KEYS: bool, const N: usize>(
         });
     }
 }
-
-/// Stores the largest of the scales of a block of K, of which all warps have written theirs. Where all are numbers and near it, tokens may share
-/// it: then that, else zero. Padding is not near.
-///
-/// # Safety
-/// All 32 lanes of a converged warp call it, the first warp's among others.
-#[inline(always)]
-unsafe fn block_scale<E: Rotated>(tile: Tile, to: *mut f32) -> f32 {
-    unsafe {
-        let thread = tid_x_again();
-        let scales = Tables::new::<E>().scales::<E>(tile.index) + 16 * (thread % 32);
-        let four = ld_shared_v4_u32(scales).map(f32::from_bits);
-        // Of those that are numbers.
-        let largest = max_f32(max_f32(four[0], four[1]), max_f32(four[2], four[3]));
-        let largest = over_warp(max_f32(largest, 0.0), max_f32);
-        st_global_f32(thread == 0, to, [largest]);
-        let near = |scale: f32| largest <= mul_rn_f32(K_SCALE_RATIO, scale);
-        let apart = vote_any(!(near(four[0]) & near(four[1]) & near(four[2]) & near(four[3])));
-        f32::from_bits(selp_b32(apart, 0, largest.to_bits()))
-    }
-}
-
-/// Dims of a token that a lane has, at most.
-const MOST: usize = 2 * DIMS;
