@@ -24,7 +24,7 @@ use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
 use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
 use crate::quantize::arithmetic::{Rotated, Token, Unit};
-use crate::rotation::{DIMS, Place};
+use crate::rotation::{DIMS, TokenLane};
 use block_scale::{block_scale, own_scale, store_own};
 use request::raw_of;
 
@@ -153,7 +153,7 @@ unsafe fn tiles<E: Rotated, const KEYS: bool, const N: usize>(
 
 /// What a lane needs in every step, worked out once.
 struct Lane {
-    place: Place,
+    place: TokenLane,
     /// Dims of a token in the tensor.
     dims: u32,
     /// Its first row of a tile.
@@ -174,7 +174,7 @@ struct Copied {
 
 impl Copied {
     #[inline(always)]
-    fn new<E: Rotated, const KEYS: bool, const N: usize>(place: &Place) -> Self {
+    fn new<E: Rotated, const KEYS: bool, const N: usize>(place: &TokenLane) -> Self {
         let (warp, lane, head_dim) = (tid_x_again() / 32, tid_x_again() % 32, place.head_dim());
         let first = warp * steps::<E, N>() * place.tokens();
         let at = |i: u32| {
@@ -196,7 +196,7 @@ impl Copied {
 impl Lane {
     #[inline(always)]
     fn new<E: Rotated, const N: usize>(head_dim: u32, dims: u32) -> Self {
-        let place = Place::of_lanes_with::<N>(head_dim, padded::<E>());
+        let place = TokenLane::of_lanes_with::<N>(head_dim, padded::<E>());
         Self { place, dims, row: tid_x_again() / 32 * steps::<E, N>() * place.tokens() + place.token, loud: false }
     }
 

@@ -49,7 +49,7 @@ pub(crate) struct Output {
 }
 
 /// The lane's part of a block.
-pub(super) struct Place {
+pub(super) struct VOctet {
     /// Row of 32 keys.
     panel: u32,
     /// Eight neighbouring bytes of it.
@@ -60,7 +60,7 @@ pub(super) struct Place {
     has: bool,
 }
 
-impl Place {
+impl VOctet {
     #[inline(always)]
     fn new<E: Rotated>(head_dim: u32) -> Self {
         Self::of_unit::<E>(head_dim, tid_x() % 4, tid_x() / 4)
@@ -130,18 +130,18 @@ pub(crate) unsafe fn quantize<E: Rotated>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        let places =
-            Places { own: Place::new::<E>(head_dim).packed(), brought: Place::brought::<E>(head_dim).packed() };
+        let octets =
+            Octets { own: VOctet::new::<E>(head_dim).packed(), brought: VOctet::brought::<E>(head_dim).packed() };
         let mut tile = tile;
         if in_shared::<E>() {
-            request::<E>(&mut Vectors::none(), dims, &places, &rows(), tile);
+            request::<E>(&mut Vectors::none(), dims, &octets, &rows(), tile);
         }
         loop {
             let mut raw = Vectors::none();
             if !in_shared::<E>() {
-                request::<E>(&mut raw, dims, &places, &rows(), tile);
+                request::<E>(&mut raw, dims, &octets, &rows(), tile);
             }
-            one::<E>(head_dim, dims, scaling, &places, &rows, tile, end, raw, &out);
+            one::<E>(head_dim, dims, scaling, &octets, &rows, tile, end, raw, &out);
             tile.index = first_lane(tile.index + 1);
             if tile.index >= end {
                 break;
@@ -150,8 +150,8 @@ pub(crate) unsafe fn quantize<E: Rotated>(
     }
 }
 
-/// What the lane works on, and what it brings, as [`Place::packed`].
-struct Places {
+/// What the lane works on, and what it brings, as [`VOctet::packed`].
+struct Octets {
     own: u32,
     brought: u32,
 }
@@ -172,9 +172,9 @@ fn own_raw() -> u32 {
 
 /// Starts loading a tile, of which `dims` of a token are in the tensor.
 #[inline(always)]
-unsafe fn request<E: Rotated>(raw: &mut Vectors, dims: u32, places: &Places, rows: &Rows, tile: Tile) {
+unsafe fn request<E: Rotated>(raw: &mut Vectors, dims: u32, octets: &Octets, rows: &Rows, tile: Tile) {
     unsafe {
-        let place = Place::of(if in_shared::<E>() { places.brought } else { places.own });
+        let place = VOctet::of(if in_shared::<E>() { octets.brought } else { octets.own });
         let count = tile.count();
         let inside = place.vector < dims / E::LANES as u32;
         let at = |i: usize| place.at::<E>(0, count, dims, i);
@@ -189,7 +189,7 @@ unsafe fn one<E: Rotated>(
     head_dim: u32,
     dims: u32,
     scaling: Scaling,
-    places: &Places,
+    octets: &Octets,
     rows: &impl Fn() -> Rows,
     tile: Tile,
     end: u32,
@@ -207,7 +207,7 @@ unsafe fn one<E: Rotated>(
         if in_shared::<E>() && next.index < end {
             // The warp has read what was there.
             warp_sync();
-            request::<E>(&mut Vectors::none(), dims, places, &rows(), next);
+            request::<E>(&mut Vectors::none(), dims, octets, &rows(), next);
         }
         let mut x = [E::values(&[0; 4]); 8];
         unroll!(0..8, |key| {
@@ -217,7 +217,7 @@ unsafe fn one<E: Rotated>(
             unroll!(0..8, |key| {
                 eight[key] = x[key].rotate();
             });
-            largest_of_parts::<E>(tile.index, &Place::of(places.own), &eight);
+            largest_of_parts::<E>(tile.index, &VOctet::of(octets.own), &eight);
         }
         bar_sync();
         let parts = if rotates { head_dim / (4 * E::LANES) as u32 } else { 0 };
@@ -228,11 +228,11 @@ unsafe fn one<E: Rotated>(
         if !whole {
             each_scale::<E>(&largest, tile.count());
             bar_sync();
-            (inverse, masks) = scales.of_keys::<E>(&Place::of(places.own));
+            (inverse, masks) = scales.of_keys::<E>(&VOctet::of(octets.own));
         }
         scales.write::<E>(whole, tile, rotates, &out(tile));
 
-        store::<E>(&x, &inverse, masks, &Place::of(places.own), head_dim, out(tile).bytes);
+        store::<E>(&x, &inverse, masks, &VOctet::of(octets.own), head_dim, out(tile).bytes);
     }
 }
 
@@ -245,7 +245,7 @@ pub(super) unsafe fn store<E: Rotated>(
     x: &[E::Values; 8],
     inverse: &[f32; 8],
     masks: [u32; 2],
-    place: &Place,
+    place: &VOctet,
     head_dim: u32,
     bytes: *mut u8,
 ) {
@@ -271,7 +271,7 @@ pub(super) unsafe fn store<E: Rotated>(
 #[inline(always)]
 pub(crate) unsafe fn add_amax<E: Rotated>(head_dim: u32, dims: u32, rows: &Rows, tile: Tile, head_amax: *mut u32) {
     unsafe {
-        let place = Place::new::<E>(head_dim);
+        let place = VOctet::new::<E>(head_dim);
         let (first, count) = (tile.first(), tile.count());
         let raw = load::<E, THREAD_VECTORS>(rows, |i| place.at::<E>(first, count, dims, i));
         let mut largest = amax::<E>(&raw[0]);

@@ -10,7 +10,7 @@ use crate::ptx::shared::st_shared_v4_u32;
 use crate::ptx::special::tid_x_again;
 use crate::quantize::arithmetic::Rotated;
 use crate::quantize::tile::{STEP, Tile, of_warp, padded};
-use crate::rotation::Place;
+use crate::rotation::TokenLane;
 
 impl Lane {
     /// Starts loading the warp's tokens of step `step` of a tile to shared memory.
@@ -47,7 +47,7 @@ impl Lane {
 }
 
 /// What a lane brings of a warp's tokens: of 32 vectors that are neighbours in memory, each, so that a copy is of whole rows. Which lane brings a
-/// vector is not which works on it ([`Place`]): those lie one behind the other, but for the three lowest bits of a vector's number, which are exchanged so
+/// vector is not which works on it ([`TokenLane`]): those lie one behind the other, but for the three lowest bits of a vector's number, which are exchanged so
 /// that eight lanes that read at a time have other banks each.
 struct Brought {
     /// Its first row of the tile; the next ones are `further` rows behind.
@@ -63,7 +63,7 @@ struct Brought {
 
 impl Brought {
     #[inline(always)]
-    fn new<E: Rotated, const N: usize>(place: &Place, step: u32) -> Self {
+    fn new<E: Rotated, const N: usize>(place: &TokenLane, step: u32) -> Self {
         let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
         let log = (N / E::LANES).trailing_zeros() + place.log_lanes;
         let first = (warp * steps::<E, N>() + step) * place.tokens();
@@ -86,7 +86,7 @@ impl Brought {
 
 /// Shared address of the lane's vector number `i` of a step.
 #[inline(always)]
-pub(super) fn raw_of<E: Rotated, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
+pub(super) fn raw_of<E: Rotated, const N: usize>(place: &TokenLane, step: u32, i: u32) -> u32 {
     let lane = tid_x_again() % 32;
     let token = (lane & !(place.lanes() - 1)) * (16 * (N / E::LANES) as u32);
     // Opaque: what is exchanged of each vector would be in a register across the loop.

@@ -1,6 +1,6 @@
 //! The scales of a block of V: the largest magnitude of each key, one scale for all where these are near each other, else one for each.
 
-use super::{Output, Place};
+use super::{Output, VOctet};
 use crate::layout::{KV_BLOCK, V_FIRST_RATIO, V_SCALE_RATIO};
 use crate::ptx::global::st_global_f32;
 use crate::ptx::math::{fma_rn_f32, max_f32, max_nan_f32, min_f32, mul_rn_f32, rcp_approx_ftz_f32};
@@ -86,7 +86,7 @@ pub(in crate::quantize) struct Scales {
 
 /// The largest magnitudes of the lanes' keys, each over four vectors, to shared memory.
 #[inline(always)]
-pub(in crate::quantize) unsafe fn largest_of_parts<E: Rotated>(tile: u32, place: &Place, eight: &[f32; 8]) {
+pub(in crate::quantize) unsafe fn largest_of_parts<E: Rotated>(tile: u32, place: &VOctet, eight: &[f32; 8]) {
     unsafe {
         // A lane and its neighbour of another vector take four of the eight keys each, then two of the four.
         let choose = |upper: bool, a: f32, b: f32| f32::from_bits(selp_b32(upper, b.to_bits(), a.to_bits()));
@@ -192,7 +192,7 @@ impl Scales {
 
     /// The reciprocals of the scales of the lane's eight keys, and 0xff in the bytes of those that have codes.
     #[inline(always)]
-    pub unsafe fn of_keys<E: Rotated>(&self, place: &Place) -> ([f32; 8], [u32; 2]) {
+    pub unsafe fn of_keys<E: Rotated>(&self, place: &VOctet) -> ([f32; 8], [u32; 2]) {
         let largest = reciprocal(self.largest, rcp_approx_ftz_f32, fma_rn_f32);
         let (mut inverse, mut masks) = ([0.0; 8], [0; 2]);
         unroll!(0..4, |pair| {
