@@ -6,18 +6,19 @@
 //! and those of 32 dims have code of their own: one for both, with two short tokens a lane, was 3 % slower on an H200 (docs/kernel-log/quantizer.md).
 //! Codes leave through shared memory, in the order of the output, so that all stores are 16 bytes a lane and neighbours.
 
-mod block_scale;
+mod copied;
 mod request;
 
 use super::launch::THREAD_VECTORS;
 use super::offset::{Source, Tables, prepare};
+use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, round_up, token_scale};
 use super::tile::{Tile, Vectors, behind_raw, in_shared, padded, request_none, wait};
 use crate::element::{Element, Rows, Vector};
-use crate::layout::{MAX_SCALE, ROW_BYTES, k_offset, loud};
+use crate::layout::{K_SCALE_RATIO, MAX_SCALE, loud};
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
-use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_nan_f32};
+use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
@@ -25,7 +26,7 @@ use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
 use crate::quantize::arithmetic::{Rotated, Token, Unit};
 use crate::rotation::{DIMS, TokenLane};
-use block_scale::{block_scale, own_scale, store_own};
+use copied::Copied;
 use request::raw_of;
 
 /// Where a tile goes.
@@ -162,37 +163,6 @@ struct Lane {
     loud: bool,
 }
 
-/// What a lane copies of its warp's codes: 16 of them at a time.
-struct Copied {
-    /// Where the first ones go, from the start of a tile's bytes; and how much further the second ones, and the third ones.
-    to: [u32; 3],
-    /// How many there are: of a head of 96 dims that is worked on as of 128, not all.
-    units: u32,
-    /// Bytes from a step's place in a tile's to the next one's.
-    step_bytes: u32,
-}
-
-impl Copied {
-    #[inline(always)]
-    fn new<E: Rotated, const KEYS: bool, const N: usize>(place: &TokenLane) -> Self {
-        let (warp, lane, head_dim) = (tid_x_again() / 32, tid_x_again() % 32, place.head_dim());
-        let first = warp * steps::<E, N>() * place.tokens();
-        let at = |i: u32| {
-            let (token, dim) = place.staged_unit(lane + 32 * i, E::LANES);
-            let row = (first + token) as usize;
-            let at = if KEYS { k_offset(row, dim as usize) as u32 } else { row as u32 * head_dim + dim };
-            (at, dim)
-        };
-        let to = [at(0).0, at(1).0.wrapping_sub(at(0).0), at(2).0.wrapping_sub(at(0).0)];
-        let mut units = 0;
-        unroll!(0..N / 16, |i| {
-            units += u32::from(at(i as u32).1 < head_dim);
-        });
-        let step_bytes = place.tokens() * if KEYS { ROW_BYTES as u32 } else { head_dim };
-        Self { to, units, step_bytes }
-    }
-}
-
 impl Lane {
     #[inline(always)]
     fn new<E: Rotated, const N: usize>(head_dim: u32, dims: u32) -> Self {
@@ -299,6 +269,30 @@ unsafe fn signed<E: Rotated, const KEYS: bool, const N: usize>(
     }
 }
 
+/// The scale that each token of K of the warp's step would have alone, to shared memory.
+#[inline(always)]
+unsafe fn own_scale<E: Rotated, const N: usize>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
+    unsafe {
+        let (mut x, unit, _) = signed::<E, true, N>(lane, rotates, &vectors::<E, N>(lane, rows, tile, step), false);
+        if rotates {
+            lane.place.butterflies_of::<E, N>(&mut x);
+        }
+        let amax = lane.place.over_lanes(x.largest(), max_nan_f32) * unit.unit;
+        store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
+    }
+}
+
+/// A token's own scale to shared memory: NaN of one that is not finite, zero of padding.
+#[inline(always)]
+unsafe fn store_own<E: Rotated>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
+    unsafe {
+        let row = lane.row + step * lane.place.tokens();
+        let scale = selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits());
+        let scale = selp_b32(row < tile.count(), scale, 0);
+        st_shared_u32(lane.place.lane == 0, Tables::new::<E>().scales::<E>(tile.index) + 4 * row, scale);
+    }
+}
+
 /// A step of the warp: a token of each few lanes.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
@@ -396,5 +390,26 @@ unsafe fn one<E: Rotated, const KEYS: bool, const N: usize>(
             let is = ((i as u32) < copied.units) & (KEYS | (to < wanted));
             st_global_v4_u32(is, out.bytes.wrapping_add(to as usize), codes);
         });
+    }
+}
+
+/// Stores the largest of the scales of a block of K, of which all warps have written theirs. Where all are numbers and near it, tokens may share
+/// it: then that, else zero. Padding is not near.
+///
+/// # Safety
+/// All 32 lanes of a converged warp call it, the first warp's among others.
+#[inline(always)]
+unsafe fn block_scale<E: Rotated>(tile: Tile, to: *mut f32) -> f32 {
+    unsafe {
+        let thread = tid_x_again();
+        let scales = Tables::new::<E>().scales::<E>(tile.index) + 16 * (thread % 32);
+        let four = ld_shared_v4_u32(scales).map(f32::from_bits);
+        // Of those that are numbers.
+        let largest = max_f32(max_f32(four[0], four[1]), max_f32(four[2], four[3]));
+        let largest = over_warp(max_f32(largest, 0.0), max_f32);
+        st_global_f32(thread == 0, to, [largest]);
+        let near = |scale: f32| largest <= mul_rn_f32(K_SCALE_RATIO, scale);
+        let apart = vote_any(!(near(four[0]) & near(four[1]) & near(four[2]) & near(four[3])));
+        f32::from_bits(selp_b32(apart, 0, largest.to_bits()))
     }
 }
