@@ -65,7 +65,7 @@ impl<const N: usize> Dims<N> for [f32; N] {
 
 /// A lane's place among those of its warp.
 #[derive(Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct TokenLane {
     /// Dims of a token.
     head_dim: u32,
     /// Whether that is a power of two.
@@ -78,7 +78,7 @@ pub(crate) struct Place {
     pub token: u32,
 }
 
-impl Place {
+impl TokenLane {
     /// The place of the calling lane; `padded` is the head dim or the next power of two.
     #[inline(always)]
     pub fn new(head_dim: u32, padded: u32) -> Self {

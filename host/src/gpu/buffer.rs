@@ -1,7 +1,7 @@
 //! Memory of a GPU that this crate owns.
 
 use super::memory::Home;
-use super::one_buffer::{Arrays, Place};
+use super::one_buffer::{Arrays, Taken};
 use super::{DeviceSlice, DeviceSliceMut, Gpu, Stream};
 use crate::error::{Error, Result};
 use bytemuck::Pod;
@@ -81,16 +81,16 @@ impl Gpu {
 /// An allocation that buffers share, in the order in which they are taken. It is large enough for them.
 pub(super) struct Parts {
     memory: Arc<Memory>,
-    place: Place,
+    taken: Taken,
 }
 
 impl Parts {
     pub(super) fn of(memory: Arc<Memory>) -> Self {
-        Self { memory, place: Place::default() }
+        Self { memory, taken: Taken::default() }
     }
 
     fn next<T>(&mut self, len: usize) -> DeviceBuffer<T> {
-        let ptr = self.memory.ptr + self.place.take::<T>(len) as u64;
+        let ptr = self.memory.ptr + self.taken.take::<T>(len) as u64;
         DeviceBuffer { memory: self.memory.clone(), ptr, len, elements: PhantomData }
     }
 }

@@ -58,6 +58,7 @@ mod quantize;
 mod scores;
 mod seqlens;
 mod stream;
+mod workspace;
 
 #[cfg(feature = "baseline")]
 pub use baseline::{BaselineLayouts, BaselinePlan};

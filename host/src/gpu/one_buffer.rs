@@ -28,9 +28,9 @@ pub(super) trait Arrays {
 
 /// How far arrays have been taken from the front of a buffer, in bytes. `usize::MAX` is more than any buffer has.
 #[derive(Default)]
-pub(super) struct Place(usize);
+pub(super) struct Taken(usize);
 
-impl Place {
+impl Taken {
     /// Where the next array begins.
     pub(super) fn take<T>(&mut self, len: usize) -> usize {
         let start = self.0;
@@ -41,7 +41,7 @@ impl Place {
 }
 
 /// Nothing but the bytes.
-impl Arrays for Place {
+impl Arrays for Taken {
     type Codes = ();
     type Floats = ();
     fn codes(&mut self, len: usize) {
@@ -122,15 +122,15 @@ impl Packed for All {
 /// The bytes of a buffer that holds an operand.
 fn bytes<P: Packed>(problem: &AttentionProblem) -> Result<usize> {
     problem.check()?;
-    let mut place = Place::default();
-    P::take(problem, &mut place)?;
-    if i64::try_from(place.0).is_err() {
+    let mut taken = Taken::default();
+    P::take(problem, &mut taken)?;
+    if i64::try_from(taken.0).is_err() {
         return Err(Error::Overflow {
             what: "the bytes of the quantized operands",
             shape: format!("q {} with k {}", problem.q_shape(), problem.kv_shape()),
         });
     }
-    Ok(place.0)
+    Ok(taken.0)
 }
 
 /// One allocation with an operand's arrays.
@@ -146,7 +146,7 @@ macro_rules! slices {
     ($($slice:ident),*) => {
         $(
             /// The buffer, and how much of it has been given out.
-            impl<'a> Arrays for (&mut $slice<'a, u8>, Place) {
+            impl<'a> Arrays for (&mut $slice<'a, u8>, Taken) {
                 type Codes = $slice<'a, i8>;
                 type Floats = $slice<'a, f32>;
                 fn codes(&mut self, len: usize) -> Self::Codes {
@@ -194,7 +194,7 @@ macro_rules! in_one_buffer {
                     #[allow(unused_mut)]
                     pub fn in_buffer(problem: &AttentionProblem, mut buffer: $slice<'a, u8>) -> Result<Self> {
                         check_packed("the buffer of the operands", buffer.ptr(), buffer.len(), bytes::<$packed>(problem)?)?;
-                        $packed::take(problem, &mut (&mut buffer, Place::default()))
+                        $packed::take(problem, &mut (&mut buffer, Taken::default()))
                     }
 
                     #[doc = concat!("The arrays of ", $what, " of a problem in one allocation of something else, such as an engine's pool, ", $for, ".")]

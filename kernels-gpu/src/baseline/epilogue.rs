@@ -1,6 +1,6 @@
 //! O = acc / l in float16, and the log-sum-exp.
 
-use super::output::Accumulator;
+use super::accumulator::Accumulator;
 use super::softmax::Softmax;
 use super::{Kernel, Place};
 use crate::attention::sequence::token;

@@ -10,6 +10,7 @@
 //!                     O += P V             float16 tensor cores, float32 sums
 //! ```
 
+mod accumulator;
 mod entry;
 mod epilogue;
 mod load;
@@ -24,8 +25,8 @@ use crate::division::div_rem;
 use crate::params::BaselineParams;
 use crate::ptx::math::mul_rn_f32;
 use crate::ptx::special::{ctaid_x, ctaid_y, ctaid_z, nctaid_x, tid_x};
+use accumulator::Accumulator;
 use load::Ring;
-use output::Accumulator;
 use scores::Query;
 use softmax::Softmax;
 

@@ -1,7 +1,7 @@
 //! The online softmax in float32, base 2.
 
 use super::Kernel;
-use super::output::Accumulator;
+use super::accumulator::Accumulator;
 use super::scores::Scores;
 use crate::ptx::math::{
     cvt_rn_f16x2_f32, ex2_approx_ftz_f32, fma_rn_f32, lg2_approx_ftz_f32, max_f32, mul_rn_f32, rcp_approx_ftz_f32,

@@ -15,7 +15,7 @@ use crate::ptx::math::{add_rn_f32, mul_rn_f32, prmt};
 use crate::ptx::opaque::opaque;
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_v4_u32};
 use crate::ptx::special::{ctaid_x, tid_x};
-use crate::rotation::{DIMS, Place, vectors};
+use crate::rotation::{DIMS, TokenLane, vectors};
 use crate::seqlens::sequence_of_tile;
 use crate::smem;
 
@@ -44,12 +44,12 @@ struct Block {
 #[inline(always)]
 unsafe fn tokens<E: Element, const KEYS: bool>(block: &Block) {
     unsafe {
-        let signs = Place::new(block.head_dim, block.head_dim.next_power_of_two()).signs::<E, DIMS>();
+        let signs = TokenLane::new(block.head_dim, block.head_dim.next_power_of_two()).signs::<E, DIMS>();
         let factor = 1.0 / rotation(block.head_dim as usize) as f32;
-        let mut first = tid_x() / 32 * Place::new(block.head_dim, block.head_dim.next_power_of_two()).tokens();
+        let mut first = tid_x() / 32 * TokenLane::new(block.head_dim, block.head_dim.next_power_of_two()).tokens();
         while first < block.count {
             // In the loop, so that addresses take registers only where they are used.
-            let place = Place::new(block.head_dim, block.head_dim.next_power_of_two());
+            let place = TokenLane::new(block.head_dim, block.head_dim.next_power_of_two());
             let dim = |i: usize| place.vector_or_first::<E>(i) as usize * E::LANES;
             let row = first + place.token;
             let from = row.min(block.count - 1) as usize;

@@ -4,7 +4,6 @@ use crate::config::Scheme;
 use crate::layout::{HEAD_DIMS, KV_BLOCK, kv_blocks};
 use crate::params::QuantizeParams;
 use crate::params::dtype::F16;
-use crate::quantize::append::work::FEW_THREADS;
 
 /// An entry point and what ptxas may assume of its launches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +84,8 @@ pub const APPEND: &[Bounds] = &[
     Bounds { module: "append_f32", entry: "append_f32", threads: 1024, min_ctas: 1 },
 ];
 
+/// Threads of a CTA of an append of less than a page's tokens.
+pub(crate) const FEW_THREADS: usize = 128;
 /// `append_few_*`, in the same order, of less than a page's tokens, for GPUs on which launches may overlap.
 pub const APPEND_FEW: &[Bounds] = &[
     Bounds { module: "append_few_f16", entry: "append_few_f16", threads: FEW_THREADS, min_ctas: 4 },

@@ -16,7 +16,7 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_u32, st_shared_u32, st_shared_v4_u32};
 use crate::ptx::special::tid_x_again;
 use crate::quantize::arithmetic::Rotated;
-use crate::rotation::{Place, signs_from};
+use crate::rotation::{TokenLane, signs_from};
 
 /// Rows that the CTA loads at a time: it has eight vectors a thread of 128 rows.
 const ROWS: u32 = (KV_BLOCK / THREAD_VECTORS) as u32;
@@ -147,7 +147,7 @@ pub(crate) unsafe fn prepare<E: Rotated, const N: usize>(dims: u32, source: Sour
             }
             let inside = dim < dims;
             let (vector, element) = (dim / E::LANES as u32, dim % E::LANES as u32);
-            let (lane, place) = Place::of_lanes_with::<N>(padded::<E>(), padded::<E>()).lane_of(vector);
+            let (lane, place) = TokenLane::of_lanes_with::<N>(padded::<E>(), padded::<E>()).lane_of(vector);
             let rotates = !matches!(source, Source::None);
             let signs = selp_b32(rotates, signs_from(dim), 0);
             let mut mask = 0;

@@ -6,24 +6,28 @@
 //! and those of 32 dims have code of their own: one for both, with two short tokens a lane, was 3 % slower on an H200 (docs/kernel-log/quantizer.md).
 //! Codes leave through shared memory, in the order of the output, so that all stores are 16 bytes a lane and neighbours.
 
+mod copied;
+mod request;
+
 use super::launch::THREAD_VECTORS;
 use super::offset::{Source, Tables, prepare};
 use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, round_up, token_scale};
-use super::tile::{STEP, Tile, Vectors, behind_raw, in_shared, of_warp, padded, request_none, wait};
-use crate::element::{Element, Rows, Vector, load_elements};
-use crate::layout::{K_SCALE_RATIO, KV_BLOCK, MAX_SCALE, ROW_BYTES, k_offset, loud};
+use super::tile::{Tile, Vectors, behind_raw, in_shared, padded, request_none, wait};
+use crate::element::{Element, Rows, Vector};
+use crate::layout::{K_SCALE_RATIO, MAX_SCALE, loud};
 use crate::ptx::barrier::{bar_sync, warp_sync};
-use crate::ptx::cp_async::{commit_group, cp_async_16, cp_async_16_zfill};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
 use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
-use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32, st_shared_v4_u32};
+use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
 use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
 use crate::quantize::arithmetic::{Rotated, Token, Unit};
-use crate::rotation::{DIMS, Place};
+use crate::rotation::{DIMS, TokenLane};
+use copied::Copied;
+use request::raw_of;
 
 /// Where a tile goes.
 pub(crate) struct Output {
@@ -38,6 +42,9 @@ pub(crate) struct Output {
     /// Whether the tokens of the block share a scale where they are about as large.
     pub shares: bool,
 }
+
+/// Dims of a token that a lane has, at most.
+const MOST: usize = 2 * DIMS;
 
 /// Tokens that a lane converts of a tile, one after the other.
 const fn steps<E: Rotated, const N: usize>() -> u32 {
@@ -147,7 +154,7 @@ unsafe fn tiles<E: Rotated, const KEYS: bool, const N: usize>(
 
 /// What a lane needs in every step, worked out once.
 struct Lane {
-    place: Place,
+    place: TokenLane,
     /// Dims of a token in the tensor.
     dims: u32,
     /// Its first row of a tile.
@@ -156,41 +163,10 @@ struct Lane {
     loud: bool,
 }
 
-/// What a lane copies of its warp's codes: 16 of them at a time.
-struct Copied {
-    /// Where the first ones go, from the start of a tile's bytes; and how much further the second ones, and the third ones.
-    to: [u32; 3],
-    /// How many there are: of a head of 96 dims that is worked on as of 128, not all.
-    units: u32,
-    /// Bytes from a step's place in a tile's to the next one's.
-    step_bytes: u32,
-}
-
-impl Copied {
-    #[inline(always)]
-    fn new<E: Rotated, const KEYS: bool, const N: usize>(place: &Place) -> Self {
-        let (warp, lane, head_dim) = (tid_x_again() / 32, tid_x_again() % 32, place.head_dim());
-        let first = warp * steps::<E, N>() * place.tokens();
-        let at = |i: u32| {
-            let (token, dim) = place.staged_unit(lane + 32 * i, E::LANES);
-            let row = (first + token) as usize;
-            let at = if KEYS { k_offset(row, dim as usize) as u32 } else { row as u32 * head_dim + dim };
-            (at, dim)
-        };
-        let to = [at(0).0, at(1).0.wrapping_sub(at(0).0), at(2).0.wrapping_sub(at(0).0)];
-        let mut units = 0;
-        unroll!(0..N / 16, |i| {
-            units += u32::from(at(i as u32).1 < head_dim);
-        });
-        let step_bytes = place.tokens() * if KEYS { ROW_BYTES as u32 } else { head_dim };
-        Self { to, units, step_bytes }
-    }
-}
-
 impl Lane {
     #[inline(always)]
     fn new<E: Rotated, const N: usize>(head_dim: u32, dims: u32) -> Self {
-        let place = Place::of_lanes_with::<N>(head_dim, padded::<E>());
+        let place = TokenLane::of_lanes_with::<N>(head_dim, padded::<E>());
         Self { place, dims, row: tid_x_again() / 32 * steps::<E, N>() * place.tokens() + place.token, loud: false }
     }
 
@@ -213,38 +189,6 @@ impl Lane {
         (self.row + step * self.place.tokens()).min(tile.count() - 1)
     }
 
-    /// Starts loading the warp's tokens of step `step` of a tile to shared memory.
-    #[inline(always)]
-    unsafe fn request<E: Rotated, const N: usize>(&self, rows: &Rows, tile: Tile, step: u32) {
-        unsafe {
-            let (brought, rows) = (Brought::new::<E, N>(&self.place, step), rows.skip(tile.first()));
-            if rows.aligned & self.place.is_whole(self.dims) & (tile.count() == KV_BLOCK as u32) {
-                let mut at = rows.at((brought.row, brought.vector));
-                unroll!(0..N / E::LANES, |i| {
-                    cp_async_16(brought.to(i as u32), at);
-                    at = at.wrapping_offset(rows.stride.wrapping_mul(i64::from(brought.further)) as isize);
-                });
-            } else {
-                // A compiler that knew how many there are would unroll this, and have them all in registers that the token has.
-                let count = (padded::<E>() >> self.place.log_lanes) / E::LANES as u32;
-                let (mut i, last) = (0, self.dims / E::LANES as u32 - 1);
-                while i < count {
-                    let row = (brought.row + i * brought.further).min(tile.count() - 1);
-                    let (at, to) = (rows.at((row, brought.vector.min(last))), brought.to(i));
-                    let is = brought.vector <= last;
-                    if rows.aligned {
-                        cp_async_16_zfill(to, at, if is { 16 } else { 0 });
-                    } else {
-                        let loaded = load_elements::<E>(at);
-                        st_shared_v4_u32(true, to, loaded.map(|word| selp_b32(is, word, 0)));
-                    }
-                    i += 1;
-                }
-            }
-            commit_group();
-        }
-    }
-
     /// The lane's token of a tile, in registers.
     #[inline(always)]
     unsafe fn load<E: Rotated>(&self, rows: &Rows, tile: Tile, step: u32) -> Vectors {
@@ -254,54 +198,6 @@ impl Lane {
         unsafe { raw.request::<E, THREAD_VECTORS>(0, &rows.skip(tile.first()), has, vector) };
         raw
     }
-}
-
-/// What a lane brings of a warp's tokens: of 32 vectors that are neighbours in memory, each, so that a copy is of whole rows. Which lane brings a
-/// vector is not which works on it ([`Place`]): those lie one behind the other, but for the three lowest bits of a vector's number, which are exchanged so
-/// that eight lanes that read at a time have other banks each.
-struct Brought {
-    /// Its first row of the tile; the next ones are `further` rows behind.
-    row: u32,
-    further: u32,
-    /// Vector of the row.
-    vector: u32,
-    /// Where the first one goes.
-    first: u32,
-    /// What is exchanged of every second one's address.
-    odd: u32,
-}
-
-impl Brought {
-    #[inline(always)]
-    fn new<E: Rotated, const N: usize>(place: &Place, step: u32) -> Self {
-        let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
-        let log = (N / E::LANES).trailing_zeros() + place.log_lanes;
-        let first = (warp * steps::<E, N>() + step) * place.tokens();
-        let exchanged = lane ^ (lane >> 3 & !(place.lanes() - 1));
-        Self {
-            row: first + (lane >> log),
-            further: 32 >> log,
-            vector: lane & ((1 << log) - 1),
-            first: of_warp() + step * (STEP * (N / E::LANES) as u32) + 16 * exchanged,
-            odd: if N / E::LANES == 8 { 64 } else { 0 },
-        }
-    }
-
-    /// Shared address of vector number `i`.
-    #[inline(always)]
-    fn to(&self, i: u32) -> u32 {
-        (self.first ^ (i & 1) * self.odd) + STEP * i
-    }
-}
-
-/// Shared address of the lane's vector number `i` of a step.
-#[inline(always)]
-fn raw_of<E: Rotated, const N: usize>(place: &Place, step: u32, i: u32) -> u32 {
-    let lane = tid_x_again() % 32;
-    let token = (lane & !(place.lanes() - 1)) * (16 * (N / E::LANES) as u32);
-    // Opaque: what is exchanged of each vector would be in a register across the loop.
-    let exchanged = if N / E::LANES == 8 { lane % 8 ^ i << opaque(place.log_lanes) } else { lane / 2 % 4 ^ i };
-    of_warp() + step * (STEP * (N / E::LANES) as u32) + token + 16 * exchanged
 }
 
 /// The lane's vectors of a step.
@@ -517,6 +413,3 @@ unsafe fn block_scale<E: Rotated>(tile: Tile, to: *mut f32) -> f32 {
         f32::from_bits(selp_b32(apart, 0, largest.to_bits()))
     }
 }
-
-/// Dims of a token that a lane has, at most.
-const MOST: usize = 2 * DIMS;

@@ -22,7 +22,7 @@ use crate::ptx::shared::{ld_shared_v4_f32, ld_shared_v4_u32, st_shared_u32, st_s
 use crate::ptx::shuffle::first_lane;
 use crate::ptx::special::tid_x_again;
 use crate::quantize::arithmetic::{Rotated, Token, Values};
-use crate::rotation::Place;
+use crate::rotation::TokenLane;
 use crate::smem;
 
 /// Dims of a token that a lane has.
@@ -45,7 +45,7 @@ pub(crate) unsafe fn tokens<E: Rotated, const KEYS: bool>(
     out: impl Fn(Tile) -> Output,
 ) {
     unsafe {
-        let place = Place::of_lanes_with::<DIMS>(WIDE_DIMS as u32, WIDE_DIMS as u32);
+        let place = TokenLane::of_lanes_with::<DIMS>(WIDE_DIMS as u32, WIDE_DIMS as u32);
         let offset = offset_of::<E>(&place, dims, source, offset);
         let signs = place.signs::<E, DIMS>();
         loop {
@@ -79,7 +79,7 @@ pub(crate) unsafe fn tokens<E: Rotated, const KEYS: bool>(
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn one<E: Rotated, const KEYS: bool>(
-    place: &Place,
+    place: &TokenLane,
     dims: u32,
     raw: &Own,
     row: u32,
@@ -162,7 +162,7 @@ unsafe fn block_scale(tile: Tile, largest: f32, to: *mut f32) {
 /// # Safety
 /// Every thread of the CTA calls it; the source is in its tensor or array.
 #[inline(always)]
-unsafe fn offset_of<E: Rotated>(place: &Place, dims: u32, source: Source, out: *mut f32) -> E::Token<DIMS> {
+unsafe fn offset_of<E: Rotated>(place: &TokenLane, dims: u32, source: Source, out: *mut f32) -> E::Token<DIMS> {
     unsafe {
         let mut offset = [0.0; DIMS];
         let dim = |i: usize| place.vector(i / E::LANES) as usize * E::LANES + i % E::LANES;
@@ -202,7 +202,7 @@ type Own = [Vector; 8];
 /// # Safety
 /// Every thread of the CTA calls it; the rows are in the tensor.
 #[inline(always)]
-unsafe fn ends<E: Rotated>(place: &Place, dims: u32, rows: &Rows, count: u32) -> (Own, Own) {
+unsafe fn ends<E: Rotated>(place: &TokenLane, dims: u32, rows: &Rows, count: u32) -> (Own, Own) {
     unsafe {
         let row_bytes = (WIDE_DIMS * E::BYTES) as u32;
         let mut row = tid_x_again() / 32;
@@ -255,7 +255,7 @@ unsafe fn rotated<E: Rotated>(
     rows: &Rows,
     tile: Tile,
     dims: u32,
-    place: &values::Place,
+    place: &values::VOctet,
 ) -> ([E::Values; THREAD_VECTORS], [f32; THREAD_VECTORS]) {
     let (first, count) = (tile.first(), tile.count());
     let inside = place.vector < dims / E::LANES as u32;
@@ -283,7 +283,7 @@ pub(crate) unsafe fn values<E: Rotated>(
 ) {
     let place = |round: u32| {
         let unit = opaque(round) * (WIDE_THREADS / 4) as u32 + tid_x_again() / 4;
-        values::Place::of_unit::<E>(WIDE_DIMS as u32, tid_x_again() % 4, unit)
+        values::VOctet::of_unit::<E>(WIDE_DIMS as u32, tid_x_again() % 4, unit)
     };
     unsafe {
         loop {

@@ -1,6 +1,6 @@
 //! The entry points.
 
-use super::row::{Place, States, merge, merge_rows};
+use super::row::{RowPart, States, merge, merge_rows};
 use crate::attention::decode::scan::pieces_of;
 use crate::config::decode::{MERGE_FEW, TILE_ROWS, rows_of_piece};
 use crate::division::div_rem;
@@ -46,8 +46,8 @@ pub unsafe extern "ptx-kernel" fn merge_states(params: MergeStatesParams) {
         if params.out.states <= MERGE_FEW as u32 {
             merge_rows(&params.out, of_row);
         } else {
-            let place = Place::of(&params.out, ctaid_x());
-            merge(&of_row(place.row), &params.out, place);
+            let part = RowPart::of(&params.out, ctaid_x());
+            merge(&of_row(part.row), &params.out, part);
         }
     }
 }
@@ -94,24 +94,24 @@ impl States for OfWorkers<'_> {
 #[cfg_attr(not(feature = "cuda-std"), unsafe(no_mangle))]
 pub unsafe extern "ptx-kernel" fn merge_splits(params: MergeSplitsParams) {
     let split = &params.split;
-    let place = Place::of(&params.out, ctaid_x());
+    let part = RowPart::of(&params.out, ctaid_x());
     unsafe {
         if cfg!(merge_sm90) {
             // The next step's decode.
             launch_dependents();
         }
         // SAFETY: the host's plan has a group.
-        let (head, of_group) = div_rem(place.head, split.group);
-        let row = of_group * split.seqlen_q + place.token;
+        let (head, of_group) = div_rem(part.head, split.group);
+        let row = of_group * split.seqlen_q + part.token;
         let tile = head * split.row_tiles + row / TILE_ROWS as u32;
         // While the decode still runs: lengths were there before it.
-        let (first, count) = pieces_of(split, tid_x() % 32, place.batch, tile);
+        let (first, count) = pieces_of(split, tid_x() % 32, part.batch, tile);
         if cfg!(merge_sm90) {
             wait();
         }
         // What lengths that change meanwhile come to leads nowhere.
         let first = first.min(params.out.states - 1);
         let count = count.min(params.out.states - first);
-        merge(&OfWorkers { params: &params, first, count, row: row as usize % TILE_ROWS }, &params.out, place);
+        merge(&OfWorkers { params: &params, first, count, row: row as usize % TILE_ROWS }, &params.out, part);
     }
 }

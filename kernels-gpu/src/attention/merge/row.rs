@@ -27,7 +27,7 @@ pub(crate) trait States {
 
 /// Where a CTA's part of a row is in the output.
 #[derive(Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct RowPart {
     /// In `[batch][heads_q][seqlen_q]`.
     pub row: u32,
     pub batch: u32,
@@ -37,7 +37,7 @@ pub(crate) struct Place {
     pub dim: u32,
 }
 
-impl Place {
+impl RowPart {
     /// Of a CTA that has a row, or some dims of one.
     #[inline(always)]
     pub(crate) fn of(out: &MergedParams, cta: u32) -> Self {
@@ -149,13 +149,13 @@ pub(crate) unsafe fn merge_rows<S: States>(out: &MergedParams, of_row: impl Fn(u
         // All reads of states are done before a row is written, which may be one of them: other threads read its log-sum-exp too.
         bar_sync();
         if there {
-            let place = Place::of_row(out, row, dim);
-            let sink = sink(out, place.head);
+            let part = RowPart::of_row(out, row, dim);
+            let sink = sink(out, part.head);
             let base = base(max_nan_f32(largest, sink));
             let of_states = weight(largest, base);
             let total = fma_rn_f32(of_states, sum, weight(sink, base));
             let seen = largest != f32::NEG_INFINITY;
-            finish(out, place, [total, base], o.map(|o| o * of_states), seen);
+            finish(out, part, [total, base], o.map(|o| o * of_states), seen);
         }
     }
 }
@@ -165,11 +165,11 @@ pub(crate) unsafe fn merge_rows<S: States>(out: &MergedParams, of_row: impl Fn(u
 /// # Safety
 /// By a whole CTA; the addresses are those of rows.
 #[inline(always)]
-pub(crate) unsafe fn merge(states: &impl States, out: &MergedParams, place: Place) {
+pub(crate) unsafe fn merge(states: &impl States, out: &MergedParams, part: RowPart) {
     let vectors = out.cta_dims / MERGE_DIMS as u32;
     // SAFETY: a CTA has dims.
     let (group, vector) = unsafe { div_rem(tid_x(), vectors) };
-    let dim = place.dim + MERGE_DIMS as u32 * vector;
+    let dim = part.dim + MERGE_DIMS as u32 * vector;
     let Sums { largest, sum, o } = unsafe { sums(states, [group, GROUPS, states.count()], dim as usize) };
     let slot = |group: u32| smem::base() + 4 * MERGE_DIMS as u32 * (group * vectors + vector);
     let of_group = |group: u32| smem::base() + merge_sums_offset(out.cta_dims as usize) as u32 + 8 * group;
@@ -185,7 +185,7 @@ pub(crate) unsafe fn merge(states: &impl States, out: &MergedParams, place: Plac
         return;
     }
     // The groups, and a sink, which is a weight more without a value.
-    let sink = unsafe { sink(out, place.head) };
+    let sink = unsafe { sink(out, part.head) };
     let mut groups = [[0.0; 2]; MERGE_GROUPS];
     let mut all = sink;
     unroll!(0..MERGE_GROUPS, |group| {
@@ -209,7 +209,7 @@ pub(crate) unsafe fn merge(states: &impl States, out: &MergedParams, place: Plac
             o[4 + i] = fma_rn_f32(weight, high[i], o[4 + i]);
         });
     });
-    unsafe { finish(out, Place { dim, ..place }, [total, base], o, seen) }
+    unsafe { finish(out, RowPart { dim, ..part }, [total, base], o, seen) }
 }
 
 /// The logit of a head that has no value, or minus infinity.
@@ -224,25 +224,25 @@ unsafe fn sink(out: &MergedParams, head: u32) -> f32 {
 
 /// Stores what the weighted outputs and the sum of all weights against `base` come to, and the log-sum-exp once a row.
 #[inline(always)]
-unsafe fn finish(out: &MergedParams, place: Place, [total, base]: [f32; 2], o: [f32; MERGE_DIMS], seen: bool) {
+unsafe fn finish(out: &MergedParams, part: RowPart, [total, base]: [f32; 2], o: [f32; MERGE_DIMS], seen: bool) {
     let factor = rcp_approx_ftz_f32(total);
     let o = o.map(|o| o * factor);
     unsafe {
-        store(out, place, place.dim as usize, &o, if seen { u32::MAX } else { 0 });
-        if place.dim == 0 && !out.lse.is_null() {
+        store(out, part, part.dim as usize, &o, if seen { u32::MAX } else { 0 });
+        if part.dim == 0 && !out.lse.is_null() {
             let lse = if total == 0.0 { f32::NEG_INFINITY } else { fma_rn_f32(lg2_approx_ftz_f32(total), LN_2, base) };
-            st_global_f32(true, out.lse.ptr().cast_mut().wrapping_add(place.row as usize), [lse]);
+            st_global_f32(true, out.lse.ptr().cast_mut().wrapping_add(part.row as usize), [lse]);
         }
     }
 }
 
 /// Stores neighbouring dims of a row in the type that is wanted.
 #[inline(always)]
-unsafe fn store(out: &MergedParams, place: Place, dim: usize, o: &[f32; MERGE_DIMS], seen: u32) {
+unsafe fn store(out: &MergedParams, part: RowPart, dim: usize, o: &[f32; MERGE_DIMS], seen: u32) {
     let Strided { data, stride_b, stride_h, stride_n } = out.o;
     // Whether eight neighbouring 16-bit elements of every row are 16-byte aligned.
     let whole = (stride_b | stride_h | stride_n) % 8 == 0 && data.address().is_multiple_of(16);
-    let Place { batch, head, token: row, .. } = place;
+    let RowPart { batch, head, token: row, .. } = part;
     let at = |bytes: usize| token(&out.o, bytes, [batch, head, row], dim).cast_mut();
     unsafe {
         match (out.o_dtype, whole) {

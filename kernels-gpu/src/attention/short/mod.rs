@@ -15,7 +15,7 @@
 //! values::pack             codes of V                                                  |
 //!
 //! queries                  the codes of a tile of Q, which has come meanwhile          |
-//! tile::attend             the tile against all blocks that it sees                    | a warp
+//! attend::attend           the tile against all blocks that it sees                    | a warp
 //! epilogue::store          the output and the log-sum-exp                              |
 //! ```
 //!
@@ -26,6 +26,7 @@
 //! As `super::sm80`, and of `crate::quantize`. The compiler does not know that a shuffle must stay one instruction for the whole warp:
 //! what a branch around one depends on comes from [`first_lane`] or the kernel's parameters.
 
+mod attend;
 mod blocks;
 mod entry;
 mod epilogue;
@@ -208,7 +209,7 @@ pub(crate) unsafe fn attention<K: Kernel<MT>, const MT: usize>(params: &ShortPar
                 _ => tile.quantize::<F32>(),
             }
             index += params.parts * warps();
-            tile::attend(&tile);
+            attend::attend(&tile);
             // Where the next tile arrives scores have been read.
             warp_sync();
             if index < tiles {

@@ -15,7 +15,7 @@ use crate::ptx::opaque::{opaque, rolled};
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32};
 use crate::ptx::special::tid_x;
 use crate::quantize::arithmetic::Rotated;
-use crate::rotation::Place;
+use crate::rotation::TokenLane;
 
 /// k steps of the widest head.
 const MAX_STEPS: usize = 4;
@@ -53,7 +53,7 @@ impl<K: Kernel<MT>, const MT: usize> TileRows<'_, K, MT> {
 
     /// The lane's row of the tile in a round.
     #[inline(always)]
-    fn of_tile(place: &Place, round: u32) -> u32 {
+    fn of_tile(place: &TokenLane, round: u32) -> u32 {
         round * place.tokens() + place.token
     }
 

@@ -15,7 +15,7 @@ use crate::ptx::shuffle::{shfl_idx, shfl_sync_bfly_b32};
 use crate::ptx::special::tid_x;
 use crate::quantize::arithmetic::{Rotated, Token};
 use crate::quantize::scale::{BEYOND_10_BITS, round_up, token_scale};
-use crate::rotation::{DIMS, Dims, Place};
+use crate::rotation::{DIMS, Dims, TokenLane};
 
 /// Dims of a token that a lane holds, in the row that the module is built for; of several rows, or none, nothing is made.
 pub(crate) const LANE_DIMS: usize = lane_dims(head_dim());
@@ -59,8 +59,8 @@ pub(crate) struct Coded {
 
 /// The lane's place among those of a token.
 #[inline(always)]
-pub(crate) fn place<K: Kernel<MT>, const MT: usize>() -> Place {
-    Place::of_lanes_with::<LANE_DIMS>(K::HEAD_DIM as u32, K::HEAD_DIM as u32)
+pub(crate) fn place<K: Kernel<MT>, const MT: usize>() -> TokenLane {
+    TokenLane::of_lanes_with::<LANE_DIMS>(K::HEAD_DIM as u32, K::HEAD_DIM as u32)
 }
 
 /// Loads the lane's part of a token: as many vectors as it has of its type.
@@ -68,7 +68,7 @@ pub(crate) fn place<K: Kernel<MT>, const MT: usize>() -> Place {
 /// # Safety
 /// The token is in the tensor.
 #[inline(always)]
-pub(crate) unsafe fn load_token<E: Rotated>(rows: &Rows, place: &Place, token: u32) -> Part {
+pub(crate) unsafe fn load_token<E: Rotated>(rows: &Rows, place: &TokenLane, token: u32) -> Part {
     let mut raw = [[0; 4]; VECTORS];
     // As many at once as there are of halves: their number depends on the type.
     unroll!(0..vectors::<E>() / HALVES, |some| {
@@ -114,7 +114,7 @@ impl<'a> Tokens<'a> {
     pub(crate) unsafe fn each<E: Rotated, K: Kernel<MT>, const MT: usize>(
         mut self,
         shared: &Shared<K, MT>,
-        take: impl Fn(&Place, Part, u32, bool),
+        take: impl Fn(&TokenLane, Part, u32, bool),
     ) {
         let place = place::<K, MT>();
         while self.first < shared.keys {
@@ -133,7 +133,7 @@ impl<'a> Tokens<'a> {
 /// # Safety
 /// `signs` is the shared address of the signs of all dims.
 #[inline(always)]
-pub(crate) unsafe fn signed<E: Rotated>(place: &Place, raw: &Part, signs: u32) -> E::Token<LANE_DIMS> {
+pub(crate) unsafe fn signed<E: Rotated>(place: &TokenLane, raw: &Part, signs: u32) -> E::Token<LANE_DIMS> {
     let mut x = E::Token::<LANE_DIMS>::none();
     unroll!(0..vectors::<E>(), |i| {
         let mut vector = raw[i];
@@ -148,7 +148,7 @@ pub(crate) unsafe fn signed<E: Rotated>(place: &Place, raw: &Part, signs: u32) -
 
 /// Shared address of the offsets of the lane's vector number `i`; `offsets` is that of all dims.
 #[inline(always)]
-fn offsets_of<E: Rotated>(place: &Place, offsets: u32, i: usize) -> u32 {
+fn offsets_of<E: Rotated>(place: &TokenLane, offsets: u32, i: usize) -> u32 {
     offsets + (4 * E::LANES) as u32 * place.vector(i)
 }
 
@@ -157,7 +157,7 @@ fn offsets_of<E: Rotated>(place: &Place, offsets: u32, i: usize) -> u32 {
 /// # Safety
 /// `offsets` is the shared address of those of all dims.
 #[inline(always)]
-pub(crate) unsafe fn offsets<E: Rotated>(place: &Place, offsets: u32) -> E::Token<LANE_DIMS> {
+pub(crate) unsafe fn offsets<E: Rotated>(place: &TokenLane, offsets: u32) -> E::Token<LANE_DIMS> {
     let mut x = E::Token::<LANE_DIMS>::none();
     unroll!(0..vectors::<E>(), |i| {
         unsafe { E::put_offsets(&mut x, i, offsets_of::<E>(place, offsets, i)) };
@@ -167,7 +167,7 @@ pub(crate) unsafe fn offsets<E: Rotated>(place: &Place, offsets: u32) -> E::Toke
 
 /// The lanes that a token has in the quantizer, where each has [`DIMS`] of its dims: of [`product`] those that have it are as many, the last ones.
 #[inline(always)]
-pub(crate) fn few_lanes(place: &Place) -> u32 {
+pub(crate) fn few_lanes(place: &TokenLane) -> u32 {
     place.lanes() * LANE_DIMS as u32 / DIMS as u32
 }
 
@@ -177,7 +177,7 @@ pub(crate) fn few_lanes(place: &Place) -> u32 {
 /// # Safety
 /// In whole warps; `to` is the shared address of the offsets of all dims.
 #[inline(always)]
-pub(crate) unsafe fn product<E: Rotated>(place: &Place, x: &E::Token<LANE_DIMS>, to: u32) -> f32 {
+pub(crate) unsafe fn product<E: Rotated>(place: &TokenLane, x: &E::Token<LANE_DIMS>, to: u32) -> f32 {
     let few = few_lanes(place);
     let from = tid_x() % 32 - place.lane + (place.lane.wrapping_sub(few) & (place.lanes() - 1));
     let mut sums = [0.0_f32; 4];
@@ -202,13 +202,13 @@ pub(crate) unsafe fn product<E: Rotated>(place: &Place, x: &E::Token<LANE_DIMS>,
     sum
 }
 
-/// The Hadamard transform of the token's dims, not normalised: `Place::butterflies`, of tokens whose dims are a power of two, with one body for all
+/// The Hadamard transform of the token's dims, not normalised: `TokenLane::butterflies`, of tokens whose dims are a power of two, with one body for all
 /// exchanges between lanes.
 ///
 /// # Safety
 /// In whole warps.
 #[inline(always)]
-unsafe fn rotate<E: Rotated>(place: &Place, x: &mut E::Token<LANE_DIMS>) {
+unsafe fn rotate<E: Rotated>(place: &TokenLane, x: &mut E::Token<LANE_DIMS>) {
     x.here::<1>();
     x.here::<2>();
     if E::LANES == 8 {
@@ -238,7 +238,7 @@ unsafe fn rotate<E: Rotated>(place: &Place, x: &mut E::Token<LANE_DIMS>) {
 /// In whole warps.
 #[inline(always)]
 pub(crate) unsafe fn encode<E: Rotated>(
-    place: &Place,
+    place: &TokenLane,
     head_dim: usize,
     mut x: E::Token<LANE_DIMS>,
     offset: Option<&E::Token<LANE_DIMS>>,
@@ -270,7 +270,7 @@ impl Coded {
     /// # Safety
     /// The bytes are this thread's.
     #[inline(always)]
-    pub(crate) unsafe fn store<E: Rotated>(&self, place: &Place, to: impl Fn(u32) -> u32) {
+    pub(crate) unsafe fn store<E: Rotated>(&self, place: &TokenLane, to: impl Fn(u32) -> u32) {
         unroll!(0..vectors::<E>(), |i| {
             let to = to(place.vector(i) * E::LANES as u32);
             unsafe {

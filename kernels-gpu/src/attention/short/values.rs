@@ -12,7 +12,7 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v2_u32, st_shared_u32};
 use crate::ptx::special::tid_x;
 use crate::quantize::arithmetic::{Rotated, Values};
-use crate::rotation::Place;
+use crate::rotation::TokenLane;
 
 /// The largest magnitude of each token. Behind the last, to a whole panel, those of the last.
 ///
@@ -20,7 +20,7 @@ use crate::rotation::Place;
 /// V's team calls it.
 #[inline(always)]
 pub(crate) unsafe fn magnitudes<E: Rotated, K: Kernel<MT>, const MT: usize>(tokens: Tokens, shared: &Shared<K, MT>) {
-    let of_token = |place: &Place, raw: Part, token: u32, _: bool| unsafe {
+    let of_token = |place: &TokenLane, raw: Part, token: u32, _: bool| unsafe {
         let mut amax = E::values(&raw[0]).largest_rotated();
         unroll!(1..vectors::<E>(), |i| {
             amax = max_nan_f32(amax, E::values(&raw[i]).largest_rotated());

@@ -2,7 +2,7 @@
 //! thread, long before anybody needs to know.
 
 use super::place::Place;
-use super::shared_vars::SharedVars;
+use super::shared_vars::{NUMBERS, SharedVars};
 use crate::attention::sequence::{Cursor, is_paged};
 use crate::attention::window::Blocks;
 use crate::params::AttentionParams;
@@ -11,7 +11,9 @@ use crate::ptx::special::tid_x;
 
 /// So many blocks before it is in use, a block's number comes to shared memory. Requests are up to two blocks ahead, and there is a barrier in
 /// between.
-pub(crate) const BLOCKS_AHEAD: u32 = 3;
+const BLOCKS_AHEAD: u32 = 3;
+
+const _: () = assert!(BLOCKS_AHEAD < NUMBERS);
 
 /// Those to come. Behind the last block is the last one again.
 pub(crate) struct Numbers {

@@ -3,7 +3,6 @@
 //! ptxas keeps what it can compute once, special registers included, in registers from there to the last use, and the loop has none to
 //! spare: what would be spilled to local memory stands here.
 
-use super::numbers::BLOCKS_AHEAD;
 use crate::attention::sequence::Sequence;
 use crate::attention::softmax::{BlockScales, value_weight};
 use crate::attention::window::Blocks;
@@ -31,7 +30,7 @@ const SCALES: u32 = UNIT + 8;
 /// Where, for the numbers of [`NUMBERS`] blocks, there is how far each is from the place of its block in the sequence, and the last such place.
 const NUMBER: u32 = SCALES + 2 * 8;
 /// A power of two.
-const NUMBERS: u32 = 4;
+pub(super) const NUMBERS: u32 = 4;
 /// Where the least and the largest scale of the rows of each warp, or team, are.
 const ROWS: u32 = (NUMBER + 8 * NUMBERS).next_multiple_of(16);
 /// Where each of the first [`KEY_WARPS`] warps says of two blocks whether its keys share the block's scale.
@@ -41,7 +40,7 @@ const KEY_WARPS: u32 = KV_BLOCK as u32 / 32;
 
 const _: () = assert!((SHARE + 2 * 4 * KEY_WARPS) as usize <= VARS_BYTES && SCALES.is_multiple_of(8) && KEY_WARPS == 4);
 const _: () = assert!(ROWS.is_multiple_of(16) && SHARE.is_multiple_of(16));
-const _: () = assert!(VARS_BYTES.is_multiple_of(16) && BLOCKS_AHEAD < NUMBERS);
+const _: () = assert!(VARS_BYTES.is_multiple_of(16));
 
 /// [`VARS_BYTES`](crate::config::sm80::VARS_BYTES) of shared memory.
 pub(crate) struct SharedVars {
@@ -154,7 +153,7 @@ impl SharedVars {
         unsafe { st_shared_v2_u32(predicate, self.number_of(block), [number.wrapping_sub(place), last]) }
     }
 
-    /// The number of a block ([`Numbers`](super::numbers::Numbers)).
+    /// The number of a block, stored as [`Self::store_number`] does.
     #[inline(always)]
     pub(crate) unsafe fn number(&self, block: u32) -> u32 {
         let [less, last] = unsafe { ld_shared_v2_u32(self.number_of(block)) };

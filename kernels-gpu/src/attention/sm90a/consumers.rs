@@ -3,25 +3,19 @@
 use super::front::{Block, Either, Front, Narrow, Wide};
 use super::producers::brought;
 use super::ring::{RingState, Rings};
+use super::rows::{Rows, lane};
 use super::scheduler_barrier::SchedulerBarrier;
 use super::tile_order::{QueryTile, TileOrder};
 use super::{Kernel, epilogue, output, scores};
 use crate::attention::KEY_STEPS;
-use crate::attention::lane::Lane;
 use crate::attention::output::{Accumulator, Probabilities};
-use crate::attention::sequence::at;
-use crate::attention::softmax::{Alone, BlockScales, Notes, Softmax, SpecialBlock, warp_reach, warp_scales};
+use crate::attention::softmax::{Alone, Softmax, warp_reach, warp_scales};
 use crate::attention::window::Blocks;
 use crate::config::sm90a::{self, WARPGROUP_ROWS, q_bytes};
-use crate::config::{NOTE_BYTES, SCRATCH_BYTES};
-use crate::layout::{NARROW_LEAST, NARROW_MOST};
 use crate::params::AttentionParams;
 use crate::ptx::barrier::warp_sync;
-use crate::ptx::global::ld_global_nc_f32;
-use crate::ptx::math::mul_rn_f32;
-use crate::ptx::opaque::opaque;
-use crate::ptx::shared::{ld_shared_f32, ld_shared_u32, ld_shared_v2_u32, ld_shared_v4_f32, st_shared_v4_u32};
-use crate::ptx::shuffle::{first_lane, vote_any};
+use crate::ptx::shared::st_shared_v4_u32;
+use crate::ptx::shuffle::first_lane;
 use crate::ptx::special::tid_x;
 use crate::ptx::wgmma::{self, Products};
 
@@ -31,23 +25,6 @@ struct RingStates {
     q: RingState,
     /// Of K, V and the key factors: blocks come in step.
     kv: RingState,
-}
-
-/// A warpgroup's rows of a query tile.
-pub(crate) struct Rows<'a, K> {
-    params: &'a AttentionParams,
-    pub(super) rings: &'a Rings<K>,
-    barrier: SchedulerBarrier<K>,
-    /// Shared addresses of the tile's buffer and of the warpgroup's rows of Q in it.
-    buffer: u32,
-    q: u32,
-    group: u32,
-    /// Shared address of the warp's [`Rings::reach`]; uniform, so that it is ready before a block's scales are.
-    reach: u32,
-    /// The blocks that these rows see.
-    blocks: Blocks,
-    /// Whether this lane speaks for its warp at the barriers of the rings.
-    elected: bool,
 }
 
 /// All tiles of the CTA, by one warpgroup.
@@ -201,26 +178,6 @@ impl<K: Kernel> Rows<'_, K> {
         }
     }
 
-    /// The steps of the last block that have keys which any of the warpgroup's rows sees.
-    ///
-    /// # Safety
-    /// In whole warps.
-    #[inline(always)]
-    unsafe fn last_steps(&self) -> u32 {
-        unsafe { first_lane(ld_shared_u32(self.reach + 12)) }
-    }
-
-    /// Whether a block is narrow for the warpgroup's rows.
-    #[inline(always)]
-    unsafe fn is_narrow(&self, state: RingState) -> bool {
-        unsafe {
-            let [_, v, unit, _] = ld_shared_v4_f32(self.rings.block_scales(state));
-            let [_, least, most, _] = ld_shared_v4_f32(self.reach);
-            let within = mul_rn_f32(unit, least) >= NARROW_LEAST && mul_rn_f32(unit, most) <= NARROW_MOST;
-            vote_any(within && !v.is_nan())
-        }
-    }
-
     /// [`Self::block`], which is as `block` says.
     #[inline(always)]
     unsafe fn add<F: Front<K>, const MORE: bool>(
@@ -273,29 +230,6 @@ impl<K: Kernel> Rows<'_, K> {
         }
     }
 
-    /// Whether all of the rows see all keys of a block. One branch around all masks is a jump less for most blocks; not in a body of its own, where ptxas
-    /// then moves exponentials in front of the turn.
-    #[inline(always)]
-    pub(super) fn sees_all(&self, block: u32) -> bool {
-        !K::APART && block >= self.blocks.full_from && block < self.blocks.full_to
-    }
-
-    /// Calls `hide` for each row with where its window begins (`LEFT`) or ends in a block, counted from the lane's first key, if it does there
-    /// for some row.
-    #[inline(always)]
-    pub(super) fn mask<const LEFT: bool>(&self, block: u32, mut hide: impl FnMut(usize, i32)) {
-        if if LEFT { block >= self.blocks.full_from } else { block < self.blocks.full_to } {
-            return;
-        }
-        let (lane, window) = (self.find_lane(), self.read_tile().sequence.window(self.params));
-        unroll!(0..2, |half| {
-            // Opaque: where each row's window ends would be in registers across the loop.
-            let row = Lane { row: opaque(lane.row), ..lane }.query(0, half);
-            let key = if LEFT { window.first_in_block(row, block) } else { window.end_in_block(row, block) };
-            hide(half, key - 2 * lane.quad as i32);
-        });
-    }
-
     /// P of the first `steps` steps of a block, zero behind, and its products with the first two parts of the V block at shared address `v`. The first
     /// part's start as P comes.
     #[inline(always)]
@@ -329,141 +263,4 @@ impl<K: Kernel> Rows<'_, K> {
         }
         (p, o)
     }
-
-    /// The scales of a block whose K has landed, and the reach of the warpgroup's rows.
-    #[inline(always)]
-    pub(super) unsafe fn scales(&self, state: RingState) -> BlockScales {
-        if !K::Softmax::SPECIAL {
-            return BlockScales { k: 0.0, v: 1.0, reach: 0.0 };
-        }
-        let [k, v] = unsafe { ld_shared_v2_u32(self.rings.block_scales(state)) }.map(f32::from_bits);
-        BlockScales { k, v, reach: unsafe { ld_shared_f32(self.reach) } }
-    }
-
-    /// The scales of the lane's rows, in the tile whose first row is `first`.
-    #[inline(always)]
-    unsafe fn q_scales(&self, lane: Lane, first: u32) -> [[f32; 2]; 1] {
-        let at = self.buffer + sm90a::q_scale_offset(K::HEAD_DIM, K::WGS) as u32 + 4 * (lane.query(0, 0) - first);
-        unsafe { [[ld_shared_f32(at), ld_shared_f32(at + 32)]] }
-    }
-
-    /// The unit of the scores of a narrow block, without the row's scale.
-    #[inline(always)]
-    pub(super) unsafe fn narrow_unit(&self, state: RingState) -> f32 {
-        unsafe { ld_shared_f32(self.rings.block_scales(state) + 8) }
-    }
-
-    /// The scales of the lane's two rows.
-    #[inline(always)]
-    pub(super) unsafe fn own_q_scales(&self) -> [f32; 2] {
-        let thread = opaque(tid_x());
-        let row = self.group * WARPGROUP_ROWS as u32 + 16 * (thread / 32 % 4) + thread % 32 / 4;
-        let at = self.buffer + sm90a::q_scale_offset(K::HEAD_DIM, K::WGS) as u32 + 4 * row;
-        unsafe { [ld_shared_f32(at), ld_shared_f32(at + 32)] }
-    }
-
-    /// The scales of the warpgroup's rows `row` and `row + 32`.
-    #[inline(always)]
-    unsafe fn q_scales_of_two_rows(&self, row: u32) -> [f32; 2] {
-        let of_group = sm90a::q_scale_offset(K::HEAD_DIM, K::WGS) as u32 + 4 * self.group * WARPGROUP_ROWS as u32;
-        let at = self.buffer + of_group + 4 * row;
-        unsafe { [ld_shared_f32(at), ld_shared_f32(at + 128)] }
-    }
-
-    /// Where the warp keeps its notes: from the row of the lane's quad on.
-    #[inline(always)]
-    pub(super) fn notes(&self) -> Notes {
-        let thread = opaque(tid_x());
-        let row = 16 * (thread / 32) + thread % 32 / 4;
-        let own = self.rings.notes() + row * NOTE_BYTES as u32;
-        let scratch = self.rings.scratch() + thread / 32 * SCRATCH_BYTES as u32 + 4 * (thread % 32);
-        Notes { own, first: own, bytes: 0, scratch, sums: self.rings.sums() + 16 * thread }
-    }
-
-    #[inline(always)]
-    fn read_tile(&self) -> QueryTile {
-        // SAFETY: the buffer is full.
-        unsafe { QueryTile::read(self.buffer + sm90a::tile_offset(K::HEAD_DIM, K::WGS) as u32) }
-    }
-
-    /// This lane, computed anew where it is seldom needed: registers are what the loop is short of.
-    #[inline(always)]
-    fn find_lane(&self) -> Lane {
-        let row = self.read_tile().first_row(K::TILE_M) + self.group * WARPGROUP_ROWS as u32;
-        lane(row, opaque(tid_x()))
-    }
-}
-
-/// What a special block needs, worked out anew where it is rare.
-pub(super) struct Special<'a, K> {
-    pub rows: &'a Rows<'a, K>,
-    pub now: RingState,
-    pub block: u32,
-}
-
-impl<K: Kernel> SpecialBlock for Special<'_, K> {
-    #[inline(always)]
-    fn params(&self) -> &AttentionParams {
-        self.rows.params
-    }
-
-    #[inline(always)]
-    fn head_dim(&self) -> usize {
-        K::HEAD_DIM
-    }
-
-    #[inline(always)]
-    unsafe fn scales(&self) -> BlockScales {
-        unsafe { self.rows.scales(self.now) }
-    }
-
-    #[inline(always)]
-    unsafe fn q_scale(&self, _: usize, half: usize) -> f32 {
-        let first = self.rows.read_tile().first_row(K::TILE_M);
-        unsafe { self.rows.q_scales(self.rows.find_lane(), first)[0][half] }
-    }
-
-    #[inline(always)]
-    unsafe fn has_keys(&self) -> bool {
-        unsafe { self.scales() }.k >= 0.0
-    }
-
-    #[inline(always)]
-    fn keys(&self, mt: usize, half: usize) -> [i32; 2] {
-        let window = self.rows.read_tile().sequence.window(self.rows.params).anew();
-        let (lane, block) = (self.rows.find_lane(), opaque(self.block));
-        let row = lane.query(mt, half);
-        let first = 2 * lane.quad as i32;
-        [window.first_in_block(row, block) - first, window.end_in_block(row, block) - first]
-    }
-
-    #[inline(always)]
-    fn first_own(&self) -> i32 {
-        0
-    }
-
-    #[inline(always)]
-    fn v_scale(&self) -> impl Fn(i32) -> f32 {
-        // SAFETY: K has landed, and with it the block's scales; and one of the block's keys.
-        let number = unsafe { ld_shared_u32(self.rows.rings.block_scales(self.now) + 12) };
-        let first = at(self.rows.params.v_scale, number, self.rows.params.blocks.scale_bytes);
-        let first = first.wrapping_add(2 * self.rows.find_lane().quad as usize);
-        move |key| unsafe { ld_global_nc_f32(first.wrapping_add(key as usize)) }
-    }
-
-    #[inline(always)]
-    unsafe fn v_unit(&self) -> f32 {
-        unsafe { ld_global_nc_f32(self.rows.read_tile().sequence.v_unit(self.rows.params)) }
-    }
-
-    #[inline(always)]
-    fn notes(&self) -> Notes {
-        self.rows.notes()
-    }
-}
-
-/// A lane of the warpgroup whose rows begin at `row`: its warp has 16 of them.
-#[inline(always)]
-fn lane(row: u32, thread: u32) -> Lane {
-    Lane::new(thread, row + 16 * (thread / 32 % 4))
 }

@@ -1,7 +1,8 @@
 //! From a block's sums to what its P is made with: in float16, or in 16 bits where the block is narrow (docs/kernel-abi.md).
 
-use super::consumers::{Rows, Special};
 use super::ring::RingState;
+use super::rows::Rows;
+use super::special::Special;
 use super::{Kernel, scores};
 use crate::attention::softmax::{Alone, Softmax, narrow};
 use crate::attention::{KEY_STEPS, KEY_TILES};

@@ -22,8 +22,10 @@ mod front;
 mod output;
 mod producers;
 mod ring;
+mod rows;
 mod scheduler_barrier;
 mod scores;
+mod special;
 mod tile_order;
 
 use super::softmax::Softmax;

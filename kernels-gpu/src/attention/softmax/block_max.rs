@@ -1,53 +1,38 @@
 //! The default scheme: P in u8, scaled by the row's maximum inside the block; float16 exponentials; integer row sums.
 //!
 //! Blocks whose scores are beyond float16, or whose values have scales of their own, are in `special`; those whose keys share a scale in
-//! `narrow`, and in `narrow_magic` for GPUs without its instructions.
+//! `narrow`, and in `narrow_magic` for GPUs without its instructions. From a block's scores to P it is `codes`; what hides keys is in `hide`, what is
+//! summed of rows in `sums`.
 
+mod codes;
+mod hide;
 pub(crate) mod narrow;
 #[cfg(any(kernels = "sm80", kernels = "short"))]
 pub(crate) mod narrow_magic;
 mod special;
+mod sums;
 
-use super::{
-    BlockScales, Joined, MAGIC, MAGIC_BITS, Notes, Softmax, SpecialBlock, Team, WEIGHT_UNIT, lane_sums, quad_sum,
-};
+pub(crate) use codes::Exponents;
+pub(crate) use sums::CodeSums;
+pub(super) use sums::{Sums, finish, quad_sums};
+
+use super::{BlockScales, Notes, Softmax, SpecialBlock, Team, lane_sums, quad_sum};
+use crate::attention::KEY_TILES;
 use crate::attention::epilogue::Finished;
 use crate::attention::output::{Accumulator, Probabilities};
 use crate::attention::sequence::Sequence;
-use crate::attention::{KEY_STEPS, KEY_TILES};
-use crate::layout::{KV_BLOCK, NARROW_STEP, SCORE_RANGE, SCORE_UNIT, V_OFFSET, V_ROTATION, rotation, row_reach};
+use crate::layout::{NARROW_STEP, SCORE_RANGE, SCORE_UNIT, rotation, row_reach};
 use crate::params::AttentionParams;
 use crate::ptx::barrier::warp_sync;
 use crate::ptx::global::ld_global_nc_f32;
-use crate::ptx::math::{
-    add_rn_f32, cvt_f32_f16_high, cvt_f32_f16_low, cvt_rn_f16x2_f32, cvt_rp_f16_f32, ex2_approx_f16x2,
-    ex2_approx_ftz_f32, fma_rn_f16x2, fma_rn_f32, lg2_approx_ftz_f32, max_nan_f16x2, mul_rn_f32, prmt,
-    rcp_approx_ftz_f32,
-};
-use crate::ptx::mma::mma_m16n8k32_s32_u8_u8;
-use crate::ptx::select::selp_b32;
-use crate::ptx::shared::{ld_shared_v4_f32, st_shared_v4_u32};
-use crate::ptx::shuffle::{shfl_bfly, vote_any};
+use crate::ptx::math::{cvt_f32_f16_low, cvt_rn_f16x2_f32, ex2_approx_ftz_f32, fma_rn_f32, mul_rn_f32};
+use crate::ptx::shuffle::vote_any;
 
-/// 255 and 1024 as pairs of float16: `255 e + 1024` has the rounded code of P in its low byte.
-const CODES: u32 = 0x5bf8_5bf8;
-const HALF_MAGIC: u32 = 0x6400_6400;
 /// Minus infinity in both halves.
 pub(crate) const NEG_INFINITY: u32 = 0xfc00_fc00;
 /// The reference exponent of a row moves only when a block's maximum exceeds it by this: float32 has the range,
 /// and the rescale of the whole output almost never runs.
 const SLACK: f32 = 32.0;
-/// The largest unit of values that the factor of the sums has.
-const NARROW: f32 = (1_u64 << 30) as f32;
-/// What sums of P V are to be multiplied with: 2^149 over [`WEIGHT_UNIT`].
-///
-/// P and the bytes of V are unsigned, so a sum of P V is from 0 to `255 * 255 * 128 < 2^23`, and its bits, read as a float, are
-/// the sum times 2^-149: floats next to zero (subnormal) have that step, and the arithmetic takes them at full speed. The sums
-/// so go into `fma` as they are; converting them would be an instruction of half the rate for each. What V's bytes have too much
-/// ([`V_OFFSET`]) leaves the output at the end.
-const SUBNORMAL: f32 = (1_u128 << 101) as f32;
-
-const _: () = assert!(255 * 255 * KV_BLOCK < 1 << 23);
 
 /// `LANE_SUMS`: each lane of a quad adds up P of its own keys, and the quad's four sums are added at the end of the row. Else the
 /// tensor cores add up P of all keys of a block: fewer instructions, but on sm_90a a product of `mma.sync` would wait until those
@@ -57,89 +42,7 @@ pub(crate) struct BlockMax<const MT: usize, const LANE_SUMS: bool> {
     reference: [[f32; 2]; MT],
 }
 
-/// Sums over the blocks so far, of rows or of a lane's share of them. They are in shared memory ([`Notes::sums`]) but where a block is
-/// added: the loops have no registers for them.
-pub(super) struct Sums<const MT: usize> {
-    /// Of the exponentials.
-    pub row: [[f32; 2]; MT],
-    /// Of the codes of P, each block's times its weight and the scale of its values: [`V_OFFSET`] times that is what V's bytes have too
-    /// much.
-    pub code: [[f32; 2]; MT],
-}
-
-impl<const MT: usize> Sums<MT> {
-    pub const ZERO: Self = Self { row: [[0.0; 2]; MT], code: [[0.0; 2]; MT] };
-
-    #[inline(always)]
-    pub unsafe fn load(notes: Notes) -> Self {
-        let mut sums = Self::ZERO;
-        unroll!(0..MT, |mt| {
-            let [a, b, c, d] = unsafe { ld_shared_v4_f32(notes.sums + (16 * mt) as u32) };
-            (sums.row[mt], sums.code[mt]) = ([a, b], [c, d]);
-        });
-        sums
-    }
-
-    #[inline(always)]
-    pub unsafe fn store(&self, notes: Notes) {
-        unroll!(0..MT, |mt| {
-            let ([a, b], [c, d]) = (self.row[mt], self.code[mt]);
-            unsafe { st_shared_v4_u32(true, notes.sums + (16 * mt) as u32, [a, b, c, d].map(f32::to_bits)) };
-        });
-    }
-}
-
-/// What P of a block is made with.
-pub(crate) struct Exponents<const MT: usize> {
-    /// The block's exponents, negated, as pairs of equal float16.
-    minus_m: [[u32; 2]; MT],
-    row_scales: [[u32; 2]; MT],
-}
-
 impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
-    /// The rows' maxima over the `tiles` n8 tiles of the quad's four lanes, for two rows at once: (row g, row g+8) in the halves.
-    #[inline(always)]
-    unsafe fn maxima(scores: &[[[u32; KEY_TILES]; 2]; MT], tiles: usize) -> [u32; MT] {
-        unsafe { Self::quad_maxima(Self::lane_maxima(scores, tiles)) }
-    }
-
-    /// The same of the lane's own keys.
-    #[inline(always)]
-    pub(crate) fn lane_maxima(scores: &[[[u32; KEY_TILES]; 2]; MT], tiles: usize) -> [u32; MT] {
-        let mut maxima = [0; MT];
-        unroll!(0..MT, |mt| {
-            let mut max = [NEG_INFINITY; 2];
-            unroll!(0..2, |half| {
-                let t = &scores[mt][half];
-                // Three at a time: sm_90 has an instruction for that. NaN stays: a row that sees one is NaN.
-                let mut two = [max_nan_f16x2(t[0], t[1]), max_nan_f16x2(t[2], t[3])];
-                unroll!(2..KEY_TILES / 2, |i| {
-                    if 2 * i < tiles {
-                        two[i % 2] = max_nan_f16x2(max_nan_f16x2(two[i % 2], t[2 * i]), t[2 * i + 1]);
-                    }
-                });
-                max[half] = max_nan_f16x2(two[0], two[1]);
-            });
-            maxima[mt] = max_nan_f16x2(prmt(max[0], max[1], 0x5410), prmt(max[0], max[1], 0x7632));
-        });
-        maxima
-    }
-
-    /// Those of a quad's lanes put together.
-    ///
-    /// # Safety
-    /// In whole warps.
-    #[inline(always)]
-    pub(crate) unsafe fn quad_maxima(mut maxima: [u32; MT]) -> [u32; MT] {
-        unroll!(0..MT, |mt| {
-            unsafe {
-                let max = max_nan_f16x2(maxima[mt], shfl_bfly::<1>(maxima[mt]));
-                maxima[mt] = max_nan_f16x2(max, shfl_bfly::<2>(max));
-            }
-        });
-        maxima
-    }
-
     /// Makes the exponents of a first block, not a special one, the reference: there is no sum and no output that would have to be rescaled.
     #[inline(always)]
     pub(crate) fn begin(&mut self, exponents: [[f32; 2]; MT]) {
@@ -204,110 +107,6 @@ impl<const MT: usize, const LANE_SUMS: bool> BlockMax<MT, LANE_SUMS> {
         });
         unsafe { totals.store(notes) };
         weight
-    }
-
-    /// What P of a block is made with, whose rows have these maxima.
-    #[inline(always)]
-    pub(crate) fn exponents_of(maxima: &[u32; MT], row_scales: [[u32; 2]; MT]) -> Exponents<MT> {
-        Exponents { minus_m: Self::negated(maxima, &row_scales), row_scales }
-    }
-
-    /// The block's exponents, negated, as pairs of equal float16.
-    #[inline(always)]
-    fn negated(maxima: &[u32; MT], row_scales: &[[u32; 2]; MT]) -> [[u32; 2]; MT] {
-        let mut minus_m = [[0; 2]; MT];
-        unroll!(0..MT, |mt| {
-            let row_max = [cvt_f32_f16_low(maxima[mt]), cvt_f32_f16_high(maxima[mt])];
-            unroll!(0..2, |half| {
-                // A row that sees no key of the block has minus infinity here; any finite exponent serves it.
-                let t = if row_max[half] < -65504.0 { -65504.0 } else { row_max[half] };
-                let m = cvt_rp_f16_f32(mul_rn_f32(t, cvt_f32_f16_low(row_scales[mt][half])));
-                minus_m[mt][half] = m ^ 0x8000_8000;
-            });
-        });
-        minus_m
-    }
-
-    /// The codes of P of two neighbouring tiles of row `(mt, half)`: a register of an A fragment.
-    #[inline(always)]
-    fn codes(
-        scores: &[[[u32; KEY_TILES]; 2]; MT],
-        exponents: &Exponents<MT>,
-        mt: usize,
-        half: usize,
-        tile: usize,
-    ) -> u32 {
-        let (row_scale, minus_m) = (exponents.row_scales[mt][half], exponents.minus_m[mt][half]);
-        let code = |tile: usize| {
-            let e = ex2_approx_f16x2(fma_rn_f16x2(scores[mt][half][tile], row_scale, minus_m));
-            fma_rn_f16x2(e, CODES, HALF_MAGIC)
-        };
-        prmt(code(tile), code(tile + 1), 0x6420)
-    }
-}
-
-/// Makes the scores of a row against the keys from `keys` on `hidden`, counted from the lane's first.
-#[inline(always)]
-fn hide_from(scores: &mut [u32; KEY_TILES], tiles: usize, hidden: u32, keys: i32) {
-    hide(scores, tiles, hidden, |tile| {
-        let keys = keys - (8 * tile) as i32;
-        selp_b32(keys > 1, BOTH, selp_b32(keys > 0, LOW, NEITHER))
-    });
-}
-
-/// The same of the keys before `keys`.
-#[inline(always)]
-fn hide_before(scores: &mut [u32; KEY_TILES], tiles: usize, hidden: u32, keys: i32) {
-    hide(scores, tiles, hidden, |tile| {
-        let keys = keys - (8 * tile) as i32;
-        selp_b32(keys < 1, BOTH, selp_b32(keys < 2, HIGH, NEITHER))
-    });
-}
-
-/// Selectors of `prmt` that take these halves of a pair of scores, and the other ones from what hides.
-const BOTH: u32 = 0x3210;
-const LOW: u32 = 0x7610;
-const HIGH: u32 = 0x3254;
-const NEITHER: u32 = 0x7654;
-
-/// Makes the scores of a row `hidden`, a pair, but for the halves that `visible` selects in each of its `tiles` tiles.
-#[inline(always)]
-fn hide(scores: &mut [u32; KEY_TILES], tiles: usize, hidden: u32, visible: impl Fn(usize) -> u32) {
-    unroll!(0..KEY_TILES, |tile| {
-        if tile < tiles {
-            scores[tile] = prmt(scores[tile], hidden, visible(tile));
-        }
-    });
-}
-
-/// The sums of P over all keys, of the rows in the two halves of a fragment.
-#[inline(always)]
-pub(super) unsafe fn quad_sums(p: &[[u32; 4]; KEY_STEPS]) -> [f32; 2] {
-    let mut sums = CodeSums::ZERO;
-    unroll!(0..KEY_STEPS, |step| {
-        unsafe { sums.add(p[step]) };
-    });
-    sums.get()
-}
-
-/// The sums of P of a quad's two rows, step by step.
-#[derive(Clone, Copy)]
-pub(crate) struct CodeSums([i32; 4]);
-
-impl CodeSums {
-    pub(crate) const ZERO: Self = Self([MAGIC_BITS; 4]);
-
-    /// # Safety
-    /// In whole warps.
-    #[inline(always)]
-    pub(crate) unsafe fn add(&mut self, p: [u32; 4]) {
-        // Ones for B: every column of the product is the row sum.
-        self.0 = unsafe { mma_m16n8k32_s32_u8_u8(p, [0x0101_0101; 2], self.0) };
-    }
-
-    #[inline(always)]
-    pub(crate) fn get(&self) -> [f32; 2] {
-        [0, 2].map(|i| add_rn_f32(f32::from_bits(self.0[i] as u32), -MAGIC))
     }
 }
 
@@ -396,12 +195,12 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
 
     #[inline(always)]
     fn hide_from(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32, tiles: usize) {
-        hide_from(&mut scores[mt][half], tiles, NEG_INFINITY, keys);
+        hide::hide_from(&mut scores[mt][half], tiles, NEG_INFINITY, keys);
     }
 
     #[inline(always)]
     fn hide_before(scores: &mut Self::Scores, mt: usize, half: usize, keys: i32, tiles: usize) {
-        hide_before(&mut scores[mt][half], tiles, NEG_INFINITY, keys);
+        hide::hide_before(&mut scores[mt][half], tiles, NEG_INFINITY, keys);
     }
 
     #[inline(always)]
@@ -545,28 +344,5 @@ impl<const MT: usize, const LANE_SUMS: bool> Softmax<MT> for BlockMax<MT, LANE_S
             (sum, codes) = unsafe { (quad_sum(sum), quad_sum(codes)) };
         }
         finish(sum, codes, self.reference[mt][half], sink, unit)
-    }
-}
-
-/// A row of the sums `sum` of its exponentials and `codes` of its codes of P, both in `2^reference`.
-#[inline(always)]
-pub(super) fn finish(sum: f32, codes: f32, reference: f32, sink: f32, unit: f32) -> Finished {
-    // Not `sum > 0`: NaN is a result.
-    if sum == 0.0 {
-        return Finished::UNSEEN;
-    }
-    let row = Joined::new(sum, reference, sink, 255.0);
-    // More than float16 holds, and no more than a factor of the sums does.
-    let (narrow, rest) = if unit > NARROW { (NARROW, mul_rn_f32(unit, 1.0 / NARROW)) } else { (unit, 1.0) };
-    let scale = mul_rn_f32(narrow, 1.0 / V_ROTATION as f32);
-    let inverse = mul_rn_f32(rcp_approx_ftz_f32(row.sum), row.weight);
-    Finished {
-        factor: mul_rn_f32(mul_rn_f32(inverse, SUBNORMAL), scale),
-        // In this order: a product of the scale and one factor would leave float32 where the unit is far from 1.
-        offset: mul_rn_f32(mul_rn_f32(mul_rn_f32(codes, inverse), f32::from(V_OFFSET) / WEIGHT_UNIT), scale),
-        rest,
-        rotated: true,
-        seen: u32::MAX,
-        lse: row.reference + lg2_approx_ftz_f32(mul_rn_f32(row.sum, 1.0 / 255.0)),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::pages::{self, slot};
 use super::rows::{self, KEYS, QUERIES, STAGED_VALUES, VALUES};
-use super::work::{Operand, Work, has_no_page};
+use super::work::{Operand, Windows, has_no_page};
 use crate::element::{Bf16, Element, F16, F32, Rows};
 use crate::layout::page::{PAGE_TOKENS, page_head_offset, page_v_offset, page_v_scale_offset};
 use crate::params::AppendParams;
@@ -26,32 +26,32 @@ unsafe fn append<E: Rotated, const FEW: bool>(p: &AppendParams) {
             launch_dependents();
         }
     }
-    let work = Work::new(p.tokens, p.heads_q, p.heads_kv, p.head_dim.next_power_of_two(), ntid_x());
-    let item = work.item(ctaid_x());
-    if item.first >= p.tokens {
+    let windows = Windows::new(p.tokens, p.heads_q, p.heads_kv, p.head_dim.next_power_of_two(), ntid_x());
+    let share = windows.share(ctaid_x());
+    if share.first >= p.tokens {
         return;
     }
-    let (end, few) = (item.end.min(p.tokens), FEW || has_no_page(p.tokens));
+    let (end, few) = (share.end.min(p.tokens), FEW || has_no_page(p.tokens));
     unsafe {
-        match item.operand {
-            Operand::Keys if few => rows::quantize::<E, KEYS, MANY_LANES_DIMS>(p, item.head, item.first, end),
-            Operand::Queries if few => rows::quantize::<E, QUERIES, MANY_LANES_DIMS>(p, item.head, item.first, end),
-            Operand::Values if few => rows::quantize::<E, VALUES, MANY_LANES_DIMS>(p, item.head, item.first, end),
-            Operand::Keys => rows::quantize::<E, KEYS, DIMS>(p, item.head, item.first, end),
-            Operand::Queries => rows::quantize::<E, QUERIES, DIMS>(p, item.head, item.first, end),
+        match share.operand {
+            Operand::Keys if few => rows::quantize::<E, KEYS, MANY_LANES_DIMS>(p, share.head, share.first, end),
+            Operand::Queries if few => rows::quantize::<E, QUERIES, MANY_LANES_DIMS>(p, share.head, share.first, end),
+            Operand::Values if few => rows::quantize::<E, VALUES, MANY_LANES_DIMS>(p, share.head, share.first, end),
+            Operand::Keys => rows::quantize::<E, KEYS, DIMS>(p, share.head, share.first, end),
+            Operand::Queries => rows::quantize::<E, QUERIES, DIMS>(p, share.head, share.first, end),
             Operand::Values => {
-                let window = pages::window(p, item.first);
+                let window = pages::window(p, share.first);
                 if window.page < window.end {
-                    whole_page::<E>(p, item.head, window.page);
+                    whole_page::<E>(p, share.head, window.page);
                     // All have read what is in shared memory.
                     bar_sync();
                 }
                 let mut first = window.rest;
                 while first < window.page {
-                    let end = window.page.min(first + work.row_tokens);
-                    rows::quantize::<E, STAGED_VALUES, DIMS>(p, item.head, first, end);
+                    let end = window.page.min(first + windows.row_tokens);
+                    rows::quantize::<E, STAGED_VALUES, DIMS>(p, share.head, first, end);
                     bar_sync();
-                    rows::store_staged(p, item.head, first, end);
+                    rows::store_staged(p, share.head, first, end);
                     bar_sync();
                     first = opaque(end);
                 }

@@ -21,7 +21,7 @@ use crate::ptx::special::{ntid_x, tid_x_again};
 use crate::quantize::arithmetic::{Rotated, Token, Unit};
 use crate::quantize::scale::{BEYOND_10_BITS, round_up, round_up_to_step, scale, token_scale};
 use crate::quantize::values::FURTHER;
-use crate::rotation::{DIMS, MANY_LANES_DIMS, Place, signs_from};
+use crate::rotation::{DIMS, MANY_LANES_DIMS, TokenLane, signs_from};
 use crate::smem;
 
 const _: () = assert!(LANE_DIMS as usize == DIMS && FEW_LANE_DIMS as usize == MANY_LANES_DIMS);
@@ -47,7 +47,7 @@ pub(super) unsafe fn quantize<E: Rotated, const OF: u8, const N: usize>(
     first: u32,
     end: u32,
 ) {
-    let place = Place::of_lanes_with::<N>(p.head_dim, p.head_dim.next_power_of_two());
+    let place = TokenLane::of_lanes_with::<N>(p.head_dim, p.head_dim.next_power_of_two());
     let of_warp = first + tid_x_again() / 32 * place.tokens();
     // The same for the whole warp.
     if of_warp < end {
@@ -58,7 +58,7 @@ pub(super) unsafe fn quantize<E: Rotated, const OF: u8, const N: usize>(
 #[inline(always)]
 unsafe fn of_one_warp<E: Rotated, const OF: u8, const N: usize>(
     p: &AppendParams,
-    place: &Place,
+    place: &TokenLane,
     head: u32,
     token: u32,
     [first, end]: [u32; 2],
@@ -162,7 +162,7 @@ fn staged(head_dim: u32, token: u32) -> u32 {
 unsafe fn store_nibbles<const N: usize>(p: &AppendParams, head: u32, first: u32, end: u32) {
     unsafe {
         let (d, lane) = (p.head_dim as usize, tid_x_again() % 32);
-        let tokens = Place::of_lanes_with::<N>(p.head_dim, p.head_dim).tokens();
+        let tokens = TokenLane::of_lanes_with::<N>(p.head_dim, p.head_dim).tokens();
         let of_warp = first + tid_x_again() / 32 * tokens;
         let (token, group) = (of_warp + (lane & (tokens - 1)), lane >> tokens.trailing_zeros());
         let slot = if token < end { slot(p, token) } else { NO_SLOT };
@@ -242,7 +242,7 @@ fn query_row(p: &AppendParams, head: u32, token: u32) -> usize {
 #[inline(always)]
 unsafe fn rotated<E: Rotated, const OF: u8, const N: usize>(
     p: &AppendParams,
-    place: &Place,
+    place: &TokenLane,
     head: u32,
     token: u32,
     inside: bool,
@@ -266,7 +266,7 @@ unsafe fn rotated<E: Rotated, const OF: u8, const N: usize>(
         }
         let (mut bias, mut offset) = (0.0, [0.0; N]);
         if !p.k_offset.is_null() {
-            let place = Place::of_lanes_with::<N>(p.head_dim, p.head_dim.next_power_of_two());
+            let place = TokenLane::of_lanes_with::<N>(p.head_dim, p.head_dim.next_power_of_two());
             let head_kv = if OF == KEYS { head } else { div_rem(head, div_rem(p.heads_q, p.heads_kv).0).0 };
             let offsets = p.k_offset.ptr().wrapping_add(head_kv as usize * p.head_dim as usize);
             unroll!(0..N / E::LANES, |i| {
@@ -298,7 +298,7 @@ unsafe fn rotated<E: Rotated, const OF: u8, const N: usize>(
         }
         if OF == QUERIES {
             // Of lanes with fewer dims the last ones have the sums.
-            let lanes = Place::new(p.head_dim, p.head_dim.next_power_of_two());
+            let lanes = TokenLane::new(p.head_dim, p.head_dim.next_power_of_two());
             let bias = lanes.over_lanes(bias, add_rn_f32);
             // Made anew below: it takes no registers meanwhile.
             let to = p.q_bias.ptr().cast_mut().wrapping_add(query_row(p, head, opaque(token)));
@@ -321,13 +321,13 @@ unsafe fn rotated<E: Rotated, const OF: u8, const N: usize>(
 
 /// Whether the token has the lane's vector number `i`.
 #[inline(always)]
-fn has<E: Rotated, const N: usize>(place: &Place, i: usize) -> bool {
+fn has<E: Rotated, const N: usize>(place: &TokenLane, i: usize) -> bool {
     if N == DIMS { place.has::<E>(i) } else { place.is_of::<E>(i, place.head_dim()) }
 }
 
 /// The number in the token of the lane's vector number `i`, or of another where the token has no such.
 #[inline(always)]
-fn vector_or_other<E: Rotated, const N: usize>(place: &Place, i: usize) -> u32 {
+fn vector_or_other<E: Rotated, const N: usize>(place: &TokenLane, i: usize) -> u32 {
     if N == DIMS { place.vector_or_first::<E>(i) } else { place.vector_of::<E>(i, place.head_dim()) }
 }
 
@@ -336,7 +336,7 @@ fn vector_or_other<E: Rotated, const N: usize>(place: &Place, i: usize) -> u32 {
 /// # Safety
 /// All 32 lanes of a converged warp call it.
 #[inline(always)]
-unsafe fn over_lanes<const N: usize>(place: &Place, value: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+unsafe fn over_lanes<const N: usize>(place: &TokenLane, value: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
     unsafe { if N == DIMS { place.over_lanes(value, join) } else { place.over_many_lanes(value, join) } }
 }
 
@@ -345,7 +345,7 @@ unsafe fn over_lanes<const N: usize>(place: &Place, value: f32, join: impl Fn(f3
 /// # Safety
 /// All 32 lanes of a converged warp call it.
 #[inline(always)]
-unsafe fn in_order(place: &Place, mut sum: f32, each: impl Fn(f32) -> f32) -> f32 {
+unsafe fn in_order(place: &TokenLane, mut sum: f32, each: impl Fn(f32) -> f32) -> f32 {
     let turns = (DIMS / MANY_LANES_DIMS) as u32;
     let log_lanes = place.log_lanes - turns.trailing_zeros();
     let (lanes, own) = (1 << log_lanes, place.lane >> log_lanes);

@@ -6,13 +6,11 @@
 
 use crate::division::div_rem;
 use crate::layout::KV_BLOCK;
-use crate::quantize::launch::{MAX_GRID, padded, shared_bytes, threads};
+use crate::quantize::launch::{FEW_THREADS, MAX_GRID, padded, shared_bytes, threads};
 
-/// Threads of a CTA of a launch without whole pages.
-pub(crate) const FEW_THREADS: usize = 128;
 /// Elements of a token that a lane has.
 pub(crate) const LANE_DIMS: u32 = 32;
-/// The same in such a launch.
+/// The same in a launch without whole pages.
 pub(crate) const FEW_LANE_DIMS: u32 = 8;
 
 /// A launch's grid, block and shared memory.
@@ -32,11 +30,11 @@ impl Shape {
     pub fn new(tokens: u32, heads_q: u32, heads_kv: u32, head_dim: usize, element_bytes: usize) -> Option<Self> {
         let few = has_no_page(tokens);
         let threads = if few { FEW_THREADS } else { threads(head_dim, element_bytes) };
-        let work = Work::new(tokens, heads_q, heads_kv, padded(head_dim) as u32, threads as u32);
-        let ctas = u64::from(tokens.div_ceil(work.window)).checked_mul(work.each())?;
+        let windows = Windows::new(tokens, heads_q, heads_kv, padded(head_dim) as u32, threads as u32);
+        let ctas = u64::from(tokens.div_ceil(windows.window)).checked_mul(windows.each())?;
         let ctas = if ctas <= MAX_GRID as u64 { ctas as u32 } else { return None };
         // Of few tokens, those of V in 4 bits alone wait there (`rows::staged`).
-        let few_bytes = work.row_tokens as usize * (head_dim + 4);
+        let few_bytes = windows.row_tokens as usize * (head_dim + 4);
         Some(Self { ctas, threads, shared_bytes: if few { few_bytes } else { shared_bytes(head_dim, element_bytes) } })
     }
 }
@@ -60,7 +58,7 @@ pub enum Operand {
 
 /// A CTA's share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Item {
+pub struct Share {
     /// Of what it is.
     pub operand: Operand,
     /// The head.
@@ -71,9 +69,9 @@ pub struct Item {
     pub end: u32,
 }
 
-/// How a launch is cut.
+/// How a launch is cut into windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Work {
+pub struct Windows {
     /// Tokens of a window.
     window: u32,
     /// Tokens that the lanes of a CTA hold at a time.
@@ -82,7 +80,7 @@ pub struct Work {
     heads_kv: u32,
 }
 
-impl Work {
+impl Windows {
     /// `padded` is the head dim or the next power of two; `threads` a CTA's.
     #[inline(always)]
     #[must_use]
@@ -107,7 +105,7 @@ impl Work {
     /// What CTA number `cta` does: of a window K and V in turn, then Q.
     #[inline(always)]
     #[must_use]
-    pub fn item(&self, cta: u32) -> Item {
+    pub fn share(&self, cta: u32) -> Share {
         let log_parts = self.log_parts();
         // SAFETY: a window has CTAs, and a head of K and V has more than one.
         unsafe {
@@ -118,14 +116,14 @@ impl Work {
                 let index = index - of_kv;
                 let first = first + (index & ((1 << log_parts) - 1)) * of_part;
                 let head = index >> log_parts;
-                return Item { operand: Operand::Queries, head, first, end: first + of_part };
+                return Share { operand: Operand::Queries, head, first, end: first + of_part };
             }
             let (head, part) = div_rem(index, of_head);
             if part == 0 {
-                return Item { operand: Operand::Values, head, first, end: first + self.window };
+                return Share { operand: Operand::Values, head, first, end: first + self.window };
             }
             let first = first + (part - 1) * of_part;
-            Item { operand: Operand::Keys, head, first, end: first + of_part }
+            Share { operand: Operand::Keys, head, first, end: first + of_part }
         }
     }
 }
@@ -142,12 +140,12 @@ mod tests {
         for (tokens, heads_q, heads_kv) in [(1, 4, 2), (70, 4, 2), (127, 0, 3), (128, 2, 2), (1000, 8, 1)] {
             for (d, bytes) in CACHE_HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
                 let shape = Shape::new(tokens, heads_q, heads_kv, d, bytes).unwrap();
-                let work = Work::new(tokens, heads_q, heads_kv, padded(d) as u32, shape.threads as u32);
+                let windows = Windows::new(tokens, heads_q, heads_kv, padded(d) as u32, shape.threads as u32);
                 let mut seen = HashSet::new();
-                for item in (0..shape.ctas).map(|cta| work.item(cta)) {
-                    assert!(item.head < if item.operand == Operand::Queries { heads_q } else { heads_kv });
-                    for token in item.first..item.end.min(tokens) {
-                        assert!(seen.insert((item.operand, item.head, token)), "{item:?}");
+                for share in (0..shape.ctas).map(|cta| windows.share(cta)) {
+                    assert!(share.head < if share.operand == Operand::Queries { heads_q } else { heads_kv });
+                    for token in share.first..share.end.min(tokens) {
+                        assert!(seen.insert((share.operand, share.head, token)), "{share:?}");
                     }
                 }
                 let all = tokens * (heads_q + 2 * heads_kv);
@@ -162,7 +160,7 @@ mod tests {
         assert_eq!(shape, Shape { ctas: (32 + 2 * 8) * 8, threads: 128, shared_bytes: 8 * 132 });
         for (d, bytes) in CACHE_HEAD_DIMS.into_iter().flat_map(|d| [(d, 2), (d, 4)]) {
             let shape = Shape::new(128, 32, 8, d, bytes).unwrap();
-            let row_tokens = Work::new(128, 32, 8, padded(d) as u32, shape.threads as u32).row_tokens;
+            let row_tokens = Windows::new(128, 32, 8, padded(d) as u32, shape.threads as u32).row_tokens;
             // What `rows::STAGED_VALUES` leaves there.
             assert!(row_tokens as usize * (d + 4) <= shape.shared_bytes);
         }

@@ -16,7 +16,7 @@ use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v2_u32, ld_shared_v4_u32};
 use crate::ptx::shuffle::{shfl_sync_bfly_b32, vote_any};
 use crate::quantize::scale::reciprocal;
-use crate::rotation::{Dims, Place};
+use crate::rotation::{Dims, TokenLane};
 
 /// 1536 twice: added, it rounds to an integer, which is in the low byte.
 const ROUNDER: u32 = 0x6600_6600;
@@ -186,7 +186,7 @@ impl<const N: usize> Token<N> for Halves<N> {
     }
 
     #[inline(always)]
-    unsafe fn quieten(&mut self, place: &Place, limit: f32, loud: bool) -> Unit {
+    unsafe fn quieten(&mut self, place: &TokenLane, limit: f32, loud: bool) -> Unit {
         let loud = loud | (self.largest() >= limit);
         let mut unit = Unit::ONE;
         unsafe {

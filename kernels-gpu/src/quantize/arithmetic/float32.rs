@@ -9,7 +9,7 @@ use crate::ptx::shared::ld_shared_v4_u32;
 use crate::ptx::shuffle::vote_any;
 use crate::quantize::pack::{clamp, code, codes4, with_byte};
 use crate::quantize::scale::reciprocal;
-use crate::rotation::Place;
+use crate::rotation::TokenLane;
 
 macro_rules! in_float32 {
     ($($element:ty, $rotates:expr;)*) => {$(
@@ -114,7 +114,7 @@ impl<const N: usize> Token<N> for [f32; N] {
     }
 
     #[inline(always)]
-    unsafe fn quieten(&mut self, _: &Place, _: f32, _: bool) -> Unit {
+    unsafe fn quieten(&mut self, _: &TokenLane, _: f32, _: bool) -> Unit {
         Unit::ONE
     }
 

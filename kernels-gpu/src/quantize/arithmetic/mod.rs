@@ -5,7 +5,7 @@ mod float32;
 
 use crate::element::{Element, Vector};
 use crate::params::QuantizeParams;
-use crate::rotation::{Dims, Place};
+use crate::rotation::{Dims, TokenLane};
 
 /// An element type, and what its tokens are rotated in.
 pub(crate) trait Rotated: Element {
@@ -67,7 +67,7 @@ pub(crate) trait Token<const N: usize>: Dims<N> {
     ///
     /// # Safety
     /// All 32 lanes of a converged warp call it.
-    unsafe fn quieten(&mut self, place: &Place, limit: f32, loud: bool) -> Unit;
+    unsafe fn quieten(&mut self, place: &TokenLane, limit: f32, loud: bool) -> Unit;
 
     /// Makes codes of the dims, whose scale this is. Quotients may be beyond the range of codes, and are brought
     /// back, where the scale is `largest`, the largest there is.

@@ -9,7 +9,7 @@
 //! x, fma.f16x2              n * A - 2048 * A                          (u - M) * A, the exponent's argument
 //! ```
 
-use super::{CODES, HALF_MAGIC};
+use super::codes::{CODES, HALF_MAGIC};
 use crate::attention::{KEY_STEPS, KEY_TILES};
 use crate::layout::NARROW_POLYNOMIAL;
 use crate::ptx::math::{

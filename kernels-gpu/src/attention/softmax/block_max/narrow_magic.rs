@@ -44,13 +44,13 @@ pub(crate) fn score(low: i32, high: i32) -> u32 {
 /// Hides the keys of a row from `keys` on, counted from the lane's first.
 #[inline(always)]
 pub(crate) fn hide_from(scores: &mut [u32; KEY_TILES], tiles: usize, keys: i32) {
-    super::hide_from(scores, tiles, HIDDEN, keys);
+    super::hide::hide_from(scores, tiles, HIDDEN, keys);
 }
 
 /// Hides the keys of a row before `keys`.
 #[inline(always)]
 pub(crate) fn hide_before(scores: &mut [u32; KEY_TILES], tiles: usize, keys: i32) {
-    super::hide_before(scores, tiles, HIDDEN, keys);
+    super::hide::hide_before(scores, tiles, HIDDEN, keys);
 }
 
 /// What P of a block is made with.
