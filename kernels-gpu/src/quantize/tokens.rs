@@ -7,6 +7,7 @@
 //! Codes leave through shared memory, in the order of the output, so that all stores are 16 bytes a lane and neighbours.
 
 mod block_scale;
+mod copied;
 mod request;
 
 use super::launch::THREAD_VECTORS;
@@ -14,7 +15,7 @@ use super::offset::{Source, Tables, prepare};
 use super::scale::{BEYOND_10_BITS, round_up, token_scale};
 use super::tile::{Tile, Vectors, behind_raw, in_shared, padded, request_none, wait};
 use crate::element::{Element, Rows, Vector};
-use crate::layout::{MAX_SCALE, ROW_BYTES, k_offset, loud};
+use crate::layout::{MAX_SCALE, loud};
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
 use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_nan_f32};
@@ -25,7 +26,8 @@ use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
 use crate::quantize::arithmetic::{Rotated, Token, Unit};
 use crate::rotation::{DIMS, TokenLane};
-use block_scale::{block_scale, own_scale, store_own};
+use block_scale::block_scale;
+use copied::Copied;
 use request::raw_of;
 
 /// Where a tile goes.
@@ -162,37 +164,6 @@ struct Lane {
     loud: bool,
 }
 
-/// What a lane copies of its warp's codes: 16 of them at a time.
-struct Copied {
-    /// Where the first ones go, from the start of a tile's bytes; and how much further the second ones, and the third ones.
-    to: [u32; 3],
-    /// How many there are: of a head of 96 dims that is worked on as of 128, not all.
-    units: u32,
-    /// Bytes from a step's place in a tile's to the next one's.
-    step_bytes: u32,
-}
-
-impl Copied {
-    #[inline(always)]
-    fn new<E: Rotated, const KEYS: bool, const N: usize>(place: &TokenLane) -> Self {
-        let (warp, lane, head_dim) = (tid_x_again() / 32, tid_x_again() % 32, place.head_dim());
-        let first = warp * steps::<E, N>() * place.tokens();
-        let at = |i: u32| {
-            let (token, dim) = place.staged_unit(lane + 32 * i, E::LANES);
-            let row = (first + token) as usize;
-            let at = if KEYS { k_offset(row, dim as usize) as u32 } else { row as u32 * head_dim + dim };
-            (at, dim)
-        };
-        let to = [at(0).0, at(1).0.wrapping_sub(at(0).0), at(2).0.wrapping_sub(at(0).0)];
-        let mut units = 0;
-        unroll!(0..N / 16, |i| {
-            units += u32::from(at(i as u32).1 < head_dim);
-        });
-        let step_bytes = place.tokens() * if KEYS { ROW_BYTES as u32 } else { head_dim };
-        Self { to, units, step_bytes }
-    }
-}
-
 impl Lane {
     #[inline(always)]
     fn new<E: Rotated, const N: usize>(head_dim: u32, dims: u32) -> Self {
@@ -296,6 +267,30 @@ unsafe fn signed<E: Rotated, const KEYS: bool, const N: usize>(
             x.take_out(&offset, unit);
         }
         (x, unit, bias)
+    }
+}
+
+/// The scale that each token of K of the warp's step would have alone, to shared memory.
+#[inline(always)]
+unsafe fn own_scale<E: Rotated, const N: usize>(lane: &Lane, rotates: bool, rows: &Rows, tile: Tile, step: u32) {
+    unsafe {
+        let (mut x, unit, _) = signed::<E, true, N>(lane, rotates, &vectors::<E, N>(lane, rows, tile, step), false);
+        if rotates {
+            lane.place.butterflies_of::<E, N>(&mut x);
+        }
+        let amax = lane.place.over_lanes(x.largest(), max_nan_f32) * unit.unit;
+        store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
+    }
+}
+
+/// A token's own scale to shared memory: NaN of one that is not finite, zero of padding.
+#[inline(always)]
+unsafe fn store_own<E: Rotated>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
+    unsafe {
+        let row = lane.row + step * lane.place.tokens();
+        let scale = selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits());
+        let scale = selp_b32(row < tile.count(), scale, 0);
+        st_shared_u32(lane.place.lane == 0, Tables::new::<E>().scales::<E>(tile.index) + 4 * row, scale);
     }
 }
 

@@ -1,49 +1,16 @@
 //! The scale that the tokens of a block of K share, where they are about as large.
 
-use super::{Lane, signed, vectors};
-use crate::element::Rows;
 use crate::layout::K_SCALE_RATIO;
 use crate::ptx::global::st_global_f32;
-use crate::ptx::math::{fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32};
+use crate::ptx::math::{max_f32, mul_rn_f32};
 use crate::ptx::select::selp_b32;
-use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32};
+use crate::ptx::shared::ld_shared_v4_u32;
 use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
-use crate::quantize::arithmetic::{Rotated, Token};
+use crate::quantize::arithmetic::Rotated;
 use crate::quantize::offset::Tables;
 use crate::quantize::reduce::over_warp;
-use crate::quantize::scale::token_scale;
 use crate::quantize::tile::Tile;
-
-/// The scale that each token of K of the warp's step would have alone, to shared memory.
-#[inline(always)]
-pub(super) unsafe fn own_scale<E: Rotated, const N: usize>(
-    lane: &Lane,
-    rotates: bool,
-    rows: &Rows,
-    tile: Tile,
-    step: u32,
-) {
-    unsafe {
-        let (mut x, unit, _) = signed::<E, true, N>(lane, rotates, &vectors::<E, N>(lane, rows, tile, step), false);
-        if rotates {
-            lane.place.butterflies_of::<E, N>(&mut x);
-        }
-        let amax = lane.place.over_lanes(x.largest(), max_nan_f32) * unit.unit;
-        store_own::<E>(lane, tile, step, amax, token_scale(amax, fma_rn_f32));
-    }
-}
-
-/// A token's own scale to shared memory: NaN of one that is not finite, zero of padding.
-#[inline(always)]
-pub(super) unsafe fn store_own<E: Rotated>(lane: &Lane, tile: Tile, step: u32, amax: f32, scale: f32) {
-    unsafe {
-        let row = lane.row + step * lane.place.tokens();
-        let scale = selp_b32(amax < f32::INFINITY, scale.to_bits(), f32::NAN.to_bits());
-        let scale = selp_b32(row < tile.count(), scale, 0);
-        st_shared_u32(lane.place.lane == 0, Tables::new::<E>().scales::<E>(tile.index) + 4 * row, scale);
-    }
-}
 
 /// Stores the largest of the scales of a block of K, of which all warps have written theirs. Where all are numbers and near it, tokens may share
 /// it: then that, else zero. Padding is not near.
