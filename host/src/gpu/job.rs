@@ -10,7 +10,7 @@ use super::quantize::{Pass, QuantizeLayouts};
 use super::workspace::Arrays;
 use super::{AnySlice, AnySliceMut, AttentionOutput, DeviceSeqLens, DeviceSliceMut, Gpu, StreamRef};
 use crate::error::{Error, Result};
-use crate::problem::{AttentionProblem, Scheme, ScoreMod, SeqLens};
+use crate::problem::{AttentionProblem, Scheme, ScoreMod, SeqLens, Sequences};
 use crate::quantized::Lengths;
 use int_flash_attention_kernels::config::short::{FEW_WARPS, SHORT, ShortLaunch, ShortVariant, short, short_grid};
 use int_flash_attention_kernels::params::{AttentionParams, Global, QuantizeParams, ShortParams, Strided};
@@ -82,7 +82,13 @@ impl Gpu {
         problem.check()?;
         let (heads, lengths) = Self::fused_heads(problem);
         let pays = match self.fused(problem) {
-            Ok(variant) => variant.pays(heads, lengths, self.multiprocessors()?, self.0.shared_bytes),
+            Ok(variant) => {
+                let mean_kv = match problem.sequences {
+                    Sequences::Packed { total_kv, .. } => total_kv.div_ceil(problem.batch),
+                    Sequences::Equal | Sequences::KeyLengths => problem.seqlen_kv,
+                };
+                variant.pays(heads, lengths, mean_kv, self.multiprocessors()?, self.0.shared_bytes)
+            }
             Err(_) => false,
         };
         self.plan_job_of(if pays { JobPath::Fused } else { JobPath::Quantized }, problem, layouts, output)

@@ -80,12 +80,12 @@ macro_rules! baseline_rows {
 /// The kernels for short K and V, which quantize and attend in one launch (`config::short`). `m16_tiles`: of query rows that a warp has at a
 /// time; `most_warps`: of a CTA; `min_ctas`: CTAs of so many that an SM should hold; `any_queries`, `to_keys`: the most
 /// keys up to which the kernel was measured to be faster than two, with many more queries than keys and with no more; `to_keys_filled`: the latter where
-/// CTAs fill the multiprocessors until the last one.
+/// CTAs fill the multiprocessors once.
 macro_rules! short_rows {
     ($emit:ident) => {
         $emit! {
             attention_short_d32 { head_dim: 32, m16_tiles: 1, most_warps: 8, min_ctas: 3, any_queries: 64, to_keys: 256, to_keys_filled: 256 }
-            attention_short_d64 { head_dim: 64, m16_tiles: 1, most_warps: 16, min_ctas: 1, any_queries: 128, to_keys: 512, to_keys_filled: 512 }
+            attention_short_d64 { head_dim: 64, m16_tiles: 1, most_warps: 16, min_ctas: 1, any_queries: 128, to_keys: 384, to_keys_filled: 512 }
             attention_short_d128 { head_dim: 128, m16_tiles: 1, most_warps: 8, min_ctas: 1, any_queries: 0, to_keys: 256, to_keys_filled: 512 }
         }
     };

@@ -55,26 +55,30 @@ pub struct ShortLaunch {
 }
 
 impl ShortVariant {
-    /// Whether it is faster than two kernels; as of [`launch`](Self::launch).
+    /// Whether it is faster than two kernels; as of [`launch`](Self::launch). `mean_kv`: keys of a sequence, of unlike ones on the average.
     #[must_use]
     pub fn pays(
         &self,
         (heads_kv, group): (usize, usize),
         (seqlen_q, seqlen_kv): (usize, usize),
+        mean_kv: usize,
         multiprocessors: usize,
         shared_bytes: usize,
     ) -> bool {
-        let no_more_queries = group * seqlen_q <= seqlen_kv;
-        if seqlen_kv <= self.any_queries || seqlen_kv <= self.to_keys && no_more_queries {
+        if seqlen_kv <= self.any_queries {
             return true;
         }
-        if seqlen_kv > self.to_keys_filled || !no_more_queries {
+        if group * seqlen_q > seqlen_kv || seqlen_kv > self.to_keys_filled {
             return false;
         }
+        if mean_kv <= self.to_keys {
+            return true;
+        }
+        // A second round of CTAs costs as much as the first; that of two kernels less, which have paid for their launches.
         let launch = self.launch((heads_kv, group), (seqlen_q, seqlen_kv), multiprocessors, shared_bytes);
         let slots = self.ctas(launch.warps, shared_bytes, seqlen_kv) * multiprocessors;
         let ctas = heads_kv * launch.parts;
-        10 * ctas >= 9 * slots * ctas.div_ceil(slots.max(1))
+        ctas <= slots && 10 * ctas >= 9 * slots
     }
 
     /// Query rows that a warp has at a time.

@@ -5,7 +5,7 @@ use half::f16;
 use int_flash_attention::driver::{CaptureMode, Driver};
 use int_flash_attention::{
     AttentionOutput, AttentionProblem, DType, DeviceBuffer, DeviceSliceMut, Error, Gpu, JobPath, JobPlan,
-    QuantizeLayouts, Result, Scheme, Shape, Stream, StreamRef, TensorLayout,
+    QuantizeLayouts, Result, Scheme, Sequences, Shape, Stream, StreamRef, TensorLayout,
 };
 use int_flash_attention_kernels::config::short::short;
 use pretended_driver::{PretendedGpu, begin};
@@ -68,12 +68,20 @@ fn the_way_is_that_of_the_table() {
             }
             let more = variant.to_keys + 1;
             assert_eq!(path(of(2, more, more)), JobPath::Quantized);
-            // 128 heads are nearly as many as multiprocessors; 192 leave half of them without work at last.
-            let many = |batch, heads, n| path(AttentionProblem::new(batch, heads, heads, n, n, head_dim));
+            // 128 heads are nearly as many as multiprocessors; 384 nearly three times as many.
+            let many_of = |batch, heads, n| AttentionProblem::new(batch, heads, heads, n, n, head_dim);
+            let many = |batch, heads, n| path(many_of(batch, heads, n));
             let filled = variant.to_keys_filled;
             assert_eq!([filled, filled + 1].map(|n| many(4, 32, n)), [JobPath::Fused, JobPath::Quantized]);
             if filled > variant.to_keys {
-                assert_eq!(many(16, 12, filled), JobPath::Quantized);
+                assert_eq!(many(32, 12, filled), JobPath::Quantized);
+                // Packs go by what their sequences have on the average.
+                let pack = |mean: usize| {
+                    let sequences = Sequences::Packed { total_q: 32 * mean, total_kv: 32 * mean };
+                    many_of(32, 12, filled).with_sequences(sequences)
+                };
+                let ways = [variant.to_keys, variant.to_keys + 1].map(|mean| path(pack(mean)));
+                assert_eq!(ways, [JobPath::Fused, JobPath::Quantized]);
             }
             assert_eq!(path(of(2, 1, 1).with_scheme(Scheme::Paper)), JobPath::Quantized);
         }

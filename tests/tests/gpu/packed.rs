@@ -14,6 +14,10 @@ use int_flash_attention_tests::{cases, check_cases};
 const UNLIKE: [(u32, u32); 11] =
     [(0, 0), (1, 1), (64, 129), (130, 130), (0, 7), (5, 0), (1, 2000), (66, 3), (1500, 1500), (700, 90), (0, 0)];
 
+/// The same for the hundred packs of general kernels, whose references in float64 would take minutes of the longest.
+const SHORTER: [(u32, u32); 11] =
+    [(0, 0), (1, 1), (64, 129), (130, 130), (0, 7), (5, 0), (1, 2000), (66, 3), (400, 400), (300, 90), (0, 0)];
+
 /// Packs are as the references and as their sequences alone, for every kernel and window.
 pub fn packs(gpu: &OnGpu) -> Result<()> {
     let plain = config::ATTENTION.iter().filter(|variant| variant.kind == Kind::Plain);
@@ -52,7 +56,7 @@ pub fn scored(gpu: &OnGpu) -> Result<()> {
             case.problem.window = WINDOWS[(i + which) % WINDOWS.len()];
             let dense = AttentionProblem { seqlen_q: 150, seqlen_kv: 700, ..case.problem };
             let dense = Case { problem: dense, ..case.clone() };
-            for pack in [packed(case, &UNLIKE, 50 * (which % 2)), key_lengths(dense, &[700, 0, 1, 333])] {
+            for pack in [packed(case, &SHORTER, 50 * (which % 2)), key_lengths(dense, &[700, 0, 1, 333])] {
                 all(sequences::scored(pack, |problem| some_score_mod(problem, which)))?;
             }
         }

@@ -20,7 +20,7 @@ mod timing;
 use crate::workspace;
 use anyhow::{Result, bail};
 use case::{Case, Timed};
-use int_flash_attention::driver::{DeviceAttribute, Driver, StreamHandle};
+use int_flash_attention::driver::DeviceAttribute;
 use int_flash_attention::{AttentionProblem, DType, Family, Gpu, Scheme, Window};
 use int_flash_attention_tests::case::variant_of;
 use report::{Report, Row};
@@ -320,15 +320,7 @@ impl Bench {
         if self.gpu.memory()?.0 < 3 * BYTES {
             return Ok(None);
         }
-        let (from, to) = (self.gpu.upload(&vec![0x5a_u8; BYTES])?, self.gpu.alloc::<u8>(BYTES)?);
-        let driver = Driver::load()?;
-        let times = timing::launch_ms(&self.gpu, |_| {
-            // SAFETY: both buffers have as many bytes and outlive the copy, which `median_ms` waits for.
-            Ok(unsafe { driver.copy_on_device_async(to.ptr(), from.ptr(), BYTES, StreamHandle::NULL) }?)
-        })?;
-        if to.to_vec()?.iter().any(|&byte| byte != 0x5a) {
-            bail!("the copy did not copy");
-        }
+        let times = timing::copy_ms(&self.gpu, BYTES)?;
         let rate = 2.0 * BYTES as f64 / times.median * 1e-9;
         let ms = times.median;
         Ok(Some(Row { what: "copy".into(), ms, spread: Some(times), tb_per_s: Some(rate), ..Row::default() }))

@@ -60,8 +60,10 @@ struct Row {
     operands: Operands,
     spread: Spread,
     tb_per_s: f64,
-    /// That over a copy's.
+    /// That over what a copy of 1 GiB comes to.
     of_copy: f64,
+    /// The time of a copy that reads and writes as many bytes, launched and timed as this, over this one's.
+    of_copy_as_large: f64,
 }
 
 #[derive(Serialize)]
@@ -80,7 +82,7 @@ pub fn run(
 ) -> Result<()> {
     let copy = bench.copy_bandwidth()?.and_then(|row| row.tb_per_s).unwrap_or(f64::NAN);
     let mut figures = Figures { device: bench.gpu.name().to_owned(), copy_tb_per_s: copy, rows: Vec::new() };
-    println!("copy {copy:.3} TB/s");
+    println!("copy of 1 GiB {copy:.3} TB/s; shares are of that, and of a copy of as many bytes");
     for (&head_dim, &seqlen) in head_dims.iter().flat_map(|d| seqlens.iter().map(move |n| (d, n))) {
         let problem = AttentionProblem::new(batch, heads, heads, seqlen, seqlen, head_dim);
         problem.check()?;
@@ -141,8 +143,9 @@ where
             Operands::KeysOfTheirOwnAndValues | Operands::Queries => false,
         };
         check(problem, values, &out, shares)?;
-        let elements = operands.count() * problem.q_shape().elements();
-        let tb_per_s = (elements * (dtype.size() + 1)) as f64 / spread.median * 1e-9;
+        let bytes = operands.count() * problem.q_shape().elements() * (dtype.size() + 1);
+        let tb_per_s = bytes as f64 / spread.median * 1e-9;
+        let of_copy_as_large = timing::copy_ms(gpu, bytes / 2)?.median / spread.median;
         let row = Row {
             dtype: dtype.to_string(),
             head_dim: problem.head_dim,
@@ -151,16 +154,18 @@ where
             spread,
             tb_per_s,
             of_copy: tb_per_s / copy,
+            of_copy_as_large,
         };
         println!(
-            "{:<5} d {:<4} n {:<6} {:<14} {:>9.4} ms {:>7.3} TB/s {:>6.3}",
+            "{:<5} d {:<4} n {:<6} {:<14} {:>9.4} ms {:>7.3} TB/s {:>6.3} {:>6.3}",
             row.dtype,
             row.head_dim,
             row.seqlen,
             operands.name(),
             spread.median,
             row.tb_per_s,
-            row.of_copy
+            row.of_copy,
+            row.of_copy_as_large
         );
         figures.push(row);
     }

@@ -1,6 +1,7 @@
 //! Times of launches on the default stream.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use int_flash_attention::driver::{Driver, StreamHandle};
 use int_flash_attention::{Gpu, StreamRef};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -39,6 +40,20 @@ pub fn launch_ms(gpu: &Gpu, mut launch: impl FnMut(usize) -> Result<()>) -> Resu
     gpu.synchronize()?;
     let times: Result<Vec<f64>> = events.iter().map(|(start, end)| Ok(f64::from(end.elapsed_ms(start)?))).collect();
     Ok(spread(times?))
+}
+
+/// A copy of so many bytes inside the GPU's memory, by the driver.
+pub fn copy_ms(gpu: &Gpu, bytes: usize) -> Result<Spread> {
+    let (from, to) = (gpu.upload(&vec![0x5a_u8; bytes])?, gpu.alloc::<u8>(bytes)?);
+    let driver = Driver::load()?;
+    let times = launch_ms(gpu, |_| {
+        // SAFETY: both buffers have as many bytes and outlive the copy, which `launch_ms` waits for.
+        Ok(unsafe { driver.copy_on_device_async(to.ptr(), from.ptr(), bytes, StreamHandle::NULL) }?)
+    })?;
+    if to.to_vec()?.iter().any(|&byte| byte != 0x5a) {
+        bail!("the copy did not copy");
+    }
+    Ok(times)
 }
 
 /// Median host time of a call in microseconds; the GPU's queue is emptied often enough that no call waits for it.
