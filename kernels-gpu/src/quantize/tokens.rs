@@ -14,7 +14,7 @@ use super::launch::THREAD_VECTORS;
 use super::offset::{Source, Tables, prepare};
 use super::scale::{BEYOND_10_BITS, round_up, token_scale};
 use super::tile::{Tile, Vectors, behind_raw, in_shared, padded, request_none, wait};
-use crate::element::{Element, Rows, Vector};
+use crate::element::{Rows, Vector};
 use crate::layout::{MAX_SCALE, loud};
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};

@@ -1,7 +1,7 @@
 //! A warp's tokens of halves on their way by shared memory, a step ahead: which lane brings what, and which one reads it.
 
 use super::{Lane, steps};
-use crate::element::{Element, Rows, load_elements};
+use crate::element::{Rows, load_elements};
 use crate::layout::KV_BLOCK;
 use crate::ptx::cp_async::{commit_group, cp_async_16, cp_async_16_zfill};
 use crate::ptx::opaque::opaque;
