@@ -5,7 +5,7 @@ use super::tile::{D32, Tile, WIDE};
 use super::work::{Item, Operand};
 use super::{tokens, values, wide};
 use crate::division::div_rem;
-use crate::element::{Bf16, Element, F16, F16OfPaper, F32, Rows};
+use crate::element::{Bf16, F16, F16OfPaper, F32, Rows};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS, block_bytes};
 use crate::params::{Global, QuantizeParams, SeqLens, Strided};
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32};

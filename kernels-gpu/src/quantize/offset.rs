@@ -6,7 +6,7 @@
 use super::launch::{THREAD_VECTORS, table_bytes};
 use super::middle::middle;
 use super::tile::{behind_raw, in_shared, padded};
-use crate::element::{Element, Rows, Vector, load};
+use crate::element::{Rows, Vector, load};
 use crate::layout::{KV_BLOCK, OFFSET_TOKENS};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32};

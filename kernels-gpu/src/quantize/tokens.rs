@@ -6,19 +6,19 @@
 //! and those of 32 dims have code of their own: one for both, with two short tokens a lane, was 3 % slower on an H200 (docs/kernel-log/quantizer.md).
 //! Codes leave through shared memory, in the order of the output, so that all stores are 16 bytes a lane and neighbours.
 
+mod block_scale;
 mod copied;
 mod request;
 
 use super::launch::THREAD_VECTORS;
 use super::offset::{Source, Tables, prepare};
-use super::reduce::over_warp;
 use super::scale::{BEYOND_10_BITS, round_up, token_scale};
 use super::tile::{Tile, Vectors, behind_raw, in_shared, padded, request_none, wait};
-use crate::element::{Element, Rows, Vector};
-use crate::layout::{K_SCALE_RATIO, MAX_SCALE, loud};
+use crate::element::{Rows, Vector};
+use crate::layout::{MAX_SCALE, loud};
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::{st_global_f32, st_global_v4_u32};
-use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_f32, max_nan_f32, mul_rn_f32};
+use crate::ptx::math::{add_rn_f32, fma_rn_f32, max_nan_f32};
 use crate::ptx::opaque::opaque;
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::{ld_shared_v4_u32, st_shared_u32, st_shared_v2_u32};
@@ -26,6 +26,7 @@ use crate::ptx::shuffle::vote_any;
 use crate::ptx::special::tid_x_again;
 use crate::quantize::arithmetic::{Rotated, Token, Unit};
 use crate::rotation::{DIMS, TokenLane};
+use block_scale::block_scale;
 use copied::Copied;
 use request::raw_of;
 
@@ -390,26 +391,5 @@ unsafe fn one<E: Rotated, const KEYS: bool, const N: usize>(
             let is = ((i as u32) < copied.units) & (KEYS | (to < wanted));
             st_global_v4_u32(is, out.bytes.wrapping_add(to as usize), codes);
         });
-    }
-}
-
-/// Stores the largest of the scales of a block of K, of which all warps have written theirs. Where all are numbers and near it, tokens may share
-/// it: then that, else zero. Padding is not near.
-///
-/// # Safety
-/// All 32 lanes of a converged warp call it, the first warp's among others.
-#[inline(always)]
-unsafe fn block_scale<E: Rotated>(tile: Tile, to: *mut f32) -> f32 {
-    unsafe {
-        let thread = tid_x_again();
-        let scales = Tables::new::<E>().scales::<E>(tile.index) + 16 * (thread % 32);
-        let four = ld_shared_v4_u32(scales).map(f32::from_bits);
-        // Of those that are numbers.
-        let largest = max_f32(max_f32(four[0], four[1]), max_f32(four[2], four[3]));
-        let largest = over_warp(max_f32(largest, 0.0), max_f32);
-        st_global_f32(thread == 0, to, [largest]);
-        let near = |scale: f32| largest <= mul_rn_f32(K_SCALE_RATIO, scale);
-        let apart = vote_any(!(near(four[0]) & near(four[1]) & near(four[2]) & near(four[3])));
-        f32::from_bits(selp_b32(apart, 0, largest.to_bits()))
     }
 }

@@ -12,7 +12,7 @@ use super::launch::THREAD_VECTORS;
 use super::reduce::over_warp;
 use super::tile::{STEP, Tile, Vectors, in_shared, of_warp, wait};
 use crate::division::div_rem;
-use crate::element::{Element, Rows, Vector, load};
+use crate::element::{Rows, Vector, load};
 use crate::layout::{KV_BLOCK, ROW_BYTES, V_OFFSETS, V_PANELS, octet_key, swizzle, v_row};
 use crate::ptx::barrier::{bar_sync, warp_sync};
 use crate::ptx::global::st_global_cs_v2_u32;

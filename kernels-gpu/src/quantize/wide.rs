@@ -11,7 +11,7 @@ use super::scale::{BEYOND_10_BITS, round_up, token_scale};
 use super::tile::Tile;
 use super::tokens::Output;
 use super::values;
-use crate::element::{Element, Rows, Vector, load, load_dims};
+use crate::element::{Rows, Vector, load, load_dims};
 use crate::layout::{KV_BLOCK, MAX_SCALE, k_offset, loud};
 use crate::ptx::barrier::bar_sync;
 use crate::ptx::global::{ld_global_nc_f32, st_global_f32, st_global_u32, st_global_v2_u32};

@@ -3,7 +3,6 @@
 use super::Kernel;
 use super::shared::Shared;
 use super::tokens::{Tokens, encode, offsets, signed};
-use crate::element::Element;
 use crate::layout::{KV_BLOCK, ROW_BYTES, swizzle};
 use crate::ptx::select::selp_b32;
 use crate::ptx::shared::st_shared_u32;

@@ -41,7 +41,7 @@ mod values;
 use super::sequence::Sequence;
 use crate::config::short::team_warps;
 use crate::division::div_rem;
-use crate::element::{Bf16, Element, F16, F32, Rows};
+use crate::element::{Bf16, F16, F32, Rows};
 use crate::params::{ShortParams, dtype};
 use crate::ptx::barrier::{bar_sync, bar_sync_some, warp_sync};
 use crate::ptx::opaque::{opaque, rolled};

@@ -3,7 +3,7 @@
 use super::shared::Shared;
 use super::{Kernel, Team};
 use crate::config::short::RANGES_WARPS;
-use crate::element::{Element, Rows, load};
+use crate::element::{Rows, load};
 use crate::layout::{OFFSET_TOKENS, ROW_BYTES};
 use crate::ptx::math::cvt_rn_f16x2_f32;
 use crate::ptx::opaque::rolled;

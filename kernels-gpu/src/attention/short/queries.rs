@@ -5,7 +5,7 @@ use super::shared::Shared;
 use super::tokens::{Part, VECTORS, encode, few_lanes, load_token, place, product, signed, vectors};
 use crate::attention::sequence::Sequence;
 use crate::config::short::{arrivals_bytes, queries_rounds};
-use crate::element::{Element, F16, Rows};
+use crate::element::{F16, Rows};
 use crate::layout::{ROW_BYTES, swizzle};
 use crate::params::ShortParams;
 use crate::ptx::barrier::warp_sync;

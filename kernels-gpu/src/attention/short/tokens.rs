@@ -5,7 +5,7 @@ use super::shared::Shared;
 use super::{Kernel, Team};
 use crate::config::rows::short_rows;
 use crate::config::short::lane_dims;
-use crate::element::{Element, Rows, Vector, load};
+use crate::element::{Rows, Vector, load};
 use crate::layout::{MAX_SCALE, loud};
 use crate::ptx::math::{fma_rn_f32, max_nan_f32};
 use crate::ptx::opaque::{opaque, rolled};

@@ -4,7 +4,7 @@
 use super::shared::Shared;
 use super::tokens::{Part, Tokens, vectors};
 use super::{Kernel, Team};
-use crate::element::{Element, Rows, load};
+use crate::element::{Rows, load};
 use crate::layout::{KV_BLOCK, ROW_BYTES, V_OFFSETS, octet_key, swizzle, v_row};
 use crate::ptx::math::max_nan_f32;
 use crate::ptx::opaque::rolled;

@@ -3,7 +3,7 @@
 use super::pages::{self, slot};
 use super::rows::{self, KEYS, QUERIES, STAGED_VALUES, VALUES};
 use super::work::{Operand, Windows, has_no_page};
-use crate::element::{Bf16, Element, F16, F32, Rows};
+use crate::element::{Bf16, F16, F32, Rows};
 use crate::layout::page::{PAGE_TOKENS, page_head_offset, page_v_offset, page_v_scale_offset};
 use crate::params::AppendParams;
 use crate::ptx::barrier::bar_sync;

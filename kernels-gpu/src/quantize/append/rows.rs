@@ -3,7 +3,7 @@
 use super::pages::slot;
 use super::work::{FEW_LANE_DIMS, LANE_DIMS};
 use crate::division::div_rem;
-use crate::element::{Element, Rows, load_dims};
+use crate::element::{Rows, load_dims};
 use crate::layout::page::{NO_SLOT, PAGE_TOKENS, page_head, page_head_offset, page_v_offset};
 use crate::layout::v4::{v4_nibble_by, v4_offset, v4_range, v4_reciprocal, v4_step_offset};
 use crate::layout::{MAX_SCALE, MIN_SCALE, ROW_BYTES, V_GROUP, V_OFFSETS, k_offset, loud, v_offset};

@@ -1,7 +1,7 @@
 //! A warp's tokens of halves on their way by shared memory, a step ahead: which lane brings what, and which one reads it.
 
 use super::{Lane, steps};
-use crate::element::{Element, Rows, load_elements};
+use crate::element::{Rows, load_elements};
 use crate::layout::KV_BLOCK;
 use crate::ptx::cp_async::{commit_group, cp_async_16, cp_async_16_zfill};
 use crate::ptx::opaque::opaque;
@@ -65,7 +65,7 @@ impl Brought {
     #[inline(always)]
     fn new<E: Rotated, const N: usize>(place: &TokenLane, step: u32) -> Self {
         let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
-        let log = (N / E::LANES).trailing_zeros() + place.log_lanes;
+        let log = ((N / E::LANES) as u32).trailing_zeros() + place.log_lanes;
         let first = (warp * steps::<E, N>() + step) * place.tokens();
         let exchanged = lane ^ (lane >> 3 & !(place.lanes() - 1));
         Self {
