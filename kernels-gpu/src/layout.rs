@@ -146,6 +146,9 @@ pub const fn packed_dim(head_dim: usize) -> usize {
 /// An outlier channel becomes a little of every dim, and a token's scale no longer stands for that channel alone.
 #[must_use]
 pub const fn rotation(head_dim: usize) -> usize {
+    // rust-cuda's code generator miscounts zeros of 64 bits (docs/codegen.md).
+    #[cfg(all(target_arch = "nvptx64", feature = "cuda-std"))]
+    let head_dim = head_dim as u32;
     1 << head_dim.trailing_zeros()
 }
 

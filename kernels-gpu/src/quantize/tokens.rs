@@ -275,7 +275,7 @@ impl Brought {
     #[inline(always)]
     fn new<E: Rotated, const N: usize>(place: &Place, step: u32) -> Self {
         let (warp, lane) = (tid_x_again() / 32, tid_x_again() % 32);
-        let log = (N / E::LANES).trailing_zeros() + place.log_lanes;
+        let log = ((N / E::LANES) as u32).trailing_zeros() + place.log_lanes;
         let first = (warp * steps::<E, N>() + step) * place.tokens();
         let exchanged = lane ^ (lane >> 3 & !(place.lanes() - 1));
         Self {
