@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 const VARIABLES: [&str; 3] = ["CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"];
 const FOLDERS: [&str; 3] = ["/usr/lib/cuda", "/usr/local/cuda", "/opt/cuda"];
-const INSTALL: &str = "install the CUDA toolkit, or lay two PyPI wheels out as one folder (docs/codegen.md says how), \
+const INSTALL: &str = "install the CUDA toolkit, or lay wheels of PyPI out as one folder (docs/codegen.md says how), \
     and set CUDA_PATH";
 const FILES: [(&str, &str); 5] = [
     ("CUDA headers", "include/cuda_runtime_api.h"),

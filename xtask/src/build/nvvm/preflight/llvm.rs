@@ -11,7 +11,7 @@ use std::process::Command;
 const COMPONENTS: [&str; 5] = ["ipo", "bitreader", "bitwriter", "lto", "nvptx"];
 /// The names in `PATH`, in this order: who has an LLVM 7 has built it for this.
 const PROGRAMS: [&str; 3] = ["llvm-config-7", "llvm-config-19", "llvm-config"];
-const HELP: &str = "install LLVM 19 (Debian: llvm-19-dev, libpolly-19-dev, libzstd-dev) or build LLVM 7 \
+const HELP: &str = "install LLVM 19 (Debian: llvm-19-dev, libpolly-19-dev, libzstd-dev, zlib1g-dev) or build LLVM 7 \
     (docs/codegen.md says how), and set LLVM_CONFIG to its llvm-config";
 
 /// An LLVM that the backend can be built with.
