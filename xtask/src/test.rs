@@ -269,7 +269,7 @@ fn libnvvm() -> Result<Tally> {
     let mut tally = xtask(&["build", "--codegen", "libnvvm"])?;
     let mut sweep = Command::new(std::env::current_exe()?);
     tally.add(succeed(sweep.args(["sweep", "--ptx"]).arg(&folder))?);
-    tally.add(tests(&["--test", "machine", "--", "--skip", "generated"], &[("INT_FLASH_PTX_DIR", &folder)])?);
+    tally.add(on_machine(&folder, &["--", "--skip", "generated"])?);
     Ok(tally)
 }
 
@@ -283,8 +283,16 @@ fn nvvm() -> Result<Tally> {
     // its spills are a reason to ship the other set, not to refuse this one
     let mut check = Command::new(std::env::current_exe()?);
     let mut tally = succeed(check.args(["check", "--allow-spills", "--ptx"]).arg(&folder))?;
-    tally.add(tests(&["--test", "machine"], &[("INT_FLASH_PTX_DIR", &folder)])?);
+    tally.add(on_machine(&folder, &[])?);
     Ok(tally)
+}
+
+/// The tests on the PTX machine that between them launch every kernel, of the PTX in a folder.
+fn on_machine(folder: &Path, arguments: &[&str]) -> Result<Tally> {
+    let programs = ["machine", "scores", "quantize", "short", "decode", "cache", "narrow", "packed", "prefill"];
+    let programs = programs.into_iter().flat_map(|name| ["--test", name]);
+    let args: Vec<_> = programs.chain(arguments.iter().copied()).collect();
+    tests(&args, &[("INT_FLASH_PTX_DIR", folder)])
 }
 
 /// Why a folder does not hold the PTX of the kernels as they are now.

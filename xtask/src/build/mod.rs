@@ -49,7 +49,7 @@ pub trait CodeGenerator: Sync {
 enum Codegen {
     /// rustc's own NVPTX backend; writes host/ptx
     Llvm,
-    /// rust-cuda's rustc_codegen_nvvm: LLVM 7 and libNVVM; writes target/ptx-nvvm
+    /// rust-cuda's rustc_codegen_nvvm: LLVM 19 or 7 and libNVVM; writes target/ptx-nvvm
     Nvvm,
     /// rustc's LLVM IR through libNVVM, without rust-cuda; writes target/ptx-libnvvm
     Libnvvm,

@@ -1,8 +1,9 @@
-//! Code generator `nvvm`: rust-cuda's `rustc_codegen_nvvm` through `cuda_builder`. Rust to LLVM 7 bitcode to libNVVM to
-//! PTX; `docs/codegen.md` explains it.
+//! Code generator `nvvm`: rust-cuda's `rustc_codegen_nvvm` through `cuda_builder`. Rust to bitcode of LLVM 19 or 7 to libNVVM
+//! to PTX; `docs/codegen.md` explains it.
 //!
 //! Nothing of rust-cuda is in this workspace's manifests or lock file; see [`package`].
 
+mod form;
 mod package;
 mod preflight;
 
@@ -16,9 +17,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Where `rustc_codegen_nvvm` and `cuda_builder` come from, and the revision that the figures in `docs/` were taken with.
+/// Where `rustc_codegen_nvvm` and `cuda_builder` come from; [`form::Form::revision`] says at which revision.
 const REPOSITORY: &str = "https://github.com/Rust-GPU/rust-cuda";
-const REVISION: &str = "946c91f080770f30d42d7c706ac8185969274073";
 
 /// Where the loader looks for libNVVM.
 const LOADER_PATH: &str = "LD_LIBRARY_PATH";
@@ -72,7 +72,8 @@ impl Nvvm {
             .env("RUSTUP_TOOLCHAIN", &self.toolchain)
             .env("CARGO_TARGET_DIR", self.target_dir())
             .env("CUDA_PATH", &parts.cuda)
-            .env("LLVM_CONFIG", &parts.llvm_config)
+            .env("LLVM_CONFIG", &parts.llvm.config)
+            .env("LLVM_CONFIG_19", &parts.llvm.config)
             .env(LOADER_PATH, loader);
         if let Some(args) = &parts.clang_args {
             command.env("BINDGEN_EXTRA_CLANG_ARGS", args);
@@ -85,12 +86,13 @@ impl Nvvm {
 
     /// Writes the generated workspace, then builds the backend (with rust-cuda's lock file) and the driver.
     fn prepare(&self, parts: &Parts) -> Result<()> {
-        package::write(&self.work, &parts.rust_cuda)?;
+        package::write(&self.work, &parts.rust_cuda, parts.llvm.form)?;
         eprintln!("building rustc_codegen_nvvm and cuda_builder from {}", parts.rust_cuda.display());
         let mut backend = self.command("cargo", parts)?;
         backend.args(["build", "--release", "--locked", "--package", "rustc_codegen_nvvm", "--manifest-path"]);
-        workspace::capture(backend.arg(parts.rust_cuda.join("Cargo.toml")))
-            .context("rustc_codegen_nvvm does not build")?;
+        backend.arg(parts.rust_cuda.join("Cargo.toml"));
+        backend.args(parts.llvm.form.feature().map(|feature| ["--features", feature]).into_iter().flatten());
+        workspace::capture(&mut backend).context("rustc_codegen_nvvm does not build")?;
         let mut driver = self.command("cargo", parts)?;
         workspace::capture(driver.args(["build", "--release", "--package", package::DRIVER]))
             .context("cuda_builder does not build")?;
@@ -126,11 +128,12 @@ impl CodeGenerator for Nvvm {
         let mut driver = self.command(self.target_dir().join("release").join(package::DRIVER), parts)?;
         driver
             .arg(self.work.join("kernels"))
-            .args([package::KERNELS, module.target])
+            .args([package::KERNELS, parts.llvm.form.target(module)])
             .arg(&out)
             .args(super::cfgs(module));
         // warnings about the source are for `llvm` to show, which everyone can run
         workspace::capture(&mut driver).with_context(|| format!("module {} does not compile", module.name))?;
-        fs::read_to_string(&out).with_context(|| format!("cuda_builder wrote no {}", out.display()))
+        let ptx = fs::read_to_string(&out).with_context(|| format!("cuda_builder wrote no {}", out.display()))?;
+        parts.llvm.form.finish(ptx, module)
     }
 }

@@ -4,6 +4,7 @@
 //! `driver` calls `cuda_builder`. `kernels` is `kernels-gpu/src/lib.rs` as the cdylib that `cuda_builder` wants, with the
 //! feature `cuda-std` and the dependency behind it.
 
+use super::form::Form;
 use crate::workspace;
 use anyhow::{Context, Result};
 use std::fs;
@@ -24,9 +25,9 @@ codegen-units = 1
 "#;
 
 /// Writes it. What is already there and the same keeps its time stamp, so that cargo builds no more than it must.
-pub fn write(work: &Path, rust_cuda: &Path) -> Result<()> {
+pub fn write(work: &Path, rust_cuda: &Path, form: Form) -> Result<()> {
     write_if_changed(&work.join("Cargo.toml"), WORKSPACE_MANIFEST)?;
-    write_if_changed(&work.join("driver/Cargo.toml"), &driver_manifest(rust_cuda))?;
+    write_if_changed(&work.join("driver/Cargo.toml"), &driver_manifest(rust_cuda, form))?;
     write_if_changed(&work.join("driver/src/main.rs"), include_str!("driver.rs"))?;
     write_if_changed(&work.join("kernels/Cargo.toml"), &kernels_manifest(&workspace::root(), rust_cuda))?;
     // cargo keeps the versions that it finds there (cuda_std needs its glam) and adds the two packages
@@ -35,8 +36,9 @@ pub fn write(work: &Path, rust_cuda: &Path) -> Result<()> {
     Ok(())
 }
 
-fn driver_manifest(rust_cuda: &Path) -> String {
+fn driver_manifest(rust_cuda: &Path, form: Form) -> String {
     let path = rust_cuda.join("crates/cuda_builder");
+    let features: Vec<_> = form.feature().into_iter().collect();
     format!(
         r#"[package]
 name = "{DRIVER}"
@@ -45,12 +47,13 @@ edition = "2024"
 publish = false
 
 [dependencies]
-cuda_builder = {{ path = {path:?}, default-features = false }}
+cuda_builder = {{ path = {path:?}, default-features = false, features = {features:?} }}
 "#
     )
 }
 
 /// `unused_attributes`: cuda_builder adds a second `#![no_std]`. `unexpected_cfgs`: the `--cfg` that selects a module is its name.
+/// A module is a part of the crate; what the others use is dead in it, and would hide an error among a hundred warnings.
 fn kernels_manifest(root: &Path, rust_cuda: &Path) -> String {
     let (lib, cuda_std) = (root.join("kernels-gpu/src/lib.rs"), rust_cuda.join("crates/cuda_std"));
     format!(
@@ -72,6 +75,8 @@ cuda-std = ["dep:cuda_std"]
 cuda_std = {{ path = {cuda_std:?}, optional = true }}
 
 [lints.rust]
+dead_code = "allow"
+unused_imports = "allow"
 unused_attributes = "allow"
 unexpected_cfgs = "allow"
 "#

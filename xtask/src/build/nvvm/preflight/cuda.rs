@@ -1,13 +1,13 @@
 //! CUDA's headers, libNVVM and libdevice. No driver, no runtime library, no nvcc.
 
 use super::{Checked, Machine};
+use crate::build::nvvm::form::Form;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const VARIABLES: [&str; 3] = ["CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"];
 const FOLDERS: [&str; 3] = ["/usr/lib/cuda", "/usr/local/cuda", "/opt/cuda"];
-const OLDEST: u32 = 12000;
-const INSTALL: &str = "install the CUDA toolkit, or lay two PyPI wheels out as one folder (docs/codegen.md says how), \
+const INSTALL: &str = "install the CUDA toolkit, or lay wheels of PyPI out as one folder (docs/codegen.md says how), \
     and set CUDA_PATH";
 const FILES: [(&str, &str); 5] = [
     ("CUDA headers", "include/cuda_runtime_api.h"),
@@ -18,7 +18,7 @@ const FILES: [(&str, &str); 5] = [
 ];
 
 /// The first folder with a `cuda.h`, as rust-cuda's build script looks for it; then all that it lacks.
-pub fn find(machine: &Machine) -> Checked<PathBuf> {
+pub fn find(machine: &Machine, form: Form) -> Checked<PathBuf> {
     let given = VARIABLES.iter().filter_map(|name| machine.path_variable(name));
     let mut places = given.chain(FOLDERS.map(|folder| machine.system(folder)));
     let Some(root) = places.find(|folder| folder.join("include/cuda.h").is_file()) else {
@@ -31,9 +31,10 @@ pub fn find(machine: &Machine) -> Checked<PathBuf> {
     let shown = root.display();
     let lacking = FILES.into_iter().filter(|(_, file)| !root.join(file).exists());
     let mut missing: Vec<_> = lacking.map(|(what, file)| format!("{what}: {shown} has no {file}")).collect();
+    let oldest = form.oldest_cuda();
     match version(&root) {
-        Some(version) if version >= OLDEST => {}
-        Some(version) => missing.push(format!("CUDA headers: {shown} is of version {version}, older than {OLDEST}")),
+        Some(version) if version >= oldest => {}
+        Some(version) => missing.push(format!("CUDA headers: {shown} is of version {version}, older than {oldest}")),
         None => missing.push(format!("CUDA headers: {shown} has an include/cuda.h without CUDA_VERSION")),
     }
     if !missing.is_empty() {

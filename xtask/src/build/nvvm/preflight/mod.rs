@@ -3,12 +3,14 @@
 
 mod cuda;
 mod libclang;
-mod llvm7;
+mod llvm;
 mod rust_cuda;
 #[cfg(test)]
 mod tests;
 
+use super::form::Form;
 use crate::workspace;
+use llvm::Llvm;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
@@ -26,8 +28,8 @@ const COMPILERS: [&str; 3] = ["c++", "g++", "clang++"];
 pub struct Parts {
     /// rust-cuda's checkout.
     pub rust_cuda: PathBuf,
-    /// LLVM 7's `llvm-config`.
-    pub llvm_config: PathBuf,
+    /// The LLVM that the backend is built with.
+    pub llvm: Llvm,
     /// CUDA folder with `include/` and `nvvm/`.
     pub cuda: PathBuf,
     /// `BINDGEN_EXTRA_CLANG_ARGS`, where libclang would not find the C headers by itself.
@@ -74,14 +76,16 @@ pub fn find(machine: &Machine, toolchain: &str, checkout: Option<&Path>, work: &
     let mut missing = Vec::new();
     note(&mut missing, platform());
     note(&mut missing, rust_toolchain(machine, toolchain));
-    let rust_cuda = note(&mut missing, rust_cuda::find(machine, toolchain, checkout, work));
-    let llvm_config = note(&mut missing, llvm7::find(machine));
+    let llvm = note(&mut missing, llvm::find(machine));
+    // without an LLVM, what is missing is told for the one that is quickly had
+    let form = llvm::form(machine).unwrap_or(Form::Llvm19);
+    let rust_cuda = note(&mut missing, rust_cuda::find(machine, toolchain, form, checkout, work));
     note(&mut missing, libclang::find(machine));
     note(&mut missing, compiler(machine));
-    let cuda = note(&mut missing, cuda::find(machine));
-    match (rust_cuda, llvm_config, cuda) {
-        (Some(rust_cuda), Some(llvm_config), Some(cuda)) if missing.is_empty() => {
-            Ok(Parts { rust_cuda, llvm_config, cuda, clang_args: libclang::extra_args(machine) })
+    let cuda = note(&mut missing, cuda::find(machine, form));
+    match (rust_cuda, llvm, cuda) {
+        (Some(rust_cuda), Some(llvm), Some(cuda)) if missing.is_empty() => {
+            Ok(Parts { rust_cuda, llvm, cuda, clang_args: libclang::extra_args(machine) })
         }
         _ => Err(missing),
     }
@@ -121,9 +125,9 @@ fn rust_toolchain(machine: &Machine, toolchain: &str) -> Checked<()> {
 }
 
 /// The backend's C++ glue to LLVM.
-fn compiler(machine: &Machine) -> Checked<()> {
-    if machine.variable("CXX").is_some() || COMPILERS.iter().any(|name| machine.program(name).is_some()) {
-        return Ok(());
-    }
-    Err(vec![format!("C++ compiler: none of {} is in PATH; install one or set CXX", COMPILERS.join(", "))])
+fn compiler(machine: &Machine) -> Checked<PathBuf> {
+    let in_path = || COMPILERS.iter().find_map(|name| machine.program(name));
+    machine.path_variable("CXX").or_else(in_path).ok_or_else(|| {
+        vec![format!("C++ compiler: none of {} is in PATH; install one or set CXX", COMPILERS.join(", "))]
+    })
 }

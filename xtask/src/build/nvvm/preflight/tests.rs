@@ -64,11 +64,30 @@ impl MadeUp {
         fs::set_permissions(self.root.join(path), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// An `llvm-config`; `absent` is what it says where a library is missing.
+    /// Of LLVM 7 as well, with LLVM 19 from packages: its `llvm-as`, the libraries that it names, and a checkout that knows it.
+    fn with_llvm_19(name: &str) -> Self {
+        let made_up = Self::complete(name);
+        made_up.llvm("19.1.7", "all ipo bitreader bitwriter lto nvptx", "");
+        made_up.write("bin/llvm-as", "");
+        made_up.write("llvm/libPolly.a", "");
+        made_up.script(
+            "bin/c++",
+            "case $1 in\n-print-file-name=libzstd.so) echo /usr/lib/libzstd.so;;\n*) echo no;;\nesac",
+        );
+        made_up.write("rust-cuda/crates/rustc_codegen_nvvm/Cargo.toml", "[features]\nllvm19 = []\n");
+        made_up.write("cuda/include/cuda.h", "#define CUDA_VERSION 13000\n");
+        made_up
+    }
+
+    /// An `llvm-config`; `absent` is what it says where a library is missing. LLVM 19's names two libraries of others.
     fn llvm(&self, version: &str, components: &str, absent: &str) {
-        let libs = if absent.is_empty() { "exit 0".to_owned() } else { format!("echo '{absent}' >&2; exit 1") };
-        let answers =
-            format!("case $1 in\n--version) echo {version};;\n--components) echo {components};;\n*) {libs};;\nesac");
+        let others = if version.starts_with("19") { "echo -lLLVMCore -lPolly -lzstd" } else { "echo -lLLVMCore" };
+        let libs = if absent.is_empty() { others.to_owned() } else { format!("echo '{absent}' >&2; exit 1") };
+        let folder = self.root.join("llvm");
+        let answers = format!(
+            "case $1 in\n--version) echo {version};;\n--components) echo {components};;\n--libdir) echo {};;\n*) {libs};;\nesac",
+            folder.display()
+        );
         self.script("bin/llvm-config", &answers);
     }
 
@@ -101,11 +120,12 @@ fn a_bare_machine_is_told_everything_at_once() {
     let missing = MadeUp::bare("bare").find(None).unwrap_err();
     let subjects: Vec<_> = missing.iter().map(|line| line.split(':').next().unwrap()).collect();
     let toolchain = format!("Rust {TOOLCHAIN}");
-    let expected = [&toolchain, "rust-cuda", "LLVM 7", "libclang", "C++ compiler", "CUDA headers, libNVVM, libdevice"];
+    let expected =
+        [&toolchain, "LLVM 19 or 7", "rust-cuda", "libclang", "C++ compiler", "CUDA headers, libNVVM, libdevice"];
     assert_eq!(subjects, expected);
     // what to install or set
     for (line, remedy) in
-        missing.iter().zip(["rustup", "--rust-cuda", "LLVM_CONFIG", "LIBCLANG_PATH", "CXX", "CUDA_PATH"])
+        missing.iter().zip(["rustup", "LLVM_CONFIG", "--rust-cuda", "LIBCLANG_PATH", "CXX", "CUDA_PATH"])
     {
         assert!(line.contains(remedy), "{line}");
     }
@@ -117,15 +137,61 @@ fn a_complete_machine_passes() {
     let parts = made_up.find(Some("rust-cuda")).unwrap();
     let root = made_up.root.canonicalize().unwrap();
     assert_eq!(parts.cuda, root.join("cuda"));
-    assert_eq!(parts.llvm_config, root.join("bin/llvm-config"));
+    assert_eq!((parts.llvm.config, parts.llvm.form), (root.join("bin/llvm-config"), Form::Llvm7));
     assert_eq!(parts.rust_cuda, root.join("rust-cuda"));
 }
 
 #[test]
+fn the_version_of_llvm_chooses_the_form() {
+    let mut made_up = MadeUp::with_llvm_19("form");
+    assert_eq!(made_up.find(Some("rust-cuda")).unwrap().llvm.form, Form::Llvm19);
+    // without the variable, by the names in PATH; an LLVM 7 was built for this
+    made_up.variables.remove::<OsString>(&"LLVM_CONFIG".into());
+    let root = made_up.root.clone();
+    fs::rename(root.join("bin/llvm-config"), root.join("bin/llvm-config-19")).unwrap();
+    fs::rename(root.join("bin/llvm-as"), root.join("bin/llvm-as-19")).unwrap();
+    assert_eq!(made_up.find(Some("rust-cuda")).unwrap().llvm.form, Form::Llvm19);
+    made_up.llvm("7.1.0", "all ipo bitreader bitwriter lto nvptx", "");
+    fs::rename(root.join("bin/llvm-config"), root.join("bin/llvm-config-7")).unwrap();
+    assert_eq!(made_up.find(Some("rust-cuda")).unwrap().llvm.form, Form::Llvm7);
+}
+
+#[test]
+fn what_llvm_19_lacks_is_named() {
+    let made_up = MadeUp::with_llvm_19("llvm-as");
+    made_up.remove("bin/llvm-as");
+    assert!(made_up.fault().contains("has no llvm-as"));
+    let made_up = MadeUp::with_llvm_19("libraries");
+    made_up.remove("llvm/libPolly.a");
+    made_up.script("bin/c++", "echo no");
+    assert!(made_up.fault().contains("not there (Polly, zstd)"));
+    let made_up = MadeUp::with_llvm_19("libnvvm");
+    made_up.write("cuda/include/cuda.h", "#define CUDA_VERSION 12080\n");
+    assert!(made_up.fault().contains("older than"));
+    let made_up = MadeUp::with_llvm_19("feature");
+    made_up.write("rust-cuda/crates/rustc_codegen_nvvm/Cargo.toml", "[features]\n");
+    let fault = made_up.fault();
+    assert!(fault.contains("no feature llvm19") && fault.contains(&Form::Llvm19.revision()[..7]), "{fault}");
+}
+
+#[test]
+fn a_checkout_without_the_patch_is_refused() {
+    let made_up = MadeUp::with_llvm_19("patch");
+    made_up.script("bin/git", "cat > $0.got; [ \"$*\" = \"apply --check\" ]");
+    assert!(made_up.fault().contains("lacks the lines of"));
+    let got = fs::read_to_string(made_up.root.join("bin/git.got")).unwrap();
+    assert_eq!(Some(got.as_str()), Form::Llvm19.patch());
+    // one that it does not fit has it, or is another revision
+    made_up.script("bin/git", "cat > $0.got; exit 1");
+    assert!(made_up.find(Some("rust-cuda")).is_ok());
+}
+
+#[test]
 fn another_llvm_is_refused() {
-    let made_up = MadeUp::complete("llvm");
+    let made_up = MadeUp::with_llvm_19("llvm");
     made_up.llvm("18.1.3", "all ipo bitreader bitwriter lto nvptx", "");
     assert!(made_up.fault().contains("is of version 18.1.3"));
+    let made_up = MadeUp::complete("llvm-7");
     made_up.llvm("7.0.0", "all ipo bitreader bitwriter lto", "");
     assert!(made_up.fault().contains("has no nvptx;"));
     made_up.llvm("7.0.0", "ipo bitreader bitwriter lto nvptx", "llvm-config: error: missing: /a/libLLVMCore.a");
