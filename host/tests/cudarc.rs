@@ -1,24 +1,37 @@
-//! `cudarc` beside this crate: its memory and streams are accepted, and it asks for no driver before it is used.
-#![cfg(feature = "cudarc")]
+//! `cudarc` beside this crate: its memory and streams are accepted, and it asks for no driver before it is used. Without a GPU the tests
+//! count as ignored, and say why.
 
 use cudarc::driver::{CudaContext, CudaStream};
 use int_flash_attention::{
     AnySlice, AnySliceMut, AttentionProblem, CudarcSlice, CudarcSliceMut, DType, DeviceSlice, Error, Gpu, Operand,
     StreamRef, TensorLayout,
 };
+use libtest_mimic::{Arguments, Completion, Trial};
+use std::process::ExitCode;
+use std::sync::Arc;
 
-/// On a GPU: what one library copies, the other reads, in the context that both share.
-#[test]
-fn cudarc_and_this_crate_share_a_context() {
-    // SAFETY: only looks for the library.
-    if !unsafe { cudarc::driver::sys::is_culib_present() } {
-        println!("skipped, no driver: {:?}", Gpu::new(0).err().map(|error| error.to_string()));
-        return;
-    }
-    let (context, gpu) = match (CudaContext::new(0), Gpu::new(0)) {
-        (Ok(context), Ok(gpu)) => (context, gpu),
-        (context, gpu) => return println!("skipped, no GPU: {:?}, {:?}", context.err(), gpu.err()),
+type Test = fn(Arc<CudaContext>, Gpu);
+
+fn main() -> ExitCode {
+    let trial = |name: &str, test: Test| {
+        Trial::ignorable_test(name, move || {
+            let gpu = match Gpu::new(0) {
+                Ok(gpu) => gpu,
+                Err(why) => return Ok(Completion::ignored_with(why)),
+            };
+            test(CudaContext::new(0).map_err(|error| format!("{error:?}"))?, gpu);
+            Ok(Completion::Completed)
+        })
     };
+    let tests = vec![
+        trial("cudarc_and_this_crate_share_a_context", cudarc_and_this_crate_share_a_context),
+        trial("memory_of_cudarc_is_taken_on_its_own_stream", memory_of_cudarc_is_taken_on_its_own_stream),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
+
+/// What one library copies, the other reads, in the context that both share.
+fn cudarc_and_this_crate_share_a_context(context: Arc<CudaContext>, gpu: Gpu) {
     let stream = context.new_stream().expect("a stream");
     let values: Vec<f32> = (0..1000).map(|x| x as f32).collect();
     let theirs = stream.clone_htod(&values).expect("a copy");
@@ -28,14 +41,8 @@ fn cudarc_and_this_crate_share_a_context() {
     assert_eq!(stream.clone_dtoh(&theirs).expect("a copy back"), values);
 }
 
-/// On a GPU: memory that cudarc frees behind the work of one stream is taken on that one alone.
-#[test]
-fn memory_of_cudarc_is_taken_on_its_own_stream() {
-    // SAFETY: only looks for the library.
-    if !unsafe { cudarc::driver::sys::is_culib_present() } {
-        return println!("skipped, no driver");
-    }
-    let (Ok(context), Ok(gpu)) = (CudaContext::new(0), Gpu::new(0)) else { return println!("skipped, no GPU") };
+/// Memory that cudarc frees behind the work of one stream is taken on that one alone.
+fn memory_of_cudarc_is_taken_on_its_own_stream(context: Arc<CudaContext>, gpu: Gpu) {
     let (stream, other) = (context.new_stream().expect("a stream"), context.new_stream().expect("a stream"));
     let problem = AttentionProblem::new(1, 1, 1, 4, 4, 32);
     let layout = TensorLayout::bhnd(problem.q_shape());

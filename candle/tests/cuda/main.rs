@@ -1,5 +1,5 @@
-//! On a GPU: candle's CUDA tensors against the reference on the same values. None of candle's own kernels is used.
-#![cfg(feature = "cuda")]
+//! On a GPU: candle's CUDA tensors against the reference on the same values. None of candle's own kernels is used. Without a GPU all tests count
+//! as ignored, and say why.
 
 mod cache;
 mod dense;
@@ -11,7 +11,40 @@ use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
 use int_flash_attention::reference::{Bounds, compare, first_excess};
 use int_flash_attention::{Gpu, HostTensor, Scored, TensorLayout};
+use libtest_mimic::{Arguments, Completion, Trial};
+use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+type Test = fn(&Device) -> Result<()>;
+
+const TESTS: [(&str, Test); 12] = [
+    ("cache::steps_of_an_engine", cache::steps_of_an_engine),
+    ("cache::chunks_and_single_tokens_in_one_call", cache::chunks_and_single_tokens_in_one_call),
+    ("cache::pages_are_copied_and_swapped", cache::pages_are_copied_and_swapped),
+    ("dense::gpu_tensors_give_what_cpu_tensors_give", dense::gpu_tensors_give_what_cpu_tensors_give),
+    ("dense::views_and_used_memory", dense::views_and_used_memory),
+    ("dense::scores", dense::scores),
+    ("dense::a_bias", dense::a_bias),
+    ("dense::what_is_elsewhere_is_refused", dense::what_is_elsewhere_is_refused),
+    ("graph::one_graph_serves_every_step", graph::one_graph_serves_every_step),
+    ("threads::threads_do_not_mix", threads::threads_do_not_mix),
+    ("varlen::packed_sequences", varlen::packed_sequences),
+    ("varlen::padded_sequences", varlen::padded_sequences),
+];
+
+fn main() -> ExitCode {
+    let trial = |(name, test): (&str, Test)| {
+        // Each has a device, and with it a stream, of its own.
+        Trial::ignorable_test(name, move || match Device::new_cuda(0) {
+            Ok(gpu) => {
+                test(&gpu)?;
+                Ok(Completion::Completed)
+            }
+            Err(why) => Ok(Completion::ignored_with(why)),
+        })
+    };
+    libtest_mimic::run(&Arguments::from_args(), TESTS.map(trial).into()).exit_code()
+}
 
 /// Held by a test that records a graph, and by one whose threads take turns with a cache: they wait for the whole GPU (`KvCache::layers`), which ends
 /// every recording with an error.
@@ -19,17 +52,6 @@ static RECORDING: Mutex<()> = Mutex::new(());
 
 fn recording() -> MutexGuard<'static, ()> {
     RECORDING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The GPU, or why there is none.
-fn gpu() -> Option<Device> {
-    match Device::new_cuda(0) {
-        Ok(device) => Some(device),
-        Err(error) => {
-            println!("skipped, no GPU: {error}");
-            None
-        }
-    }
 }
 
 /// On the CPU, in this type: candle's conversions on the GPU are kernels. `[batch][token][head][dim]`.

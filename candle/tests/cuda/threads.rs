@@ -1,7 +1,7 @@
 //! Threads, each with a stream of its own, on the layers of one model.
 
 use crate::cache::{CONFIG, Two};
-use crate::{gpu, host, recording, tensor};
+use crate::{host, recording, tensor};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_int_flash_attention::{FlashAttn, KvCache};
 use int_flash_attention::{DecodeProblem, TensorLayout};
@@ -10,21 +10,19 @@ use std::thread;
 const ROUNDS: usize = 100;
 
 /// Layers share what the kernels of a decode leave to each other; threads must not.
-#[test]
-fn threads_do_not_mix() -> Result<()> {
-    let Some(gpu) = gpu() else { return Ok(()) };
+pub fn threads_do_not_mix(gpu: &Device) -> Result<()> {
     let _recording = recording();
-    let mut layers = KvCache::layers(2, CONFIG, &gpu)?;
-    let mut sequences = Two::new(&gpu);
+    let mut layers = KvCache::layers(2, CONFIG, gpu)?;
+    let mut sequences = Two::new(gpu);
     let [k, v, slots] = sequences.extend([500, 400], 0.3, DType::F16)?;
     for layer in &mut layers {
-        layer.append(&k.to_device(&gpu)?, &v.to_device(&gpu)?, &slots.to_device(&gpu)?)?;
+        layer.append(&k.to_device(gpu)?, &v.to_device(gpu)?, &slots.to_device(gpu)?)?;
     }
     gpu.synchronize()?;
     let layout = TensorLayout::bnhd(DecodeProblem::new(2, 6, CONFIG.num_kv_heads, 512, CONFIG.head_dim).q_shape());
     let attend = |layer: &KvCache, q: &Tensor| -> Result<Vec<f64>> {
         // A tensor belongs to the stream of the thread that made it.
-        let o = layer.attend(&q.to_device(&gpu)?, &sequences.on_gpu()?, &FlashAttn::new(0.1).with_causal(true))?;
+        let o = layer.attend(&q.to_device(gpu)?, &sequences.on_gpu()?, &FlashAttn::new(0.1).with_causal(true))?;
         Ok(host(&o.to_device(&Device::Cpu)?, layout)?.dense_f64())
     };
     let queries = [0.2, 1.2].map(|seed| tensor(&[2, 1, 6, CONFIG.head_dim], seed, DType::F16));

@@ -1,6 +1,6 @@
 //! Sequences of unlike lengths, read on the GPU.
 
-use crate::{check, gpu, host, on_gpu, tensor};
+use crate::{check, host, on_gpu, tensor};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_int_flash_attention::{FlashAttn, VarLen};
 use int_flash_attention::reference::sequences;
@@ -33,12 +33,10 @@ fn scored<'a>(problem: &'a AttentionProblem, per_head: &'a [f32]) -> Scored<'a> 
     Scored::new(problem, tensors)
 }
 
-#[test]
-fn packed_sequences() -> Result<()> {
-    let Some(gpu) = gpu() else { return Ok(()) };
+pub fn packed_sequences(gpu: &Device) -> Result<()> {
     for dtype in [DType::F16, DType::BF16, DType::F32] {
         let all = tensor(&[300, 8, 64], 0.4, dtype)?;
-        let there = all.to_device(&gpu)?;
+        let there = all.to_device(gpu)?;
         let parts = |all: &Tensor| -> Result<[Tensor; 3]> {
             Ok([all.narrow(1, 0, 4)?, all.narrow(1, 4, 2)?, all.narrow(1, 6, 2)?])
         };
@@ -48,7 +46,7 @@ fn packed_sequences() -> Result<()> {
             .with_softmax_scale(0.1);
         // The same plan for other lengths.
         for ends in [[0_u32, 200, 207, 207, 300], [0, 1, 100, 299, 300]] {
-            let offsets = Tensor::new(&ends, &Device::Cpu)?.to_device(&gpu)?;
+            let offsets = Tensor::new(&ends, &Device::Cpu)?.to_device(gpu)?;
             let lengths =
                 VarLen { seqlens_q: offsets.clone(), seqlens_k: offsets, max_seqlen_q: 200, max_seqlen_k: 200 };
             let window = Window { left: Some(60), right: Some(0) };
@@ -59,7 +57,7 @@ fn packed_sequences() -> Result<()> {
             let on_host = SeqLens::Packed { cu_seqlens_q: &ends[..], cu_seqlens_kv: &ends[..] };
             check_lengths((&problem).into(), &on_host, [&of_q, &of_k, &of_v], &o)?;
 
-            let (attention, score_mod, per_head) = with_scores(&gpu, attention)?;
+            let (attention, score_mod, per_head) = with_scores(gpu, attention)?;
             let o = attention.forward_varlen(&q, &k, &v, &lengths)?;
             let problem = problem.with_score_mod(score_mod);
             check_lengths(scored(&problem, &per_head), &on_host, [&of_q, &of_k, &of_v], &o)?;
@@ -68,9 +66,7 @@ fn packed_sequences() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn padded_sequences() -> Result<()> {
-    let Some(gpu) = gpu() else { return Ok(()) };
+pub fn padded_sequences(gpu: &Device) -> Result<()> {
     let (q, k, v) = (
         tensor(&[3, 30, 4, 128], 0.1, DType::F16)?,
         tensor(&[3, 400, 2, 128], 0.2, DType::F16)?,
@@ -82,13 +78,13 @@ fn padded_sequences() -> Result<()> {
         .with_softmax_scale(0.1);
     let attention = FlashAttn::new(0.1).with_causal(true);
     for lengths in [[400_u32, 31, 0], [129, 400, 17]] {
-        let there = Tensor::new(&lengths, &Device::Cpu)?.to_device(&gpu)?;
-        let o = attention.forward_padded(&q.to_device(&gpu)?, &k.to_device(&gpu)?, &v.to_device(&gpu)?, &there)?;
+        let there = Tensor::new(&lengths, &Device::Cpu)?.to_device(gpu)?;
+        let o = attention.forward_padded(&q.to_device(gpu)?, &k.to_device(gpu)?, &v.to_device(gpu)?, &there)?;
         let on_host = SeqLens::KeyLengths { seqlens_kv: &lengths[..] };
         check_lengths((&problem).into(), &on_host, [&q, &k, &v], &o)?;
 
-        let (attention, score_mod, per_head) = with_scores(&gpu, attention.clone())?;
-        let o = attention.forward_padded(&q.to_device(&gpu)?, &k.to_device(&gpu)?, &v.to_device(&gpu)?, &there)?;
+        let (attention, score_mod, per_head) = with_scores(gpu, attention.clone())?;
+        let o = attention.forward_padded(&q.to_device(gpu)?, &k.to_device(gpu)?, &v.to_device(gpu)?, &there)?;
         let problem = problem.with_score_mod(score_mod);
         check_lengths(scored(&problem, &per_head), &on_host, [&q, &k, &v], &o)?;
     }

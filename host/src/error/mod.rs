@@ -6,10 +6,10 @@ use crate::dtype::DType;
 use crate::problem::Scheme;
 use int_flash_attention_driver::DriverError;
 use int_flash_attention_kernels::config::Family;
-use int_flash_attention_kernels::layout::PACKED_FORMAT;
 use int_flash_attention_kernels::layout::page::CACHE_FORMAT;
+use int_flash_attention_kernels::layout::{HEAD_DIMS, PACKED_FORMAT};
 use std::path::PathBuf;
-use words::{cache_padding, numbered, padding, refusal};
+use words::{cache_padding, filling, numbered, padding, refusal};
 
 /// What every fallible function of the crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -75,7 +75,7 @@ pub enum Error {
 
     /// A head dimension of V for which there is no kernel with that of Q and K.
     #[error(
-        "V's head_dim is {head_dim_v}, that of Q and K {head_dim}; there are kernels for 136 to 256 with 104 to 128 in the default scheme, and where both are padded to the same of 32, 64, 96, 128, 256, 512: fill the channels of V with zeros to {head_dim}, or those of Q and K to {head_dim_v}, whichever is larger (with softmax_scale 1/sqrt({head_dim})), and leave the output's added channels out"
+        "V's head_dim is {head_dim_v}, that of Q and K {head_dim}; there are kernels where both are padded to the same of {HEAD_DIMS:?}, and in the default scheme for 136 to 256 with 104 to 128: {}", filling(*.head_dim, *.head_dim_v)
     )]
     HeadDimOfV { head_dim: usize, head_dim_v: usize },
 

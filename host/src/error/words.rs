@@ -25,6 +25,18 @@ pub(super) fn padding(given: usize, most: usize) -> String {
     "a score needs all channels of its head, so that a wider head cannot be taken in parts: leave its layers to a float16 attention".into()
 }
 
+/// What to do with a V of another head dim for which there is no kernel.
+pub(super) fn filling(head_dim: usize, head_dim_v: usize) -> String {
+    if head_dim_v < head_dim {
+        return format!(
+            "fill the channels of V with zeros to {head_dim}, and leave the output's channels behind {head_dim_v} out"
+        );
+    }
+    format!(
+        "fill the channels of Q and K with zeros to {head_dim_v}, and give the softmax_scale 1/sqrt({head_dim}) where the default was meant"
+    )
+}
+
 /// What to do with a head dim that caches do not have.
 pub(super) fn cache_padding(given: usize, allowed: &[usize]) -> String {
     if allowed.iter().any(|&head_dim| given <= head_dim) {

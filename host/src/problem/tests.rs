@@ -53,6 +53,20 @@ fn a_refused_head_dim_says_how_to_pad() {
 }
 
 #[test]
+fn a_refused_head_dim_of_v_says_what_to_fill() {
+    for (head_dim, head_dim_v, fill) in [
+        (64, 32, "fill the channels of V with zeros to 64, and leave the output's channels behind 32 out"),
+        (56, 96, "fill the channels of Q and K with zeros to 96, and give the softmax_scale 1/sqrt(56) where"),
+    ] {
+        let problem = AttentionProblem::new(1, 1, 1, 1, 1, head_dim).with_head_dim_v(head_dim_v);
+        let said = problem.check().unwrap_err().to_string();
+        assert!(said.contains("the same of [32, 64, 96, 128, 256, 512]") && said.contains(fill), "{said}");
+        let wide = head_dim.max(head_dim_v);
+        assert!(AttentionProblem { head_dim: wide, ..problem }.with_head_dim_v(wide).check().is_ok());
+    }
+}
+
+#[test]
 fn problems_built_by_hand_do_not_panic() {
     let huge = AttentionProblem::new(usize::MAX, 0, 0, 1, usize::MAX, 0).with_causal(true);
     assert_eq!(huge.visible_keys(usize::MAX), 0..usize::MAX - 1);

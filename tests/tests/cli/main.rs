@@ -1,6 +1,7 @@
 //! The attention command from end to end: good files, and every way a file can be bad.
 
 mod limits;
+mod names;
 mod output;
 mod seqlens;
 

@@ -1,8 +1,9 @@
 //! Offsets and element counts beyond 32 bits.
 
+use crate::Skipped;
 use crate::device::{OnGpu, quantized};
 use crate::rows::values_at;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use half::f16;
 use int_flash_attention::gpu::{AnySlice, AnySliceMut};
 use int_flash_attention::{
@@ -20,9 +21,7 @@ pub fn far_strides(on: &OnGpu) -> Result<()> {
     let layout = |shape| TensorLayout::strided(shape, [far, 64 * 200, 64]);
     let (q_far, kv_far) = (layout(problem.q_shape())?, layout(problem.kv_shape())?);
     let bytes = 2 * (q_far.span() + kv_far.span());
-    if !fits(gpu, 2 * bytes)? {
-        return Ok(());
-    }
+    fits(gpu, 2 * bytes)?;
     let near = Case::plain(problem, 21);
     let [q, k, v] = near.tensors()?;
     // the same values, each batch copied to its far place
@@ -70,9 +69,7 @@ pub fn many_elements(on: &OnGpu) -> Result<()> {
         let problem = AttentionProblem::new(batch, heads, heads, seqlen_q, seqlen_kv, head_dim);
         let one = AttentionProblem { batch: 1, ..problem };
         let needed = 3 * batch * heads * (seqlen_q + 2 * seqlen_kv.next_multiple_of(128)) * head_dim;
-        if !fits(gpu, needed)? {
-            continue;
-        }
+        fits(gpu, needed)?;
         let repeated = |shape: int_flash_attention::Shape| {
             let [_, h, n] = TensorLayout::bhnd(shape).strides();
             TensorLayout::strided(shape, [0, h, n])
@@ -107,14 +104,13 @@ fn f16_slice(buffer: &DeviceBuffer<u8>) -> AnySlice<'_> {
     AnySlice::from_bytes(buffer.slice(), DType::F16)
 }
 
-/// Whether the GPU has this much memory free; says so aloud where it has not.
-fn fits(gpu: &Gpu, bytes: usize) -> Result<bool> {
+/// The test is skipped where the GPU has not this much memory free.
+fn fits(gpu: &Gpu, bytes: usize) -> Result<()> {
     let (free, _) = gpu.memory()?;
     if free < bytes + (1 << 29) {
-        println!("SKIPPED: needs {} MiB of GPU memory, {} MiB are free", bytes >> 20, free >> 20);
-        return Ok(false);
+        bail!(Skipped(format!("needs {} MiB of GPU memory, {} MiB are free", bytes >> 20, free >> 20)));
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Copies bytes to a place inside a buffer.

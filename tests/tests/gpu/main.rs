@@ -2,7 +2,7 @@
 //!
 //! `INT_FLASH_CASES` lowers the number of generated cases (under compute-sanitizer), `INT_FLASH_SEED` changes them;
 //! `INT_FLASH_PTX_DIR` is a folder of PTX to test instead of what is embedded; `INT_FLASH_SOAK` is how many seconds the soak takes (`soak.rs`).
-//! Without a GPU every test is reported as ignored, and why. Where the GPU runs more than one family of attention kernels, tests
+//! Without a GPU every test is reported as ignored, and why; so is one that needs more than there is of the GPU's memory, or two GPUs. Where the GPU runs more than one family of attention kernels, tests
 //! that launch them run once for each; `NAME::sm_90a` is the one for Hopper.
 
 mod attention;
@@ -29,11 +29,22 @@ use anyhow::Result;
 use device::OnGpu;
 use int_flash_attention::{DType, Family, Gpu, SeqLens};
 use large::{far_strides, many_elements};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 type Test = fn(&OnGpu) -> Result<()>;
+
+/// Why a test cannot run on this machine: it counts as ignored.
+#[derive(Debug)]
+struct Skipped(String);
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// Tests of the attention kernels, for each family.
 const OF_FAMILIES: [(&str, Test); 26] = [
@@ -127,7 +138,13 @@ fn trials(gpu: Option<&Gpu>) -> Vec<Trial> {
     };
     let trial = |name: String, test: Test, family: Family| {
         let on = OnGpu { gpu: gpu.clone(), family, shared_bytes: None, ahead: 0, lengths: SeqLens::Equal };
-        Trial::test(name, move || test(&on).map_err(|error| Failed::from(format!("{error:#}"))))
+        Trial::ignorable_test(name, move || match test(&on) {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => match error.downcast_ref::<Skipped>() {
+                Some(why) => Ok(Completion::ignored_with(why)),
+                None => Err(Failed::from(format!("{error:#}"))),
+            },
+        })
     };
     let of_family =
         |family| OF_FAMILIES.iter().map(move |&(name, test)| trial(format!("{name}::{family}"), test, family));

@@ -4,17 +4,16 @@ use super::rows::{self, Depth, Row};
 use crate::assembler::Scratch;
 use crate::tools::Tools;
 use crate::workspace;
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use int_flash_attention_kernels::config::MODULES;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Prints what differs between the PTX of a commit and these rows, which are of the PTX in `folder`.
-pub fn print(tools: &Tools, revision: &str, folder: &Path, now: &[Row]) -> Result<()> {
+/// Prints what differs between the PTX of a commit, which has the files `there`, and these rows, which are of the PTX in `folder`.
+pub fn print(tools: &Tools, revision: &str, there: &[String], folder: &Path, now: &[Row]) -> Result<()> {
     let scratch = Scratch::new("against")?;
-    let there = files(revision)?;
     let mut changed = Vec::new();
     for module in MODULES {
         let name = format!("{}.ptx", module.name);
@@ -105,10 +104,12 @@ fn opcodes(old: &Row, new: &Row) -> Vec<String> {
         .collect()
 }
 
-/// The PTX files of a commit.
-fn files(revision: &str) -> Result<Vec<String>> {
-    let listing = git(&["ls-tree", "--name-only", revision, "host/ptx/"])
-        .with_context(|| format!("git knows no commit {revision}"))?;
+/// The PTX files of a commit. It is asked for before anything is assembled.
+pub fn files(revision: &str) -> Result<Vec<String>> {
+    if git(&["rev-parse", "--verify", "--quiet", "--end-of-options", &format!("{revision}^{{commit}}")]).is_err() {
+        bail!("git knows no commit {revision}: give HEAD, a branch, a tag or a hash");
+    }
+    let listing = git(&["ls-tree", "--name-only", revision, "host/ptx/"])?;
     let names = String::from_utf8_lossy(&listing).into_owned();
     Ok(names.lines().filter_map(|line| line.rsplit('/').next()).map(str::to_owned).collect())
 }
@@ -135,6 +136,15 @@ mod tests {
             ctas: None,
             faults: Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_is_no_commit_is_refused_by_name() {
+        for name in ["nosuch", "HEAD:host", "--all"] {
+            let error = files(name).unwrap_err().to_string();
+            assert_eq!(error, format!("git knows no commit {name}: give HEAD, a branch, a tag or a hash"));
+        }
+        assert!(!files("HEAD").unwrap().is_empty());
     }
 
     #[test]

@@ -44,6 +44,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    let before = match args.against.as_deref() {
+        Some(revision) => Some((revision, against::files(revision)?)),
+        None => None,
+    };
     let mut tools = Tools::find()?;
     if args.machine_code {
         tools.ptxas = tools::pinned_ptxas()?;
@@ -66,7 +70,7 @@ pub fn run(args: &Args) -> Result<()> {
         Ok(())
     };
     // Loops are compared, and not checked.
-    let depth = if args.json.is_some() || args.against.is_some() { Depth::Loops } else { Depth::Counts };
+    let depth = if args.json.is_some() || before.is_some() { Depth::Loops } else { Depth::Counts };
     let (mut rows, refused) = assemble_all(&tools, &folder, &jobs(|_| true), depth, look)?;
     for row in &mut rows {
         row.faults = rules::faults(row, args.allow_spills);
@@ -76,8 +80,8 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(file) = &args.json {
         workspace::write_atomically(file, &serde_json::to_vec_pretty(&rows)?)?;
     }
-    if let Some(revision) = &args.against {
-        against::print(&tools, revision, &folder, &rows)?;
+    if let Some((revision, there)) = &before {
+        against::print(&tools, revision, there, &folder, &rows)?;
     }
     let faults: Vec<_> = rows.iter().flat_map(|row| row.faults.iter().map(move |fault| (row, fault))).collect();
     for (row, fault) in &faults {

@@ -220,6 +220,26 @@ mod tests {
         }
     }
 
+    /// docs/testing.md has the same table, with the architectures of equal numbers in one row.
+    #[test]
+    fn known_spills_are_those_of_the_docs() {
+        let page = std::fs::read_to_string(crate::workspace::root().join("docs/testing.md")).unwrap();
+        let section = page.split("\n## ").find(|section| section.starts_with("Known spills\n")).unwrap();
+        assert!(section.contains(&format!(" looks at, {} spill registers", SPILLS.len())), "the number of kernels");
+        let mut documented = Vec::new();
+        for row in section.lines().filter_map(|line| line.strip_prefix("| `")) {
+            let cells: Vec<_> = row.trim_end_matches(" |").split(" | ").collect();
+            let [name, archs, numbers @ ..] = cells.as_slice() else { panic!("{row}") };
+            let numbers: Vec<u32> = numbers.iter().map(|number| number.parse().unwrap()).collect();
+            let [out, back, stack] = numbers[..] else { panic!("{row}") };
+            documented.extend(archs.split(", ").map(|arch| (name.trim_end_matches('`'), arch, out, back, stack)));
+        }
+        let mut known = SPILLS.to_vec();
+        known.sort_unstable();
+        documented.sort_unstable();
+        assert_eq!(documented, known);
+    }
+
     #[test]
     fn a_line_of_known_spills_without_a_kernel_is_stale() {
         let all: Vec<Row> = SPILLS.iter().map(|&line| spilling(line)).collect();
