@@ -23,8 +23,12 @@ fn main() -> ExitCode {
     let tests = vec![
         trial("smollm2_meets_its_mark", smollm2::file, smollm2_meets_its_mark),
         trial("minilm_embeds_the_same_padded_and_packed", minilm::folder, minilm_embeds_the_same_padded_and_packed),
-        // 238 MB to fetch, and a minute.
-        trial("gemma3_meets_its_mark", gemma3::file, gemma3_meets_its_mark).with_ignored_flag(true),
+        match arguments.ignored || arguments.include_ignored {
+            true => trial("gemma3_meets_its_mark", gemma3::file, gemma3_meets_its_mark).with_ignored_flag(true),
+            false => Trial::ignorable_test("gemma3_meets_its_mark", || {
+                Ok(Completion::ignored_with("238 MB to fetch, and a minute: --ignored runs it"))
+            }),
+        },
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
 }
