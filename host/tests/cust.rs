@@ -7,7 +7,8 @@ use cust::stream::{Stream, StreamFlags};
 use half::f16;
 use int_flash_attention::driver::{Driver, DriverError};
 use int_flash_attention::{
-    AnySlice, AnySliceMut, AttentionProblem, DType, DeviceSlice, DeviceSliceMut, Gpu, Operand, StreamRef, TensorLayout,
+    AnySlice, AnySliceMut, AttentionProblem, DType, DeviceSlice, DeviceSliceMut, Gpu, Operand, Scheme, StreamRef,
+    TensorLayout,
 };
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::process::ExitCode;
@@ -39,7 +40,7 @@ fn memory_of_cust_is_read_and_written() -> Result<Completion, Failed> {
     };
     let _context = cust::quick_init()?;
     let stream = Stream::new(StreamFlags::NON_BLOCKING, None)?;
-    let problem = AttentionProblem::new(1, 1, 1, 4, 4, 32);
+    let problem = AttentionProblem::new(1, 1, 1, 4, 4, 32).with_scheme(Scheme::Paper);
     let plan = gpu.plan_dequantize(&problem, Operand::Q, &TensorLayout::bhnd(problem.q_shape()), DType::F32)?;
     let (codes, scales) = (DeviceBuffer::from_slice(&[3_i8; 128])?, DeviceBuffer::from_slice(&[0.5_f32; 4])?);
     let mut out = DeviceBuffer::from_slice(&[0_f32; 128])?;

@@ -92,7 +92,7 @@ fn to_float16(x: f32) -> f32 {
     const STEPS: f32 = 0.75;
     let bits = x.to_bits();
     let rounded = f32::from_bits((bits + 0x0fff + (bits >> 13 & 1)) & !0x1fff);
-    if x.abs() < 1.0 / (1 << 14) as f32 { (x + STEPS) - STEPS } else { rounded }
+    if x.abs() < 1.0 / (1 << 14) as f32 { ((x + STEPS) - STEPS).copysign(x) } else { rounded }
 }
 
 /// Changes the signs of the dims that the rotation changes.

@@ -132,7 +132,7 @@ fn params<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<Param<'a>>, Failure> {
             return cursor.syntax("`.param` was expected");
         }
         let mut align = if cursor.take_dot("align") { Some(cursor.alignment()?) } else { None };
-        let ty = cursor.ty()?;
+        let ty = cursor.memory_ty()?;
         let pointer = cursor.take_dot("ptr");
         if pointer {
             let _space = cursor.take_dot("global") || cursor.take_dot("shared");

@@ -117,6 +117,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The type of what is in memory, where predicates have no size.
+    pub(super) fn memory_ty(&mut self) -> Result<Ty, Failure> {
+        match self.ty()? {
+            Ty::Pred => self.syntax("predicates are in registers alone"),
+            ty => Ok(ty),
+        }
+    }
+
     pub(super) fn skip_to(&mut self, end: char) {
         while let Some(token) = self.next() {
             if token == Token::Punct(end) {
@@ -215,7 +223,7 @@ impl<'a> Cursor<'a> {
             _ => Space::Global,
         };
         let align = if self.take_dot("align") { Some(self.alignment()?) } else { None };
-        let ty = self.ty()?;
+        let ty = self.memory_ty()?;
         let mut out = Vec::new();
         loop {
             let line = self.line();

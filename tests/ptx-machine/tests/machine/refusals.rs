@@ -112,6 +112,21 @@ fn instructions_of_another_architecture() {
     assert_eq!(reason, "an instruction of sm_90a in a module for sm_90");
 }
 
+/// Predicates have no size in memory, so that a variable of them had an alignment of nothing.
+#[test]
+fn predicates_in_memory() {
+    let global = |ty: &str| format!(".global {ty} flag;\n{}", kernel("mov.b32 %d, 0;"));
+    assert!(Module::load(&global(".b8")).is_ok());
+    for (ptx, of) in [
+        (global(".pred"), "a variable of the module"),
+        (kernel(".shared .pred flag;"), "a variable of the kernel"),
+        (kernel("mov.b32 %d, 0;").replacen(".param .u64", ".param .pred", 1), "a parameter"),
+    ] {
+        let (_, _, reason) = refused_by(&ptx, of);
+        assert_eq!(reason, "predicates are in registers alone", "{of}");
+    }
+}
+
 #[test]
 fn setmaxnreg_needs_the_size_of_the_cta() {
     let with = |count: u32| {
