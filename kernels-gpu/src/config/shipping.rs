@@ -102,7 +102,8 @@ impl Module {
 
     /// The cargo features of the host library that have to be on for it to be built in.
     pub fn features(&self) -> impl Iterator<Item = &'static str> + use<> {
-        let paper = ATTENTION.iter().any(|variant| variant.name == self.name && variant.scheme == Scheme::Paper);
+        let paper = ATTENTION.iter().any(|variant| variant.name == self.name && variant.scheme == Scheme::Paper)
+            || QUANTIZE_F16_PAPER.iter().any(|of| of.module == self.name);
         [("baseline", !self.ships()), ("sm90a", self.target == Family::Sm90a.target()), ("paper", paper)]
             .into_iter()
             .filter_map(|(feature, needed)| needed.then_some(feature))

@@ -29,10 +29,10 @@ fn what_a_job_needs_is_compiled_at_the_same_time() {
             session.meet(function, 2);
             job(&gpu, &problem()).unwrap();
             assert_eq!(loaded(&session), [0, 2]);
-            // The paper's scheme has a kernel more, and its quantization is loaded.
-            session.meet(function, 2);
+            // The paper's scheme has a kernel more, and a quantization of float16 of its own.
+            session.meet(function, 3);
             job(&gpu, &problem().with_scheme(Scheme::Paper)).unwrap();
-            assert_eq!(loaded(&session), [0, 4]);
+            assert_eq!(loaded(&session), [0, 5]);
         }
         nothing_is_left(&session);
     }
